@@ -1,0 +1,40 @@
+# Everything on a machine that has Python 3.11+ with pip and venv: `make demo`, `make test`.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/installed
+
+.PHONY: install demo test test-slow lint bench figures clean
+
+install: $(STAMP)
+
+$(STAMP): pyproject.toml
+	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name it: make PYTHON=python3.12")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet -e '.[dev]'
+	touch $@
+
+demo: install
+	$(BIN)/python train.py experiment=demo
+	$(BIN)/python export.py ckpt_path=last
+	$(BIN)/python eval.py artifact_path=last
+
+test: install
+	$(BIN)/python -m pytest -m 'not slow' -q
+
+test-slow: install
+	$(BIN)/python -m pytest -m slow -q
+
+lint: install
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+bench: install
+	$(BIN)/python -m benchmarks
+
+figures: install
+	$(BIN)/python docs/plot_demo.py
+
+clean:
+	rm -rf $(VENV) logs build *.egg-info

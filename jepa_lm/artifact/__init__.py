@@ -1,0 +1,1 @@
+"""The exported file: container, compression, size account."""

@@ -1,0 +1,116 @@
+"""export(cfg): a checkpoint's model, quantized and compressed, with its size account."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.table import Table
+
+from jepa_lm.artifact.container import Written, write_artifact
+from jepa_lm.artifact.size import code_bytes
+from jepa_lm.checkpoint import find_checkpoint, inference_model, read_checkpoint
+from jepa_lm.config import check_node, resolve
+from jepa_lm.errors import OverCapError, UserError
+from jepa_lm.quantization.policy import Policy
+from jepa_lm.records import git_state, versions, write_json
+
+
+def export(cfg: DictConfig) -> float:
+    """Write artifact.<ext> and export.json, and reload the file in a fresh process.
+
+    Returns:
+        Bytes of artifact and code.
+
+    Raises:
+        UserError: a bad checkpoint or policy, or a file that a fresh process cannot load.
+        OverCapError: artifact and code do not fit the cap; both files are written all the same.
+    """
+    config = resolve(cfg)
+    path = find_checkpoint(config["ckpt_path"])
+    checkpoint = read_checkpoint(path)
+    run = checkpoint["hyper_parameters"]["config"]
+    quantization = config["quantization"] or run["quantization"]
+    check_node("quantization", quantization)
+    policy: Policy = instantiate(quantization, _convert_="all")
+    model = inference_model(checkpoint)
+    data = {key: value for key, value in run["data"].items() if key != "cache_dir"}
+    meta = {
+        "model": run["model"],
+        "data": data,
+        "precision": run["trainer"]["precision"],
+        "tokenizer": checkpoint["tokenizer"],
+        "seed": run["seed"],
+        "steps": checkpoint["global_step"],
+        "git": git_state(),
+        "versions": versions(),
+    }
+    folder = Path(config["paths"]["run_dir"])
+    folder.mkdir(parents=True, exist_ok=True)
+    written = write_artifact(folder, dict(model.named_parameters()), policy.assign(model), meta)
+    _reload_in_fresh_process(written.path)
+    account = _account(written, config["cap_bytes"], path)
+    write_json(folder / "export.json", account)
+    _print(account, folder)
+    if not account["fits"]:
+        raise OverCapError(
+            f"cap_bytes={config['cap_bytes']}: artifact {account['bytes']} + code "
+            f"{account['code_bytes']} = {account['total']} bytes, over by "
+            f"{account['total'] - config['cap_bytes']}; choose fewer bits or a smaller model"
+        )
+    return float(account["total"])
+
+
+def _reload_in_fresh_process(path: Path) -> None:
+    """Load the file strictly where nothing of this process's live model can help."""
+    program = (
+        "import sys, pathlib; from jepa_lm.artifact.container import load_artifact; "
+        "load_artifact(pathlib.Path(sys.argv[1]))"
+    )
+    done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True)
+    if done.returncode:
+        reason = done.stderr.strip().splitlines()[-1:] or ["no message"]
+        raise UserError(f"export: a fresh process cannot load {path}: {reason[0]}")
+
+
+def _account(written: Written, cap: int, source: Path) -> dict[str, Any]:
+    """The contents of export.json; sizes are those of the files on disk."""
+    code = code_bytes()
+    total = written.bytes + code
+    return {
+        "artifact": str(written.path),
+        "source": str(source),
+        "bytes": written.bytes,
+        "code_bytes": code,
+        "total": total,
+        "cap": cap,
+        "headroom": cap - total,
+        "fits": total <= cap,
+        "codec": written.codec,
+        "compressors": written.compressors,
+        "tensors": written.tensors,
+    }
+
+
+def _print(account: dict[str, Any], folder: Path) -> None:
+    console = Console(highlight=False)
+    by_format: dict[str, list[int]] = {}
+    for row in account["tensors"]:
+        by_format.setdefault(row["format"], []).append(row["bytes"])
+    table = Table(title=account["artifact"], show_header=False)
+    for name, sizes in by_format.items():
+        table.add_row(f"{len(sizes)} tensors in {name}", f"{sum(sizes):,} bytes before compression")
+    for name, size in account["compressors"].items():
+        table.add_row(f"compressed by {name}", f"{size:,} bytes{' (chosen)' * (name == account['codec'])}")
+    table.add_row("artifact on disk", f"[bold]{account['bytes']:,}[/bold] bytes")
+    table.add_row("code", f"{account['code_bytes']:,} bytes")
+    table.add_row("total of the cap", f"{account['total']:,} of {account['cap']:,} bytes")
+    console.print(table)
+    console.print(f"written to {folder / 'export.json'}")
+
+

@@ -1,0 +1,117 @@
+"""From the command line to a function of the config; errors become one line and an exit code.
+
+0 success, 2 something the user can mend, 3 an artifact over its cap, 130 interrupted.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from pathlib import Path
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.errors import HydraException, MissingConfigException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from jepa_lm import schema
+from jepa_lm.errors import UserError
+
+CONF = Path(__file__).resolve().parent.parent / "conf"
+
+
+def launch(command: str) -> int:
+    """Compose conf/<command>.yaml with the command line, run the command, return its exit code."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print a traceback and exit by itself
+    schema.register()
+    returned: list[Exception] = []
+
+    @hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)
+    def job(cfg: DictConfig) -> float | None:
+        # Lightning and torch are imported here: a mistyped key answers without waiting for them.
+        from jepa_lm import run
+
+        try:
+            return {"train": run.train, "eval": run.evaluate, "export": run.export}[command](cfg)
+        except (UserError, HydraException, OmegaConfBaseException) as error:
+            if HydraConfig.get().mode is RunMode.MULTIRUN:
+                raise  # the sweep counts its failures
+            returned.append(error)  # Hydra would print a second message for a raised one
+            return None
+
+    try:
+        job()
+    except (UserError, HydraException, OmegaConfBaseException) as error:
+        returned.append(error)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        return 130
+    if not returned:
+        return 0
+    error, code = _explain(returned[0], command)
+    print(f"error: {error}", file=sys.stderr)
+    return code
+
+
+def _explain(error: BaseException, command: str) -> tuple[str, int]:
+    """One line for an error, and the exit code."""
+    chain: BaseException | None = error
+    while chain is not None:
+        if isinstance(chain, UserError):
+            return _one_line(str(chain)), chain.exit_code
+        chain = chain.__cause__ or chain.__context__
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _missing_option(error), UserError.exit_code
+    unknown = re.search(r"Could not override '([^']+)'", str(error))
+    key = unknown.group(1) if unknown else getattr(error, "full_key", None)
+    if key and "not in struct" in str(error) or unknown:
+        return _unknown_key(str(key), command), UserError.exit_code
+    if key and getattr(error, "full_key", None):
+        message = _one_line(str(getattr(error, "msg", error)).split("full_key")[0])
+        return f"{key}: {message}", UserError.exit_code
+    return _one_line(str(error)), UserError.exit_code
+
+
+def _unknown_key(key: str, command: str) -> str:
+    from jepa_lm.config import unknown_key
+
+    key = key.lstrip("+~")
+    return str(unknown_key(key, _all_keys(command), f"{command}.yaml"))
+
+
+def _missing_option(error: MissingConfigException) -> str:
+    import difflib
+
+    asked = str(error.missing_cfg_file)
+    group, _, option = asked.rpartition("/")
+    options = list(error.options or [])
+    near = difflib.get_close_matches(option, options, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"{group or 'config'}={option}: no such option; {hint}choose one of {', '.join(options)}"
+
+
+def _all_keys(command: str) -> list[str]:
+    """Every dotted key and every group of the default composition."""
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose(command)
+    keys: list[str] = []
+
+    def walk(prefix: str, node: object) -> None:
+        if isinstance(node, dict):
+            for name, value in node.items():
+                dotted = f"{prefix}.{name}" if prefix else str(name)
+                keys.append(dotted)
+                walk(dotted, value)
+
+    walk("", OmegaConf.to_container(cfg, resolve=False))
+    groups = (p.relative_to(CONF) for p in CONF.rglob("*") if p.is_dir())
+    return keys + [str(group) for group in groups]
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())

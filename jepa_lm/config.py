@@ -1,0 +1,134 @@
+"""Checks of a composed config that Hydra does not make, before any data is touched.
+
+Every node with a `_target_` is held against the signature of the class it names: an unknown key
+or a value of the wrong type gives one line that names the key, the value and what would be right.
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import types
+import typing
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+
+from jepa_lm.errors import UserError
+
+HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
+SCALARS = (bool, int, float, str)
+OURS_IN_TRAINER = {"max_steps": int | None, "max_time": float | None, "val_check_interval": int | None}
+"""Settings under `trainer` that we read before Lightning's Trainer does."""
+
+
+def resolve(cfg: DictConfig) -> dict[str, Any]:
+    """Plain containers without interpolations; what checkpoints and loggers get."""
+    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    assert isinstance(config, dict)
+    return typing.cast(dict[str, Any], config)
+
+
+def check(config: Mapping[str, Any]) -> None:
+    """Check the groups of a resolved training config.
+
+    Raises:
+        UserError: an unknown key or a value of the wrong type.
+    """
+    trainer = dict(config["trainer"])
+    for key, hint in OURS_IN_TRAINER.items():
+        check_type(f"trainer.{key}", trainer.pop(key, None), hint)
+    for name, node in {**config, "trainer": trainer}.items():
+        check_node(name, node)
+    if "_target_" not in config["jepa"]:
+        for key in config["jepa"].keys() - {"weight"}:
+            raise unknown_key(f"jepa.{key}", ["jepa.weight"], "objective=none")
+
+
+def check_node(path: str, node: Any) -> None:
+    """Check a node and everything below it."""
+    if isinstance(node, Mapping):
+        if "_target_" in node:
+            _check_call(path, node)
+        for key, value in node.items():
+            check_node(f"{path}.{key}", value)
+    elif isinstance(node, list):
+        for i, value in enumerate(node):
+            check_node(f"{path}[{i}]", value)
+
+
+def _check_call(path: str, node: Mapping[str, Any]) -> None:
+    """Hold a node's keys and values against the signature of what it names."""
+    try:
+        target = get_object(node["_target_"])
+    except (ImportError, ValueError, AttributeError) as error:
+        raise UserError(f"{path}._target_={node['_target_']}: cannot be imported") from error
+    parameters = inspect.signature(target).parameters
+    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+        return
+    try:
+        hints = typing.get_type_hints(target.__init__ if isinstance(target, type) else target)
+    except (NameError, TypeError):
+        hints = {}
+    for key, value in node.items():
+        if key in HYDRA_KEYS:
+            continue
+        if key not in parameters:
+            known = [f"{path}.{name}" for name in parameters if name != "self"]
+            raise unknown_key(f"{path}.{key}", known, node["_target_"].rpartition(".")[2])
+        check_type(f"{path}.{key}", value, hints.get(key, Any))
+    for name, parameter in parameters.items():
+        required = parameter.default is parameter.empty and parameter.kind is parameter.KEYWORD_ONLY
+        if required and name not in node and not node.get("_partial_"):
+            raise UserError(f"{path}.{name} is not set, and {node['_target_']} needs it")
+
+
+def unknown_key(key: str, known: Iterable[str], where: str) -> UserError:
+    """The error for a key that nobody reads, with the nearest key that somebody does."""
+    known = list(known)
+    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
+    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known[:12])}"
+    return UserError(f"{key}: {where} has no such setting; {hint}")
+
+
+def check_type(key: str, value: Any, hint: Any) -> None:
+    """Raise UserError unless a value fits a type hint; hints about other classes pass."""
+    if not _fits(value, hint):
+        raise UserError(f"{key}={value}: expected {_spell(hint)}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    origin = typing.get_origin(hint)
+    if origin in (typing.Union, types.UnionType):
+        return any(_fits(value, option) for option in typing.get_args(hint))
+    if origin is typing.Literal:
+        return any(type(value) is type(option) for option in typing.get_args(hint))
+    if hint is type(None):
+        return value is None
+    if hint is float:
+        return isinstance(value, int | float) and not isinstance(value, bool)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if hint in (bool, str):
+        return isinstance(value, hint)
+    container = origin or hint
+    if container in (list, Sequence, tuple):
+        entry = next(iter(typing.get_args(hint)), Any)
+        return isinstance(value, list) and all(_fits(v, entry) for v in value)
+    if container in (dict, Mapping):
+        return isinstance(value, Mapping)
+    ours = getattr(hint, "__module__", "").startswith(("jepa_lm", "torch.nn"))
+    return not (ours and isinstance(value, SCALARS))
+
+
+def _spell(hint: Any) -> str:
+    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else ()
+    if options:
+        return " or ".join(_spell(option) for option in options)
+    if hint is type(None):
+        return "null"
+    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(
+        hint, getattr(hint, "__name__", str(hint))
+    )

@@ -1,0 +1,190 @@
+"""Where text comes from: the embedded novels, a user's files, the published FineWeb shards.
+
+A text corpus hands out documents in blocks of bounded size, so no corpus is ever held in memory.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import lzma
+import os
+import re
+from collections.abc import Iterator
+from importlib import resources
+from pathlib import Path
+from typing import NamedTuple, Protocol
+
+from jepa_lm.data.text_files import TextFile, text_files
+from jepa_lm.errors import UserError
+
+SPLITS = ("train", "val")
+
+
+class Block(NamedTuple):
+    """A piece of text; `starts_document` where a new document begins."""
+
+    text: str
+    starts_document: bool
+
+
+class TextCorpus(Protocol):
+    """Text that still has to be tokenized."""
+
+    def fingerprint(self) -> str:
+        """Changes whenever the text or the split changes."""
+        ...
+
+    def blocks(self, split: str) -> Iterator[Block]:
+        """The documents of a split, in order."""
+        ...
+
+    def size(self) -> int:
+        """Bytes of text in all splits, for the progress bar."""
+        ...
+
+
+class Austen:
+    """The embedded corpus: six novels; Persuasion is validation, each chapter is a document."""
+
+    VALIDATION = "persuasion"
+    _chapter = re.compile(r"^(?:VOLUME [IVX]+\n)?chapter \w+$", re.MULTILINE | re.IGNORECASE)
+
+    def fingerprint(self) -> str:
+        digest = hashlib.sha256()
+        for name in self._names():
+            digest.update(self._packed(name))
+        return f"austen-{digest.hexdigest()}"
+
+    def blocks(self, split: str) -> Iterator[Block]:
+        for name in self._names():
+            if (name == self.VALIDATION) == (split == "val"):
+                for chapter in self.chapters(lzma.decompress(self._packed(name)).decode()):
+                    yield Block(chapter, True)
+
+    def size(self) -> int:
+        return sum(len(lzma.decompress(self._packed(name))) for name in self._names())
+
+    @classmethod
+    def chapters(cls, novel: str) -> list[str]:
+        """Cut a novel before each chapter heading; the parts joined are the novel again."""
+        starts = [match.start() for match in cls._chapter.finditer(novel)]
+        cuts = [0, *starts[1:], len(novel)]  # the title page goes with the first chapter
+        return [novel[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+
+    @staticmethod
+    def _names() -> list[str]:
+        folder = resources.files("jepa_lm.data") / "austen"
+        return sorted(f.name.split(".")[0] for f in folder.iterdir() if f.name.endswith(".xz"))
+
+    @staticmethod
+    def _packed(name: str) -> bytes:
+        return (resources.files("jepa_lm.data") / "austen" / f"{name}.txt.xz").read_bytes()
+
+
+class TextFiles:
+    """A user's text: a file, a folder of .txt, .md and .jsonl files, or a .jsonl file.
+
+    A plain file is one document; each line of a .jsonl is one (its `text` field). Validation is
+    `val_path`, or the last files of a folder that make up `val_fraction` of its bytes, or the end
+    of a single file, cut at a line.
+
+    Args:
+        path: file or folder. val_path: file or folder, or None.
+        val_fraction: share of the bytes held out, in (0, 1).
+
+    Raises:
+        UserError: nothing there, nothing to read, not UTF-8, or a bad line of JSON.
+    """
+
+    def __init__(self, *, path: str | None, val_path: str | None, val_fraction: float) -> None:
+        if path is None:
+            raise UserError("data.path is not set; data=text reads a file, a folder or a .jsonl from it")
+        if not 0 < val_fraction < 1:
+            raise UserError(f"data.corpus.val_fraction={val_fraction}: must lie between 0 and 1")
+        files = text_files("data.path", Path(os.path.expanduser(path)))
+        if val_path is not None:
+            held_out = text_files("data.val_path", Path(os.path.expanduser(val_path)))
+        elif len(files) > 1:
+            total = sum(f.size for f in files)
+            held_out = [files.pop()]
+            while len(files) > 1 and sum(f.size for f in held_out) < val_fraction * total:
+                held_out.insert(0, files.pop())
+        else:
+            files, held_out = files[0].cut(1 - val_fraction)
+        self._files = {"train": files, "val": held_out}
+
+    def fingerprint(self) -> str:
+        parts = [f"{split} {f.stamp()}" for split in SPLITS for f in self._files[split]]
+        return "text-" + hashlib.sha256("\n".join(parts).encode()).hexdigest()
+
+    def blocks(self, split: str) -> Iterator[Block]:
+        for file in self._files[split]:
+            yield from (Block(*block) for block in file.blocks())
+
+    def size(self) -> int:
+        return sum(f.size for split in SPLITS for f in self._files[split])
+
+
+class FineWeb:
+    """Shards of the parameter-golf challenge, from a folder on disk or downloaded.
+
+    Args:
+        folder: name of the published folder, for example fineweb10B_sp1024.
+        tokenizer_file: name of the published tokenizer, None for byte models.
+        train_shards: how many training shards to take, 100 million tokens each.
+        path: a folder that already holds fineweb_train_*.bin and fineweb_val_*.bin; None downloads.
+        repo_id, revision: of the dataset on the hub.
+    """
+
+    def __init__(
+        self,
+        *,
+        folder: str,
+        tokenizer_file: str | None,
+        train_shards: int,
+        path: str | None,
+        repo_id: str,
+        revision: str,
+    ) -> None:
+        if train_shards < 1:
+            raise UserError(f"data.corpus.train_shards={train_shards}: at least 1")
+        self.folder, self.tokenizer_file, self.train_shards = folder, tokenizer_file, train_shards
+        self.path, self.repo_id, self.revision = path, repo_id, revision
+
+    def shards(self, cache_dir: Path) -> tuple[list[Path], list[Path], Path | None]:
+        """Training shards, validation shards and the published tokenizer, all on disk."""
+        if self.path is not None:
+            return self._on_disk(Path(os.path.expanduser(self.path)))
+        from jepa_lm.data.download import download_shards
+
+        got = download_shards(
+            folder=self.folder,
+            destination=cache_dir / "fineweb",
+            train_shards=self.train_shards,
+            tokenizer_file=self.tokenizer_file,
+            repo_id=self.repo_id,
+            revision=self.revision,
+        )
+        return got.train, got.val, got.tokenizer
+
+    def _on_disk(self, folder: Path) -> tuple[list[Path], list[Path], Path | None]:
+        found = {split: sorted(folder.glob(f"fineweb_{split}_*.bin")) for split in SPLITS}
+        for split, files in found.items():
+            if not files:
+                raise UserError(f"data.path={folder}: no fineweb_{split}_*.bin in it")
+        if len(found["train"]) < self.train_shards:
+            raise UserError(
+                f"data.corpus.train_shards={self.train_shards}: data.path={folder} holds "
+                f"{len(found['train'])}"
+            )
+        return found["train"][: self.train_shards], found["val"], self._tokenizer_near(folder)
+
+    def _tokenizer_near(self, folder: Path) -> Path | None:
+        """The published tokenizer beside the shards or in a `tokenizers` folder above, if it is there."""
+        if self.tokenizer_file is None:
+            return None
+        places = [folder, *(p / "tokenizers" for p in (folder, *folder.resolve().parents[:2]))]
+        for place in places:
+            if (place / self.tokenizer_file).is_file():
+                return place / self.tokenizer_file
+        return None

@@ -1,0 +1,129 @@
+"""Training batches from shards: any batch is a function of its number, so resuming is exact.
+
+Legend: n tokens of one rank's micro-batch, T sequence length, W ranks, r this rank.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jepa_lm.data.shards import open_shard
+from jepa_lm.errors import UserError
+
+Batch = dict[str, Tensor]
+"""`inputs` and `targets`, [B, T] int64."""
+
+
+class TokenStream:
+    """The tokens of several shards as one endless circle.
+
+    Args:
+        paths: shard files, in order. limit: use only the first `limit` tokens, None for all.
+    """
+
+    def __init__(self, paths: list[Path], limit: int | None = None) -> None:
+        self._shards = [open_shard(path) for path in paths]
+        self._ends = np.cumsum([len(shard) for shard in self._shards])
+        self.total = min(int(self._ends[-1]), limit or sys.maxsize)
+
+    def read(self, start: int, out: np.ndarray) -> None:
+        """Fill `out` (int64) with the tokens from position `start` (any integer) on."""
+        filled = 0
+        while filled < len(out):
+            at = (start + filled) % self.total
+            index = int(np.searchsorted(self._ends, at, side="right"))
+            shard = self._shards[index]
+            offset = at - (int(self._ends[index]) - len(shard))
+            count = min(len(out) - filled, len(shard) - offset, self.total - at)
+            out[filled : filled + count] = shard[offset : offset + count]
+            filled += count
+
+
+class Order(Protocol):
+    """Which tokens make up micro-batch number `index`."""
+
+    def batch(self, stream: TokenStream, index: int) -> Batch:
+        """Rank-local batch of a micro-step."""
+        ...
+
+
+class StreamOrder:
+    """The challenge's order: consecutive chunks of W (n + 1) tokens, rank r takes the r-th n + 1."""
+
+    def __init__(self, *, tokens: int, seq_len: int, rank: int, world_size: int, seed: int) -> None:
+        self.tokens, self.seq_len, self.rank, self.world_size = tokens, seq_len, rank, world_size
+
+    def batch(self, stream: TokenStream, index: int) -> Batch:
+        chunk = np.empty(self.tokens + 1, dtype=np.int64)
+        stream.read((index * self.world_size + self.rank) * len(chunk), chunk)
+        tokens = torch.from_numpy(chunk)
+        return {
+            "inputs": tokens[:-1].view(-1, self.seq_len),
+            "targets": tokens[1:].view(-1, self.seq_len),
+        }
+
+
+class ShuffleOrder:
+    """Windows in an order drawn anew for each pass, with a random offset for each pass.
+
+    The joint batch of all ranks is the same for any number of ranks.
+    """
+
+    def __init__(self, *, tokens: int, seq_len: int, rank: int, world_size: int, seed: int) -> None:
+        self.rows, self.seq_len, self.seed = tokens // seq_len, seq_len, seed
+        self.rank, self.world_size = rank, world_size
+        self._pass = -1
+        self._starts = np.empty(0, dtype=np.int64)
+
+    def _start(self, window: int, total: int) -> int:
+        """Where window number `window`, counted over all passes, starts."""
+        windows = max(1, (total - 1) // self.seq_len)
+        number, place = divmod(window, windows)
+        if number != self._pass:
+            rng = np.random.default_rng([self.seed, number])
+            offset = int(rng.integers(self.seq_len))
+            self._starts = rng.permutation(windows) * self.seq_len + offset
+            self._pass = number
+        return int(self._starts[place])
+
+    def batch(self, stream: TokenStream, index: int) -> Batch:
+        first = (index * self.world_size + self.rank) * self.rows
+        rows = np.empty((self.rows, self.seq_len + 1), dtype=np.int64)
+        for i in range(self.rows):
+            stream.read(self._start(first + i, stream.total), rows[i])
+        tokens = torch.from_numpy(rows)
+        return {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
+
+
+ORDERS = {"stream": StreamOrder, "shuffle": ShuffleOrder}
+
+
+def make_order(
+    name: str, *, tokens: int, seq_len: int, rank: int, world_size: int, seed: int
+) -> Order:
+    """The order called `name` (`stream` or `shuffle`) for one rank's micro-batches of `tokens`."""
+    if name not in ORDERS:
+        raise UserError(f"data.order={name}: one of {', '.join(ORDERS)}")
+    return ORDERS[name](
+        tokens=tokens, seq_len=seq_len, rank=rank, world_size=world_size, seed=seed
+    )
+
+
+class TrainBatches(torch.utils.data.IterableDataset[Batch]):
+    """Endless micro-batches from number `first` on."""
+
+    def __init__(self, stream: TokenStream, order: Order, first: int) -> None:
+        self.stream, self.order, self.first = stream, order, first
+
+    def __iter__(self) -> Iterator[Batch]:
+        index = self.first
+        while True:
+            yield self.order.batch(self.stream, index)
+            index += 1

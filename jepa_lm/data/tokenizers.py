@@ -1,0 +1,237 @@
+"""Text to token ids and back, byte for byte.
+
+Two families: SentencePiece BPE (trained here, or a given .model file) and raw bytes. A tokenizer
+also knows how many bytes of text each token stands for; see `TokenBytes`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import os
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import numpy as np
+import sentencepiece
+
+from jepa_lm.errors import UserError
+
+SPACE = "\u2581"
+"""SentencePiece writes a space as this character, so a literal one in the text needs care."""
+SPECIAL_IDS = 4
+"""byte260: PAD, BOS, EOS, UNK stand before the 256 bytes."""
+
+
+@dataclass(frozen=True)
+class TokenBytes:
+    """Bytes of text per token, three arrays of length V.
+
+    A token counts base[token], plus one for its leading space when leading_space[token] and the
+    token before it is no boundary (a decoder drops the space that starts a document).
+    """
+
+    base: np.ndarray
+    leading_space: np.ndarray
+    boundary: np.ndarray
+
+    def count(self, previous: np.ndarray, current: np.ndarray) -> np.ndarray:
+        """Bytes of each current token given the one before it; both int arrays of one shape."""
+        return self.base[current] + (self.leading_space[current] & ~self.boundary[previous])
+
+
+class Tokenizer(Protocol):
+    """What data preparation, evaluation and generation need of a tokenizer."""
+
+    vocab_size: int
+    bos_id: int | None
+    fingerprint: str
+    """Equal fingerprints give equal ids."""
+
+    def encode(self, text: str) -> np.ndarray:
+        """Token ids of a text, without BOS."""
+        ...
+
+    def decode(self, ids: Sequence[int]) -> bytes:
+        """The bytes that the ids of one document stand for; control tokens give none."""
+        ...
+
+    def token_bytes(self) -> TokenBytes:
+        """The table for bits per byte."""
+        ...
+
+    def save(self, path: Path) -> None:
+        """Write what a later run needs to have the same tokenizer."""
+        ...
+
+
+class ByteTokenizer:
+    """One token a byte: byte256 (id = byte) or byte260 (id = byte + 4, BOS is 1).
+
+    Args:
+        vocab_size: 256 or 260.
+    """
+
+    def __init__(self, *, vocab_size: int) -> None:
+        if vocab_size not in (256, 256 + SPECIAL_IDS):
+            raise UserError(f"data.tokenizer.vocab_size={vocab_size}: a byte tokenizer has 256 or 260")
+        self.vocab_size = vocab_size
+        self._offset = vocab_size - 256
+        self.bos_id = 1 if self._offset else None
+        self.fingerprint = f"byte{vocab_size}"
+
+    def build(self, train_text: Iterable[str], published: Path | None) -> ByteTokenizer:
+        """Nothing to train."""
+        return self
+
+    def encode(self, text: str) -> np.ndarray:
+        return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint16) + self._offset
+
+    def save(self, path: Path) -> None:
+        """Nothing to keep."""
+
+    def decode(self, ids: Sequence[int]) -> bytes:
+        array = np.asarray(ids, dtype=np.int64) - self._offset
+        return array[array >= 0].astype(np.uint8).tobytes()
+
+    def token_bytes(self) -> TokenBytes:
+        base = np.ones(self.vocab_size, dtype=np.int64)
+        base[: self._offset] = 0
+        return TokenBytes(base, base < 0, base == 0)
+
+
+class SentencePieceTokenizer:
+    """A SentencePiece model.
+
+    Args:
+        model: the serialized model.
+        vocab_size: what the model must hold.
+        source: where it came from, for the message.
+
+    Raises:
+        UserError: not a SentencePiece model, or of another size.
+    """
+
+    def __init__(self, model: bytes, *, vocab_size: int, source: str) -> None:
+        try:
+            self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
+        except (RuntimeError, OSError) as error:
+            raise UserError(f"data.tokenizer: {source} is not a SentencePiece model") from error
+        found = self._pieces.get_piece_size()
+        if found != vocab_size:
+            raise UserError(
+                f"data.tokenizer.vocab_size={vocab_size}: {source} has {found} pieces; set "
+                f"data.tokenizer.vocab_size={found} or choose another tokenizer"
+            )
+        self.vocab_size, self._model = vocab_size, model
+        bos = self._pieces.bos_id()
+        self.bos_id = bos if bos >= 0 else None
+        self.fingerprint = hashlib.sha256(model).hexdigest()
+        # A dummy prefix is a space that the model adds to a document and the decoder drops again.
+        self._dummy_prefix = self._pieces.encode("a", out_type=str)[0].startswith(SPACE)
+        self._space_ids = [self._pieces.piece_to_id(f"<0x{b:02X}>") for b in SPACE.encode()]
+        self._byte_fallback = self._pieces.is_byte(self._space_ids[0])
+
+    def encode(self, text: str) -> np.ndarray:
+        if SPACE not in text or self._dummy_prefix or not self._byte_fallback:
+            return np.asarray(self._pieces.encode(text), dtype=np.uint16)
+        # A literal U+2581 would come back as a space: spell it in byte tokens.
+        parts = [self._pieces.encode(part) for part in text.split(SPACE)]
+        ids = parts[0]
+        for part in parts[1:]:
+            ids += self._space_ids + part
+        return np.asarray(ids, dtype=np.uint16)
+
+    def save(self, path: Path) -> None:
+        """Write the .model file."""
+        path.write_bytes(self._model)
+
+    def decode(self, ids: Sequence[int]) -> bytes:
+        return self._pieces.decode([int(i) for i in ids]).encode()
+
+    def token_bytes(self) -> TokenBytes:
+        pieces = self._pieces
+        base = np.zeros(self.vocab_size, dtype=np.int64)
+        leading_space = np.zeros(self.vocab_size, dtype=bool)
+        boundary = np.zeros(self.vocab_size, dtype=bool)
+        for i in range(self.vocab_size):
+            if pieces.is_control(i) or pieces.is_unknown(i) or pieces.is_unused(i):
+                boundary[i] = True
+            elif pieces.is_byte(i):
+                base[i] = 1
+            else:
+                piece = pieces.id_to_piece(i)
+                leading_space[i] = piece.startswith(SPACE)
+                base[i] = len(piece.removeprefix(SPACE).replace(SPACE, " ").encode())
+        if not self._dummy_prefix:
+            # Every space is text then, also the one that starts a document.
+            base += leading_space
+            leading_space[:] = False
+        return TokenBytes(base, leading_space, boundary)
+
+
+class SentencePieceBPE:
+    """How to come by a SentencePiece tokenizer: read a file, take the corpus's own, or train one.
+
+    Trained ones are lossless: identity normalisation, byte fallback, no dummy prefix.
+
+    Args:
+        vocab_size: number of pieces.
+        model: path of a .model file, or None for the one that the corpus publishes, and where
+            it publishes none, for one trained on the training text.
+        train_bytes: how much training text the trainer reads at most.
+    """
+
+    def __init__(self, *, vocab_size: int, model: str | None, train_bytes: int) -> None:
+        self.vocab_size, self.model, self.train_bytes = vocab_size, model, train_bytes
+
+    def build(self, train_text: Iterable[str], published: Path | None) -> SentencePieceTokenizer:
+        """The tokenizer; `train_text` is read only when one has to be trained."""
+        path = Path(os.path.expanduser(self.model)) if self.model is not None else published
+        if path is None:
+            model, source = self._train(train_text), "the trained tokenizer"
+        elif path.is_file():
+            model, source = path.read_bytes(), str(path)
+        else:
+            raise UserError(f"data.tokenizer.model={path}: no such file; expected a .model file")
+        return SentencePieceTokenizer(model, vocab_size=self.vocab_size, source=source)
+
+    def _train(self, text: Iterable[str]) -> bytes:
+        out = io.BytesIO()
+        try:
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=_lines(text, self.train_bytes),
+                model_writer=out,
+                model_type="bpe",
+                vocab_size=self.vocab_size,
+                byte_fallback=True,
+                normalization_rule_name="identity",
+                add_dummy_prefix=False,
+                remove_extra_whitespaces=False,
+                character_coverage=0.9999,
+                max_sentence_length=1 << 24,
+                unk_id=0,
+                bos_id=1,
+                eos_id=2,
+                pad_id=-1,
+                minloglevel=2,
+            )
+        except (RuntimeError, OSError) as error:
+            raise UserError(
+                f"data.tokenizer.vocab_size={self.vocab_size}: no tokenizer of this size can be "
+                "trained on this text (a byte fallback needs at least 300 pieces, a short text holds "
+                "fewer distinct ones than a long text); set another size or use data=byte260"
+            ) from error
+        return out.getvalue()
+
+
+def _lines(blocks: Iterable[str], limit: int) -> Iterator[str]:
+    """Lines of the first `limit` bytes of text, without line ends and without empty ones."""
+    seen = 0
+    for block in blocks:
+        yield from filter(None, block.split("\n"))
+        seen += len(block)
+        if seen >= limit:
+            return

@@ -1,0 +1,64 @@
+"""What would be trained, as plain values: sizes, groups, phases. Nothing is trained.
+
+FLOPs follow the usual count: 2 per weight of a matrix and token forward, three times that with the
+backward pass, plus attention scores and their use, 4 T D forward per layer and token, halved for
+the causal mask.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from jepa_lm.lit import LanguageModelTask
+from jepa_lm.model.layers import CausalSelfAttention
+from jepa_lm.optim.routing import parameter_roles
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Values in all parameters, shared ones once."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def model_flops_per_token(model: nn.Module, seq_len: int) -> int:
+    """Training FLOPs of a token: forward and backward through matrices, head and attention."""
+    roles = parameter_roles(model)
+    parameters = dict(model.named_parameters())
+    matrices = sum(parameters[n].numel() for n, r in roles.items() if r in ("matrix", "head"))
+    if not any(role == "head" for role in roles.values()):
+        matrices += parameters["embedding.table.weight"].numel()  # the tied head multiplies by it
+    attention = sum(
+        2 * seq_len * m.heads * m.head_dim for m in model.modules() if isinstance(m, CausalSelfAttention)
+    )
+    return 3 * (2 * matrices + attention)
+
+
+def describe(task: LanguageModelTask) -> dict[str, Any]:
+    """Sizes, optimizer groups, frozen parameters, compute and schedule phases of a run."""
+    config = task.config
+    names = {id(p): n for n, p in task.named_parameters()}
+    assert task.clock is not None
+    optimizer, _ = task.recipe.configure(task, task.clock)
+    shipped = count_parameters(task.model)
+    groups = {
+        group["name"]: {
+            "algorithm": group["algorithm"],
+            "lr": group["initial_lr"],
+            "tensors": len(group["params"]),
+            "values": sum(p.numel() for p in group["params"]),
+            "parameters": [names[id(p)] for p in group["params"]],
+        }
+        for group in optimizer.param_groups
+    }
+    return {
+        "parameters": {"shipped": shipped, "training_only": count_parameters(task) - shipped},
+        "flops_per_token": {
+            "model": model_flops_per_token(task.model, config["data"]["seq_len"]),
+            "objective": 0,
+        },
+        "tokens_per_step": config["data"]["batch_tokens"],
+        "budget": {key: config["trainer"][key] for key in ("max_steps", "max_time")},
+        "optimizer": {"groups": groups, "frozen": task.frozen},
+        "schedules": task.recipe.phases(),
+    }

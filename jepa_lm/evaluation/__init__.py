@@ -1,0 +1,1 @@
+"""Bits per byte: windows, byte counts, scores."""

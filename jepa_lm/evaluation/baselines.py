@@ -1,0 +1,47 @@
+"""What general compressors reach on the same text, as context for a model's bits per byte."""
+
+from __future__ import annotations
+
+import lzma
+
+import brotli
+import numpy as np
+
+from jepa_lm.data.stream import TokenStream
+from jepa_lm.data.tokenizers import Tokenizer
+
+
+def split_text(stream: TokenStream, tokenizer: Tokenizer, limit: int) -> bytes:
+    """The decoded text of a split, its first `limit` bytes at most."""
+    tokens = np.empty(min(stream.total, limit), dtype=np.int64)  # a token is at least a byte
+    stream.read(0, tokens)
+    starts = [] if tokenizer.bos_id is None else np.flatnonzero(tokens == tokenizer.bos_id).tolist()
+    cuts = sorted({0, *starts, len(tokens)})
+    parts = []
+    size = 0
+    for a, b in zip(cuts, cuts[1:], strict=False):
+        parts.append(tokenizer.decode(tokens[a:b].tolist()))
+        size += len(parts[-1])
+        if size >= limit:
+            break
+    return b"".join(parts)[:limit]
+
+
+def compressor_baselines(text: bytes, prefix: bytes) -> dict[str, float]:
+    """Bits per byte of xz and brotli on `text`, alone and after having read `prefix`."""
+
+    def bits(compressed: int) -> float:
+        return 8 * compressed / len(text)
+
+    def xz(data: bytes) -> int:
+        return len(lzma.compress(data, preset=9 | lzma.PRESET_EXTREME))
+
+    def br(data: bytes) -> int:
+        return len(brotli.compress(data, quality=11, lgwin=24))
+
+    return {
+        "xz": bits(xz(text)),
+        "brotli": bits(br(text)),
+        "xz after the training text": bits(xz(prefix + text) - xz(prefix)),
+        "brotli after the training text": bits(br(prefix + text) - br(prefix)),
+    }

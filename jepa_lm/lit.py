@@ -1,0 +1,172 @@
+"""The LightningModule: cross entropy over a language model, one optimizer, one clock.
+
+`model` is what ships. Auxiliary objectives get a place beside it, never inside it.
+Legend: B batch, T positions.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch import LightningModule
+from torch import Tensor
+
+from jepa_lm.data.stream import Batch
+from jepa_lm.errors import UserError
+from jepa_lm.evaluation.bpb import BPBMeter, ByteCounter, Score, score_batch, score_from_sums
+from jepa_lm.model import LanguageModel, token_nll
+from jepa_lm.optim.clock import ProgressClock
+from jepa_lm.optim.recipe import OptimizerRecipe
+
+
+class LanguageModelTask(LightningModule):
+    """Trains and validates a language model.
+
+    Args:
+        config: the resolved run config as plain containers; it travels in every checkpoint, so
+            that evaluation and export rebuild the model from the checkpoint alone.
+        clock: of the run; None (when a checkpoint is loaded for evaluation) makes no optimizer.
+    """
+
+    def __init__(self, config: dict[str, Any], clock: ProgressClock | None = None) -> None:
+        super().__init__()
+        self.save_hyperparameters("config", logger=False)
+        self.config, self.clock = config, clock
+        self.model: LanguageModel = instantiate(config["model"])
+        self.recipe: OptimizerRecipe = instantiate(config["optimizer"], _convert_="all")
+        self.frozen = self.recipe.apply_freeze(self)
+        self.meter = BPBMeter()
+        self.byte_counter: ByteCounter | None = None
+        self.last_score: Score | None = None
+        """Of the newest validation."""
+        self.live: dict[str, float] = {}
+        """Newest training figures, for the progress bar and the summary."""
+        self.ce = self._cross_entropy
+        if config["compile"]:
+            # The function is compiled, not the module: checkpoint keys stay clean.
+            self.ce = torch.compile(self._cross_entropy)
+        self._interval = (0, 0.0)
+
+    def setup(self, stage: str) -> None:
+        """Learn from the tokenizer how many bytes each token stands for."""
+        table = self.trainer.datamodule.tokenizer.token_bytes()  # type: ignore[attr-defined]
+        self.byte_counter = ByteCounter(table).to(self.device)
+
+    def configure_optimizers(self) -> Any:
+        """Muon and AdamW in one optimizer; the scheduler follows the clock after each step."""
+        assert self.clock is not None
+        optimizer, scheduler = self.recipe.configure(self, self.clock)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Called once after each optimizer step, however many micro-batches it took."""
+        assert self.clock is not None
+        self.clock.advance()
+        scheduler.step()
+        if self.clock.done:
+            self.trainer.should_stop = True
+
+    def _cross_entropy(self, batch: Batch) -> Tensor:
+        logits, _ = self.model(batch["inputs"])
+        return token_nll(logits, batch["targets"]).mean()
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Mean cross entropy of a micro-batch, in nats."""
+        ce = self.ce(batch)
+        loss = self.config["ce_weight"] * ce
+        # Logging waits for the host to read the loss, so it happens on the interval alone.
+        step = self.trainer.global_step + 1
+        if step % self.trainer.log_every_n_steps == 0 and self._ends_step(batch_idx):  # type: ignore[attr-defined]
+            self._log_interval(step, batch, ce.detach(), loss.detach())
+        return loss
+
+    def _ends_step(self, batch_idx: int) -> bool:
+        return (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+
+    def _log_interval(self, step: int, batch: Batch, ce: Tensor, loss: Tensor) -> None:
+        assert self.clock is not None and self.byte_counter is not None
+        n_bytes = self.byte_counter(batch["inputs"], batch["targets"]).sum()
+        nats, total, n_bytes = torch.stack((ce, loss, n_bytes.float())).tolist()
+        if not math.isfinite(total):
+            raise UserError(
+                f"train/loss is {total} at step {step}: training stopped; lower the learning rates "
+                "(optimizer.groups.*.lr) or set trainer.gradient_clip_val"
+            )
+        now = time.perf_counter()
+        (first, then), self._interval = self._interval, (step, now)
+        tokens = (step - first) * self.config["data"]["batch_tokens"]
+        self.live = {
+            "train/loss": total,
+            "train/ce": nats,
+            "train/bpb": nats * batch["targets"].numel() / math.log(2) / max(n_bytes, 1.0),
+            "train/progress": self.clock.progress,
+            "train/seconds": self.clock.elapsed,
+            "train/tokens_per_second": tokens / (now - then),
+        }
+        self.log_dict(self.live)
+
+    def on_train_start(self) -> None:
+        """Start the clock and the first interval."""
+        assert self.clock is not None
+        if self.trainer.world_size > 1:
+            self.clock.exchange = self._rank_zero
+        self.clock.start()
+        self._interval = (self.trainer.global_step, time.perf_counter())
+
+    def _rank_zero(self, value: float) -> float:
+        """Rank 0's value on every rank."""
+        shared = torch.tensor([value], dtype=torch.float64, device=self.device)
+        torch.distributed.broadcast(shared, src=0)
+        return shared.item()
+
+    def on_train_end(self) -> None:
+        """Stop the clock."""
+        assert self.clock is not None
+        self.clock.stop()
+
+    def on_validation_start(self) -> None:
+        """Validation does not count as training time."""
+        self.meter.reset()
+        self._validation_began = time.perf_counter()
+        self._resume_clock = self.clock is not None and self.clock.running
+        if self.clock is not None:
+            self.clock.stop()
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Score a batch of windows by plain cross entropy."""
+        assert self.byte_counter is not None
+        score_batch(self.model, batch, self.byte_counter, self.meter)
+
+    def on_validation_epoch_end(self) -> None:
+        """Add up over ranks and log the score."""
+        sums = self.trainer.strategy.reduce(self.meter.sums.clone(), reduce_op="sum")
+        assert isinstance(sums, Tensor)
+        self.last_score = score_from_sums(*sums.tolist())
+        self.log_dict({"val/nll": self.last_score.nll, "val/bpb": self.last_score.bpb})
+
+    def on_validation_end(self) -> None:
+        """Run the clock again; the time spent here does not slow the shown speed either."""
+        step, began = self._interval
+        self._interval = (step, began + time.perf_counter() - self._validation_began)
+        if self._resume_clock and self.clock is not None:
+            self.clock.start()
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """The tokenizer's fingerprint, the clock and the random state travel along."""
+        checkpoint["tokenizer"] = self.trainer.datamodule.tokenizer.fingerprint  # type: ignore[attr-defined]
+        if self.clock is not None:
+            checkpoint["clock"] = self.clock.state_dict()
+            checkpoint["torch_rng"] = torch.get_rng_state()
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Continue the clock and the random numbers of the run."""
+        if self.clock is not None:
+            self.clock.load_state_dict(checkpoint["clock"])
+            torch.set_rng_state(checkpoint["torch_rng"])

@@ -1,0 +1,71 @@
+"""Loggers: metrics.csv that survives a resumed run, W&B, TensorBoard."""
+
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers.csv_logs import _ExperimentWriter
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
+
+from jepa_lm.errors import UserError
+
+
+class _AppendingWriter(_ExperimentWriter):
+    """Goes on in the file that is there; Lightning's own deletes it."""
+
+    def _check_log_dir_exists(self) -> None:
+        path = Path(self.metrics_file_path)
+        if path.is_file():
+            with open(path, newline="") as file:
+                self.metrics_keys = next(csv.reader(file), [])
+
+
+class AppendingCSVLogger(CSVLogger):
+    """metrics.csv straight in the run folder; a run resumed there appends to it."""
+
+    def __init__(self, *, save_dir: str) -> None:
+        super().__init__(save_dir, name="", version="")
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The writer, made at the first use."""
+        if self._experiment is None:
+            self._experiment = _AppendingWriter(log_dir=self.log_dir)  # type: ignore[assignment]
+        return self._experiment
+
+    def log_hyperparams(self, params: Any = None) -> None:
+        """Nothing: the run folder holds the config in .hydra already."""
+
+
+def wandb_logger(
+    *,
+    project: str,
+    name: str | None,
+    group: str | None,
+    tags: list[str],
+    offline: bool,
+    save_dir: str,
+) -> Logger:
+    """Lightning's W&B logger; `offline` needs no account and no network."""
+    try:
+        import wandb  # noqa: F401
+    except ImportError as error:
+        raise UserError("logger=wandb: wandb is not installed; pip install 'jepa_lm[wandb]'") from error
+    Path(save_dir).mkdir(parents=True, exist_ok=True)
+    return WandbLogger(
+        project=project, name=name, group=group, tags=tags, offline=offline, save_dir=save_dir
+    )
+
+
+def tensorboard_logger(*, save_dir: str) -> Logger:
+    """Lightning's TensorBoard logger."""
+    try:
+        return TensorBoardLogger(save_dir, name="", version="")
+    except ModuleNotFoundError as error:
+        raise UserError(
+            "logger=tensorboard: tensorboard is not installed; pip install 'jepa_lm[tensorboard]'"
+        ) from error

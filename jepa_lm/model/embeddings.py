@@ -1,0 +1,134 @@
+"""What turns token ids into vectors: the token table, bigram features, value embeddings.
+
+Legend: B batch, T positions, D model width, V vocabulary, E factor width, n buckets.
+Source: submissions #832, #1243 (xor bigram, value embedding), #1581 (Cantor bigram), #903 (factored).
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from jepa_lm.errors import UserError
+
+
+class TokenEmbedding(nn.Module):
+    """Table [V, D], or a factored one: table [V, E] then Linear E -> D without bias.
+
+    Args:
+        vocab_size: V. dim: D.
+        factor_dim: E, or None for a table of full width.
+        std: the table starts at N(0, std).
+    """
+
+    def __init__(self, *, vocab_size: int, dim: int, factor_dim: int | None, std: float) -> None:
+        super().__init__()
+        self.table = nn.Embedding(vocab_size, factor_dim or dim)
+        nn.init.normal_(self.table.weight, std=std)
+        self.expand = nn.Linear(factor_dim, dim, bias=False) if factor_dim else None
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """inputs [B, T] int64 -> [B, T, D]."""
+        x = self.table(inputs)
+        return x if self.expand is None else self.expand(x)
+
+
+class XorBigram(nn.Module):
+    """Features of (previous, current) hashed by xor: table [n, width] -> Linear -> times a scalar.
+
+    index_t = xor(36313 t_i, 27191 t_{i-1}) mod (n - 1); position 0 reads the last bucket. The table
+    starts at zero. #832 starts the linear at zero too, a saddle where both gradients vanish for ever:
+    `zero_projection` keeps that published start, the default is orthogonal as in #1243.
+    """
+
+    def __init__(
+        self, *, dim: int, buckets: int, width: int, scale: float, zero_projection: bool
+    ) -> None:
+        super().__init__()
+        self.buckets = buckets
+        self.table = nn.Embedding(buckets, width)
+        nn.init.zeros_(self.table.weight)
+        self.expand = nn.Linear(width, dim, bias=False)
+        if zero_projection:
+            nn.init.zeros_(self.expand.weight)
+        else:
+            nn.init.orthogonal_(self.expand.weight)
+        self.scale = nn.Parameter(torch.tensor(scale))
+
+    def index(self, inputs: Tensor) -> Tensor:
+        """Bucket of each position, [B, T]."""
+        mixed = torch.bitwise_xor(36313 * inputs[:, 1:], 27191 * inputs[:, :-1])
+        return F.pad(mixed % (self.buckets - 1), (1, 0), value=self.buckets - 1)
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """inputs [B, T] int64 -> [B, T, D]."""
+        return self.expand(self.table(self.index(inputs))) * self.scale
+
+
+class CantorBigram(nn.Module):
+    """Features of (previous a, current b) by Cantor pairing: (s(s+1)/2 + b) mod n, s = a + b.
+
+    The previous id of position 0 counts as 0. Table [n, D], start N(0, std).
+    """
+
+    def __init__(self, *, dim: int, buckets: int, std: float) -> None:
+        super().__init__()
+        self.buckets = buckets
+        self.table = nn.Embedding(buckets, dim)
+        nn.init.normal_(self.table.weight, std=std)
+
+    def index(self, inputs: Tensor) -> Tensor:
+        """Bucket of each position, [B, T]."""
+        s = inputs + F.pad(inputs[:, :-1], (1, 0))
+        return (s * (s + 1) // 2 + inputs) % self.buckets
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        """inputs [B, T] int64 -> [B, T, D]."""
+        return self.table(self.index(inputs))
+
+
+class ValueEmbedding(nn.Module):
+    """A second table of the tokens whose projection is added to the values of some layers (#1243).
+
+    One table [V, width] -> Linear to the width of keys and values, times a learned scalar; each
+    listed layer has a scalar of its own (start 1).
+
+    Args:
+        dim, heads, kv_heads: of the backbone's attention; its values have dim / heads * kv_heads dims.
+        layers: indices of the layers that read it; negative ones count from the end.
+        total_layers: depth of the backbone.
+    """
+
+    def __init__(
+        self,
+        *,
+        vocab_size: int,
+        width: int,
+        dim: int,
+        heads: int,
+        kv_heads: int,
+        layers: list[int],
+        total_layers: int,
+        scale: float,
+        std: float,
+    ) -> None:
+        super().__init__()
+        bad = [i for i in layers if not -total_layers <= i < total_layers]
+        if bad:
+            raise UserError(
+                f"model.value_embedding.layers={list(layers)}: layer {bad[0]} does not exist, the "
+                f"backbone has layers 0..{total_layers - 1}"
+            )
+        self.table = nn.Embedding(vocab_size, width)
+        nn.init.normal_(self.table.weight, std=std)
+        self.expand = nn.Linear(width, dim // heads * kv_heads, bias=False)
+        nn.init.orthogonal_(self.expand.weight)
+        self.scale = nn.Parameter(torch.tensor(scale))
+        self.layers = [i % total_layers for i in layers]
+        self.layer_scales = nn.ParameterList(nn.Parameter(torch.ones(1)) for _ in self.layers)
+
+    def forward(self, inputs: Tensor) -> dict[int, Tensor]:
+        """inputs [B, T] -> what each layer adds to its values, {layer: [B, T, kv width]}."""
+        shared = self.expand(self.table(inputs)) * self.scale
+        return {i: shared * s for i, s in zip(self.layers, self.layer_scales, strict=True)}

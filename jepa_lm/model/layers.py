@@ -1,0 +1,143 @@
+"""Layers shared by the backbones: RMS norm, rotary positions, attention, MLP, smear gate.
+
+Legend: B batch, T positions, D model width, H query heads, K key/value heads, d head width.
+Source: the transformer of parameter-golf submissions #832, #1196, #1243 and #1581.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+FLOAT32_EPS = 1.1920929e-7
+
+
+def rms_norm(x: Tensor, eps: float = FLOAT32_EPS) -> Tensor:
+    """x / sqrt(mean(x^2) + eps) over the last axis, no learned gain; eps is the same in bfloat16."""
+    return F.rms_norm(x, (x.shape[-1],), eps=eps)
+
+
+def rotary_angles(
+    positions: int, rope_dims: int, *, base: float, train_length: int | None, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """Cosines and sines [T, rope_dims/2] of the rotary embedding, float32.
+
+    Past the training length the base grows by (T / train_length)^(n / (n - 2)), n = rope_dims, so
+    that the slowest wave still covers the text once ("NTK-aware" scaling).
+    """
+    if train_length is not None and positions > train_length:
+        base *= (positions / train_length) ** (rope_dims / (rope_dims - 2))
+    exponents = torch.arange(0, rope_dims, 2, dtype=torch.float32, device=device) / rope_dims
+    times = torch.arange(positions, dtype=torch.float32, device=device)
+    angles = torch.outer(times, base**-exponents)
+    return angles.cos(), angles.sin()
+
+
+def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """Rotate the first 2*cos.shape[-1] dims of x [B, H, T, d] by halves; the rest passes through."""
+    half = cos.shape[-1]
+    cos, sin = cos.to(x.dtype), sin.to(x.dtype)
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat((first * cos + second * sin, second * cos - first * sin, rest), dim=-1)
+
+
+def exclude_self(y: Tensor, v: Tensor) -> Tensor:
+    """XSA: take from each head's output its projection on that position's own value.
+
+    Args:
+        y: attention output [B, H, T, d].
+        v: values [B, K, T, d]; query head h reads kv head h // (H / K).
+    """
+    B, H, T, d = y.shape
+    unit = F.normalize(v, dim=-1).unsqueeze(2)  # [B, K, 1, T, d]
+    grouped = y.reshape(B, v.shape[1], H // v.shape[1], T, d)
+    projection = (grouped * unit).sum(-1, keepdim=True) * unit
+    return (grouped - projection).reshape(B, H, T, d)
+
+
+class CausalSelfAttention(nn.Module):
+    """Grouped-query causal attention with normalised queries and keys and a gain per query head.
+
+    Args:
+        dim: model width D. heads: H. kv_heads: K, divides H.
+        rope_dims: how many dims of each head are rotated, 0 for all.
+        rope_base, rope_train_length: see `rotary_angles`.
+        q_gain: start of the learned gain on each query head.
+        exclude_self: subtract the own value's direction from the output (XSA).
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        heads: int,
+        kv_heads: int,
+        rope_dims: int,
+        rope_base: float,
+        rope_train_length: int | None,
+        q_gain: float,
+        exclude_self: bool,
+    ) -> None:
+        super().__init__()
+        self.heads, self.kv_heads, self.head_dim = heads, kv_heads, dim // heads
+        self.rope_dims = rope_dims or self.head_dim
+        self.rope_base, self.rope_train_length = rope_base, rope_train_length
+        self.exclude_self = exclude_self
+        kv_width = kv_heads * self.head_dim
+        self.query = nn.Linear(dim, dim, bias=False)
+        self.key = nn.Linear(dim, kv_width, bias=False)
+        self.value = nn.Linear(dim, kv_width, bias=False)
+        self.out = nn.Linear(dim, dim, bias=False)
+        self.q_gain = nn.Parameter(torch.full((heads,), q_gain))
+
+    def forward(self, x: Tensor, extra_value: Tensor | None = None) -> Tensor:
+        """x [B, T, D], extra_value [B, T, K*d] added to the values -> [B, T, D]."""
+        B, T, D = x.shape
+        value = self.value(x)
+        if extra_value is not None:
+            value = value + extra_value.to(value.dtype)
+        q = self.query(x).view(B, T, self.heads, self.head_dim).transpose(1, 2)
+        k = self.key(x).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
+        v = value.view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
+        cos, sin = rotary_angles(
+            T,
+            self.rope_dims,
+            base=self.rope_base,
+            train_length=self.rope_train_length,
+            device=x.device,
+        )
+        q = apply_rotary(rms_norm(q), cos, sin) * self.q_gain.to(q.dtype)[:, None, None]
+        k = apply_rotary(rms_norm(k), cos, sin)
+        y = F.scaled_dot_product_attention(
+            q, k, v, is_causal=True, enable_gqa=self.kv_heads != self.heads
+        )
+        if self.exclude_self:
+            y = exclude_self(y, v)
+        return self.out(y.transpose(1, 2).reshape(B, T, D))
+
+
+class SquaredReluMLP(nn.Module):
+    """down(act(up(x))) with act(x) = leaky_relu(x, negative_slope)^2; slope 0 is relu^2. No bias."""
+
+    def __init__(self, *, dim: int, hidden: int, negative_slope: float) -> None:
+        super().__init__()
+        self.negative_slope = negative_slope
+        self.up = nn.Linear(dim, hidden, bias=False)
+        self.down = nn.Linear(hidden, dim, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.down(F.leaky_relu(self.up(x), self.negative_slope).square())
+
+
+class SmearGate(nn.Module):
+    """Blend each position with the one before: (1-g) x_t + g x_{t-1}, g = sigmoid(gate), x_{-1} = 0."""
+
+    def __init__(self, *, dim: int) -> None:
+        super().__init__()
+        self.gate = nn.Parameter(torch.zeros(dim))
+
+    def forward(self, x: Tensor) -> Tensor:
+        g = torch.sigmoid(self.gate).to(x.dtype)
+        previous = F.pad(x[:, :-1], (0, 0, 1, 0))
+        return torch.lerp(x, previous, g)

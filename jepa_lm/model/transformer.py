@@ -1,0 +1,137 @@
+"""The U-Net transformer of submissions #832, #1196, #1243 and #1581; each feature is a setting.
+
+Block: x = mix[0] x + mix[1] x0; x += attn_scale * attn(s rms(x)); x += mlp_scale * mlp(s rms(x)),
+s = 1/sqrt(layer + 1) with `ln_scale`, else 1.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from jepa_lm.errors import UserError
+from jepa_lm.model.layers import CausalSelfAttention, SquaredReluMLP, rms_norm
+from jepa_lm.model.unet import UNet
+
+ORTHOGONAL_MIN_SIDE = 64
+"""#832 and #1243 start matrices orthogonal only when both sides are at least this long."""
+
+
+class TransformerBlock(nn.Module):
+    """Attention and MLP with learned per-channel scales; `resid_mix` blends the input back in."""
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        attention: CausalSelfAttention,
+        mlp: SquaredReluMLP,
+        input_scale: float,
+        resid_mix: bool,
+    ) -> None:
+        super().__init__()
+        self.attention, self.mlp, self.input_scale = attention, mlp, input_scale
+        self.attn_scale = nn.Parameter(torch.ones(dim))
+        self.mlp_scale = nn.Parameter(torch.ones(dim))
+        start = torch.stack((torch.ones(dim), torch.zeros(dim)))
+        self.resid_mix = nn.Parameter(start) if resid_mix else None
+
+    def forward(self, x: Tensor, x0: Tensor, extra_value: Tensor | None) -> Tensor:
+        """x, x0 [B, T, D], extra_value [B, T, kv width] or None -> [B, T, D]."""
+        if self.resid_mix is not None:
+            x = self.resid_mix[0] * x + self.resid_mix[1] * x0
+        x = x + self.attn_scale * self.attention(rms_norm(x) * self.input_scale, extra_value)
+        return x + self.mlp_scale * self.mlp(rms_norm(x) * self.input_scale)
+
+
+class Transformer(UNet):
+    """A U-Net of transformer blocks.
+
+    Args:
+        dim: width D. layers: depth. heads: query heads H. kv_heads: K, divides H.
+        mlp_multiple: hidden width of the MLP over D.
+        mlp_negative_slope: of the squared leaky relu; 0 is relu^2.
+        q_gain: start of the gain on each query head.
+        rope_dims: rotated dims of each head, 0 for all. rope_base: of the frequencies.
+        rope_train_length: past this length the base grows; None never scales.
+        xsa_last: how many of the last layers exclude the own value (XSA).
+        ln_scale: scale the normed input of layer l by 1/sqrt(l + 1).
+        resid_mix: blend the embedded input into every block.
+        orthogonal_init: matrices with both sides >= 64 start orthogonal (#832, #1243) instead of
+            with the framework's default. Output projections start at zero in any case.
+
+    Raises:
+        UserError: a width that does not divide, or more XSA layers than layers.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        layers: int,
+        heads: int,
+        kv_heads: int,
+        mlp_multiple: float,
+        mlp_negative_slope: float,
+        q_gain: float,
+        rope_dims: int,
+        rope_base: float,
+        rope_train_length: int | None,
+        xsa_last: int,
+        ln_scale: bool,
+        resid_mix: bool,
+        orthogonal_init: bool,
+    ) -> None:
+        _check_shape(dim, layers, heads, kv_heads, rope_dims, xsa_last)
+
+        def block(i: int) -> TransformerBlock:
+            attention = CausalSelfAttention(
+                dim=dim,
+                heads=heads,
+                kv_heads=kv_heads,
+                rope_dims=rope_dims,
+                rope_base=rope_base,
+                rope_train_length=rope_train_length,
+                q_gain=q_gain,
+                exclude_self=i >= layers - xsa_last,
+            )
+            mlp = SquaredReluMLP(
+                dim=dim, hidden=int(mlp_multiple * dim), negative_slope=mlp_negative_slope
+            )
+            scale = (i + 1) ** -0.5 if ln_scale else 1.0
+            return TransformerBlock(
+                dim=dim, attention=attention, mlp=mlp, input_scale=scale, resid_mix=resid_mix
+            )
+
+        super().__init__(blocks=(block(i) for i in range(layers)), dim=dim)
+        self._initialise(orthogonal_init)
+
+    def _initialise(self, orthogonal: bool) -> None:
+        for module in self.modules():
+            if isinstance(module, nn.Linear) and orthogonal:
+                if min(module.weight.shape) >= ORTHOGONAL_MIN_SIDE:
+                    nn.init.orthogonal_(module.weight)
+        for block in self.blocks:
+            nn.init.zeros_(block.attention.out.weight)
+            nn.init.zeros_(block.mlp.down.weight)
+
+
+def _check_shape(
+    dim: int, layers: int, heads: int, kv_heads: int, rope_dims: int, xsa_last: int
+) -> None:
+    def refuse(key: str, value: int, right: str) -> None:
+        raise UserError(f"model.backbone.{key}={value}: {right}")
+
+    if layers < 1:
+        refuse("layers", layers, "at least 1")
+    if heads < 1 or dim % heads:
+        refuse("heads", heads, f"must divide model.dim={dim}")
+    if kv_heads < 1 or heads % kv_heads:
+        refuse("kv_heads", kv_heads, f"must divide model.backbone.heads={heads}")
+    head_dim = dim // heads
+    rotated = rope_dims or head_dim
+    if rotated % 2 or not 4 <= rotated <= head_dim:
+        right = f"even, 4 to the head width {head_dim} (model.dim / heads); 0 rotates all of it"
+        refuse("rope_dims", rope_dims, right)
+    if not 0 <= xsa_last <= layers:
+        refuse("xsa_last", xsa_last, f"0 to model.backbone.layers={layers}")

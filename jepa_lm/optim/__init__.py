@@ -1,0 +1,1 @@
+"""The optimizer, its routing, the progress clock and the schedules that read it."""

@@ -1,0 +1,52 @@
+"""From the YAML of an optimizer to the optimizer and scheduler of a module."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from torch import nn
+
+from jepa_lm.optim.clock import ProgressClock
+from jepa_lm.optim.muon_adamw import MuonAdamW
+from jepa_lm.optim.routing import freeze, route
+from jepa_lm.optim.schedule import ClockScheduler, Schedule
+
+
+class OptimizerRecipe:
+    """Groups, frozen parameters and schedules.
+
+    Args:
+        groups: routing rules by name, see `route`. freeze: see `freeze`.
+        schedule: `lr`, a factor on every group's lr, and `muon_momentum`, or None to keep the groups'.
+    """
+
+    def __init__(
+        self,
+        *,
+        groups: Mapping[str, Mapping[str, Any]],
+        freeze: Sequence[str],
+        schedule: Mapping[str, Schedule | None],
+    ) -> None:
+        self.groups, self.freeze = groups, freeze
+        self.lr, self.muon_momentum = schedule["lr"], schedule.get("muon_momentum")
+        assert self.lr is not None
+
+    def apply_freeze(self, module: nn.Module) -> list[str]:
+        """Freeze what the recipe lists; returns the names."""
+        return freeze(module, self.freeze)
+
+    def configure(
+        self, module: nn.Module, clock: ProgressClock
+    ) -> tuple[MuonAdamW, ClockScheduler]:
+        """The optimizer over the module's trainable parameters and the scheduler that drives it."""
+        optimizer = MuonAdamW(route(module, self.groups))
+        assert self.lr is not None
+        return optimizer, ClockScheduler(
+            optimizer, clock=clock, lr=self.lr, muon_momentum=self.muon_momentum
+        )
+
+    def phases(self) -> dict[str, Any]:
+        """Every schedule's phases, for `describe=true`."""
+        schedules = {"lr": self.lr, "muon_momentum": self.muon_momentum}
+        return {name: s.phases() for name, s in schedules.items() if s is not None}

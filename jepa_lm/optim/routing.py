@@ -1,0 +1,105 @@
+"""Which optimizer group each parameter belongs to, and which parameters are frozen on purpose.
+
+A parameter's role comes from the type of the module that owns it: `matrix` (weight of a Linear),
+`embedding` (weight of an Embedding), `conv` (of a convolution), `vector` (everything else: gains,
+scales, biases, skip weights). A module may name another role in `parameter_role` (the untied
+output head is `head`). Rules are tried in order and the first that fits takes the parameter.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import nn
+
+from jepa_lm.errors import UserError
+
+ROLES = ("matrix", "embedding", "conv", "head", "vector")
+
+
+def parameter_roles(model: nn.Module) -> dict[str, str]:
+    """Role of every parameter by name; a shared parameter appears once."""
+    roles = {}
+    seen = set()
+    for prefix, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) in seen:
+                continue
+            seen.add(id(parameter))
+            roles[f"{prefix}.{name}" if prefix else name] = _role(module, name)
+    return roles
+
+
+def _role(module: nn.Module, name: str) -> str:
+    if name == "weight":
+        role = getattr(module, "parameter_role", None)
+        if role is not None:
+            return role
+        for kind, role in ((nn.Linear, "matrix"), (nn.Embedding, "embedding"), (nn.Conv1d, "conv")):
+            if isinstance(module, kind):
+                return role
+    return "vector"
+
+
+def matches(entry: str, name: str, role: str) -> bool:
+    """Whether a role or a pattern of names (with * and ?) fits a parameter."""
+    return entry == role or (entry not in ROLES and fnmatchcase(name, entry))
+
+
+def freeze(model: nn.Module, entries: Sequence[str]) -> list[str]:
+    """Stop training every parameter that a role or pattern of `optimizer.freeze` fits.
+
+    Returns:
+        The frozen names, sorted.
+
+    Raises:
+        UserError: an entry fits nothing.
+    """
+    roles = parameter_roles(model)
+    parameters = dict(model.named_parameters())
+    frozen = set()
+    for entry in entries:
+        hit = [name for name, role in roles.items() if matches(entry, name, role)]
+        if not hit:
+            raise UserError(
+                f"optimizer.freeze={entry}: fits no parameter; give a role ({', '.join(ROLES)}) or a "
+                "pattern of names such as bigram.*"
+            )
+        frozen.update(hit)
+    for name in frozen:
+        parameters[name].requires_grad_(False)
+    return sorted(frozen)
+
+
+def route(
+    model: nn.Module, rules: Mapping[str, Mapping[str, Any]]
+) -> list[dict[str, Any]]:
+    """Optimizer groups: each rule's settings with `name` and `params`; empty groups are left out.
+
+    Args:
+        rules: by group name: `match` (roles and name patterns) and the group's settings.
+
+    Raises:
+        UserError: a trainable parameter that no rule takes.
+    """
+    roles = parameter_roles(model)
+    parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
+    taken: dict[str, list[str]] = {group: [] for group in rules}
+    for name in parameters:
+        for group, rule in rules.items():
+            if any(matches(entry, name, roles[name]) for entry in rule["match"]):
+                taken[group].append(name)
+                break
+        else:
+            raise UserError(
+                f"optimizer.groups: no group takes {name} (role {roles[name]}); add its role to a "
+                "group's match, or list it in optimizer.freeze to leave it at its start"
+            )
+    return [
+        {**{k: v for k, v in rule.items() if k != "match"}}
+        | {"name": group, "params": [parameters[name] for name in taken[group]]}
+        for group, rule in rules.items()
+        if taken[group]
+    ]

@@ -1,0 +1,1 @@
+"""Number formats and the policy that assigns them; the model never knows."""

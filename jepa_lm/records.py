@@ -1,0 +1,60 @@
+"""What every run writes down about itself: summary.json and its parts."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+import subprocess
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import jepa_lm
+
+PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "sentencepiece", "numpy")
+NOT_HASHED = {"paths", "ckpt_path", "callbacks", "logger", "task_name", "tags", "describe"}
+"""Where and how a run is watched does not change what it computes."""
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON under its final name only when it is complete."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    temporary.write_text(json.dumps(value, indent=2, sort_keys=False) + "\n")
+    temporary.replace(path)
+
+
+def config_hash(config: dict[str, Any]) -> str:
+    """Equal for runs that compute the same."""
+    relevant = {key: value for key, value in config.items() if key not in NOT_HASHED}
+    relevant["data"] = {k: v for k, v in config["data"].items() if k != "cache_dir"}
+    relevant["trainer"] = {k: v for k, v in config["trainer"].items() if k != "default_root_dir"}
+    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def git_state() -> dict[str, Any]:
+    """Commit of the source and whether it was changed since; None where there is no repository."""
+    folder = Path(jepa_lm.__file__).parent
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(
+                ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10
+            )
+        except (OSError, subprocess.TimeoutExpired):
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    changes = git("status", "--porcelain", "--untracked-files=no")
+    return {"commit": git("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
+
+
+def versions() -> dict[str, str]:
+    """Of Python and of the packages that decide results."""
+    found = {"python": platform.python_version(), "jepa_lm": jepa_lm.__version__}
+    for package in PACKAGES:
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            found[package] = "not installed as a package"
+    return found

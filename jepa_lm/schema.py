@@ -1,0 +1,98 @@
+"""The typed skeletons of train.yaml, eval.yaml and export.yaml: Hydra refuses other keys and types.
+
+Groups are `Any` here; `jepa_lm.config` checks them against the classes that they name.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from omegaconf import MISSING
+
+
+@dataclass
+class Sampling:
+    """Words on screen after training."""
+
+    prompt: str | None = MISSING
+    tokens: int = MISSING
+    temperature: float = MISSING
+    seed: int = MISSING
+
+
+@dataclass
+class Paths:
+    """Folders. `run_dir` is where a run writes, `cache` where prepared data is kept."""
+
+    run_dir: str = MISSING
+    cache: str = "~/.cache/jepa_lm"
+
+
+@dataclass
+class TrainConfig:
+    """train.py"""
+
+    data: Any = MISSING
+    model: Any = MISSING
+    jepa: Any = MISSING
+    optimizer: Any = MISSING
+    quantization: Any = MISSING
+    trainer: Any = MISSING
+    callbacks: Any = MISSING
+    logger: Any = MISSING
+    task_name: str = MISSING
+    tags: list[str] = MISSING
+    seed: int = MISSING
+    ckpt_path: str | None = MISSING
+    compile: bool = MISSING
+    ce_weight: float = MISSING
+    describe: bool = MISSING
+    sample: bool = MISSING
+    sampling: Sampling = field(default_factory=Sampling)
+    paths: Paths = field(default_factory=Paths)
+
+
+@dataclass
+class Evaluation:
+    """How a text is cut into windows, and what is reported beside the score."""
+
+    protocol: str = MISSING
+    seq_len: int | None = MISSING
+    batch_tokens: int | None = MISSING
+    precision: str | None = MISSING
+    audit: bool = MISSING
+    baselines: bool = MISSING
+    baseline_bytes: int = MISSING
+
+
+@dataclass
+class EvalConfig:
+    """eval.py"""
+
+    eval: Evaluation = field(default_factory=Evaluation)
+    task_name: str = MISSING
+    ckpt_path: str | None = MISSING
+    artifact_path: str | None = MISSING
+    device: str = MISSING
+    paths: Paths = field(default_factory=Paths)
+
+
+@dataclass
+class ExportConfig:
+    """export.py"""
+
+    quantization: Any = None
+    task_name: str = MISSING
+    ckpt_path: str = MISSING
+    cap_bytes: int = MISSING
+    paths: Paths = field(default_factory=Paths)
+
+
+def register() -> None:
+    """Make the skeletons known to Hydra."""
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=TrainConfig)
+    store.store(name="eval_schema", node=EvalConfig)
+    store.store(name="export_schema", node=ExportConfig)

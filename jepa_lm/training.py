@@ -1,0 +1,224 @@
+"""train(cfg): from a composed config to a trained model, its records and a few words of text."""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+import warnings
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from hydra.utils import instantiate
+from omegaconf import DictConfig
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+
+from jepa_lm.checkpoint import find_checkpoint, read_checkpoint
+from jepa_lm.config import check, resolve
+from jepa_lm.data.datamodule import TokenDataModule
+from jepa_lm.describe import describe
+from jepa_lm.errors import UserError
+from jepa_lm.lit import LanguageModelTask
+from jepa_lm.optim.clock import ProgressClock
+from jepa_lm.precision import resolve_precision
+from jepa_lm.records import config_hash, git_state, versions, write_json
+from jepa_lm.sampling import sample_text
+
+ERR = Console(stderr=True, highlight=False)
+OUT = Console(highlight=False)
+
+
+def train(cfg: DictConfig) -> float | None:
+    """Train, validate, checkpoint and write summary.json.
+
+    Returns:
+        The validation's bits per byte, which a sweep can optimize; None for `describe=true`.
+
+    Raises:
+        UserError: anything in the config or the data that a user can mend.
+    """
+    config = resolve(cfg)
+    check(config)
+    _quiet_lightning()
+    budget = config["trainer"]
+    budget["precision"] = resolve_precision(budget["precision"], budget["accelerator"])
+    pl.seed_everything(config["seed"], workers=True, verbose=False)
+    resume = find_checkpoint(config["ckpt_path"]) if config["ckpt_path"] else None
+    clock = ProgressClock(max_steps=budget["max_steps"], max_time=budget["max_time"])
+    task = LanguageModelTask(config, clock)
+    about = describe(task)
+    if config["describe"]:
+        print(json.dumps(about, indent=2))
+        return None
+    if resume is not None:
+        _check_resumable(resume, config)
+    run_dir = Path(config["paths"]["run_dir"])
+    run_dir.mkdir(parents=True, exist_ok=True)
+    data: TokenDataModule = instantiate(config["data"], _convert_="all")
+    data.prepare_data()  # before the trainer: an error in the data comes before anything is started
+    data.setup()
+    trainer = _trainer(config)
+    data.micro_batch_tokens(trainer.world_size, trainer.accumulate_grad_batches)
+    if trainer.is_global_zero:
+        _announce(config, about, resume)
+    for logger in trainer.loggers:
+        logger.log_hyperparams(config)
+    status = _fit(trainer, task, data, resume, run_dir)
+    score = task.last_score
+    if trainer.is_global_zero:
+        summary = _summary(trainer, task, config, status, about)
+        write_json(run_dir / "summary.json", summary)
+        _report(summary, run_dir)
+        if config["sample"] and status == "finished":
+            _show_sample(task, data, config)
+    if status == "interrupted":
+        raise KeyboardInterrupt
+    return None if score is None else score.bpb
+
+
+def _fit(
+    trainer: pl.Trainer,
+    task: LanguageModelTask,
+    data: TokenDataModule,
+    resume: Path | None,
+    run_dir: Path,
+) -> str:
+    """Run the trainer; returns `finished` or `interrupted`. A failure is recorded and raised."""
+    try:
+        trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
+    except SystemExit:  # Lightning's way to end after Ctrl-C
+        return "interrupted"
+    except Exception as error:
+        if trainer.is_global_zero:
+            write_json(run_dir / "summary.json", {"status": "failed", "error": str(error)})
+        raise
+    if task.last_score is None:  # the restored run had used up its budget
+        trainer.validate(task, datamodule=data, verbose=False)
+    trainer.save_checkpoint(run_dir / "checkpoints" / "last.ckpt")
+    return "finished"
+
+
+def _trainer(config: dict[str, Any]) -> pl.Trainer:
+    """Lightning's Trainer; our own settings are taken out or translated."""
+    settings = dict(config["trainer"])
+    settings.pop("max_time")
+    settings["max_steps"] = settings["max_steps"] or -1
+    every = settings.pop("val_check_interval")
+    if every is not None:
+        # Lightning counts micro-batches; a user means optimizer steps.
+        settings["val_check_interval"] = every * settings["accumulate_grad_batches"]
+        settings["check_val_every_n_epoch"] = None
+    try:
+        return instantiate(
+            settings,
+            max_epochs=-1,
+            num_sanity_val_steps=0,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            callbacks=[instantiate(c) for c in config["callbacks"].values()],
+            logger=[instantiate(x) for x in config["logger"].values()],
+        )
+    except Exception as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, pl.utilities.exceptions.MisconfigurationException):
+            raise UserError(f"trainer: {' '.join(str(cause).split())}") from error
+        raise
+
+
+def _check_resumable(resume: Path, config: dict[str, Any]) -> None:
+    """Refuse to continue a run of another model with these settings."""
+    before = read_checkpoint(resume)["hyper_parameters"]["config"]["model"]
+    changed = sorted(
+        key
+        for key in before.keys() | config["model"].keys()
+        if before.get(key) != config["model"].get(key)
+    )
+    if changed:
+        raise UserError(
+            f"ckpt_path={resume}: was trained with another model.{changed[0]} "
+            f"({before.get(changed[0])}, now {config['model'].get(changed[0])}); resume with the "
+            "settings of that run"
+        )
+
+
+def _quiet_lightning() -> None:
+    """What Lightning says at a start is not about the user's run."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for about in (".*does not have many workers.*", ".*LeafSpec.*", ".*checkpoint directory.*"):
+        warnings.filterwarnings("ignore", about)
+
+
+def _announce(config: dict[str, Any], about: dict[str, Any], resume: Path | None) -> None:
+    budget = {k: v for k, v in about["budget"].items() if v is not None}
+    limit = " or ".join(f"{v} {'seconds' if k == 'max_time' else 'steps'}" for k, v in budget.items())
+    frozen = about["optimizer"]["frozen"]
+    lines = [
+        f"{about['parameters']['shipped']:,} parameters that ship, "
+        f"{about['parameters']['training_only']:,} for training only",
+        f"{about['tokens_per_step']:,} tokens a step in sequences of {config['data']['seq_len']}, "
+        f"{config['trainer']['precision']}, for {limit}",
+    ]
+    if frozen:
+        lines.append(f"frozen on purpose: {', '.join(frozen)}")
+    if resume is not None:
+        lines.append(f"continues {resume}")
+    ERR.print(Panel("\n".join(lines), title=config["task_name"], expand=False))
+
+
+def _summary(
+    trainer: pl.Trainer,
+    task: LanguageModelTask,
+    config: dict[str, Any],
+    status: str,
+    about: dict[str, Any],
+) -> dict[str, Any]:
+    """The contents of summary.json."""
+    assert task.clock is not None
+    seconds = task.clock.elapsed
+    tokens = trainer.global_step * config["data"]["batch_tokens"]
+    score = task.last_score
+    return {
+        "status": status,
+        "seed": config["seed"],
+        "steps": trainer.global_step,
+        "tokens": tokens,
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds if seconds else None,
+        "parameters": about["parameters"],
+        "val": None if score is None else {**score.as_dict(), "weights": "raw"},
+        "jepa": {},
+        "frozen": task.frozen,
+        "precision": config["trainer"]["precision"],
+        "config_hash": config_hash(config),
+        "git": git_state(),
+        "versions": versions(),
+        "compiled": config["compile"],
+        "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _report(summary: dict[str, Any], run_dir: Path) -> None:
+    table = Table(title=f"training {summary['status']}", show_header=False)
+    table.add_row("steps", f"{summary['steps']:,}")
+    table.add_row("tokens", f"{summary['tokens']:,}")
+    table.add_row("seconds of training", f"{summary['seconds']:.1f}")
+    if summary["val"] is not None:
+        table.add_row("validation, nats per token", f"{summary['val']['nll']:.4f}")
+        table.add_row("validation, bits per byte", f"{summary['val']['bpb']:.4f}")
+    table.add_row("run folder", str(run_dir))
+    OUT.print(table)
+
+
+def _show_sample(task: LanguageModelTask, data: TokenDataModule, config: dict[str, Any]) -> None:
+    with torch.random.fork_rng():
+        text = sample_text(
+            task.model, data.tokenizer, context=config["data"]["seq_len"], **config["sampling"]
+        )
+    OUT.print(Panel(text.strip(), title="what the model writes", width=100))
+
+

@@ -1,0 +1,179 @@
+"""A Hugging Face hub on 127.0.0.1 for tests: one dataset repo, served from a dict of files.
+
+It speaks what huggingface_hub asks for: the recursive tree listing, in pages joined by Link
+headers, and HEAD and GET of resolve URLs. Large (LFS) files are redirected to a second URL, as the
+hub redirects to its CDN, and every GET of content understands Range. Faults can be set per path.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from threading import Thread
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+COMMIT = "0123456789abcdef0123456789abcdef01234567"
+
+
+@dataclass
+class Request:
+    """One request as the server saw it; `sent` counts the body's bytes."""
+
+    method: str
+    path: str
+    range: str | None
+    sent: int = 0
+
+
+@dataclass
+class HubServer:
+    """Use as a context manager; `url` is the endpoint. The fields can be changed while it runs.
+
+    Args:
+        files: path in the repo to content.
+        lfs: whether the listing gives a sha256 and content comes from the CDN path.
+        page_size: entries per page of the listing.
+        cuts: path to byte counts; each GET of content takes the next one and is cut after it.
+        instead: path to the content to serve in place of what the listing describes.
+        ignore_range: answer 200 with everything, as some proxies do.
+        statuses: path to status codes; each GET of the path takes the next one.
+    """
+
+    files: dict[str, bytes]
+    repo_id: str = "willdepueoai/parameter-golf"
+    lfs: bool = True
+    page_size: int = 1000
+    cuts: dict[str, list[int]] = field(default_factory=dict)
+    instead: dict[str, bytes] = field(default_factory=dict)
+    ignore_range: bool = False
+    statuses: dict[str, list[int]] = field(default_factory=dict)
+    requests: list[Request] = field(default_factory=list)
+
+    def __enter__(self) -> HubServer:
+        hub = self
+
+        class Handler(_Handler):
+            server_hub = hub
+
+        self._server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        # The poll interval is what closing the server waits for.
+        self._thread = Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._server.shutdown()
+        self._server.server_close()
+        self._thread.join()
+
+    def downloads(self, path: str) -> list[Request]:
+        """The GETs that carried content of a file, in order."""
+        content = (f"/cdn/{path}", f"/datasets/{self.repo_id}/resolve/main/{path}")
+        return [r for r in self.requests if r.method == "GET" and r.path in content and r.sent]
+
+
+class _Handler(BaseHTTPRequestHandler):
+    server_hub: HubServer
+    protocol_version = "HTTP/1.1"
+
+    def do_HEAD(self) -> None:
+        self._answer()
+
+    def do_GET(self) -> None:
+        self._answer()
+
+    def _answer(self) -> None:
+        hub = self.server_hub
+        url = urlsplit(self.path)
+        path = unquote(url.path)
+        self.seen = Request(self.command, path, self.headers.get("Range"))
+        hub.requests.append(self.seen)
+        tree = f"/api/datasets/{hub.repo_id}/tree/main"
+        resolve = f"/datasets/{hub.repo_id}/resolve/main/"
+        if path.startswith(tree):
+            self._tree(path.removeprefix(tree).strip("/"), parse_qs(url.query))
+        elif path.startswith(resolve):
+            self._content(path.removeprefix(resolve), direct=not hub.lfs)
+        elif path.startswith("/cdn/"):
+            self._content(path.removeprefix("/cdn/"), direct=True)
+        else:
+            self._send(404, b"nothing here")
+
+    def _tree(self, root: str, query: dict[str, list[str]]) -> None:
+        hub = self.server_hub
+        paths = sorted(path for path in hub.files if path.startswith(root + "/") or not root)
+        if not paths:
+            self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
+            return
+        entries = [{"type": "directory", "path": root, "size": 0, "oid": "0" * 40}]
+        entries += [self._entry(path) for path in paths]
+        start = int(query.get("cursor", ["0"])[0])
+        headers = {"Content-Type": "application/json"}
+        if start + hub.page_size < len(entries):
+            address = f"{hub.url}{urlsplit(self.path).path}"
+            following = f"{address}?recursive=true&cursor={start + hub.page_size}"
+            headers["Link"] = f'<{following}>; rel="next"'
+        page = entries[start : start + hub.page_size]
+        self._send(200, json.dumps(page).encode(), headers)
+
+    def _entry(self, path: str) -> dict[str, object]:
+        content = self.server_hub.files[path]
+        blob = hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+        entry: dict[str, object] = {"type": "file", "path": path, "size": len(content), "oid": blob}
+        if self.server_hub.lfs:
+            sha256 = hashlib.sha256(content).hexdigest()
+            entry["lfs"] = {"oid": sha256, "size": len(content), "pointerSize": 134}
+        return entry
+
+    def _content(self, path: str, *, direct: bool) -> None:
+        hub = self.server_hub
+        if path not in hub.files:
+            self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
+            return
+        if self.command == "GET" and hub.statuses.get(path):
+            self._send(hub.statuses[path].pop(0), b"busy")
+            return
+        listed = hub.files[path]
+        etag = f'"{hashlib.sha256(listed).hexdigest()}"'
+        headers = {"ETag": etag, "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        if not direct:
+            headers |= {"X-Linked-Etag": etag, "X-Linked-Size": str(len(listed))}
+            headers["Location"] = f"{hub.url}/cdn/{quote(path)}"
+            self._send(302, b"", headers)
+            return
+        content = hub.instead.get(path, listed)
+        status, start = 200, 0
+        if self.seen.range and not hub.ignore_range:
+            start = int(self.seen.range.removeprefix("bytes=").removesuffix("-"))
+            if start >= len(content):
+                self._send(416, b"", {"Content-Range": f"bytes */{len(content)}"})
+                return
+            status = 206
+            headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        cuts = hub.cuts.get(path) if self.command == "GET" else None
+        self._send(status, content[start:], headers, cut_after=cuts.pop(0) if cuts else None)
+
+    def _send(
+        self,
+        status: int,
+        body: bytes,
+        headers: dict[str, str] | None = None,
+        cut_after: int | None = None,
+    ) -> None:
+        """Answer, and close: a kept connection would still be served after the server is gone."""
+        self.send_response(status)
+        for name, value in (headers or {}).items():
+            self.send_header(name, value)
+        self.send_header("Content-Length", str(len(body)))
+        self.send_header("Connection", "close")
+        self.end_headers()
+        if self.command == "GET":
+            sent = body if cut_after is None else body[:cut_after]
+            self.seen.sent = len(sent)  # before the client can act on it
+            self.wfile.write(sent)
+
+    def log_message(self, *args: object) -> None:
+        """Keep the tests' output quiet; `requests` has it all."""

@@ -1,0 +1,376 @@
+"""download_shards against a hub on the loopback interface: what arrives, and what was asked for."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hub_server import HubServer
+
+from jepa_lm.data import download
+from jepa_lm.data.download import Downloaded, download_shards
+from jepa_lm.data.shards import HEADER_BYTES, ShardWriter, open_shard
+from jepa_lm.errors import UserError
+
+FOLDER = "datasets/datasets/fineweb10B_sp1024"
+TRAIN = [f"{FOLDER}/fineweb_train_{i:06d}.bin" for i in range(3)]
+VAL = f"{FOLDER}/fineweb_val_000000.bin"
+TOKENIZER = "datasets/tokenizers/fineweb_1024_bpe.model"
+TOKENS = 200_000
+
+
+def shard(path: Path, seed: int) -> bytes:
+    with ShardWriter(path) as writer:
+        writer.write(np.random.default_rng(seed).integers(0, 1024, TOKENS))
+    return path.read_bytes()
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    scratch = tmp_path_factory.mktemp("shards") / "shard.bin"
+    shards = {path: shard(scratch, seed) for seed, path in enumerate([*TRAIN, VAL])}
+    other = "datasets/datasets/fineweb10B_byte260"
+    return shards | {
+        f"{other}/fineweb_train_000000.bin": shards[VAL],
+        f"{other}/fineweb_val_000000.bin": shards[VAL],
+        TOKENIZER: b"a sentencepiece model",
+        "datasets/manifest.json": b"{}",
+    }
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(download, "BACKOFF_SECONDS", 0.0)
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    # Otherwise the client asks the real hub for a list to complete its user agent.
+    monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
+
+
+@pytest.fixture
+def hub(files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
+    with HubServer(dict(files)) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        yield server
+
+
+Fetch = Callable[..., Downloaded]
+
+
+@pytest.fixture
+def fetch(tmp_path: Path) -> Fetch:
+    def call(**changes: Any) -> Downloaded:
+        settings = {
+            "folder": "fineweb10B_sp1024",
+            "destination": tmp_path / "shards",
+            "train_shards": 2,
+            "tokenizer_file": "fineweb_1024_bpe.model",
+        }
+        return download_shards(**(settings | changes))
+
+    return call
+
+
+def refused(fetch: Fetch, **changes: Any) -> str:
+    """The message of the UserError, which must be a single line."""
+    with pytest.raises(UserError) as caught:
+        fetch(**changes)
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def test_files_arrive_identical_and_only_the_wanted_ones(
+    hub: HubServer, fetch: Fetch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    got = fetch()
+    destination = tmp_path / "shards"
+    assert got.train == [destination / path for path in TRAIN[:2]]
+    assert got.val == [destination / VAL]
+    assert got.tokenizer == destination / TOKENIZER
+    for path in [*TRAIN[:2], VAL, TOKENIZER]:
+        assert (destination / path).read_bytes() == hub.files[path]
+    assert hub.downloads(TRAIN[2]) == []
+    assert len(open_shard(got.train[0])) == TOKENS
+    assert not list(destination.rglob("*.incomplete"))
+    output = capfd.readouterr()
+    assert output.out == ""
+    assert "fineweb_train_000000.bin" in output.err
+
+
+def test_listing_in_pages_without_lfs_and_without_tokenizer(hub: HubServer, fetch: Fetch) -> None:
+    hub.lfs, hub.page_size = False, 2
+    got = fetch(folder="fineweb10B_byte260", train_shards=1, tokenizer_file=None)
+    assert got.tokenizer is None
+    assert [path.name for path in got.train] == ["fineweb_train_000000.bin"]
+    assert sum("/tree/" in request.path for request in hub.requests) > 1
+
+
+def test_a_cut_download_asks_only_for_the_rest(hub: HubServer, fetch: Fetch) -> None:
+    hub.cuts[TRAIN[0]] = [150_000, 100_000]
+    got = fetch()
+    assert got.train[0].read_bytes() == hub.files[TRAIN[0]]
+    seen = hub.downloads(TRAIN[0])
+    assert [request.range for request in seen] == [None, "bytes=150000-", "bytes=250000-"]
+    assert sum(request.sent for request in seen) == len(hub.files[TRAIN[0]])
+
+
+def test_a_second_call_resumes_what_the_first_gave_up(
+    hub: HubServer, fetch: Fetch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(download, "ATTEMPTS", 2)
+    hub.cuts[TRAIN[1]] = [150_000, 0, 0]
+    message = refused(fetch)
+    assert "fineweb_train_000001.bin" in message
+    assert f"150000 of {len(hub.files[TRAIN[1]])} bytes" in message
+    got = fetch()
+    assert got.train[1].read_bytes() == hub.files[TRAIN[1]]
+    seen = hub.downloads(TRAIN[1])
+    assert [request.range for request in seen] == [None, "bytes=150000-"]
+    assert sum(request.sent for request in seen) == len(hub.files[TRAIN[1]])
+    assert len(hub.downloads(TRAIN[0])) == 1, "what was complete is not fetched again"
+
+
+def test_another_process_resumes(hub: HubServer, fetch: Fetch, tmp_path: Path) -> None:
+    hub.cuts[TRAIN[0]] = [150_000]
+    code = (
+        "import os\n"
+        "from pathlib import Path\n"
+        "from jepa_lm.data import download\n"
+        "download.time.sleep = lambda seconds: os._exit(9)  # killed after the connection broke\n"
+        "download.download_shards(folder='fineweb10B_sp1024', destination=Path('shards'),\n"
+        "                         train_shards=2, tokenizer_file=None)\n"
+    )
+    root = str(Path(download.__file__).parents[2])
+    env = os.environ | {"PYTHONPATH": root, "HF_HUB_DISABLE_TELEMETRY": "1"}
+    killed = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, check=False)
+    assert killed.returncode == 9
+    got = fetch()
+    assert got.train[0].read_bytes() == hub.files[TRAIN[0]]
+    assert [r.range for r in hub.downloads(TRAIN[0])] == [None, "bytes=150000-"]
+
+
+def test_a_server_that_ignores_ranges_or_is_busy_still_gives_the_file(
+    hub: HubServer, fetch: Fetch
+) -> None:
+    hub.cuts[TRAIN[0]] = [150_000]
+    hub.ignore_range = True
+    hub.statuses[VAL] = [503, 429]
+    got = fetch()
+    assert got.train[0].read_bytes() == hub.files[TRAIN[0]]
+    assert got.val[0].read_bytes() == hub.files[VAL]
+
+
+def test_once_verified_nothing_is_asked_for_or_hashed(
+    hub: HubServer, fetch: Fetch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first = fetch()
+    hub.requests.clear()
+    monkeypatch.setattr(download.hashlib, "file_digest", None)
+    assert fetch() == first
+    assert fetch(train_shards=1).train == first.train[:1]
+    assert hub.requests == []
+
+
+def test_the_cached_path_does_not_import_the_hub_client(
+    hub: HubServer, fetch: Fetch, tmp_path: Path
+) -> None:
+    fetch()
+    code = (
+        "import sys\n"
+        "from pathlib import Path\n"
+        "from jepa_lm.data.download import download_shards\n"
+        "download_shards(folder='fineweb10B_sp1024', destination=Path('shards'), train_shards=2,\n"
+        "                tokenizer_file='fineweb_1024_bpe.model')\n"
+        "assert 'huggingface_hub' not in sys.modules\n"
+    )
+    env = os.environ | {"PYTHONPATH": str(Path(download.__file__).parents[2])}
+    subprocess.run([sys.executable, "-c", code], cwd=tmp_path, env=env, check=True)
+
+
+def test_a_file_already_there_is_verified_and_kept(
+    hub: HubServer, fetch: Fetch, tmp_path: Path
+) -> None:
+    mine = tmp_path / "shards" / TRAIN[0]
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(hub.files[TRAIN[0]])
+    fetch()
+    assert hub.downloads(TRAIN[0]) == []
+    (tmp_path / "shards/downloads.json").write_text("{damaged")
+    hub.requests.clear()
+    fetch()
+    assert not any(hub.downloads(path) for path in hub.files)
+
+
+def test_a_file_changed_after_verification_is_noticed(
+    hub: HubServer, fetch: Fetch, tmp_path: Path
+) -> None:
+    got = fetch()
+    with open(got.train[0], "r+b") as file:
+        file.truncate(5000)
+    assert "truncated" in refused(fetch)
+    assert fetch() == got
+    assert got.train[0].read_bytes() == hub.files[TRAIN[0]]
+
+
+def test_more_shards_later_fetches_only_the_new_one(hub: HubServer, fetch: Fetch) -> None:
+    fetch()
+    hub.requests.clear()
+    assert len(fetch(train_shards=3).train) == 3
+    assert [path for path in hub.files if hub.downloads(path)] == [TRAIN[2]]
+
+
+def published_truncated(content: bytes) -> bytes:
+    return content[:-1000]
+
+
+def published_with_bad_header(content: bytes) -> bytes:
+    return bytes(HEADER_BYTES) + content[HEADER_BYTES:]
+
+
+@pytest.mark.parametrize(
+    ("spoil", "problem"),
+    [(published_truncated, "truncated"), (published_with_bad_header, "bad header")],
+)
+def test_a_broken_published_shard_is_deleted(
+    hub: HubServer,
+    fetch: Fetch,
+    tmp_path: Path,
+    spoil: Callable[[bytes], bytes],
+    problem: str,
+) -> None:
+    hub.files[TRAIN[1]] = spoil(hub.files[TRAIN[1]])
+    message = refused(fetch)
+    assert problem in message
+    assert "fineweb_train_000001.bin" in message
+    assert not (tmp_path / "shards" / TRAIN[1]).exists()
+
+
+def test_content_that_differs_from_the_published_hash_is_deleted(
+    hub: HubServer, fetch: Fetch, tmp_path: Path
+) -> None:
+    content = bytearray(hub.files[TRAIN[0]])
+    content[-1] ^= 1
+    hub.instead[TRAIN[0]] = bytes(content)
+    message = refused(fetch)
+    assert "sha256" in message
+    assert "fineweb_train_000000.bin" in message
+    assert not (tmp_path / "shards" / TRAIN[0]).exists()
+    hub.instead.clear()
+    fetch()
+
+
+@pytest.mark.parametrize("change", [-1000, 1000])
+def test_content_of_another_length_than_listed(
+    hub: HubServer, fetch: Fetch, tmp_path: Path, change: int
+) -> None:
+    content = hub.files[TRAIN[0]]
+    hub.instead[TRAIN[0]] = (content + bytes(1000))[: len(content) + change]
+    message = refused(fetch)
+    assert "fineweb_train_000000.bin" in message
+    assert "fewer than" in message or "too long" in message
+    assert not list((tmp_path / "shards").rglob("fineweb_train_000000.bin*"))
+    hub.instead.clear()
+    assert fetch().train[0].read_bytes() == content
+
+
+def test_a_tokenizer_without_published_hash_is_checked_by_size(
+    hub: HubServer, fetch: Fetch, tmp_path: Path
+) -> None:
+    hub.lfs = False
+    hub.instead[TOKENIZER] = hub.files[TOKENIZER] + b"!"
+    assert "its listing says 21" in refused(fetch)
+    assert not (tmp_path / "shards" / TOKENIZER).exists()
+
+
+def test_unknown_folder_lists_the_available(hub: HubServer, fetch: Fetch) -> None:
+    message = refused(fetch, folder="fineweb10B_sp999")
+    assert "data.corpus.folder=fineweb10B_sp999" in message
+    assert "fineweb10B_byte260, fineweb10B_sp1024" in message
+
+
+def test_a_folder_name_found_twice_needs_more_of_its_path(hub: HubServer, fetch: Fetch) -> None:
+    old = "datasets/old/fineweb10B_sp1024"
+    hub.files |= {path.replace(FOLDER, old): hub.files[path] for path in [*TRAIN, VAL]}
+    assert f"{FOLDER}, {old}" in refused(fetch)
+    assert old in str(fetch(folder="old/fineweb10B_sp1024").train[0])
+
+
+@pytest.mark.parametrize("train_shards", [4, 0])
+def test_more_training_shards_than_published(
+    hub: HubServer, fetch: Fetch, train_shards: int
+) -> None:
+    message = refused(fetch, train_shards=train_shards)
+    assert f"data.corpus.train_shards={train_shards}" in message
+    assert "3 training shards" in message
+
+
+def test_no_validation_shards_and_no_such_tokenizer(hub: HubServer, fetch: Fetch) -> None:
+    assert "fineweb_1024_bpe.model" in refused(fetch, tokenizer_file="absent.model")
+    del hub.files[VAL]
+    assert "no validation shards" in refused(fetch)
+
+
+def test_server_gone(
+    files: dict[str, bytes], fetch: Fetch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with HubServer(dict(files)) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+    message = refused(fetch)
+    assert server.url in message
+    assert "data.path=FOLDER" in message
+
+
+@pytest.mark.parametrize("endpoint", ["nowhere", "http://[nowhere", "http://127.0.0.1:port"])
+def test_malformed_endpoint(fetch: Fetch, monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
+    monkeypatch.setenv("HF_ENDPOINT", endpoint)
+    assert f"at {endpoint}" in refused(fetch)
+
+
+def test_server_gone_but_everything_is_there(
+    files: dict[str, bytes], fetch: Fetch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with HubServer(dict(files)) as server:
+        monkeypatch.setenv("HF_ENDPOINT", server.url)
+        first = fetch()
+    assert fetch() == first
+    assert server.url in refused(fetch, train_shards=3)
+
+
+def test_unknown_root_and_malformed_repo(hub: HubServer, fetch: Fetch) -> None:
+    assert "data.path=FOLDER" in refused(fetch, root="elsewhere")
+    assert "cannot list" in refused(fetch, repo_id="not/a/repo")
+
+
+def test_a_file_refused_by_the_hub_is_not_asked_for_again(hub: HubServer, fetch: Fetch) -> None:
+    hub.statuses[TRAIN[0]] = [403, 403]
+    assert "403" in refused(fetch)
+    assert len(hub.statuses[TRAIN[0]]) == 1
+
+
+def test_destination_that_cannot_be_written(hub: HubServer, fetch: Fetch, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "cannot write" in refused(fetch, destination=tmp_path / "file")
+
+
+@pytest.mark.parametrize("escape", ["../../", "/", "..\\..\\", "C:\\"])
+def test_paths_never_leave_the_destination(
+    hub: HubServer,
+    fetch: Fetch,
+    tmp_path: Path,
+    escape: str,
+) -> None:
+    folder = f"{escape}{tmp_path.name}/evil"
+    hub.files |= {
+        f"{folder}/fineweb_train_000000.bin": hub.files[VAL],
+        f"{folder}/fineweb_val_000000.bin": hub.files[VAL],
+    }
+    message = refused(fetch, folder="evil", train_shards=1, tokenizer_file=None, root="")
+    assert "unsafe path" in message
+    assert not list(tmp_path.rglob("*evil*"))
