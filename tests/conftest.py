@@ -1,0 +1,120 @@
+"""Shared fixtures: composed configs, one prepared cache, one small corpus, one tiny trained run."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+os.environ.setdefault("WANDB_MODE", "offline")
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import hydra
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+from jepa_lm import schema
+from jepa_lm.cli import CONF
+from jepa_lm.data.corpora import Austen
+
+REPO = Path(__file__).resolve().parent.parent
+SMALL = (
+    "data=text",
+    "data.tokenizer.vocab_size=320",
+    "data.seq_len=32",
+    "data.batch_tokens=256",
+    "data.val_batch_tokens=512",
+    "model.dim=64",
+    "model.backbone.layers=3",
+    "model.backbone.heads=4",
+    "model.backbone.kv_heads=2",
+    "model.bigram.buckets=128",
+    "trainer.precision=32-true",
+    "trainer.max_steps=6",
+    "trainer.log_every_n_steps=2",
+    "callbacks.checkpoint.every_n_train_steps=3",
+    "sample=false",
+)
+"""A run of a second or two on a small text."""
+
+torch.set_num_threads(1)
+schema.register()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One cache of prepared data for all tests, and for all workers."""
+    base = tmp_path_factory.getbasetemp()
+    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+    folder = shared / "cache"
+    os.environ["JEPA_LM_CACHE"] = str(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def small_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """About 60 kB of real English."""
+    path = tmp_path_factory.mktemp("text") / "emma.txt"
+    blocks = Austen().blocks("train")
+    path.write_text("".join(next(blocks).text for _ in range(4))[:60_000])
+    return path
+
+
+Compose = Callable[..., DictConfig]
+
+
+@pytest.fixture
+def compose(tmp_path: Path, small_text: Path) -> Compose:
+    """compose("train", overrides...) is what the command line would compose."""
+
+    def make(command: str, *overrides: str, run_dir: Path | None = None) -> DictConfig:
+        GlobalHydra.instance().clear()
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            where = f"paths.run_dir={run_dir or tmp_path / 'run'}"
+            return hydra.compose(command, overrides=[where, *overrides])
+
+    return make
+
+
+@pytest.fixture
+def small(compose: Compose, small_text: Path) -> Compose:
+    """small(overrides...) is a small training config on real text."""
+
+    def make(*overrides: str, run_dir: Path | None = None) -> DictConfig:
+        path = f"data.path={small_text}"
+        return compose("train", *SMALL, path, *overrides, run_dir=run_dir)
+
+    return make
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run."""
+
+    folder: Path
+    bpb: float
+    config: DictConfig
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / "checkpoints" / "last.ckpt"
+
+
+@pytest.fixture(scope="session")
+def trained(tmp_path_factory: pytest.TempPathFactory, small_text: Path) -> Run:
+    """One small run, trained once for all tests that only read it."""
+    from jepa_lm.run import train
+
+    folder = tmp_path_factory.mktemp("trained")
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose(
+            "train", overrides=[f"paths.run_dir={folder}", *SMALL, f"data.path={small_text}"]
+        )
+    bpb = train(cfg)
+    assert bpb is not None
+    return Run(folder, bpb, cfg)

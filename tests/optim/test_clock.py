@@ -1,0 +1,177 @@
+"""Trap 5: one clock drives every phase, under a step budget and under a wall-clock budget."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from jepa_lm.errors import UserError
+from jepa_lm.optim.clock import ProgressClock
+from jepa_lm.optim.muon_adamw import MuonAdamW
+from jepa_lm.optim.schedule import ClockScheduler, Constant, Warmdown, Warmup
+
+
+class Time:
+    """Seconds that a test moves by hand."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def run(clock: ProgressClock, time: Time, seconds_per_step: float, schedule) -> list[float]:
+    """The schedule's value before each step until the budget is used up."""
+    values = []
+    clock.start()
+    while not clock.done:
+        values.append(schedule(clock))
+        time.now += seconds_per_step
+        clock.advance()
+    return values
+
+
+@pytest.mark.parametrize("seconds_per_step", [0.1, 0.37, 2.0])
+@pytest.mark.parametrize("limits", [(None, 60.0), (100, None), (100, 60.0), (10_000, 60.0)])
+def test_every_phase_is_visited_whatever_the_budget(limits, seconds_per_step):
+    time = Time()
+    clock = ProgressClock(max_steps=limits[0], max_time=limits[1], now=time)
+    values = run(clock, time, seconds_per_step, Warmdown(fraction=0.5, steps=None, end=0.0))
+    assert values[0] == 1.0
+    assert min(values) < 0.2  # the end of the warmdown is reached
+    assert values == sorted(values, reverse=True)
+    constant = sum(v == 1.0 for v in values) / len(values)
+    assert constant == pytest.approx(0.5, abs=0.1)
+
+
+def test_a_schedule_on_step_counts_alone_misses_its_phases():
+    """The planted bug: 10,000 steps planned, the wall clock ends the run after 600."""
+    time = Time()
+    clock = ProgressClock(max_steps=10_000, max_time=60.0, now=time)
+    values = run(clock, time, 0.1, lambda c: 1.0 if c.step < 5000 else 0.0)
+    assert set(values) == {1.0}
+
+
+def test_warmdown_in_steps_is_converted_at_the_measured_pace():
+    time = Time()
+    clock = ProgressClock(max_steps=None, max_time=60.0, now=time)
+    values = run(clock, time, 0.1, Warmdown(fraction=None, steps=150, end=0.0))
+    assert len(values) == pytest.approx(600, abs=1)
+    assert sum(v < 1.0 for v in values) == pytest.approx(150, abs=2)
+
+
+def test_warmdown_ends_where_it_should():
+    clock = ProgressClock(max_steps=10, max_time=None)
+    values = run(clock, Time(), 0.0, Warmdown(fraction=0.4, steps=None, end=0.1))
+    assert values[5:] == pytest.approx([1.0, 1.0, 0.775, 0.55, 0.325])
+    assert Warmdown(fraction=0.4, steps=None, end=0.1)(clock) == pytest.approx(0.1)
+
+
+def test_warmup_counts_steps():
+    clock = ProgressClock(max_steps=10, max_time=None)
+    values = run(clock, Time(), 0.0, Warmup(start=0.85, end=0.95, steps=5))
+    assert values[:7] == pytest.approx([0.85, 0.87, 0.89, 0.91, 0.93, 0.95, 0.95])
+
+
+def test_time_counts_only_while_the_clock_runs():
+    time = Time()
+    clock = ProgressClock(max_steps=None, max_time=10.0, now=time)
+    time.now += 50
+    assert clock.elapsed == 0.0
+    clock.start()
+    time.now += 3
+    clock.stop()
+    time.now += 100  # a validation
+    assert clock.elapsed == 3.0
+    clock.start()
+    time.now += 2
+    assert clock.elapsed == 5.0
+    assert clock.progress == 0.5
+
+
+def test_state_continues_the_clock():
+    time = Time()
+    first = ProgressClock(max_steps=None, max_time=10.0, now=time)
+    first.start()
+    time.now += 4
+    first.advance()
+    second = ProgressClock(max_steps=None, max_time=10.0, now=time)
+    second.load_state_dict(first.state_dict())
+    second.start()
+    time.now += 1
+    assert second.elapsed == 5.0
+    assert second.step == 1
+
+
+def test_ranks_with_different_watches_agree_on_every_step():
+    """Rank 1's watch runs 30 % fast; both must see the same progress and stop together."""
+    leader_time, follower_time = Time(), Time()
+    told: list[float] = []
+
+    def tell(value: float) -> float:
+        told.append(value)
+        return value
+
+    leader = ProgressClock(max_steps=None, max_time=20.0, now=leader_time, exchange=tell)
+    follower = ProgressClock(
+        max_steps=None, max_time=20.0, now=follower_time, exchange=lambda _: told[-1]
+    )
+    leader.start()
+    follower.start()
+    for _ in range(10_000):
+        leader_time.now += 0.1
+        follower_time.now += 0.13
+        leader.advance()
+        follower.advance()
+        assert leader.progress == follower.progress
+        assert leader.done == follower.done
+        if leader.done:
+            break
+    assert leader.done
+    assert leader.step == pytest.approx(200, abs=10)
+    assert len(told) <= leader.step / 10 + 2  # no exchange on the steps between
+
+
+def test_scheduler_writes_lr_and_momentum_into_the_groups():
+    p, q = torch.nn.Parameter(torch.zeros(2, 2)), torch.nn.Parameter(torch.zeros(2))
+    optimizer = MuonAdamW(
+        [
+            dict(params=[p], algorithm="muon", name="m", lr=0.02, momentum=0.5),
+            dict(params=[q], algorithm="adamw", name="a", lr=0.1),
+        ]
+    )
+    clock = ProgressClock(max_steps=10, max_time=None)
+    scheduler = ClockScheduler(
+        optimizer,
+        clock=clock,
+        lr=Warmdown(fraction=0.5, steps=None, end=0.0),
+        muon_momentum=Warmup(start=0.8, end=0.9, steps=2),
+    )
+    muon, adamw = optimizer.param_groups
+    assert (muon["lr"], muon["momentum"], adamw["lr"]) == (0.02, 0.8, 0.1)
+    for _ in range(9):
+        optimizer.step()
+        clock.advance()
+        scheduler.step()
+    assert muon["lr"] == pytest.approx(0.02 * 0.2)
+    assert adamw["lr"] == pytest.approx(0.1 * 0.2)
+    assert muon["momentum"] == 0.9
+    assert "momentum" not in adamw
+
+
+def test_a_run_without_end_is_refused():
+    with pytest.raises(UserError, match=r"trainer\.max_steps and trainer\.max_time"):
+        ProgressClock(max_steps=None, max_time=None)
+    with pytest.raises(UserError, match=r"trainer\.max_steps=0"):
+        ProgressClock(max_steps=0, max_time=None)
+    with pytest.raises(UserError, match=r"set fraction or steps"):
+        Warmdown(fraction=None, steps=None, end=0.0)
+
+
+def test_phases_are_plain_values():
+    assert Warmdown(fraction=0.4, steps=None, end=0.0).phases() == [
+        {"constant": 1.0, "until": 0.6},
+        {"linear_to": 0.0, "until": 1.0},
+    ]
+    assert Constant(value=2.0).phases() == [{"constant": 2.0}]

@@ -1,0 +1,117 @@
+"""Trap 1: every trainable parameter is in exactly one group and moves; what is frozen is listed."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from jepa_lm.config import resolve
+from jepa_lm.errors import UserError
+from jepa_lm.lit import LanguageModelTask
+from jepa_lm.optim.clock import ProgressClock
+from jepa_lm.optim.routing import parameter_roles, route
+
+VARIANTS = [
+    [],
+    ["model/bigram=cantor", "model/head=untied"],
+    ["model/value_embedding=shared", "model.logit_bias=true"],
+    ["model.embedding.factor_dim=16", "model/head=tied_corrected"],
+    ["model.embedding.factor_dim=16", "model/head=tied_gelu", "model/softcap=polynomial"],
+    ["model.embedding.factor_dim=16"],
+]
+
+
+def make_task(small, *overrides) -> LanguageModelTask:
+    torch.manual_seed(0)
+    clock = ProgressClock(max_steps=10, max_time=None)
+    return LanguageModelTask(resolve(small(*overrides)), clock)
+
+
+def two_steps(task: LanguageModelTask) -> list[str]:
+    """Names of trainable parameters that did not move."""
+    optimizer, _ = task.recipe.configure(task, task.clock)
+    before = {n: p.detach().clone() for n, p in task.named_parameters()}
+    vocab = task.config["model"]["vocab_size"]
+    for _ in range(2):
+        ids = torch.randint(0, vocab, (8, 33))
+        task.ce({"inputs": ids[:, :-1], "targets": ids[:, 1:]}).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return [n for n, p in task.named_parameters() if p.requires_grad and torch.equal(p, before[n])]
+
+
+@pytest.mark.parametrize("overrides", VARIANTS)
+def test_every_parameter_is_in_exactly_one_group(small, overrides):
+    task = make_task(small, *overrides)
+    optimizer, _ = task.recipe.configure(task, task.clock)
+    seen = [id(p) for group in optimizer.param_groups for p in group["params"]]
+    assert sorted(seen) == sorted(id(p) for p in task.parameters())
+
+
+@pytest.mark.parametrize("overrides", VARIANTS)
+def test_every_parameter_moves_within_two_steps(small, overrides):
+    assert two_steps(make_task(small, *overrides)) == []
+
+
+def test_the_published_bigram_start_never_moves(small):
+    """#832: table and linear both zero. The check above must see such a saddle."""
+    stuck = two_steps(make_task(small, "model.bigram.zero_projection=true"))
+    assert set(stuck) == {"model.bigram.table.weight", "model.bigram.expand.weight", "model.bigram.scale"}
+
+
+def test_training_refuses_a_parameter_without_group(small):
+    task = make_task(small, "optimizer.groups.vectors.match=[conv]")
+    with pytest.raises(UserError, match=r"no group takes model\..*role vector"):
+        task.recipe.configure(task, task.clock)
+
+
+def test_frozen_parameters_are_named_and_stay(small):
+    task = make_task(small, "optimizer.freeze=[model.bigram.*]")
+    assert task.frozen == [
+        "model.bigram.expand.weight",
+        "model.bigram.scale",
+        "model.bigram.table.weight",
+    ]
+    before = task.model.bigram.table.weight.clone()
+    assert two_steps(task) == []
+    assert torch.equal(task.model.bigram.table.weight, before)
+
+
+def test_freezing_by_role(small):
+    task = make_task(small, "optimizer.freeze=[embedding]")
+    assert "model.embedding.table.weight" in task.frozen
+
+
+def test_a_freeze_that_fits_nothing_is_an_error(small):
+    with pytest.raises(UserError, match=r"optimizer\.freeze=bigramm\.\*"):
+        make_task(small, "optimizer.freeze=[bigramm.*]")
+
+
+def test_roles_follow_module_types():
+    model = torch.nn.Module()
+    model.linear = torch.nn.Linear(3, 4)
+    model.table = torch.nn.Embedding(5, 3)
+    model.conv = torch.nn.Conv1d(4, 4, 3, groups=4)
+    model.gain = torch.nn.Parameter(torch.ones(2, 3))
+    model.tied = model.linear
+    assert parameter_roles(model) == {
+        "gain": "vector",
+        "linear.weight": "matrix",
+        "linear.bias": "vector",
+        "table.weight": "embedding",
+        "conv.weight": "conv",
+        "conv.bias": "vector",
+    }
+
+
+def test_first_rule_that_fits_takes_the_parameter():
+    model = torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2), "b": torch.nn.Linear(2, 2)})
+    rules = {
+        "special": {"match": ["b.*"], "algorithm": "adamw", "lr": 1.0},
+        "matrices": {"match": ["matrix"], "algorithm": "muon", "lr": 1.0},
+        "rest": {"match": ["vector"], "algorithm": "adamw", "lr": 1.0},
+    }
+    groups = {g["name"]: g["params"] for g in route(model, rules)}
+    assert [id(p) for p in groups["special"]] == [id(model["b"].weight), id(model["b"].bias)]
+    assert [id(p) for p in groups["matrices"]] == [id(model["a"].weight)]
+    assert [id(p) for p in groups["rest"]] == [id(model["a"].bias)]
