@@ -1,0 +1,169 @@
+"""Shard files and the batches read from them."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+
+from jepa_lm.data.shards import HEADER_BYTES, ShardWriter, check_token_ids, open_shard
+from jepa_lm.data.stream import ShuffleOrder, TokenStream, TrainBatches, make_order
+from jepa_lm.errors import UserError
+
+
+def write(path, ids):
+    with ShardWriter(path) as shard:
+        shard.write(ids)
+    return path
+
+
+@pytest.fixture
+def shards(tmp_path):
+    """Three shards that hold 0, 1, 2, ..., 999."""
+    cuts = [(0, 300), (300, 301), (301, 1000)]
+    return [write(tmp_path / f"t_{i}.bin", np.arange(a, b)) for i, (a, b) in enumerate(cuts)]
+
+
+def test_header_is_the_challenges(tmp_path):
+    path = write(tmp_path / "a.bin", [5, 6, 65535])
+    header = np.fromfile(path, dtype="<i4", count=256)
+    assert header[:4].tolist() == [20240520, 1, 3, 0]
+    assert np.fromfile(path, dtype="<u2", offset=1024).tolist() == [5, 6, 65535]
+    assert open_shard(path).tolist() == [5, 6, 65535]
+
+
+def damaged(tmp_path, how):
+    path = write(tmp_path / "a.bin", np.arange(100))
+    data = bytearray(path.read_bytes())
+    if how == "empty":
+        data = b""
+    elif how == "truncated":
+        data = data[:-10]
+    elif how == "too long":
+        data += b"xx"
+    elif how == "magic":
+        data[0] ^= 1
+    elif how == "version":
+        data[4] = 9
+    elif how == "no tokens":
+        data = data[:HEADER_BYTES]
+        data[8:12] = bytes(4)
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("how", "words"),
+    [
+        ("empty", "empty or truncated"),
+        ("truncated", "truncated: its header promises 100 tokens"),
+        ("too long", "too long"),
+        ("magic", "bad header"),
+        ("version", "bad header"),
+        ("no tokens", "holds no tokens"),
+    ],
+)
+def test_a_damaged_shard_is_one_clear_line(tmp_path, how, words):
+    with pytest.raises(UserError, match=words) as caught:
+        open_shard(damaged(tmp_path, how))
+    assert "a.bin" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_token_ids_are_checked_once(tmp_path):
+    path = write(tmp_path / "a.bin", [1, 2, 3, 700, 4])
+    with pytest.raises(UserError, match=r"token id 700 at position 3, but .*vocab_size=512"):
+        check_token_ids([path], 512)
+    check_token_ids([path], 1024)
+    assert (tmp_path / "checked.json").is_file()
+    with pytest.raises(UserError, match="token id 700"):
+        check_token_ids([path], 512)  # the memory is of another vocabulary
+    write(path, [1, 2, 3, 7000, 4, 4])
+    with pytest.raises(UserError, match="token id 7000"):
+        check_token_ids([path], 1024)  # the file has changed
+
+
+def test_stream_is_an_endless_circle(shards):
+    stream = TokenStream(shards)
+    assert stream.total == 1000
+    reference = np.arange(1000)
+    for start, count in [(0, 10), (295, 12), (299, 3), (990, 30), (2995, 2500), (-5, 10)]:
+        out = np.empty(count, dtype=np.int64)
+        stream.read(start, out)
+        assert out.tolist() == [int(reference[(start + i) % 1000]) for i in range(count)]
+
+
+def test_stream_can_be_limited(shards):
+    stream = TokenStream(shards, limit=310)
+    out = np.empty(20, dtype=np.int64)
+    stream.read(300, out)
+    assert out.tolist() == [*range(300, 310), *range(10)]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+def test_stream_order_hands_out_the_challenges_chunks(shards, world_size):
+    """Consecutive chunks of W (n + 1) tokens; rank r takes the r-th n + 1."""
+    stream, n, T = TokenStream(shards), 24, 8
+    for index in (0, 1, 7, 50):
+        for rank in range(world_size):
+            order = make_order(
+                "stream", tokens=n, seq_len=T, rank=rank, world_size=world_size, seed=0
+            )
+            batch = order.batch(stream, index)
+            start = index * world_size * (n + 1) + rank * (n + 1)
+            chunk = torch.tensor([(start + i) % 1000 for i in range(n + 1)])
+            assert torch.equal(batch["inputs"], chunk[:-1].view(3, 8))
+            assert torch.equal(batch["targets"], chunk[1:].view(3, 8))
+            assert batch["inputs"].dtype == torch.int64
+
+
+def test_shuffle_covers_each_pass_once_and_differs_between_passes(shards):
+    stream = TokenStream(shards)
+    order = ShuffleOrder(tokens=40, seq_len=20, rank=0, world_size=1, seed=3)
+    windows = (1000 - 1) // 20
+
+    def starts(number):
+        return [order._start(number * windows + i, 1000) for i in range(windows)]
+
+    first, second = starts(0), starts(1)
+    assert len({s % 20 for s in first}) == 1
+    assert sorted((s - first[0] % 20) // 20 for s in first) == list(range(windows))
+    assert first != second
+    batch = order.batch(stream, 0)
+    assert torch.equal(batch["inputs"][:, 1:], batch["targets"][:, :-1])
+    assert batch["inputs"][0, 0] == first[0]
+
+
+def test_shuffled_joint_batch_is_the_same_for_any_number_of_ranks(shards):
+    stream = TokenStream(shards)
+
+    def joint(world_size, index):
+        rows = [
+            ShuffleOrder(
+                tokens=80 // world_size, seq_len=10, rank=r, world_size=world_size, seed=1
+            ).batch(stream, index)["inputs"]
+            for r in range(world_size)
+        ]
+        return torch.cat(rows)
+
+    for index in (0, 3, 40):
+        assert torch.equal(joint(1, index), joint(4, index))
+
+
+@pytest.mark.parametrize("name", ["stream", "shuffle"])
+def test_batches_go_on_from_any_number(shards, name):
+    stream = TokenStream(shards)
+    order = make_order(name, tokens=16, seq_len=8, rank=0, world_size=1, seed=5)
+    whole = iter(TrainBatches(stream, order, 0))
+    seen = [next(whole) for _ in range(200)]
+    fresh = make_order(name, tokens=16, seq_len=8, rank=0, world_size=1, seed=5)
+    later = iter(TrainBatches(stream, fresh, 150))
+    for want in seen[150:]:
+        got = next(later)
+        assert torch.equal(got["inputs"], want["inputs"])
+        assert torch.equal(got["targets"], want["targets"])
+
+
+def test_an_unknown_order_is_named():
+    with pytest.raises(UserError, match=r"data\.order=random: one of stream, shuffle"):
+        make_order("random", tokens=8, seq_len=8, rank=0, world_size=1, seed=0)

@@ -1,0 +1,181 @@
+"""Tokenizers keep every byte, and know how many bytes each token stands for (trap 17)."""
+
+from __future__ import annotations
+
+import os
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jepa_lm.data.corpora import Austen
+from jepa_lm.data.tokenizers import (
+    SPACE,
+    ByteTokenizer,
+    SentencePieceBPE,
+    SentencePieceTokenizer,
+    TokenBytes,
+    Tokenizer,
+)
+from jepa_lm.errors import UserError
+
+PUBLISHED = Path(os.environ.get("JEPA_LM_FINEWEB_TOKENIZERS", "."))
+"""A folder with the challenge's tokenizers, for those who have them."""
+
+
+@cache
+def trained() -> SentencePieceTokenizer:
+    spec = SentencePieceBPE(vocab_size=400, model=None, train_bytes=300_000)
+    return spec.build((b.text for b in Austen().blocks("train")), None)
+
+
+@cache
+def with_dummy_prefix() -> SentencePieceTokenizer:
+    """A tokenizer of the FineWeb family: a space before each document that the decoder drops."""
+    import io
+
+    import sentencepiece
+
+    out = io.BytesIO()
+    text = next(Austen().blocks("train")).text
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(text.split("\n")),
+        model_writer=out,
+        model_type="bpe",
+        vocab_size=400,
+        byte_fallback=True,
+        add_dummy_prefix=True,
+        normalization_rule_name="nmt_nfkc",
+        minloglevel=2,
+    )
+    return SentencePieceTokenizer(out.getvalue(), vocab_size=400, source="test")
+
+
+TOKENIZERS = {
+    "bpe": trained,
+    "byte256": lambda: ByteTokenizer(vocab_size=256),
+    "byte260": lambda: ByteTokenizer(vocab_size=260),
+}
+AWKWARD = ["a", " ", "\n", "\r", "\t", "\0", SPACE, "\ufffd", "é", "🤔", "<s>", "<0x41>"]
+TEXT = st.text(st.characters(codec="utf-8"), max_size=60) | st.lists(
+    st.sampled_from(AWKWARD), max_size=12
+).map("".join)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@settings(max_examples=150, deadline=None)
+@given(text=TEXT)
+def test_decode_of_encode_is_the_text(name, text):
+    tokenizer = TOKENIZERS[name]()
+    ids = tokenizer.encode(text)
+    assert tokenizer.decode(ids.tolist()) == text.encode()
+    assert all(0 <= i < tokenizer.vocab_size for i in ids)
+
+
+@pytest.mark.parametrize("name", TOKENIZERS)
+@settings(max_examples=150, deadline=None)
+@given(text=TEXT)
+def test_token_bytes_add_up_to_the_text(name, text):
+    assert table_bytes(TOKENIZERS[name](), text) == len(text.encode())
+
+
+def table_bytes(tokenizer: Tokenizer, text: str, table: TokenBytes | None = None) -> int:
+    bos = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    ids = np.asarray([*bos, *tokenizer.encode(text).tolist()], dtype=np.int64)
+    table = table or tokenizer.token_bytes()
+    first = int(table.base[ids[0]]) if len(ids) and not bos else 0
+    return first + int(table.count(ids[:-1], ids[1:]).sum())
+
+
+def test_whole_novels_survive():
+    tokenizer = trained()
+    for block in Austen().blocks("val"):
+        assert tokenizer.decode(tokenizer.encode(block.text).tolist()) == block.text.encode()
+
+
+def test_dummy_prefix_family_counts_the_decoded_text():
+    """The space that a decoder drops at a document's start counts nothing, others one byte."""
+    tokenizer = with_dummy_prefix()
+    for text in ("He had a dog", "  two  spaces ", "x", "café\u2026 \u00a0\ufffd?"):
+        decoded = tokenizer.decode(tokenizer.encode(text).tolist())
+        assert table_bytes(tokenizer, text) == len(decoded)
+
+
+@pytest.mark.parametrize("factory", [trained, with_dummy_prefix])
+def test_audited_bugs_of_published_tables_are_seen(factory):
+    """Each planted bug of trap 17 must change the count on real text."""
+    tokenizer = factory()
+    text = next(Austen().blocks("val")).text[:5000] + " \u2013 \u2014  caf\u00e9 \u2060 end"
+    true = table_bytes(tokenizer, text)
+    decoded = tokenizer.decode(tokenizer.encode(text).tolist())
+    assert true == len(decoded)
+    good = tokenizer.token_bytes()
+    pieces = [tokenizer._pieces.id_to_piece(i) for i in range(tokenizer.vocab_size)]
+    lone_space = np.array([0 if p == SPACE else 1 for p in pieces])
+    starts = np.array([p.startswith(SPACE) for p in pieces])
+    is_byte = np.array([tokenizer._pieces.is_byte(i) for i in range(tokenizer.vocab_size)])
+    bugs = {
+        "the lone space counts nothing": TokenBytes(
+            good.base * lone_space, good.leading_space & (lone_space > 0), good.boundary
+        ),
+        "spaces count twice": TokenBytes(good.base + starts, good.leading_space, good.boundary),
+        "a byte token counts as U+FFFD": TokenBytes(
+            np.where(is_byte, 3, good.base), good.leading_space, good.boundary
+        ),
+    }
+    for bug, table in bugs.items():
+        assert table_bytes(tokenizer, text, table) != true, bug
+
+
+def test_published_rule_for_sentencepiece_tables():
+    """len(utf8(piece without a leading U+2581)), byte tokens 1, control tokens 0."""
+    tokenizer = with_dummy_prefix()
+    table, sp = tokenizer.token_bytes(), tokenizer._pieces
+    for i in range(tokenizer.vocab_size):
+        piece = sp.id_to_piece(i)
+        if sp.is_control(i) or sp.is_unknown(i):
+            assert (table.base[i], table.boundary[i]) == (0, True)
+        elif sp.is_byte(i):
+            assert table.base[i] == 1
+        else:
+            assert table.base[i] == len(piece.removeprefix(SPACE).encode())
+            assert table.leading_space[i] == piece.startswith(SPACE)
+
+
+@pytest.mark.parametrize("vocab", [1024, 8192])
+def test_the_challenges_tokenizers(vocab):
+    path = PUBLISHED / f"fineweb_{vocab}_bpe.model"
+    if not path.is_file():
+        pytest.skip("JEPA_LM_FINEWEB_TOKENIZERS names no folder with it")
+    tokenizer = SentencePieceBPE(vocab_size=vocab, model=str(path), train_bytes=1).build((), None)
+    for block in Austen().blocks("val"):
+        decoded = tokenizer.decode(tokenizer.encode(block.text).tolist())
+        assert table_bytes(tokenizer, block.text) == len(decoded)
+
+
+def test_byte_ids():
+    assert ByteTokenizer(vocab_size=256).encode("Aé").tolist() == [65, 0xC3, 0xA9]
+    assert ByteTokenizer(vocab_size=260).encode("A").tolist() == [69]
+    assert ByteTokenizer(vocab_size=260).bos_id == 1
+    assert ByteTokenizer(vocab_size=260).decode([1, 69, 2]) == b"A"
+
+
+def test_errors_name_the_setting(tmp_path):
+    with pytest.raises(UserError, match=r"data\.tokenizer\.vocab_size=255"):
+        ByteTokenizer(vocab_size=255)
+    path = tmp_path / "t.model"
+    trained().save(path)
+    with pytest.raises(UserError, match=r"vocab_size=1024: .*t\.model has 400 pieces"):
+        SentencePieceBPE(vocab_size=1024, model=str(path), train_bytes=1).build((), None)
+    (tmp_path / "junk.model").write_bytes(b"not a model")
+    with pytest.raises(UserError, match="is not a SentencePiece model"):
+        SentencePieceBPE(
+            vocab_size=1024, model=str(tmp_path / "junk.model"), train_bytes=1
+        ).build((), None)
+    with pytest.raises(UserError, match="no such file"):
+        SentencePieceBPE(vocab_size=9, model=str(tmp_path / "no"), train_bytes=1).build((), None)
+    with pytest.raises(UserError, match=r"vocab_size=5000: no tokenizer of this size"):
+        SentencePieceBPE(vocab_size=5000, model=None, train_bytes=9).build(["a short text"], None)
