@@ -210,8 +210,8 @@ def _report(summary: dict[str, Any], run_dir: Path) -> None:
     if summary["val"] is not None:
         table.add_row("validation, nats per token", f"{summary['val']['nll']:.4f}")
         table.add_row("validation, bits per byte", f"{summary['val']['bpb']:.4f}")
-    table.add_row("run folder", str(run_dir))
     OUT.print(table)
+    OUT.print(f"written to {run_dir}", soft_wrap=True)
 
 
 def _show_sample(task: LanguageModelTask, data: TokenDataModule, config: dict[str, Any]) -> None:

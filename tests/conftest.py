@@ -24,7 +24,7 @@ from jepa_lm.data.corpora import Austen
 REPO = Path(__file__).resolve().parent.parent
 SMALL = (
     "data=text",
-    "data.tokenizer.vocab_size=320",
+    "data.tokenizer.vocab_size=400",
     "data.seq_len=32",
     "data.batch_tokens=256",
     "data.val_batch_tokens=512",

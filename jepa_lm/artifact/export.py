@@ -102,7 +102,7 @@ def _print(account: dict[str, Any], folder: Path) -> None:
     by_format: dict[str, list[int]] = {}
     for row in account["tensors"]:
         by_format.setdefault(row["format"], []).append(row["bytes"])
-    table = Table(title=account["artifact"], show_header=False)
+    table = Table(title=Path(account["artifact"]).name, show_header=False)
     for name, sizes in by_format.items():
         table.add_row(f"{len(sizes)} tensors in {name}", f"{sum(sizes):,} bytes before compression")
     for name, size in account["compressors"].items():
@@ -111,6 +111,6 @@ def _print(account: dict[str, Any], folder: Path) -> None:
     table.add_row("code", f"{account['code_bytes']:,} bytes")
     table.add_row("total of the cap", f"{account['total']:,} of {account['cap']:,} bytes")
     console.print(table)
-    console.print(f"written to {folder / 'export.json'}")
+    console.print(f"written to {folder / 'export.json'}", soft_wrap=True)
 
 

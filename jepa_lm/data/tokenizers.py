@@ -219,10 +219,10 @@ class SentencePieceBPE:
                 minloglevel=2,
             )
         except (RuntimeError, OSError) as error:
+            reason = " ".join(str(error).rpartition("] ")[2].split())
             raise UserError(
                 f"data.tokenizer.vocab_size={self.vocab_size}: no tokenizer of this size can be "
-                "trained on this text (a byte fallback needs at least 300 pieces, a short text holds "
-                "fewer distinct ones than a long text); set another size or use data=byte260"
+                f"trained on this text ({reason}); set another size or use data=byte260"
             ) from error
         return out.getvalue()
 

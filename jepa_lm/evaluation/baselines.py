@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import lzma
+from pathlib import Path
 
 import brotli
 import numpy as np
 
 from jepa_lm.data.stream import TokenStream
 from jepa_lm.data.tokenizers import Tokenizer
+from jepa_lm.records import write_json
 
 
 def split_text(stream: TokenStream, tokenizer: Tokenizer, limit: int) -> bytes:
@@ -45,3 +49,15 @@ def compressor_baselines(text: bytes, prefix: bytes) -> dict[str, float]:
         "xz after the training text": bits(xz(prefix + text) - xz(prefix)),
         "brotli after the training text": bits(br(prefix + text) - br(prefix)),
     }
+
+
+def cached_baselines(text: bytes, prefix: bytes, cache_dir: Path) -> dict[str, float]:
+    """`compressor_baselines`, remembered: brotli takes some 15 s over the embedded corpus."""
+    key = hashlib.sha256(len(text).to_bytes(8, "little") + text + prefix).hexdigest()[:20]
+    path = cache_dir / "baselines" / f"{key}.json"
+    if path.is_file():
+        return json.loads(path.read_text())
+    found = compressor_baselines(text, prefix)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_json(path, found)
+    return found

@@ -16,7 +16,7 @@ from jepa_lm.checkpoint import find_checkpoint, find_file, inference_model, read
 from jepa_lm.config import resolve
 from jepa_lm.data.datamodule import TokenDataModule
 from jepa_lm.errors import UserError
-from jepa_lm.evaluation.baselines import compressor_baselines, split_text
+from jepa_lm.evaluation.baselines import cached_baselines, split_text
 from jepa_lm.evaluation.bpb import ByteCounter, audit_bytes
 from jepa_lm.evaluation.standard import evaluate_windows
 from jepa_lm.model import LanguageModel
@@ -80,7 +80,7 @@ def evaluate(cfg: DictConfig) -> float:
         limit = settings["baseline_bytes"]
         text = split_text(data.streams["val"], data.tokenizer, limit)
         prefix = split_text(data.streams["train"], data.tokenizer, limit)
-        result["baselines"] = compressor_baselines(text, prefix)
+        result["baselines"] = cached_baselines(text, prefix, data.cache_dir)
         result["baselines_read_bytes"] = {"validation": len(text), "training": len(prefix)}
     path = Path(config["paths"]["run_dir"]) / "eval.json"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -156,7 +156,7 @@ def _audit(data: TokenDataModule) -> dict[str, Any]:
 
 def _print(result: dict[str, Any], path: Path) -> None:
     console = Console(highlight=False)
-    table = Table(title=f"{result['source']}", show_header=False)
+    table = Table(title=Path(result["source"]).name, show_header=False)
     table.add_row("protocol", f"{result['protocol']}, windows of {result['seq_len']} tokens")
     table.add_row("nats per token", f"{result['nll']:.6f}")
     table.add_row("bits per byte", f"[bold]{result['bpb']:.6f}[/bold]")
@@ -176,4 +176,4 @@ def _print(result: dict[str, Any], path: Path) -> None:
     for name, bits in result.get("baselines", {}).items():
         table.add_row(f"for comparison: {name}", f"{bits:.3f} bits per byte")
     console.print(table)
-    console.print(f"written to {path}")
+    console.print(f"written to {path}", soft_wrap=True)

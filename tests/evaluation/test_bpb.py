@@ -1,0 +1,205 @@
+"""Bits per byte: every target once (trap 15), plain cross entropy (16), true byte counts (17)."""
+
+from __future__ import annotations
+
+import json
+import math
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+
+from jepa_lm.checkpoint import inference_model, read_checkpoint
+from jepa_lm.data.prepare import prepare
+from jepa_lm.data.shards import ShardWriter
+from jepa_lm.data.stream import TokenStream
+from jepa_lm.data.tokenizers import ByteTokenizer, SentencePieceBPE, TokenBytes
+from jepa_lm.evaluation.baselines import compressor_baselines, split_text
+from jepa_lm.evaluation.bpb import BPBMeter, ByteCounter, audit_bytes
+from jepa_lm.evaluation.windows import StandardWindows
+from jepa_lm.run import evaluate
+
+
+def stream_of(tmp_path, ids) -> TokenStream:
+    with ShardWriter(tmp_path / "s.bin") as shard:
+        shard.write(ids)
+    return TokenStream([tmp_path / "s.bin"])
+
+
+def targets_scored(windows) -> list[int]:
+    return [int(t) for i in range(len(windows)) for t in windows[i]["targets"].flatten()]
+
+
+@pytest.mark.parametrize(
+    ("total", "seq_len"),
+    [(n, t) for n in (2, 9, 10, 11, 64, 65, 101) for t in (1, 8, 10) if t < n],
+)
+@pytest.mark.parametrize("rows", [1, 3])
+def test_every_target_is_scored_exactly_once(tmp_path, total, seq_len, rows):
+    stream = stream_of(tmp_path, np.arange(total))
+    windows = StandardWindows(stream, seq_len=seq_len, rows=rows)
+    assert targets_scored(windows) == list(range(1, total))
+    for i in range(len(windows)):
+        batch = windows[i]
+        assert torch.equal(batch["inputs"] + 1, batch["targets"])
+        assert batch["inputs"].shape[1] <= seq_len
+
+
+def test_dropping_the_tail_would_be_seen(tmp_path):
+    """The planted bug of #903: only whole windows."""
+    windows = StandardWindows(stream_of(tmp_path, np.arange(101)), seq_len=8, rows=3)
+    windows.tail = 0
+    assert targets_scored(windows) != list(range(1, 101))
+
+
+def test_ranks_together_score_every_target_once(tmp_path):
+    windows = StandardWindows(stream_of(tmp_path, np.arange(300)), seq_len=7, rows=2)
+    scored = [
+        int(t)
+        for rank in range(4)
+        for i in range(rank, len(windows), 4)
+        for t in windows[i]["targets"].flatten()
+    ]
+    assert sorted(scored) == list(range(1, 300))
+
+
+def test_validation_is_plain_cross_entropy_over_the_bytes_of_the_text(trained):
+    """Computed again here from the shards, window by window, without the project's evaluation."""
+    import lightning.pytorch as pl
+    from hydra.utils import instantiate
+
+    from jepa_lm.config import resolve
+
+    config = resolve(trained.config)
+    pl.seed_everything(0, verbose=False)
+    data = instantiate(config["data"], _convert_="all")
+    data.setup()
+    model = inference_model(read_checkpoint(trained.checkpoint))
+    tokens = np.empty(data.streams["val"].total, dtype=np.int64)
+    data.streams["val"].read(0, tokens)
+    T = config["data"]["seq_len"]
+    nats = 0.0
+    with torch.no_grad():
+        for start in range(0, len(tokens) - 1, T):
+            window = torch.from_numpy(tokens[start : start + T + 1])
+            logits, _ = model(window[None, :-1])
+            nats += F.cross_entropy(logits[0], window[1:], reduction="sum").item()
+    # the first token is a BOS, so the targets stand for the whole text
+    size = len(data.tokenizer.decode(tokens.tolist()))
+    summary = json.loads((trained.folder / "summary.json").read_text())
+    assert summary["val"]["bytes"] == size
+    assert summary["val"]["tokens"] == len(tokens) - 1
+    assert summary["val"]["nll"] == pytest.approx(nats / (len(tokens) - 1), abs=1e-6)
+    assert summary["val"]["bpb"] == pytest.approx(nats / math.log(2) / size, abs=1e-6)
+
+
+def test_eval_reproduces_the_validation_of_training(trained, compose, tmp_path):
+    got = evaluate(compose("eval", f"ckpt_path={trained.folder}", "eval.baselines=false"))
+    assert got == pytest.approx(trained.bpb, abs=1e-6)
+    result = json.loads((tmp_path / "run" / "eval.json").read_text())
+    assert result["protocol"] == "standard"
+    assert result["audit"]["matches"] is True
+    assert result["audit"]["lossless"] is True
+
+
+@pytest.mark.parametrize("batch_tokens", [32, 100, 100_000])
+def test_the_score_does_not_depend_on_the_batch(trained, compose, batch_tokens):
+    cfg = compose(
+        "eval",
+        f"ckpt_path={trained.checkpoint}",
+        "eval.baselines=false",
+        f"eval.batch_tokens={batch_tokens}",
+    )
+    assert evaluate(cfg) == pytest.approx(trained.bpb, abs=1e-6)
+
+
+def test_z_loss_or_an_auxiliary_loss_would_be_seen(trained, compose, monkeypatch):
+    """The planted bug of trap 16: anything added to the evaluation's loss moves the score."""
+    from jepa_lm.evaluation import bpb
+
+    plain = bpb.token_nll
+
+    def with_z_loss(logits, targets):
+        return plain(logits, targets) + 1e-4 * logits.logsumexp(-1).square()
+
+    monkeypatch.setattr(bpb, "token_nll", with_z_loss)
+    got = evaluate(compose("eval", f"ckpt_path={trained.checkpoint}", "eval.baselines=false"))
+    assert got != pytest.approx(trained.bpb, abs=1e-6)
+
+
+BPE = SentencePieceBPE(vocab_size=400, model=None, train_bytes=200_000)
+
+
+@pytest.mark.parametrize(
+    "tokenizer", [BPE, ByteTokenizer(vocab_size=256), ByteTokenizer(vocab_size=260)]
+)
+def test_audit_compares_the_table_with_the_decoded_text(cache, tokenizer):
+    from jepa_lm.data.corpora import Austen
+
+    prepared = prepare(Austen(), tokenizer, cache)
+    stream = TokenStream(prepared.val)
+    audit = audit_bytes(stream, prepared.tokenizer, prepared.text_bytes["val"])
+    assert audit.matches
+    assert audit.lossless
+    assert audit.table == prepared.text_bytes["val"]
+
+
+def test_audit_sees_a_wrong_table_and_a_lossy_tokenizer(tmp_path):
+    class Wrong(ByteTokenizer):
+        def token_bytes(self):
+            table = super().token_bytes()
+            base = table.base.copy()
+            base[32 + 4] = 0  # spaces count nothing
+            return TokenBytes(base, table.leading_space, table.boundary)
+
+    text = "some words with spaces"
+    ids = [1, *ByteTokenizer(vocab_size=260).encode(text).tolist()]
+    audit = audit_bytes(stream_of(tmp_path, ids), Wrong(vocab_size=260), len(text))
+    assert not audit.matches
+    assert audit.lossless
+    honest = audit_bytes(
+        stream_of(tmp_path, ids), ByteTokenizer(vocab_size=260), len(text) + 5
+    )
+    assert honest.matches
+    assert not honest.lossless
+
+
+def test_byte_counter_equals_the_numpy_table():
+    table = TokenBytes(
+        np.array([0, 1, 3, 4]), np.array([False, False, True, True]), np.array([True, *[False] * 3])
+    )
+    inputs, targets = torch.tensor([[0, 1, 2, 0]]), torch.tensor([[3, 2, 2, 1]])
+    got = ByteCounter(table)(inputs, targets)
+    assert got.tolist() == [[4, 4, 4, 1]]
+    assert got.tolist() == table.count(inputs.numpy(), targets.numpy()).tolist()
+
+
+def test_meter_adds_up():
+    meter = BPBMeter()
+    meter.update(torch.full((2, 3), math.log(2)), torch.full((2, 3), 2))
+    meter.update(torch.full((1, 2), math.log(4)), torch.full((1, 2), 1))
+    score = meter.score()
+    assert (score.tokens, score.bytes) == (8, 14)
+    assert score.nll == pytest.approx(math.log(2) * 10 / 8)
+    assert score.bpb == pytest.approx(10 / 14)
+
+
+def test_baselines_are_those_of_the_compressors(cache):
+    import lzma
+
+    import brotli
+
+    from jepa_lm.data.corpora import Austen
+
+    prepared = prepare(Austen(), BPE, cache)
+    text = split_text(TokenStream(prepared.val), prepared.tokenizer, 50_000)
+    prefix = split_text(TokenStream(prepared.train), prepared.tokenizer, 100_000)
+    novel = "".join(b.text for b in Austen().blocks("val"))
+    assert novel.encode().startswith(text)
+    assert (len(text), len(prefix)) == (50_000, 100_000)
+    got = compressor_baselines(text, prefix)
+    assert got["xz"] == 8 * len(lzma.compress(text, preset=9 | lzma.PRESET_EXTREME)) / len(text)
+    assert got["brotli"] == 8 * len(brotli.compress(text, quality=11)) / len(text)
+    assert got["brotli after the training text"] < got["brotli"]
+    assert got["xz after the training text"] < got["xz"]
