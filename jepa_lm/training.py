@@ -131,18 +131,24 @@ def _trainer(config: dict[str, Any]) -> pl.Trainer:
 
 def _check_resumable(resume: Path, config: dict[str, Any]) -> None:
     """Refuse to continue a run of another model with these settings."""
-    before = read_checkpoint(resume)["hyper_parameters"]["config"]["model"]
-    changed = sorted(
-        key
-        for key in before.keys() | config["model"].keys()
-        if before.get(key) != config["model"].get(key)
-    )
-    if changed:
-        raise UserError(
-            f"ckpt_path={resume}: was trained with another model.{changed[0]} "
-            f"({before.get(changed[0])}, now {config['model'].get(changed[0])}); resume with the "
-            "settings of that run"
-        )
+    before = _leaves("model", read_checkpoint(resume)["hyper_parameters"]["config"]["model"])
+    now = _leaves("model", config["model"])
+    for key in sorted(before.keys() | now.keys()):
+        if before.get(key) != now.get(key):
+            raise UserError(
+                f"ckpt_path={resume}: was trained with another {key} ({before.get(key)}, now "
+                f"{now.get(key)}); resume with the settings of that run"
+            )
+
+
+def _leaves(path: str, node: Any) -> dict[str, Any]:
+    """A nested config as dotted keys."""
+    if not isinstance(node, dict):
+        return {path: node}
+    found: dict[str, Any] = {}
+    for key, value in node.items():
+        found |= _leaves(f"{path}.{key}", value)
+    return found
 
 
 def _quiet_lightning() -> None:
