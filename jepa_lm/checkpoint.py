@@ -60,7 +60,12 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
         config = checkpoint["hyper_parameters"]["config"]
         checkpoint["state_dict"]
-    except (pickle.UnpicklingError, RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
+    except pickle.UnpicklingError as error:
+        raise UserError(
+            f"ckpt_path={path}: damaged, or not a checkpoint of train.py (it holds more than tensors "
+            "and plain values)"
+        ) from error
+    except (RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
         reason = str(error).split("\n", 1)[0][:160]
         raise UserError(
             f"ckpt_path={path}: damaged, or not a checkpoint of train.py ({type(error).__name__}: "

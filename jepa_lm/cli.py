@@ -67,13 +67,14 @@ def _explain(error: BaseException, command: str) -> tuple[str, int]:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _missing_option(error), UserError.exit_code
     unknown = re.search(r"Could not override '([^']+)'", str(error))
-    key = unknown.group(1) if unknown else getattr(error, "full_key", None)
-    if key and "not in struct" in str(error) or unknown:
-        return _unknown_key(str(key), command), UserError.exit_code
-    if key and getattr(error, "full_key", None):
-        message = _one_line(str(getattr(error, "msg", error)).split("full_key")[0])
-        return f"{key}: {message}", UserError.exit_code
-    return _one_line(str(error)), UserError.exit_code
+    if unknown:
+        return _unknown_key(unknown.group(1), command), UserError.exit_code
+    cause = error.__cause__ or error
+    key = getattr(cause, "full_key", None)
+    if key and "full_key" in str(cause):  # OmegaConf writes its fields below the message
+        reason = _one_line(str(cause).split("full_key")[0])
+        return f"{key}: {reason}", UserError.exit_code
+    return _one_line(str(error) or str(cause)), UserError.exit_code
 
 
 def _unknown_key(key: str, command: str) -> str:

@@ -6,6 +6,7 @@ or a value of the wrong type gives one line that names the key, the value and wh
 
 from __future__ import annotations
 
+import dataclasses
 import difflib
 import inspect
 import types
@@ -17,6 +18,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from jepa_lm.errors import UserError
+from jepa_lm.schema import TrainConfig
 
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 SCALARS = (bool, int, float, str)
@@ -31,12 +33,26 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     return typing.cast(dict[str, Any], config)
 
 
+def check_schema(config: Mapping[str, Any], schema: type, path: str = "") -> None:
+    """Refuse keys that a typed skeleton does not have: `+key=value` gets past Hydra."""
+    known = {f.name: f.type for f in dataclasses.fields(schema)}
+    for key, value in config.items():
+        if key not in known:
+            raise unknown_key(f"{path}{key}", [f"{path}{name}" for name in known], "the config")
+        nested = typing.get_type_hints(schema)[str(key)]
+        if dataclasses.is_dataclass(nested):
+            assert isinstance(nested, type)
+            check_schema(value, nested, f"{path}{key}.")
+
+
 def check(config: Mapping[str, Any]) -> None:
-    """Check the groups of a resolved training config.
+    """Check a resolved training config.
 
     Raises:
         UserError: an unknown key or a value of the wrong type.
     """
+    check_schema(config, TrainConfig)
+    check_type("jepa.weight", config["jepa"].get("weight", 0.0), float)
     trainer = dict(config["trainer"])
     for key, hint in OURS_IN_TRAINER.items():
         check_type(f"trainer.{key}", trainer.pop(key, None), hint)

@@ -2,11 +2,25 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 
 from jepa_lm.data.tokenizers import Tokenizer
 from jepa_lm.errors import UserError
 from jepa_lm.model import LanguageModel
+
+
+def check_sampling(settings: Mapping[str, Any]) -> None:
+    """Refuse settings that could only fail after the training.
+
+    Raises:
+        UserError: a negative temperature or length.
+    """
+    for key in ("temperature", "tokens"):
+        if settings[key] < 0:
+            raise UserError(f"sampling.{key}={settings[key]}: must be 0 or more")
 
 
 @torch.inference_mode()
@@ -26,8 +40,6 @@ def sample_text(
         tokens: how many to draw. temperature: 0 takes the likeliest token each time.
         context: tokens the model looks back at, its training length.
     """
-    if temperature < 0:
-        raise UserError(f"sampling.temperature={temperature}: must be 0 or more")
     device = next(model.parameters()).device
     generator = torch.Generator().manual_seed(seed)
     ids = [] if tokenizer.bos_id is None else [tokenizer.bos_id]

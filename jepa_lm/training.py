@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
+import threading
 import time
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +30,7 @@ from jepa_lm.lit import LanguageModelTask
 from jepa_lm.optim.clock import ProgressClock
 from jepa_lm.precision import resolve_precision
 from jepa_lm.records import config_hash, git_state, versions, write_json
-from jepa_lm.sampling import sample_text
+from jepa_lm.sampling import check_sampling, sample_text
 
 ERR = Console(stderr=True, highlight=False)
 OUT = Console(highlight=False)
@@ -43,6 +47,7 @@ def train(cfg: DictConfig) -> float | None:
     """
     config = resolve(cfg)
     check(config)
+    check_sampling(config["sampling"])
     _quiet_lightning()
     budget = config["trainer"]
     budget["precision"] = resolve_precision(budget["precision"], budget["accelerator"])
@@ -88,9 +93,11 @@ def _fit(
     run_dir: Path,
 ) -> str:
     """Run the trainer; returns `finished` or `interrupted`. A failure is recorded and raised."""
+    interrupts: list[int] = []
     try:
-        trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
-    except SystemExit:  # Lightning's way to end after Ctrl-C
+        with _gentle_interrupt(trainer, interrupts):
+            trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
+    except SystemExit:  # Lightning's way to end after a second Ctrl-C
         return "interrupted"
     except Exception as error:
         if trainer.is_global_zero:
@@ -99,7 +106,30 @@ def _fit(
     if task.last_score is None:  # the restored run had used up its budget
         trainer.validate(task, datamodule=data, verbose=False)
     trainer.save_checkpoint(run_dir / "checkpoints" / "last.ckpt")
-    return "finished"
+    return "interrupted" if interrupts else "finished"
+
+
+@contextmanager
+def _gentle_interrupt(trainer: pl.Trainer, interrupts: list[int]) -> Iterator[None]:
+    """The first Ctrl-C ends training after the step it is in, so that nothing is lost.
+
+    With several ranks each process would stop at a step of its own, so there Ctrl-C stays hard.
+    """
+    alone = trainer.world_size == 1 and threading.current_thread() is threading.main_thread()
+
+    def stop(signum: int, frame: Any) -> None:
+        if interrupts:
+            raise KeyboardInterrupt
+        interrupts.append(signum)
+        trainer.should_stop = True
+        ERR.print("stopping after this step and a validation; Ctrl-C again stops at once")
+
+    before = signal.signal(signal.SIGINT, stop) if alone else None
+    try:
+        yield
+    finally:
+        if alone:
+            signal.signal(signal.SIGINT, before)
 
 
 def _trainer(config: dict[str, Any]) -> pl.Trainer:
@@ -171,6 +201,8 @@ def _announce(config: dict[str, Any], about: dict[str, Any], resume: Path | None
     ]
     if frozen:
         lines.append(f"frozen on purpose: {', '.join(frozen)}")
+    if config["jepa"]["weight"]:
+        lines.append(f"jepa.weight={config['jepa']['weight']} does nothing with objective=none")
     if resume is not None:
         lines.append(f"continues {resume}")
     ERR.print(Panel("\n".join(lines), title=config["task_name"], expand=False))

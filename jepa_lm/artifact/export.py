@@ -15,10 +15,11 @@ from rich.table import Table
 from jepa_lm.artifact.container import Written, write_artifact
 from jepa_lm.artifact.size import code_bytes
 from jepa_lm.checkpoint import find_checkpoint, inference_model, read_checkpoint
-from jepa_lm.config import check_node, resolve
+from jepa_lm.config import check_node, check_schema, resolve
 from jepa_lm.errors import OverCapError, UserError
 from jepa_lm.quantization.policy import Policy
 from jepa_lm.records import git_state, versions, write_json
+from jepa_lm.schema import ExportConfig
 
 
 def export(cfg: DictConfig) -> float:
@@ -32,6 +33,7 @@ def export(cfg: DictConfig) -> float:
         OverCapError: artifact and code do not fit the cap; both files are written all the same.
     """
     config = resolve(cfg)
+    check_schema(config, ExportConfig)
     path = find_checkpoint(config["ckpt_path"])
     checkpoint = read_checkpoint(path)
     run = checkpoint["hyper_parameters"]["config"]

@@ -13,7 +13,7 @@ from rich.table import Table
 
 from jepa_lm.artifact.container import load_artifact
 from jepa_lm.checkpoint import find_checkpoint, find_file, inference_model, read_checkpoint
-from jepa_lm.config import resolve
+from jepa_lm.config import check_schema, resolve
 from jepa_lm.data.datamodule import TokenDataModule
 from jepa_lm.errors import UserError
 from jepa_lm.evaluation.baselines import cached_baselines, split_text
@@ -23,6 +23,7 @@ from jepa_lm.model import LanguageModel
 from jepa_lm.own_classes import require_own_classes
 from jepa_lm.precision import resolve_precision
 from jepa_lm.records import git_state, versions, write_json
+from jepa_lm.schema import EvalConfig
 
 PROTOCOLS = ("standard",)
 
@@ -48,6 +49,7 @@ def evaluate(cfg: DictConfig) -> float:
         UserError: nothing or two things to score, damaged files, data that does not fit the model.
     """
     config = resolve(cfg)
+    check_schema(config, EvalConfig)
     settings = config["eval"]
     if settings["protocol"] not in PROTOCOLS:
         raise UserError(f"eval.protocol={settings['protocol']}: one of {', '.join(PROTOCOLS)}")
