@@ -1,0 +1,138 @@
+"""The command line: exit codes, one clear line for each mistake, quick answers."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from jepa_lm import cli
+from tests.conftest import REPO
+
+
+@pytest.fixture
+def command(monkeypatch, capsys, tmp_path):
+    """command("train", overrides...) -> (exit code, last line on stderr), in this process."""
+
+    def run(name: str, *overrides: str) -> tuple[int, str]:
+        where = f"hydra.run.dir={tmp_path}/out"
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *overrides, where])
+        code = cli.launch(name)
+        lines = capsys.readouterr().err.strip().splitlines()
+        return code, lines[-1] if lines else ""
+
+    return run
+
+
+MISTAKES = [
+    # Hydra's own
+    ("trainer.max_stepz=3", "trainer.max_stepz", "did you mean trainer.max_steps?"),
+    ("model.backbone.headz=3", "model.backbone.headz", "did you mean model.backbone.heads?"),
+    ("modell=transformer", "modell", "did you mean model?"),
+    ("data=austin", "data=austin", "did you mean austen?"),
+    ("objective=nune", "objective=nune", "did you mean none?"),
+    ("seed=abc", "seed", "Value 'abc'"),
+    ("compile=maybe", "compile", "not a valid bool"),
+    ("a=b=c", "mismatched input", ""),
+    # what Hydra lets through
+    ("+trainer.max_stepz=3", "trainer.max_stepz", "did you mean trainer.max_steps?"),
+    ("+jepa.wieght=0.1", "jepa.wieght", "did you mean jepa.weight?"),
+    ("+sampling.temprature=1", "sampling.temprature", "did you mean sampling.temperature?"),
+    ("+foo=1", "foo", "no such setting"),
+    ("+optimizer.groups.matrices.lrr=3", "optimizer.groups.matrices.lrr", "muon has no such"),
+    ("jepa.weight=abc", "jepa.weight=abc", "expected a number"),
+    ("model.backbone.layers=five", "model.backbone.layers=five", "expected a whole number"),
+    ("model.smear_gate=maybe", "model.smear_gate=maybe", "expected true or false"),
+    ("trainer.max_steps=1e3", "trainer.max_steps=1000.0", "expected a whole number or null"),
+    ("trainer.max_time=soon", "trainer.max_time=soon", "expected a number or null"),
+    ("trainer.max_steps=null", "trainer.max_steps", "both unset"),
+    ("trainer.precision=fp8", "trainer.precision=fp8", "bf16-mixed"),
+    ("model.backbone.heads=7", "model.backbone.heads=7", "must divide model.dim"),
+    ("optimizer.freeze=[bigramm.*]", "optimizer.freeze=bigramm.*", "fits no parameter"),
+    ("sampling.temperature=-1", "sampling.temperature=-1", "0 or more"),
+    ("ckpt_path=nowhere", "ckpt_path=nowhere", "no such file"),
+    ("data=text", "data.path is not set", "data=text reads"),
+    ("data.path=a.txt", "data.path=a.txt", "add data=text"),
+    ("data.seq_len=9999999", "data.seq_len=9999999", "choose at most"),
+    ("data.batch_tokens=1000", "data.batch_tokens=1000", "must be a multiple"),
+    ("data.order=random", "data.order=random", "one of stream, shuffle"),
+]
+
+
+@pytest.mark.parametrize(("override", "key", "right"), MISTAKES)
+def test_a_mistake_is_one_line_that_names_key_and_remedy(command, override, key, right):
+    code, line = command("train", override)
+    assert code == 2
+    assert line.startswith("error: ")
+    assert key in line
+    assert right in line
+
+
+@pytest.mark.parametrize(
+    ("name", "overrides", "words"),
+    [
+        ("eval", [], "set ckpt_path or artifact_path"),
+        ("eval", ["artifact_path=README.md"], "not an artifact"),
+        ("eval", ["ckpt_path=train.py"], "not a checkpoint of train.py"),
+        ("eval", ["eval=slidng", "ckpt_path=last"], "choose one of standard"),
+        ("export", [], "ckpt_path"),
+        ("export", ["ckpt_path=nowhere"], "ckpt_path=nowhere"),
+        ("export", ["ckpt_path=x", "quantization=int9"], "did you mean int8?"),
+    ],
+)
+def test_mistakes_of_eval_and_export(command, name, overrides, words):
+    (REPO / "README.md").touch()
+    code, line = command(name, *overrides)
+    assert code == 2
+    assert words in line
+
+
+def test_over_the_cap_is_exit_code_three(command, trained):
+    code, line = command("export", f"ckpt_path={trained.folder}", "cap_bytes=1000")
+    assert code == 3
+    assert "cap_bytes=1000" in line
+
+
+def test_last_is_the_newest_run(command, trained, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    code, line = command("export", "ckpt_path=last")
+    assert code == 2
+    assert "ckpt_path=last: no checkpoints/last.ckpt" in line
+    for name in ("old", "new"):
+        folder = tmp_path / "logs" / "train" / "runs" / name / "checkpoints"
+        folder.mkdir(parents=True)
+        (folder / "last.ckpt").write_bytes(trained.checkpoint.read_bytes())
+        os.utime(folder / "last.ckpt", (1, 1 if name == "old" else 2))
+    from jepa_lm.checkpoint import find_checkpoint
+
+    assert find_checkpoint("last").parts[-3] == "new"
+
+
+def test_a_mistyped_key_is_answered_without_loading_torch():
+    """What makes the answer quick: nothing heavy is imported before the config is composed."""
+    done = subprocess.run(
+        [sys.executable, "-X", "importtime", "train.py", "trainer.max_stepz=3"],
+        capture_output=True,
+        text=True,
+        cwd=REPO,
+    )
+    assert done.returncode == 2
+    assert done.stderr.strip().splitlines()[-1].startswith("error: trainer.max_stepz")
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "hydra" in imported
+    assert not imported & {"torch", "lightning", "numpy", "sentencepiece"}
+
+
+def test_stdout_of_describe_is_json_only(tmp_path):
+    import json
+
+    done = subprocess.run(
+        [sys.executable, "train.py", "describe=true", f"hydra.run.dir={tmp_path}"],
+        capture_output=True,
+        text=True,
+        cwd=REPO,
+    )
+    assert done.returncode == 0, done.stderr
+    assert json.loads(done.stdout)["parameters"]["shipped"] > 0

@@ -1,0 +1,180 @@
+"""Whole commands in processes of their own: kills, ranks, the three entry points in a row."""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from tests.conftest import REPO, SMALL
+
+pytestmark = pytest.mark.slow
+
+
+def start(script: str, *overrides: str) -> subprocess.Popen:
+    return subprocess.Popen(
+        [sys.executable, script, *overrides],
+        cwd=REPO,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+
+
+def run(script: str, *overrides: str, code: int = 0) -> str:
+    process = start(script, *overrides)
+    out, err = process.communicate(timeout=300)
+    assert process.returncode == code, err
+    return out
+
+
+def losses(folder) -> dict[str, str]:
+    """Loss by step; a step logged twice must have been computed the same."""
+    found: dict[str, str] = {}
+    with open(folder / "metrics.csv", newline="") as file:
+        for row in csv.DictReader(file):
+            if row["train/ce"]:
+                assert found.setdefault(row["step"], row["train/ce"]) == row["train/ce"]
+    return found
+
+
+@pytest.mark.parametrize("data", ["austen", "bytes256", "byte260"])
+def test_train_export_eval_in_a_row(tmp_path, data):
+    run("train.py", "debug=tiny", f"data={data}", f"hydra.run.dir={tmp_path}/run")
+    run("export.py", f"ckpt_path={tmp_path}/run", f"hydra.run.dir={tmp_path}/export")
+    args = [f"artifact_path={tmp_path}/export", f"hydra.run.dir={tmp_path}/eval"]
+    printed = run("eval.py", *args, "eval.baselines=false")
+    trained = json.loads((tmp_path / "run" / "summary.json").read_text())["val"]
+    scored = json.loads((tmp_path / "eval" / "eval.json").read_text())
+    assert scored["bpb"] == pytest.approx(trained["bpb"], abs=0.02)
+    assert scored["bytes"] == trained["bytes"]
+    assert scored["audit"]["matches"]
+    assert "bits per byte" in printed
+
+
+def test_sigkill_then_resume_is_bit_identical(tmp_path, small_text):
+    common = [
+        *SMALL,
+        f"data.path={small_text}",
+        "trainer.max_steps=120",
+        "trainer.log_every_n_steps=1",
+        "callbacks.checkpoint.every_n_train_steps=5",
+    ]
+    run("train.py", *common, f"hydra.run.dir={tmp_path}/whole")
+    killed = start("train.py", *common, f"hydra.run.dir={tmp_path}/killed")
+    checkpoint = tmp_path / "killed" / "checkpoints" / "last.ckpt"
+    for _ in range(600):
+        if checkpoint.is_file() or killed.poll() is not None:
+            break
+        time.sleep(0.1)
+    killed.send_signal(signal.SIGKILL)
+    killed.communicate()
+    assert checkpoint.is_file()
+    assert not (tmp_path / "killed" / "summary.json").exists()
+    resume = [f"ckpt_path={tmp_path}/killed", f"hydra.run.dir={tmp_path}/killed"]
+    run("train.py", *common, *resume)
+    whole, continued = losses(tmp_path / "whole"), losses(tmp_path / "killed")
+    assert len(continued) > 50
+    assert all(whole[step] == loss for step, loss in continued.items())
+    scores = [
+        json.loads((tmp_path / name / "summary.json").read_text())["val"]["nll"]
+        for name in ("whole", "killed")
+    ]
+    assert scores[0] == scores[1]
+
+
+def test_ctrl_c_saves_and_resumes(tmp_path, small_text):
+    common = [*SMALL, f"data.path={small_text}", "trainer.max_steps=100000"]
+    process = start("train.py", *common, f"hydra.run.dir={tmp_path}/run")
+    metrics = tmp_path / "run" / "checkpoints"
+    for _ in range(600):
+        if metrics.is_dir() and any(metrics.iterdir()):
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 130, err
+    assert "stopping after this step" in err
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "interrupted"
+    assert summary["val"]["bpb"] > 0
+    steps = summary["steps"]
+    more = [*common[:-1], f"trainer.max_steps={steps + 4}", f"ckpt_path={tmp_path}/run"]
+    run("train.py", *more, f"hydra.run.dir={tmp_path}/more")
+    assert json.loads((tmp_path / "more" / "summary.json").read_text())["steps"] == steps + 4
+
+
+def test_two_gloo_ranks_equal_one_process(tmp_path, small_text):
+    common = [
+        *SMALL,
+        f"data.path={small_text}",
+        "trainer.max_steps=20",
+        "optimizer.groups.matrices.ns_dtype=float32",
+    ]
+    run("train.py", *common, f"hydra.run.dir={tmp_path}/one")
+    run("train.py", *common, "trainer=ddp_sim", f"hydra.run.dir={tmp_path}/two")
+    one, two = (json.loads((tmp_path / n / "summary.json").read_text()) for n in ("one", "two"))
+    assert two["steps"] == one["steps"] == 20
+    assert two["tokens"] == one["tokens"]
+    assert two["val"]["tokens"] == one["val"]["tokens"]
+    assert two["val"]["bytes"] == one["val"]["bytes"]
+    assert two["val"]["nll"] == pytest.approx(one["val"]["nll"], rel=1e-3)
+
+
+def test_two_gloo_ranks_stop_at_the_same_step_under_a_wall_clock_budget(tmp_path, small_text):
+    """Ranks that disagreed by one step would wait for each other for ever."""
+    common = [*SMALL, f"data.path={small_text}", "trainer=ddp_sim"]
+    run(
+        "train.py",
+        *common,
+        "trainer.precision=32-true",
+        "trainer.max_steps=null",
+        "trainer.max_time=4",
+        "trainer.log_every_n_steps=5",
+        f"hydra.run.dir={tmp_path}/two",
+    )
+    summary = json.loads((tmp_path / "two" / "summary.json").read_text())
+    assert summary["status"] == "finished"
+    assert summary["steps"] > 5
+    assert summary["val"]["bpb"] > 0
+
+
+def test_a_sweep_runs_every_job_and_reports_a_failure(tmp_path, small_text):
+    common = [*SMALL, f"data.path={small_text}", f"hydra.sweep.dir={tmp_path}/sweep"]
+    process = start("train.py", "-m", *common, "seed=1,2", "trainer.max_steps=2")
+    process.communicate(timeout=300)
+    assert process.returncode == 0
+    seeds = [json.loads((tmp_path / "sweep" / n / "summary.json").read_text())["seed"] for n in "01"]
+    assert seeds == [1, 2]
+    process = start("train.py", "-m", *common, "model.backbone.heads=4,7", "trainer.max_steps=2")
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 2
+    assert err.strip().splitlines()[-1].startswith("error: model.backbone.heads=7")
+
+
+@pytest.mark.parametrize("debug", ["overfit", "profiler"])
+def test_debug_modes(tmp_path, debug):
+    out = run(
+        "train.py",
+        f"debug={debug}",
+        "model.dim=64",
+        "model.backbone.heads=4",
+        "model.backbone.kv_heads=2",
+        "trainer.limit_val_batches=1",
+        f"hydra.run.dir={tmp_path}/run",
+    )
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "finished"
+    if debug == "overfit":
+        with open(tmp_path / "run" / "metrics.csv", newline="") as file:
+            ce = [float(r["train/ce"]) for r in csv.DictReader(file) if r["train/ce"]]
+        assert ce[-1] < 0.5 * ce[0]
+    else:
+        assert "Profiler" in out or "profile" in out.lower()
