@@ -39,7 +39,9 @@ def find_file(key: str, value: str, patterns: tuple[str, ...], under: str) -> Pa
         found = [f for p in patterns for f in LOGS.glob(f"{under}/{p}")]
         place = f"any run below {LOGS.resolve()}"
     else:
-        raise UserError(f"{key}={value}: no such file or folder; give a file, a run folder, or last")
+        raise UserError(
+            f"{key}={value}: no such file or folder; give a file, a run folder, or last"
+        )
     if not found:
         raise UserError(f"{key}={value}: no {' or '.join(patterns)} in {place}")
     return max(found, key=lambda f: f.stat().st_mtime_ns)

@@ -52,8 +52,8 @@ def launch(command: str) -> int:
         return 130
     if not returned:
         return 0
-    error, code = _explain(returned[0], command)
-    print(f"error: {error}", file=sys.stderr)
+    message, code = _explain(returned[0], command)
+    print(f"error: {message}", file=sys.stderr)
     return code
 
 

@@ -22,7 +22,11 @@ from jepa_lm.schema import TrainConfig
 
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 SCALARS = (bool, int, float, str)
-OURS_IN_TRAINER = {"max_steps": int | None, "max_time": float | None, "val_check_interval": int | None}
+OURS_IN_TRAINER = {
+    "max_steps": int | None,
+    "max_time": float | None,
+    "val_check_interval": int | None,
+}
 """Settings under `trainer` that we read before Lightning's Trainer does."""
 
 
@@ -85,7 +89,8 @@ def _check_call(path: str, node: Mapping[str, Any]) -> None:
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
     try:
-        hints = typing.get_type_hints(target.__init__ if isinstance(target, type) else target)
+        called = vars(target).get("__init__", target) if isinstance(target, type) else target
+        hints = typing.get_type_hints(called)
     except (NameError, TypeError):
         hints = {}
     for key, value in node.items():
@@ -140,7 +145,9 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _spell(hint: Any) -> str:
-    options = typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else ()
+    options = (
+        typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else ()
+    )
     if options:
         return " or ".join(_spell(option) for option in options)
     if hint is type(None):

@@ -29,7 +29,9 @@ def model_flops_per_token(model: nn.Module, seq_len: int) -> int:
     if not any(role == "head" for role in roles.values()):
         matrices += parameters["embedding.table.weight"].numel()  # the tied head multiplies by it
     attention = sum(
-        2 * seq_len * m.heads * m.head_dim for m in model.modules() if isinstance(m, CausalSelfAttention)
+        2 * seq_len * m.heads * m.head_dim
+        for m in model.modules()
+        if isinstance(m, CausalSelfAttention)
     )
     return 3 * (2 * matrices + attention)
 

@@ -91,7 +91,8 @@ class LanguageModelTask(LightningModule):
         return (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
 
     def _log_interval(self, step: int, batch: Batch, ce: Tensor, loss: Tensor) -> None:
-        assert self.clock is not None and self.byte_counter is not None
+        assert self.clock is not None
+        assert self.byte_counter is not None
         n_bytes = self.byte_counter(batch["inputs"], batch["targets"]).sum()
         nats, total, n_bytes = torch.stack((ce, loss, n_bytes.float())).tolist()
         if not math.isfinite(total):

@@ -34,7 +34,7 @@ class AppendingCSVLogger(CSVLogger):
     def experiment(self) -> Any:
         """The writer, made at the first use."""
         if self._experiment is None:
-            self._experiment = _AppendingWriter(log_dir=self.log_dir)  # type: ignore[assignment]
+            self._experiment = _AppendingWriter(log_dir=self.log_dir)
         return self._experiment
 
     def log_hyperparams(self, params: Any = None) -> None:
@@ -54,7 +54,7 @@ def wandb_logger(
     try:
         import wandb  # noqa: F401
     except ImportError as error:
-        raise UserError("logger=wandb: wandb is not installed; pip install 'jepa_lm[wandb]'") from error
+        raise UserError("logger=wandb: wandb is not installed; pip install wandb") from error
     Path(save_dir).mkdir(parents=True, exist_ok=True)
     return WandbLogger(
         project=project, name=name, group=group, tags=tags, offline=offline, save_dir=save_dir
@@ -67,5 +67,5 @@ def tensorboard_logger(*, save_dir: str) -> Logger:
         return TensorBoardLogger(save_dir, name="", version="")
     except ModuleNotFoundError as error:
         raise UserError(
-            "logger=tensorboard: tensorboard is not installed; pip install 'jepa_lm[tensorboard]'"
+            "logger=tensorboard: tensorboard is not installed; pip install tensorboard"
         ) from error

@@ -191,7 +191,9 @@ def _quiet_lightning() -> None:
 
 def _announce(config: dict[str, Any], about: dict[str, Any], resume: Path | None) -> None:
     budget = {k: v for k, v in about["budget"].items() if v is not None}
-    limit = " or ".join(f"{v} {'seconds' if k == 'max_time' else 'steps'}" for k, v in budget.items())
+    limit = " or ".join(
+        f"{v} {'seconds' if k == 'max_time' else 'steps'}" for k, v in budget.items()
+    )
     frozen = about["optimizer"]["frozen"]
     lines = [
         f"{about['parameters']['shipped']:,} parameters that ship, "
@@ -258,5 +260,3 @@ def _show_sample(task: LanguageModelTask, data: TokenDataModule, config: dict[st
             task.model, data.tokenizer, context=config["data"]["seq_len"], **config["sampling"]
         )
     OUT.print(Panel(text.strip(), title="what the model writes", width=100))
-
-

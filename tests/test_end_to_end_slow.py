@@ -151,7 +151,9 @@ def test_a_sweep_runs_every_job_and_reports_a_failure(tmp_path, small_text):
     process = start("train.py", "-m", *common, "seed=1,2", "trainer.max_steps=2")
     process.communicate(timeout=300)
     assert process.returncode == 0
-    seeds = [json.loads((tmp_path / "sweep" / n / "summary.json").read_text())["seed"] for n in "01"]
+    seeds = [
+        json.loads((tmp_path / "sweep" / n / "summary.json").read_text())["seed"] for n in "01"
+    ]
     assert seeds == [1, 2]
     process = start("train.py", "-m", *common, "model.backbone.heads=4,7", "trainer.max_steps=2")
     _, err = process.communicate(timeout=300)

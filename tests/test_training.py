@@ -72,7 +72,9 @@ def test_summary_holds_what_a_study_needs(trained):
     assert summary["tokens"] == 6 * 256
     assert summary["seconds"] > 0
     assert summary["tokens_per_second"] == pytest.approx(summary["tokens"] / summary["seconds"])
-    shipped = sum(p.numel() for p in inference_model(read_checkpoint(trained.checkpoint)).parameters())
+    shipped = sum(
+        p.numel() for p in inference_model(read_checkpoint(trained.checkpoint)).parameters()
+    )
     assert summary["parameters"] == {"shipped": shipped, "training_only": 0}
     assert summary["val"]["bpb"] == trained.bpb
     assert summary["val"]["weights"] == "raw"
@@ -171,7 +173,9 @@ def test_a_run_that_is_done_is_only_scored_again(small, trained, tmp_path):
 
 
 def test_resuming_with_another_model_is_refused(small, trained):
-    with pytest.raises(UserError, match=r"was trained with another model\.backbone\.layers \(3, now 4\)"):
+    with pytest.raises(
+        UserError, match=r"was trained with another model\.backbone\.layers \(3, now 4\)"
+    ):
         train(small(f"ckpt_path={trained.folder}", "model.backbone.layers=4"))
 
 

@@ -31,7 +31,9 @@ def compress_best(raw: bytes) -> tuple[str, bytes, dict[str, int]]:
         The smallest one's name and bytes, and the size that each codec reached.
     """
     with ThreadPoolExecutor(len(COMPRESSORS)) as pool:
-        packed = dict(zip(COMPRESSORS, pool.map(lambda f: f(raw), COMPRESSORS.values()), strict=True))
+        packed = dict(
+            zip(COMPRESSORS, pool.map(lambda f: f(raw), COMPRESSORS.values()), strict=True)
+        )
     sizes = {name: len(data) for name, data in packed.items()}
     best = min(sizes, key=sizes.__getitem__)
     return best, packed[best], sizes

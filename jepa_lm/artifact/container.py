@@ -114,7 +114,9 @@ def load_artifact(path: Path) -> Loaded:
         raise UserError(f"artifact_path={path}: damaged artifact ({_short(error)})") from error
     unknown = {name.split(PART)[0] for name in stored} - state.keys()
     if unknown:
-        raise UserError(f"artifact_path={path}: holds {sorted(unknown)[0]}, which no format describes")
+        raise UserError(
+            f"artifact_path={path}: holds {sorted(unknown)[0]}, which no format describes"
+        )
     try:
         model.load_state_dict(state, strict=True)
     except RuntimeError as error:

@@ -74,7 +74,9 @@ def _reload_in_fresh_process(path: Path) -> None:
         "import sys, pathlib; from jepa_lm.artifact.container import load_artifact; "
         "load_artifact(pathlib.Path(sys.argv[1]))"
     )
-    done = subprocess.run([sys.executable, "-c", program, str(path)], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(path)], capture_output=True, text=True
+    )
     if done.returncode:
         reason = done.stderr.strip().splitlines()[-1:] or ["no message"]
         raise UserError(f"export: a fresh process cannot load {path}: {reason[0]}")
@@ -108,11 +110,11 @@ def _print(account: dict[str, Any], folder: Path) -> None:
     for name, sizes in by_format.items():
         table.add_row(f"{len(sizes)} tensors in {name}", f"{sum(sizes):,} bytes before compression")
     for name, size in account["compressors"].items():
-        table.add_row(f"compressed by {name}", f"{size:,} bytes{' (chosen)' * (name == account['codec'])}")
+        table.add_row(
+            f"compressed by {name}", f"{size:,} bytes{' (chosen)' * (name == account['codec'])}"
+        )
     table.add_row("artifact on disk", f"[bold]{account['bytes']:,}[/bold] bytes")
     table.add_row("code", f"{account['code_bytes']:,} bytes")
     table.add_row("total of the cap", f"{account['total']:,} of {account['cap']:,} bytes")
     console.print(table)
     console.print(f"written to {folder / 'export.json'}", soft_wrap=True)
-
-

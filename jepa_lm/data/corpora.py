@@ -11,10 +11,11 @@ import os
 import re
 from collections.abc import Iterator
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple, Protocol
 
-from jepa_lm.data.text_files import TextFile, text_files
+from jepa_lm.data.text_files import text_files
 from jepa_lm.errors import UserError
 
 SPLITS = ("train", "val")
@@ -69,7 +70,7 @@ class Austen:
         """Cut a novel before each chapter heading; the parts joined are the novel again."""
         starts = [match.start() for match in cls._chapter.finditer(novel)]
         cuts = [0, *starts[1:], len(novel)]  # the title page goes with the first chapter
-        return [novel[a:b] for a, b in zip(cuts, cuts[1:], strict=False)]
+        return [novel[a:b] for a, b in pairwise(cuts)]
 
     @staticmethod
     def _names() -> list[str]:
@@ -98,7 +99,9 @@ class TextFiles:
 
     def __init__(self, *, path: str | None, val_path: str | None, val_fraction: float) -> None:
         if path is None:
-            raise UserError("data.path is not set; data=text reads a file, a folder or a .jsonl from it")
+            raise UserError(
+                "data.path is not set; data=text reads a file, a folder or a .jsonl from it"
+            )
         if not 0 < val_fraction < 1:
             raise UserError(f"data.corpus.val_fraction={val_fraction}: must lie between 0 and 1")
         files = text_files("data.path", Path(os.path.expanduser(path)))

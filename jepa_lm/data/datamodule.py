@@ -122,7 +122,9 @@ class TokenDataModule(LightningDataModule):
         )
         first = trainer.global_step * accumulate
         return DataLoader(
-            TrainBatches(self.streams["train"], order, first), batch_size=None, pin_memory=self._pin()
+            TrainBatches(self.streams["train"], order, first),
+            batch_size=None,
+            pin_memory=self._pin(),
         )
 
     def val_windows(self) -> StandardWindows:

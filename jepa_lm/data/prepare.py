@@ -54,12 +54,18 @@ def prepare(
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"data.cache_dir={cache_dir}: cannot write there ({error.strerror})") from error
+        raise UserError(
+            f"data.cache_dir={cache_dir}: cannot write there ({error.strerror})"
+        ) from error
     if isinstance(corpus, FineWeb):
         train, val, published = corpus.shards(cache_dir)
         for path in (*train, *val):
             open_shard(path)
-        if isinstance(tokenizer, SentencePieceBPE) and published is None and tokenizer.model is None:
+        if (
+            isinstance(tokenizer, SentencePieceBPE)
+            and published is None
+            and tokenizer.model is None
+        ):
             raise UserError(
                 f"data.path={corpus.path}: no {corpus.tokenizer_file} beside the shards nor in a "
                 "tokenizers folder above them; name it with data.tokenizer.model=FILE"
@@ -89,9 +95,7 @@ def _cache_key(corpus: TextCorpus, tokenizer: SentencePieceBPE | ByteTokenizer) 
     return hashlib.sha256("\n".join(about).encode()).hexdigest()[:20]
 
 
-def _build(
-    corpus: TextCorpus, tokenizer: SentencePieceBPE | ByteTokenizer, folder: Path
-) -> None:
+def _build(corpus: TextCorpus, tokenizer: SentencePieceBPE | ByteTokenizer, folder: Path) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
     building = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
     try:

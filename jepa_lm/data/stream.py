@@ -6,7 +6,7 @@ Legend: n tokens of one rank's micro-batch, T sequence length, W ranks, r this r
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Protocol
 
@@ -102,7 +102,7 @@ class ShuffleOrder:
         return {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
 
 
-ORDERS = {"stream": StreamOrder, "shuffle": ShuffleOrder}
+ORDERS: dict[str, Callable[..., Order]] = {"stream": StreamOrder, "shuffle": ShuffleOrder}
 
 
 def make_order(
@@ -111,9 +111,7 @@ def make_order(
     """The order called `name` (`stream` or `shuffle`) for one rank's micro-batches of `tokens`."""
     if name not in ORDERS:
         raise UserError(f"data.order={name}: one of {', '.join(ORDERS)}")
-    return ORDERS[name](
-        tokens=tokens, seq_len=seq_len, rank=rank, world_size=world_size, seed=seed
-    )
+    return ORDERS[name](tokens=tokens, seq_len=seq_len, rank=rank, world_size=world_size, seed=seed)
 
 
 class TrainBatches(torch.utils.data.IterableDataset[Batch]):

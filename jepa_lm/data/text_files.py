@@ -92,7 +92,9 @@ class TextFile:
                 number += 1
                 where = f"{self.key}={self.path}: line {number} of this part"
                 if len(line) == MAX_JSON_LINE:
-                    raise UserError(f"{where} is longer than {MAX_JSON_LINE} bytes; split the document")
+                    raise UserError(
+                        f"{where} is longer than {MAX_JSON_LINE} bytes; split the document"
+                    )
                 if not line.strip():
                     continue
                 try:
@@ -104,7 +106,9 @@ class TextFile:
                 try:
                     text.encode()
                 except UnicodeEncodeError as error:
-                    raise UserError(f"{where} holds half a surrogate pair, which is no text") from error
+                    raise UserError(
+                        f"{where} holds half a surrogate pair, which is no text"
+                    ) from error
                 yield text
 
     def _decode(self, data: bytes, offset: int) -> str:
@@ -140,5 +144,7 @@ def text_files(key: str, path: Path) -> list[TextFile]:
     found = [p for p in sorted(path.rglob("*")) if p.is_file() and p.suffix in wanted]
     files = [TextFile(key, p, 0, p.stat().st_size) for p in found if p.stat().st_size > 0]
     if not files:
-        raise UserError(f"{key}={path}: holds no text; expected files ending in {', '.join(sorted(wanted))}")
+        raise UserError(
+            f"{key}={path}: holds no text; expected files ending in {', '.join(sorted(wanted))}"
+        )
     return files

@@ -76,7 +76,9 @@ class ByteTokenizer:
 
     def __init__(self, *, vocab_size: int) -> None:
         if vocab_size not in (256, 256 + SPECIAL_IDS):
-            raise UserError(f"data.tokenizer.vocab_size={vocab_size}: a byte tokenizer has 256 or 260")
+            raise UserError(
+                f"data.tokenizer.vocab_size={vocab_size}: a byte tokenizer has 256 or 260"
+            )
         self.vocab_size = vocab_size
         self._offset = vocab_size - 256
         self.bos_id = 1 if self._offset else None

@@ -12,23 +12,15 @@ import numpy as np
 
 from jepa_lm.data.stream import TokenStream
 from jepa_lm.data.tokenizers import Tokenizer
+from jepa_lm.evaluation.bpb import decoded_documents
 from jepa_lm.records import write_json
 
 
 def split_text(stream: TokenStream, tokenizer: Tokenizer, limit: int) -> bytes:
     """The decoded text of a split, its first `limit` bytes at most."""
-    tokens = np.empty(min(stream.total, limit), dtype=np.int64)  # a token is at least a byte
+    tokens = np.empty(min(stream.total, limit), dtype=np.int64)
     stream.read(0, tokens)
-    starts = [] if tokenizer.bos_id is None else np.flatnonzero(tokens == tokenizer.bos_id).tolist()
-    cuts = sorted({0, *starts, len(tokens)})
-    parts = []
-    size = 0
-    for a, b in zip(cuts, cuts[1:], strict=False):
-        parts.append(tokenizer.decode(tokens[a:b].tolist()))
-        size += len(parts[-1])
-        if size >= limit:
-            break
-    return b"".join(parts)[:limit]
+    return b"".join(decoded_documents(tokens, tokenizer))[:limit]
 
 
 def compressor_baselines(text: bytes, prefix: bytes) -> dict[str, float]:

@@ -8,7 +8,9 @@ Legend: B windows, T targets, V vocabulary.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -110,6 +112,13 @@ class ByteAudit:
         return None if self.source is None else self.decoded == self.source
 
 
+def decoded_documents(tokens: np.ndarray, tokenizer: Tokenizer) -> Iterator[bytes]:
+    """The text of each document among the tokens; a BOS starts one."""
+    starts = [] if tokenizer.bos_id is None else np.flatnonzero(tokens == tokenizer.bos_id).tolist()
+    for a, b in pairwise(sorted({0, *starts, len(tokens)})):
+        yield tokenizer.decode(tokens[a:b].tolist())
+
+
 def audit_bytes(stream: TokenStream, tokenizer: Tokenizer, source: int | None) -> ByteAudit:
     """Count a split's bytes by table and by really decoding it, document by document.
 
@@ -120,9 +129,5 @@ def audit_bytes(stream: TokenStream, tokenizer: Tokenizer, source: int | None) -
     stream.read(0, tokens)
     table = tokenizer.token_bytes()
     counted = int(table.count(tokens[:-1], tokens[1:]).sum()) + int(table.base[tokens[0]])
-    starts = [] if tokenizer.bos_id is None else np.flatnonzero(tokens == tokenizer.bos_id).tolist()
-    cuts = sorted({0, *starts, len(tokens)})
-    decoded = sum(
-        len(tokenizer.decode(tokens[a:b].tolist())) for a, b in zip(cuts, cuts[1:], strict=False)
-    )
+    decoded = sum(len(text) for text in decoded_documents(tokens, tokenizer))
     return ByteAudit(table=counted, decoded=decoded, source=source)

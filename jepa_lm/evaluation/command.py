@@ -145,8 +145,9 @@ def _device(name: str) -> torch.device:
 
 def _audit(data: TokenDataModule) -> dict[str, Any]:
     assert data.prepared is not None
-    source = data.prepared.text_bytes
-    audit = audit_bytes(data.streams["val"], data.tokenizer, source and source["val"])
+    text_bytes = data.prepared.text_bytes
+    source = None if text_bytes is None else text_bytes["val"]
+    audit = audit_bytes(data.streams["val"], data.tokenizer, source)
     return {
         "table_bytes": audit.table,
         "decoded_bytes": audit.decoded,
@@ -167,7 +168,11 @@ def _print(result: dict[str, Any], path: Path) -> None:
     table.add_row("seconds", f"{result['seconds']:.1f}")
     if "audit" in result:
         audit = result["audit"]
-        ok = "matches the decoded text" if audit["matches"] else "[red]DIFFERS from the decoded text[/red]"
+        ok = (
+            "matches the decoded text"
+            if audit["matches"]
+            else "[red]DIFFERS from the decoded text[/red]"
+        )
         table.add_row("byte count", f"{ok} ({audit['decoded_bytes']:,} bytes)")
         if audit["lossless"] is False:
             table.add_row(

@@ -108,10 +108,13 @@ class Transformer(UNet):
 
     def _initialise(self, orthogonal: bool) -> None:
         for module in self.modules():
-            if isinstance(module, nn.Linear) and orthogonal:
-                if min(module.weight.shape) >= ORTHOGONAL_MIN_SIDE:
-                    nn.init.orthogonal_(module.weight)
+            large = (
+                isinstance(module, nn.Linear) and min(module.weight.shape) >= ORTHOGONAL_MIN_SIDE
+            )
+            if orthogonal and large:
+                nn.init.orthogonal_(module.weight)
         for block in self.blocks:
+            assert isinstance(block, TransformerBlock)
             nn.init.zeros_(block.attention.out.weight)
             nn.init.zeros_(block.mlp.down.weight)
 

@@ -73,9 +73,9 @@ class ProgressClock:
     def advance(self) -> None:
         """An optimizer step is done."""
         self.step += 1
-        if self.exchange is not None and self.max_time is not None:
-            if self.step == 1 or self.step % self.exchange_every == 0:
-                self._agreed = (self.step, self.exchange(self._local()))
+        due = self.step == 1 or self.step % self.exchange_every == 0
+        if self.exchange is not None and due:
+            self._agreed = (self.step, self.exchange(self._local()))
 
     def _local(self) -> float:
         running = 0.0 if self._started is None else self._now() - self._started

@@ -60,7 +60,7 @@ class MuonAdamW(torch.optim.Optimizer):
         super().__init__([_complete(group) for group in groups], defaults={})
 
     @torch.no_grad()
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         """One update of every parameter that has a gradient."""
         loss = None
         if closure is not None:
@@ -141,7 +141,9 @@ def _complete(group: dict[str, Any]) -> dict[str, Any]:
     known = {"name", "params", "algorithm", "lr", *DEFAULTS[algorithm]}
     for key in group.keys() - known:
         settings = ", ".join(sorted(known - {"name", "params"}))
-        raise UserError(f"optimizer.groups.{name}.{key}: {algorithm} has no such setting; {settings}")
+        raise UserError(
+            f"optimizer.groups.{name}.{key}: {algorithm} has no such setting; {settings}"
+        )
     if "lr" not in group:
         raise UserError(f"optimizer.groups.{name}.lr is not set")
     group = DEFAULTS[algorithm] | group

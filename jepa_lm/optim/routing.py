@@ -73,9 +73,7 @@ def freeze(model: nn.Module, entries: Sequence[str]) -> list[str]:
     return sorted(frozen)
 
 
-def route(
-    model: nn.Module, rules: Mapping[str, Mapping[str, Any]]
-) -> list[dict[str, Any]]:
+def route(model: nn.Module, rules: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Optimizer groups: each rule's settings with `name` and `params`; empty groups are left out.
 
     Args:

@@ -106,7 +106,7 @@ class ClockScheduler(LRScheduler):
             for group in self.optimizer.param_groups:
                 if group["algorithm"] == "muon":
                     group["momentum"] = self.muon_momentum(self.clock)
-        return [base * factor for base in self.base_lrs]
+        return [float(base) * factor for base in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:
         """Plain values; the clock keeps its own state."""

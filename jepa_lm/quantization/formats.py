@@ -91,7 +91,9 @@ class IntPerRow:
         # The smallest normal float16 keeps an all-zero row from dividing by zero.
         scale = (clip / self.limit).clamp(min=torch.finfo(torch.float16).tiny).half()
         if not torch.isfinite(scale).all():
-            raise UserError("quantization: weights too large, or no numbers, for a float16 row scale")
+            raise UserError(
+                "quantization: weights too large, or no numbers, for a float16 row scale"
+            )
         q = (weight / scale.float()[:, None]).round().clamp(-self.limit, self.limit)
         return {"": q.to(torch.int8), "scale": scale}
 

@@ -35,9 +35,7 @@ def exported(trained, tmp_path_factory):
     folder = tmp_path_factory.mktemp("export")
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        export(
-            hydra.compose("export", [f"ckpt_path={trained.folder}", f"paths.run_dir={folder}"])
-        )
+        export(hydra.compose("export", [f"ckpt_path={trained.folder}", f"paths.run_dir={folder}"]))
     account = json.loads((folder / "export.json").read_text())
     return folder, account
 
@@ -189,7 +187,9 @@ def test_the_artifact_path_imports_no_pickle():
     import jepa_lm.artifact
 
     for path in Path(jepa_lm.artifact.__file__).parent.glob("*.py"):
-        assert not re.search(r"import pickle|(?<!safetensors\.)torch\.load|np\.load|joblib", path.read_text()), path
+        assert not re.search(
+            r"import pickle|(?<!safetensors\.)torch\.load|np\.load|joblib", path.read_text()
+        ), path
 
 
 @pytest.mark.parametrize("codec", COMPRESSORS)

@@ -170,9 +170,14 @@ def test_a_large_file_is_not_read_whole(tmp_path):
 def test_bad_text_is_one_clear_line(tmp_path, name, content, words):
     path = tmp_path / name
     path.write_bytes(content)
-    with pytest.raises(UserError) as caught:
+
+    def read() -> None:
         corpus = text_corpus(path)
-        joined(corpus, "train") + joined(corpus, "val")
+        joined(corpus, "train")
+        joined(corpus, "val")
+
+    with pytest.raises(UserError) as caught:
+        read()
     assert words in str(caught.value)
     assert "data.path=" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -212,14 +217,14 @@ def test_shards_on_disk_need_no_network(tmp_path):
     assert [p.name for p in prepared.train] == ["fineweb_train_000000.bin"]
     with pytest.raises(UserError, match=r"train_shards=3: .* holds 1"):
         prepare(fineweb(tmp_path, train_shards=3), ByteTokenizer(vocab_size=260), tmp_path)
+    tokenizer = ByteTokenizer(vocab_size=260)
+    tokenizer.vocab_size = 100
     with pytest.raises(UserError, match=r"token id 1\d\d at position .*vocab_size=100"):
-        tokenizer = ByteTokenizer(vocab_size=260)
-        tokenizer.vocab_size = 100
         prepare(fineweb(tmp_path), tokenizer, tmp_path / "cache")
     with pytest.raises(UserError, match=r"no fineweb_1024_bpe\.model beside the shards"):
         prepare(fineweb(tmp_path, tokenizer_file="fineweb_1024_bpe.model"), BPE, tmp_path)
+    (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no fineweb_train_\*\.bin"):
-        (tmp_path / "empty").mkdir()
         prepare(fineweb(tmp_path / "empty"), ByteTokenizer(vocab_size=260), tmp_path)
 
 

@@ -172,9 +172,9 @@ def test_errors_name_the_setting(tmp_path):
         SentencePieceBPE(vocab_size=1024, model=str(path), train_bytes=1).build((), None)
     (tmp_path / "junk.model").write_bytes(b"not a model")
     with pytest.raises(UserError, match="is not a SentencePiece model"):
-        SentencePieceBPE(
-            vocab_size=1024, model=str(tmp_path / "junk.model"), train_bytes=1
-        ).build((), None)
+        SentencePieceBPE(vocab_size=1024, model=str(tmp_path / "junk.model"), train_bytes=1).build(
+            (), None
+        )
     with pytest.raises(UserError, match="no such file"):
         SentencePieceBPE(vocab_size=9, model=str(tmp_path / "no"), train_bytes=1).build((), None)
     with pytest.raises(UserError, match=r"vocab_size=5000: no tokenizer of this size"):

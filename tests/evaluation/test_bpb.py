@@ -158,9 +158,7 @@ def test_audit_sees_a_wrong_table_and_a_lossy_tokenizer(tmp_path):
     audit = audit_bytes(stream_of(tmp_path, ids), Wrong(vocab_size=260), len(text))
     assert not audit.matches
     assert audit.lossless
-    honest = audit_bytes(
-        stream_of(tmp_path, ids), ByteTokenizer(vocab_size=260), len(text) + 5
-    )
+    honest = audit_bytes(stream_of(tmp_path, ids), ByteTokenizer(vocab_size=260), len(text) + 5)
     assert honest.matches
     assert not honest.lossless
 

@@ -96,9 +96,7 @@ def test_rotary_scores_depend_on_distance_alone():
     torch.manual_seed(0)
     cos, sin = rotary_angles(12, 8, base=10000.0, train_length=None, device=CPU)
     q, k = torch.randn(8), torch.randn(8)
-    rotated = [
-        apply_rotary(x.expand(1, 1, 12, 8), cos, sin)[0, 0] for x in (q, k)
-    ]
+    rotated = [apply_rotary(x.expand(1, 1, 12, 8), cos, sin)[0, 0] for x in (q, k)]
     scores = rotated[0] @ rotated[1].T
     for offset in range(1, 11):
         diagonal = torch.diagonal(scores, -offset)

@@ -132,9 +132,7 @@ def test_muon_variants_equal_the_formula(row_normalize, scale, nesterov):
 def test_parameters_without_gradient_are_left_alone():
     mine = parameters()
     before = [p.detach().clone() for p in mine]
-    optimizer = MuonAdamW(
-        [dict(params=mine, algorithm="muon", name="m", lr=0.1, weight_decay=0.5)]
-    )
+    optimizer = MuonAdamW([dict(params=mine, algorithm="muon", name="m", lr=0.1, weight_decay=0.5)])
     mine[0].grad = torch.randn(8, 8)
     optimizer.step()
     assert not torch.equal(mine[0], before[0])

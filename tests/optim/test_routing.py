@@ -56,7 +56,11 @@ def test_every_parameter_moves_within_two_steps(small, overrides):
 def test_the_published_bigram_start_never_moves(small):
     """#832: table and linear both zero. The check above must see such a saddle."""
     stuck = two_steps(make_task(small, "model.bigram.zero_projection=true"))
-    assert set(stuck) == {"model.bigram.table.weight", "model.bigram.expand.weight", "model.bigram.scale"}
+    assert set(stuck) == {
+        "model.bigram.table.weight",
+        "model.bigram.expand.weight",
+        "model.bigram.scale",
+    }
 
 
 def test_training_refuses_a_parameter_without_group(small):

@@ -59,7 +59,11 @@ def test_what_a_format_cannot_hold_is_refused():
 
 def model() -> torch.nn.Module:
     return torch.nn.ModuleDict(
-        {"big": torch.nn.Linear(40, 40), "small": torch.nn.Linear(3, 3), "e": torch.nn.Embedding(50, 40)}
+        {
+            "big": torch.nn.Linear(40, 40),
+            "small": torch.nn.Linear(3, 3),
+            "e": torch.nn.Embedding(50, 40),
+        }
     )
 
 
@@ -96,6 +100,6 @@ def test_a_pattern_that_fits_nothing_is_an_error():
 
 def test_a_tensor_without_rule_is_an_error():
     with pytest.raises(UserError, match=r"no rule takes small\.weight"):
-        Policy(
-            rules={"ints": {"match": ["*"], "min_values": 10, "format": Float16()}}
-        ).assign(model())
+        Policy(rules={"ints": {"match": ["*"], "min_values": 10, "format": Float16()}}).assign(
+            model()
+        )
