@@ -108,15 +108,16 @@ class Transformer(UNet):
 
     def _initialise(self, orthogonal: bool) -> None:
         for module in self.modules():
-            large = (
-                isinstance(module, nn.Linear) and min(module.weight.shape) >= ORTHOGONAL_MIN_SIDE
-            )
-            if orthogonal and large:
+            if isinstance(module, nn.Linear) and orthogonal and _is_large(module.weight):
                 nn.init.orthogonal_(module.weight)
         for block in self.blocks:
             assert isinstance(block, TransformerBlock)
             nn.init.zeros_(block.attention.out.weight)
             nn.init.zeros_(block.mlp.down.weight)
+
+
+def _is_large(weight: Tensor) -> bool:
+    return min(weight.shape) >= ORTHOGONAL_MIN_SIDE
 
 
 def _check_shape(

@@ -1,0 +1,1 @@
+"""Timed claims about this framework; `python -m benchmarks [name ...]` runs them."""

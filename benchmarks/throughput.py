@@ -1,0 +1,63 @@
+"""Claim 6: training throughput of the demo's model as a share of the machine's matrix products."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from benchmarks.measure import Claim, gemm_gflops, interleaved, report
+from benchmarks.trainer_overhead import compose
+from jepa_lm.config import resolve
+from jepa_lm.describe import model_flops_per_token
+from jepa_lm.lit import LanguageModelTask
+from jepa_lm.optim.clock import ProgressClock
+from jepa_lm.precision import AUTOCAST, resolve_precision
+
+ROUNDS = 15
+
+
+def training_step() -> tuple[Callable[[], None], int, int, str]:
+    """A whole step of the demo on random tokens; its tokens, FLOPs and precision."""
+    config = resolve(compose("experiment=demo", "paths.run_dir=unused"))
+    precision = resolve_precision(config["trainer"]["precision"], "cpu")
+    task = LanguageModelTask(config, ProgressClock(max_steps=10**6, max_time=None))
+    assert task.clock is not None
+    optimizer, scheduler = task.recipe.configure(task, task.clock)
+    seq_len, tokens = config["data"]["seq_len"], config["data"]["batch_tokens"]
+    ids = torch.randint(0, task.model.vocab_size, (tokens // seq_len, seq_len + 1))
+    batch = {"inputs": ids[:, :-1], "targets": ids[:, 1:]}
+    dtype = AUTOCAST[precision]
+
+    def step() -> None:
+        with torch.autocast("cpu", dtype, enabled=dtype is not None):
+            loss = task.ce(batch)
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        scheduler.step()
+
+    return step, tokens, tokens * model_flops_per_token(task.model, seq_len), precision
+
+
+def claims() -> Iterator[Claim]:
+    """The share, and what it is made of."""
+    step, tokens, flops, precision = training_step()
+    timings = interleaved(step, rounds=ROUNDS, between=step)
+    seconds = timings.median("between")
+    ceiling = gemm_gflops(AUTOCAST[precision] or torch.float32)
+    share = flops / seconds / 1e9 / ceiling
+    yield report(
+        "throughput/demo",
+        share,
+        unit="share of the GEMM ceiling",
+        limit=1.0,
+        spread=share * timings.spread,
+        details={
+            "tokens_per_second": tokens / seconds,
+            "model_gflops": flops / seconds / 1e9,
+            "ceiling_gflops": ceiling,
+            "precision": precision,
+            "threads": torch.get_num_threads(),
+        },
+    )

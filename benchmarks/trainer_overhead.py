@@ -1,0 +1,225 @@
+"""Claim 1: what `train(cfg)` costs per step over a bare loop.
+
+Both train the same tiny model on the same batches with the same optimizer and schedule. The bare
+loop runs inside the fit: the fit's data hands out SEGMENT batches, then the bare loop trains as
+many steps, and so on, so that bare/fit/bare/fit come one after the other in one process. The fit's
+time runs from one batch handed out to that SEGMENT batches later, so it holds all that a step goes
+through. One thread: the overhead is Python's, and the waiting of threads would only hide it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any, ClassVar
+
+import hydra
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from lightning.pytorch import Callback
+from omegaconf import DictConfig
+from torch import Tensor
+
+from benchmarks.measure import Claim, aa_spread, at_most
+from jepa_lm import schema
+from jepa_lm.cli import CONF
+from jepa_lm.data.datamodule import TokenDataModule
+from jepa_lm.data.stream import Batch, TrainBatches, make_order
+from jepa_lm.lit import LanguageModelTask
+from jepa_lm.model import token_nll
+from jepa_lm.optim.clock import ProgressClock
+from jepa_lm.precision import AUTOCAST
+from jepa_lm.run import train
+
+SEGMENT = 100
+"""Steps of the fit between two bare segments: five intervals of logging, one flush of metrics.csv."""
+ROUNDS = 20
+CHECKED_STEPS = 40
+NEVER = 10**9
+
+TINY = (
+    "data=bytes256",
+    "data._target_=benchmarks.trainer_overhead.InterleavedData",
+    "data.seq_len=32",
+    "data.batch_tokens=64",
+    "model.dim=64",
+    "model.backbone.layers=2",
+    "model.backbone.heads=4",
+    "model.backbone.kv_heads=2",
+    "model.bigram.buckets=128",
+    "optimizer.groups.matrices.ns_dtype=float32",
+    "trainer.precision=32-true",
+    "trainer.limit_val_batches=0",
+    "sample=false",
+)
+"""A step of a few milliseconds, so that tenths of one are seen; all callbacks and metrics.csv."""
+
+
+class BareLoop:
+    """Twin of a task at its first step, trained as one would without a framework."""
+
+    def __init__(self, task: LanguageModelTask, batches: Iterator[Batch], max_steps: int) -> None:
+        self.clock = ProgressClock(max_steps=max_steps, max_time=None)
+        twin = LanguageModelTask(task.config, self.clock)
+        self.model, self.batches = twin.model, batches
+        self.model.load_state_dict(task.model.state_dict())
+        self.optimizer, self.scheduler = twin.recipe.configure(twin, self.clock)
+        self.dtype = AUTOCAST[task.config["trainer"]["precision"]]
+        self.losses: list[Tensor] = []
+
+    def run(self, steps: int) -> None:
+        """Train for some steps."""
+        for _ in range(steps):
+            batch = next(self.batches)
+            with torch.autocast("cpu", self.dtype, enabled=self.dtype is not None):
+                logits, _ = self.model(batch["inputs"])
+                loss = token_nll(logits, batch["targets"]).mean()
+            self.optimizer.zero_grad()
+            loss.backward()
+            self.optimizer.step()
+            self.clock.advance()
+            self.scheduler.step()
+            self.losses.append(loss.detach())
+
+
+class InterleavedData(TokenDataModule):
+    """The run's data, which trains the bare loop between segments of the fit and times both."""
+
+    segment: ClassVar[int]
+    latest: ClassVar[InterleavedData]
+    """Of the newest run."""
+
+    def train_dataloader(self) -> Any:
+        """The run's batches; the bare loop gets its own, from the same shards."""
+        type(self).latest = self
+        trainer = self.trainer
+        assert trainer is not None
+        order = make_order(
+            self.order,
+            tokens=self.batch_tokens,
+            seq_len=self.seq_len,
+            rank=0,
+            world_size=1,
+            seed=self.seed,
+        )
+        batches = iter(TrainBatches(self.streams["train"], order, 0))
+        self.bare = BareLoop(trainer.lightning_module, batches, trainer.max_steps)  # type: ignore[arg-type]
+        self.fit_seconds: list[float] = []
+        self.bare_seconds: list[float] = []
+        """One more than of the fit: before and after each of its segments."""
+        return _Interleaved(super().train_dataloader(), self)
+
+    def switch(self, resumed: float | None) -> float:
+        """A segment of the fit is over: it is the bare loop's turn. Returns when the fit goes on."""
+        began = time.perf_counter()
+        if resumed is not None:
+            self.fit_seconds.append(began - resumed)
+        self.bare.run(self.segment)
+        ended = time.perf_counter()
+        self.bare_seconds.append(ended - began)
+        return ended
+
+
+class _Interleaved:
+    """Batches, with a switch to the bare loop before each segment."""
+
+    def __init__(self, batches: Iterable[Batch], data: InterleavedData) -> None:
+        self.batches, self.data = batches, data
+
+    def __iter__(self) -> Iterator[Batch]:
+        resumed = None
+        for index, batch in enumerate(self.batches):
+            if index % self.data.segment == 0:
+                resumed = self.data.switch(resumed)
+            yield batch
+
+
+class Losses(Callback):
+    """Keeps every loss of the fit."""
+
+    latest: ClassVar[list[Tensor]]
+
+    def on_train_start(self, *args: Any) -> None:
+        """Begin a new list."""
+        type(self).latest = []
+
+    def on_train_batch_end(self, trainer: Any, task: Any, outputs: Any, *args: Any) -> None:
+        """Keep one."""
+        self.latest.append(outputs["loss"])
+
+
+def run_pair(
+    folder: Path, *extra: str, segment: int, rounds: int, log_every: int
+) -> InterleavedData:
+    """Train by `train(cfg)` and by the bare loop in turns."""
+    InterleavedData.segment = segment
+    cfg = compose(
+        *TINY,
+        f"paths.run_dir={folder / f'run_{log_every}_{rounds}'}",
+        f"paths.cache={folder / 'cache'}",
+        f"trainer.max_steps={segment * rounds + 1}",
+        f"trainer.log_every_n_steps={log_every}",
+        *extra,
+    )
+    with contextlib.redirect_stdout(sys.stderr):
+        train(cfg)
+    return InterleavedData.latest
+
+
+def compose(*overrides: str) -> DictConfig:
+    """What `python train.py overrides` would get."""
+    schema.register()
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose("train", overrides=list(overrides))
+
+
+def check_losses(folder: Path) -> None:
+    """Both must train the same: every loss equal to the last bit."""
+    record = "+callbacks.losses._target_=benchmarks.trainer_overhead.Losses"
+    data = run_pair(folder, record, segment=CHECKED_STEPS // 4, rounds=4, log_every=5)
+    fit, bare = (torch.stack(x[:CHECKED_STEPS]) for x in (Losses.latest, data.bare.losses))
+    assert len(fit) == len(bare) == CHECKED_STEPS and fit[-1] < fit[0], "nothing was learned"
+    torch.testing.assert_close(fit, bare, rtol=0, atol=0)
+
+
+def overhead(name: str, target: float, data: InterleavedData) -> Claim:
+    """Milliseconds per step; the first round warms up."""
+    scale = 1000 / data.segment
+    bare = [scale * value for value in data.bare_seconds[1:]]
+    fit = [scale * value for value in data.fit_seconds[1:]]
+    before, after = bare[: len(fit)], bare[1:][: len(fit)]
+    extra = [f - (a + b) / 2 for f, a, b in zip(fit, before, after, strict=True)]
+    return at_most(
+        f"trainer_overhead/{name}",
+        statistics.median(extra),
+        unit="ms per step",
+        target=target,
+        limit=0.0,
+        spread=aa_spread(before, after),
+        details={
+            "fit_ms": statistics.median(fit),
+            "bare_ms": statistics.median(bare),
+            "segments": len(fit),
+            "steps_per_segment": data.segment,
+        },
+    )
+
+
+def claims() -> Iterator[Claim]:
+    """Without logging, and logging each 20 steps as by default."""
+    torch.set_num_threads(1)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        check_losses(folder)
+        for kind, target, log_every in (
+            ("no_logging", 0.40, NEVER),
+            ("interval_logging", 0.50, 20),
+        ):
+            data = run_pair(folder, segment=SEGMENT, rounds=ROUNDS, log_every=log_every)
+            yield overhead(kind, target, data)
