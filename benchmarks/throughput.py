@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from benchmarks.measure import Claim, gemm_gflops, interleaved, report
+from benchmarks.measure import GEMM_SIZES, Claim, gemm_gflops, interleaved, matrix_product, report
 from benchmarks.trainer_overhead import compose
 from jepa_lm.config import resolve
 from jepa_lm.describe import model_flops_per_token
@@ -14,7 +14,7 @@ from jepa_lm.lit import LanguageModelTask
 from jepa_lm.optim.clock import ProgressClock
 from jepa_lm.precision import AUTOCAST, resolve_precision
 
-ROUNDS = 15
+ROUNDS = 9
 
 
 def training_step() -> tuple[Callable[[], None], int, int, str]:
@@ -43,9 +43,11 @@ def training_step() -> tuple[Callable[[], None], int, int, str]:
 def claims() -> Iterator[Claim]:
     """The share, and what it is made of."""
     step, tokens, flops, precision = training_step()
-    timings = interleaved(step, rounds=ROUNDS, between=step)
-    seconds = timings.median("between")
-    ceiling = gemm_gflops(AUTOCAST[precision] or torch.float32)
+    dtype = AUTOCAST[precision] or torch.float32
+    products = {f"gemm_{size}": matrix_product(size, dtype) for size in GEMM_SIZES}
+    timings = interleaved(step, rounds=ROUNDS, **products)
+    seconds = timings.reference
+    ceiling = max(2 * n**3 / timings.median(f"gemm_{n}") / 1e9 for n in GEMM_SIZES)
     share = flops / seconds / 1e9 / ceiling
     yield report(
         "throughput/demo",
@@ -57,6 +59,8 @@ def claims() -> Iterator[Claim]:
             "tokens_per_second": tokens / seconds,
             "model_gflops": flops / seconds / 1e9,
             "ceiling_gflops": ceiling,
+            "gemm_float32_gflops": gemm_gflops(torch.float32),
+            "gemm_bfloat16_gflops": gemm_gflops(torch.bfloat16),
             "precision": precision,
             "threads": torch.get_num_threads(),
         },

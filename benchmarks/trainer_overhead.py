@@ -38,7 +38,7 @@ from jepa_lm.run import train
 
 SEGMENT = 100
 """Steps of the fit between two bare segments: five intervals of logging, one flush of metrics.csv."""
-ROUNDS = 20
+ROUNDS = 14
 CHECKED_STEPS = 40
 NEVER = 10**9
 
@@ -184,7 +184,8 @@ def check_losses(folder: Path) -> None:
     record = "+callbacks.losses._target_=benchmarks.trainer_overhead.Losses"
     data = run_pair(folder, record, segment=CHECKED_STEPS // 4, rounds=4, log_every=5)
     fit, bare = (torch.stack(x[:CHECKED_STEPS]) for x in (Losses.latest, data.bare.losses))
-    assert len(fit) == len(bare) == CHECKED_STEPS and fit[-1] < fit[0], "nothing was learned"
+    assert len(fit) == len(bare) == CHECKED_STEPS
+    assert fit[-10:].mean() < fit[:10].mean(), "nothing was learned"
     torch.testing.assert_close(fit, bare, rtol=0, atol=0)
 
 

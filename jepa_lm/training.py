@@ -9,13 +9,14 @@ import threading
 import time
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from hydra.utils import instantiate
+from lightning.pytorch.profilers import PassThroughProfiler
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.panel import Panel
@@ -149,6 +150,7 @@ def _trainer(config: dict[str, Any]) -> pl.Trainer:
             num_sanity_val_steps=0,
             enable_model_summary=False,
             use_distributed_sampler=False,
+            profiler=_profiler(settings.pop("profiler", None)),
             callbacks=[instantiate(c) for c in config["callbacks"].values()],
             logger=[instantiate(x) for x in config["logger"].values()],
         )
@@ -157,6 +159,21 @@ def _trainer(config: dict[str, Any]) -> pl.Trainer:
         if isinstance(cause, pl.utilities.exceptions.MisconfigurationException):
             raise UserError(f"trainer: {' '.join(str(cause).split())}") from error
         raise
+
+
+class _NoProfiler(PassThroughProfiler):
+    """Lightning enters a generator for each of some 40 profiled spans a step; this costs 1 us less each."""
+
+    _nothing = nullcontext()
+
+    def profile(self, action_name: str) -> Any:
+        """Measure nothing."""
+        return self._nothing
+
+
+def _profiler(name: str | None) -> Any:
+    """Lightning's profiler of that name, or one that costs nothing."""
+    return _NoProfiler() if name is None else name
 
 
 def _check_resumable(resume: Path, config: dict[str, Any]) -> None:

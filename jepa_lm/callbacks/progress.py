@@ -48,6 +48,7 @@ class TrainingBar(ProgressBar):
             TimeElapsedColumn(),
             TimeRemainingColumn(),
             console=self._console,
+            auto_refresh=False,  # a thread that redraws 10 times a second would cost 1 % of a core
         )
         self._task = self._bar.add_task("training", total=1.0, figures="")
         self._bar.start()
@@ -69,7 +70,7 @@ class TrainingBar(ProgressBar):
 
     def _show(self, progress: float, figures: str) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, completed=progress, figures=figures)
+            self._bar.update(self._task, completed=progress, figures=figures, refresh=True)
         elif self._enabled:
             line = int(progress * PLAIN_LINES)
             if line > self._lines:
@@ -79,12 +80,12 @@ class TrainingBar(ProgressBar):
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what takes the time now."""
         if self._bar is not None:
-            self._bar.update(self._task, description="validating")
+            self._bar.update(self._task, description="validating", refresh=True)
 
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Show the score in the bar's place."""
         if self._bar is not None:
-            self._bar.update(self._task, description="training")
+            self._bar.update(self._task, description="training", refresh=True)
         if self._enabled and not trainer.sanity_checking and pl_module.last_score is not None:
             score = pl_module.last_score
             self._console.print(

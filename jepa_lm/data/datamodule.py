@@ -107,7 +107,7 @@ class TokenDataModule(LightningDataModule):
             )
         return self.batch_tokens // (world_size * accumulate)
 
-    def train_dataloader(self) -> DataLoader[Batch]:
+    def train_dataloader(self) -> TrainBatches:
         """Endless; starts where the restored run stopped, which the number of done steps tells."""
         trainer = self.trainer
         assert trainer is not None
@@ -121,11 +121,8 @@ class TokenDataModule(LightningDataModule):
             seed=self.seed,
         )
         first = trainer.global_step * accumulate
-        return DataLoader(
-            TrainBatches(self.streams["train"], order, first),
-            batch_size=None,
-            pin_memory=self._pin(),
-        )
+        # A DataLoader would only add its own steps: batches come ready from a memory map.
+        return TrainBatches(self.streams["train"], order, first, pin=self._pin())
 
     def val_windows(self) -> StandardWindows:
         """The whole validation split in windows of `seq_len`."""

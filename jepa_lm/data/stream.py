@@ -115,13 +115,14 @@ def make_order(
 
 
 class TrainBatches(torch.utils.data.IterableDataset[Batch]):
-    """Endless micro-batches from number `first` on."""
+    """Endless micro-batches from number `first` on; `pin` puts them into page-locked memory."""
 
-    def __init__(self, stream: TokenStream, order: Order, first: int) -> None:
-        self.stream, self.order, self.first = stream, order, first
+    def __init__(self, stream: TokenStream, order: Order, first: int, pin: bool = False) -> None:
+        self.stream, self.order, self.first, self.pin = stream, order, first, pin
 
     def __iter__(self) -> Iterator[Batch]:
         index = self.first
         while True:
-            yield self.order.batch(self.stream, index)
+            batch = self.order.batch(self.stream, index)
+            yield {k: t.pin_memory() for k, t in batch.items()} if self.pin else batch
             index += 1
