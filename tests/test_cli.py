@@ -83,7 +83,6 @@ def test_a_mistake_is_one_line_that_names_key_and_remedy(command, override, key,
     ],
 )
 def test_mistakes_of_eval_and_export(command, name, overrides, words):
-    (REPO / "README.md").touch()
     code, line = command(name, *overrides)
     assert code == 2
     assert words in line

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import struct
+import time
 
 import pytest
 
@@ -77,6 +78,10 @@ def test_wandb_offline_holds_metrics_and_config(small, tmp_path):
     history: dict[str, list[float]] = {}
     config: dict[str, object] = {}
     tags: list[str] = []
+    deadline = time.monotonic() + 30  # W&B's own process writes the file
+    while not any(r.WhichOneof("record_type") == "exit" for r in wandb_records(path)):
+        assert time.monotonic() < deadline, "W&B did not finish its file"
+        time.sleep(0.2)
     for record in wandb_records(path):
         for item in record.history.item:
             key = item.key or "/".join(item.nested_key)
