@@ -38,7 +38,7 @@ from jepa_lm.run import train
 
 SEGMENT = 100
 """Steps of the fit between two bare segments: five intervals of logging, one flush of metrics.csv."""
-ROUNDS = 14
+ROUNDS = 30
 CHECKED_STEPS = 40
 NEVER = 10**9
 
@@ -47,10 +47,12 @@ TINY = (
     "data._target_=benchmarks.trainer_overhead.InterleavedData",
     "data.seq_len=32",
     "data.batch_tokens=64",
-    "model.dim=64",
-    "model.backbone.layers=2",
-    "model.backbone.heads=4",
-    "model.backbone.kv_heads=2",
+    "model.dim=32",
+    "model.backbone.layers=1",
+    "model.backbone.xsa_last=0",
+    "model.backbone.rope_dims=0",
+    "model.backbone.heads=2",
+    "model.backbone.kv_heads=1",
     "model.bigram.buckets=128",
     "optimizer.groups.matrices.ns_dtype=float32",
     "trainer.precision=32-true",

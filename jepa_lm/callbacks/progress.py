@@ -94,8 +94,10 @@ class TrainingBar(ProgressBar):
                 highlight=False,
             )
 
-    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Close the bar."""
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Close the bar where the clock stands."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=pl_module.clock.progress, refresh=True)
         self._close()
 
     def on_exception(
