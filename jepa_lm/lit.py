@@ -117,7 +117,7 @@ class LanguageModelTask(LightningModule):
             logger.log_metrics(self.live, step=step - 1)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Lightning sets this string twice around every hook; `nn.Module` takes 5 us to look at it."""
+        """Lightning sets this string some 46 times a step; through `nn.Module` that takes 80 us."""
         if name == "_current_fx_name":
             self.__dict__[name] = value
         else:

@@ -254,6 +254,31 @@ def test_checkpoints_hold_plain_containers_only(trained):
     assert loaded.config["seed"] == 1337
 
 
+def test_a_dictconfig_in_a_checkpoint_would_be_seen(trained, tmp_path):
+    """The planted bug of trap 31."""
+    checkpoint = torch.load(trained.checkpoint, weights_only=True)
+    checkpoint["hyper_parameters"]["config"] = trained.config
+    torch.save(checkpoint, tmp_path / "bad.ckpt")
+    with pytest.raises(UserError, match="more than tensors and plain values"):
+        read_checkpoint(tmp_path / "bad.ckpt")
+
+
+def test_a_wrapped_module_would_be_seen(small, tmp_path, monkeypatch):
+    """The planted bug of trap 32: compiling the module by wrapping it renames its keys."""
+    setup = LanguageModelTask.setup
+
+    def wraps(self, stage):
+        setup(self, stage)
+        self.model = torch.compile(self.model, backend="eager")
+
+    monkeypatch.setattr(LanguageModelTask, "setup", wraps)
+    fit(small("trainer.max_steps=3"))
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert [k for k in weights(path) if "_orig_mod" in k]
+    with pytest.raises(RuntimeError, match="_orig_mod"):
+        inference_model(read_checkpoint(path))
+
+
 def test_compiled_runs_have_clean_keys_and_load_either_way(small, tmp_path, monkeypatch):
     """Trap 32: no `_orig_mod.` in a checkpoint."""
     compiled = []
