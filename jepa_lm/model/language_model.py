@@ -1,6 +1,6 @@
 """The language model: what ships. It knows nothing of objectives, optimizers or quantization.
 
-    ids -> embed -> x0 [B,T,D] -> encode -> hidden [B,T,D] -> logits [B,T,V]
+    ids -> embed -> x0 [B,T,D] -> encode [-> inject] -> hidden [B,T,D] -> logits [B,T,V]
 
 Legend: B batch, T positions, D model width, V vocabulary.
 """
@@ -15,8 +15,20 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa_lm.model.embeddings import TokenEmbedding, ValueEmbedding
+from jepa_lm.model.injector import ChunkInjector, Injected
 from jepa_lm.model.layers import SmearGate, rms_norm
-from jepa_lm.model.unet import UNet
+from jepa_lm.model.unet import Carry, UNet
+
+
+class Mask(NamedTuple):
+    """Positions whose token a pass must not see."""
+
+    where: Tensor
+    """[T] or [B, T], bool."""
+    vector: Tensor
+    """What stands in for the embedding there, [D]."""
+    hide_next: bool
+    """Also hide the bigram feature of the position after a masked one: it hashes the masked token."""
 
 
 class Embedded(NamedTuple):
@@ -37,6 +49,12 @@ class Encoded(NamedTuple):
     """After the final norm, [B, T, D]: what `logits` takes."""
     taps: dict[int, Tensor]
     """Outputs [B, T, D] of the blocks that were asked for."""
+    embedded: Embedded
+    """The input of this pass."""
+    carry: Carry | None
+    """The pass as it stood where `encode` was asked to keep it."""
+    injected: Injected | None
+    """Latents of the injector, when the model has one."""
 
 
 class LanguageModel(nn.Module):
@@ -49,6 +67,7 @@ class LanguageModel(nn.Module):
         softcap: bounds the logits, or None.
         bigram: features of the last two ids added to the embedding, or None.
         value_embedding: see ValueEmbedding, or None.
+        injector: adds predicted chunk latents before the final norm, or None.
         smear_gate: blend each position with the one before.
         logit_bias: a learned bias [V] before the softcap.
         norm_eps: of the first and the final norm.
@@ -65,6 +84,7 @@ class LanguageModel(nn.Module):
         softcap: nn.Module | None = None,
         bigram: nn.Module | None = None,
         value_embedding: ValueEmbedding | None = None,
+        injector: ChunkInjector | None = None,
         smear_gate: bool = False,
         logit_bias: bool = False,
         norm_eps: float,
@@ -73,24 +93,63 @@ class LanguageModel(nn.Module):
         self.vocab_size, self.dim, self.norm_eps = vocab_size, dim, norm_eps
         self.embedding, self.backbone, self.head = embedding, backbone, head
         self.softcap, self.bigram, self.value_embedding = softcap, bigram, value_embedding
+        self.injector = injector
         self.smear = SmearGate(dim=dim) if smear_gate else None
         self.logit_bias = nn.Parameter(torch.zeros(vocab_size)) if logit_bias else None
 
-    def embed(self, inputs: Tensor) -> Embedded:
-        """inputs [B, T] int64 -> the embedded input and the value embeddings."""
+    @property
+    def layers(self) -> int:
+        """Number of blocks."""
+        return len(self.backbone.blocks)
+
+    def embed(self, inputs: Tensor, mask: Mask | None = None) -> Embedded:
+        """inputs [B, T] int64 -> the embedded input and the value embeddings.
+
+        With a mask, nothing of a masked token remains but what `mask.hide_next=False` leaves in the
+        bigram feature of the position after it. Smearing comes after the mask and sees it.
+        """
         x = self.embedding(inputs)
         if self.bigram is not None:
-            x = x + self.bigram(inputs)
+            features = self.bigram(inputs)
+            if mask is not None:
+                hidden = mask.where
+                if mask.hide_next:
+                    hidden = hidden | F.pad(hidden[..., :-1], (1, 0))
+                features = features.masked_fill(hidden[..., None], 0.0)
+            x = x + features
+        if mask is not None:
+            x = torch.where(mask.where[..., None], mask.vector.to(x.dtype), x)
         x = rms_norm(x, self.norm_eps)
         if self.smear is not None:
             x = self.smear(x)
         values = {} if self.value_embedding is None else self.value_embedding(inputs)
+        if mask is not None:
+            values = {i: v.masked_fill(mask.where[..., None], 0.0) for i, v in values.items()}
         return Embedded(x, values)
 
-    def encode(self, embedded: Embedded, taps: Collection[int] = ()) -> Encoded:
-        """Run the backbone; `taps` names layers whose outputs are wanted as well."""
-        last, tapped = self.backbone(embedded.x, embedded.values, taps)
-        return Encoded(last, rms_norm(last, self.norm_eps), tapped)
+    def encode(
+        self, embedded: Embedded, taps: Collection[int] = (), keep_at: int | None = None
+    ) -> Encoded:
+        """Run the backbone.
+
+        Args:
+            taps: layers whose outputs are wanted as well.
+            keep_at: keep the pass as it stands before this block, for `resume`.
+        """
+        carry = Carry(0, embedded.x, embedded.x, (), {})
+        if keep_at is not None:
+            carry = self.backbone(carry, embedded.values, until=keep_at, taps=taps)
+        return self.resume(embedded, carry, taps)._replace(
+            carry=None if keep_at is None else carry
+        )
+
+    def resume(self, embedded: Embedded, carry: Carry, taps: Collection[int] = ()) -> Encoded:
+        """Finish a pass from where it was cut."""
+        done = self.backbone(carry, embedded.values, until=self.layers, taps=taps)
+        injected = None if self.injector is None else self.injector(done.x)
+        hidden = done.x if injected is None else done.x + injected.addition
+        final = rms_norm(hidden, self.norm_eps)
+        return Encoded(done.x, final, done.taps, embedded, None, injected)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [B, T, D] after the final norm -> logits [B, T, V], capped when there is a cap."""
@@ -99,9 +158,11 @@ class LanguageModel(nn.Module):
             z = z + self.logit_bias
         return z if self.softcap is None else self.softcap(z)
 
-    def forward(self, inputs: Tensor) -> tuple[Tensor, Encoded]:
-        """inputs [B, T] int64 -> logits [B, T, V] and the hidden states of this pass."""
-        encoded = self.encode(self.embed(inputs))
+    def forward(
+        self, inputs: Tensor, taps: Collection[int] = (), keep_at: int | None = None
+    ) -> tuple[Tensor, Encoded]:
+        """inputs [B, T] int64 -> logits [B, T, V] and the hidden states of this pass; see `encode`."""
+        encoded = self.encode(self.embed(inputs), taps, keep_at)
         return self.logits(encoded.final), encoded
 
 

@@ -21,7 +21,7 @@ from jepa_lm.model.layers import (
     rms_norm,
     rotary_angles,
 )
-from jepa_lm.model.unet import UNet
+from jepa_lm.model.unet import Carry, UNet
 
 CPU = torch.device("cpu")
 
@@ -187,10 +187,13 @@ def test_unet_adds_early_outputs_late(layers):
             x = x + net.skip_weights[j] * outputs[layers // 2 - 1 - j]
         x = x * 1.5 + (i + 1) * x0
         outputs.append(x)
-    got, taps = net(x0, {}, taps=(0, layers - 1))
-    torch.testing.assert_close(got, x)
-    torch.testing.assert_close(taps[0], outputs[0])
-    assert taps.keys() == {0, layers - 1}
+    whole = net(Carry(0, x0, x0, (), {}), {}, until=layers, taps=(0, layers - 1))
+    torch.testing.assert_close(whole.x, x)
+    torch.testing.assert_close(whole.taps[0], outputs[0])
+    assert whole.taps.keys() == {0, layers - 1}
+    for cut in range(layers + 1):
+        half = net(Carry(0, x0, x0, (), {}), {}, until=cut)
+        torch.testing.assert_close(net(half.detach(), {}, until=layers).x, x)
 
 
 ALL_ON = [
