@@ -1,8 +1,9 @@
 """What would be trained, as plain values: sizes, groups, phases. Nothing is trained.
 
-FLOPs follow the usual count: 2 per weight of a matrix and token forward, three times that with the
-backward pass, plus attention scores and their use, 4 T D forward per layer and token, halved for
-the causal mask.
+FLOPs of the model follow the usual count: 2 per weight of a matrix and token forward, three times
+that with the backward pass, plus attention scores and their use, 4 T D forward per layer and token,
+halved for the causal mask. Those of the objective are counted as its operations run (PyTorch's
+counter), with the same halving.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from torch import nn
 
 from jepa_lm.lit import LanguageModelTask
 from jepa_lm.model.layers import CausalSelfAttention
+from jepa_lm.objective.flops import objective_flops_per_token
+from jepa_lm.objective.gradients import reach_table
 from jepa_lm.optim.routing import parameter_roles
 
 
@@ -28,6 +31,9 @@ def model_flops_per_token(model: nn.Module, seq_len: int) -> int:
     matrices = sum(parameters[n].numel() for n, r in roles.items() if r in ("matrix", "head"))
     if not any(role == "head" for role in roles.values()):
         matrices += parameters["embedding.table.weight"].numel()  # the tied head multiplies by it
+    if (injector := getattr(model, "injector", None)) is not None:
+        once_a_chunk = sum(p.numel() for p in injector.parameters() if p.ndim == 2)
+        matrices -= once_a_chunk - once_a_chunk // injector.chunk
     attention = sum(
         2 * seq_len * m.heads * m.head_dim
         for m in model.modules()
@@ -42,6 +48,7 @@ def describe(task: LanguageModelTask) -> dict[str, Any]:
     names = {id(p): n for n, p in task.named_parameters()}
     assert task.clock is not None
     optimizer, _ = task.recipe.configure(task, task.clock)
+    seq_len = config["data"]["seq_len"]
     shipped = count_parameters(task.model)
     groups = {
         group["name"]: {
@@ -56,11 +63,13 @@ def describe(task: LanguageModelTask) -> dict[str, Any]:
     return {
         "parameters": {"shipped": shipped, "training_only": count_parameters(task) - shipped},
         "flops_per_token": {
-            "model": model_flops_per_token(task.model, config["data"]["seq_len"]),
-            "objective": 0,
+            "model": model_flops_per_token(task.model, seq_len),
+            "objective": objective_flops_per_token(task.model, task.objective, seq_len),
         },
         "tokens_per_step": config["data"]["batch_tokens"],
         "budget": {key: config["trainer"][key] for key in ("max_steps", "max_time")},
         "optimizer": {"groups": groups, "frozen": task.frozen},
-        "schedules": task.recipe.phases(),
+        "schedules": task.recipe.phases()
+        | ({} if task.objective is None else task.objective.phases()),
+        "gradient_reach": reach_table(task.model, task.objective, seq_len, task.frozen),
     }

@@ -1,4 +1,8 @@
-"""Errors that a user can mend. Entry points print them as one line and exit with `exit_code`."""
+"""Errors that a user can mend, and warnings. Entry points print each as one line; see `exit_code`."""
+
+from __future__ import annotations
+
+import sys
 
 
 class UserError(ValueError):
@@ -11,3 +15,8 @@ class OverCapError(UserError):
     """The exported artifact does not fit the byte budget."""
 
     exit_code = 3
+
+
+def warn(text: str) -> None:
+    """One line on stderr about something that does not stop a run."""
+    print(f"warning: {' '.join(text.split())}", file=sys.stderr, flush=True)

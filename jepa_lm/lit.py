@@ -1,6 +1,8 @@
-"""The LightningModule: cross entropy over a language model, one optimizer, one clock.
+"""The LightningModule: cross entropy and a weighted objective over a language model, on one clock.
 
-`model` is what ships. Auxiliary objectives get a place beside it, never inside it.
+    loss = ce_weight * ce_schedule * cross entropy + jepa.weight * schedule * auxiliary loss
+
+`model` is what ships. The objective has its place beside it, never inside it.
 Legend: B batch, T positions.
 """
 
@@ -13,12 +15,14 @@ from typing import Any
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch import LightningModule
-from torch import Tensor
+from torch import Tensor, nn
 
 from jepa_lm.data.stream import Batch
-from jepa_lm.errors import UserError
+from jepa_lm.errors import UserError, warn
 from jepa_lm.evaluation.bpb import BPBMeter, ByteCounter, Score, score_batch, score_from_sums
-from jepa_lm.model import LanguageModel, token_nll
+from jepa_lm.model import Encoded, LanguageModel, token_nll
+from jepa_lm.objective import LatentPrediction, Moment
+from jepa_lm.objective.watch import Watch
 from jepa_lm.optim.clock import ProgressClock
 from jepa_lm.optim.recipe import OptimizerRecipe
 
@@ -37,8 +41,16 @@ class LanguageModelTask(LightningModule):
         self.save_hyperparameters("config", logger=False)
         self.config, self.clock = config, clock
         self.model: LanguageModel = instantiate(config["model"])
+        self.objective: LatentPrediction | None = None
+        self.watch: Watch | None = None
+        if "_target_" in config["jepa"]:
+            self.objective = instantiate(config["jepa"], _convert_="all")
+            self.objective.prepare(self.model, config["data"]["seq_len"])
+            self.watch = Watch(self.objective)
         self.recipe: OptimizerRecipe = instantiate(config["optimizer"], _convert_="all")
         self.frozen = self.recipe.apply_freeze(self)
+        if self.objective is not None:
+            self.objective.check_start()
         self.meter = BPBMeter()
         self.byte_counter: ByteCounter | None = None
         self.last_score: Score | None = None
@@ -50,6 +62,8 @@ class LanguageModelTask(LightningModule):
             # The function is compiled, not the module: checkpoint keys stay clean.
             self.ce = torch.compile(self._cross_entropy)
         self._interval = (0, 0.0)
+        self._active = False
+        """Whether the objective is part of the newest loss."""
 
     def setup(self, stage: str) -> None:
         """Learn from the tokenizer how many bytes each token stands for."""
@@ -70,37 +84,98 @@ class LanguageModelTask(LightningModule):
         assert self.clock is not None
         self.clock.advance()
         scheduler.step()
+        if self.objective is not None:
+            self.objective.after_step(self.model, self.clock)
         if self.clock.done:
             self.trainer.should_stop = True
 
-    def _cross_entropy(self, batch: Batch) -> Tensor:
-        logits, _ = self.model(batch["inputs"])
-        return token_nll(logits, batch["targets"]).mean()
+    def _cross_entropy(self, batch: Batch) -> tuple[Tensor, Encoded]:
+        needs = () if self.objective is None else self.objective.main_needs(self.model)
+        logits, main = self.model(batch["inputs"], *needs)
+        return token_nll(logits, batch["targets"]).mean(), main
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Mean cross entropy of a micro-batch, in nats."""
-        ce = self.ce(batch)
+        """The loss of a micro-batch; cross entropy is its mean in nats."""
+        ce, main = self.ce(batch)
         weight = self.config["ce_weight"]
+        components: dict[str, Tensor] = {}
+        scale = 0.0
+        moment = None
+        if self.objective is not None:
+            moment = self._moment(batch_idx)
+            weight *= self.objective.ce_scale(moment.clock)
+            scale = self.objective.scale(moment.clock)
         loss = ce if weight == 1 else weight * ce
-        # Logging waits for the host to read the loss, so it happens on the interval alone.
-        step = self.trainer.global_step + 1
-        if step % self.trainer.log_every_n_steps == 0 and self._ends_step(batch_idx):  # type: ignore[attr-defined]
-            self._log_interval(step, batch, ce.detach(), loss.detach())
+        self._active = scale != 0
+        if self._active:
+            assert self.objective is not None
+            assert moment is not None
+            aux, components = self.objective(self.model, batch, main, moment)
+            components = {"loss": aux.detach(), **components}
+            loss = loss + scale * aux
+        if self.trainer.world_size > 1:
+            loss = loss + self._touch()
+        self._observe(batch, batch_idx, moment, ce.detach(), loss.detach(), components)
         return loss
 
-    def _ends_step(self, batch_idx: int) -> bool:
-        return (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+    def _moment(self, batch_idx: int) -> Moment:
+        assert self.clock is not None
+        return Moment(
+            clock=self.clock,
+            micro_batch=batch_idx % self.trainer.accumulate_grad_batches,
+            rank=self.global_rank,
+            world_size=self.trainer.world_size,
+        )
 
-    def _log_interval(self, step: int, batch: Batch, ce: Tensor, loss: Tensor) -> None:
+    def _only_auxiliary(self) -> list[nn.Parameter]:
+        """Trainable parameters that cross entropy never reaches."""
+        found = [] if self.objective is None else list(self.objective.parameters())
+        if self.model.injector is not None:
+            found += self.model.injector.behind_stop_gradient()
+        return [p for p in found if p.requires_grad]
+
+    def _touch(self) -> Tensor | float:
+        """Zero, of every parameter that a phase may leave out: DDP waits for each of them."""
+        return 0.0 * sum(p.sum() for p in self._only_auxiliary())
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """A parameter whose objective is switched off has no gradient, whatever `_touch` gave it."""
+        if self.trainer.world_size > 1 and not self._active:
+            for parameter in self._only_auxiliary():
+                parameter.grad = None
+
+    def _observe(
+        self,
+        batch: Batch,
+        batch_idx: int,
+        moment: Moment | None,
+        ce: Tensor,
+        loss: Tensor,
+        components: dict[str, Tensor],
+    ) -> None:
+        """Log and measure when it is time; all other steps cost nothing."""
+        if (batch_idx + 1) % self.trainer.accumulate_grad_batches:
+            return
+        step = self.trainer.global_step + 1
+        if self.watch is not None and self.watch.due(step):
+            assert moment is not None
+            for text in self.watch.measure(self.model, batch, moment, step=step):
+                if self.trainer.is_global_zero:
+                    warn(text)
+        # Logging waits for the host to read the loss, so it happens on the interval alone.
+        if step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
+            self._log_interval(step, batch, ce, loss, components)
+
+    def _log_interval(
+        self, step: int, batch: Batch, ce: Tensor, loss: Tensor, components: dict[str, Tensor]
+    ) -> None:
         assert self.clock is not None
         assert self.byte_counter is not None
         n_bytes = self.byte_counter(batch["inputs"], batch["targets"]).sum()
-        nats, total, n_bytes = torch.stack((ce, loss, n_bytes.float())).tolist()
-        if not math.isfinite(total):
-            raise UserError(
-                f"train/loss is {total} at step {step}: training stopped; lower the learning rates "
-                "(optimizer.groups.*.lr) or set trainer.gradient_clip_val"
-            )
+        parts = torch.stack((ce, loss, n_bytes.float(), *components.values())).tolist()
+        nats, total, n_bytes, *values = parts
+        jepa = dict(zip(components, values, strict=True))
+        self._require_finite(step, {"train/ce": nats, "train/loss": total}, jepa)
         now = time.perf_counter()
         (first, then), self._interval = self._interval, (step, now)
         tokens = (step - first) * self.config["data"]["batch_tokens"]
@@ -112,9 +187,42 @@ class LanguageModelTask(LightningModule):
             "train/seconds": self.clock.elapsed,
             "train/tokens_per_second": tokens / (now - then),
         }
+        if self.objective is not None:
+            self.live |= self._jepa_figures(step, total, jepa)
         # `self.log` keeps results for the whole loop and costs milliseconds; these are finished figures.
         for logger in self.loggers:
             logger.log_metrics(self.live, step=step - 1)
+
+    def _jepa_figures(
+        self, step: int, total: float, components: dict[str, float]
+    ) -> dict[str, float]:
+        """The objective's share of an interval, and a measurement when there is a new one."""
+        assert self.objective is not None
+        assert self.watch is not None
+        assert self.clock is not None
+        scale = self.objective.scale(self.clock)
+        figures = dict(self.watch.figures) if self.watch.due(step) else {}
+        figures |= {"weight": scale, **components}
+        if components:
+            weights = self.objective.weights(self.clock)
+            figures["share"] = scale * components["loss"] / total if total else 0.0
+            for name in components.keys() & weights.keys():
+                figures[f"{name}_share"] = (
+                    scale * weights[name] * components[name] / total if total else 0.0
+                )
+        return {f"jepa/{name}": value for name, value in figures.items()}
+
+    def _require_finite(
+        self, step: int, totals: dict[str, float], components: dict[str, float]
+    ) -> None:
+        """Stop a run whose loss is no number, and name the part that is to blame."""
+        parts = {**{f"jepa/{k}": v for k, v in components.items() if k != "loss"}, **totals}
+        for name, value in parts.items():
+            if not math.isfinite(value):
+                raise UserError(
+                    f"{name} is {value} at step {step}: training stopped; lower the learning rates "
+                    "(optimizer.groups.*.lr) or set trainer.gradient_clip_val"
+                )
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Lightning sets this string some 46 times a step; through `nn.Module` that takes 80 us."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
-from omegaconf import MISSING
+from omegaconf import MISSING, OmegaConf
 
 
 @dataclass
@@ -91,7 +91,8 @@ class ExportConfig:
 
 
 def register() -> None:
-    """Make the skeletons known to Hydra."""
+    """Make the skeletons known to Hydra, and `${times:4,${model.dim}}` to the configs."""
+    OmegaConf.register_new_resolver("times", lambda a, b: a * b, replace=True)
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="eval_schema", node=EvalConfig)

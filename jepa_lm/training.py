@@ -79,6 +79,8 @@ def train(cfg: DictConfig) -> float | None:
         summary = _summary(trainer, task, config, status, about)
         write_json(run_dir / "summary.json", summary)
         _report(summary, run_dir)
+        if task.watch is not None and task.watch.figures:
+            OUT.print(Panel("\n".join(task.watch.in_words()), title="predicted latents", width=100))
         if config["sample"] and status == "finished":
             _show_sample(task, data, config)
     if status == "interrupted":
@@ -220,7 +222,7 @@ def _announce(config: dict[str, Any], about: dict[str, Any], resume: Path | None
     ]
     if frozen:
         lines.append(f"frozen on purpose: {', '.join(frozen)}")
-    if config["jepa"]["weight"]:
+    if config["jepa"]["weight"] and "_target_" not in config["jepa"]:
         lines.append(f"jepa.weight={config['jepa']['weight']} does nothing with objective=none")
     if resume is not None:
         lines.append(f"continues {resume}")
@@ -248,7 +250,7 @@ def _summary(
         "tokens_per_second": tokens / seconds if seconds else None,
         "parameters": about["parameters"],
         "val": None if score is None else {**score.as_dict(), "weights": "raw"},
-        "jepa": {},
+        "jepa": {} if task.watch is None else task.watch.summary(),
         "frozen": task.frozen,
         "precision": config["trainer"]["precision"],
         "config_hash": config_hash(config),

@@ -136,12 +136,14 @@ class LanguageModel(nn.Module):
             taps: layers whose outputs are wanted as well.
             keep_at: keep the pass as it stands before this block, for `resume`.
         """
-        carry = Carry(0, embedded.x, embedded.x, (), {})
-        if keep_at is not None:
-            carry = self.backbone(carry, embedded.values, until=keep_at, taps=taps)
-        return self.resume(embedded, carry, taps)._replace(
-            carry=None if keep_at is None else carry
-        )
+        carry = self.begin(embedded, until=keep_at or 0, taps=taps)
+        encoded = self.resume(embedded, carry, taps)
+        return encoded if keep_at is None else encoded._replace(carry=carry)
+
+    def begin(self, embedded: Embedded, *, until: int, taps: Collection[int] = ()) -> Carry:
+        """The first blocks of a pass, up to before block `until`."""
+        start = Carry(0, embedded.x, embedded.x, (), {})
+        return self.backbone(start, embedded.values, until=until, taps=taps)
 
     def resume(self, embedded: Embedded, carry: Carry, taps: Collection[int] = ()) -> Encoded:
         """Finish a pass from where it was cut."""

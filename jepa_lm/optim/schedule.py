@@ -1,10 +1,12 @@
-"""Schedules: functions of the progress clock that drive learning rates and momentum.
+"""Schedules: functions of the progress clock that drive learning rates, momentum and loss weights.
 
-A schedule maps a clock to a number. Those of the learning rate are factors on each group's own lr.
+A schedule maps a clock to a number. Those of learning rates and of loss weights are factors on a
+value that stands elsewhere in the config.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from torch.optim import Optimizer
@@ -83,6 +85,120 @@ class Warmup:
 
     def phases(self) -> list[dict[str, Any]]:
         return [{"linear": [self.start, self.end], "steps": self.steps}, {"constant": self.end}]
+
+
+class Ramp:
+    """min(step / steps, 1): from 0 at the first step to 1 after `steps` optimizer steps."""
+
+    def __init__(self, *, steps: int) -> None:
+        if steps < 1:
+            raise UserError(f"schedule Ramp: steps={steps}, at least 1")
+        self.steps = steps
+
+    def __call__(self, clock: ProgressClock) -> float:
+        return min(1.0, clock.step / self.steps)
+
+    def phases(self) -> list[dict[str, Any]]:
+        return [{"linear": [0.0, 1.0], "steps": self.steps}, {"constant": 1.0}]
+
+
+class After:
+    """0 for the first `steps` optimizer steps, then 1."""
+
+    def __init__(self, *, steps: int) -> None:
+        self.steps = steps
+
+    def __call__(self, clock: ProgressClock) -> float:
+        return float(clock.step >= self.steps)
+
+    def phases(self) -> list[dict[str, Any]]:
+        return [{"constant": 0.0, "steps": self.steps}, {"constant": 1.0}]
+
+
+class Phased:
+    """Straight lines between points [progress, value]; two points at one progress are a jump.
+
+    Before the first point its value holds, after the last point its value. At a jump the later
+    value counts.
+    """
+
+    def __init__(self, *, points: Sequence[Sequence[float]]) -> None:
+        where = [point[0] for point in points]
+        if not points or any(len(p) != 2 for p in points) or where != sorted(where):
+            raise UserError(
+                f"schedule Phased: points={[list(p) for p in points]}: pairs [progress, value] with "
+                "progress rising from 0 to 1"
+            )
+        self.points = [(float(x), float(y)) for x, y in points]
+
+    def __call__(self, clock: ProgressClock) -> float:
+        now = clock.progress
+        value = self.points[0][1]
+        for (x0, y0), (x1, y1) in zip(self.points, self.points[1:], strict=False):
+            if now >= x1:
+                value = y1
+            elif now >= x0:
+                return y0 + (y1 - y0) * (now - x0) / (x1 - x0)
+        return value
+
+    def phases(self) -> list[dict[str, Any]]:
+        return [{"progress": x, "value": y} for x, y in self.points]
+
+
+class Linear:
+    """From `start` to `end` with the share of the budget that is done."""
+
+    def __init__(self, *, start: float, end: float) -> None:
+        self.start, self.end = start, end
+
+    def __call__(self, clock: ProgressClock) -> float:
+        return self.start + (self.end - self.start) * clock.progress
+
+    def phases(self) -> list[dict[str, Any]]:
+        return [{"linear": [self.start, self.end], "until": 1.0}]
+
+
+class LogAnneal:
+    """From `start` to `end` by a constant factor per share of the budget."""
+
+    def __init__(self, *, start: float, end: float) -> None:
+        if start <= 0 or end <= 0:
+            raise UserError(f"schedule LogAnneal: start={start}, end={end}: both must be positive")
+        self.start, self.end = start, end
+
+    def __call__(self, clock: ProgressClock) -> float:
+        return float(self.start * (self.end / self.start) ** clock.progress)
+
+    def phases(self) -> list[dict[str, Any]]:
+        return [{"logarithmic": [self.start, self.end], "until": 1.0}]
+
+
+class Times:
+    """A multiple of another schedule: `factor` times the learning rate's scale, for example."""
+
+    def __init__(self, *, factor: float, schedule: Schedule) -> None:
+        self.factor, self.schedule = factor, schedule
+
+    def __call__(self, clock: ProgressClock) -> float:
+        return self.factor * self.schedule(clock)
+
+    def phases(self) -> list[dict[str, Any]]:
+        return [{"times": self.factor}, *self.schedule.phases()]
+
+
+class EveryNth:
+    """Another schedule's value on every n-th optimizer step (0, n, 2n, ...), 0 on the others."""
+
+    def __init__(self, *, n: int, schedule: Schedule) -> None:
+        if n < 1:
+            raise UserError(f"schedule EveryNth: n={n}, at least 1")
+        self.n, self.schedule = n, schedule
+
+    def __call__(self, clock: ProgressClock) -> float:
+        return 0.0 if clock.step % self.n else self.schedule(clock)
+
+    def phases(self) -> list[dict[str, Any]]:
+        return [{"every_nth_step": self.n}, *self.schedule.phases()]
 
 
 class ClockScheduler(LRScheduler):

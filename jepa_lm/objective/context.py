@@ -1,0 +1,69 @@
+"""The context: what predictions are made from."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from jepa_lm.model import Encoded, LanguageModel
+from jepa_lm.objective.moment import Moment
+from jepa_lm.objective.passes import encode_view
+from jepa_lm.objective.pooling import Pooling
+from jepa_lm.objective.taps import Tap, check_tap, read_tap, tapped_layers
+from jepa_lm.objective.views import View
+
+
+class Context(nn.Module):
+    """A view of the text, a tap on its pass and a pooling.
+
+    Args:
+        view: what the encoder sees; None reads the main pass, which costs no second one.
+        tap: which hidden state, see `jepa_lm.objective.taps`.
+        pooling: None keeps every position.
+        stop_gradient: the objective does not train the trunk through the context.
+    """
+
+    def __init__(
+        self,
+        *,
+        view: View | None = None,
+        tap: Tap = "final",
+        pooling: Pooling | None = None,
+        stop_gradient: bool = False,
+    ) -> None:
+        super().__init__()
+        self.view, self.tap, self.pooling, self.stop_gradient = view, tap, pooling, stop_gradient
+
+    def check(self, model: LanguageModel, seq_len: int) -> None:
+        """Raise UserError for a tap, view or pooling that does not fit model and data."""
+        check_tap(model, self.tap, "jepa.context.tap")
+        if self.view is not None:
+            self.view.check(seq_len, "jepa.context.view")
+        if self.pooling is not None:
+            self.pooling.check(seq_len, "jepa.context.pooling")
+
+    def main_taps(self, model: LanguageModel) -> list[int]:
+        """Blocks whose outputs the main pass has to keep."""
+        return tapped_layers(model, self.tap) if self.view is None else []
+
+    def forward(
+        self,
+        model: LanguageModel,
+        inputs: Tensor,
+        main: Encoded,
+        moment: Moment,
+        reach: int | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Latents [B, N, D] and the masked positions [M], if the view masks any."""
+        masked = None
+        if self.view is None:
+            encoded = main
+        else:
+            seen = self.view(inputs, moment, "context")
+            with torch.set_grad_enabled(torch.is_grad_enabled() and not self.stop_gradient):
+                encoded = encode_view(model, seen, tapped_layers(model, self.tap), reach)
+            masked = seen.positions
+        hidden = read_tap(model, encoded, self.tap)
+        if self.stop_gradient:
+            hidden = hidden.detach()
+        return (hidden if self.pooling is None else self.pooling(hidden)), masked

@@ -1,0 +1,152 @@
+"""What a loss alone does not show: whether predictions beat trivial ones, and whether latents live.
+
+The loss of two collapsed encoders is perfect, so beside it stand the cosine and the R^2 of predictions
+against targets, the same for two trivial predictors (the mean of the targets; the context latent
+itself), and the spread of the latents: effective rank (exponential of the entropy of the singular
+values of centred rows; Roy, Vetterli 2007) and standard deviation of each dim.
+Legend: R rows, D latent width.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jepa_lm.errors import UserError
+
+DEAD_STD = 0.1
+MIN_ROWS_FOR_ALARM = 8
+"""So few rows have no rank worth a name."""
+
+
+def effective_rank(rows: Tensor) -> Tensor:
+    """[R, D] -> scalar between 1 and min(R - 1, D); 1 for rows that do not differ at all."""
+    centred = (rows - rows.mean(0)).double()
+    # The smaller Gram matrix has the same spectrum; float64, or rounding looks like rank.
+    gram = centred.T @ centred if len(rows) >= rows.shape[1] else centred @ centred.T
+    singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
+    share = singular / singular.sum().clamp(min=1e-30)
+    return torch.special.entr(share).sum().exp()
+
+
+def spread(rows: Tensor) -> dict[str, Tensor]:
+    """How much [R, D] rows differ from each other."""
+    std = rows.std(0, unbiased=False)
+    centred = rows - rows.mean(0)
+    covariance = centred.T @ centred / len(rows)
+    off_diagonal = covariance - torch.diag(covariance.diagonal())
+    return {
+        "effective_rank": effective_rank(rows),
+        "std_min": std.min(),
+        "std_median": std.median(),
+        "std_dead": (std < DEAD_STD).float().mean(),
+        "covariance_off_diagonal": off_diagonal.abs().mean(),
+    }
+
+
+def r_squared(prediction: Tensor, target: Tensor) -> Tensor:
+    """1 - squared error over that of the best constant, the mean target; [R, D] -> scalar."""
+    residual = (prediction - target).square().sum()
+    return 1 - residual / (target - target.mean(0)).square().sum().clamp(min=1e-30)
+
+
+def agreement(prediction: Tensor, target: Tensor, context: Tensor) -> dict[str, Tensor]:
+    """Predictions against targets, [R, D] each, beside what trivial predictors reach."""
+    mean = target.mean(0).expand_as(target)
+    found = {
+        "cosine": F.cosine_similarity(prediction, target, dim=-1).mean(),
+        "cosine_of_mean": F.cosine_similarity(mean, target, dim=-1).mean(),
+        "r2": r_squared(prediction, target),
+    }
+    if context.shape == target.shape:
+        found["cosine_of_copy"] = F.cosine_similarity(context, target, dim=-1).mean()
+        found["r2_of_copy"] = r_squared(context, target)
+    return found
+
+
+class Collapse(NamedTuple):
+    """A reading that stayed below a threshold."""
+
+    step: int
+    tensor: str
+    figure: str
+    value: float
+    threshold: float
+    cause: str
+
+    def __str__(self) -> str:
+        return (
+            f"collapse at step {self.step}: {self.figure} of the {self.tensor} latents is "
+            f"{self.value:.3g}, below {self.threshold:g}; {self.cause}"
+        )
+
+
+class Diagnostics:
+    """When to measure, and when to call it a collapse.
+
+    Args:
+        every: optimizer steps between measurements. rows: at most this many rows enter one.
+        per_layer: the objective's share of the gradient for every block, too.
+        min_rank: an effective rank below this is a collapse.
+        min_std: so is a median std of the dims below this.
+        patience: measurements in a row that have to agree.
+
+    Raises:
+        UserError: a number that is not positive.
+    """
+
+    def __init__(
+        self,
+        *,
+        every: int,
+        rows: int,
+        per_layer: bool,
+        min_rank: float,
+        min_std: float,
+        patience: int,
+    ) -> None:
+        for key, value in (("every", every), ("rows", rows), ("patience", patience)):
+            if value < 1:
+                raise UserError(f"jepa.diagnostics.{key}={value}: at least 1")
+        self.every, self.rows, self.per_layer = every, rows, per_layer
+        self.min_rank, self.min_std, self.patience = min_rank, min_std, patience
+
+    def sample(self, x: Tensor) -> Tensor:
+        """[B, N, D] -> evenly spaced rows [R, D], at most `rows`."""
+        rows = x.detach().flatten(0, -2)
+        return rows[:: max(1, -(-len(rows) // self.rows))]
+
+
+class CollapseAlarm:
+    """Raises one alarm when the latents of context or target stay below a threshold.
+
+    Args:
+        diagnostics: thresholds and patience. cause: what in the composition lets it happen.
+    """
+
+    def __init__(self, diagnostics: Diagnostics, cause: str) -> None:
+        self.settings, self.cause = diagnostics, cause
+        self.low: dict[str, int] = {}
+        """Readings in a row below the threshold, by figure."""
+        self.raised: Collapse | None = None
+
+    def read(self, step: int, figures: dict[str, float], rows: int) -> Collapse | None:
+        """Take a measurement; returns the collapse when this one raises the alarm."""
+        if rows < MIN_ROWS_FOR_ALARM:
+            return None
+        for tensor in ("context", "target"):
+            for figure, least in (
+                ("effective_rank", self.settings.min_rank),
+                ("std_median", self.settings.min_std),
+            ):
+                key = f"{tensor}_{figure}"
+                below = figures[key] < least
+                self.low[key] = self.low.get(key, 0) + 1 if below else 0
+                if self.low[key] >= self.settings.patience and self.raised is None:
+                    value = figures[key]
+                    self.raised = Collapse(step, tensor, figure, value, least, self.cause)
+                    return self.raised
+        return None

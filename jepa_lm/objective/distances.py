@@ -1,0 +1,65 @@
+"""How far predictions are from targets: two [..., D] -> a scalar. The reduction is always stated.
+
+`mean` averages over all elements, so unit vectors at a right angle are 2/D apart: read the cosine
+beside it. `sum` adds up the D dimensions and averages over rows.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from jepa_lm.errors import UserError
+
+Reduction = Literal["mean", "sum"]
+
+
+def _reduce(elements: Tensor, reduction: str) -> Tensor:
+    return elements.mean() if reduction == "mean" else elements.sum(-1).mean()
+
+
+class _Elementwise(nn.Module):
+    fragile_at_zero = False
+
+    def __init__(self, *, reduction: Reduction) -> None:
+        super().__init__()
+        if reduction not in ("mean", "sum"):
+            raise UserError(f"jepa.distance.reduction={reduction}: mean or sum")
+        self.reduction = reduction
+
+
+class MSE(_Elementwise):
+    """(p - t)^2."""
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """[..., D] twice -> scalar."""
+        return _reduce((prediction - target).square(), self.reduction)
+
+
+class SmoothL1(_Elementwise):
+    """d^2 / (2 beta) where d = |p - t| < beta, else d - beta / 2."""
+
+    def __init__(self, *, reduction: Reduction, beta: float = 1.0) -> None:
+        super().__init__(reduction=reduction)
+        self.beta = beta
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """[..., D] twice -> scalar."""
+        d = F.smooth_l1_loss(prediction, target, beta=self.beta, reduction="none")
+        return _reduce(d, self.reduction)
+
+
+class Cosine(nn.Module):
+    """scale (1 - cos), averaged over rows; scale 2 is the squared distance of unit vectors."""
+
+    fragile_at_zero = True
+
+    def __init__(self, *, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+        """[..., D] twice -> scalar."""
+        return self.scale * (1.0 - F.cosine_similarity(prediction, target, dim=-1)).mean()

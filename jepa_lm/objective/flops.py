@@ -1,0 +1,44 @@
+"""What an objective costs: FLOPs of its own passes, forward and backward, counted as they run."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from jepa_lm.model import LanguageModel, token_nll
+from jepa_lm.objective.latent_prediction import LatentPrediction
+from jepa_lm.objective.moment import Moment
+from jepa_lm.optim.clock import ProgressClock
+
+ROWS = 2
+"""Of the counted batch; regularizers on rows need at least two."""
+
+
+def objective_flops_per_token(
+    model: LanguageModel, objective: LatentPrediction | None, seq_len: int
+) -> int:
+    """Training FLOPs that an active objective adds to a token of the main pass.
+
+    Shapes alone are run, on PyTorch's meta device, so this takes no time and no memory.
+    """
+    if objective is None or not objective.weight:
+        return 0
+    model, objective = copy.deepcopy(model).to("meta"), copy.deepcopy(objective).to("meta")
+    inputs = torch.zeros(ROWS, seq_len, dtype=torch.long, device="meta")
+    batch = {"inputs": inputs, "targets": inputs}
+    moment = Moment(ProgressClock(max_steps=1, max_time=None))
+    needs = objective.main_needs(model)
+
+    def count(with_objective: bool) -> int:
+        assert objective is not None
+        with FlopCounterMode(display=False) as counter:
+            logits, main = model(inputs, *needs)
+            loss = token_nll(logits, inputs).mean()
+            if with_objective:
+                loss = loss + objective(model, batch, main, moment)[0]
+            loss.backward()
+        return counter.get_total_flops()
+
+    return (count(True) - count(False)) // inputs.numel()

@@ -1,0 +1,309 @@
+"""The objective: latents of a context predict latents of a target, under guards against collapse.
+
+    context view -> encoder -> tap -> pooling -> projector -> context latents
+    target source                  -> pooling -> projector -> target latents
+    alignment and predictor -> pairs (prediction, target)
+    loss = prediction_weight * sum_pairs share * distance(norm(prediction), norm(sg(target)))
+           + sum_regularizers weight * regularizer
+
+`jepa.weight` times the schedule scales this whole loss; the task adds it to the cross entropy. Parts
+are chosen in YAML, so a new recipe is a YAML file. Statistics (variance, covariance, SIGReg) are
+those of a rank's micro-batch, or of all ranks' with `global_statistics`.
+Legend: B batch, N latents of a row, D latent width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from jepa_lm.data.stream import Batch
+from jepa_lm.errors import UserError
+from jepa_lm.model import Encoded, LanguageModel
+from jepa_lm.objective.alignment import Alignment, Pair
+from jepa_lm.objective.context import Context
+from jepa_lm.objective.diagnostics import Diagnostics
+from jepa_lm.objective.moment import Moment
+from jepa_lm.objective.normalisations import Normalisation
+from jepa_lm.objective.passes import kept_block, limit_reach
+from jepa_lm.objective.predictors import Predictor
+from jepa_lm.objective.ranks import joint_rows
+from jepa_lm.objective.regularizers import Regularizer
+from jepa_lm.objective.targets import EmbeddingTable, Target
+from jepa_lm.optim.clock import ProgressClock
+from jepa_lm.optim.schedule import Schedule
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """No autocast inside: statistics of bfloat16 products are too coarse."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+
+
+@dataclass
+class Latents:
+    """What an objective compares, all float32."""
+
+    pairs: list[Pair]
+    """Before normalisation; targets with gradients where their source has them."""
+    normed: list[tuple[Tensor, Tensor]]
+    """Prediction and target [B, N', D] of each pair as the distance sees them."""
+    context: Tensor
+    """All context latents [B, N, D]."""
+
+    def at(self, place: str) -> Tensor:
+        """The tensor [B, N, D] that a regularizer on this place gets."""
+        if place == "context":
+            return self.context
+        if place == "normed_prediction":
+            parts = [prediction for prediction, _ in self.normed]
+        else:
+            parts = [p.target if place == "target" else p.prediction for p in self.pairs]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+
+
+class LatentPrediction(nn.Module):
+    """A JEPA objective.
+
+    Args:
+        weight: scales the whole auxiliary loss. schedule: a factor on it over the clock, or None.
+        ce_schedule: a factor on the cross entropy over the clock, or None; without effect when
+            weight is 0, which is cross entropy alone for every objective.
+        prediction_weight: of the prediction within the auxiliary loss.
+        reach: the objective trains only the last n blocks of the trunk; None trains all of it.
+        global_statistics: regularizers see the rows of all ranks.
+        context, target, alignment, distance: the parts, see their modules.
+        projector: before predictor and distance, on both sides, or None.
+        predictor: from context latents to target latents, or None for the latents themselves.
+        normalisation: of both sides before the distance, or None.
+        regularizers: by name; the name is what they are logged under.
+        diagnostics: what is measured beside the loss, and when collapse raises an alarm.
+
+    Raises:
+        UserError: parts that do not go together.
+    """
+
+    def __init__(
+        self,
+        *,
+        weight: float,
+        context: Context,
+        target: Target,
+        alignment: Alignment,
+        distance: nn.Module,
+        diagnostics: Diagnostics,
+        predictor: Predictor | None = None,
+        projector: Predictor | None = None,
+        normalisation: Normalisation | None = None,
+        regularizers: Mapping[str, Regularizer] | None = None,
+        prediction_weight: float = 1.0,
+        schedule: Schedule | None = None,
+        ce_schedule: Schedule | None = None,
+        reach: int | None = None,
+        global_statistics: bool = False,
+    ) -> None:
+        super().__init__()
+        for key, value in (("weight", weight), ("prediction_weight", prediction_weight)):
+            if value < 0:
+                raise UserError(f"jepa.{key}={value}: must not be negative")
+        self.weight, self.prediction_weight = weight, prediction_weight
+        self.schedule, self.ce_schedule = schedule, ce_schedule
+        self.reach, self.global_statistics = reach, global_statistics
+        self.context, self.target, self.alignment = context, target, alignment
+        self.projector, self.predictor = projector, predictor
+        self.normalisation, self.distance = normalisation, distance
+        self.regularizers = nn.ModuleDict(dict(regularizers or {}))
+        self.diagnostics = diagnostics
+        if not prediction_weight and not any(r.weight for r in (regularizers or {}).values()):
+            raise UserError(
+                "jepa.prediction_weight=0 and every jepa.regularizers.*.weight=0 leave nothing to "
+                "train; for the control set jepa.weight=0"
+            )
+        if alignment.needs_mask and not (context.view is not None and context.view.masks):
+            raise UserError(
+                "jepa.alignment: MaskedPositions needs a jepa.context.view that masks, such as SpanMask"
+            )
+
+    # ---- at the start of a run
+
+    def prepare(self, model: LanguageModel, seq_len: int) -> None:
+        """Check the composition against model and data, and take the copies that follow the model.
+
+        Raises:
+            UserError: naming the setting that does not fit.
+        """
+        if self.reach is not None and not 0 <= self.reach <= model.layers:
+            raise UserError(f"jepa.reach={self.reach}: 0 to the {model.layers} blocks, or null")
+        if self.reach is not None:
+            for name, vector in self.context.named_parameters():
+                assert name == "view.vector"
+                vector.requires_grad_(False)  # below every block, so nothing could train it
+        self.check_length(model, seq_len)
+        for name, regularizer in self.regularizers.items():
+            assert isinstance(regularizer, Regularizer)
+            self._check_hinge(name, regularizer, model)
+        self.target.follow(model, self.projector)
+
+    def check_length(self, model: LanguageModel, seq_len: int) -> None:
+        """Raise UserError unless views, taps, pooling and alignment fit sequences of this length."""
+        self.context.check(model, seq_len)
+        self.target.check(model, seq_len)
+        pooling = self.context.pooling
+        self.alignment.check(seq_len if pooling is None else pooling.latents(seq_len))
+
+    def check_start(self) -> None:
+        """Refuse a zero start under a normalisation that has no usable gradient there (#1243).
+
+        Raises:
+            UserError: unless the predictor is frozen, as the published script in effect has it.
+        """
+        if self.predictor is None or not self.predictor.starts_at_zero:
+            return
+        fragile = any(
+            getattr(part, "fragile_at_zero", False) for part in (self.normalisation, self.distance)
+        )
+        if fragile and any(p.requires_grad for p in self.predictor.parameters()):
+            raise UserError(
+                "jepa.predictor.output_start=zero: a zero vector has no direction, so its gradient "
+                "under this normalisation is about 1e9; start it orthogonal, or freeze it with "
+                "optimizer.freeze=[objective.predictor.*]"
+            )
+
+    def _check_hinge(self, name: str, regularizer: Regularizer, model: LanguageModel) -> None:
+        limit = self._reachable_std(regularizer.tensor, model)
+        gamma = regularizer.gamma
+        if regularizer.weight and gamma is not None and limit is not None and gamma > limit:
+            raise UserError(
+                f"jepa.regularizers.{name}.gamma={gamma:g}: never reached; on {regularizer.tensor}, which "
+                f"is normalised, all dims together reach a std of at most {limit:.4g}"
+            )
+
+    def _reachable_std(self, place: str, model: LanguageModel) -> float | None:
+        """Largest std of every dim of a normalised tensor; None where nothing bounds it."""
+        projected = None if self.projector is None else self.projector.out_dim
+        if place == "normed_prediction" and self.normalisation is not None:
+            width = (self.predictor and self.predictor.out_dim) or projected or model.dim
+            return self.normalisation.reachable_std(width)
+        side: Context | Target = self.context if place == "context" else self.target
+        if isinstance(side, Target) and place == "target" and side.normalisation is not None:
+            return side.normalisation.reachable_std(projected or model.dim)
+        if place == "prediction" and self.predictor is not None:
+            return None
+        raw = side.tap == "final" and not isinstance(side, EmbeddingTable)
+        return 1.0 if raw and self.projector is None else None
+
+    # ---- weights over the clock
+
+    def scale(self, clock: ProgressClock) -> float:
+        """What the auxiliary loss is multiplied by now."""
+        if not self.weight:
+            return 0.0
+        return self.weight * (1.0 if self.schedule is None else self.schedule(clock))
+
+    def ce_scale(self, clock: ProgressClock) -> float:
+        """What the cross entropy is multiplied by now."""
+        return 1.0 if self.ce_schedule is None or not self.weight else self.ce_schedule(clock)
+
+    def phases(self) -> dict[str, list[dict[str, object]]]:
+        """Every schedule's phases, for `describe=true`."""
+        named = {"jepa.schedule": self.schedule, "jepa.ce_schedule": self.ce_schedule}
+        for name, part in self.regularizers.items():
+            assert isinstance(part, Regularizer)
+            named[f"jepa.regularizers.{name}.schedule"] = part.schedule
+        momentum = getattr(self.target, "momentum", None)
+        return {k: s.phases() for k, s in {**named, "jepa.target.momentum": momentum}.items() if s}
+
+    def weakness(self) -> str:
+        """What in the composition lets latents collapse, for the alarm."""
+        guards = [name for name, r in self.regularizers.items() if r.weight]
+        trained = not self.target.stop_gradient and not self.target.keeps_copy
+        if trained and not guards:
+            return (
+                "targets are trained by the prediction loss (jepa.target.stop_gradient=false) and no "
+                "regularizer keeps latents apart"
+            )
+        if not guards:
+            return "no regularizer keeps latents apart: add one under jepa.regularizers"
+        return f"raise the weight of jepa.regularizers.{guards[0]} or lower jepa.prediction_weight"
+
+    # ---- the loss
+
+    def main_needs(self, model: LanguageModel) -> tuple[tuple[int, ...], int | None]:
+        """What the main pass has to keep: blocks to tap, and where to cut it for `reach`."""
+        taps = {*self.context.main_taps(model), *self.target.main_taps(model)}
+        return tuple(sorted(taps)), kept_block(model, self.reach)
+
+    def forward(
+        self, model: LanguageModel, batch: Batch, main: Encoded, progress: Moment
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """The auxiliary loss, before `scale`, and its components, detached."""
+        components = self.components(self.compare(model, batch, main, progress), progress)
+        detached = {name: loss.detach() for name, loss in components.items()}
+        return self.total(components, progress.clock), detached
+
+    def compare(
+        self, model: LanguageModel, batch: Batch, main: Encoded, progress: Moment
+    ) -> Latents:
+        """Predictions, targets and context latents of a micro-batch."""
+        inputs = batch["inputs"]
+        main = limit_reach(model, main, self.main_needs(model)[0], self.reach)
+        context, masked = self.context(model, inputs, main, progress, self.reach)
+        if self.projector is not None:
+            context = self.projector(context)
+        target = self.target(model, inputs, main, progress, self.reach, self.projector)
+        pairs = [
+            Pair(p.prediction.float(), p.target.float(), p.context.float(), p.weight)
+            for p in self.alignment(self.predictor, context, target, masked)
+        ]
+        normed = []
+        for pair in pairs:
+            held = pair.target.detach() if self.target.stop_gradient else pair.target
+            norm = self.normalisation
+            normed.append(
+                (pair.prediction, held)
+                if norm is None
+                else (norm(pair.prediction), norm(held))
+            )
+        return Latents(pairs, normed, context.float())
+
+    def components(
+        self, latents: Latents, progress: Moment, *, all_of_them: bool = False
+    ) -> dict[str, Tensor]:
+        """`prediction` and each regularizer, unweighted; those of weight 0 only on request."""
+        found: dict[str, Tensor] = {}
+        if self.prediction_weight or all_of_them:
+            parts = [
+                pair.weight * self.distance(*held)
+                for pair, held in zip(latents.pairs, latents.normed, strict=True)
+            ]
+            found["prediction"] = torch.stack(parts).sum()
+        with full_precision(latents.context.device):
+            for name, part in self.regularizers.items():
+                assert isinstance(part, Regularizer)
+                if part.weight or all_of_them:
+                    x = latents.at(part.tensor)
+                    found[name] = part(joint_rows(x) if self.global_statistics else x, progress)
+        return found
+
+    def total(self, components: Mapping[str, Tensor], clock: ProgressClock) -> Tensor:
+        """The weighted sum of components."""
+        weights = self.weights(clock)
+        return torch.stack([weights[name] * loss for name, loss in components.items()]).sum()
+
+    def weights(self, clock: ProgressClock) -> dict[str, float]:
+        """The weight of each component within the auxiliary loss now."""
+        found = {"prediction": self.prediction_weight}
+        for name, part in self.regularizers.items():
+            assert isinstance(part, Regularizer)
+            found[name] = part.weight * (1.0 if part.schedule is None else part.schedule(clock))
+        return found
+
+    # ---- after a step
+
+    def after_step(self, model: LanguageModel, clock: ProgressClock) -> None:
+        """Move what follows the model. Called once after each optimizer step."""
+        if self.weight:
+            self.target.after_step(model, self.projector, clock)

@@ -1,0 +1,88 @@
+"""From hidden states of positions to latents: [B, T, D] -> [B, N, D].
+
+Legend: B batch, T positions, N latents, D width.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+
+from jepa_lm.errors import UserError
+from jepa_lm.objective.views import split_at
+
+
+class Pooling(nn.Module):
+    """Maps [B, T, D] to [B, N, D]."""
+
+    def check(self, seq_len: int, key: str) -> None:
+        """Raise UserError when sequences of this length do not fit; `key` names the pooling."""
+
+    def latents(self, seq_len: int) -> int:
+        """N."""
+        raise NotImplementedError
+
+
+class _Chunks(Pooling):
+    """Chunks of `size` positions, which must divide the sequence."""
+
+    def __init__(self, *, size: int) -> None:
+        super().__init__()
+        if size < 1:
+            raise UserError(f"{type(self).__name__}: size={size}, at least 1 position")
+        self.size = size
+
+    def check(self, seq_len: int, key: str) -> None:
+        if seq_len % self.size:
+            raise UserError(f"{key}.size={self.size}: must divide data.seq_len={seq_len}")
+
+    def latents(self, seq_len: int) -> int:
+        return seq_len // self.size
+
+
+class ChunkMean(_Chunks):
+    """The mean of each chunk."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T / size, D]."""
+        return x.unflatten(1, (-1, self.size)).mean(2)
+
+
+class ChunkLast(_Chunks):
+    """The last position of each chunk, which in a causal model has seen the whole chunk."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, T / size, D]."""
+        return x[:, self.size - 1 :: self.size]
+
+
+class SequenceMean(Pooling):
+    """The mean of all positions."""
+
+    def latents(self, seq_len: int) -> int:
+        return 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, 1, D]."""
+        return x.mean(1, keepdim=True)
+
+
+class PrefixEnd(Pooling):
+    """The last position of the first floor(fraction T) positions."""
+
+    def __init__(self, *, fraction: float) -> None:
+        super().__init__()
+        self.fraction = fraction
+
+    def check(self, seq_len: int, key: str) -> None:
+        if not 0 < split_at(seq_len, self.fraction) <= seq_len:
+            raise UserError(
+                f"{key}.fraction={self.fraction}: no position of data.seq_len={seq_len} ends it"
+            )
+
+    def latents(self, seq_len: int) -> int:
+        return 1
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[B, T, D] -> [B, 1, D]."""
+        end = split_at(x.shape[1], self.fraction)
+        return x[:, end - 1 : end]

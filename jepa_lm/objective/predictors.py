@@ -1,0 +1,198 @@
+"""Predictors and projectors: small networks [B, N, D] -> [B, N, E] that train and never ship.
+
+Every one has `out_dim`, its width E, or None where it keeps the width it gets. `offset` tells a
+predictor how many steps ahead it is asked to look, as an index into the alignment's offsets.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from jepa_lm.errors import UserError
+from jepa_lm.model.layers import CausalSelfAttention, rms_norm
+
+ACTIVATIONS = {
+    "relu2": lambda x: F.relu(x).square(),
+    "relu": F.relu,
+    "gelu": F.gelu,
+    "silu": F.silu,
+}
+Start = Literal["default", "orthogonal", "zero"]
+
+
+class Predictor(nn.Module):
+    """Maps latents [B, N, D] to [B, N, E]."""
+
+    out_dim: int | None = None
+    starts_at_zero = False
+    """Whether its output is zero at the start."""
+
+    def forward(self, x: Tensor, offset: int = 0) -> Tensor:
+        """[B, N, D] -> [B, N, E]."""
+        raise NotImplementedError
+
+
+class MLP(Predictor):
+    """[x +] W2 act(norm(W1 norm(x))).
+
+    Args:
+        dim: D. hidden: inner width. out: E, None for D.
+        activation: relu2 (squared), relu, gelu (exact) or silu. bias: of both linears.
+        input_norm: none or rms, before W1. hidden_norm: none, rms or layer_norm (with gain and
+            bias), between W1 and the activation.
+        residual: add the input. dropout: of the hidden units.
+        start: of the weights: default (the framework's) or orthogonal.
+        output_start: of W2; zero also zeroes its bias. None as `start`.
+
+    Raises:
+        UserError: an unknown name, or a residual whose widths differ.
+    """
+
+    def __init__(
+        self,
+        *,
+        dim: int,
+        hidden: int,
+        activation: str,
+        out: int | None = None,
+        bias: bool = False,
+        input_norm: Literal["none", "rms"] = "none",
+        hidden_norm: Literal["none", "rms", "layer_norm"] = "none",
+        residual: bool = False,
+        dropout: float = 0.0,
+        start: Start = "default",
+        output_start: Start | None = None,
+    ) -> None:
+        super().__init__()
+        for key, value, known in (
+            ("activation", activation, tuple(ACTIVATIONS)),
+            ("input_norm", input_norm, ("none", "rms")),
+            ("hidden_norm", hidden_norm, ("none", "rms", "layer_norm")),
+            ("start", start, ("default", "orthogonal")),
+            ("output_start", output_start, (None, "default", "orthogonal", "zero")),
+        ):
+            if value not in known:
+                raise UserError(f"MLP: {key}={value}, one of {', '.join(map(str, known))}")
+        self.out_dim = out or dim
+        if residual and self.out_dim != dim:
+            raise UserError(f"MLP: residual=true needs out={out} to equal dim={dim}")
+        self.activation = ACTIVATIONS[activation]
+        self.input_norm, self.hidden_norm, self.residual = input_norm, hidden_norm, residual
+        self.up = nn.Linear(dim, hidden, bias=bias)
+        self.norm = nn.LayerNorm(hidden) if hidden_norm == "layer_norm" else None
+        self.dropout = nn.Dropout(dropout) if dropout else None
+        self.down = nn.Linear(hidden, self.out_dim, bias=bias)
+        _start(self.up, start)
+        _start(self.down, output_start or start)
+        self.starts_at_zero = output_start == "zero" and not residual
+
+    def forward(self, x: Tensor, offset: int = 0) -> Tensor:
+        h = self.up(rms_norm(x) if self.input_norm == "rms" else x)
+        if self.norm is not None:
+            h = self.norm(h)
+        elif self.hidden_norm == "rms":
+            h = rms_norm(h)
+        h = self.activation(h)
+        if self.dropout is not None:
+            h = self.dropout(h)
+        return x + self.down(h) if self.residual else self.down(h)
+
+
+class Projection(Predictor):
+    """A linear map D -> E; out None keeps the width."""
+
+    def __init__(
+        self, *, dim: int, out: int | None = None, bias: bool = False, start: Start = "default"
+    ) -> None:
+        super().__init__()
+        self.out_dim = out or dim
+        self.linear = nn.Linear(dim, self.out_dim, bias=bias)
+        _start(self.linear, start)
+        self.starts_at_zero = start == "zero"
+
+    def forward(self, x: Tensor, offset: int = 0) -> Tensor:
+        return self.linear(x)
+
+
+class Chain(Predictor):
+    """Several, one after the other, in the order of the mapping."""
+
+    def __init__(self, *, parts: Mapping[str, nn.Module]) -> None:
+        super().__init__()
+        if not parts:
+            raise UserError("Chain: parts is empty")
+        self.parts = nn.ModuleDict(parts)
+        last = list(self.parts.values())[-1]
+        assert isinstance(last, Predictor)
+        self.out_dim, self.starts_at_zero = last.out_dim, last.starts_at_zero
+
+    def forward(self, x: Tensor, offset: int = 0) -> Tensor:
+        for part in self.parts.values():
+            x = part(x, offset)
+        return x
+
+
+class OffsetConditioned(Predictor):
+    """Adds a learned vector for each offset before a shared predictor (#1006, #1012).
+
+    Args:
+        dim: D. offsets: how many the alignment has. std: the vectors start at N(0, std).
+        predictor: what follows.
+    """
+
+    def __init__(self, *, dim: int, offsets: int, std: float, predictor: Predictor) -> None:
+        super().__init__()
+        self.table = nn.Embedding(offsets, dim)
+        nn.init.normal_(self.table.weight, std=std)
+        self.predictor = predictor
+        self.out_dim, self.starts_at_zero = predictor.out_dim, predictor.starts_at_zero
+
+    def forward(self, x: Tensor, offset: int = 0) -> Tensor:
+        return self.predictor(x + self.table.weight[offset], offset)
+
+
+class CausalAttention(Predictor):
+    """x + attention(rms(x)), then x + W2 gelu(W1 rms(x)): looks back over earlier latents (#1277).
+
+    Args:
+        dim: D. heads: divides D. hidden: inner width of the MLP.
+    """
+
+    def __init__(self, *, dim: int, heads: int, hidden: int) -> None:
+        super().__init__()
+        if heads < 1 or dim % heads or (dim // heads) % 2:
+            raise UserError(
+                f"CausalAttention: heads={heads}, must divide {dim} into heads of even width"
+            )
+        self.out_dim = dim
+        self.attention = CausalSelfAttention(
+            dim=dim,
+            heads=heads,
+            kv_heads=heads,
+            rope_dims=0,
+            rope_base=10000.0,
+            rope_train_length=None,
+            q_gain=1.0,
+            exclude_self=False,
+        )
+        self.mlp = MLP(
+            dim=dim, hidden=hidden, activation="gelu", input_norm="rms", residual=True
+        )
+
+    def forward(self, x: Tensor, offset: int = 0) -> Tensor:
+        return self.mlp(x + self.attention(rms_norm(x)))
+
+
+def _start(linear: nn.Linear, how: str) -> None:
+    with torch.no_grad():
+        if how == "orthogonal":
+            nn.init.orthogonal_(linear.weight)
+        elif how == "zero":
+            nn.init.zeros_(linear.weight)
+        if how == "zero" and linear.bias is not None:
+            nn.init.zeros_(linear.bias)

@@ -1,0 +1,61 @@
+"""Which hidden state of a pass an objective reads.
+
+A tap is a name, a block (negative ones count from the end), or a list of blocks, whose outputs are
+averaged. Names: `final` after the final norm, `last` before it (and before the injection),
+`embedding` the embedded input, `boundary` the output of the U-Net's last encoder block,
+`injector_latent` and `injector_prediction` of a model with an injector.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from jepa_lm.errors import UserError
+from jepa_lm.model import Encoded, LanguageModel
+
+Tap = str | int | list[int]
+NAMES = ("final", "last", "embedding", "boundary", "injector_latent", "injector_prediction")
+
+
+def tapped_layers(model: LanguageModel, tap: Tap) -> list[int]:
+    """The blocks whose outputs a tap needs."""
+    if tap == "boundary":
+        return [model.backbone.skips - 1]
+    if isinstance(tap, str):
+        return []
+    return [i % model.layers for i in ([tap] if isinstance(tap, int) else tap)]
+
+
+def check_tap(model: LanguageModel, tap: Tap, key: str) -> None:
+    """Raise UserError when the model has no such hidden state; `key` names the setting."""
+    if isinstance(tap, str):
+        if tap not in NAMES:
+            raise UserError(f"{key}={tap}: one of {', '.join(NAMES)}, a block or a list of blocks")
+        if tap.startswith("injector") and model.injector is None:
+            raise UserError(f"{key}={tap}: the model has no injector; add model/injector=chunk")
+        if tap == "boundary" and model.backbone.skips < 1:
+            raise UserError(f"{key}=boundary: a backbone of one block has no encoder half")
+        return
+    for layer in [tap] if isinstance(tap, int) else tap:
+        if not -model.layers <= layer < model.layers:
+            raise UserError(
+                f"{key}={tap}: block {layer} does not exist, the backbone has blocks "
+                f"0..{model.layers - 1}"
+            )
+
+
+def read_tap(model: LanguageModel, encoded: Encoded, tap: Tap) -> Tensor:
+    """The hidden state [B, T, D] of a pass."""
+    if tap == "final":
+        return encoded.final
+    if tap == "last":
+        return encoded.last
+    if tap == "embedding":
+        return encoded.embedded.x
+    if isinstance(tap, str) and tap.startswith("injector"):
+        assert encoded.injected is not None
+        injected = encoded.injected
+        return injected.latents if tap == "injector_latent" else injected.predictions
+    outputs = [encoded.taps[layer] for layer in tapped_layers(model, tap)]
+    return outputs[0] if len(outputs) == 1 else torch.stack(outputs).mean(0)
