@@ -42,14 +42,23 @@ def model_flops_per_token(model: nn.Module, seq_len: int) -> int:
     return 3 * (2 * matrices + attention)
 
 
-def describe(task: LanguageModelTask) -> dict[str, Any]:
-    """Sizes, optimizer groups, frozen parameters, compute and schedule phases of a run."""
+def sizes(task: LanguageModelTask) -> dict[str, Any]:
+    """What a run announces at its start, and what its summary keeps."""
     config = task.config
+    shipped = count_parameters(task.model)
+    return {
+        "parameters": {"shipped": shipped, "training_only": count_parameters(task) - shipped},
+        "tokens_per_step": config["data"]["batch_tokens"],
+        "budget": {key: config["trainer"][key] for key in ("max_steps", "max_time")},
+    }
+
+
+def describe(task: LanguageModelTask) -> dict[str, Any]:
+    """Sizes, compute, optimizer groups, frozen parameters, schedules and gradient reach of a run."""
+    seq_len = task.config["data"]["seq_len"]
     names = {id(p): n for n, p in task.named_parameters()}
     assert task.clock is not None
     optimizer, _ = task.recipe.configure(task, task.clock)
-    seq_len = config["data"]["seq_len"]
-    shipped = count_parameters(task.model)
     groups = {
         group["name"]: {
             "algorithm": group["algorithm"],
@@ -60,16 +69,15 @@ def describe(task: LanguageModelTask) -> dict[str, Any]:
         }
         for group in optimizer.param_groups
     }
+    frozen = task.frozen
     return {
-        "parameters": {"shipped": shipped, "training_only": count_parameters(task) - shipped},
+        **sizes(task),
         "flops_per_token": {
             "model": model_flops_per_token(task.model, seq_len),
             "objective": objective_flops_per_token(task.model, task.objective, seq_len),
         },
-        "tokens_per_step": config["data"]["batch_tokens"],
-        "budget": {key: config["trainer"][key] for key in ("max_steps", "max_time")},
-        "optimizer": {"groups": groups, "frozen": task.frozen},
+        "optimizer": {"groups": groups, "frozen": frozen},
         "schedules": task.recipe.phases()
         | ({} if task.objective is None else task.objective.phases()),
-        "gradient_reach": reach_table(task.model, task.objective, seq_len, task.frozen),
+        "gradient_reach": reach_table(task.model, task.objective, seq_len, frozen),
     }

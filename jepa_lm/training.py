@@ -25,7 +25,7 @@ from rich.table import Table
 from jepa_lm.checkpoint import find_checkpoint, read_checkpoint
 from jepa_lm.config import check, resolve
 from jepa_lm.data.datamodule import TokenDataModule
-from jepa_lm.describe import describe
+from jepa_lm.describe import describe, sizes
 from jepa_lm.errors import UserError
 from jepa_lm.lit import LanguageModelTask
 from jepa_lm.optim.clock import ProgressClock
@@ -56,10 +56,11 @@ def train(cfg: DictConfig) -> float | None:
     resume = find_checkpoint(config["ckpt_path"]) if config["ckpt_path"] else None
     clock = ProgressClock(max_steps=budget["max_steps"], max_time=budget["max_time"])
     task = LanguageModelTask(config, clock)
-    about = describe(task)
     if config["describe"]:
-        print(json.dumps(about, indent=2))
+        print(json.dumps(describe(task), indent=2))
         return None
+    task.recipe.configure(task, clock)  # a parameter without a group is refused before data is read
+    about = sizes(task)
     if resume is not None:
         _check_resumable(resume, config)
     run_dir = Path(config["paths"]["run_dir"])
@@ -70,7 +71,7 @@ def train(cfg: DictConfig) -> float | None:
     trainer = _trainer(config)
     data.micro_batch_tokens(trainer.world_size, trainer.accumulate_grad_batches)
     if trainer.is_global_zero:
-        _announce(config, about, resume)
+        _announce(task, about, resume)
     for logger in trainer.loggers:
         logger.log_hyperparams(config)
     status = _fit(trainer, task, data, resume, run_dir)
@@ -208,20 +209,20 @@ def _quiet_lightning() -> None:
         warnings.filterwarnings("ignore", about)
 
 
-def _announce(config: dict[str, Any], about: dict[str, Any], resume: Path | None) -> None:
+def _announce(task: LanguageModelTask, about: dict[str, Any], resume: Path | None) -> None:
+    config = task.config
     budget = {k: v for k, v in about["budget"].items() if v is not None}
     limit = " or ".join(
         f"{v} {'seconds' if k == 'max_time' else 'steps'}" for k, v in budget.items()
     )
-    frozen = about["optimizer"]["frozen"]
     lines = [
         f"{about['parameters']['shipped']:,} parameters that ship, "
         f"{about['parameters']['training_only']:,} for training only",
         f"{about['tokens_per_step']:,} tokens a step in sequences of {config['data']['seq_len']}, "
         f"{config['trainer']['precision']}, for {limit}",
     ]
-    if frozen:
-        lines.append(f"frozen on purpose: {', '.join(frozen)}")
+    if task.frozen:
+        lines.append(f"frozen on purpose: {', '.join(task.frozen)}")
     if config["jepa"]["weight"] and "_target_" not in config["jepa"]:
         lines.append(f"jepa.weight={config['jepa']['weight']} does nothing with objective=none")
     if resume is not None:

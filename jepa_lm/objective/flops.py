@@ -12,6 +12,8 @@ from jepa_lm.objective.latent_prediction import LatentPrediction
 from jepa_lm.objective.moment import Moment
 from jepa_lm.optim.clock import ProgressClock
 
+ATTENTION = {torch.ops.aten.bmm, torch.ops.aten.baddbmm}
+"""Batched products are attention's alone here (linears are plain ones); causality halves them."""
 ROWS = 2
 """Of the counted batch; regularizers on rows need at least two."""
 
@@ -39,6 +41,8 @@ def objective_flops_per_token(
             if with_objective:
                 loss = loss + objective(model, batch, main, moment)[0]
             loss.backward()
-        return counter.get_total_flops()
+        by_operation = counter.get_flop_counts()["Global"]
+        causal = sum(n for op, n in by_operation.items() if op in ATTENTION)
+        return counter.get_total_flops() - causal // 2
 
     return (count(True) - count(False)) // inputs.numel()

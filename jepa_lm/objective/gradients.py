@@ -74,7 +74,8 @@ def reach_table(
     """Gradient norms by loss and module, {loss: {module: norm}}, on random tokens.
 
     Measured on a copy in which tensors that start at zero get small random values: a zero output
-    would hide everything behind it. Frozen parameters stay as they are.
+    would hide everything behind it. Frozen parameters stay as they are. A hinge that is met has no
+    gradient at the moment; for it, what its input reaches is measured.
 
     Args:
         frozen: names as the task has them (`model.` and `objective.` in front).
@@ -96,11 +97,22 @@ def reach_table(
     losses = {"ce": token_nll(logits, batch["targets"]).mean()}
     if objective is not None:
         moment = Moment(ProgressClock(max_steps=1, max_time=None))
-        losses |= objective.components(objective.compare(model, batch, main, moment), moment)
-    return {
-        loss: {name: norm(gradients(value, ps)).item() for name, ps in modules.items()}
-        for loss, value in losses.items()
-    }
+        latents = objective.compare(model, batch, main, moment)
+        losses |= objective.components(latents, moment)
+        inputs = {n: latents.at(r.tensor) for n, r in objective.regularizers.items()}  # type: ignore[arg-type]
+    else:
+        inputs = {}
+    everything = [p for ps in modules.values() for p in ps]
+    table = {}
+    for loss, value in losses.items():
+        found = gradients(value, everything)
+        if loss in inputs and not norm(found):
+            x = inputs[loss]
+            found = gradients((x * torch.randn(x.shape, generator=draw)).mean(), everything)
+        left = iter(found)
+        by_module = {name: [next(left) for _ in ps] for name, ps in modules.items()}
+        table[loss] = {name: norm(grads).item() for name, grads in by_module.items()}
+    return table
 
 
 def _fill_zeros(module: nn.Module, frozen: set[str]) -> None:

@@ -173,19 +173,6 @@ class LogAnneal:
         return [{"logarithmic": [self.start, self.end], "until": 1.0}]
 
 
-class Times:
-    """A multiple of another schedule: `factor` times the learning rate's scale, for example."""
-
-    def __init__(self, *, factor: float, schedule: Schedule) -> None:
-        self.factor, self.schedule = factor, schedule
-
-    def __call__(self, clock: ProgressClock) -> float:
-        return self.factor * self.schedule(clock)
-
-    def phases(self) -> list[dict[str, Any]]:
-        return [{"times": self.factor}, *self.schedule.phases()]
-
-
 class EveryNth:
     """Another schedule's value on every n-th optimizer step (0, n, 2n, ...), 0 on the others."""
 

@@ -1,0 +1,68 @@
+"""Small tasks and batches for tests of objectives."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+
+from jepa_lm.config import check, resolve
+from jepa_lm.lit import LanguageModelTask
+from jepa_lm.objective import Moment
+from jepa_lm.optim.clock import ProgressClock
+
+OBJECTIVES = ("vicreg", "vicreg_published", "patch", "lewm", "chunk", "chunk_loss_only", "llm_jepa")
+RECIPES = tuple(
+    f"recipes/pr{n}" for n in (1006, 1312, 2027, 1116, 1277, 1330, 1443, 1556, 2142, 896, 1012)
+)
+DEEP_ENOUGH = {"recipes/pr1556": ("model.backbone.layers=6",)}
+
+Build = Callable[..., LanguageModelTask]
+
+
+@pytest.fixture
+def build(small) -> Build:
+    """build("objective=lewm", ...) is a small task with a clock, on one thread of the CPU."""
+
+    def make(*overrides: str, seed: int = 0, max_steps: int = 100) -> LanguageModelTask:
+        config = resolve(small(*overrides))
+        check(config)
+        torch.manual_seed(seed)
+        return LanguageModelTask(config, ProgressClock(max_steps=max_steps, max_time=None))
+
+    return make
+
+
+def random_batch(rows: int = 4, length: int = 32, vocab: int = 400, seed: int = 0) -> dict:
+    draw = torch.Generator().manual_seed(seed)
+    ids = torch.randint(vocab, (rows, length + 1), generator=draw)
+    return {"inputs": ids[:, :-1], "targets": ids[:, 1:]}
+
+
+def noise(module: torch.nn.Module, seed: int = 0, std: float = 0.02) -> None:
+    """A little of it on every parameter, so that no zero start hides what lies behind it."""
+    draw = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for p in module.parameters():
+            p += std * torch.randn(p.shape, generator=draw)
+
+
+def at(step: int = 0, *, max_steps: int = 100, **more: int) -> Moment:
+    clock = ProgressClock(max_steps=max_steps, max_time=None)
+    clock.step = step
+    return Moment(clock, **more)
+
+
+def compared(task: LanguageModelTask, batch: dict, moment: Moment | None = None):
+    """Latents of a batch, and the main pass."""
+    model, objective = task.model, task.objective
+    logits, main = model(batch["inputs"], *objective.main_needs(model))
+    return objective.compare(model, batch, main, moment or at()), main, logits
+
+
+def auxiliary(task: LanguageModelTask, batch: dict, moment: Moment | None = None) -> torch.Tensor:
+    """The auxiliary loss of a batch."""
+    model, objective = task.model, task.objective
+    _, main = model(batch["inputs"], *objective.main_needs(model))
+    return objective(model, batch, main, moment or at())[0]
