@@ -9,12 +9,14 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import inspect
+import re
 import types
 import typing
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from hydra.utils import get_object
+from hydra.errors import InstantiationException
+from hydra.utils import get_object, instantiate
 from omegaconf import DictConfig, OmegaConf
 
 from jepa_lm.errors import UserError
@@ -65,6 +67,28 @@ def check(config: Mapping[str, Any]) -> None:
     if "_target_" not in config["jepa"]:
         for key in config["jepa"].keys() - {"weight"}:
             raise unknown_key(f"jepa.{key}", ["jepa.weight"], "objective=none")
+
+
+def build(path: str, node: Mapping[str, Any]) -> Any:
+    """Make what a node names, with everything below it.
+
+    Args:
+        path: of the node, for messages. node: plain containers with a `_target_`.
+
+    Raises:
+        UserError: what a part said about its settings, with the part's key in front.
+    """
+    try:
+        return instantiate(node, _convert_="all")
+    except InstantiationException as error:
+        cause = error.__cause__
+        if not isinstance(cause, UserError):
+            raise
+        found = re.search(r"full_key: (\S+)", str(error))
+        part = f"{path}.{found.group(1)}" if found else path
+        message = str(cause)
+        known = message.startswith(f"{path}.")  # it names its key already
+        raise type(cause)(message if known else f"{part}: {message}") from error
 
 
 def check_node(path: str, node: Any) -> None:

@@ -13,15 +13,16 @@ import time
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
+from jepa_lm.config import build
 from jepa_lm.data.stream import Batch
 from jepa_lm.errors import UserError, warn
 from jepa_lm.evaluation.bpb import BPBMeter, ByteCounter, Score, score_batch, score_from_sums
 from jepa_lm.model import Encoded, LanguageModel, token_nll
 from jepa_lm.objective import LatentPrediction, Moment
+from jepa_lm.objective.composition import check_start
 from jepa_lm.objective.watch import Watch
 from jepa_lm.optim.clock import ProgressClock
 from jepa_lm.optim.recipe import OptimizerRecipe
@@ -40,17 +41,17 @@ class LanguageModelTask(LightningModule):
         super().__init__()
         self.save_hyperparameters("config", logger=False)
         self.config, self.clock = config, clock
-        self.model: LanguageModel = instantiate(config["model"])
+        self.model: LanguageModel = build("model", config["model"])
         self.objective: LatentPrediction | None = None
         self.watch: Watch | None = None
         if "_target_" in config["jepa"]:
-            self.objective = instantiate(config["jepa"], _convert_="all")
-            self.objective.prepare(self.model, config["data"]["seq_len"])
-            self.watch = Watch(self.objective)
-        self.recipe: OptimizerRecipe = instantiate(config["optimizer"], _convert_="all")
+            self.objective = objective = build("jepa", config["jepa"])
+            objective.prepare(self.model, config["data"]["seq_len"])
+            self.watch = Watch(objective)
+        self.recipe: OptimizerRecipe = build("optimizer", config["optimizer"])
         self.frozen = self.recipe.apply_freeze(self)
         if self.objective is not None:
-            self.objective.check_start()
+            check_start(self.objective)
         self.meter = BPBMeter()
         self.byte_counter: ByteCounter | None = None
         self.last_score: Score | None = None

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from jepa_lm.errors import UserError
 from jepa_lm.model import LanguageModel, token_nll
+from jepa_lm.objective.composition import check_length
 from jepa_lm.objective.latent_prediction import LatentPrediction
 from jepa_lm.objective.moment import Moment
 from jepa_lm.optim.clock import ProgressClock
@@ -146,7 +147,7 @@ def _fitting_length(
     length = least
     while length < most:
         try:
-            objective.check_length(model, length)
+            check_length(objective, model, length)
         except UserError:
             length *= 2
         else:

@@ -25,6 +25,7 @@ from jepa_lm.data.stream import Batch
 from jepa_lm.errors import UserError
 from jepa_lm.model import Encoded, LanguageModel
 from jepa_lm.objective.alignment import Alignment, Pair
+from jepa_lm.objective.composition import check_hinges, check_length, check_shapes
 from jepa_lm.objective.context import Context
 from jepa_lm.objective.diagnostics import Diagnostics
 from jepa_lm.objective.moment import Moment
@@ -33,7 +34,7 @@ from jepa_lm.objective.passes import kept_block, limit_reach
 from jepa_lm.objective.predictors import Predictor
 from jepa_lm.objective.ranks import joint_rows
 from jepa_lm.objective.regularizers import Regularizer
-from jepa_lm.objective.targets import EmbeddingTable, Target
+from jepa_lm.objective.targets import Target
 from jepa_lm.optim.clock import ProgressClock
 from jepa_lm.optim.schedule import Schedule
 
@@ -141,59 +142,10 @@ class LatentPrediction(nn.Module):
             for name, vector in self.context.named_parameters():
                 assert name == "view.vector"
                 vector.requires_grad_(False)  # below every block, so nothing could train it
-        self.check_length(model, seq_len)
-        for name, regularizer in self.regularizers.items():
-            assert isinstance(regularizer, Regularizer)
-            self._check_hinge(name, regularizer, model)
+        check_length(self, model, seq_len)
+        check_hinges(self, model)
         self.target.follow(model, self.projector)
-
-    def check_length(self, model: LanguageModel, seq_len: int) -> None:
-        """Raise UserError unless views, taps, pooling and alignment fit sequences of this length."""
-        self.context.check(model, seq_len)
-        self.target.check(model, seq_len)
-        pooling = self.context.pooling
-        self.alignment.check(seq_len if pooling is None else pooling.latents(seq_len))
-
-    def check_start(self) -> None:
-        """Refuse a zero start under a normalisation that has no usable gradient there (#1243).
-
-        Raises:
-            UserError: unless the predictor is frozen, as the published script in effect has it.
-        """
-        if self.predictor is None or not self.predictor.starts_at_zero:
-            return
-        fragile = any(
-            getattr(part, "fragile_at_zero", False) for part in (self.normalisation, self.distance)
-        )
-        if fragile and any(p.requires_grad for p in self.predictor.parameters()):
-            raise UserError(
-                "jepa.predictor.output_start=zero: a zero vector has no direction, so its gradient "
-                "under this normalisation is about 1e9; start it orthogonal, or freeze it with "
-                "optimizer.freeze=[objective.predictor.*]"
-            )
-
-    def _check_hinge(self, name: str, regularizer: Regularizer, model: LanguageModel) -> None:
-        limit = self._reachable_std(regularizer.tensor, model)
-        gamma = regularizer.gamma
-        if regularizer.weight and gamma is not None and limit is not None and gamma > limit:
-            raise UserError(
-                f"jepa.regularizers.{name}.gamma={gamma:g}: never reached; on {regularizer.tensor}, which "
-                f"is normalised, all dims together reach a std of at most {limit:.4g}"
-            )
-
-    def _reachable_std(self, place: str, model: LanguageModel) -> float | None:
-        """Largest std of every dim of a normalised tensor; None where nothing bounds it."""
-        projected = None if self.projector is None else self.projector.out_dim
-        if place == "normed_prediction" and self.normalisation is not None:
-            width = (self.predictor and self.predictor.out_dim) or projected or model.dim
-            return self.normalisation.reachable_std(width)
-        side: Context | Target = self.context if place == "context" else self.target
-        if isinstance(side, Target) and place == "target" and side.normalisation is not None:
-            return side.normalisation.reachable_std(projected or model.dim)
-        if place == "prediction" and self.predictor is not None:
-            return None
-        raw = side.tap == "final" and not isinstance(side, EmbeddingTable)
-        return 1.0 if raw and self.projector is None else None
+        check_shapes(self, model, seq_len)
 
     # ---- weights over the clock
 

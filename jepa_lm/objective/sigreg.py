@@ -153,7 +153,7 @@ class SIGReg(Regularizer):
     def forward(self, x: Tensor, moment: Moment) -> Tensor:
         if x.shape[-1] != self.dim:
             raise UserError(
-                f"SIGReg: dim={self.dim}, but the latents it is put on have {x.shape[-1]} dims"
+                f"jepa.regularizers: a SIGReg of dim={self.dim} is put on latents of {x.shape[-1]} dims"
             )
         if not self.per_step:
             x = x.flatten(0, 1).unsqueeze(1)  # [R, 1, D]

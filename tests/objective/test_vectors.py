@@ -230,7 +230,7 @@ def test_chunk_832_without_its_modules(compose):
         ("chunk_832", "jepa.target.stop_gradient=false"),
         ("patch_1243", "model.backbone.rope_dims=0"),
         ("patch_1243", "model.value_embedding.layers=[0,1]"),
-        ("patch_1243", "jepa.predictor.input_norm=none"),
+        ("patch_1243", "jepa.predictor.activation=gelu"),
         ("patch_1243", "jepa.context.pooling.size=4"),
         ("span_1581", "model.backbone.ln_scale=true"),
         ("span_1581", "jepa.context.view.hide_next=true"),
