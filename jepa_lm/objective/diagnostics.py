@@ -53,7 +53,9 @@ def r_squared(prediction: Tensor, target: Tensor) -> Tensor:
     return 1 - residual / (target - target.mean(0)).square().sum().clamp(min=1e-30)
 
 
-def agreement(prediction: Tensor, target: Tensor, context: Tensor) -> dict[str, Tensor]:
+def agreement(
+    prediction: Tensor, target: Tensor, context: Tensor | None
+) -> dict[str, Tensor]:
     """Predictions against targets, [R, D] each, beside what trivial predictors reach."""
     mean = target.mean(0).expand_as(target)
     found = {
@@ -61,7 +63,7 @@ def agreement(prediction: Tensor, target: Tensor, context: Tensor) -> dict[str, 
         "cosine_of_mean": F.cosine_similarity(mean, target, dim=-1).mean(),
         "r2": r_squared(prediction, target),
     }
-    if context.shape == target.shape:
+    if context is not None and context.shape == target.shape:
         found["cosine_of_copy"] = F.cosine_similarity(context, target, dim=-1).mean()
         found["r2_of_copy"] = r_squared(context, target)
     return found
@@ -121,14 +123,17 @@ class Diagnostics:
 
 
 class CollapseAlarm:
-    """Raises one alarm when the latents of context or target stay below a threshold.
+    """Raises one alarm when latents stay below a threshold.
 
     Args:
         diagnostics: thresholds and patience. cause: what in the composition lets it happen.
+        tensors: which of context and target hold latents; predictions may be as flat as they like.
     """
 
-    def __init__(self, diagnostics: Diagnostics, cause: str) -> None:
-        self.settings, self.cause = diagnostics, cause
+    def __init__(
+        self, diagnostics: Diagnostics, cause: str, tensors: tuple[str, ...] = ("context", "target")
+    ) -> None:
+        self.settings, self.cause, self.tensors = diagnostics, cause, tensors
         self.low: dict[str, int] = {}
         """Readings in a row below the threshold, by figure."""
         self.raised: Collapse | None = None
@@ -137,7 +142,7 @@ class CollapseAlarm:
         """Take a measurement; returns the collapse when this one raises the alarm."""
         if rows < MIN_ROWS_FOR_ALARM:
             return None
-        for tensor in ("context", "target"):
+        for tensor in self.tensors:
             for figure, least in (
                 ("effective_rank", self.settings.min_rank),
                 ("std_median", self.settings.min_std),

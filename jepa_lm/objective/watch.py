@@ -24,7 +24,9 @@ class Watch:
 
     def __init__(self, objective: LatentPrediction) -> None:
         self.objective = objective
-        self.alarm = CollapseAlarm(objective.diagnostics, objective.weakness())
+        # Without a predictor, what is called context is the prediction itself.
+        tensors = ("target",) if objective.predictor is None else ("context", "target")
+        self.alarm = CollapseAlarm(objective.diagnostics, objective.weakness(), tensors)
         self.figures: dict[str, float] = {}
         """Of the newest measurement."""
         self.warnings: list[str] = []
@@ -70,10 +72,13 @@ class Watch:
         sample = self.objective.diagnostics.sample
         prediction = torch.cat([p.flatten(0, -2) for p, _ in latents.normed])
         target = torch.cat([t.flatten(0, -2) for _, t in latents.normed])
-        context = torch.cat([p.context.flatten(0, -2) for p in latents.pairs])
-        if self.objective.normalisation is not None:
-            context = self.objective.normalisation(context)
-        found |= agreement(sample(prediction), sample(target), sample(context))
+        context = None
+        if self.objective.predictor is not None:
+            context = torch.cat([p.context.flatten(0, -2) for p in latents.pairs])
+            if self.objective.normalisation is not None:
+                context = self.objective.normalisation(context)
+            context = sample(context)
+        found |= agreement(sample(prediction), sample(target), context)
         rows = {
             "context": sample(latents.context),
             "target": sample(latents.at("target")),
@@ -114,11 +119,11 @@ class Watch:
         verdict = "better" if f["r2"] > 0 else "no better"
         lines = [
             f"predictions point {f['cosine']:.2f} along their targets (1 is perfect; always answering "
-            f"the mean target: {f['cosine_of_mean']:.2f}), and explain {f['r2']:.0%} of how targets "
-            f"differ: {verdict} than the mean"
+            f"the mean target: {f['cosine_of_mean']:.2f}), and explain {max(0.0, f['r2']):.0%} of how "
+            f"targets differ: {verdict} than the mean"
         ]
         if "r2_of_copy" in f:
-            lines.append(f"copying the context would explain {f['r2_of_copy']:.0%}")
+            lines.append(f"copying the context would explain {max(0.0, f['r2_of_copy']):.0%}")
         lines.append(
             f"targets fill about {f['effective_rank']:.0f} directions, median spread "
             f"{f['target_std_median']:.2f} a dimension: "

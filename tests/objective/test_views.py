@@ -14,7 +14,7 @@ from tests.objective.conftest import at, compared, noise, random_batch
 
 
 def spans_of(**changes) -> SpanMask:
-    settings = dict(spans=4, mean_length=16, min_length=4, max_share=0.125, hide_next=True, seed=0)
+    settings = dict(spans=4, mean_length=16, min_length=4, max_share=0.125, hide_next=True, start_std=0.0, seed=0)
     return SpanMask(dim=8, **{**settings, **changes})
 
 
