@@ -1,0 +1,86 @@
+"""One of two gloo ranks: its half of a batch through DDP, gradients held against the joint batch's.
+
+Arguments: a file with configs by name (JSON); a file for the largest relative differences (JSON).
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from unittest import mock
+
+import torch
+import torch.distributed as dist
+from torch.nn.parallel import DistributedDataParallel
+
+from jepa_lm.lit import LanguageModelTask
+from jepa_lm.model import token_nll
+from jepa_lm.objective import Moment
+from jepa_lm.optim.clock import ProgressClock
+from tests.objective.conftest import noise, random_batch
+
+ROWS = 4
+
+
+class Loss(torch.nn.Module):
+    """Cross entropy and auxiliary loss of a task, the way its training step adds them."""
+
+    def __init__(self, task: LanguageModelTask) -> None:
+        super().__init__()
+        self.task = task
+
+    def forward(self, batch: dict, moment: Moment) -> torch.Tensor:
+        task = self.task
+        ce, main = task._cross_entropy(batch)
+        aux, _ = task.objective(task.model, batch, main, moment)
+        loss = ce + aux
+        return loss if moment.world_size == 1 else loss + task._touch()
+
+
+def difference(config: dict, *, outside_ddp: bool = False) -> float:
+    """Largest relative difference of a gradient between two ranks and one process."""
+    rank = dist.get_rank()
+    torch.manual_seed(0)
+    clock = ProgressClock(max_steps=10, max_time=None)
+    task = LanguageModelTask(config, clock)
+    noise(task)
+    batch = random_batch(rows=2 * ROWS)
+    mine = {k: v[ROWS * rank : ROWS * (rank + 1)] for k, v in batch.items()}
+    parameters = {n: p for n, p in task.named_parameters() if p.requires_grad}
+
+    with mock.patch("jepa_lm.objective.latent_prediction.joint_rows", lambda x: x):
+        Loss(task)(batch, Moment(clock)).backward()
+    joint = {n: None if p.grad is None else p.grad.clone() for n, p in parameters.items()}
+    task.zero_grad()
+    moment = Moment(clock, rank=rank, world_size=2)
+    if outside_ddp:
+        Loss(task)(mine, moment).backward()  # the planted bug: no rank hears of the other
+    else:
+        wrapped = DistributedDataParallel(Loss(task), broadcast_buffers=False)
+        wrapped(mine, moment).backward()
+    scale = max(g.norm().item() for g in joint.values() if g is not None)
+    worst = 0.0
+    for name, p in parameters.items():
+        # A parameter that no loss reads has no gradient in one process and zero in two.
+        want, got = (torch.zeros_like(p) if g is None else g for g in (joint[name], p.grad))
+        worst = max(worst, ((got - want).norm() / (want.norm() + 1e-3 * scale)).item())
+    return worst
+
+
+def main() -> None:
+    dist.init_process_group("gloo")
+    torch.set_num_threads(1)
+    with open(sys.argv[1]) as file:
+        configs = json.load(file)
+    found = {name: difference(config) for name, config in configs.items()}
+    found["outside_ddp"] = difference(configs["lewm"], outside_ddp=True)
+    local = {**configs["lewm"], "jepa": {**configs["lewm"]["jepa"], "global_statistics": False}}
+    found["local_statistics"] = difference(local)
+    if dist.get_rank() == 0:
+        with open(sys.argv[2], "w") as file:
+            json.dump(found, file)
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,53 @@
+"""Two gloo processes against one (traps 3 and 4)."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from jepa_lm.config import resolve
+from tests.objective.conftest import DEEP_ENOUGH, OBJECTIVES, RECIPES
+from tests.ranks import run_ranks
+
+WITHOUT_DROPOUT = {"recipes/pr1556": ("jepa.predictor.dropout=0.0",)}
+NAMES = (*OBJECTIVES, *RECIPES)
+
+
+@pytest.fixture(scope="module")
+def differences(tmp_path_factory, small_text):
+    """Largest relative difference of a gradient, by objective."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
+    from jepa_lm.cli import CONF
+    from tests.conftest import SMALL
+
+    folder = tmp_path_factory.mktemp("ranks")
+    configs = {}
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        for name in NAMES:
+            more = (*DEEP_ENOUGH.get(name, ()), *WITHOUT_DROPOUT.get(name, ()))
+            overrides = [*SMALL, f"paths.run_dir={folder}", f"data.path={small_text}", *more]
+            chosen = [f"objective={name}", "jepa.global_statistics=true"]
+            configs[name] = resolve(hydra.compose("train", overrides=[*overrides, *chosen]))
+    (folder / "configs.json").write_text(json.dumps(configs))
+    run_ranks(
+        "tests.objective.rank_worker", str(folder / "configs.json"), str(folder / "found.json")
+    )
+    return json.loads((folder / "found.json").read_text())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_two_ranks_have_the_gradient_of_the_joint_batch(differences, name):
+    assert differences[name] < 1e-5
+
+
+def test_a_loss_outside_ddp_would_not(differences):
+    """The planted bug of trap 3."""
+    assert differences["outside_ddp"] > 1e-2
+
+
+def test_local_statistics_are_another_loss(differences):
+    assert differences["local_statistics"] > 1e-4

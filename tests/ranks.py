@@ -1,0 +1,49 @@
+"""Two gloo processes for tests, and a check that they stay together."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+def run_ranks(module: str, *arguments: str, ranks: int = 2, timeout: float = 240) -> None:
+    """Run `python -m module arguments` once for each rank; raise when one of them fails."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    processes = []
+    for rank in range(ranks):
+        env = {
+            **os.environ,
+            "RANK": str(rank),
+            "WORLD_SIZE": str(ranks),
+            "MASTER_ADDR": "127.0.0.1",
+            "MASTER_PORT": str(port),
+            "OMP_NUM_THREADS": "1",
+        }
+        command = [sys.executable, "-m", module, *arguments]
+        processes.append(
+            subprocess.Popen(command, cwd=REPO, env=env, stderr=subprocess.PIPE, text=True)
+        )
+    errors = [process.communicate(timeout=timeout)[1] for process in processes]
+    for process, error in zip(processes, errors, strict=True):
+        assert process.returncode == 0, error
+
+
+class EqualRanks(Callback):
+    """Fails a run whose ranks end with different parameters."""
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        mine = torch.cat([p.detach().flatten() for p in pl_module.parameters()])
+        everyone = [torch.empty_like(mine) for _ in range(trainer.world_size)]
+        torch.distributed.all_gather(everyone, mine)
+        assert all(torch.equal(mine, other) for other in everyone), "ranks have drifted apart"
