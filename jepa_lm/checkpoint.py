@@ -78,13 +78,23 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
+AVERAGE, RAW = "average.model.", "model."
+"""In front of the names of a checkpoint's tensors."""
+
+
+def shipped_weights(checkpoint: dict[str, Any]) -> str:
+    """Which weights of a checkpoint are scored and exported: `ema` where there are any, else `raw`."""
+    averaged = any(name.startswith(AVERAGE) for name in checkpoint["state_dict"])
+    return "ema" if averaged else "raw"
+
+
 def inference_model(checkpoint: dict[str, Any]) -> LanguageModel:
     """The model that ships, built from its config alone and loaded strictly.
 
     Training-only parts live beside the model, not in it, so nothing is stripped by name.
     """
     model: LanguageModel = instantiate(checkpoint["hyper_parameters"]["config"]["model"])
-    prefix = "model."
+    prefix = AVERAGE if shipped_weights(checkpoint) == "ema" else RAW
     state = checkpoint["state_dict"]
     model.load_state_dict(
         {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)},

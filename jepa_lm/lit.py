@@ -24,6 +24,7 @@ from jepa_lm.model import Encoded, LanguageModel, token_nll
 from jepa_lm.objective import LatentPrediction, Moment
 from jepa_lm.objective.composition import check_start
 from jepa_lm.objective.watch import Watch
+from jepa_lm.optim.averages import WeightAverage
 from jepa_lm.optim.clock import ProgressClock
 from jepa_lm.optim.recipe import OptimizerRecipe
 
@@ -52,10 +53,15 @@ class LanguageModelTask(LightningModule):
         self.frozen = self.recipe.apply_freeze(self)
         if self.objective is not None:
             check_start(self.objective)
-        self.meter = BPBMeter()
+        self.average: WeightAverage | None = None
+        if (decay := config.get("average", {}).get("decay")) is not None:
+            self.average = WeightAverage(self.model, decay=decay)
+        self.meter, self.raw_meter = BPBMeter(), BPBMeter()
         self.byte_counter: ByteCounter | None = None
         self.last_score: Score | None = None
-        """Of the newest validation."""
+        """Of the newest validation: of the averaged weights where there are any."""
+        self.raw_score: Score | None = None
+        """Of the weights as trained, where there is an average beside them."""
         self.live: dict[str, float] = {}
         """Newest training figures, for the progress bar and the summary."""
         self.ce = self._cross_entropy
@@ -87,6 +93,8 @@ class LanguageModelTask(LightningModule):
         scheduler.step()
         if self.objective is not None:
             self.objective.after_step(self.model, self.clock)
+        if self.average is not None:
+            self.average.update(self.model)
         if self.clock.done:
             self.trainer.should_stop = True
 
@@ -254,6 +262,7 @@ class LanguageModelTask(LightningModule):
     def on_validation_start(self) -> None:
         """Validation does not count as training time."""
         self.meter.reset()
+        self.raw_meter.reset()
         self._validation_began = time.perf_counter()
         self._resume_clock = self.clock is not None and self.clock.running
         if self.clock is not None:
@@ -262,14 +271,25 @@ class LanguageModelTask(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score a batch of windows by plain cross entropy."""
         assert self.byte_counter is not None
-        score_batch(self.model, batch, self.byte_counter, self.meter)
+        if self.average is None:
+            score_batch(self.model, batch, self.byte_counter, self.meter)
+        else:
+            average: LanguageModel = self.average.model  # type: ignore[assignment]
+            score_batch(average, batch, self.byte_counter, self.meter)
+            score_batch(self.model, batch, self.byte_counter, self.raw_meter)
 
     def on_validation_epoch_end(self) -> None:
-        """Add up over ranks and log the score."""
-        sums = self.trainer.strategy.reduce(self.meter.sums.clone(), reduce_op="sum")
+        """Add up over ranks and log the scores."""
+        self.last_score = score = self._summed(self.meter)
+        self.log_dict({"val/nll": score.nll, "val/bpb": score.bpb})
+        if self.average is not None:
+            self.raw_score = raw = self._summed(self.raw_meter)
+            self.log_dict({"val/nll_raw": raw.nll, "val/bpb_raw": raw.bpb})
+
+    def _summed(self, meter: BPBMeter) -> Score:
+        sums = self.trainer.strategy.reduce(meter.sums.clone(), reduce_op="sum")
         assert isinstance(sums, Tensor)
-        self.last_score = score_from_sums(*sums.tolist())
-        self.log_dict({"val/nll": self.last_score.nll, "val/bpb": self.last_score.bpb})
+        return score_from_sums(*sums.tolist())
 
     def on_validation_end(self) -> None:
         """Run the clock again; the time spent here does not slow the shown speed either."""

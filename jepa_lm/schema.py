@@ -31,6 +31,13 @@ class Paths:
 
 
 @dataclass
+class Average:
+    """The moving average of the weights that is validated and exported; decay null: none."""
+
+    decay: float | None = MISSING
+
+
+@dataclass
 class TrainConfig:
     """train.py"""
 
@@ -50,6 +57,7 @@ class TrainConfig:
     ce_weight: float = MISSING
     describe: bool = MISSING
     sample: bool = MISSING
+    average: Average = field(default_factory=Average)
     sampling: Sampling = field(default_factory=Sampling)
     paths: Paths = field(default_factory=Paths)
 

@@ -27,6 +27,7 @@ from jepa_lm.config import check, resolve
 from jepa_lm.data.datamodule import TokenDataModule
 from jepa_lm.describe import describe, sizes
 from jepa_lm.errors import UserError
+from jepa_lm.evaluation.bpb import Score
 from jepa_lm.lit import LanguageModelTask
 from jepa_lm.optim.clock import ProgressClock
 from jepa_lm.precision import resolve_precision
@@ -62,7 +63,7 @@ def train(cfg: DictConfig) -> float | None:
     task.recipe.configure(task, clock)  # a parameter without a group is refused before data is read
     about = sizes(task)
     if resume is not None:
-        _check_resumable(resume, config)
+        _check_resumable(resume, task)
     run_dir = Path(config["paths"]["run_dir"])
     run_dir.mkdir(parents=True, exist_ok=True)
     data: TokenDataModule = instantiate(config["data"], _convert_="all")
@@ -179,15 +180,24 @@ def _profiler(name: str | None) -> Any:
     return _NoProfiler() if name is None else name
 
 
-def _check_resumable(resume: Path, config: dict[str, Any]) -> None:
-    """Refuse to continue a run of another model with these settings."""
-    before = _leaves("model", read_checkpoint(resume)["hyper_parameters"]["config"]["model"])
-    now = _leaves("model", config["model"])
+def _check_resumable(resume: Path, task: LanguageModelTask) -> None:
+    """Refuse to continue a run of another model, or with other parts beside it."""
+    checkpoint = read_checkpoint(resume)
+    before = _leaves("model", checkpoint["hyper_parameters"]["config"]["model"])
+    now = _leaves("model", task.config["model"])
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             raise UserError(
                 f"ckpt_path={resume}: was trained with another {key} ({before.get(key)}, now "
                 f"{now.get(key)}); resume with the settings of that run"
+            )
+    shapes = {name: tuple(x.shape) for name, x in checkpoint["state_dict"].items()}
+    mine = {name: tuple(x.shape) for name, x in task.state_dict().items()}
+    for name in sorted(shapes.keys() | mine.keys()):
+        if shapes.get(name) != mine.get(name):
+            raise UserError(
+                f"ckpt_path={resume}: {name} has shape {shapes.get(name)} there, {mine.get(name)} "
+                "here; resume with the objective and average of that run"
             )
 
 
@@ -250,7 +260,7 @@ def _summary(
         "seconds": seconds,
         "tokens_per_second": tokens / seconds if seconds else None,
         "parameters": about["parameters"],
-        "val": None if score is None else {**score.as_dict(), "weights": "raw"},
+        "val": None if score is None else _validation(task, score),
         "jepa": {} if task.watch is None else task.watch.summary(),
         "frozen": task.frozen,
         "precision": config["trainer"]["precision"],
@@ -262,6 +272,13 @@ def _summary(
     }
 
 
+def _validation(task: LanguageModelTask, score: Score) -> dict[str, Any]:
+    """The final scores, and which weights they belong to."""
+    if task.raw_score is None:
+        return {**score.as_dict(), "weights": "raw"}
+    return {**score.as_dict(), "weights": "ema", "raw": task.raw_score.as_dict()}
+
+
 def _report(summary: dict[str, Any], run_dir: Path) -> None:
     table = Table(title=f"training {summary['status']}", show_header=False)
     table.add_row("steps", f"{summary['steps']:,}")
@@ -270,13 +287,16 @@ def _report(summary: dict[str, Any], run_dir: Path) -> None:
     if summary["val"] is not None:
         table.add_row("validation, nats per token", f"{summary['val']['nll']:.4f}")
         table.add_row("validation, bits per byte", f"{summary['val']['bpb']:.4f}")
+        if "raw" in summary["val"]:
+            table.add_row("the same without averaging", f"{summary['val']['raw']['bpb']:.4f}")
     OUT.print(table)
     OUT.print(f"written to {run_dir}", soft_wrap=True)
 
 
 def _show_sample(task: LanguageModelTask, data: TokenDataModule, config: dict[str, Any]) -> None:
     with torch.random.fork_rng():
+        model = task.model if task.average is None else task.average.model
         text = sample_text(
-            task.model, data.tokenizer, context=config["data"]["seq_len"], **config["sampling"]
+            model, data.tokenizer, context=config["data"]["seq_len"], **config["sampling"]
         )
     OUT.print(Panel(text.strip(), title="what the model writes", width=100))

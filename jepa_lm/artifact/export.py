@@ -14,7 +14,12 @@ from rich.table import Table
 
 from jepa_lm.artifact.container import Written, write_artifact
 from jepa_lm.artifact.size import code_bytes
-from jepa_lm.checkpoint import find_checkpoint, inference_model, read_checkpoint
+from jepa_lm.checkpoint import (
+    find_checkpoint,
+    inference_model,
+    read_checkpoint,
+    shipped_weights,
+)
 from jepa_lm.config import check_node, check_schema, resolve
 from jepa_lm.errors import OverCapError, UserError
 from jepa_lm.quantization.policy import Policy
@@ -56,7 +61,7 @@ def export(cfg: DictConfig) -> float:
     folder.mkdir(parents=True, exist_ok=True)
     written = write_artifact(folder, dict(model.named_parameters()), policy.assign(model), meta)
     _reload_in_fresh_process(written.path)
-    account = _account(written, config["cap_bytes"], path)
+    account = _account(written, config["cap_bytes"], path) | {"weights": shipped_weights(checkpoint)}
     write_json(folder / "export.json", account)
     _print(account, folder)
     if not account["fits"]:

@@ -8,7 +8,6 @@ Legend: B batch, T positions, N latents, D model width, E latent width.
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +20,9 @@ from jepa_lm.objective.passes import encode_view
 from jepa_lm.objective.pooling import Pooling
 from jepa_lm.objective.taps import Tap, check_tap, read_tap, tapped_layers
 from jepa_lm.objective.views import View
+from jepa_lm.optim.averages import as_buffers, keep_float32, matched, move_towards
 from jepa_lm.optim.clock import ProgressClock
 from jepa_lm.optim.schedule import Schedule
-
-AnyModule = TypeVar("AnyModule", bound=nn.Module)
-
 
 class Target(nn.Module):
     """A source of target latents.
@@ -241,20 +238,15 @@ class EMA(Target):
         for mine, theirs in ((self.encoder, model), (self.projector, projector)):
             if mine is not None:
                 assert theirs is not None
-                by_name = dict(theirs.named_parameters())
-                for name, tensor in mine.named_buffers():
-                    if name in by_name:
-                        copies.append(tensor)
-                        online.append(by_name[name].detach())
+                found = matched(mine, theirs)
+                copies += found[0]
+                online += found[1]
         return copies, online
 
-    @torch.no_grad()
     def after_step(
         self, model: LanguageModel, projector: nn.Module | None, clock: ProgressClock
     ) -> None:
-        copies, online = self._matched(model, projector)
-        # In bfloat16 a step of 1 - m = 0.001 is rounded away and the copy stands still.
-        torch._foreach_lerp_(copies, [x.float() for x in online], 1.0 - self.momentum(clock))
+        move_towards(*self._matched(model, projector), self.momentum(clock))
 
     @torch.no_grad()
     def distance(self, model: LanguageModel, projector: nn.Module | None) -> Tensor:
@@ -266,10 +258,8 @@ class EMA(Target):
         """Moves between devices, but stays in float32 whatever the rest is cast to."""
         super()._apply(fn, recurse)  # type: ignore[arg-type]
         for module in (self.encoder, self.projector):
-            for owner in [] if module is None else module.modules():
-                for name, buffer in owner._buffers.items():
-                    if buffer is not None and buffer.is_floating_point():
-                        owner._buffers[name] = buffer.float()
+            if module is not None:
+                keep_float32(module)
         return self
 
 
@@ -282,13 +272,3 @@ def _encoder_copy(model: LanguageModel, *, backbone_only: bool) -> LanguageModel
         del twin.embedding
         twin.bigram = twin.value_embedding = twin.smear = None
     return as_buffers(twin)
-
-
-def as_buffers(module: AnyModule) -> AnyModule:
-    """Turn a module's parameters into float32 buffers of the same names."""
-    for owner in module.modules():
-        for name, parameter in list(owner._parameters.items()):
-            if parameter is not None:
-                del owner._parameters[name]
-                owner.register_buffer(name, parameter.detach().float().clone())
-    return module

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from jepa_lm.errors import UserError
-from jepa_lm.objective.targets import as_buffers
+from jepa_lm.optim.averages import as_buffers
 from tests.objective.conftest import at, auxiliary, compared, noise, random_batch
 
 
