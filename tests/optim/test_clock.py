@@ -8,7 +8,18 @@ import torch
 from jepa_lm.errors import UserError
 from jepa_lm.optim.clock import ProgressClock
 from jepa_lm.optim.muon_adamw import MuonAdamW
-from jepa_lm.optim.schedule import ClockScheduler, Constant, Warmdown, Warmup
+from jepa_lm.optim.schedule import (
+    After,
+    ClockScheduler,
+    Constant,
+    EveryNth,
+    Linear,
+    LogAnneal,
+    Phased,
+    Ramp,
+    Warmdown,
+    Warmup,
+)
 
 
 class Time:
@@ -175,3 +186,73 @@ def test_phases_are_plain_values():
         {"linear_to": 0.0, "until": 1.0},
     ]
     assert Constant(value=2.0).phases() == [{"constant": 2.0}]
+
+
+# ---- schedules of loss weights
+
+
+def values(schedule, steps: int = 100, max_steps: int = 100) -> list[float]:
+    clock = ProgressClock(max_steps=max_steps, max_time=None)
+    found = []
+    for _ in range(steps):
+        found.append(schedule(clock))
+        clock.advance()
+    return found
+
+
+def test_ramp_after_linear_and_anneal():
+    assert values(Ramp(steps=4), 6) == [0, 0.25, 0.5, 0.75, 1, 1]
+    assert values(After(steps=3), 5) == [0, 0, 0, 1, 1]
+    assert values(Linear(start=0.9, end=0.999))[50] == pytest.approx(0.9495)
+    annealed = values(LogAnneal(start=1.0, end=0.1), 101)
+    assert annealed[0] == 1.0
+    assert annealed[50] == pytest.approx(10**-0.5)
+    assert annealed[100] == pytest.approx(0.1)
+
+
+def test_phased_is_the_schedule_of_832():
+    found = values(Phased(points=[[0.0, 0.0], [0.3, 0.0], [0.8, 1.0], [0.8, 0.0]]))
+    assert found[:31] == [0.0] * 31
+    assert found[55] == pytest.approx(0.5)
+    assert found[79] == pytest.approx(0.98)
+    assert found[80:] == [0.0] * 20
+
+
+def test_phased_holds_its_ends_and_starts_where_it_says():
+    schedule = Phased(points=[[0.1, 2.0], [0.2, 4.0]])
+    found = values(schedule)
+    assert found[:10] == [2.0] * 10
+    assert found[15] == pytest.approx(3.0)
+    assert found[20:] == [4.0] * 80
+    assert values(Phased(points=[[0.5, 3.0]])) == [3.0] * 100
+
+
+def test_every_nth_step():
+    assert values(EveryNth(n=3, schedule=Constant(value=2.0)), 7) == [2, 0, 0, 2, 0, 0, 2]
+
+
+@pytest.mark.parametrize("seconds_per_step", [0.05, 0.3])
+def test_phases_are_visited_under_a_wall_clock_budget(seconds_per_step):
+    """Trap 5, for a loss weight."""
+    time = Time()
+    clock = ProgressClock(max_steps=None, max_time=60.0, now=time)
+    schedule = Phased(points=[[0.0, 0.0], [0.3, 0.0], [0.8, 1.0], [0.8, 0.0]])
+    found = run(clock, time, seconds_per_step, schedule)
+    assert found[0] == found[-1] == 0
+    assert max(found) > 0.9
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: Ramp(steps=0),
+        lambda: Phased(points=[]),
+        lambda: Phased(points=[[0.5, 1.0], [0.2, 0.0]]),
+        lambda: Phased(points=[[0.5]]),
+        lambda: LogAnneal(start=0.0, end=1.0),
+        lambda: EveryNth(n=0, schedule=Constant(value=1.0)),
+    ],
+)
+def test_schedules_refuse_what_makes_no_sense(make):
+    with pytest.raises(UserError, match="schedule"):
+        make()

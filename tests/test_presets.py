@@ -1,0 +1,345 @@
+"""Every number of the published systems against the presets' resolved configs (trap 38)."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import torch
+
+from jepa_lm.config import build, check, resolve
+from jepa_lm.describe import count_parameters
+from tests.test_end_to_end_slow import run
+
+MUON, ADAM = "optimizer.groups.matrices", "optimizer.groups"
+LR, MOMENTUM = "optimizer.schedule.lr", "optimizer.schedule.muon_momentum"
+CONTEXT, TARGET, GUARDS = "jepa.context", "jepa.target", "jepa.regularizers"
+
+TRUNK = {
+    "model.dim": 512,
+    "model.backbone.heads": 8,
+    "model.backbone.kv_heads": 4,
+    "model.softcap.cap": 30.0,
+    "model.backbone.rope_base": 10000.0,
+    "model.embedding.std": 0.005,
+    "trainer.max_time": 600,
+    "ce_weight": 1.0,
+    f"{MUON}.algorithm": "muon",
+    f"{MUON}.ns_steps": 5,
+    f"{ADAM}.embeddings.algorithm": "adamw",
+    f"{ADAM}.vectors.algorithm": "adamw",
+    f"{ADAM}.vectors.match": ["vector", "conv"],
+    "optimizer.freeze": [],
+}
+SYSTEMS: dict[str, dict[str, Any]] = {
+    "pr1581_span_vicreg": {
+        "data.tokenizer.vocab_size": 1024,
+        "data.seq_len": 1024,
+        "data.batch_tokens": 262_144,
+        "data.order": "stream",
+        "model.backbone.layers": 11,
+        "model.backbone.mlp_multiple": 3,
+        "model.backbone.mlp_negative_slope": 0.5,
+        "model.backbone.q_gain": 4.0,
+        "model.backbone.rope_dims": 0,
+        "model.backbone.xsa_last": 0,
+        "model.backbone.ln_scale": False,
+        "model.backbone.orthogonal_init": False,
+        "model.smear_gate": False,
+        "model.value_embedding": None,
+        "model.bigram._target_": "jepa_lm.model.embeddings.CantorBigram",
+        "model.bigram.buckets": 2048,
+        "model.bigram.std": 0.01,
+        f"{CONTEXT}.tap": "final",
+        f"{CONTEXT}.view.spans": 4,
+        f"{CONTEXT}.view.mean_length": 16,
+        f"{CONTEXT}.view.min_length": 4,
+        f"{CONTEXT}.view.max_share": 1 / 8,
+        f"{CONTEXT}.view.hide_next": False,
+        f"{CONTEXT}.view.start_std": 0.0,
+        "jepa.predictor.hidden": 256,
+        "jepa.predictor.activation": "relu2",
+        "jepa.predictor.input_norm": "rms",
+        "jepa.predictor.residual": True,
+        "jepa.predictor.output_start": "zero",
+        f"{TARGET}.part": "all",
+        f"{TARGET}.tap": "final",
+        f"{TARGET}.stop_gradient": True,
+        f"{TARGET}.momentum.start": 0.9,
+        f"{TARGET}.momentum.end": 0.999,
+        "jepa.weight": 0.12,
+        "jepa.schedule.steps": 100,
+        "jepa.prediction_weight": 1.0,
+        f"{GUARDS}.variance.weight": 0.15,
+        f"{GUARDS}.variance.gamma": 1.0,
+        f"{GUARDS}.variance.eps": 1e-4,
+        f"{GUARDS}.variance.tensor": "prediction",
+        f"{GUARDS}.covariance.weight": 0.02,
+        f"{GUARDS}.covariance.tensor": "prediction",
+        f"{GUARDS}.target_variance.weight": 0.0,
+        f"{GUARDS}.target_covariance.weight": 0.0,
+        f"{MUON}.lr": 0.04,
+        f"{MUON}.weight_decay": 0.0,
+        f"{MOMENTUM}.start": 0.85,
+        f"{MOMENTUM}.end": 0.95,
+        f"{MOMENTUM}.steps": 500,
+        f"{ADAM}.vectors.lr": 0.04,
+        f"{ADAM}.vectors.weight_decay": 0.0,
+        f"{ADAM}.embeddings.lr": 0.05,
+        f"{ADAM}.embeddings.weight_decay": 0.0,
+        "trainer.gradient_clip_val": None,
+        f"{LR}.steps": 1200,
+        "average.decay": 0.9999,
+    },
+    "pr1243_jepardy": {
+        "data.tokenizer.vocab_size": 1024,
+        "data.seq_len": 2048,
+        "data.batch_tokens": 786_432,
+        "data.order": "stream",
+        "model.backbone.layers": 11,
+        "model.backbone.mlp_multiple": 3,
+        "model.backbone.mlp_negative_slope": 0.5,
+        "model.backbone.rope_dims": 16,
+        "model.backbone.rope_train_length": 1024,
+        "model.backbone.xsa_last": 4,
+        "model.backbone.ln_scale": True,
+        "model.backbone.orthogonal_init": True,
+        "model.smear_gate": True,
+        "model.bigram._target_": "jepa_lm.model.embeddings.XorBigram",
+        "model.bigram.buckets": 2048,
+        "model.bigram.width": 128,
+        "model.bigram.scale": 0.05,
+        "model.bigram.zero_projection": False,
+        "model.value_embedding.layers": [9, 10],
+        "model.value_embedding.width": 128,
+        "model.value_embedding.scale": 0.1,
+        "model.value_embedding.std": 0.01,
+        f"{CONTEXT}.tap": "final",
+        f"{CONTEXT}.pooling._target_": "jepa_lm.objective.pooling.ChunkLast",
+        f"{CONTEXT}.pooling.size": 8,
+        f"{TARGET}._target_": "jepa_lm.objective.targets.EmbeddingTable",
+        f"{TARGET}.pooling.size": 8,
+        f"{TARGET}.normalisation._target_": "jepa_lm.objective.normalisations.RMS",
+        f"{TARGET}.stop_gradient": True,
+        "jepa.alignment.offsets": [1],
+        "jepa.predictor.hidden": 512,
+        "jepa.predictor.activation": "relu2",
+        "jepa.predictor.input_norm": "rms",
+        "jepa.predictor.output_start": "orthogonal",
+        "jepa.normalisation._target_": "jepa_lm.objective.normalisations.L2",
+        "jepa.distance.reduction": "mean",
+        "jepa.weight": 0.10,
+        f"{GUARDS}.std.weight": 0.02,
+        f"{GUARDS}.std.gamma": 0.5,
+        f"{GUARDS}.std.tensor": "prediction",
+        f"{MUON}.lr": 0.025,
+        f"{MUON}.weight_decay": 0.04,
+        f"{MOMENTUM}.start": 0.92,
+        f"{MOMENTUM}.end": 0.99,
+        f"{MOMENTUM}.steps": 1500,
+        f"{ADAM}.embeddings.lr": 0.035,
+        f"{ADAM}.embeddings.weight_decay": 0.04,
+        f"{ADAM}.embeddings.betas": [0.9, 0.95],
+        f"{ADAM}.vectors.lr": 0.025,
+        f"{ADAM}.vectors.weight_decay": 0.04,
+        f"{ADAM}.vectors.betas": [0.9, 0.95],
+        "trainer.gradient_clip_val": 0.3,
+        f"{LR}.steps": 3500,
+        "average.decay": 0.997,
+    },
+    "pr832_byte_chunk": {
+        "data.tokenizer.vocab_size": 260,
+        "data.seq_len": 4096,
+        "data.batch_tokens": 393_216,
+        "data.order": "stream",
+        "model.backbone.layers": 13,
+        "model.backbone.mlp_multiple": 2,
+        "model.backbone.mlp_negative_slope": 0.5,
+        "model.backbone.rope_dims": 16,
+        "model.backbone.rope_train_length": 4096,
+        "model.backbone.xsa_last": 4,
+        "model.backbone.ln_scale": True,
+        "model.backbone.orthogonal_init": True,
+        "model.smear_gate": True,
+        "model.value_embedding": None,
+        "model.bigram._target_": "jepa_lm.model.embeddings.XorBigram",
+        "model.bigram.buckets": 4096,
+        "model.bigram.width": 32,
+        "model.injector.chunk": 8,
+        "model.injector.hidden": 256,
+        "model.injector.latent": 256,
+        "model.injector.start_std": 0.02,
+        f"{CONTEXT}.tap": "injector_prediction",
+        f"{TARGET}.tap": "injector_latent",
+        f"{TARGET}.stop_gradient": True,
+        "jepa.weight": 0.001,
+        "jepa.schedule.points": [[0.0, 0.0], [0.3, 0.0], [0.8, 1.0], [0.8, 0.0]],
+        f"{GUARDS}.sigreg.weight": 0.02,
+        f"{GUARDS}.sigreg.tensor": "target",
+        f"{GUARDS}.sigreg.directions": 256,
+        f"{GUARDS}.sigreg.knots": 17,
+        f"{GUARDS}.sigreg.low": 0.2,
+        f"{GUARDS}.sigreg.high": 3.0,
+        f"{GUARDS}.sigreg.window": False,
+        f"{GUARDS}.sigreg.per_step": False,
+        f"{GUARDS}.sigreg.standardise": True,
+        f"{GUARDS}.sigreg.fresh": False,
+        f"{MUON}.lr": 0.025,
+        f"{MUON}.weight_decay": 0.04,
+        f"{MOMENTUM}.start": 0.92,
+        f"{MOMENTUM}.end": 0.99,
+        f"{MOMENTUM}.steps": 1500,
+        f"{ADAM}.embeddings.lr": 0.035,
+        f"{ADAM}.embeddings.weight_decay": 0.04,
+        f"{ADAM}.vectors.lr": 0.025,
+        f"{ADAM}.vectors.weight_decay": 0.04,
+        f"{ADAM}.auxiliary.match": ["model.injector.*", "objective.*"],
+        f"{ADAM}.auxiliary.algorithm": "adamw",
+        f"{ADAM}.auxiliary.lr": 0.001,
+        f"{ADAM}.auxiliary.weight_decay": 0.0,
+        "trainer.gradient_clip_val": 0.3,
+        f"{LR}.steps": 3000,
+        "trainer.max_steps": 9000,
+        "average.decay": 0.997,
+    },
+    "pr1196_llm_jepa": {
+        "data.tokenizer.vocab_size": 1024,
+        "data.seq_len": 1024,
+        "data.batch_tokens": 524_288,
+        "data.order": "stream",
+        "model.backbone.layers": 9,
+        "model.backbone.mlp_multiple": 2,
+        "model.backbone.mlp_negative_slope": 0.0,
+        "model.backbone.q_gain": 1.5,
+        "model.backbone.rope_dims": 0,
+        "model.backbone.xsa_last": 0,
+        "model.backbone.ln_scale": False,
+        "model.backbone.orthogonal_init": False,
+        "model.smear_gate": False,
+        "model.bigram": None,
+        "model.value_embedding": None,
+        f"{CONTEXT}.tap": "last",
+        f"{CONTEXT}.pooling.fraction": 0.75,
+        f"{TARGET}.view._target_": "jepa_lm.objective.views.Suffix",
+        f"{TARGET}.view.fraction": 0.75,
+        f"{TARGET}.tap": "last",
+        f"{TARGET}.pooling._target_": "jepa_lm.objective.pooling.SequenceMean",
+        f"{TARGET}.stop_gradient": True,
+        "jepa.predictor.hidden": 1024,
+        "jepa.predictor.activation": "gelu",
+        "jepa.predictor.bias": True,
+        "jepa.weight": 0.1,
+        "jepa.schedule.steps": 100,
+        f"{ADAM}.auxiliary.match": ["objective.*"],
+        f"{ADAM}.auxiliary.lr": 0.04,
+        f"{MUON}.lr": 0.04,
+        f"{MOMENTUM}.start": 0.85,
+        f"{MOMENTUM}.end": 0.95,
+        f"{MOMENTUM}.steps": 500,
+        f"{ADAM}.embeddings.lr": 0.05,
+        f"{ADAM}.vectors.lr": 0.04,
+        f"{LR}.steps": 1200,
+        "average.decay": None,
+        "quantization.rules.weights.format.bits": 8,
+    },
+}
+LEWM = {
+    "jepa.weight": 1.0,
+    "jepa.prediction_weight": 1.0,
+    "jepa.alignment.steps": 3,
+    "jepa.target.stop_gradient": False,
+    "jepa.predictor.parts.mlp.activation": "gelu",
+    "jepa.predictor.parts.mlp.bias": True,
+    "jepa.predictor.parts.mlp.output_start": "zero",
+    f"{GUARDS}.sigreg.weight": 1.0,
+    f"{GUARDS}.sigreg.knots": 17,
+    f"{GUARDS}.sigreg.low": 0.2,
+    f"{GUARDS}.sigreg.high": 4.0,
+    f"{GUARDS}.sigreg.window": True,
+    f"{GUARDS}.sigreg.per_step": True,
+    f"{GUARDS}.sigreg.max_steps": 64,
+    f"{GUARDS}.sigreg.standardise": False,
+    f"{GUARDS}.sigreg.fresh": False,
+}
+"""Of the objective alone; the presets come with the Mamba-2 backbone."""
+
+
+def at(config: dict[str, Any], key: str) -> Any:
+    node: Any = config
+    *parts, last = key.split(".")
+    for part in parts:
+        node = node[part]
+    return node.get(last)  # an optional part that was not chosen is absent
+
+
+@pytest.mark.parametrize("preset", SYSTEMS)
+def test_a_preset_has_every_published_number(compose, preset):
+    config = resolve(compose("train", f"experiment={preset}"))
+    check(config)
+    wanted = TRUNK | SYSTEMS[preset]
+    wrong = {k: (at(config, k), v) for k, v in wanted.items() if at(config, k) != v}
+    assert wrong == {}
+
+
+@pytest.mark.parametrize(("objective", "directions"), [("lewm", 2 * 336), ("lewm_byte", 2 * 256)])
+def test_lewm_has_every_published_number(compose, objective, directions):
+    config = resolve(compose("train", f"objective={objective}", "model.dim=640"))
+    wanted = LEWM | {f"{GUARDS}.sigreg.directions": directions}
+    wanted["jepa.predictor.parts.mlp.hidden"] = 4 * 640
+    wrong = {k: (at(config, k), v) for k, v in wanted.items() if at(config, k) != v}
+    assert wrong == {}
+
+
+def test_a_wrong_number_would_be_seen(compose):
+    """The planted bug of trap 38: the right shapes and a wrong learning rate."""
+    wrong = f"{MUON}.lr=0.02"
+    config = resolve(compose("train", "experiment=pr1243_jepardy", wrong))
+    assert at(config, f"{MUON}.lr") != SYSTEMS["pr1243_jepardy"][f"{MUON}.lr"]
+
+
+def test_the_isolation_lane_is_1243_on_bytes(compose):
+    lane, whole = (
+        resolve(compose("train", f"experiment={n}"))
+        for n in ("pr1243_isolation_byte", "pr1243_jepardy")
+    )
+    for part in ("jepa", "optimizer", "trainer", "average"):
+        lane[part].pop("default_root_dir", None)
+        whole[part].pop("default_root_dir", None)
+        assert lane[part] == whole[part]
+    assert lane["data"]["tokenizer"]["vocab_size"] == 260
+    without = resolve(
+        compose("train", "experiment=pr1243_isolation_byte", "average.decay=null", "objective=none")
+    )
+    assert without["average"] == {"decay": None}
+    assert without["jepa"] == {"weight": 0.0}
+
+
+COUNTS = {
+    "pr1581_span_vicreg": (27_550_296, 262_656),
+    "pr1243_jepardy": (26_993_756, 524_288),
+    "pr832_byte_chunk": (24_625_001, 0),
+    "pr1196_llm_jepa": (17_059_912, 1_050_112),
+}
+
+
+@pytest.mark.parametrize("preset", COUNTS)
+def test_parameter_counts_are_the_published_ones(compose, preset):
+    config = resolve(compose("train", f"experiment={preset}"))
+    with torch.device("meta"):  # shapes alone
+        parts = [build(part, config[part]) for part in ("model", "jepa")]
+    assert tuple(count_parameters(part) for part in parts) == COUNTS[preset]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", COUNTS)
+def test_describe_shows_them(preset, tmp_path):
+    printed = run("train.py", f"experiment={preset}", "describe=true", f"hydra.run.dir={tmp_path}")
+    about = json.loads(printed)
+    shipped, training_only = COUNTS[preset]
+    assert about["parameters"] == {"shipped": shipped, "training_only": training_only}
+    ratio = 1 + about["flops_per_token"]["objective"] / about["flops_per_token"]["model"]
+    expected = {"pr1581_span_vicreg": 2.32, "pr1196_llm_jepa": 1.08}.get(preset, 1.0)
+    assert ratio == pytest.approx(expected, abs=0.02)
+    trunk = about["gradient_reach"]["prediction"]["model.backbone.blocks.0"]
+    assert (trunk == 0) == (preset == "pr832_byte_chunk")
