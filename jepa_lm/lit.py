@@ -53,7 +53,7 @@ class LanguageModelTask(LightningModule):
         self.frozen = self.recipe.apply_freeze(self)
         if self.objective is not None:
             check_start(self.objective)
-        self.average: WeightAverage | None = None
+        self.average: WeightAverage[LanguageModel] | None = None
         if (decay := config.get("average", {}).get("decay")) is not None:
             self.average = WeightAverage(self.model, decay=decay)
         self.meter, self.raw_meter = BPBMeter(), BPBMeter()
@@ -71,6 +71,11 @@ class LanguageModelTask(LightningModule):
         self._interval = (0, 0.0)
         self._active = False
         """Whether the objective is part of the newest loss."""
+
+    @property
+    def shipped(self) -> LanguageModel:
+        """The model that is scored and exported: the average where there is one."""
+        return self.model if self.average is None else self.average.model
 
     def setup(self, stage: str) -> None:
         """Learn from the tokenizer how many bytes each token stands for."""
@@ -196,30 +201,11 @@ class LanguageModelTask(LightningModule):
             "train/seconds": self.clock.elapsed,
             "train/tokens_per_second": tokens / (now - then),
         }
-        if self.objective is not None:
-            self.live |= self._jepa_figures(step, total, jepa)
+        if self.watch is not None:
+            self.live |= self.watch.interval(step, total, jepa, self.clock)
         # `self.log` keeps results for the whole loop and costs milliseconds; these are finished figures.
         for logger in self.loggers:
             logger.log_metrics(self.live, step=step - 1)
-
-    def _jepa_figures(
-        self, step: int, total: float, components: dict[str, float]
-    ) -> dict[str, float]:
-        """The objective's share of an interval, and a measurement when there is a new one."""
-        assert self.objective is not None
-        assert self.watch is not None
-        assert self.clock is not None
-        scale = self.objective.scale(self.clock)
-        figures = dict(self.watch.figures) if self.watch.due(step) else {}
-        figures |= {"weight": scale, **components}
-        if components:
-            weights = self.objective.weights(self.clock)
-            figures["share"] = scale * components["loss"] / total if total else 0.0
-            for name in components.keys() & weights.keys():
-                figures[f"{name}_share"] = (
-                    scale * weights[name] * components[name] / total if total else 0.0
-                )
-        return {f"jepa/{name}": value for name, value in figures.items()}
 
     def _require_finite(
         self, step: int, totals: dict[str, float], components: dict[str, float]
@@ -271,11 +257,8 @@ class LanguageModelTask(LightningModule):
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score a batch of windows by plain cross entropy."""
         assert self.byte_counter is not None
-        if self.average is None:
-            score_batch(self.model, batch, self.byte_counter, self.meter)
-        else:
-            average: LanguageModel = self.average.model  # type: ignore[assignment]
-            score_batch(average, batch, self.byte_counter, self.meter)
+        score_batch(self.shipped, batch, self.byte_counter, self.meter)
+        if self.average is not None:
             score_batch(self.model, batch, self.byte_counter, self.raw_meter)
 
     def on_validation_epoch_end(self) -> None:

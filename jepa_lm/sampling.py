@@ -40,7 +40,7 @@ def sample_text(
         tokens: how many to draw. temperature: 0 takes the likeliest token each time.
         context: tokens the model looks back at, its training length.
     """
-    device = next(model.parameters()).device
+    device = model.embedding.table.weight.device
     generator = torch.Generator().manual_seed(seed)
     ids = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     ids += tokenizer.encode(prompt or ("" if ids else "\n")).tolist()

@@ -57,6 +57,7 @@ class TrainConfig:
     ce_weight: float = MISSING
     describe: bool = MISSING
     sample: bool = MISSING
+    probe: bool = MISSING
     average: Average = field(default_factory=Average)
     sampling: Sampling = field(default_factory=Sampling)
     paths: Paths = field(default_factory=Paths)

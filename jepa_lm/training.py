@@ -22,16 +22,19 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
-from jepa_lm.checkpoint import find_checkpoint, read_checkpoint
+from jepa_lm.checkpoint import find_checkpoint
 from jepa_lm.config import check, resolve
 from jepa_lm.data.datamodule import TokenDataModule
 from jepa_lm.describe import describe, sizes
 from jepa_lm.errors import UserError
 from jepa_lm.evaluation.bpb import Score
+from jepa_lm.evaluation.probe import TOP, probe
 from jepa_lm.lit import LanguageModelTask
+from jepa_lm.objective import Moment
 from jepa_lm.optim.clock import ProgressClock
 from jepa_lm.precision import resolve_precision
 from jepa_lm.records import config_hash, git_state, versions, write_json
+from jepa_lm.resume import check_resumable
 from jepa_lm.sampling import check_sampling, sample_text
 
 ERR = Console(stderr=True, highlight=False)
@@ -63,7 +66,7 @@ def train(cfg: DictConfig) -> float | None:
     task.recipe.configure(task, clock)  # a parameter without a group is refused before data is read
     about = sizes(task)
     if resume is not None:
-        _check_resumable(resume, task)
+        check_resumable(resume, task)
     run_dir = Path(config["paths"]["run_dir"])
     run_dir.mkdir(parents=True, exist_ok=True)
     data: TokenDataModule = instantiate(config["data"], _convert_="all")
@@ -79,6 +82,8 @@ def train(cfg: DictConfig) -> float | None:
     score = task.last_score
     if trainer.is_global_zero:
         summary = _summary(trainer, task, config, status, about)
+        if config["probe"] and status == "finished":
+            summary["probe"] = probe(task.shipped, task.objective, data, Moment(clock))
         write_json(run_dir / "summary.json", summary)
         _report(summary, run_dir)
         if task.watch is not None and task.watch.figures:
@@ -180,37 +185,6 @@ def _profiler(name: str | None) -> Any:
     return _NoProfiler() if name is None else name
 
 
-def _check_resumable(resume: Path, task: LanguageModelTask) -> None:
-    """Refuse to continue a run of another model, or with other parts beside it."""
-    checkpoint = read_checkpoint(resume)
-    before = _leaves("model", checkpoint["hyper_parameters"]["config"]["model"])
-    now = _leaves("model", task.config["model"])
-    for key in sorted(before.keys() | now.keys()):
-        if before.get(key) != now.get(key):
-            raise UserError(
-                f"ckpt_path={resume}: was trained with another {key} ({before.get(key)}, now "
-                f"{now.get(key)}); resume with the settings of that run"
-            )
-    shapes = {name: tuple(x.shape) for name, x in checkpoint["state_dict"].items()}
-    mine = {name: tuple(x.shape) for name, x in task.state_dict().items()}
-    for name in sorted(shapes.keys() | mine.keys()):
-        if shapes.get(name) != mine.get(name):
-            raise UserError(
-                f"ckpt_path={resume}: {name} has shape {shapes.get(name)} there, {mine.get(name)} "
-                "here; resume with the objective and average of that run"
-            )
-
-
-def _leaves(path: str, node: Any) -> dict[str, Any]:
-    """A nested config as dotted keys."""
-    if not isinstance(node, dict):
-        return {path: node}
-    found: dict[str, Any] = {}
-    for key, value in node.items():
-        found |= _leaves(f"{path}.{key}", value)
-    return found
-
-
 def _quiet_lightning() -> None:
     """What Lightning says at a start is not about the user's run."""
     for name in ("lightning.pytorch", "lightning.fabric"):
@@ -289,14 +263,16 @@ def _report(summary: dict[str, Any], run_dir: Path) -> None:
         table.add_row("validation, bits per byte", f"{summary['val']['bpb']:.4f}")
         if "raw" in summary["val"]:
             table.add_row("the same without averaging", f"{summary['val']['raw']['bpb']:.4f}")
+    for name, accuracy in summary.get("probe", {}).items():
+        shown = ", ".join(f"{accuracy[f'top{k}']:.1%}" for k in TOP)
+        table.add_row(f"{name}: among the best 1, 5, 10", shown)
     OUT.print(table)
     OUT.print(f"written to {run_dir}", soft_wrap=True)
 
 
 def _show_sample(task: LanguageModelTask, data: TokenDataModule, config: dict[str, Any]) -> None:
     with torch.random.fork_rng():
-        model = task.model if task.average is None else task.average.model
         text = sample_text(
-            model, data.tokenizer, context=config["data"]["seq_len"], **config["sampling"]
+            task.shipped, data.tokenizer, context=config["data"]["seq_len"], **config["sampling"]
         )
     OUT.print(Panel(text.strip(), title="what the model writes", width=100))

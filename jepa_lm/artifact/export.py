@@ -61,7 +61,9 @@ def export(cfg: DictConfig) -> float:
     folder.mkdir(parents=True, exist_ok=True)
     written = write_artifact(folder, dict(model.named_parameters()), policy.assign(model), meta)
     _reload_in_fresh_process(written.path)
-    account = _account(written, config["cap_bytes"], path) | {"weights": shipped_weights(checkpoint)}
+    account = _account(written, config["cap_bytes"], path) | {
+        "weights": shipped_weights(checkpoint)
+    }
     write_json(folder / "export.json", account)
     _print(account, folder)
     if not account["fits"]:

@@ -95,7 +95,9 @@ def check_shapes(objective: LatentPrediction, model: LanguageModel, seq_len: int
             objective.components(latents, moment, all_of_them=True)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
-        raise UserError(f"jepa: the widths of its parts do not fit each other ({reason})") from error
+        raise UserError(
+            f"jepa: the widths of its parts do not fit each other ({reason})"
+        ) from error
 
 
 def _shape(x: torch.Tensor) -> str:

@@ -53,9 +53,7 @@ def r_squared(prediction: Tensor, target: Tensor) -> Tensor:
     return 1 - residual / (target - target.mean(0)).square().sum().clamp(min=1e-30)
 
 
-def agreement(
-    prediction: Tensor, target: Tensor, context: Tensor | None
-) -> dict[str, Tensor]:
+def agreement(prediction: Tensor, target: Tensor, context: Tensor | None) -> dict[str, Tensor]:
     """Predictions against targets, [R, D] each, beside what trivial predictors reach."""
     mean = target.mean(0).expand_as(target)
     found = {

@@ -81,11 +81,10 @@ def reach_table(
     Args:
         frozen: names as the task has them (`model.` and `objective.` in front).
     """
-    pair = nn.ModuleDict({"model": model} | ({} if objective is None else {"objective": objective}))
-    twin = copy.deepcopy(pair)
-    _fill_zeros(twin, set(frozen))
-    model = twin["model"]  # type: ignore[assignment]
-    objective = twin["objective"] if "objective" in twin else None  # type: ignore[assignment]
+    model, objective = copy.deepcopy((model, objective))
+    _fill_zeros(model, "model.", set(frozen))
+    if objective is not None:
+        _fill_zeros(objective, "objective.", set(frozen))
     modules = _modules(model, objective)
     length = min(seq_len, PROBE_TOKENS)
     if objective is not None and length < seq_len:
@@ -116,12 +115,12 @@ def reach_table(
     return table
 
 
-def _fill_zeros(module: nn.Module, frozen: set[str]) -> None:
+def _fill_zeros(module: nn.Module, prefix: str, frozen: set[str]) -> None:
     """Small random values for every trainable tensor that is zero throughout."""
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
-            if name not in frozen and not parameter.any():
+            if prefix + name not in frozen and not parameter.any():
                 parameter.copy_(PROBE_NOISE * torch.randn(parameter.shape, generator=draw))
 
 

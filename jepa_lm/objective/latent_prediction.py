@@ -215,9 +215,7 @@ class LatentPrediction(nn.Module):
             held = pair.target.detach() if self.target.stop_gradient else pair.target
             norm = self.normalisation
             normed.append(
-                (pair.prediction, held)
-                if norm is None
-                else (norm(pair.prediction), norm(held))
+                (pair.prediction, held) if norm is None else (norm(pair.prediction), norm(held))
             )
         return Latents(pairs, normed, context.float())
 

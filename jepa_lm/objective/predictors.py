@@ -180,9 +180,7 @@ class CausalAttention(Predictor):
             q_gain=1.0,
             exclude_self=False,
         )
-        self.mlp = MLP(
-            dim=dim, hidden=hidden, activation="gelu", input_norm="rms", residual=True
-        )
+        self.mlp = MLP(dim=dim, hidden=hidden, activation="gelu", input_norm="rms", residual=True)
 
     def forward(self, x: Tensor, offset: int = 0) -> Tensor:
         return self.mlp(x + self.attention(rms_norm(x)))

@@ -24,7 +24,7 @@ class _JointRows(torch.autograd.Function):
         return torch.cat(parts)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
         start = ctx.rank * ctx.rows
         return grad[start : start + ctx.rows] * ctx.world
 
@@ -33,4 +33,4 @@ def joint_rows(x: Tensor) -> Tensor:
     """[B, ...] of this rank -> [W B, ...] of all ranks, in rank order; unchanged for one process."""
     if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
         return x
-    return _JointRows.apply(x)  # type: ignore[no-any-return]
+    return _JointRows.apply(x)

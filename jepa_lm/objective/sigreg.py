@@ -53,7 +53,7 @@ def statistic_reference(u: Tensor, t: Tensor, weights: Tensor) -> Tensor:
 
 def statistic(u: Tensor, t: Tensor, weights: Tensor) -> Tensor:
     """The same for evenly spaced knots, loss and gradient in one sweep. u: [N, ...] float32 or 64."""
-    return _Statistic.apply(u, t, weights)  # type: ignore[no-any-return]
+    return _Statistic.apply(u, t, weights)
 
 
 class _Statistic(torch.autograd.Function):
@@ -71,7 +71,7 @@ class _Statistic(torch.autograd.Function):
         return total / columns
 
     @staticmethod
-    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:  # type: ignore[override]
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
         (grad,) = ctx.saved_tensors
         return grad * upstream, None, None
 
@@ -166,7 +166,7 @@ class SIGReg(Regularizer):
         directions = self.directions
         if self.fresh:
             generator = moment.generator(self.seed, "sigreg directions")
-            directions = unit_directions(*directions.shape, generator).to(x.device)
+            directions = unit_directions(self.dim, directions.shape[1], generator).to(x.device)
         return statistic(x @ directions.to(x.dtype), self.t, self.weights)
 
 

@@ -8,6 +8,7 @@ Legend: B batch, T positions, N latents, D model width, E latent width.
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +24,7 @@ from jepa_lm.objective.views import View
 from jepa_lm.optim.averages import as_buffers, keep_float32, matched, move_towards
 from jepa_lm.optim.clock import ProgressClock
 from jepa_lm.optim.schedule import Schedule
+
 
 class Target(nn.Module):
     """A source of target latents.
@@ -216,10 +218,7 @@ class EMA(Target):
     ) -> Tensor:
         if self.encoder is None:
             return read_tap(model, main, self.tap).detach()
-        if self.part == "blocks":
-            embedded = main.embedded
-        else:
-            embedded = self.encoder.embed(inputs)
+        embedded = main.embedded if self.part == "blocks" else self.encoder.embed(inputs)
         encoded = self.encoder.encode(embedded, tapped_layers(self.encoder, self.tap))
         return read_tap(self.encoder, encoded, self.tap)
 
@@ -254,9 +253,9 @@ class EMA(Target):
         apart = torch._foreach_norm(torch._foreach_sub(copies, online))
         return torch.stack(apart).norm() / torch.stack(torch._foreach_norm(online)).norm()
 
-    def _apply(self, fn: object, recurse: bool = True) -> EMA:
+    def _apply(self, fn: Any, recurse: bool = True) -> EMA:
         """Moves between devices, but stays in float32 whatever the rest is cast to."""
-        super()._apply(fn, recurse)  # type: ignore[arg-type]
+        super()._apply(fn, recurse)
         for module in (self.encoder, self.projector):
             if module is not None:
                 keep_float32(module)

@@ -116,9 +116,7 @@ class SpanMask(View):
         positions = torch.cat([torch.arange(*span) for span in spans])
         where = torch.zeros(inputs.shape[1], dtype=torch.bool)
         where[positions] = True
-        positions, where = (
-            x.to(inputs.device, non_blocking=True) for x in (positions, where)
-        )
+        positions, where = (x.to(inputs.device, non_blocking=True) for x in (positions, where))
         return Seen(inputs, Mask(where, self.vector, self.hide_next), positions)
 
 

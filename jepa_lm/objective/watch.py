@@ -13,6 +13,7 @@ from jepa_lm.objective.diagnostics import CollapseAlarm, agreement, spread
 from jepa_lm.objective.gradients import trunk_gradients
 from jepa_lm.objective.latent_prediction import LatentPrediction, Latents
 from jepa_lm.objective.moment import Moment
+from jepa_lm.optim.clock import ProgressClock
 
 
 class Watch:
@@ -101,6 +102,23 @@ class Watch:
         if self.figures.get("trunk_gradient_share") == 0.0 and untouched not in self.warnings:
             self.warnings.append(untouched)
         return self.warnings[before:]
+
+    def interval(
+        self, step: int, total: float, components: dict[str, float], clock: ProgressClock
+    ) -> dict[str, float]:
+        """What is logged at a step, by metric: losses, their shares of the total, new figures.
+
+        Args:
+            total: the whole loss. components: `loss` and the objective's parts; empty when it is
+                switched off.
+        """
+        scale, weights = self.objective.scale(clock), self.objective.weights(clock)
+        figures = dict(self.figures) if self.due(step) else {}
+        figures |= {"weight": scale, **components}
+        for name, value in components.items():
+            key = "share" if name == "loss" else f"{name}_share"
+            figures[key] = scale * weights.get(name, 1.0) * value / total if total else 0.0
+        return {f"jepa/{name}": value for name, value in figures.items()}
 
     def summary(self) -> dict[str, Any]:
         """For summary.json."""

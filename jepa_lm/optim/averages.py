@@ -7,7 +7,7 @@ parameters: no optimizer sees it, and it travels in checkpoints.
 from __future__ import annotations
 
 import copy
-from typing import TypeVar
+from typing import Any, Generic, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -48,7 +48,7 @@ def move_towards(copies: list[Tensor], online: list[Tensor], momentum: float) ->
     torch._foreach_lerp_(copies, [x.float() for x in online], 1.0 - momentum)
 
 
-class WeightAverage(nn.Module):
+class WeightAverage(nn.Module, Generic[AnyModule]):
     """The moving average of a model's weights, as a model that can be scored.
 
     Args:
@@ -58,18 +58,18 @@ class WeightAverage(nn.Module):
         UserError: a decay outside [0, 1).
     """
 
-    def __init__(self, model: nn.Module, *, decay: float) -> None:
+    def __init__(self, model: AnyModule, *, decay: float) -> None:
         super().__init__()
         if not 0 <= decay < 1:
             raise UserError(f"average.decay={decay}: at least 0 and below 1, or null")
         self.decay = decay
-        self.model = as_buffers(copy.deepcopy(model))
+        self.model: AnyModule = as_buffers(copy.deepcopy(model))
 
     def update(self, model: nn.Module) -> None:
         """Take in the weights after an optimizer step."""
         move_towards(*matched(self.model, model), self.decay)
 
-    def _apply(self, fn: object, recurse: bool = True) -> WeightAverage:
-        super()._apply(fn, recurse)  # type: ignore[arg-type]
+    def _apply(self, fn: Any, recurse: bool = True) -> WeightAverage[AnyModule]:
+        super()._apply(fn, recurse)
         keep_float32(self)
         return self

@@ -14,7 +14,6 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from jepa_lm.lit import LanguageModelTask
-from jepa_lm.model import token_nll
 from jepa_lm.objective import Moment
 from jepa_lm.optim.clock import ProgressClock
 from tests.objective.conftest import noise, random_batch

@@ -212,9 +212,7 @@ def test_accumulating_is_the_joint_batch(build, name):
     noise(task)
     batch = random_batch(rows=8)
     joint = gradients(auxiliary(task, batch), task.parameters())
-    parts = [
-        {k: v[2 * i : 2 * i + 2] for k, v in batch.items()} for i in range(4)
-    ]
+    parts = [{k: v[2 * i : 2 * i + 2] for k, v in batch.items()} for i in range(4)]
     micro = [
         gradients(auxiliary(task, part, at(micro_batch=i)) / 4, task.parameters())
         for i, part in enumerate(parts)
@@ -267,9 +265,10 @@ def test_copies_move_once_for_each_optimizer_step(small, tmp_path, monkeypatch):
 
 
 def test_every_nth_step_leaves_the_others_alone(small, tmp_path):
-    nth = "jepa.schedule={_target_: jepa_lm.optim.schedule.EveryNth, n: 3, schedule: {_target_: jepa_lm.optim.schedule.Constant, value: 1.0}}"
+    constant = "{_target_: jepa_lm.optim.schedule.Constant, value: 1.0}"
+    nth = f"{{_target_: jepa_lm.optim.schedule.EveryNth, n: 3, schedule: {constant}}}"
     log = "trainer.log_every_n_steps=1"
-    train(small("objective=recipes/pr2142", nth, log, run_dir=tmp_path / "run"))
+    train(small("objective=recipes/pr2142", f"jepa.schedule={nth}", log, run_dir=tmp_path / "run"))
     assert metrics(tmp_path / "run", "jepa/weight") == pytest.approx([0.2, 0, 0, 0.2, 0, 0])
     assert len(metrics(tmp_path / "run", "jepa/loss")) == 2
 
@@ -457,10 +456,14 @@ def test_validation_holds_no_auxiliary_loss(small, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["vicreg", "chunk"])
-def test_an_artifact_holds_what_inference_needs_and_nothing_else(small, compose: Compose, tmp_path, name):
+def test_an_artifact_holds_what_inference_needs_and_nothing_else(
+    small, compose: Compose, tmp_path, name
+):
     train(small(f"objective={name}", run_dir=tmp_path / "run"))
     export(compose("export", f"ckpt_path={tmp_path / 'run'}", run_dir=tmp_path / "export"))
-    tensors = {t["name"] for t in json.loads((tmp_path / "export" / "export.json").read_text())["tensors"]}
+    tensors = {
+        t["name"] for t in json.loads((tmp_path / "export" / "export.json").read_text())["tensors"]
+    }
     want = {n.removeprefix("model.") for n in state(tmp_path / "run", "model.")}
     assert tensors == want
     assert any(n.startswith("injector.") for n in tensors) == (name == "chunk")
@@ -510,9 +513,15 @@ MISTAKES = [
     (("objective=lewm", "jepa.weight=-1"), "jepa.weight=-1"),
     (("objective=lewm", "jepa.weigth=1"), "did you mean jepa.weight"),
     (("objective=lewm", "jepa.weight=high"), "jepa.weight=high: expected a number"),
-    (("objective=lewm", "jepa.prediction_weight=0", "jepa.regularizers.sigreg.weight=0"), "nothing"),
+    (
+        ("objective=lewm", "jepa.prediction_weight=0", "jepa.regularizers.sigreg.weight=0"),
+        "nothing",
+    ),
     (("objective=lewm", "+jepa.projector.out=20"), "do not fit each other"),
-    (("objective=patch", "+jepa.predictor.out=20"), "width 20, their targets 3 latents of width 64"),
+    (
+        ("objective=patch", "+jepa.predictor.out=20"),
+        "width 20, their targets 3 latents of width 64",
+    ),
     (("objective=vicreg", "jepa.predictor.activation=tanh"), "jepa.predictor: .*activation=tanh"),
     (("objective=lewm", "jepa.diagnostics.every=0"), "diagnostics.every=0"),
     (("objective=vicreg", "jepa.context.view=null"), "SpanMask"),

@@ -12,7 +12,9 @@ from tests.test_end_to_end_slow import run
 
 pytestmark = pytest.mark.slow
 
-PHASED = "{_target_: jepa_lm.optim.schedule.Phased, points: [[0,0],[0.2,0],[0.2,1],[0.7,1],[0.8,0]]}"
+PHASED = (
+    "{_target_: jepa_lm.optim.schedule.Phased, points: [[0,0],[0.2,0],[0.2,1],[0.7,1],[0.8,0]]}"
+)
 IN_TWENTY_STEPS = {
     "vicreg": ("jepa.schedule.steps=5",),
     "patch": (f"jepa.schedule={PHASED}",),

@@ -20,7 +20,10 @@ def double(module: torch.nn.Module) -> SimpleNamespace:
     """Parameters and buffers of a module in float64, by their last names."""
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     return SimpleNamespace(
-        **{n.replace("predictor.", "").replace(".", "_"): t.detach().double() for n, t in tensors.items()}
+        **{
+            n.replace("predictor.", "").replace(".", "_"): t.detach().double()
+            for n, t in tensors.items()
+        }
     )
 
 
@@ -86,7 +89,9 @@ def pr1312(h, o):
 
 def pr2027(h, o):
     sources = torch.arange(0, h.final.shape[1] - 4, 16)
-    return one_minus_cos(gelu_mlp(double(o.predictor), h.final[:, sources]), h.final[:, sources + 4])
+    return one_minus_cos(
+        gelu_mlp(double(o.predictor), h.final[:, sources]), h.final[:, sources + 4]
+    )
 
 
 def pr1116(h, o):

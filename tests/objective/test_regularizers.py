@@ -15,9 +15,7 @@ from tests.objective.conftest import at
 VARIANCE = Variance(tensor="prediction", weight=1, gamma=1.0, eps=1e-4)
 COVARIANCE = Covariance(tensor="prediction", weight=1)
 HINGE = StdHinge(tensor="prediction", weight=1, gamma=0.5)
-FLOOR = SpectralFloor(
-    tensor="context", weight=1, floor=0.3, relative=True, differences=True
-)
+FLOOR = SpectralFloor(tensor="context", weight=1, floor=0.3, relative=True, differences=True)
 
 
 def sample(seed: int = 0, scale: float = 0.4) -> torch.Tensor:
@@ -104,7 +102,7 @@ def test_the_square_root_of_the_variance_would_have_no_gradient_there():
     ],
 )
 def test_a_hinge_that_can_never_be_met_is_refused(build, overrides, limit):
-    with pytest.raises(UserError, match="gamma=.*never reached") as error:
+    with pytest.raises(UserError, match=r"gamma=.*never reached") as error:
         build(*overrides)
     assert limit in str(error.value)
 

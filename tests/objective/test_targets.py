@@ -150,10 +150,10 @@ def test_embedding_targets_can_be_trained_on_request(build):
 
 
 def test_a_copy_of_a_projector_needs_a_projector(build):
-    with pytest.raises(UserError, match="jepa.projector is null"):
+    with pytest.raises(UserError, match=r"jepa\.projector is null"):
         build("objective=recipes/pr1330", "jepa.target.part=projector")
 
 
 def test_unknown_parts_are_refused(build):
-    with pytest.raises(UserError, match="jepa.target.part=head"):
+    with pytest.raises(UserError, match=r"jepa\.target.part=head"):
         build("objective=vicreg", "jepa.target.part=head")

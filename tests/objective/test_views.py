@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,7 +16,15 @@ from tests.objective.conftest import at, compared, noise, random_batch
 
 
 def spans_of(**changes) -> SpanMask:
-    settings = dict(spans=4, mean_length=16, min_length=4, max_share=0.125, hide_next=True, start_std=0.0, seed=0)
+    settings = dict(
+        spans=4,
+        mean_length=16,
+        min_length=4,
+        max_share=0.125,
+        hide_next=True,
+        start_std=0.0,
+        seed=0,
+    )
     return SpanMask(dim=8, **{**settings, **changes})
 
 
@@ -24,7 +34,7 @@ def test_spans_keep_their_rules(seed, length):
     spans = spans_of().draw(length, torch.Generator().manual_seed(seed))
     assert 1 <= len(spans) <= 4
     assert all(4 <= end - start <= max(4, length // 8) for start, end in spans)
-    assert all(a[1] <= b[0] for a, b in zip(spans, spans[1:], strict=False))
+    assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
     assert spans[0][0] >= 0
     assert spans[-1][1] <= length
 
@@ -32,8 +42,12 @@ def test_spans_keep_their_rules(seed, length):
 def test_an_overlapping_span_begins_where_the_previous_one_ended(monkeypatch):
     # Lengths 8, 8, 8 and starts 0, 4, 6: the second keeps its end, the third gets too short.
     lengths = torch.tensor([8.0, 8.0, 8.0], dtype=torch.float64)
-    uniform = torch.stack((-torch.expm1(torch.log1p(torch.tensor(-1 / 16.0)) * (lengths - 0.5)),
-                           torch.tensor([0.5, 4.5, 5.2]) / 57))
+    uniform = torch.stack(
+        (
+            -torch.expm1(torch.log1p(torch.tensor(-1 / 16.0)) * (lengths - 0.5)),
+            torch.tensor([0.5, 4.5, 5.2]) / 57,
+        )
+    )
     monkeypatch.setattr(torch, "rand", lambda *a, **k: uniform.double())
     view = spans_of(spans=3)
     assert view.draw(64, torch.Generator()) == [(0, 8), (8, 12)]

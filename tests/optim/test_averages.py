@@ -48,7 +48,9 @@ def test_the_average_is_scored_exported_and_resumed(small, compose, tmp_path):
     assert torch.equal(shipped, state[f"average.model.{name}"])
     assert not torch.equal(shipped, state[f"model.{name}"])
 
-    evaluate(compose("eval", f"ckpt_path={tmp_path / 'run'}", "eval.baselines=false", run_dir=tmp_path))
+    evaluate(
+        compose("eval", f"ckpt_path={tmp_path / 'run'}", "eval.baselines=false", run_dir=tmp_path)
+    )
     scored = json.loads((tmp_path / "eval.json").read_text())
     assert scored["nll"] == pytest.approx(summary["val"]["nll"], rel=1e-5)
     export(compose("export", f"ckpt_path={tmp_path / 'run'}", run_dir=tmp_path / "export"))
@@ -68,5 +70,7 @@ def test_an_average_changes_no_trained_weight(small, trained, tmp_path):
 
 
 def test_resuming_without_it_is_refused_in_one_line(small, trained):
-    with pytest.raises(UserError, match="average.*resume with the objective and average of that run"):
+    with pytest.raises(
+        UserError, match=r"average.*resume with the objective and average of that run"
+    ):
         train(small(DECAY, f"ckpt_path={trained.checkpoint}", "trainer.max_steps=9"))

@@ -1,0 +1,125 @@
+"""What the frozen model knows, linearly: top-1/5/10 accuracy of the next token, on request.
+
+- `head`: the language model's own logits.
+- `linear`: a ridge regression from the hidden state after the final norm to the next token, fitted
+  on training tokens: argmin_W |H W - Y|^2 + ridge |W|^2 with one-hot Y, solved in float64.
+- `retrieval`: how often an objective's prediction is nearest (by cosine) to its own target among
+  those of the same sample; chance is k / candidates.
+All are measured on validation tokens but the fit.
+Legend: N tokens, D width, V vocabulary, R rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from jepa_lm.data.datamodule import TokenDataModule
+from jepa_lm.data.stream import Batch, TokenStream
+from jepa_lm.model import LanguageModel
+from jepa_lm.objective import LatentPrediction, Moment
+
+TOP = (1, 5, 10)
+FIT_TOKENS, SCORED_TOKENS = 65_536, 32_768
+CANDIDATES = 512
+RIDGE = 1e-3
+"""Times the mean of the diagonal of H^T H."""
+
+
+def sample_windows(stream: TokenStream, seq_len: int, tokens: int, rows: int) -> Iterable[Batch]:
+    """Evenly spaced windows of a split, about so many tokens, in batches of `rows`."""
+    count = max(1, min(tokens, stream.total - 1) // seq_len)
+    starts = np.linspace(0, stream.total - seq_len - 1, count).astype(np.int64)
+    for first in range(0, count, rows):
+        buffer = np.empty((len(starts[first : first + rows]), seq_len + 1), dtype=np.int64)
+        for row, start in zip(buffer, starts[first : first + rows], strict=True):
+            stream.read(int(start), row)
+        ids = torch.from_numpy(buffer)
+        yield {"inputs": ids[:, :-1], "targets": ids[:, 1:]}
+
+
+def hits(scores: Tensor, wanted: Tensor) -> Tensor:
+    """How many rows of scores [R, V] have the wanted index [R] among their k best, for each of TOP."""
+    own = scores.gather(1, wanted[:, None])
+    better = (scores > own).sum(1)
+    return torch.stack([(better < k).sum() for k in TOP]).double()
+
+
+def fit_linear(batches: Iterable[tuple[Tensor, Tensor]], vocab_size: int) -> Tensor:
+    """Ridge regression from hidden states [N, D] to one-hot targets [N]; returns W [D + 1, V]."""
+    gram: Tensor | None = None
+    for hidden, targets in batches:
+        h = with_bias(hidden)
+        if gram is None:
+            gram = h.new_zeros(h.shape[1], h.shape[1])
+            moments = h.new_zeros(vocab_size, h.shape[1])
+        gram += h.T @ h
+        moments.index_add_(0, targets, h)
+    assert gram is not None
+    gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
+    return torch.linalg.solve(gram, moments.T)
+
+
+def with_bias(hidden: Tensor) -> Tensor:
+    """[N, D] -> [N, D + 1] float64 on the CPU."""
+    return F.pad(hidden.double().cpu(), (0, 1), value=1.0)
+
+
+@torch.no_grad()
+def probe(
+    model: LanguageModel,
+    objective: LatentPrediction | None,
+    data: TokenDataModule,
+    moment: Moment,
+) -> dict[str, Any]:
+    """Accuracies by probe, {"head": {"top1": ...}, ...}."""
+    was_training = model.training
+    model.eval()
+    device = model.embedding.table.weight.device
+    rows = max(1, data.val_batch_tokens // data.seq_len)
+
+    def batches(split: str, tokens: int) -> Iterable[Batch]:
+        for batch in sample_windows(data.streams[split], data.seq_len, tokens, rows):
+            yield {name: t.to(device) for name, t in batch.items()}
+
+    def hidden_states() -> Iterable[tuple[Tensor, Tensor]]:
+        for batch in batches("train", FIT_TOKENS):
+            final = model.encode(model.embed(batch["inputs"])).final
+            yield final.flatten(0, 1), batch["targets"].flatten().cpu()
+
+    weights = fit_linear(hidden_states(), model.vocab_size)
+    found = {"head": torch.zeros(len(TOP)).double(), "linear": torch.zeros(len(TOP)).double()}
+    tokens = 0
+    for batch in batches("val", SCORED_TOKENS):
+        logits, main = model(batch["inputs"])
+        wanted = batch["targets"].flatten()
+        tokens += len(wanted)
+        found["head"] += hits(logits.flatten(0, 1), wanted).cpu()
+        linear = with_bias(main.final.flatten(0, 1)) @ weights
+        found["linear"] += hits(linear, wanted.cpu())
+    result: dict[str, Any] = {name: _named(count / tokens) for name, count in found.items()}
+    if objective is not None:
+        result["retrieval"] = _retrieval(model, objective, next(iter(batches("val", 2048))), moment)
+    model.train(was_training)
+    return result
+
+
+def _retrieval(
+    model: LanguageModel, objective: LatentPrediction, batch: Batch, moment: Moment
+) -> dict[str, float]:
+    _, main = model(batch["inputs"], *objective.main_needs(model))
+    latents = objective.compare(model, batch, main, moment)
+    sides = [torch.cat([pair[i].flatten(0, -2) for pair in latents.normed]) for i in (0, 1)]
+    step = max(1, len(sides[0]) // CANDIDATES)
+    prediction, target = (F.normalize(x[::step][:CANDIDATES], dim=-1) for x in sides)
+    own = torch.arange(len(target), device=target.device)
+    return _named(hits(prediction @ target.T, own).cpu() / len(own)) | {"candidates": len(own)}
+
+
+def _named(accuracy: Tensor) -> dict[str, float]:
+    return {f"top{k}": value for k, value in zip(TOP, accuracy.tolist(), strict=True)}

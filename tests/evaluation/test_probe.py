@@ -1,0 +1,72 @@
+"""Accuracies of frozen features: the solver, the counting, and a run that reports them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from jepa_lm.data.stream import TokenStream
+from jepa_lm.evaluation.probe import fit_linear, hits, sample_windows, with_bias
+from jepa_lm.run import train
+
+
+def test_hits_count_ranks():
+    scores = torch.arange(20.0).flip(0).expand(3, 20)  # index 0 is best
+    assert hits(scores, torch.tensor([0, 4, 9])).tolist() == [1, 2, 3]
+    assert hits(scores, torch.tensor([1, 5, 10])).tolist() == [0, 1, 2]
+
+
+def test_the_linear_probe_is_ridge_regression():
+    draw = torch.Generator().manual_seed(0)
+    h = torch.randn(400, 6, generator=draw)
+    y = (h @ torch.randn(6, 4, generator=draw)).argmax(1)
+    found = fit_linear([(h[:150], y[:150]), (h[150:], y[150:])], 4)
+    H = with_bias(h)
+    gram = H.T @ H
+    ridge = 1e-3 * gram.diagonal().mean() * torch.eye(7, dtype=torch.float64)
+    want = torch.linalg.inv(gram + ridge) @ H.T @ torch.nn.functional.one_hot(y, 4).double()
+    torch.testing.assert_close(found, want)
+    assert hits(H @ found, y)[0] > 350
+
+
+def test_windows_lie_inside_the_split(tmp_path, trained):
+    data = trained.config.data
+    assert data.seq_len == 32
+
+    class Ramp(TokenStream):
+        def __init__(self):
+            self.total = 1000
+
+        def read(self, start, out):
+            assert start >= 0
+            assert start + len(out) <= 1000
+            out[:] = range(start, start + len(out))
+
+    batches = list(sample_windows(Ramp(), 32, 320, rows=4))
+    assert [len(b["inputs"]) for b in batches] == [4, 4, 2]
+    assert all(torch.equal(b["inputs"] + 1, b["targets"]) for b in batches)
+
+
+def test_a_run_reports_them_on_request(small, tmp_path):
+    train(small("probe=true", "objective=lewm", run_dir=tmp_path / "run"))
+    found = json.loads((tmp_path / "run" / "summary.json").read_text())["probe"]
+    assert found.keys() == {"head", "linear", "retrieval"}
+    for accuracy in found.values():
+        assert 0 <= accuracy["top1"] <= accuracy["top5"] <= accuracy["top10"] <= 1
+    assert found["linear"]["top10"] > 0.05  # 400 tokens: chance is 0.025
+
+
+def test_no_probe_unless_asked(trained):
+    assert "probe" not in json.loads((trained.folder / "summary.json").read_text())
+
+
+@pytest.mark.parametrize("average", ["null", "0.5"])
+def test_the_probe_leaves_the_run_as_it_was(small, trained, tmp_path, average):
+    from jepa_lm.checkpoint import read_checkpoint
+
+    train(small("probe=true", f"average.decay={average}", run_dir=tmp_path / "run"))
+    state = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["state_dict"]
+    plain = read_checkpoint(trained.checkpoint)["state_dict"]
+    assert all(torch.equal(state[n], plain[n]) for n in plain)
