@@ -35,6 +35,7 @@ bench: install
 
 figures: install
 	$(BIN)/python docs/plot_demo.py
+	$(BIN)/python docs/plot_objectives.py
 
 clean:
 	rm -rf $(VENV) logs build *.egg-info

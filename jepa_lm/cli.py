@@ -93,16 +93,25 @@ def _missing_option(error: MissingConfigException) -> str:
     asked = str(error.missing_cfg_file)
     group, _, option = asked.rpartition("/")
     options = list(error.options or [])
+    if (CONF / group).is_dir() and options and not (CONF / group / f"{options[0]}.yaml").is_file():
+        # An option in a folder of its group: objective=recipes/pr1006.
+        group, _, folder = group.rpartition("/")
+        options = sorted(f"{folder}/{p.stem}" for p in (CONF / group / folder).glob("*.yaml"))
+        option = f"{folder}/{option}"
     near = difflib.get_close_matches(option, options, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
     return f"{group or 'config'}={option}: no such option; {hint}choose one of {', '.join(options)}"
 
 
 def _all_keys(command: str) -> list[str]:
-    """Every dotted key and every group of the default composition."""
+    """Every dotted key and every group, with the groups chosen on the command line."""
+    choices = [word for word in sys.argv[1:] if (CONF / word.partition("=")[0]).is_dir()]
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = hydra.compose(command)
+        try:
+            cfg = hydra.compose(command, overrides=choices)
+        except (HydraException, OmegaConfBaseException):  # a sweep's list of choices, for example
+            cfg = hydra.compose(command)
     keys: list[str] = []
 
     def walk(prefix: str, node: object) -> None:

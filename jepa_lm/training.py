@@ -26,7 +26,7 @@ from jepa_lm.checkpoint import find_checkpoint
 from jepa_lm.config import check, resolve
 from jepa_lm.data.datamodule import TokenDataModule
 from jepa_lm.describe import describe, sizes
-from jepa_lm.errors import UserError
+from jepa_lm.errors import UserError, warn
 from jepa_lm.evaluation.bpb import Score
 from jepa_lm.evaluation.probe import TOP, probe
 from jepa_lm.lit import LanguageModelTask
@@ -208,7 +208,7 @@ def _announce(task: LanguageModelTask, about: dict[str, Any], resume: Path | Non
     if task.frozen:
         lines.append(f"frozen on purpose: {', '.join(task.frozen)}")
     if config["jepa"]["weight"] and "_target_" not in config["jepa"]:
-        lines.append(f"jepa.weight={config['jepa']['weight']} does nothing with objective=none")
+        warn(f"jepa.weight={config['jepa']['weight']} does nothing with objective=none")
     if resume is not None:
         lines.append(f"continues {resume}")
     ERR.print(Panel("\n".join(lines), title=config["task_name"], expand=False))

@@ -58,12 +58,23 @@ MISTAKES = [
     ("data.seq_len=9999999", "data.seq_len=9999999", "choose at most"),
     ("data.batch_tokens=1000", "data.batch_tokens=1000", "must be a multiple"),
     ("data.order=random", "data.order=random", "one of stream, shuffle"),
+    ("objective=recipes/pr1007", "objective=recipes/pr1007", "did you mean recipes/pr1006?"),
+    ("average.decay=1.5", "average.decay=1.5", "below 1"),
+    (
+        "objective=vicreg jepa.regularizers.varaince.weight=0",
+        "jepa.regularizers.varaince.weight",
+        "did you mean jepa.regularizers.variance.weight?",
+    ),
+    ("objective=lewm jepa.alignment.step=2", "jepa.alignment.step", "jepa.alignment.steps?"),
+    ("objective=lewm jepa.context.tap=12", "jepa.context.tap=12", "blocks 0..4"),
+    ("objective=vicreg jepa.predictor.activation=swish", "jepa.predictor", "one of relu2"),
+    ("objective=patch data.seq_len=36", "jepa.context.pooling.size=8", "must divide"),
 ]
 
 
 @pytest.mark.parametrize(("override", "key", "right"), MISTAKES)
 def test_a_mistake_is_one_line_that_names_key_and_remedy(command, override, key, right):
-    code, line = command("train", override)
+    code, line = command("train", *override.split(" "))
     assert code == 2
     assert line.startswith("error: ")
     assert key in line

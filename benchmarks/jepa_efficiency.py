@@ -1,0 +1,90 @@
+"""Claim 3: what an objective costs in time, per what it costs in FLOPs.
+
+Whole steps of the demo's model on random tokens, with its optimizer: cross entropy alone and with each
+objective, interleaved. 1.0 means that an objective's FLOPs take as long as the model's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+import torch
+
+from benchmarks.measure import Claim, at_most, interleaved
+from benchmarks.trainer_overhead import compose
+from jepa_lm.config import resolve
+from jepa_lm.describe import model_flops_per_token
+from jepa_lm.lit import LanguageModelTask
+from jepa_lm.objective import Moment
+from jepa_lm.objective.flops import objective_flops_per_token
+from jepa_lm.optim.clock import ProgressClock
+from jepa_lm.precision import AUTOCAST, resolve_precision
+
+OBJECTIVES = ("vicreg", "patch", "lewm", "chunk", "llm_jepa")
+ROUNDS = 9
+NOW = "jepa.schedule=null"
+
+
+def task_of(*overrides: str) -> LanguageModelTask:
+    """The demo's model with an objective that is active from the first step."""
+    config = resolve(compose("experiment=demo", "paths.run_dir=unused", *overrides))
+    return LanguageModelTask(config, ProgressClock(max_steps=10**6, max_time=None))
+
+
+def step_of(task: LanguageModelTask) -> Callable[[], None]:
+    """A whole optimizer step."""
+    assert task.clock is not None
+    clock = task.clock
+    optimizer, scheduler = task.recipe.configure(task, clock)
+    data = task.config["data"]
+    rows = data["batch_tokens"] // data["seq_len"]
+    ids = torch.randint(0, task.model.vocab_size, (rows, data["seq_len"] + 1))
+    batch = {"inputs": ids[:, :-1], "targets": ids[:, 1:]}
+    dtype = AUTOCAST[resolve_precision(task.config["trainer"]["precision"], "cpu")]
+
+    def step() -> None:
+        with torch.autocast("cpu", dtype, enabled=dtype is not None):
+            loss, main = task.ce(batch)
+            if task.objective is not None:
+                aux, _ = task.objective(task.model, batch, main, Moment(clock))
+                loss = loss + task.objective.scale(clock) * aux
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        clock.advance()
+        scheduler.step()
+        if task.objective is not None:
+            task.objective.after_step(task.model, clock)
+
+    return step
+
+
+def flops(task: LanguageModelTask) -> int:
+    """Per token, with the objective."""
+    seq_len = task.config["data"]["seq_len"]
+    model = model_flops_per_token(task.model, seq_len)
+    return model + objective_flops_per_token(task.model, task.objective, seq_len)
+
+
+def claims() -> Iterator[Claim]:
+    """For each objective."""
+    plain = task_of("objective=none")
+    step = step_of(plain)
+    for name in OBJECTIVES:
+        task = task_of(f"objective={name}", NOW)
+        timings = interleaved(step, rounds=ROUNDS, objective=step_of(task))
+        time_ratio = timings.median("objective") / timings.reference
+        flop_ratio = flops(task) / flops(plain)
+        yield at_most(
+            f"jepa_efficiency/{name}",
+            time_ratio / flop_ratio,
+            unit="time ratio / FLOP ratio",
+            target=1.10,
+            limit=1.0,
+            spread=timings.spread * time_ratio / flop_ratio,
+            details={
+                "time_ratio": time_ratio,
+                "flop_ratio": flop_ratio,
+                "plain_ms": 1000 * timings.reference,
+            },
+        )
