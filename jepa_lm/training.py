@@ -242,6 +242,7 @@ def _summary(
         "git": git_state(),
         "versions": versions(),
         "compiled": config["compile"],
+        "compiled_parts": ["main pass", "cross entropy"] if config["compile"] else [],
         "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
 

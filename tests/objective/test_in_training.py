@@ -452,6 +452,21 @@ def test_validation_holds_no_auxiliary_loss(small, tmp_path):
     assert nll / tokens == pytest.approx(found["nll"], rel=1e-5)
 
 
+def test_what_is_compiled_is_recorded(small, tmp_path, monkeypatch):
+    """Trap 8: arms that differ in it can be told apart, and the wrapper is what really runs."""
+    calls = []
+
+    def compiler(function):
+        return lambda *a: calls.append(function.__name__) or function(*a)
+
+    monkeypatch.setattr(torch, "compile", compiler)
+    train(small("objective=vicreg", "compile=true", run_dir=tmp_path / "run"))
+    assert calls == ["_cross_entropy"] * 6
+    found = summary(tmp_path / "run")
+    assert found["compiled"] is True
+    assert found["compiled_parts"] == ["main pass", "cross entropy"]
+
+
 # ---- export
 
 
