@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import sys
+from collections.abc import Mapping
 
 
 class UserError(ValueError):
@@ -15,6 +17,16 @@ class OverCapError(UserError):
     """The exported artifact does not fit the byte budget."""
 
     exit_code = 3
+
+
+def require_finite(step: int, values: Mapping[str, float]) -> None:
+    """Stop a run whose loss is no number, and name the first part that is to blame."""
+    for name, value in values.items():
+        if not math.isfinite(value):
+            raise UserError(
+                f"{name} is {value} at step {step}: training stopped; lower the learning rates "
+                "(optimizer.groups.*.lr) or set trainer.gradient_clip_val"
+            )
 
 
 def warn(text: str) -> None:

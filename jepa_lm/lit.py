@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -18,7 +20,7 @@ from torch import Tensor, nn
 
 from jepa_lm.config import build
 from jepa_lm.data.stream import Batch
-from jepa_lm.errors import UserError, warn
+from jepa_lm.errors import require_finite, warn
 from jepa_lm.evaluation.bpb import BPBMeter, ByteCounter, Score, score_batch, score_from_sums
 from jepa_lm.model import Encoded, LanguageModel, token_nll
 from jepa_lm.objective import LatentPrediction, Moment
@@ -173,9 +175,10 @@ class LanguageModelTask(LightningModule):
         step = self.trainer.global_step + 1
         if self.watch is not None and self.watch.due(step):
             assert moment is not None
-            for text in self.watch.measure(self.model, batch, moment, step=step):
-                if self.trainer.is_global_zero:
-                    warn(text)
+            with self._not_training():
+                warnings = self.watch.measure(self.model, batch, moment, step=step)
+            for text in warnings if self.trainer.is_global_zero else ():
+                warn(text)
         # Logging waits for the host to read the loss, so it happens on the interval alone.
         if step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._log_interval(step, batch, ce, loss, components)
@@ -189,7 +192,8 @@ class LanguageModelTask(LightningModule):
         parts = torch.stack((ce, loss, n_bytes.float(), *components.values())).tolist()
         nats, total, n_bytes, *values = parts
         jepa = dict(zip(components, values, strict=True))
-        self._require_finite(step, {"train/ce": nats, "train/loss": total}, jepa)
+        named = {f"jepa/{name}": value for name, value in jepa.items() if name != "loss"}
+        require_finite(step, {**named, "train/ce": nats, "train/loss": total})
         now = time.perf_counter()
         (first, then), self._interval = self._interval, (step, now)
         tokens = (step - first) * self.config["data"]["batch_tokens"]
@@ -206,18 +210,6 @@ class LanguageModelTask(LightningModule):
         # `self.log` keeps results for the whole loop and costs milliseconds; these are finished figures.
         for logger in self.loggers:
             logger.log_metrics(self.live, step=step - 1)
-
-    def _require_finite(
-        self, step: int, totals: dict[str, float], components: dict[str, float]
-    ) -> None:
-        """Stop a run whose loss is no number, and name the part that is to blame."""
-        parts = {**{f"jepa/{k}": v for k, v in components.items() if k != "loss"}, **totals}
-        for name, value in parts.items():
-            if not math.isfinite(value):
-                raise UserError(
-                    f"{name} is {value} at step {step}: training stopped; lower the learning rates "
-                    "(optimizer.groups.*.lr) or set trainer.gradient_clip_val"
-                )
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Lightning sets this string some 46 times a step; through `nn.Module` that takes 80 us."""
@@ -245,14 +237,25 @@ class LanguageModelTask(LightningModule):
         assert self.clock is not None
         self.clock.stop()
 
+    @contextmanager
+    def _not_training(self) -> Iterator[None]:
+        """What is done inside is no training time, and does not slow the shown speed."""
+        began = time.perf_counter()
+        running = self.clock is not None and self.clock.running
+        if self.clock is not None:
+            self.clock.stop()
+        yield
+        step, start = self._interval
+        self._interval = (step, start + time.perf_counter() - began)
+        if running and self.clock is not None:
+            self.clock.start()
+
     def on_validation_start(self) -> None:
         """Validation does not count as training time."""
         self.meter.reset()
         self.raw_meter.reset()
-        self._validation_began = time.perf_counter()
-        self._resume_clock = self.clock is not None and self.clock.running
-        if self.clock is not None:
-            self.clock.stop()
+        self._validation = self._not_training()
+        self._validation.__enter__()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score a batch of windows by plain cross entropy."""
@@ -275,11 +278,8 @@ class LanguageModelTask(LightningModule):
         return score_from_sums(*sums.tolist())
 
     def on_validation_end(self) -> None:
-        """Run the clock again; the time spent here does not slow the shown speed either."""
-        step, began = self._interval
-        self._interval = (step, began + time.perf_counter() - self._validation_began)
-        if self._resume_clock and self.clock is not None:
-            self.clock.start()
+        """Run the clock again."""
+        self._validation.__exit__(None, None, None)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """The tokenizer's fingerprint, the clock and the random state travel along."""
@@ -287,9 +287,13 @@ class LanguageModelTask(LightningModule):
         if self.clock is not None:
             checkpoint["clock"] = self.clock.state_dict()
             checkpoint["torch_rng"] = torch.get_rng_state()
+        if self.watch is not None:
+            checkpoint["watch"] = self.watch.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue the clock and the random numbers of the run."""
         if self.clock is not None:
             self.clock.load_state_dict(checkpoint["clock"])
             torch.set_rng_state(checkpoint["torch_rng"])
+        if self.watch is not None:
+            self.watch.load_state_dict(checkpoint["watch"])

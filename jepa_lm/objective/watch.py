@@ -9,7 +9,7 @@ from torch import Tensor
 
 from jepa_lm.data.stream import Batch
 from jepa_lm.model import LanguageModel, token_nll
-from jepa_lm.objective.diagnostics import CollapseAlarm, agreement, spread
+from jepa_lm.objective.diagnostics import Collapse, CollapseAlarm, agreement, spread
 from jepa_lm.objective.gradients import trunk_gradients
 from jepa_lm.objective.latent_prediction import LatentPrediction, Latents
 from jepa_lm.objective.moment import Moment
@@ -119,6 +119,22 @@ class Watch:
             key = "share" if name == "loss" else f"{name}_share"
             figures[key] = scale * weights.get(name, 1.0) * value / total if total else 0.0
         return {f"jepa/{name}": value for name, value in figures.items()}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs, in plain containers."""
+        raised = self.alarm.raised
+        return {
+            "figures": self.figures,
+            "warnings": self.warnings,
+            "low": self.alarm.low,
+            "raised": None if raised is None else raised._asdict(),
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on where another run stopped."""
+        self.figures, self.warnings = state["figures"], state["warnings"]
+        self.alarm.low = state["low"]
+        self.alarm.raised = None if state["raised"] is None else Collapse(**state["raised"])
 
     def summary(self) -> dict[str, Any]:
         """For summary.json."""

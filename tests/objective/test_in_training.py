@@ -431,6 +431,37 @@ def test_collapse_sets_off_the_alarm(small, tmp_path, capsys):
     assert "warning: collapse" in printed.out.replace("\n", " ")
 
 
+def test_the_alarm_survives_a_resume(small, tmp_path):
+    """Two low readings before the checkpoint and one after it are three."""
+    overrides = (
+        "objective=lewm",
+        "jepa.diagnostics.every=2",
+        "jepa.diagnostics.min_std=1e9",
+        "callbacks.checkpoint.every_n_train_steps=4",
+    )
+    train(small(*overrides, run_dir=tmp_path / "whole"))
+    fourth = tmp_path / "whole" / "checkpoints" / "step-4.ckpt"
+    train(small(*overrides, f"ckpt_path={fourth}", run_dir=tmp_path / "rest"))
+    runs = [summary(tmp_path / name)["jepa"]["collapse"] for name in ("whole", "rest")]
+    assert runs[0] == runs[1]
+    assert runs[0]["step"] == 6
+
+
+def test_measuring_is_no_training_time(small, tmp_path, monkeypatch):
+    from jepa_lm.objective.watch import Watch
+
+    ran = []
+
+    def measure(self, model, batch, moment, *, step):
+        ran.append(moment.clock.running)
+        return []
+
+    monkeypatch.setattr(Watch, "measure", measure)
+    train(small("objective=lewm", "jepa.diagnostics.every=2", run_dir=tmp_path / "run"))
+    assert ran == [False, False, False]
+    assert summary(tmp_path / "run")["seconds"] > 0
+
+
 def test_validation_holds_no_auxiliary_loss(small, tmp_path):
     """Trap 16: what a run reports is cross entropy of its model, whatever it was trained with."""
     train(small("objective=lewm", "jepa.weight=5", run_dir=tmp_path / "run"))
