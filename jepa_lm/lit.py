@@ -52,7 +52,8 @@ class LanguageModelTask(LightningModule):
             objective.prepare(self.model, config["data"]["seq_len"])
             self.watch = Watch(objective)
         self.recipe: OptimizerRecipe = build("optimizer", config["optimizer"])
-        self.frozen = self.recipe.apply_freeze(self)
+        self.recipe.apply_freeze(self)
+        self.frozen = sorted(n for n, p in self.named_parameters() if not p.requires_grad)
         if self.objective is not None:
             check_start(self.objective)
         self.average: WeightAverage[LanguageModel] | None = None
