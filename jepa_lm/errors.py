@@ -19,13 +19,14 @@ class OverCapError(UserError):
     exit_code = 3
 
 
-def require_finite(step: int, values: Mapping[str, float]) -> None:
+def require_finite(step: int, values: Mapping[str, float], checkpoint: str) -> None:
     """Stop a run whose loss is no number, and name the first part that is to blame."""
     for name, value in values.items():
         if not math.isfinite(value):
             raise UserError(
                 f"{name} is {value} at step {step}: training stopped; lower the learning rates "
-                "(optimizer.groups.*.lr) or set trainer.gradient_clip_val"
+                "(optimizer.groups.*.lr) or set trainer.gradient_clip_val; the last checkpoint before "
+                f"it is {checkpoint or 'none yet'}"
             )
 
 

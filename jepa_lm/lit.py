@@ -15,12 +15,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
+from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 
+from jepa_lm.callbacks.measuring import MeasureObjective
 from jepa_lm.config import build
 from jepa_lm.data.stream import Batch
-from jepa_lm.errors import require_finite, warn
+from jepa_lm.errors import require_finite
 from jepa_lm.evaluation.bpb import BPBMeter, ByteCounter, Score, score_batch, score_from_sums
 from jepa_lm.model import Encoded, LanguageModel, token_nll
 from jepa_lm.objective import LatentPrediction, Moment
@@ -74,6 +75,8 @@ class LanguageModelTask(LightningModule):
         self._interval = (0, 0.0)
         self._active = False
         """Whether the objective is part of the newest loss."""
+        self._newest: tuple[float, dict[str, Tensor]] = (0.0, {})
+        """Scale and components of the newest step that had the objective, until they are logged."""
 
     @property
     def shipped(self) -> LanguageModel:
@@ -93,6 +96,10 @@ class LanguageModelTask(LightningModule):
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
+
+    def configure_callbacks(self) -> list[Callback]:
+        """Measuring comes with the objective, not with a setting."""
+        return [MeasureObjective()]
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Called once after each optimizer step, however many micro-batches it took."""
@@ -115,11 +122,10 @@ class LanguageModelTask(LightningModule):
         """The loss of a micro-batch; cross entropy is its mean in nats."""
         ce, main = self.ce(batch)
         weight = self.config["ce_weight"]
-        components: dict[str, Tensor] = {}
         scale = 0.0
         moment = None
         if self.objective is not None:
-            moment = self._moment(batch_idx)
+            moment = self.moment(batch_idx)
             weight *= self.objective.ce_scale(moment.clock)
             scale = self.objective.scale(moment.clock)
         loss = ce if weight == 1 else weight * ce
@@ -128,14 +134,22 @@ class LanguageModelTask(LightningModule):
             assert self.objective is not None
             assert moment is not None
             aux, components = self.objective(self.model, batch, main, moment)
-            components = {"loss": aux.detach(), **components}
+            self._newest = scale, {"loss": aux.detach(), **components}
             loss = loss + scale * aux
         if self.trainer.world_size > 1:
             loss = loss + self._touch()
-        self._observe(batch, batch_idx, moment, ce.detach(), loss.detach(), components)
+        step = self.trainer.global_step + 1
+        # Logging waits for the host to read the loss, so it happens on the interval alone.
+        if step % self.trainer.log_every_n_steps == 0 and self.ends_step(batch_idx):  # type: ignore[attr-defined]
+            self._log_interval(step, batch, ce.detach(), loss.detach())
         return loss
 
-    def _moment(self, batch_idx: int) -> Moment:
+    def ends_step(self, batch_idx: int) -> bool:
+        """Whether this micro-batch is the last one of its step."""
+        return (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+
+    def moment(self, batch_idx: int) -> Moment:
+        """Where in the run a micro-batch stands."""
         assert self.clock is not None
         return Moment(
             clock=self.clock,
@@ -161,40 +175,18 @@ class LanguageModelTask(LightningModule):
             for parameter in self._only_auxiliary():
                 parameter.grad = None
 
-    def _observe(
-        self,
-        batch: Batch,
-        batch_idx: int,
-        moment: Moment | None,
-        ce: Tensor,
-        loss: Tensor,
-        components: dict[str, Tensor],
-    ) -> None:
-        """Log and measure when it is time; all other steps cost nothing."""
-        if (batch_idx + 1) % self.trainer.accumulate_grad_batches:
-            return
-        step = self.trainer.global_step + 1
-        if self.watch is not None and self.watch.due(step):
-            assert moment is not None
-            with self._not_training():
-                warnings = self.watch.measure(self.model, batch, moment, step=step)
-            for text in warnings if self.trainer.is_global_zero else ():
-                warn(text)
-        # Logging waits for the host to read the loss, so it happens on the interval alone.
-        if step % self.trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
-            self._log_interval(step, batch, ce, loss, components)
-
-    def _log_interval(
-        self, step: int, batch: Batch, ce: Tensor, loss: Tensor, components: dict[str, Tensor]
-    ) -> None:
+    def _log_interval(self, step: int, batch: Batch, ce: Tensor, loss: Tensor) -> None:
         assert self.clock is not None
         assert self.byte_counter is not None
+        scale, components = self._newest
+        self._newest = (0.0, {})
         n_bytes = self.byte_counter(batch["inputs"], batch["targets"]).sum()
         parts = torch.stack((ce, loss, n_bytes.float(), *components.values())).tolist()
         nats, total, n_bytes, *values = parts
         jepa = dict(zip(components, values, strict=True))
         named = {f"jepa/{name}": value for name, value in jepa.items() if name != "loss"}
-        require_finite(step, {**named, "train/ce": nats, "train/loss": total})
+        saved = getattr(self.trainer.checkpoint_callback, "last_model_path", "")
+        require_finite(step, {**named, "train/ce": nats, "train/loss": total}, saved)
         now = time.perf_counter()
         (first, then), self._interval = self._interval, (step, now)
         tokens = (step - first) * self.config["data"]["batch_tokens"]
@@ -207,7 +199,7 @@ class LanguageModelTask(LightningModule):
             "train/tokens_per_second": tokens / (now - then),
         }
         if self.watch is not None:
-            self.live |= self.watch.interval(step, total, jepa, self.clock)
+            self.live |= self.watch.interval(total, scale, jepa, self.clock)
         # `self.log` keeps results for the whole loop and costs milliseconds; these are finished figures.
         for logger in self.loggers:
             logger.log_metrics(self.live, step=step - 1)
@@ -239,7 +231,7 @@ class LanguageModelTask(LightningModule):
         self.clock.stop()
 
     @contextmanager
-    def _not_training(self) -> Iterator[None]:
+    def not_training(self) -> Iterator[None]:
         """What is done inside is no training time, and does not slow the shown speed."""
         began = time.perf_counter()
         running = self.clock is not None and self.clock.running
@@ -255,7 +247,7 @@ class LanguageModelTask(LightningModule):
         """Validation does not count as training time."""
         self.meter.reset()
         self.raw_meter.reset()
-        self._validation = self._not_training()
+        self._validation = self.not_training()
         self._validation.__enter__()
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
@@ -296,5 +288,5 @@ class LanguageModelTask(LightningModule):
         if self.clock is not None:
             self.clock.load_state_dict(checkpoint["clock"])
             torch.set_rng_state(checkpoint["torch_rng"])
-        if self.watch is not None:
+        if self.watch is not None and "watch" in checkpoint:
             self.watch.load_state_dict(checkpoint["watch"])

@@ -21,6 +21,15 @@ def check_resumable(resume: Path, task: LanguageModelTask) -> None:
                 f"ckpt_path={resume}: was trained with another {key} ({before.get(key)}, now "
                 f"{now.get(key)}); resume with the settings of that run"
             )
+    jepa = [
+        _leaves("jepa", c["jepa"]) for c in (checkpoint["hyper_parameters"]["config"], task.config)
+    ]
+    for key in sorted(k for k in jepa[0].keys() | jepa[1].keys() if k.endswith("_target_")):
+        if jepa[0].get(key) != jepa[1].get(key) and "schedule" not in key:
+            raise UserError(
+                f"ckpt_path={resume}: was trained with another {key} ({jepa[0].get(key)}, now "
+                f"{jepa[1].get(key)}); resume with the objective and average of that run"
+            )
     shapes = {name: tuple(x.shape) for name, x in checkpoint["state_dict"].items()}
     mine = {name: tuple(x.shape) for name, x in task.state_dict().items()}
     for name in sorted(shapes.keys() | mine.keys()):

@@ -174,6 +174,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         "model.injector.hidden": 256,
         "model.injector.latent": 256,
         "model.injector.start_std": 0.02,
+        "model.injector.orthogonal_init": True,
         f"{CONTEXT}.tap": "injector_prediction",
         f"{TARGET}.tap": "injector_latent",
         f"{TARGET}.stop_gradient": True,

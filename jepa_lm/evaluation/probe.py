@@ -80,6 +80,8 @@ def probe(
     """Accuracies by probe, {"head": {"top1": ...}, ...}."""
     was_training = model.training
     model.eval()
+    if objective is not None:
+        objective.eval()
     device = model.embedding.table.weight.device
     rows = max(1, data.val_batch_tokens // data.seq_len)
 
@@ -104,7 +106,10 @@ def probe(
         found["linear"] += hits(linear, wanted.cpu())
     result: dict[str, Any] = {name: _named(count / tokens) for name, count in found.items()}
     if objective is not None:
-        result["retrieval"] = _retrieval(model, objective, next(iter(batches("val", 2048))), moment)
+        result["retrieval"] = _retrieval(
+            model, objective, next(iter(batches("val", SCORED_TOKENS))), moment
+        )
+        objective.train(was_training)
     model.train(was_training)
     return result
 

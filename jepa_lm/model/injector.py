@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa_lm.errors import UserError
-from jepa_lm.model.layers import rms_norm
+from jepa_lm.model.layers import is_large, rms_norm
 
 
 class Injected(NamedTuple):
@@ -36,12 +36,22 @@ class ChunkInjector(nn.Module):
     Args:
         dim: D. chunk: positions of a chunk. hidden: width inside the projector. latent: E.
         start_std: the start vector is N(0, start_std).
+        orthogonal_init: matrices with both sides >= 64 start orthogonal, W_inj at zero in any case.
 
     Raises:
         UserError: a chunk of fewer than 1 position.
     """
 
-    def __init__(self, *, dim: int, chunk: int, hidden: int, latent: int, start_std: float) -> None:
+    def __init__(
+        self,
+        *,
+        dim: int,
+        chunk: int,
+        hidden: int,
+        latent: int,
+        start_std: float,
+        orthogonal_init: bool,
+    ) -> None:
         super().__init__()
         if chunk < 1:
             raise UserError(f"model.injector.chunk={chunk}: at least 1 position")
@@ -52,6 +62,9 @@ class ChunkInjector(nn.Module):
         self.predict_in = nn.Linear(latent, latent, bias=False)
         self.predict_out = nn.Linear(latent, latent, bias=False)
         self.inject = nn.Linear(latent, dim, bias=False)
+        for module in self.modules():
+            if isinstance(module, nn.Linear) and orthogonal_init and is_large(module.weight):
+                nn.init.orthogonal_(module.weight)
         nn.init.zeros_(self.inject.weight)
 
     def behind_stop_gradient(self) -> list[nn.Parameter]:

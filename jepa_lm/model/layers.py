@@ -13,6 +13,15 @@ from torch import Tensor, nn
 FLOAT32_EPS = 1.1920929e-7
 
 
+ORTHOGONAL_MIN_SIDE = 64
+"""#832 and #1243 start matrices orthogonal only when both sides are at least this long."""
+
+
+def is_large(weight: Tensor) -> bool:
+    """Whether `orthogonal_init` means this matrix."""
+    return min(weight.shape) >= ORTHOGONAL_MIN_SIDE
+
+
 def rms_norm(x: Tensor, eps: float = FLOAT32_EPS) -> Tensor:
     """x / sqrt(mean(x^2) + eps) over the last axis, no learned gain; eps is the same in bfloat16."""
     return F.rms_norm(x, (x.shape[-1],), eps=eps)

@@ -10,11 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from jepa_lm.errors import UserError
-from jepa_lm.model.layers import CausalSelfAttention, SquaredReluMLP, rms_norm
+from jepa_lm.model.layers import CausalSelfAttention, SquaredReluMLP, is_large, rms_norm
 from jepa_lm.model.unet import UNet
-
-ORTHOGONAL_MIN_SIDE = 64
-"""#832 and #1243 start matrices orthogonal only when both sides are at least this long."""
 
 
 class TransformerBlock(nn.Module):
@@ -108,16 +105,12 @@ class Transformer(UNet):
 
     def _initialise(self, orthogonal: bool) -> None:
         for module in self.modules():
-            if isinstance(module, nn.Linear) and orthogonal and _is_large(module.weight):
+            if isinstance(module, nn.Linear) and orthogonal and is_large(module.weight):
                 nn.init.orthogonal_(module.weight)
         for block in self.blocks:
             assert isinstance(block, TransformerBlock)
             nn.init.zeros_(block.attention.out.weight)
             nn.init.zeros_(block.mlp.down.weight)
-
-
-def _is_large(weight: Tensor) -> bool:
-    return min(weight.shape) >= ORTHOGONAL_MIN_SIDE
 
 
 def _check_shape(

@@ -28,6 +28,12 @@ def check_length(objective: LatentPrediction, model: LanguageModel, seq_len: int
     """Views, taps, pooling and alignment fit the model and sequences of this length."""
     objective.context.check(model, seq_len)
     objective.target.check(model, seq_len)
+    reach, tapped = objective.reach, objective.context.main_taps(model)
+    if reach is not None and tapped and max(tapped) < model.layers - reach:
+        raise UserError(
+            f"jepa.reach={reach}: stops gradients above jepa.context.tap={objective.context.tap}, so "
+            "nothing of the trunk would be trained; reach further or tap later"
+        )
     pooling = objective.context.pooling
     objective.alignment.check(seq_len if pooling is None else pooling.latents(seq_len))
 
@@ -72,13 +78,20 @@ def check_start(objective: LatentPrediction) -> None:
     if fragile and any(p.requires_grad for p in predictor.parameters()):
         raise UserError(
             "jepa.predictor.output_start=zero: a zero vector has no direction, so its gradient under "
-            "this normalisation is about 1e9; start it orthogonal, or freeze it with "
+            "this normalisation is 3e3 (RMS) to 1e9 (L2); start it orthogonal, or freeze it with "
             "optimizer.freeze=[objective.predictor.*]"
         )
 
 
 def check_shapes(objective: LatentPrediction, model: LanguageModel, seq_len: int) -> None:
     """Widths fit from part to part: the loss is run on shapes alone, on PyTorch's meta device."""
+    known, asked = (
+        getattr(part, "offsets", None) for part in (objective.predictor, objective.alignment)
+    )
+    if known is not None and known != len(asked or []):
+        raise UserError(
+            f"jepa.predictor.offsets={known}: jepa.alignment.offsets={asked}, make their number agree"
+        )
     objective, model = copy.deepcopy(objective).to("meta"), copy.deepcopy(model).to("meta")
     inputs = torch.zeros(ROWS, seq_len, dtype=torch.long, device="meta")
     moment = Moment(ProgressClock(max_steps=1, max_time=None))

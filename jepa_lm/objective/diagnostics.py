@@ -25,6 +25,8 @@ MIN_ROWS_FOR_ALARM = 8
 def effective_rank(rows: Tensor) -> Tensor:
     """[R, D] -> scalar between 1 and min(R - 1, D); 1 for rows that do not differ at all."""
     centred = (rows - rows.mean(0)).double()
+    if not centred.isfinite().all():  # the eigenvalue solver would raise
+        return centred.new_tensor(float("nan"))
     # The smaller Gram matrix has the same spectrum; float64, or rounding looks like rank.
     gram = centred.T @ centred if len(rows) >= rows.shape[1] else centred @ centred.T
     singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()

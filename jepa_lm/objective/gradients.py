@@ -27,7 +27,7 @@ PROBE_NOISE = 0.02
 def gradients(loss: Tensor, parameters: Iterable[Tensor]) -> list[Tensor]:
     """Gradients of a loss, zeros where it does not reach; the graph is kept and `.grad` untouched."""
     parameters = list(parameters)
-    if not loss.requires_grad:
+    if not loss.requires_grad or not parameters:
         return [torch.zeros_like(p) for p in parameters]
     found = torch.autograd.grad(loss, parameters, retain_graph=True, allow_unused=True)
     return [torch.zeros_like(p) if g is None else g for g, p in zip(found, parameters, strict=True)]
@@ -35,7 +35,8 @@ def gradients(loss: Tensor, parameters: Iterable[Tensor]) -> list[Tensor]:
 
 def norm(tensors: Iterable[Tensor]) -> Tensor:
     """L2 norm of all values together."""
-    return torch.stack([t.float().norm() for t in tensors]).norm()
+    norms = [t.float().norm() for t in tensors]
+    return torch.stack(norms).norm() if norms else torch.zeros(())
 
 
 def compare_gradients(ce: list[Tensor], aux: list[Tensor]) -> dict[str, Tensor]:
@@ -57,6 +58,8 @@ def trunk_gradients(
         per_layer: also for every block.
     """
     trunk = [p for p in model.backbone.parameters() if p.requires_grad]
+    if not trunk:  # frozen on purpose
+        return {}
     by_ce, by_aux = gradients(ce, trunk), gradients(aux, trunk)
     found = {f"trunk_{k}": v for k, v in compare_gradients(by_ce, by_aux).items()}
     if per_layer:

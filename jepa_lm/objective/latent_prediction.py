@@ -118,6 +118,8 @@ class LatentPrediction(nn.Module):
         self.normalisation, self.distance = normalisation, distance
         self.regularizers = nn.ModuleDict(dict(regularizers or {}))
         self.diagnostics = diagnostics
+        for name in self.regularizers.keys() & {"prediction", "loss", "weight", "share"}:
+            raise UserError(f"jepa.regularizers.{name}: this name is taken, choose another")
         if not prediction_weight and not any(r.weight for r in (regularizers or {}).values()):
             raise UserError(
                 "jepa.prediction_weight=0 and every jepa.regularizers.*.weight=0 leave nothing to "

@@ -39,7 +39,9 @@ class L2(Normalisation):
 
 
 class RMS(Normalisation):
-    """x / sqrt(mean(x^2) + eps)."""
+    """x / sqrt(mean(x^2) + eps). Multiplies gradients at zero by 2900."""
+
+    fragile_at_zero = True
 
     def __init__(self, *, eps: float = FLOAT32_EPS) -> None:
         super().__init__()

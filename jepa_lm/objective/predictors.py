@@ -129,7 +129,9 @@ class Chain(Predictor):
         self.parts = nn.ModuleDict(parts)
         last = list(self.parts.values())[-1]
         assert isinstance(last, Predictor)
-        self.out_dim, self.starts_at_zero = last.out_dim, last.starts_at_zero
+        self.out_dim = last.out_dim
+        # Linear maps without bias keep a zero zero.
+        self.starts_at_zero = any(getattr(p, "starts_at_zero", False) for p in self.parts.values())
 
     def forward(self, x: Tensor, offset: int = 0) -> Tensor:
         for part in self.parts.values():
@@ -147,6 +149,7 @@ class OffsetConditioned(Predictor):
 
     def __init__(self, *, dim: int, offsets: int, std: float, predictor: Predictor) -> None:
         super().__init__()
+        self.offsets = offsets
         self.table = nn.Embedding(offsets, dim)
         nn.init.normal_(self.table.weight, std=std)
         self.predictor = predictor

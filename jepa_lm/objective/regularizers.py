@@ -118,7 +118,9 @@ class SpectralFloor(Regularizer):
 
     def forward(self, x: Tensor, moment: Moment) -> Tensor:
         rows = centred_rows(x.diff(dim=1) if self.differences else x)
-        eigenvalues = torch.linalg.eigvalsh(rows.T @ rows / (len(rows) - 1))
+        covariance = rows.T @ rows / (len(rows) - 1)
+        # The solver raises on NaN; the loss shall be NaN instead, for the run to name it.
+        eigenvalues = torch.linalg.eigvalsh(covariance.nan_to_num()) + 0.0 * covariance.sum()
         if self.relative:
             eigenvalues = eigenvalues / eigenvalues.mean().clamp(min=1e-12)
         return (self.floor - eigenvalues).clamp(min=0).mean()

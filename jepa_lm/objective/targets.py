@@ -159,7 +159,8 @@ class EmbeddingTable(Target):
     def hidden(
         self, model: LanguageModel, inputs: Tensor, main: Encoded, moment: Moment, reach: int | None
     ) -> Tensor:
-        with torch.set_grad_enabled(torch.is_grad_enabled() and not self.stop_gradient):
+        trained = not self.stop_gradient and reach is None  # the table lies below every block
+        with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
             return model.embedding(inputs)
 
 

@@ -11,7 +11,7 @@ from jepa_lm.data.stream import Batch
 from jepa_lm.model import LanguageModel, token_nll
 from jepa_lm.objective.diagnostics import Collapse, CollapseAlarm, agreement, spread
 from jepa_lm.objective.gradients import trunk_gradients
-from jepa_lm.objective.latent_prediction import LatentPrediction, Latents
+from jepa_lm.objective.latent_prediction import LatentPrediction, Latents, full_precision
 from jepa_lm.objective.moment import Moment
 from jepa_lm.optim.clock import ProgressClock
 
@@ -31,24 +31,31 @@ class Watch:
         self.figures: dict[str, float] = {}
         """Of the newest measurement."""
         self.warnings: list[str] = []
+        self.switched_off = False
+        """Whether the newest measurement fell into a phase without the objective."""
 
     def due(self, step: int) -> bool:
         """Whether to measure at this step."""
         return step % self.objective.diagnostics.every == 0
 
     def measure(
-        self, model: LanguageModel, batch: Batch, moment: Moment, *, step: int
+        self, model: LanguageModel, batch: Batch, moment: Moment, *, step: int, ce_weight: float
     ) -> list[str]:
         """Measure on a micro-batch, in a pass of its own; returns new warnings.
 
-        The objective's gradient is compared as weighted now, or by its full weight in a phase that
-        has it switched off.
+        The two gradients are compared as weighted now, but the objective's by its full weight in a
+        phase that has it switched off.
         """
         objective = self.objective
-        with torch.enable_grad():
+        devices = [batch["inputs"].device] if batch["inputs"].is_cuda else []
+        with torch.enable_grad(), torch.random.fork_rng(devices=devices):
             taps, keep = objective.main_needs(model)
             logits, main = model(batch["inputs"], taps, keep)
-            ce = token_nll(logits, batch["targets"]).mean()
+            ce = (
+                ce_weight
+                * objective.ce_scale(moment.clock)
+                * token_nll(logits, batch["targets"]).mean()
+            )
             latents = objective.compare(model, batch, main, moment)
             components = objective.components(latents, moment, all_of_them=True)
             aux = objective.total(components, moment.clock)
@@ -58,7 +65,8 @@ class Watch:
                 found = trunk_gradients(
                     model, ce, weight * aux, per_layer=objective.diagnostics.per_layer
                 )
-        with torch.no_grad():
+        self.switched_off = objective.scale(moment.clock) == 0
+        with torch.no_grad(), full_precision(batch["inputs"].device):
             rows = self._latents(latents, found)
             apart = objective.target.distance(model, objective.projector)
             if apart is not None:
@@ -66,7 +74,7 @@ class Watch:
             found |= {name: loss.detach() for name, loss in components.items()}
         names, values = list(found), torch.stack([v.detach().float() for v in found.values()])
         self.figures = dict(zip(names, values.tolist(), strict=True))
-        return self._judge(step, rows)
+        return self._judge(step, rows, model.injector is not None)
 
     def _latents(self, latents: Latents, found: dict[str, Tensor]) -> int:
         """Add the figures of the latents; returns how many rows the smallest sample had."""
@@ -90,31 +98,34 @@ class Watch:
         found["effective_rank"] = found["target_effective_rank"]
         return min(len(x) for x in rows.values())
 
-    def _judge(self, step: int, rows: int) -> list[str]:
+    def _judge(self, step: int, rows: int, injects: bool) -> list[str]:
         before = len(self.warnings)
         collapse = self.alarm.read(step, self.figures, rows)
         if collapse is not None:
             self.warnings.append(str(collapse))
         untouched = (
-            "the objective does not reach the trunk: its gradient there is exactly zero, so whatever "
-            "the score does, it is not because of predicted latents"
+            "the objective does not reach the trunk: its gradient there is exactly zero; "
+            + (
+                "only its injected features can change the score"
+                if injects
+                else "it cannot be why a score changes"
+            )
         )
         if self.figures.get("trunk_gradient_share") == 0.0 and untouched not in self.warnings:
             self.warnings.append(untouched)
         return self.warnings[before:]
 
     def interval(
-        self, step: int, total: float, components: dict[str, float], clock: ProgressClock
+        self, total: float, scale: float, components: dict[str, float], clock: ProgressClock
     ) -> dict[str, float]:
-        """What is logged at a step, by metric: losses, their shares of the total, new figures.
+        """What is logged on an interval, by metric: losses and their shares of the total.
 
         Args:
-            total: the whole loss. components: `loss` and the objective's parts; empty when it is
-                switched off.
+            total: the whole loss. components: `loss` and the objective's parts, of the newest step
+                that had the objective; empty when none had it. scale: the weight it had there.
         """
-        scale, weights = self.objective.scale(clock), self.objective.weights(clock)
-        figures = dict(self.figures) if self.due(step) else {}
-        figures |= {"weight": scale, **components}
+        weights = self.objective.weights(clock)
+        figures = {"weight": self.objective.scale(clock), **components}
         for name, value in components.items():
             key = "share" if name == "loss" else f"{name}_share"
             figures[key] = scale * weights.get(name, 1.0) * value / total if total else 0.0
@@ -164,8 +175,9 @@ class Watch:
             + ("collapsed" if self.alarm.raised else "no sign of collapse")
         )
         if "trunk_gradient_share" in f:
+            would = "would, at its full weight, be" if self.switched_off else "is"
             lines.append(
-                f"the objective is {f['trunk_gradient_share']:.1%} of the gradient at the trunk, cosine "
+                f"the objective {would} {f['trunk_gradient_share']:.1%} of the gradient at the trunk, cosine "
                 f"{f['trunk_gradient_cosine']:+.2f} with cross entropy's"
             )
         return lines + [f"warning: {text}" for text in self.warnings]

@@ -1,7 +1,7 @@
 """The one clock of a run: progress in [0, 1] = max(step / max_steps, elapsed / max_time).
 
 Learning rates, momentum, loss weights and the end of training all read it, so that no phase is
-missed when a wall-clock budget ends a run early. Validation and checkpoints stop the clock. Ranks
+missed when a wall-clock budget ends a run early. Validation and measurements stop the clock. Ranks
 agree on it: every `exchange_every` steps they take rank 0's elapsed time and between exchanges they
 extrapolate by the same pace, so that all stop after the same step without a collective per step.
 """

@@ -124,7 +124,8 @@ class Phased:
 
     def __init__(self, *, points: Sequence[Sequence[float]]) -> None:
         where = [point[0] for point in points]
-        if not points or any(len(p) != 2 for p in points) or where != sorted(where):
+        ordered = where == sorted(where) and all(0 <= x <= 1 for x in where)
+        if not points or any(len(p) != 2 for p in points) or not ordered:
             raise UserError(
                 f"schedule Phased: points={[list(p) for p in points]}: pairs [progress, value] with "
                 "progress rising from 0 to 1"

@@ -169,7 +169,7 @@ FROZEN = "optimizer.freeze=['objective.predictor.*']"
 
 
 def test_a_zero_start_under_l2_is_refused_unless_frozen(build):
-    with pytest.raises(UserError, match=r"output_start=zero: .* 1e9"):
+    with pytest.raises(UserError, match=r"output_start=zero: .*1e9"):
         build("objective=patch", ZERO)
     build("objective=patch", ZERO, FROZEN)
 
@@ -271,6 +271,14 @@ def test_every_nth_step_leaves_the_others_alone(small, tmp_path):
     train(small("objective=recipes/pr2142", f"jepa.schedule={nth}", log, run_dir=tmp_path / "run"))
     assert metrics(tmp_path / "run", "jepa/weight") == pytest.approx([0.2, 0, 0, 0.2, 0, 0])
     assert len(metrics(tmp_path / "run", "jepa/loss")) == 2
+
+
+def test_an_objective_that_is_off_whenever_logs_are_due_is_logged_all_the_same(small, tmp_path):
+    constant = "{_target_: jepa_lm.optim.schedule.Constant, value: 1.0}"
+    nth = f"{{_target_: jepa_lm.optim.schedule.EveryNth, n: 2, schedule: {constant}}}"
+    train(small("objective=recipes/pr2142", f"jepa.schedule={nth}", run_dir=tmp_path / "run"))
+    assert metrics(tmp_path / "run", "jepa/weight") == [0, 0, 0]  # logged on steps 1, 3, 5
+    assert len(metrics(tmp_path / "run", "jepa/loss")) == 3
 
 
 def test_stages_train_jepa_alone_then_both_then_cross_entropy(small, tmp_path):
@@ -400,10 +408,47 @@ def test_diagnostics_are_logged_on_their_interval(small, tmp_path):
     assert summary(tmp_path / "run")["jepa"]["collapse"] is None
 
 
-def test_measuring_changes_nothing(small, tmp_path):
+@pytest.mark.parametrize("objective", ["vicreg", "recipes/pr1556"])  # the latter has dropout
+def test_measuring_changes_nothing(small, tmp_path, objective):
     for name, every in (("often", 1), ("never", 1000)):
-        train(small("objective=vicreg", f"jepa.diagnostics.every={every}", run_dir=tmp_path / name))
+        more = (f"jepa.diagnostics.every={every}", *DEEP_ENOUGH.get(objective, ()))
+        train(small(f"objective={objective}", *more, run_dir=tmp_path / name))
     assert same(state(tmp_path / "often"), state(tmp_path / "never"))
+
+
+def test_gradients_are_compared_as_weighted(build):
+    """Half the weight of cross entropy is twice the ratio of the two norms."""
+    task = build("objective=lewm", "jepa.weight=0.01")
+    noise(task)
+    ratios = []
+    for weight in (1.0, 0.5, 0.0):
+        task.watch.measure(task.model, random_batch(), at(), step=1, ce_weight=weight)
+        share = task.watch.figures["trunk_gradient_share"]
+        ratios.append(share / max(1 - share, 1e-9))
+    assert ratios[1] == pytest.approx(2 * ratios[0], rel=1e-3)
+    assert ratios[2] > 1e6
+
+
+def test_a_frozen_trunk_is_measured_without_it(small, tmp_path):
+    frozen = "optimizer.freeze=['model.backbone.*']"
+    every = "jepa.diagnostics.every=2"
+    train(small("objective=lewm", frozen, every, run_dir=tmp_path / "run"))
+    assert metrics(tmp_path / "run", "jepa/r2")
+    assert not metrics(tmp_path / "run", "jepa/trunk_gradient_share")
+
+
+def test_latents_that_are_no_numbers_end_in_one_line(small):
+    with pytest.raises(
+        UserError, match=r"is (nan|inf) at step .* the last checkpoint before it is"
+    ):
+        train(
+            small(
+                "objective=recipes/pr1556",
+                "model.backbone.layers=6",
+                "optimizer.groups.matrices.lr=1e30",
+                "jepa.diagnostics.every=1",
+            )
+        )
 
 
 def test_the_distance_of_a_copy_is_logged(small, tmp_path):
@@ -453,7 +498,7 @@ def test_measuring_is_no_training_time(small, tmp_path, monkeypatch):
 
     ran = []
 
-    def measure(self, model, batch, moment, *, step):
+    def measure(self, model, batch, moment, *, step, ce_weight):
         ran.append(moment.clock.running)
         return []
 
@@ -570,9 +615,27 @@ MISTAKES = [
         "width 20, their targets 3 latents of width 64",
     ),
     (("objective=vicreg", "jepa.predictor.activation=tanh"), "jepa.predictor: .*activation=tanh"),
+    (("objective=recipes/pr1006", "jepa.alignment.offsets=[1,2]"), "offsets=4: .*number agree"),
+    (("objective=recipes/pr1312", "jepa.reach=1"), "nothing of the trunk would be trained"),
+    (("objective=recipes/pr2142", "+jepa.predictor.output_start=zero"), "3e3"),
+    (
+        (
+            "objective=lewm",
+            "+jepa.regularizers.loss={_target_: jepa_lm.objective.regularizers.Covariance, "
+            "tensor: context, weight: 1}",
+        ),
+        "this name is taken",
+    ),
     (("objective=lewm", "jepa.diagnostics.every=0"), "diagnostics.every=0"),
     (("objective=vicreg", "jepa.context.view=null"), "SpanMask"),
 ]
+
+
+def test_resuming_with_another_objective_of_equal_shape_is_refused(small, tmp_path):
+    train(small("objective=none", run_dir=tmp_path / "run"))
+    more = ("objective=recipes/pr1116", f"ckpt_path={tmp_path / 'run'}", "trainer.max_steps=9")
+    with pytest.raises(UserError, match=r"was trained with another jepa\._target_"):
+        train(small(*more))
 
 
 @pytest.mark.parametrize(("overrides", "message"), MISTAKES)

@@ -249,6 +249,7 @@ def test_phases_are_visited_under_a_wall_clock_budget(seconds_per_step):
         lambda: Phased(points=[]),
         lambda: Phased(points=[[0.5, 1.0], [0.2, 0.0]]),
         lambda: Phased(points=[[0.5]]),
+        lambda: Phased(points=[[0, 0.0], [30, 1.0]]),  # percent
         lambda: LogAnneal(start=0.0, end=1.0),
         lambda: EveryNth(n=0, schedule=Constant(value=1.0)),
     ],
