@@ -2,8 +2,8 @@
 
 FLOPs of the model follow the usual count: 2 per weight of a matrix and token forward, three times
 that with the backward pass, plus attention scores and their use, 4 T D forward per layer and token,
-halved for the causal mask. Those of the objective are counted as its operations run (PyTorch's
-counter), with the same halving.
+halved for the causal mask, or the products of Mamba-2's scan as its chunks run them. Those of the
+objective are counted as its operations run (PyTorch's counter), with the same halving.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import nn
 
 from jepa_lm.lit import LanguageModelTask
 from jepa_lm.model.layers import CausalSelfAttention
+from jepa_lm.model.mamba2 import Mamba2Mixer
 from jepa_lm.objective.flops import objective_flops_per_token
 from jepa_lm.objective.gradients import reach_table
 from jepa_lm.optim.routing import parameter_roles
@@ -39,7 +40,10 @@ def model_flops_per_token(model: nn.Module, seq_len: int) -> int:
         for m in model.modules()
         if isinstance(m, CausalSelfAttention)
     )
-    return 3 * (2 * matrices + attention)
+    scans = sum(
+        m.scan_flops_per_token(seq_len) for m in model.modules() if isinstance(m, Mamba2Mixer)
+    )
+    return 3 * (2 * matrices + attention + scans)
 
 
 def sizes(task: LanguageModelTask) -> dict[str, Any]:

@@ -1,6 +1,7 @@
 """The LightningModule: cross entropy and a weighted objective over a language model, on one clock.
 
-    loss = ce_weight * ce_schedule * cross entropy + jepa.weight * schedule * auxiliary loss
+    loss = ce_weight * ce_schedule * (cross entropy + z_loss_weight * z-loss)
+           + jepa.weight * schedule * auxiliary loss
 
 `model` is what ships. The objective has its place beside it, never inside it.
 Legend: B batch, T positions.
@@ -23,12 +24,13 @@ from jepa_lm.config import build
 from jepa_lm.data.stream import Batch
 from jepa_lm.errors import require_finite
 from jepa_lm.evaluation.bpb import BPBMeter, ByteCounter, Score, score_batch, score_from_sums
-from jepa_lm.model import Encoded, LanguageModel, token_nll
+from jepa_lm.model import Encoded, LanguageModel, token_nll, z_loss
 from jepa_lm.objective import LatentPrediction, Moment
 from jepa_lm.objective.composition import check_start
 from jepa_lm.objective.watch import Watch
 from jepa_lm.optim.averages import WeightAverage
 from jepa_lm.optim.clock import ProgressClock
+from jepa_lm.optim.ghost import run_ghost_steps
 from jepa_lm.optim.recipe import OptimizerRecipe
 
 
@@ -113,14 +115,15 @@ class LanguageModelTask(LightningModule):
         if self.clock.done:
             self.trainer.should_stop = True
 
-    def _cross_entropy(self, batch: Batch) -> tuple[Tensor, Encoded]:
+    def _cross_entropy(self, batch: Batch) -> tuple[Tensor, Tensor | None, Encoded]:
         needs = () if self.objective is None else self.objective.main_needs(self.model)
         logits, main = self.model(batch["inputs"], *needs)
-        return token_nll(logits, batch["targets"]).mean(), main
+        z = z_loss(logits) if self.config["z_loss_weight"] else None
+        return token_nll(logits, batch["targets"]).mean(), z, main
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a micro-batch; cross entropy is its mean in nats."""
-        ce, main = self.ce(batch)
+        ce, z, main = self.ce(batch)
         weight = self.config["ce_weight"]
         scale = 0.0
         moment = None
@@ -128,7 +131,8 @@ class LanguageModelTask(LightningModule):
             moment = self.moment(batch_idx)
             weight *= self.objective.ce_scale(moment.clock)
             scale = self.objective.scale(moment.clock)
-        loss = ce if weight == 1 else weight * ce
+        loss = ce if z is None else ce + self.config["z_loss_weight"] * z
+        loss = loss if weight == 1 else weight * loss
         self._active = scale != 0
         if self._active:
             assert self.objective is not None
@@ -139,8 +143,9 @@ class LanguageModelTask(LightningModule):
         if self.trainer.world_size > 1:
             loss = loss + self._touch()
         step = self.trainer.global_step + 1
+        due = step % self.trainer.log_every_n_steps == 0 and self.ends_step(batch_idx)  # type: ignore[attr-defined]
         # Logging waits for the host to read the loss, so it happens on the interval alone.
-        if step % self.trainer.log_every_n_steps == 0 and self.ends_step(batch_idx):  # type: ignore[attr-defined]
+        if due and self.clock is not None and self.clock.running:
             self._log_interval(step, batch, ce.detach(), loss.detach())
         return loss
 
@@ -212,8 +217,10 @@ class LanguageModelTask(LightningModule):
             super().__setattr__(name, value)
 
     def on_train_start(self) -> None:
-        """Start the clock and the first interval."""
+        """Run the ghost steps of a new run, then start the clock and the first interval."""
         assert self.clock is not None
+        if self.recipe.ghost_steps and self.trainer.global_step == 0:
+            run_ghost_steps(self, self.recipe.ghost_steps)
         if self.trainer.world_size > 1:
             self.clock.exchange = self._rank_zero
         self.clock.start()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
+
 import torch
 
 from jepa_lm.errors import UserError
@@ -31,3 +33,8 @@ def resolve_precision(name: str, accelerator: str) -> str:
     if name not in AUTOCAST:
         raise UserError(f"trainer.precision={name}: one of auto, {', '.join(AUTOCAST)}")
     return name
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """No autocast inside: bfloat16 products are too coarse for statistics and for long sums."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

@@ -38,6 +38,13 @@ class Average:
 
 
 @dataclass
+class EvaluationDefaults:
+    """What eval.py uses for this run unless told otherwise."""
+
+    stride: int = MISSING
+
+
+@dataclass
 class TrainConfig:
     """train.py"""
 
@@ -55,6 +62,9 @@ class TrainConfig:
     ckpt_path: str | None = MISSING
     compile: bool = MISSING
     ce_weight: float = MISSING
+    z_loss_weight: float = MISSING
+    temperature: Any = MISSING
+    eval: EvaluationDefaults = field(default_factory=EvaluationDefaults)
     describe: bool = MISSING
     sample: bool = MISSING
     probe: bool = MISSING

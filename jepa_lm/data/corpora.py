@@ -136,6 +136,7 @@ class FineWeb:
         tokenizer_file: name of the published tokenizer, None for byte models.
         train_shards: how many training shards to take, 100 million tokens each.
         path: a folder that already holds fineweb_train_*.bin and fineweb_val_*.bin; None downloads.
+        special_ids: ids below this are left out and the others moved down by it (byte260 to bytes256).
         repo_id, revision: of the dataset on the hub.
     """
 
@@ -146,11 +147,15 @@ class FineWeb:
         tokenizer_file: str | None,
         train_shards: int,
         path: str | None,
+        special_ids: int,
         repo_id: str,
         revision: str,
     ) -> None:
         if train_shards < 1:
             raise UserError(f"data.corpus.train_shards={train_shards}: at least 1")
+        if special_ids < 0:
+            raise UserError(f"data.corpus.special_ids={special_ids}: 0 or more")
+        self.special_ids = special_ids
         self.folder, self.tokenizer_file, self.train_shards = folder, tokenizer_file, train_shards
         self.path, self.repo_id, self.revision = path, repo_id, revision
 

@@ -21,7 +21,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from jepa_lm.data.corpora import SPLITS, FineWeb, TextCorpus
-from jepa_lm.data.shards import ShardWriter, check_token_ids, open_shard
+from jepa_lm.data.shards import ShardWriter, check_token_ids, open_shard, without_special_ids
 from jepa_lm.data.tokenizers import ByteTokenizer, SentencePieceBPE, Tokenizer
 from jepa_lm.errors import UserError
 
@@ -61,6 +61,12 @@ def prepare(
         train, val, published = corpus.shards(cache_dir)
         for path in (*train, *val):
             open_shard(path)
+        if drop := corpus.special_ids:
+            folder = cache_dir / f"without_ids_below_{drop}"
+            train, val = (
+                [without_special_ids(path, drop, folder) for path in paths]
+                for paths in (train, val)
+            )
         if (
             isinstance(tokenizer, SentencePieceBPE)
             and published is None

@@ -7,6 +7,7 @@ read through a memory map, so a run over ten billion tokens holds none of them i
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -108,3 +109,29 @@ def check_token_ids(paths: Iterable[Path], vocab_size: int) -> None:
         temporary = record.with_suffix(".tmp")
         temporary.write_text(json.dumps(known))
         temporary.replace(record)
+
+
+def without_special_ids(path: Path, first: int, folder: Path) -> Path:
+    """A copy of a shard without the ids below `first`, the others moved down by it; made once.
+
+    The copy's name holds the original's size and modification time, so a changed shard is read anew.
+
+    Raises:
+        UserError: the shard holds nothing else.
+    """
+    stat = path.stat()
+    copy = folder / f"{path.stem}-{stat.st_size}-{stat.st_mtime_ns}.bin"
+    if copy.is_file():
+        return copy
+    folder.mkdir(parents=True, exist_ok=True)
+    tokens, block = open_shard(path), 1 << 24
+    temporary = copy.with_suffix(f".{os.getpid()}.tmp")
+    with ShardWriter(temporary) as writer:
+        for start in range(0, len(tokens), block):
+            part = tokens[start : start + block]
+            writer.write(part[part >= first] - first)
+    if writer.tokens == 0:
+        temporary.unlink()
+        raise UserError(f"data: {path} holds nothing but ids below {first}")
+    temporary.replace(copy)
+    return copy

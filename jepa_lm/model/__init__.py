@@ -1,5 +1,13 @@
 """The language model and its parts: everything here ships in the artifact."""
 
-from jepa_lm.model.language_model import Embedded, Encoded, LanguageModel, Mask, token_nll
+from jepa_lm.model.language_model import (
+    Embedded,
+    Encoded,
+    LanguageModel,
+    Mask,
+    TextState,
+    token_nll,
+    z_loss,
+)
 
-__all__ = ["Embedded", "Encoded", "LanguageModel", "Mask", "token_nll"]
+__all__ = ["Embedded", "Encoded", "LanguageModel", "Mask", "TextState", "token_nll", "z_loss"]

@@ -8,12 +8,13 @@ Legend: B batch, T positions, D model width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jepa_lm.errors import UserError
 from jepa_lm.model.embeddings import TokenEmbedding, ValueEmbedding
 from jepa_lm.model.injector import ChunkInjector, Injected
 from jepa_lm.model.layers import SmearGate, rms_norm
@@ -57,6 +58,20 @@ class Encoded(NamedTuple):
     """Latents of the injector, when the model has one."""
 
 
+class TextState(NamedTuple):
+    """What a recurrent model must know of the text so far."""
+
+    ids: Tensor
+    """The last two ids [B, 2], or fewer at the start: bigram features and the smear gate look back."""
+    blocks: list[Any]
+    """Each block's state."""
+
+
+LOOK_BACK = 2
+"""Ids that an embedding depends on, besides its own: smearing reads the position before, whose bigram
+reads the one before that."""
+
+
 class LanguageModel(nn.Module):
     """Embedding, backbone and head, composed by the config.
 
@@ -70,7 +85,11 @@ class LanguageModel(nn.Module):
         injector: adds predicted chunk latents before the final norm, or None.
         smear_gate: blend each position with the one before.
         logit_bias: a learned bias [V] before the softcap.
-        norm_eps: of the first and the final norm.
+        norm_eps: of the norm of the embedded input. final_norm_eps: of the final one.
+        kernel: of a backbone with several implementations, see `UNet.use_kernel`; None for its own.
+
+    Raises:
+        UserError: parts that do not fit the backbone.
     """
 
     def __init__(
@@ -88,9 +107,19 @@ class LanguageModel(nn.Module):
         smear_gate: bool = False,
         logit_bias: bool = False,
         norm_eps: float,
+        final_norm_eps: float,
+        kernel: str | None = None,
     ) -> None:
         super().__init__()
-        self.vocab_size, self.dim, self.norm_eps = vocab_size, dim, norm_eps
+        if value_embedding is not None and not backbone.takes_values:
+            raise UserError(
+                "model/value_embedding: adds to the values of attention, which this backbone has not; "
+                "take it away with ~model/value_embedding"
+            )
+        if kernel is not None:
+            backbone.use_kernel(kernel)
+        self.vocab_size, self.dim = vocab_size, dim
+        self.norm_eps, self.final_norm_eps = norm_eps, final_norm_eps
         self.embedding, self.backbone, self.head = embedding, backbone, head
         self.softcap, self.bigram, self.value_embedding = softcap, bigram, value_embedding
         self.injector = injector
@@ -150,8 +179,50 @@ class LanguageModel(nn.Module):
         done = self.backbone(carry, embedded.values, until=self.layers, taps=taps)
         injected = None if self.injector is None else self.injector(done.x)
         hidden = done.x if injected is None else done.x + injected.addition
-        final = rms_norm(hidden, self.norm_eps)
+        final = rms_norm(hidden, self.final_norm_eps)
         return Encoded(done.x, final, done.taps, embedded, None, injected)
+
+    def tail(self, inputs: Tensor, count: int) -> Tensor:
+        """The final hidden states of the last `count` positions alone: [B, T] -> [B, count, D].
+
+        The last block is spared for the others, unless an injector wants to see them all.
+        """
+        embedded = self.embed(inputs)
+        if self.injector is not None or count == inputs.shape[1]:
+            return self.encode(embedded).final[:, -count:]
+        carry = self.begin(embedded, until=self.layers - 1)
+        return rms_norm(self.backbone.tail(carry, embedded.values, count), self.final_norm_eps)
+
+    def why_not_stream(self) -> str | None:
+        """Why `stream` would not give the scores of one long pass; None when it does."""
+        if not self.backbone.recurrent:
+            return (
+                "attention has no state of fixed size, and windows cannot reuse keys and values "
+                "exactly: above the first layer they were computed from another left context"
+            )
+        if self.injector is not None:
+            return (
+                "the injector works on whole chunks, so a piece of text would need what follows it"
+            )
+        return None
+
+    def stream(self, inputs: Tensor, state: TextState | None) -> tuple[Tensor, TextState]:
+        """Read on from a state; None is the start of a text.
+
+        Any split of a text gives the hidden states of one pass over all of it.
+
+        Args:
+            inputs: [B, T] int64.
+
+        Returns:
+            hidden states after the final norm [B, T, D], and the state after the last position.
+        """
+        assert self.why_not_stream() is None
+        ids = inputs if state is None else torch.cat((state.ids, inputs), dim=1)
+        x0 = self.embed(ids).x[:, ids.shape[1] - inputs.shape[1] :]
+        states = [None] * self.layers if state is None else state.blocks
+        x, after = self.backbone.stream(x0, states)
+        return rms_norm(x, self.final_norm_eps), TextState(ids[:, -LOOK_BACK:], after)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [B, T, D] after the final norm -> logits [B, T, V], capped when there is a cap."""
@@ -175,3 +246,8 @@ def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
     """
     flat = logits.float().flatten(0, 1)
     return F.cross_entropy(flat, targets.flatten(), reduction="none").view(targets.shape)
+
+
+def z_loss(logits: Tensor) -> Tensor:
+    """mean(logsumexp(logits)^2) in float32: keeps the normaliser of [B, T, V] near 1 (training only)."""
+    return logits.float().logsumexp(-1).square().mean()

@@ -100,13 +100,19 @@ class CausalSelfAttention(nn.Module):
         self.out = nn.Linear(dim, dim, bias=False)
         self.q_gain = nn.Parameter(torch.full((heads,), q_gain))
 
-    def forward(self, x: Tensor, extra_value: Tensor | None = None) -> Tensor:
-        """x [B, T, D], extra_value [B, T, K*d] added to the values -> [B, T, D]."""
+    def forward(
+        self, x: Tensor, extra_value: Tensor | None = None, count: int | None = None
+    ) -> Tensor:
+        """x [B, T, D], extra_value [B, T, K*d] added to the values -> [B, T, D].
+
+        With a count only the last `count` positions ask: [B, count, D].
+        """
         B, T, D = x.shape
+        asking = T if count is None else count
         value = self.value(x)
         if extra_value is not None:
             value = value + extra_value.to(value.dtype)
-        q = self.query(x).view(B, T, self.heads, self.head_dim).transpose(1, 2)
+        q = self.query(x[:, T - asking :]).view(B, asking, self.heads, self.head_dim)
         k = self.key(x).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
         v = value.view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
         cos, sin = rotary_angles(
@@ -116,27 +122,45 @@ class CausalSelfAttention(nn.Module):
             train_length=self.rope_train_length,
             device=x.device,
         )
-        q = apply_rotary(rms_norm(q), cos, sin) * self.q_gain.to(q.dtype)[:, None, None]
+        q = apply_rotary(rms_norm(q.transpose(1, 2)), cos[T - asking :], sin[T - asking :])
+        q = q * self.q_gain.to(q.dtype)[:, None, None]
         k = apply_rotary(rms_norm(k), cos, sin)
+        seen = None
+        if asking < T:
+            seen = torch.ones(asking, T, dtype=torch.bool, device=x.device).tril(T - asking)
         y = F.scaled_dot_product_attention(
-            q, k, v, is_causal=True, enable_gqa=self.kv_heads != self.heads
+            q,
+            k,
+            v,
+            attn_mask=seen,
+            is_causal=seen is None,
+            enable_gqa=self.kv_heads != self.heads,
         )
         if self.exclude_self:
-            y = exclude_self(y, v)
-        return self.out(y.transpose(1, 2).reshape(B, T, D))
+            y = exclude_self(y, v[:, :, T - asking :])
+        return self.out(y.transpose(1, 2).reshape(B, asking, D))
 
 
 class SquaredReluMLP(nn.Module):
-    """down(act(up(x))) with act(x) = leaky_relu(x, negative_slope)^2; slope 0 is relu^2. No bias."""
+    """down(act(up(x))) with act(x) = leaky_relu(x, negative_slope)^2; slope 0 is relu^2. No bias.
 
-    def __init__(self, *, dim: int, hidden: int, negative_slope: float) -> None:
+    Args:
+        inner_norm_eps: of an RMS norm in front of `down` (#903), or None for no norm.
+    """
+
+    def __init__(
+        self, *, dim: int, hidden: int, negative_slope: float, inner_norm_eps: float | None = None
+    ) -> None:
         super().__init__()
-        self.negative_slope = negative_slope
+        self.negative_slope, self.inner_norm_eps = negative_slope, inner_norm_eps
         self.up = nn.Linear(dim, hidden, bias=False)
         self.down = nn.Linear(hidden, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.down(F.leaky_relu(self.up(x), self.negative_slope).square())
+        hidden = F.leaky_relu(self.up(x), self.negative_slope).square()
+        if self.inner_norm_eps is not None:
+            hidden = rms_norm(hidden, self.inner_norm_eps)
+        return self.down(hidden)
 
 
 class SmearGate(nn.Module):

@@ -35,9 +35,14 @@ class TransformerBlock(nn.Module):
 
     def forward(self, x: Tensor, x0: Tensor, extra_value: Tensor | None) -> Tensor:
         """x, x0 [B, T, D], extra_value [B, T, kv width] or None -> [B, T, D]."""
+        return self.tail(x, x0, extra_value, None)
+
+    def tail(self, x: Tensor, x0: Tensor, extra_value: Tensor | None, count: int | None) -> Tensor:
+        """The outputs of the last `count` positions, [B, count, D]; earlier ones are only looked at."""
         if self.resid_mix is not None:
             x = self.resid_mix[0] * x + self.resid_mix[1] * x0
-        x = x + self.attn_scale * self.attention(rms_norm(x) * self.input_scale, extra_value)
+        read = self.attention(rms_norm(x) * self.input_scale, extra_value, count)
+        x = x[:, -read.shape[1] :] + self.attn_scale * read
         return x + self.mlp_scale * self.mlp(rms_norm(x) * self.input_scale)
 
 

@@ -8,12 +8,13 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from jepa_lm.model import LanguageModel, token_nll
+from jepa_lm.model.layers import CausalSelfAttention
 from jepa_lm.objective.latent_prediction import LatentPrediction
 from jepa_lm.objective.moment import Moment
 from jepa_lm.optim.clock import ProgressClock
 
 ATTENTION = {torch.ops.aten.bmm, torch.ops.aten.baddbmm}
-"""Batched products are attention's alone here (linears are plain ones); causality halves them."""
+"""Attention's products (linears are plain ones); causality halves them. A scan's count in full."""
 ROWS = 2
 """Of the counted batch; regularizers on rows need at least two."""
 
@@ -33,6 +34,8 @@ def objective_flops_per_token(
     moment = Moment(ProgressClock(max_steps=1, max_time=None))
     needs = objective.main_needs(model)
 
+    attends = any(isinstance(m, CausalSelfAttention) for m in model.modules())
+
     def count(with_objective: bool) -> int:
         assert objective is not None
         with FlopCounterMode(display=False) as counter:
@@ -42,7 +45,7 @@ def objective_flops_per_token(
                 loss = loss + objective(model, batch, main, moment)[0]
             loss.backward()
         by_operation = counter.get_flop_counts()["Global"]
-        causal = sum(n for op, n in by_operation.items() if op in ATTENTION)
-        return counter.get_total_flops() - causal // 2
+        batched = sum(n for op, n in by_operation.items() if op in ATTENTION)
+        return counter.get_total_flops() - (batched // 2 if attends else 0)
 
     return (count(True) - count(False)) // inputs.numel()

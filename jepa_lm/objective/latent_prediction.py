@@ -15,7 +15,6 @@ Legend: B batch, N latents of a row, D latent width.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -37,11 +36,7 @@ from jepa_lm.objective.regularizers import Regularizer
 from jepa_lm.objective.targets import Target
 from jepa_lm.optim.clock import ProgressClock
 from jepa_lm.optim.schedule import Schedule
-
-
-def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """No autocast inside: statistics of bfloat16 products are too coarse."""
-    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
+from jepa_lm.precision import full_precision
 
 
 @dataclass

@@ -11,9 +11,10 @@ from jepa_lm.data.stream import Batch
 from jepa_lm.model import LanguageModel, token_nll
 from jepa_lm.objective.diagnostics import Collapse, CollapseAlarm, agreement, spread
 from jepa_lm.objective.gradients import trunk_gradients
-from jepa_lm.objective.latent_prediction import LatentPrediction, Latents, full_precision
+from jepa_lm.objective.latent_prediction import LatentPrediction, Latents
 from jepa_lm.objective.moment import Moment
 from jepa_lm.optim.clock import ProgressClock
+from jepa_lm.precision import full_precision
 
 
 class Watch:

@@ -72,6 +72,12 @@ class MuonAdamW(torch.optim.Optimizer):
                 (self._muon if group["algorithm"] == "muon" else self._adamw)(group, params)
         return loss
 
+    def zero_counters(self) -> None:
+        """Forget how many steps AdamW's moments were averaged over, but not the moments."""
+        for state in self.state.values():
+            if "step" in state:
+                state["step"].zero_()
+
     def _muon(self, group: dict[str, Any], params: list[Tensor]) -> None:
         """Same-shape matrices are stacked, so that a model of 60 matrices runs a handful of GEMMs."""
         buffers = []

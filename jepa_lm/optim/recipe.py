@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import nn
 
+from jepa_lm.errors import UserError
 from jepa_lm.optim.clock import ProgressClock
 from jepa_lm.optim.muon_adamw import MuonAdamW
 from jepa_lm.optim.routing import freeze, route
@@ -19,6 +20,10 @@ class OptimizerRecipe:
     Args:
         groups: routing rules by name, see `route`. freeze: see `freeze`.
         schedule: `lr`, a factor on every group's lr, and `muon_momentum`, or None to keep the groups'.
+        ghost_steps: steps before the first one that leave their moments and nothing else (#903).
+
+    Raises:
+        UserError: a negative number of ghost steps.
     """
 
     def __init__(
@@ -27,7 +32,11 @@ class OptimizerRecipe:
         groups: Mapping[str, Mapping[str, Any]],
         freeze: Sequence[str],
         schedule: Mapping[str, Schedule | None],
+        ghost_steps: int,
     ) -> None:
+        if ghost_steps < 0:
+            raise UserError(f"optimizer.ghost_steps={ghost_steps}: 0 or more")
+        self.ghost_steps = ghost_steps
         self.groups, self.freeze = groups, freeze
         self.lr, self.muon_momentum = schedule["lr"], schedule.get("muon_momentum")
         assert self.lr is not None

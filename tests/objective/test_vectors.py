@@ -16,7 +16,7 @@ import torch
 from jepa_lm.config import resolve
 from jepa_lm.describe import count_parameters
 from jepa_lm.lit import LanguageModelTask
-from jepa_lm.model import token_nll
+from jepa_lm.model import token_nll, z_loss
 from jepa_lm.model.heads import PolynomialSoftcap
 from jepa_lm.objective import Moment
 from jepa_lm.objective.gradients import gradients, norm
@@ -24,18 +24,13 @@ from jepa_lm.objective.passes import encode_view
 from jepa_lm.optim.clock import ProgressClock
 
 VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "systems.json").read_text())
-SIZES = (
-    "data.seq_len=32",
-    "model.vocab_size=64",
-    "model.dim=32",
-    "model.backbone.layers=5",
-    "model.backbone.heads=4",
-    "model.backbone.kv_heads=2",
-)
+SIZES = ("data.seq_len=32", "model.vocab_size=64", "model.dim=32", "model.backbone.layers=5")
+HEADS = ("model.backbone.heads=4", "model.backbone.kv_heads=2")
 XOR = ("model.bigram.buckets=128", "model.bigram.width=8", "model.backbone.rope_dims=4")
 OVERRIDES = {
     "chunk_832": (
         "experiment=pr832_byte_chunk",
+        *HEADS,
         *XOR,
         "model.backbone.xsa_last=2",
         "model.injector.hidden=12",
@@ -43,6 +38,7 @@ OVERRIDES = {
     ),
     "patch_1243": (
         "experiment=pr1243_jepardy",
+        *HEADS,
         *XOR,
         "model.backbone.xsa_last=2",
         "model.value_embedding.width=8",
@@ -50,10 +46,27 @@ OVERRIDES = {
     ),
     "span_1581": (
         "experiment=pr1581_span_vicreg",
+        *HEADS,
         "model.bigram.buckets=128",
         "jepa.predictor.hidden=16",
     ),
-    "prefix_1196": ("experiment=pr1196_llm_jepa",),
+    "prefix_1196": ("experiment=pr1196_llm_jepa", *HEADS),
+}
+LEWM = (
+    "experiment=pr903_lewm_bpe",
+    "model.embedding.factor_dim=16",
+    "model.backbone.state_dim=16",
+    "model.backbone.head_dim=8",
+    "model.backbone.chunk=12",
+    "model.backbone.mlp_multiple=3",
+    "jepa.predictor.parts.mlp.hidden=64",
+    "jepa.regularizers.sigreg.directions=32",
+)
+TIES = {
+    "lewm_903_tie0": "model/head=untied",
+    "lewm_903_tie1": "model/head=tied",
+    "lewm_903_tie2": "model/head=tied_corrected",
+    "lewm_903_tie3": "model/head=tied_gelu",
 }
 TRUNK = {
     "tok_emb.weight": "model.embedding.table.weight",
@@ -76,6 +89,19 @@ TRUNK = {
     "jepa_predictor.net.2.weight": "objective.predictor.down.weight",
     "jepa_predictor.net.2.bias": "objective.predictor.down.bias",
 }
+LEWM_NAMES = {
+    "token_embed.weight": "model.embedding.table.weight",
+    "embed_proj.weight": "model.embedding.expand.weight",
+    "blocks.0.ssm.m.dt_bias": "model.backbone.blocks.0.mixer.dt_bias",
+    "blocks.0.ssm.m.A_log": "model.backbone.blocks.0.mixer.A_log",
+    "blocks.0.ssm.m.conv1d.weight": "model.backbone.blocks.0.mixer.conv1d.weight",
+    "projector.weight": "objective.projector.linear.weight",
+    "pred_proj.weight": "objective.predictor.parts.out.linear.weight",
+    "predictor.0.weight": "objective.predictor.parts.mlp.up.weight",
+    "predictor.0.bias": "objective.predictor.parts.mlp.up.bias",
+    "predictor.2.weight": "objective.predictor.parts.mlp.down.weight",
+    "predictor.2.bias": "objective.predictor.parts.mlp.down.bias",
+}
 
 
 def matrix(rows: int, columns: int) -> torch.Tensor:
@@ -90,6 +116,8 @@ def fill(module: torch.nn.Module) -> None:
             p.data.fill_(0.5)
         elif p.ndim == 1:
             p.data = 1 + 0.1 * torch.sin(0.53 * torch.arange(len(p), dtype=torch.float32))
+        elif p.ndim == 3:  # a depthwise convolution [C, 1, W]
+            p.data = matrix(p.shape[0], p.shape[2])[:, None]
         else:
             p.data = matrix(*p.shape)
 
@@ -120,16 +148,23 @@ class Computed:
     tensors: dict[str, torch.Tensor] = field(default_factory=dict)
 
     def grad_norm(self, loss: torch.Tensor, name: str) -> float:
-        return norm(gradients(loss, [self.task.get_parameter(TRUNK[name])])).item()
+        return self.norm_of(loss, TRUNK[name])
+
+    def norm_of(self, loss: torch.Tensor, parameter: str) -> float:
+        return norm(gradients(loss, [self.task.get_parameter(parameter)])).item()
 
 
 def compute(compose, system: str, *more: str) -> Computed:
     """Build the preset at the vectors' sizes, fill it, run one batch."""
-    task = LanguageModelTask(resolve(compose("train", *OVERRIDES[system], *SIZES, *more)))
+    overrides = OVERRIDES.get(system) or (*LEWM, TIES[system])
+    task = LanguageModelTask(resolve(compose("train", *overrides, *SIZES, *more)))
     fill(task)
     model, objective = task.model, task.objective
     if system == "chunk_832":
         directions = torch.nn.functional.normalize(matrix(16, 256), dim=0)
+        objective.regularizers["sigreg"].directions.copy_(directions)
+    if system in TIES:
+        directions = torch.nn.functional.normalize(matrix(32, 32), dim=0)
         objective.regularizers["sigreg"].directions.copy_(directions)
     if system == "span_1581":
         spans = [tuple(span) for span in VECTORS["systems"][system]["expected"]["masked_spans"]]
@@ -219,6 +254,62 @@ def test_chunk_832_without_its_modules(compose):
     ce = token_nll(task.model(ids[:, :-1])[0], ids[:, 1:]).mean().item()
     want = VECTORS["systems"]["chunk_832"]["expected"]["ce_without_jepa_modules"]
     assert ce == pytest.approx(want, rel=1e-4)
+
+
+def lewm_misses(got: Computed, system: str) -> list[str]:
+    """Names of the expected figures of #903 that were not met."""
+    expected = VECTORS["systems"][system]["expected"]
+    task = got.task
+    z = task.config["z_loss_weight"] * z_loss(got.tensors["logits"])
+    total = got.ce + z + task.objective.weight * got.aux
+    scalars = {
+        "nll": got.ce.item(),
+        "ce_plus_z_loss": (got.ce + z).item(),
+        "jepa": got.parts["prediction"].item(),
+        "sigreg": got.parts["sigreg"].item(),
+        "total": total.item(),
+    }
+    missed = [k for k, v in scalars.items() if v != pytest.approx(expected[k], rel=1e-4)]
+    close = dict(rel=1e-3, abs=1e-5)
+    for name in ("hidden", "logits"):
+        found = statistics(got.tensors[name])
+        missed += [
+            f"{name}.{k}"
+            for k, v in expected[name].items()
+            if found[k] != pytest.approx(v, **close)
+        ]
+    norms = {f"aux {k}": (got.aux, k, v) for k, v in expected["auxiliary_grad_norms"].items()}
+    norms["total"] = (total, "token_embed.weight", expected["grad_norm_token_embedding"])
+    for name, (loss, parameter, value) in norms.items():
+        if got.norm_of(loss, LEWM_NAMES[parameter]) != pytest.approx(value, **close):
+            missed.append(name)
+    if count_parameters(task) != expected["params"]:
+        missed.append("params")
+    return missed
+
+
+@pytest.mark.parametrize("system", TIES)
+def test_lewm_903_in_four_tie_modes(compose, system):
+    assert lewm_misses(compute(compose, system), system) == []
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        "model.final_norm_eps=1e-3",
+        "model.backbone.gated_norm_eps=1e-3",
+        "model.backbone.mlp_every=1",
+        "model/softcap=tanh",
+        "model.logit_bias=false",
+        "z_loss_weight=0",
+        "jepa.alignment.steps=1",
+        "jepa.target.stop_gradient=true",
+        "jepa.regularizers.sigreg.per_step=false",
+        "jepa.regularizers.sigreg.window=false",
+    ],
+)
+def test_a_wrong_switch_misses_the_vector_of_lewm_903(compose, wrong):
+    assert lewm_misses(compute(compose, "lewm_903_tie1", wrong), "lewm_903_tie1")
 
 
 @pytest.mark.parametrize(
