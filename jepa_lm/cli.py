@@ -18,7 +18,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from jepa_lm import schema
+from jepa_lm import process, schema
 from jepa_lm.errors import UserError
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
@@ -27,9 +27,7 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 def launch(command: str) -> int:
     """Compose conf/<command>.yaml with the command line, run the command, return its exit code."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print a traceback and exit by itself
-    # Idle OpenMP threads sleep instead of spinning: beside one busy process, spinning made the
-    # demo's steps on two cores 2 to 40 times slower (docs/log.md). Read when torch is loaded.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    process.tune()
     schema.register()
     returned: list[Exception] = []
 
