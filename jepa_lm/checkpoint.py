@@ -88,12 +88,17 @@ def shipped_weights(checkpoint: dict[str, Any]) -> str:
     return "ema" if averaged else "raw"
 
 
+def portable(model: dict[str, Any]) -> dict[str, Any]:
+    """A model's config without what belongs to the machine it was trained on."""
+    return model if "kernel" not in model else {**model, "kernel": "auto"}
+
+
 def inference_model(checkpoint: dict[str, Any]) -> LanguageModel:
     """The model that ships, built from its config alone and loaded strictly.
 
     Training-only parts live beside the model, not in it, so nothing is stripped by name.
     """
-    model: LanguageModel = instantiate(checkpoint["hyper_parameters"]["config"]["model"])
+    model: LanguageModel = instantiate(portable(checkpoint["hyper_parameters"]["config"]["model"]))
     prefix = AVERAGE if shipped_weights(checkpoint) == "ema" else RAW
     state = checkpoint["state_dict"]
     model.load_state_dict(

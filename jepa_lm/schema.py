@@ -80,6 +80,10 @@ class Evaluation:
     protocol: str = MISSING
     seq_len: int | None = MISSING
     batch_tokens: int | None = MISSING
+    stride: int | None = MISSING
+    reset: str | None = MISSING
+    temperature: Any = MISSING
+    max_seconds: float = MISSING
     precision: str | None = MISSING
     audit: bool = MISSING
     baselines: bool = MISSING
@@ -95,6 +99,7 @@ class EvalConfig:
     ckpt_path: str | None = MISSING
     artifact_path: str | None = MISSING
     device: str = MISSING
+    devices: int = MISSING
     paths: Paths = field(default_factory=Paths)
 
 
@@ -105,6 +110,8 @@ class ExportConfig:
     quantization: Any = None
     task_name: str = MISSING
     ckpt_path: str = MISSING
+    temperature: Any = MISSING
+    device: str = MISSING
     cap_bytes: int = MISSING
     paths: Paths = field(default_factory=Paths)
 

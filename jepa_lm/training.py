@@ -29,6 +29,7 @@ from jepa_lm.describe import describe, sizes
 from jepa_lm.errors import UserError, warn
 from jepa_lm.evaluation.bpb import Score
 from jepa_lm.evaluation.probe import TOP, probe
+from jepa_lm.evaluation.temperature import check_temperature
 from jepa_lm.lit import LanguageModelTask
 from jepa_lm.objective import Moment
 from jepa_lm.optim.clock import ProgressClock
@@ -53,6 +54,7 @@ def train(cfg: DictConfig) -> float | None:
     config = resolve(cfg)
     check(config)
     check_sampling(config["sampling"])
+    check_temperature("temperature", config["temperature"])
     _quiet_lightning()
     budget = config["trainer"]
     budget["precision"] = resolve_precision(budget["precision"], budget["accelerator"])

@@ -12,16 +12,24 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from jepa_lm.artifact.container import Written, write_artifact
+from jepa_lm.artifact.container import Written, quantized, write_artifact
 from jepa_lm.artifact.size import code_bytes
 from jepa_lm.checkpoint import (
     find_checkpoint,
     inference_model,
+    portable,
     read_checkpoint,
     shipped_weights,
 )
 from jepa_lm.config import check_node, check_schema, resolve
+from jepa_lm.data.datamodule import TokenDataModule
 from jepa_lm.errors import OverCapError, UserError
+from jepa_lm.evaluation.bpb import ByteCounter
+from jepa_lm.evaluation.scoring import Scorer
+from jepa_lm.evaluation.subject import pick_device
+from jepa_lm.evaluation.temperature import SEARCH, check_temperature, search_temperature
+from jepa_lm.model import LanguageModel
+from jepa_lm.precision import resolve_precision
 from jepa_lm.quantization.policy import Policy
 from jepa_lm.records import git_state, versions, write_json
 from jepa_lm.schema import ExportConfig
@@ -46,10 +54,14 @@ def export(cfg: DictConfig) -> float:
     check_node("quantization", quantization)
     policy: Policy = instantiate(quantization, _convert_="all")
     model = inference_model(checkpoint)
+    formats = policy.assign(model)
+    search = _temperature(config, checkpoint, quantized(model, formats))
     data = {key: value for key, value in run["data"].items() if key != "cache_dir"}
     meta = {
-        "model": run["model"],
+        "model": portable(run["model"]),
         "data": data,
+        "temperature": search["temperature"],
+        "eval": run["eval"],
         "precision": run["trainer"]["precision"],
         "tokenizer": checkpoint["tokenizer"],
         "seed": run["seed"],
@@ -59,10 +71,11 @@ def export(cfg: DictConfig) -> float:
     }
     folder = Path(config["paths"]["run_dir"])
     folder.mkdir(parents=True, exist_ok=True)
-    written = write_artifact(folder, dict(model.named_parameters()), policy.assign(model), meta)
+    written = write_artifact(folder, dict(model.named_parameters()), formats, meta)
     _reload_in_fresh_process(written.path)
     account = _account(written, config["cap_bytes"], path) | {
-        "weights": shipped_weights(checkpoint)
+        "weights": shipped_weights(checkpoint),
+        "temperature": search,
     }
     write_json(folder / "export.json", account)
     _print(account, folder)
@@ -73,6 +86,34 @@ def export(cfg: DictConfig) -> float:
             f"{account['total'] - config['cap_bytes']}; choose fewer bits or a smaller model"
         )
     return float(account["total"])
+
+
+def _temperature(
+    config: dict[str, Any], checkpoint: dict[str, Any], model: LanguageModel
+) -> dict[str, Any]:
+    """`temperature`, and how it was found when it was searched."""
+    run = checkpoint["hyper_parameters"]["config"]
+    asked = run["temperature"] if config["temperature"] is None else config["temperature"]
+    check_temperature("temperature", asked)
+    if asked != SEARCH:
+        return {"temperature": float(asked)}
+    data: TokenDataModule = instantiate(run["data"], _convert_="all")
+    data.prepare_data()
+    data.setup()
+    if checkpoint["tokenizer"] != data.tokenizer.fingerprint:
+        raise UserError(
+            "temperature=search: the training data has another tokenizer now than the run had; give "
+            "a number, or the data the model was trained on"
+        )
+    device = pick_device(config["device"])
+    scorer = Scorer(
+        model=model,
+        byte_counter=ByteCounter(data.tokenizer.token_bytes()),
+        device=device,
+        precision=resolve_precision(run["trainer"]["precision"], device.type),
+    )
+    rows = max(1, data.val_batch_tokens // data.seq_len)
+    return search_temperature(scorer, data.streams["train"], seq_len=data.seq_len, rows=rows)
 
 
 def _reload_in_fresh_process(path: Path) -> None:
@@ -119,6 +160,12 @@ def _print(account: dict[str, Any], folder: Path) -> None:
     for name, size in account["compressors"].items():
         table.add_row(
             f"compressed by {name}", f"{size:,} bytes{' (chosen)' * (name == account['codec'])}"
+        )
+    if "tokens" in account["temperature"]:
+        found = account["temperature"]
+        table.add_row(
+            "temperature",
+            f"{found['temperature']:g}, searched on {found['tokens']:,} training tokens",
         )
     table.add_row("artifact on disk", f"[bold]{account['bytes']:,}[/bold] bytes")
     table.add_row("code", f"{account['code_bytes']:,} bytes")

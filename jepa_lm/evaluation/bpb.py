@@ -84,13 +84,26 @@ def score_from_sums(nats: float, tokens: float, n_bytes: float) -> Score:
 
 
 def score_batch(
-    model: LanguageModel, batch: Batch, byte_counter: ByteCounter, meter: BPBMeter
+    model: LanguageModel,
+    batch: Batch,
+    byte_counter: ByteCounter,
+    meter: BPBMeter,
+    temperature: float = 1.0,
 ) -> None:
-    """Score a batch of windows with plain cross entropy: no auxiliary loss, no z-loss."""
-    logits, _ = model(batch["inputs"])
-    meter.update(
-        token_nll(logits, batch["targets"]), byte_counter(batch["inputs"], batch["targets"])
-    )
+    """Score a batch of windows with plain cross entropy: no auxiliary loss, no z-loss.
+
+    Where `targets` [B, S] is narrower than `inputs` [B, T], the last S positions are scored, and the
+    last block and the head run on those alone.
+    """
+    inputs, targets = batch["inputs"], batch["targets"]
+    scored = targets.shape[1]
+    if scored == inputs.shape[1]:
+        logits, _ = model(inputs)
+    else:
+        logits = model.logits(model.tail(inputs, scored))
+    if temperature != 1.0:
+        logits = logits / temperature
+    meter.update(token_nll(logits, targets), byte_counter(inputs[:, -scored:], targets))
 
 
 @dataclass(frozen=True)

@@ -2,41 +2,29 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from hydra.utils import instantiate
+from lightning.fabric import Fabric
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from jepa_lm.artifact.container import load_artifact
-from jepa_lm.checkpoint import find_checkpoint, find_file, inference_model, read_checkpoint
+from jepa_lm import process
 from jepa_lm.config import check_schema, resolve
 from jepa_lm.data.datamodule import TokenDataModule
-from jepa_lm.errors import UserError
+from jepa_lm.errors import UserError, warn
 from jepa_lm.evaluation.baselines import cached_baselines, split_text
-from jepa_lm.evaluation.bpb import ByteCounter, audit_bytes
-from jepa_lm.evaluation.standard import evaluate_windows
-from jepa_lm.model import LanguageModel
-from jepa_lm.own_classes import require_own_classes
+from jepa_lm.evaluation.bpb import ByteCounter, audit_bytes, score_from_sums
+from jepa_lm.evaluation.protocols import check_protocol, details, score_split
+from jepa_lm.evaluation.scoring import Scorer
+from jepa_lm.evaluation.subject import Subject, load_data, load_subject, pick_device
+from jepa_lm.evaluation.temperature import SEARCH, check_temperature
 from jepa_lm.precision import resolve_precision
 from jepa_lm.records import git_state, versions, write_json
 from jepa_lm.schema import EvalConfig
-
-PROTOCOLS = ("standard",)
-
-
-class Subject(NamedTuple):
-    """What is scored: a model with the settings it was trained under."""
-
-    source: Path
-    model: LanguageModel
-    data: dict[str, Any]
-    precision: str
-    tokenizer: str
-    """Fingerprint of the tokenizer it was trained with."""
 
 
 def evaluate(cfg: DictConfig) -> float:
@@ -50,27 +38,32 @@ def evaluate(cfg: DictConfig) -> float:
     """
     config = resolve(cfg)
     check_schema(config, EvalConfig)
-    settings = config["eval"]
-    if settings["protocol"] not in PROTOCOLS:
-        raise UserError(f"eval.protocol={settings['protocol']}: one of {', '.join(PROTOCOLS)}")
-    subject = _subject(config)
-    data = _data(subject, config)
-    device = _device(config["device"])
-    precision = resolve_precision(settings["precision"] or subject.precision, device.type)
-    done = evaluate_windows(
-        subject.model,
-        data.val_windows(),
-        ByteCounter(data.tokenizer.token_bytes()),
-        device=device,
-        precision=precision,
-    )
-    assert data.prepared is not None
+    settings, devices = config["eval"], config["devices"]
+    check_protocol(settings, devices)
+    if settings["temperature"] is not None:
+        check_temperature("eval.temperature", settings["temperature"])
+        if settings["temperature"] == SEARCH:
+            raise UserError("eval.temperature=search: export.py searches it, on training tokens")
+    if devices < 1:
+        raise UserError(f"devices={devices}: at least 1")
+    subject, data = _load(config)
+    device = pick_device(config["device"])
+    if device.type == "cuda" and devices > torch.cuda.device_count():
+        raise UserError(f"devices={devices}: this machine has {torch.cuda.device_count()} GPUs")
+    sums, seconds = _measure(config, subject, data, device)
+    score = score_from_sums(*sums)
     result = {
         "protocol": settings["protocol"],
-        **done.score.as_dict(),
-        "seconds": done.seconds,
+        **details(settings, subject),
+        **score.as_dict(),
+        "seconds": seconds,
+        "max_seconds": settings["max_seconds"],
+        "in_time": seconds <= settings["max_seconds"],
         "seq_len": data.seq_len,
-        "precision": precision,
+        "temperature": _temperature(settings, subject),
+        "precision": _precision(settings, subject, device),
+        "device": device.type,
+        "devices": devices,
         "source": str(subject.source),
         "source_bytes": subject.source.stat().st_size,
         "versions": versions(),
@@ -88,59 +81,83 @@ def evaluate(cfg: DictConfig) -> float:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, result)
     _print(result, path)
-    return done.score.bpb
-
-
-def _subject(config: dict[str, Any]) -> Subject:
-    """Load the checkpoint or the artifact."""
-    ckpt, artifact = config["ckpt_path"], config["artifact_path"]
-    if (ckpt is None) == (artifact is None):
-        raise UserError(
-            f"set ckpt_path or artifact_path, one of them (ckpt_path={ckpt}, artifact_path={artifact})"
+    if not result["in_time"]:
+        warn(
+            f"scoring took {seconds:.0f} s, more than eval.max_seconds={settings['max_seconds']:g}; "
+            "a larger eval.stride or more devices are faster"
         )
-    if ckpt is not None:
-        path = find_checkpoint(ckpt)
-        checkpoint = read_checkpoint(path)
-        run = checkpoint["hyper_parameters"]["config"]
-        model = inference_model(checkpoint)
-        precision = run["trainer"]["precision"]
-        return Subject(path, model, run["data"], precision, checkpoint["tokenizer"])
-    path = find_file("artifact_path", artifact, ("artifact.*",), "*/*runs/**")
-    loaded = load_artifact(path)
-    meta = loaded.meta
-    require_own_classes(meta["data"], "jepa_lm.data", f"artifact_path={path}")
-    return Subject(path, loaded.model, meta["data"], meta["precision"], meta["tokenizer"])
+    return score.bpb
 
 
-def _data(subject: Subject, config: dict[str, Any]) -> TokenDataModule:
-    """The validation data that the model was trained beside."""
+def _load(config: dict[str, Any]) -> tuple[Subject, TokenDataModule]:
+    """The model and the validation data that it was trained beside."""
     settings = config["eval"]
+    subject = load_subject(config["ckpt_path"], config["artifact_path"])
     changes = {
         "cache_dir": config["paths"]["cache"],
         "seq_len": settings["seq_len"] or subject.data["seq_len"],
         "val_batch_tokens": settings["batch_tokens"] or subject.data["val_batch_tokens"],
     }
-    data: TokenDataModule = instantiate({**subject.data, **changes}, _convert_="all")
-    data.prepare_data()
-    data.setup()
-    if subject.tokenizer != data.tokenizer.fingerprint:
-        raise UserError(
-            f"{subject.source} was trained with another tokenizer than the data has "
-            f"({subject.tokenizer[:12]}, now {data.tokenizer.fingerprint[:12]}); the text or the "
-            "tokenizer file has changed"
-        )
-    return data
+    return subject, load_data(subject, changes)
 
 
-def _device(name: str) -> torch.device:
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device={name}: not to be had here; auto, cpu, cuda or cuda:N") from error
-    return device
+def _measure(
+    config: dict[str, Any], subject: Subject, data: TokenDataModule, device: torch.device
+) -> tuple[list[float], float]:
+    """Nats, targets and bytes over all processes, and the seconds it took."""
+    if config["devices"] == 1:
+        return _share(config, subject, data, device, rank=0, world_size=1)
+    fabric = Fabric(accelerator=device.type, devices=config["devices"], strategy="ddp_spawn")
+    return fabric.launch(_worker, config)  # type: ignore[arg-type]
+
+
+def _worker(fabric: Fabric, config: dict[str, Any]) -> tuple[list[float], float]:
+    """One of several processes: it loads everything itself and scores its share."""
+    process.tune()
+    if fabric.device.type == "cpu":
+        torch.set_num_threads(max(1, torch.get_num_threads() // fabric.world_size))
+    subject, data = _load(config)
+    sums, seconds = _share(
+        config, subject, data, fabric.device, rank=fabric.global_rank, world_size=fabric.world_size
+    )
+    total = fabric.all_reduce(torch.tensor(sums, dtype=torch.float64), reduce_op="sum")
+    durations = fabric.all_gather(torch.tensor(seconds))
+    assert isinstance(total, torch.Tensor)
+    assert isinstance(durations, torch.Tensor)
+    return total.tolist(), durations.max().item()
+
+
+def _share(
+    config: dict[str, Any],
+    subject: Subject,
+    data: TokenDataModule,
+    device: torch.device,
+    *,
+    rank: int,
+    world_size: int,
+) -> tuple[list[float], float]:
+    settings = config["eval"]
+    scorer = Scorer(
+        model=subject.model,
+        byte_counter=ByteCounter(data.tokenizer.token_bytes()),
+        device=device,
+        precision=_precision(settings, subject, device),
+        temperature=_temperature(settings, subject),
+        rank=rank,
+        world_size=world_size,
+    )
+    began = time.perf_counter()
+    sums = score_split(scorer, data, settings, subject).tolist()
+    return sums, time.perf_counter() - began
+
+
+def _temperature(settings: dict[str, Any], subject: Subject) -> float:
+    given = settings["temperature"]
+    return subject.temperature if given is None else float(given)
+
+
+def _precision(settings: dict[str, Any], subject: Subject, device: torch.device) -> str:
+    return resolve_precision(settings["precision"] or subject.precision, device.type)
 
 
 def _audit(data: TokenDataModule) -> dict[str, Any]:
@@ -157,15 +174,30 @@ def _audit(data: TokenDataModule) -> dict[str, Any]:
     }
 
 
+def _protocol_in_words(result: dict[str, Any]) -> str:
+    words = f"{result['protocol']}, windows of {result['seq_len']} tokens"
+    if result["protocol"] == "sliding":
+        return f"{words}, stride {result['stride']}"
+    if result["protocol"] == "stream":
+        return "stream, " + (
+            "state carried over the whole text"
+            if result["reset"] == "none"
+            else "state empty at the start of each document"
+        )
+    return words
+
+
 def _print(result: dict[str, Any], path: Path) -> None:
     console = Console(highlight=False)
     table = Table(title=Path(result["source"]).name, show_header=False)
-    table.add_row("protocol", f"{result['protocol']}, windows of {result['seq_len']} tokens")
+    table.add_row("protocol", _protocol_in_words(result))
     table.add_row("nats per token", f"{result['nll']:.6f}")
     table.add_row("bits per byte", f"[bold]{result['bpb']:.6f}[/bold]")
     table.add_row("tokens", f"{result['tokens']:,}")
     table.add_row("bytes", f"{result['bytes']:,}")
-    table.add_row("seconds", f"{result['seconds']:.1f}")
+    if result["temperature"] != 1:
+        table.add_row("temperature", f"{result['temperature']:g}")
+    table.add_row("seconds", f"{result['seconds']:.1f} of {result['max_seconds']:g}")
     if "audit" in result:
         audit = result["audit"]
         ok = (

@@ -64,7 +64,12 @@ class TextState(NamedTuple):
     ids: Tensor
     """The last two ids [B, 2], or fewer at the start: bigram features and the smear gate look back."""
     blocks: list[Any]
-    """Each block's state."""
+    """Each block's state: a tuple of tensors, texts first."""
+
+    def first(self, texts: int) -> TextState:
+        """The state of the first texts of the batch alone."""
+        blocks = [type(state)(*(t[:texts] for t in state)) for state in self.blocks]
+        return TextState(self.ids[:texts], blocks)
 
 
 LOOK_BACK = 2

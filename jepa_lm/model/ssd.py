@@ -19,6 +19,9 @@ from torch import Tensor
 
 from jepa_lm.precision import full_precision
 
+CHUNKS_AT_ONCE = 64
+"""Chunks whose states are passed on by one product; more go one after the other."""
+
 
 def ssd_sequential(
     x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor | None = None
@@ -120,17 +123,30 @@ def _pass_on(added: Tensor, log_decay: Tensor, state: Tensor | None) -> Tensor:
     Returns:
         [B, K + 1, G, R, P, N].
     """
+    B, _, G, R, P, N = added.shape
+    added = added.to(log_decay.dtype)
+    last = added.new_zeros(B, G, R, P, N) if state is None else state.view(B, G, R, P, N)
+    last = last.to(log_decay.dtype)
+    passed = []
+    parts = zip(added.split(CHUNKS_AT_ONCE, 1), log_decay.split(CHUNKS_AT_ONCE, 1), strict=True)
+    for part, decay in parts:
+        borders = _pass_on_at_once(part, decay, last)
+        passed.append(borders[:, :-1])
+        last = borders[:, -1]
+    return torch.cat((*passed, last[:, None]), dim=1)
+
+
+def _pass_on_at_once(added: Tensor, log_decay: Tensor, state: Tensor) -> Tensor:
+    """`_pass_on` as one product, whose work grows with the square of K; state [B, G, R, P, N]."""
     B, K, G, R, P, N = added.shape
-    first = added.new_zeros(B, G, R, P, N) if state is None else state.view(B, G, R, P, N)
-    rows = torch.cat((first.to(log_decay.dtype)[:, None], added.to(log_decay.dtype)), dim=1)
+    rows = torch.cat((state[:, None], added), dim=1)
     flat = rows.permute(0, 2, 3, 1, 4, 5).reshape(B, G, R, K + 1, P * N)
     # Row i, column j: the decay over chunks j..i-1. Summed anew for each j, because the difference of
     # two long sums would lose the digits of a short stretch late in a long text.
     steps = F.pad(log_decay.permute(0, 2, 3, 1), (1, 0))[..., None].expand(B, G, R, K + 1, K + 1)
     after = torch.ones(K + 1, K + 1, dtype=torch.bool, device=added.device).tril(-1)
     summed = steps.masked_fill(~after, 0.0).cumsum(-2)
-    future = after.T
-    decay = summed.masked_fill(future, -torch.inf).exp()
+    decay = summed.masked_fill(after.T, -torch.inf).exp()
     with full_precision(added.device):
         passed = decay @ flat
     return passed.view(B, G, R, K + 1, P, N).permute(0, 3, 1, 2, 4, 5)

@@ -1,0 +1,85 @@
+"""The ways a split is scored. Each has a name of its own in reports: their scores do not compare.
+
+- `standard`: windows side by side, as in validation.
+- `sliding`: overlapping windows, so that every target has context (the challenge's score).
+- `stream`: one pass with carried state, over everything or document by document; recurrent models.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor
+
+from jepa_lm.data.datamodule import TokenDataModule
+from jepa_lm.errors import UserError
+from jepa_lm.evaluation.scoring import Scorer, score_documents, score_stream, score_windows
+from jepa_lm.evaluation.subject import Subject
+from jepa_lm.evaluation.windows import SlidingWindows
+
+OWN_SETTINGS = {"standard": (), "sliding": ("stride",), "stream": ("reset",)}
+"""Settings that mean something to one protocol alone."""
+RESETS = ("none", "document")
+
+
+def check_protocol(settings: dict[str, Any], devices: int) -> None:
+    """Refuse settings that the protocol would not read.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    protocol = settings["protocol"]
+    if protocol not in OWN_SETTINGS:
+        raise UserError(f"eval.protocol={protocol}: one of {', '.join(OWN_SETTINGS)}")
+    for owner, keys in OWN_SETTINGS.items():
+        for key in keys:
+            if owner != protocol and settings[key] is not None:
+                raise UserError(
+                    f"eval.{key}={settings[key]}: means something to eval={owner} alone, not to "
+                    f"eval={protocol}"
+                )
+    if protocol == "stream":
+        if settings["reset"] not in RESETS:
+            raise UserError(f"eval.reset={settings['reset']}: one of {', '.join(RESETS)}")
+        if devices > 1 and settings["reset"] == "none":
+            raise UserError(
+                f"devices={devices}: one stream is read by one process; use devices=1, or "
+                "eval.reset=document"
+            )
+
+
+def details(settings: dict[str, Any], subject: Subject) -> dict[str, Any]:
+    """What a report says about the protocol beside its name."""
+    if settings["protocol"] == "sliding":
+        return {"stride": settings["stride"] or subject.stride}
+    return {key: settings[key] for key in OWN_SETTINGS[settings["protocol"]]}
+
+
+def score_split(
+    scorer: Scorer, data: TokenDataModule, settings: dict[str, Any], subject: Subject
+) -> Tensor:
+    """Nats, targets and bytes [3] of this process's share of the validation split.
+
+    Raises:
+        UserError: a protocol that this model or this tokenizer cannot have.
+    """
+    stream, piece = data.streams["val"], data.val_batch_tokens
+    rows = max(1, piece // data.seq_len)
+    if settings["protocol"] == "standard":
+        return score_windows(scorer, data.val_windows())
+    if settings["protocol"] == "sliding":
+        stride = settings["stride"] or subject.stride
+        windows = SlidingWindows(
+            stream, seq_len=data.seq_len, stride=stride, rows=rows, device=scorer.device
+        )
+        return score_windows(scorer, windows)
+    if (reason := scorer.model.why_not_stream()) is not None:
+        raise UserError(f"eval=stream: not for this model: {reason}; use eval=sliding")
+    if settings["reset"] == "none":
+        return score_stream(scorer, stream, piece=piece)
+    bos_id = data.tokenizer.bos_id
+    if bos_id is None:
+        raise UserError(
+            "eval.reset=document: this tokenizer marks no documents (it has no BOS); use eval.reset=none"
+        )
+    return score_documents(scorer, stream, bos_id=bos_id, piece=data.seq_len, rows=rows)

@@ -1,0 +1,161 @@
+"""Scores of a model over a whole split, outside of training: windows, or one stream with its state.
+
+Legend: N tokens, T positions of a window, L positions of a piece, B rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.progress import track
+from torch import Tensor
+
+from jepa_lm.data.stream import Batch, TokenStream
+from jepa_lm.evaluation.bpb import BPBMeter, ByteCounter, score_batch
+from jepa_lm.model import LanguageModel, TextState, token_nll
+from jepa_lm.precision import AUTOCAST
+
+
+class Scorer(NamedTuple):
+    """How text is scored: by which model, where, in which precision, by which of several processes."""
+
+    model: LanguageModel
+    byte_counter: ByteCounter
+    device: torch.device
+    precision: str
+    """Lightning's name, as in training."""
+    temperature: float = 1.0
+    rank: int = 0
+    world_size: int = 1
+
+    def prepare(self) -> BPBMeter:
+        """Move everything to the device; returns an empty meter there."""
+        self.model.to(self.device).eval()
+        self.byte_counter.to(self.device)
+        return BPBMeter().to(self.device)
+
+    def autocast(self) -> torch.autocast:
+        """The precision as a context."""
+        dtype = AUTOCAST[self.precision]
+        return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
+
+    def shown(self, numbers: range) -> Iterable[int]:
+        """The same numbers; the first process shows a bar."""
+        return track(
+            numbers,
+            description="evaluating",
+            console=Console(stderr=True),
+            transient=True,
+            disable=self.rank > 0,
+        )
+
+
+@torch.inference_mode()
+def score_windows(scorer: Scorer, windows: torch.utils.data.Dataset[Batch]) -> Tensor:
+    """Nats, targets and bytes [3], float64, of this process's share of the windows.
+
+    Process r takes every W-th batch, so that no target is scored twice.
+    """
+    meter = scorer.prepare()
+    mine = range(scorer.rank, len(windows), scorer.world_size)  # type: ignore[arg-type]
+    for i in scorer.shown(mine):
+        batch = {name: t.to(scorer.device) for name, t in windows[i].items()}
+        with scorer.autocast():
+            score_batch(scorer.model, batch, scorer.byte_counter, meter, scorer.temperature)
+    return meter.sums
+
+
+@torch.inference_mode()
+def score_stream(scorer: Scorer, stream: TokenStream, *, piece: int) -> Tensor:
+    """Nats, targets and bytes [3] of one pass over the text, its state carried from piece to piece.
+
+    Memory does not grow with the text.
+
+    Args:
+        piece: L, tokens read at a time; it changes speed and memory, not the score.
+    """
+    meter, state = scorer.prepare(), None
+    targets = stream.total - 1
+    for i in scorer.shown(range(-(-targets // piece))):
+        ids = np.empty(min(piece, targets - i * piece) + 1, dtype=np.int64)
+        stream.read(i * piece, ids)
+        tokens = torch.from_numpy(ids)[None].to(scorer.device)
+        state = _score_piece(scorer, meter, tokens, state, None)
+    return meter.sums
+
+
+@torch.inference_mode()
+def score_documents(
+    scorer: Scorer, stream: TokenStream, *, bos_id: int, piece: int, rows: int
+) -> Tensor:
+    """Nats, targets and bytes [3], each document read from an empty state.
+
+    A document runs from its BOS to the next, which is its last target. Documents of like length run
+    side by side, so that little of a piece is padding; the score does not depend on it.
+
+    Args:
+        piece: L, tokens of a document read at a time. rows: B, documents side by side.
+    """
+    meter = scorer.prepare()
+    starts, lengths = documents(stream, bos_id)
+    waves = range(scorer.rank * rows, len(starts), scorer.world_size * rows)
+    for first in scorer.shown(waves):
+        wave = slice(first, first + rows)
+        state: TextState | None = None
+        for tokens, length in _pieces(stream, starts[wave], lengths[wave], piece):
+            if state is not None:
+                state = state.first(len(tokens))
+            state = _score_piece(
+                scorer, meter, tokens.to(scorer.device), state, length.to(scorer.device)
+            )
+    return meter.sums
+
+
+def documents(stream: TokenStream, bos_id: int) -> tuple[np.ndarray, np.ndarray]:
+    """First token and number of targets of each document of a split, the longest document first."""
+    block, found = 1 << 22, [np.zeros(1, dtype=np.int64)]
+    for start in range(0, stream.total - 1, block):
+        ids = np.empty(min(block, stream.total - 1 - start), dtype=np.int64)
+        stream.read(start, ids)
+        found.append(start + np.flatnonzero(ids == bos_id))
+    starts = np.unique(np.concatenate(found))
+    lengths = np.diff(starts, append=stream.total - 1)
+    order = np.argsort(-lengths, kind="stable")
+    return starts[order], lengths[order]
+
+
+def _pieces(
+    stream: TokenStream, starts: np.ndarray, lengths: np.ndarray, piece: int
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Tokens [B', L + 1] and targets [B'] of the documents that are not over yet, longest first."""
+    for at in range(0, int(lengths[0]), piece):
+        left = np.minimum(lengths - at, piece)
+        alive = int((left > 0).sum())
+        ids = np.zeros((alive, int(left[0]) + 1), dtype=np.int64)
+        for row in range(alive):
+            stream.read(int(starts[row]) + at, ids[row, : left[row] + 1])
+        yield torch.from_numpy(ids), torch.from_numpy(left[:alive])
+
+
+def _score_piece(
+    scorer: Scorer,
+    meter: BPBMeter,
+    tokens: Tensor,
+    state: TextState | None,
+    lengths: Tensor | None,
+) -> TextState:
+    """Add tokens [B, L + 1] to the meter, of each row its first `lengths` targets; the next state."""
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    with scorer.autocast():
+        hidden, state = scorer.model.stream(inputs, state)
+        nll = token_nll(scorer.model.logits(hidden) / scorer.temperature, targets)
+    n_bytes = scorer.byte_counter(inputs, targets)
+    if lengths is not None:
+        real = torch.arange(targets.shape[1], device=lengths.device) < lengths[:, None]
+        nll, n_bytes = nll[real], n_bytes[real]
+    meter.update(nll, n_bytes)
+    return state

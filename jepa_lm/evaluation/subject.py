@@ -1,0 +1,104 @@
+"""What is scored: a checkpoint's or an artifact's model, with the data it was trained beside."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from hydra.utils import instantiate
+
+from jepa_lm.artifact.container import load_artifact
+from jepa_lm.checkpoint import find_checkpoint, find_file, inference_model, read_checkpoint
+from jepa_lm.data.datamodule import TokenDataModule
+from jepa_lm.errors import UserError
+from jepa_lm.model import LanguageModel
+from jepa_lm.own_classes import require_own_classes
+
+
+class Subject(NamedTuple):
+    """A model with the settings it was trained under."""
+
+    source: Path
+    model: LanguageModel
+    data: dict[str, Any]
+    precision: str
+    tokenizer: str
+    """Fingerprint of the tokenizer it was trained with."""
+    stride: int
+    """Of sliding windows, as the run's config has it."""
+    temperature: float
+    """That the artifact brings along; 1 for a checkpoint."""
+
+
+def load_subject(ckpt: str | None, artifact: str | None) -> Subject:
+    """Load the checkpoint or the artifact.
+
+    Raises:
+        UserError: none or both given, or a damaged file.
+    """
+    if (ckpt is None) == (artifact is None):
+        raise UserError(
+            f"set ckpt_path or artifact_path, one of them (ckpt_path={ckpt}, artifact_path={artifact})"
+        )
+    if ckpt is not None:
+        path = find_checkpoint(ckpt)
+        checkpoint = read_checkpoint(path)
+        run = checkpoint["hyper_parameters"]["config"]
+        return Subject(
+            source=path,
+            model=inference_model(checkpoint),
+            data=run["data"],
+            precision=run["trainer"]["precision"],
+            tokenizer=checkpoint["tokenizer"],
+            stride=run["eval"]["stride"],
+            temperature=1.0,
+        )
+    assert artifact is not None
+    path = find_file("artifact_path", artifact, ("artifact.*",), "*/*runs/**")
+    loaded = load_artifact(path)
+    meta = loaded.meta
+    require_own_classes(meta["data"], "jepa_lm.data", f"artifact_path={path}")
+    return Subject(
+        source=path,
+        model=loaded.model,
+        data=meta["data"],
+        precision=meta["precision"],
+        tokenizer=meta["tokenizer"],
+        stride=meta["eval"]["stride"],
+        temperature=meta["temperature"],
+    )
+
+
+def load_data(subject: Subject, changes: dict[str, Any]) -> TokenDataModule:
+    """The data that the model was trained beside, with some settings changed.
+
+    Raises:
+        UserError: the data's tokenizer is not the model's any more.
+    """
+    data: TokenDataModule = instantiate({**subject.data, **changes}, _convert_="all")
+    data.prepare_data()
+    data.setup()
+    if subject.tokenizer != data.tokenizer.fingerprint:
+        raise UserError(
+            f"{subject.source} was trained with another tokenizer than the data has "
+            f"({subject.tokenizer[:12]}, now {data.tokenizer.fingerprint[:12]}); the text or the "
+            "tokenizer file has changed"
+        )
+    return data
+
+
+def pick_device(name: str) -> torch.device:
+    """The device called `name`; `auto` is CUDA where there is one.
+
+    Raises:
+        UserError: it is not to be had.
+    """
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise UserError(f"device={name}: not to be had here; auto, cpu, cuda or cuda:N") from error
+    return device

@@ -1,0 +1,79 @@
+"""The temperature that fits a model's scores best, searched on training tokens only (#903).
+
+Logits are divided by it before the softmax. Two phases: a coarse grid, then steps around its best.
+The validation text is never read here: a temperature fitted to it would be told the answers.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+
+from jepa_lm.data.stream import Batch, TokenStream
+from jepa_lm.errors import UserError
+from jepa_lm.evaluation.scoring import Scorer
+from jepa_lm.evaluation.windows import StandardWindows
+from jepa_lm.model import token_nll
+
+TOKENS = 65_536
+COARSE = (0.5, 0.7, 0.85, 0.95, 1.0, 1.1, 1.3, 1.5, 2.0)
+FINE = (-0.06, -0.04, -0.02, 0.02, 0.04, 0.06)
+SEARCH = "search"
+
+
+def check_temperature(key: str, value: Any) -> None:
+    """Refuse what is neither a positive number nor `search`.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value != SEARCH and not (number and 0 < value < math.inf):
+        raise UserError(f"{key}={value}: a positive number, or search")
+
+
+def search_temperature(
+    scorer: Scorer, train: TokenStream, *, seq_len: int, rows: int
+) -> dict[str, Any]:
+    """The best temperature on the first training tokens.
+
+    Args:
+        scorer: its own temperature is not used. train: the training tokens.
+        seq_len, rows: of the windows.
+
+    Returns:
+        `temperature`, `tokens` it was searched on, and `nll` per token of each one tried.
+    """
+    limit = min(train.total, TOKENS + 1)
+    windows = StandardWindows(train, seq_len=seq_len, rows=rows, limit=limit)
+    tried = mean_nll(scorer, windows, COARSE)
+    best = min(tried, key=tried.__getitem__)
+    tried |= mean_nll(scorer, windows, tuple(round(best + step, 4) for step in FINE))
+    best = min(tried, key=tried.__getitem__)
+    return {
+        "temperature": best,
+        "tokens": limit - 1,
+        "nll": {f"{t:g}": tried[t] for t in sorted(tried)},
+    }
+
+
+@torch.inference_mode()
+def mean_nll(
+    scorer: Scorer, windows: torch.utils.data.Dataset[Batch], temperatures: tuple[float, ...]
+) -> dict[float, float]:
+    """Nats per target at each temperature."""
+    scorer.prepare()
+    sums = torch.zeros(len(temperatures) + 1, dtype=torch.float64, device=scorer.device)
+    for i in range(len(windows)):  # type: ignore[arg-type]
+        batch = {name: t.to(scorer.device) for name, t in windows[i].items()}
+        with scorer.autocast():
+            logits, _ = scorer.model(batch["inputs"])
+            for k, temperature in enumerate(temperatures):
+                sums[k] += token_nll(logits / temperature, batch["targets"]).sum(
+                    dtype=torch.float64
+                )
+        sums[-1] += batch["targets"].numel()
+    *nats, tokens = sums.tolist()
+    return {t: n / tokens for t, n in zip(temperatures, nats, strict=True)}
