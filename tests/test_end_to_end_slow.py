@@ -59,6 +59,27 @@ def test_train_export_eval_in_a_row(tmp_path, data):
     assert "bits per byte" in printed
 
 
+@pytest.mark.parametrize("preset", ["pr903_lewm_bpe", "pr903_lewm_byte"])
+def test_the_recurrent_presets_train_export_and_eval(tmp_path, preset):
+    printed = run("train.py", f"experiment={preset}", "debug=tiny", f"hydra.run.dir={tmp_path}/run")
+    assert "what the model writes" in printed
+    run("export.py", f"ckpt_path={tmp_path}/run", f"hydra.run.dir={tmp_path}/export")
+    trained = json.loads((tmp_path / "run" / "summary.json").read_text())
+    exported = json.loads((tmp_path / "export" / "export.json").read_text())
+    assert trained["status"] == "finished"
+    assert trained["jepa"]["collapse"] is None
+    assert exported["temperature"]["tokens"] == 65_536
+    quick = ("eval.baselines=false", "eval.audit=false", f"artifact_path={tmp_path}/export")
+    for protocol in ("standard", "sliding", "stream"):
+        folder = f"{tmp_path}/{protocol}"
+        stride = ("eval.stride=32",) if protocol == "sliding" else ()
+        run("eval.py", *quick, *stride, f"eval={protocol}", f"hydra.run.dir={folder}")
+        scored = json.loads((tmp_path / protocol / "eval.json").read_text())
+        assert scored["tokens"] == trained["val"]["tokens"]
+        assert scored["temperature"] == exported["temperature"]["temperature"]
+        assert scored["bpb"] < trained["val"]["bpb"] + 0.02
+
+
 def test_sigkill_then_resume_is_bit_identical(tmp_path, small_text):
     common = [
         *SMALL,

@@ -98,6 +98,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         "data.tokenizer.vocab_size": 1024,
         "data.seq_len": 2048,
         "data.batch_tokens": 786_432,
+        "eval.stride": 64,
         "data.order": "stream",
         "model.backbone.layers": 11,
         "model.backbone.mlp_multiple": 3,
@@ -156,6 +157,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         "data.tokenizer.vocab_size": 260,
         "data.seq_len": 4096,
         "data.batch_tokens": 393_216,
+        "eval.stride": 512,
         "data.order": "stream",
         "model.backbone.layers": 13,
         "model.backbone.mlp_multiple": 2,
@@ -254,6 +256,7 @@ LEWM = {
     "jepa.prediction_weight": 1.0,
     "jepa.alignment.steps": 3,
     "jepa.target.stop_gradient": False,
+    "jepa.projector._target_": "jepa_lm.objective.predictors.Projection",
     "jepa.predictor.parts.mlp.activation": "gelu",
     "jepa.predictor.parts.mlp.bias": True,
     "jepa.predictor.parts.mlp.output_start": "zero",
@@ -266,8 +269,88 @@ LEWM = {
     f"{GUARDS}.sigreg.max_steps": 64,
     f"{GUARDS}.sigreg.standardise": False,
     f"{GUARDS}.sigreg.fresh": False,
+    "data.order": "stream",
+    "data.batch_tokens": 524_288,
+    "model.backbone._target_": "jepa_lm.model.mamba2.Mamba2",
+    "model.backbone.layers": 10,
+    "model.backbone.state_dim": 64,
+    "model.backbone.conv_width": 4,
+    "model.backbone.head_dim": 64,
+    "model.backbone.groups": 1,
+    "model.backbone.expand": 1,
+    "model.backbone.mlp_every": 2,
+    "model.backbone.norm_eps": 1e-6,
+    "model.backbone.gated_norm_eps": 1e-5,
+    "model.norm_eps": 1.1920929e-7,
+    "model.final_norm_eps": 1e-6,
+    "model.embedding.std": 0.02,
+    "model.head._target_": "jepa_lm.model.heads.TiedHead",
+    "model.head.correction": False,
+    "model.head.gelu": False,
+    "model.logit_bias": True,
+    "model.bigram": None,
+    "model.smear_gate": False,
+    "model.softcap._target_": "jepa_lm.model.heads.PolynomialSoftcap",
+    "model.softcap.cap": 15.0,
+    "ce_weight": 1.0,
+    "z_loss_weight": 1e-4,
+    "temperature": "search",
+    f"{ADAM}.auxiliary.match": [],
+    f"{MUON}.match": ["matrix", "head"],
+    f"{MUON}.algorithm": "muon",
+    f"{MUON}.lr": 0.02,
+    f"{MUON}.ns_steps": 3,
+    f"{MUON}.weight_decay": 0.04,
+    f"{MUON}.update_scale": "rows_over_cols",
+    f"{MUON}.row_normalize": True,
+    f"{MOMENTUM}.start": 0.85,
+    f"{MOMENTUM}.end": 0.95,
+    f"{MOMENTUM}.steps": 500,
+    f"{ADAM}.embeddings.algorithm": "adamw",
+    f"{ADAM}.embeddings.lr": 0.01,
+    f"{ADAM}.embeddings.betas": [0.9, 0.95],
+    f"{ADAM}.embeddings.weight_decay": 0.05,
+    f"{ADAM}.vectors.match": ["vector", "conv"],
+    f"{ADAM}.vectors.algorithm": "adamw",
+    f"{ADAM}.vectors.lr": 0.01,
+    f"{ADAM}.vectors.betas": [0.9, 0.95],
+    f"{ADAM}.vectors.weight_decay": 0.05,
+    "optimizer.freeze": [],
+    "optimizer.ghost_steps": 10,
+    f"{LR}._target_": "jepa_lm.optim.schedule.Warmdown",
+    f"{LR}.fraction": 0.15,
+    f"{LR}.steps": None,
+    f"{LR}.end": 0.0,
+    "trainer.gradient_clip_val": 1.0,
+    "trainer.max_steps": None,
+    "trainer.max_time": 600,
+    "average.decay": None,
 }
-"""Of the objective alone; the presets come with the Mamba-2 backbone."""
+LEWM_SIZES: dict[str, dict[str, Any]] = {
+    "pr903_lewm_bpe": {
+        "data.tokenizer.vocab_size": 8192,
+        "data.corpus.folder": "fineweb10B_sp8192",
+        "data.seq_len": 1024,
+        "model.dim": 640,
+        "model.embedding.factor_dim": 336,
+        "model.backbone.mlp_multiple": 4,
+        "jepa.predictor.parts.mlp.hidden": 4 * 640,
+        f"{GUARDS}.sigreg.directions": 2 * 336,
+        "eval.stride": 16,
+    },
+    "pr903_lewm_byte": {
+        "data.tokenizer.vocab_size": 256,
+        "data.corpus.folder": "fineweb10B_byte260",
+        "data.corpus.special_ids": 4,
+        "data.seq_len": 8192,
+        "model.dim": 768,
+        "model.embedding.factor_dim": 256,
+        "model.backbone.mlp_multiple": 3,
+        "jepa.predictor.parts.mlp.hidden": 4 * 768,
+        f"{GUARDS}.sigreg.directions": 2 * 256,
+        "eval.stride": 128,
+    },
+}
 
 
 def at(config: dict[str, Any], key: str) -> Any:
@@ -278,21 +361,16 @@ def at(config: dict[str, Any], key: str) -> Any:
     return node.get(last)  # an optional part that was not chosen is absent
 
 
-@pytest.mark.parametrize("preset", SYSTEMS)
+TABLES = {name: TRUNK | table for name, table in SYSTEMS.items()} | {
+    name: LEWM | sizes for name, sizes in LEWM_SIZES.items()
+}
+
+
+@pytest.mark.parametrize("preset", TABLES)
 def test_a_preset_has_every_published_number(compose, preset):
     config = resolve(compose("train", f"experiment={preset}"))
     check(config)
-    wanted = TRUNK | SYSTEMS[preset]
-    wrong = {k: (at(config, k), v) for k, v in wanted.items() if at(config, k) != v}
-    assert wrong == {}
-
-
-@pytest.mark.parametrize(("objective", "directions"), [("lewm", 2 * 336), ("lewm_byte", 2 * 256)])
-def test_lewm_has_every_published_number(compose, objective, directions):
-    config = resolve(compose("train", f"objective={objective}", "model.dim=640"))
-    wanted = LEWM | {f"{GUARDS}.sigreg.directions": directions}
-    wanted["jepa.predictor.parts.mlp.hidden"] = 4 * 640
-    wrong = {k: (at(config, k), v) for k, v in wanted.items() if at(config, k) != v}
+    wrong = {k: (at(config, k), v) for k, v in TABLES[preset].items() if at(config, k) != v}
     assert wrong == {}
 
 
@@ -325,6 +403,8 @@ COUNTS = {
     "pr1243_jepardy": (26_993_756, 524_288),
     "pr832_byte_chunk": (24_625_001, 0),
     "pr1196_llm_jepa": (17_059_912, 1_050_112),
+    "pr903_lewm_bpe": (32_816_684, 4_099_200),
+    "pr903_lewm_byte": (37_007_208, 5_902_080),
 }
 
 
@@ -344,7 +424,12 @@ def test_describe_shows_them(preset, tmp_path):
     shipped, training_only = COUNTS[preset]
     assert about["parameters"] == {"shipped": shipped, "training_only": training_only}
     ratio = 1 + about["flops_per_token"]["objective"] / about["flops_per_token"]["model"]
-    expected = {"pr1581_span_vicreg": 2.32, "pr1196_llm_jepa": 1.08}.get(preset, 1.0)
+    expected = {
+        "pr1581_span_vicreg": 2.32,
+        "pr1196_llm_jepa": 1.08,
+        "pr903_lewm_bpe": 1.32,
+        "pr903_lewm_byte": 1.41,
+    }.get(preset, 1.0)
     assert ratio == pytest.approx(expected, abs=0.02)
     trunk = about["gradient_reach"]["prediction"]["model.backbone.blocks.0"]
     assert (trunk == 0) == (preset == "pr832_byte_chunk")

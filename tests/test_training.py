@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
@@ -376,6 +377,59 @@ def test_flops_count_matrices_and_attention(small):
     D, T, V, L = 64, 32, 400, 3
     weights_ = L * (D * D * 2 + 2 * D * D // 2 + 2 * 3 * D * D) + V * D + 64 * D
     assert model_flops_per_token(model, T) == 6 * weights_ + 3 * L * 2 * T * D
+
+
+def test_flops_of_mamba2_count_matrices_and_the_scan(compose):
+    from jepa_lm.describe import model_flops_per_token
+
+    sizes = ("model.dim=64", "model.vocab_size=400", "model.embedding.factor_dim=32")
+    config = resolve(compose("train", "model=mamba2", "model.backbone.layers=3", *sizes))
+    D, N, V, L = 64, 64, 400, 3
+    mixers = L * (D * (2 * D + 2 * N + 1) + D * D)
+    weights_ = mixers + 2 * (2 * 4 * D * D) + V * 32 + 2 * 32 * D
+    scan = L * (2 * 32 * (N + D) + 4 * D * N)  # a chunk is as long as the sequence of 32
+    model = instantiate(config["model"])
+    assert model_flops_per_token(model, 32) == 6 * weights_ + 3 * scan
+
+
+def test_z_loss_is_part_of_the_training_loss_alone(small, tmp_path):
+    """total = ce + weight * mean(logsumexp^2), scaled together by ce_weight."""
+    from jepa_lm.model import token_nll
+
+    task = LanguageModelTask(resolve(small("z_loss_weight=0.01", "ce_weight=0.5")))
+    task.__dict__["_trainer"] = SimpleNamespace(
+        world_size=1, global_step=0, log_every_n_steps=100, accumulate_grad_batches=1
+    )
+    ids = torch.randint(0, 400, (2, 33))
+    batch = {"inputs": ids[:, :-1], "targets": ids[:, 1:]}
+    logits = task.model(batch["inputs"])[0].double()
+    lse = torch.log(torch.exp(logits).sum(-1))
+    wanted = 0.5 * (token_nll(logits, batch["targets"]).mean() + 0.01 * (lse**2).mean())
+    assert task.training_step(batch, 0).item() == pytest.approx(wanted.item(), rel=1e-5)
+
+
+def test_a_recurrent_model_writes_from_its_state(compose, monkeypatch):
+    """One token a step, and the same text as from passes over everything so far."""
+    from jepa_lm import sampling
+    from jepa_lm.data.tokenizers import ByteTokenizer
+
+    sizes = ("model=mamba2", "model.dim=64", "model.vocab_size=256", "model.backbone.head_dim=16")
+    config = resolve(compose("train", *sizes, "model/bigram=xor", "model.smear_gate=true"))
+    torch.manual_seed(0)
+    model = instantiate(config["model"])
+    for p in model.parameters():
+        p.data += 0.2 * torch.randn_like(p)
+    settings = dict(prompt="Emma", tokens=20, temperature=0.0, seed=0, context=1000)
+    tokenizer = ByteTokenizer(vocab_size=256)
+    fed = []
+    stream = model.stream
+    monkeypatch.setattr(
+        model, "stream", lambda ids, s: (fed.append(ids.shape[1]), stream(ids, s))[1]
+    )
+    streamed = sampling.sample_text(model, tokenizer, **settings)
+    assert fed == [4] + [1] * 19
+    monkeypatch.setattr(model, "why_not_stream", lambda: "to compare")
+    assert sampling.sample_text(model, tokenizer, **settings) == streamed
 
 
 def test_a_checkpoint_without_its_run_folder_still_evaluates(trained, compose, tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from pathlib import Path
 from typing import Any
@@ -107,6 +108,7 @@ def _measure(
     """Nats, targets and bytes over all processes, and the seconds it took."""
     if config["devices"] == 1:
         return _share(config, subject, data, device, rank=0, world_size=1)
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     fabric = Fabric(accelerator=device.type, devices=config["devices"], strategy="ddp_spawn")
     return fabric.launch(_worker, config)  # type: ignore[arg-type]
 
@@ -121,10 +123,14 @@ def _worker(fabric: Fabric, config: dict[str, Any]) -> tuple[list[float], float]
         config, subject, data, fabric.device, rank=fabric.global_rank, world_size=fabric.world_size
     )
     total = fabric.all_reduce(torch.tensor(sums, dtype=torch.float64), reduce_op="sum")
-    durations = fabric.all_gather(torch.tensor(seconds))
+    slowest = fabric.all_reduce(torch.tensor(seconds), reduce_op="max")
     assert isinstance(total, torch.Tensor)
-    assert isinstance(durations, torch.Tensor)
-    return total.tolist(), durations.max().item()
+    assert isinstance(slowest, torch.Tensor)
+    result = total.tolist(), slowest.item()
+    # A process that ends before its threads of gloo have been told to is aborted.
+    fabric.barrier()
+    torch.distributed.destroy_process_group()
+    return result
 
 
 def _share(

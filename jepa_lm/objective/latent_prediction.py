@@ -14,7 +14,7 @@ Legend: B batch, N latents of a row, D latent width.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import torch
@@ -200,9 +200,10 @@ class LatentPrediction(nn.Module):
         inputs = batch["inputs"]
         main = limit_reach(model, main, self.main_needs(model)[0], self.reach)
         context, masked = self.context(model, inputs, main, progress, self.reach)
-        if self.projector is not None:
-            context = self.projector(context)
-        target = self.target(model, inputs, main, progress, self.reach, self.projector)
+        project = None if self.projector is None else _once(self.projector)
+        if project is not None:
+            context = project(context)
+        target = self.target(model, inputs, main, progress, self.reach, project)
         pairs = [
             Pair(p.prediction.float(), p.target.float(), p.context.float(), p.weight)
             for p in self.alignment(self.predictor, context, target, masked)
@@ -254,3 +255,15 @@ class LatentPrediction(nn.Module):
         """Move what follows the model. Called once after each optimizer step."""
         if self.weight:
             self.target.after_step(model, self.projector, clock)
+
+
+def _once(project: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """The same, but a tensor is projected once: context and target may be one tensor (#903)."""
+    seen: list[Tensor] = []
+
+    def call(x: Tensor) -> Tensor:
+        if not seen or seen[0] is not x:
+            seen[:] = x, project(x)
+        return seen[1]
+
+    return call

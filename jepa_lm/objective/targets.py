@@ -8,6 +8,7 @@ Legend: B batch, T positions, N latents, D model width, E latent width.
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -87,7 +88,7 @@ class Target(nn.Module):
         main: Encoded,
         moment: Moment,
         reach: int | None,
-        projector: nn.Module | None,
+        projector: Callable[[Tensor], Tensor] | None,
     ) -> Tensor:
         """Target latents [B, N, E]."""
         x = self.hidden(model, inputs, main, moment, reach)
@@ -97,7 +98,7 @@ class Target(nn.Module):
             x = self._projected(x, projector)
         return x if self.normalisation is None else self.normalisation(x)
 
-    def _projected(self, x: Tensor, projector: nn.Module) -> Tensor:
+    def _projected(self, x: Tensor, projector: Callable[[Tensor], Tensor]) -> Tensor:
         return projector(x)
 
 
@@ -223,7 +224,7 @@ class EMA(Target):
         encoded = self.encoder.encode(embedded, tapped_layers(self.encoder, self.tap))
         return read_tap(self.encoder, encoded, self.tap)
 
-    def _projected(self, x: Tensor, projector: nn.Module) -> Tensor:
+    def _projected(self, x: Tensor, projector: Callable[[Tensor], Tensor]) -> Tensor:
         if self.projector is None:
             return projector(x)
         with torch.no_grad():

@@ -203,6 +203,7 @@ def fineweb(path, **changes) -> FineWeb:
         tokenizer_file=None,
         train_shards=1,
         path=str(path),
+        special_ids=0,
         repo_id="x/y",
         revision="main",
     )
@@ -226,6 +227,31 @@ def test_shards_on_disk_need_no_network(tmp_path):
     (tmp_path / "empty").mkdir()
     with pytest.raises(UserError, match=r"no fineweb_train_\*\.bin"):
         prepare(fineweb(tmp_path / "empty"), ByteTokenizer(vocab_size=260), tmp_path)
+
+
+def test_byte260_shards_become_bytes_and_nothing_else(tmp_path):
+    text = "two documents, "
+    ids = ByteTokenizer(vocab_size=260).encode(text)
+    for split in ("train", "val"):
+        with ShardWriter(tmp_path / f"fineweb_{split}_000000.bin") as shard:
+            shard.write([1, *ids, 1, *ids])
+    bytes256 = ByteTokenizer(vocab_size=256)
+    corpus, cache = fineweb(tmp_path, special_ids=4), tmp_path / "cache"
+    prepared = prepare(corpus, bytes256, cache)
+    for path in (*prepared.train, *prepared.val):
+        assert bytes256.decode(open_shard(path)) == 2 * text.encode()
+    written = {p: p.stat().st_mtime_ns for p in (*prepared.train, *prepared.val)}
+    again = prepare(corpus, bytes256, cache)
+    assert {p: p.stat().st_mtime_ns for p in (*again.train, *again.val)} == written  # made once
+    with ShardWriter(tmp_path / "fineweb_train_000000.bin") as shard:
+        shard.write([1, 4 + 65])
+    assert open_shard(prepare(corpus, bytes256, cache).train[0]).tolist() == [65]  # and anew
+    with ShardWriter(tmp_path / "fineweb_val_000000.bin") as shard:
+        shard.write([1, 1, 3])
+    with pytest.raises(UserError, match=r"fineweb_val_000000\.bin holds nothing but ids below 4"):
+        prepare(corpus, bytes256, cache)
+    with pytest.raises(UserError, match=r"data\.corpus\.special_ids=-1: 0 or more"):
+        fineweb(tmp_path, special_ids=-1)
 
 
 def datamodule(cache, **changes) -> TokenDataModule:

@@ -30,7 +30,7 @@ class Loss(torch.nn.Module):
 
     def forward(self, batch: dict, moment: Moment) -> torch.Tensor:
         task = self.task
-        ce, main = task._cross_entropy(batch)
+        ce, _, main = task._cross_entropy(batch)
         aux, _ = task.objective(task.model, batch, main, moment)
         loss = ce + aux
         return loss if moment.world_size == 1 else loss + task._touch()

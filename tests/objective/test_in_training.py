@@ -508,9 +508,10 @@ def test_measuring_is_no_training_time(small, tmp_path, monkeypatch):
     assert summary(tmp_path / "run")["seconds"] > 0
 
 
-def test_validation_holds_no_auxiliary_loss(small, tmp_path):
+@pytest.mark.parametrize("added", [("objective=lewm", "jepa.weight=5"), ("z_loss_weight=0.5",)])
+def test_validation_holds_no_added_loss(small, tmp_path, added):
     """Trap 16: what a run reports is cross entropy of its model, whatever it was trained with."""
-    train(small("objective=lewm", "jepa.weight=5", run_dir=tmp_path / "run"))
+    train(small(*added, run_dir=tmp_path / "run"))
     checkpoint = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
     data = build_node("data", checkpoint["hyper_parameters"]["config"]["data"])
     data.prepare_data()

@@ -1,0 +1,317 @@
+"""Scores of the protocols against brute force, and what they refuse."""
+
+from __future__ import annotations
+
+import json
+from itertools import pairwise
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from hydra.core.global_hydra import GlobalHydra
+
+from jepa_lm.config import build, resolve
+from jepa_lm.data.shards import ShardWriter
+from jepa_lm.data.stream import TokenStream
+from jepa_lm.data.tokenizers import ByteTokenizer
+from jepa_lm.errors import UserError
+from jepa_lm.evaluation.bpb import ByteCounter
+from jepa_lm.evaluation.scoring import (
+    Scorer,
+    documents,
+    score_documents,
+    score_stream,
+    score_windows,
+)
+from jepa_lm.evaluation.windows import SlidingWindows
+from jepa_lm.run import evaluate, train
+from tests.model.test_mamba2 import LOOKS_BACK, TINY, noisy
+
+CPU = torch.device("cpu")
+BOS = 1
+
+
+def model(compose, *overrides):
+    config = resolve(compose("train", *TINY, "model.vocab_size=260", *LOOKS_BACK, *overrides))
+    torch.manual_seed(0)
+    return noisy(build("model", config["model"])).double().eval()
+
+
+def transformer(compose):
+    sizes = (
+        "model.vocab_size=260",
+        "model.dim=32",
+        "model.backbone.heads=4",
+        "model.backbone.rope_dims=4",
+    )
+    config = resolve(compose("train", *sizes, "model.backbone.kv_heads=2"))
+    torch.manual_seed(0)
+    return noisy(build("model", config["model"])).double().eval()
+
+
+@pytest.fixture
+def stream(tmp_path) -> TokenStream:
+    """Documents of very different lengths, over two shards."""
+    rng = np.random.default_rng(0)
+    parts = [[BOS, *rng.integers(4, 260, size=n)] for n in (3, 70, 1, 0, 41, 9, 16, 33)]
+    ids = np.concatenate(parts)
+    for number, half in enumerate((ids[:100], ids[100:])):
+        with ShardWriter(tmp_path / f"{number}.bin") as shard:
+            shard.write(half)
+    return TokenStream([tmp_path / "0.bin", tmp_path / "1.bin"])
+
+
+def tokens_of(stream) -> torch.Tensor:
+    ids = np.empty(stream.total, dtype=np.int64)
+    stream.read(0, ids)
+    return torch.from_numpy(ids)
+
+
+def scorer(a_model, **settings) -> Scorer:
+    counter = ByteCounter(ByteTokenizer(vocab_size=260).token_bytes())
+    return Scorer(model=a_model, byte_counter=counter, device=CPU, precision="32-true", **settings)
+
+
+def nats(a_model, ids) -> float:
+    """Of all targets of one text, from one pass over it."""
+    with torch.no_grad():
+        return F.cross_entropy(a_model(ids[None, :-1])[0][0], ids[1:], reduction="sum").item()
+
+
+@pytest.mark.parametrize("piece", [1, 7, 64, 1000])
+def test_a_stream_scores_like_one_long_pass(compose, stream, piece):
+    subject, ids = model(compose), tokens_of(stream)
+    got = score_stream(scorer(subject), stream, piece=piece).tolist()
+    assert got == pytest.approx(
+        [nats(subject, ids), len(ids) - 1, int((ids[1:] > 3).sum())], rel=1e-6
+    )
+
+
+def test_a_stream_never_reads_more_than_a_piece(compose, stream, monkeypatch):
+    """Memory does not grow with the text."""
+    asked, read = [], stream.read
+    monkeypatch.setattr(
+        stream, "read", lambda start, out: (asked.append(len(out)), read(start, out))
+    )
+    score_stream(scorer(model(compose)), stream, piece=16)
+    assert max(asked) == 17
+
+
+@pytest.mark.parametrize(("piece", "rows"), [(5, 1), (16, 3), (64, 100)])
+@pytest.mark.parametrize("world", [1, 3])
+def test_documents_score_as_if_each_were_alone(compose, stream, piece, rows, world):
+    subject, ids = model(compose), tokens_of(stream)
+    starts = [*(ids[:-1] == BOS).nonzero()[:, 0].tolist(), len(ids) - 1]
+    wanted = sum(nats(subject, ids[a : b + 1]) for a, b in pairwise(starts))
+    shares = [
+        score_documents(
+            scorer(subject, rank=rank, world_size=world), stream, bos_id=BOS, piece=piece, rows=rows
+        )
+        for rank in range(world)
+    ]
+    got = sum(shares).tolist()
+    assert got == pytest.approx([wanted, len(ids) - 1, int((ids[1:] > 3).sum())], rel=1e-6)
+
+
+def test_documents_start_at_bos_and_cover_the_text(stream):
+    starts, lengths = documents(stream, BOS)
+    ids = tokens_of(stream)
+    assert all(ids[start] == BOS for start in starts)
+    assert lengths.sum() == len(ids) - 1
+    assert lengths.tolist() == sorted(lengths, reverse=True)
+    order = np.argsort(starts)
+    assert (starts + lengths)[order][:-1].tolist() == starts[order][1:].tolist()
+
+
+@pytest.mark.parametrize("backbone", [model, transformer])
+@pytest.mark.parametrize(("stride", "rows", "world"), [(1, 4, 1), (5, 1, 1), (5, 3, 4), (16, 2, 3)])
+def test_sliding_scores_equal_brute_force(compose, stream, backbone, stride, rows, world):
+    """One window for each target, cut and scored here."""
+    subject, ids, T = backbone(compose), tokens_of(stream), 16
+    total = 0.0
+    for target in range(1, len(ids)):
+        # As the windows have it: the first T together, then `stride` at a time, the tail to the end.
+        end = T if target <= T else min(T + -(-(target - T) // stride) * stride, len(ids) - 1)
+        window = ids[max(0, end - T) : end]
+        with torch.no_grad():
+            logits = subject(window[None])[0][0, target - end - 1]
+        total += F.cross_entropy(logits, ids[target]).item()
+    windows = SlidingWindows(stream, seq_len=T, stride=stride, rows=rows, device=CPU)
+    shares = [
+        score_windows(scorer(subject, rank=rank, world_size=world), windows)
+        for rank in range(world)
+    ]
+    got = sum(shares).tolist()
+    assert got == pytest.approx([total, len(ids) - 1, int((ids[1:] > 3).sum())], rel=1e-6)
+
+
+def test_temperature_divides_the_logits(compose, stream):
+    subject, ids = model(compose), tokens_of(stream)
+    with torch.no_grad():
+        logits = subject(ids[None, :-1])[0][0] / 1.7
+    wanted = F.cross_entropy(logits, ids[1:], reduction="sum").item()
+    warm = scorer(subject, temperature=1.7)
+    assert score_stream(warm, stream, piece=50)[0].item() == pytest.approx(wanted, rel=1e-6)
+    one = SlidingWindows(stream, seq_len=len(ids) - 1, stride=1, rows=1, device=CPU)
+    assert score_windows(warm, one)[0].item() == pytest.approx(wanted, rel=1e-6)
+
+
+@pytest.fixture(scope="session")
+def recurrent(tmp_path_factory, small_text):
+    """A small Mamba-2 run, trained once."""
+    import hydra
+
+    from jepa_lm.cli import CONF
+    from tests.conftest import SMALL
+
+    folder = tmp_path_factory.mktemp("recurrent")
+    sizes = [x for x in SMALL if "heads" not in x and "bigram" not in x]
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        more = ["model=mamba2", "model.backbone.head_dim=16", "model.backbone.state_dim=8"]
+        cfg = hydra.compose(
+            "train",
+            overrides=[
+                *sizes,
+                *more,
+                f"data.path={small_text}",
+                f"paths.run_dir={folder}",
+                "eval.stride=8",
+            ],
+        )
+    train(cfg)
+    return folder
+
+
+QUICK = ("eval.baselines=false", "eval.audit=false")
+
+
+def result_of(compose, tmp_path, *overrides):
+    evaluate(compose("eval", *QUICK, *overrides))
+    return json.loads((tmp_path / "run" / "eval.json").read_text())
+
+
+def test_each_protocol_has_its_name_and_its_numbers(recurrent, compose, tmp_path):
+    ckpt = f"ckpt_path={recurrent}"
+    found = {
+        name: result_of(compose, tmp_path, ckpt, *overrides)
+        for name, overrides in {
+            "standard": (),
+            "sliding": ("eval=sliding",),
+            "stride": ("eval=sliding", "eval.stride=32"),
+            "stream": ("eval=stream",),
+            "documents": ("eval=stream", "eval.reset=document"),
+        }.items()
+    }
+    assert [r["protocol"] for r in found.values()] == [
+        "standard",
+        "sliding",
+        "sliding",
+        "stream",
+        "stream",
+    ]
+    assert len({(r["tokens"], r["bytes"]) for r in found.values()}) == 1
+    assert found["sliding"]["stride"] == 8  # the run's own
+    assert found["stride"]["stride"] == 32
+    assert (found["stream"]["reset"], found["documents"]["reset"]) == ("none", "document")
+    assert "stride" not in found["standard"]
+    assert all(r["in_time"] and r["max_seconds"] == 600 for r in found.values())
+    # A stride of the whole window differs from side by side in the tail's context alone.
+    assert found["stride"]["nll"] == pytest.approx(found["standard"]["nll"], abs=5e-3)
+    # The small text is one document.
+    assert found["stream"]["nll"] == pytest.approx(found["documents"]["nll"], abs=1e-6)
+    assert len({round(r["nll"], 5) for r in found.values()}) == 4
+
+
+@pytest.mark.parametrize("batch_tokens", [32, 96, 5000])
+@pytest.mark.parametrize("protocol", ["sliding", "stream"])
+def test_the_score_does_not_depend_on_the_batch(
+    recurrent, compose, tmp_path, protocol, batch_tokens
+):
+    both = [
+        result_of(compose, tmp_path, f"ckpt_path={recurrent}", f"eval={protocol}", *more)["nll"]
+        for more in ((), (f"eval.batch_tokens={batch_tokens}",))
+    ]
+    assert both[0] == pytest.approx(both[1], abs=1e-6)
+
+
+def test_too_slow_is_said(recurrent, compose, tmp_path, capsys):
+    result = result_of(compose, tmp_path, f"ckpt_path={recurrent}", "eval.max_seconds=1e-6")
+    assert result["in_time"] is False
+    assert "more than eval.max_seconds=1e-06" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("overrides", "words"),
+    [
+        (("eval.stride=8",), r"eval\.stride=8: means something to eval=sliding alone"),
+        (("eval=sliding", "eval.reset=document"), r"eval\.reset=document: .* eval=stream alone"),
+        (("eval=stream", "eval.reset=documents"), r"eval\.reset=documents: one of none, document"),
+        (("eval=stream", "devices=2"), r"devices=2: one stream is read by one process"),
+        (("devices=0",), r"devices=0: at least 1"),
+        (("eval.temperature=search",), r"eval\.temperature=search: export\.py searches it"),
+        (("eval.temperature=-1",), r"eval\.temperature=-1: a positive number"),
+        (("eval=sliding", "eval.stride=33"), r"eval\.stride=33: 1 to the window length 32"),
+    ],
+)
+def test_settings_that_cannot_be_are_named(recurrent, compose, overrides, words):
+    with pytest.raises(UserError, match=words):
+        evaluate(compose("eval", f"ckpt_path={recurrent}", *QUICK, *overrides))
+
+
+def test_a_transformer_is_told_why_it_cannot_stream(trained, compose):
+    with pytest.raises(
+        UserError, match=r"eval=stream: .*keys and values exactly.*use eval=sliding"
+    ):
+        evaluate(compose("eval", f"ckpt_path={trained.folder}", *QUICK, "eval=stream"))
+
+
+def test_an_injector_is_told_why_it_cannot_stream(compose):
+    sizes = ("model/injector=chunk", "model.injector.hidden=8", "model.injector.latent=8")
+    assert "whole chunks" in model(compose, *sizes).why_not_stream()
+
+
+def test_text_without_documents_is_not_read_by_document(recurrent, compose, monkeypatch):
+    monkeypatch.setattr(
+        "jepa_lm.data.tokenizers.SentencePieceTokenizer.bos_id", None, raising=False
+    )
+    from jepa_lm.evaluation import subject as module
+
+    load = module.load_data
+
+    def without_bos(*args):
+        data = load(*args)
+        data.tokenizer.bos_id = None
+        return data
+
+    monkeypatch.setattr("jepa_lm.evaluation.command.load_data", without_bos)
+    with pytest.raises(UserError, match=r"eval\.reset=document: this tokenizer marks no documents"):
+        evaluate(
+            compose("eval", f"ckpt_path={recurrent}", *QUICK, "eval=stream", "eval.reset=document")
+        )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "protocol", [("eval=sliding",), ("eval=stream", "eval.reset=document"), ()]
+)
+def test_two_processes_give_the_score_of_one(recurrent, tmp_path, protocol):
+    from tests.test_end_to_end_slow import run
+
+    results = []
+    for devices in (1, 2):
+        folder = tmp_path / str(devices)
+        run(
+            "eval.py",
+            f"ckpt_path={recurrent}",
+            *QUICK,
+            *protocol,
+            "device=cpu",
+            f"devices={devices}",
+            f"hydra.run.dir={folder}",
+        )
+        results.append(json.loads((folder / "eval.json").read_text()))
+    one, two = results
+    assert (one["tokens"], one["bytes"]) == (two["tokens"], two["bytes"])
+    assert one["nll"] == pytest.approx(two["nll"], abs=1e-6)

@@ -1,0 +1,120 @@
+"""Temperature: searched on training tokens only (trap 18), kept with the artifact, used in scoring."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from jepa_lm.artifact.container import load_artifact
+from jepa_lm.checkpoint import inference_model, read_checkpoint
+from jepa_lm.data.datamodule import TokenDataModule
+from jepa_lm.data.stream import TokenStream
+from jepa_lm.errors import UserError
+from jepa_lm.evaluation.bpb import ByteCounter
+from jepa_lm.evaluation.scoring import Scorer
+from jepa_lm.evaluation.subject import load_data, load_subject
+from jepa_lm.evaluation.temperature import COARSE, check_temperature, mean_nll, search_temperature
+from jepa_lm.evaluation.windows import StandardWindows
+from jepa_lm.model import LanguageModel
+from jepa_lm.run import evaluate, export
+
+
+class Sharpened(LanguageModel):
+    """A model whose logits were multiplied, so that its best temperature is known to have moved."""
+
+    factor = 1.0
+
+    def logits(self, hidden):
+        return super().logits(hidden) * self.factor
+
+
+@pytest.fixture
+def scorer_and_data(trained):
+    subject = load_subject(str(trained.checkpoint), None)
+    data = load_data(subject, {})
+    subject.model.__class__ = Sharpened
+    counter = ByteCounter(data.tokenizer.token_bytes())
+    return Scorer(subject.model, counter, torch.device("cpu"), "32-true"), data
+
+
+SHARP = 2.5
+"""After six steps the model's best temperature lies below the grid; sharper, it lies inside."""
+
+
+@pytest.mark.parametrize("factor", [0.6, 1.37, 1.8])
+def test_the_search_undoes_a_factor_on_the_logits(scorer_and_data, factor):
+    scorer, data = scorer_and_data
+    sizes = dict(seq_len=data.seq_len, rows=8)
+    scorer.model.factor = SHARP
+    plain = search_temperature(scorer, data.streams["train"], **sizes)
+    assert 0.7 < plain["temperature"] < 1.3
+    scorer.model.factor = SHARP * factor
+    found = search_temperature(scorer, data.streams["train"], **sizes)
+    # The two grids are .02 to .5 apart, and the best may lie between two of their points.
+    assert found["temperature"] / factor == pytest.approx(plain["temperature"], rel=0.15)
+    assert len(found["nll"]) == len(COARSE) + 6
+    assert found["nll"][f"{found['temperature']:g}"] == min(found["nll"].values())
+
+
+def test_it_reads_training_tokens_and_no_others(scorer_and_data, monkeypatch):
+    """Trap 18, with its planted bug: a search over the validation text is caught by the same check."""
+    scorer, data = scorer_and_data
+    read = TokenStream.read
+
+    def guarded(stream, start, out):
+        assert stream is not data.streams["val"], "the validation text was read"
+        return read(stream, start, out)
+
+    monkeypatch.setattr(TokenStream, "read", guarded)
+    sizes = dict(seq_len=data.seq_len, rows=8)
+    found = search_temperature(scorer, data.streams["train"], **sizes)
+    assert found["tokens"] == min(65_536, data.streams["train"].total - 1)
+    with pytest.raises(AssertionError, match="validation text was read"):
+        search_temperature(scorer, data.streams["val"], **sizes)
+
+
+def test_the_validation_text_does_not_change_it(trained, compose, tmp_path, monkeypatch):
+    """The whole command with another validation text gives the same temperature."""
+    found = []
+    for swapped in (False, True):
+        if swapped:
+            setup = TokenDataModule.setup
+
+            def other(self, stage=None, setup=setup):
+                setup(self, stage)
+                self.streams["val"] = TokenStream(self.prepared.train, 1000)
+
+            monkeypatch.setattr(TokenDataModule, "setup", other)
+        export(compose("export", f"ckpt_path={trained.checkpoint}", "temperature=search"))
+        found.append(json.loads((tmp_path / "run" / "export.json").read_text())["temperature"])
+    assert found[0] == found[1]
+
+
+def test_it_travels_with_the_artifact_and_divides_its_logits(trained, compose, tmp_path):
+    export(
+        compose("export", f"ckpt_path={trained.checkpoint}", "temperature=1.3", "quantization=none")
+    )
+    path = next((tmp_path / "run").glob("artifact.*"))
+    assert load_artifact(path).meta["temperature"] == 1.3
+    quick = ("eval.baselines=false", "eval.audit=false")
+    evaluate(compose("eval", f"artifact_path={path}", *quick))
+    result = json.loads((tmp_path / "run" / "eval.json").read_text())
+    assert result["temperature"] == 1.3
+    model = inference_model(read_checkpoint(trained.checkpoint))
+    data = load_data(load_subject(str(trained.checkpoint), None), {})
+    windows = StandardWindows(data.streams["val"], seq_len=data.seq_len, rows=4)
+    counter = ByteCounter(data.tokenizer.token_bytes())
+    wanted = mean_nll(Scorer(model, counter, torch.device("cpu"), "32-true"), windows, (1.3,))[1.3]
+    assert result["nll"] == pytest.approx(wanted, abs=2e-3)  # weights went through the file
+    evaluate(compose("eval", f"artifact_path={path}", *quick, "eval.temperature=1"))
+    again = json.loads((tmp_path / "run" / "eval.json").read_text())
+    assert again["temperature"] == 1.0
+    assert again["bpb"] == pytest.approx(trained.bpb, abs=1e-6)
+
+
+@pytest.mark.parametrize("value", [0, -1, "warm", True, float("inf")])
+def test_what_is_no_temperature_is_named(value):
+    with pytest.raises(UserError, match=rf"temperature={value}: a positive number, or search"):
+        check_temperature("temperature", value)

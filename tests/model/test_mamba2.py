@@ -1,0 +1,287 @@
+"""Mamba-2: its parts against code of others, its state against one long pass (trap 19)."""
+
+from __future__ import annotations
+
+import copy
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from jepa_lm.config import build, resolve
+from jepa_lm.errors import UserError
+from jepa_lm.model import LanguageModel
+from jepa_lm.model.kernels import has_triton, may_use_triton
+from jepa_lm.model.mamba2 import Mamba2Mixer
+
+TINY = (
+    "model=mamba2",
+    "model.vocab_size=64",
+    "model.dim=32",
+    "model.embedding.factor_dim=16",
+    "model.backbone.layers=5",
+    "model.backbone.state_dim=6",
+    "model.backbone.head_dim=8",
+    "model.backbone.groups=2",
+    "model.backbone.chunk=8",
+)
+LOOKS_BACK = ("model/bigram=xor", "model.bigram.buckets=64", "model.smear_gate=true")
+
+
+def mixer(**changes) -> Mamba2Mixer:
+    torch.manual_seed(0)
+    sizes = dict(
+        dim=24, state_dim=6, conv_width=4, head_dim=4, groups=2, expand=2, chunk=8, norm_eps=1e-5
+    )
+    return Mamba2Mixer(**(sizes | changes))
+
+
+def noisy(module):
+    """Every parameter moved, so that no part is left at an inert start."""
+    torch.manual_seed(1)
+    with torch.no_grad():
+        for p in module.parameters():
+            p.add_(0.3 * torch.randn_like(p))
+    return module
+
+
+def language_model(compose, *overrides) -> LanguageModel:
+    config = resolve(compose("train", *TINY, *overrides))
+    torch.manual_seed(0)
+    return noisy(build("model", config["model"])).double().eval()
+
+
+def ids(length, rows=2):
+    return torch.randint(0, 64, (rows, length), generator=torch.Generator().manual_seed(5))
+
+
+def test_names_and_shapes_are_those_of_mamba_ssm():
+    """As `mamba_ssm.Mamba2(d_model=24, d_state=6, d_conv=4, expand=2, headdim=4, ngroups=2)`."""
+    shapes = {name: tuple(t.shape) for name, t in mixer().state_dict().items()}
+    assert shapes == {
+        "dt_bias": (12,),
+        "A_log": (12,),
+        "D": (12,),
+        "in_proj.weight": (48 + 48 + 2 * 2 * 6 + 12, 24),
+        "conv1d.weight": (72, 1, 4),
+        "conv1d.bias": (72,),
+        "norm.weight": (48,),
+        "out_proj.weight": (24, 48),
+    }
+
+
+def test_the_start_of_decays_and_time_steps():
+    torch.manual_seed(0)
+    big = mixer(dim=1024, head_dim=1, groups=1)
+    dt = torch.nn.functional.softplus(big.dt_bias)
+    assert 0.001 * 0.99 < dt.min() < 0.0012
+    assert 0.085 < dt.max() < 0.1 * 1.01
+    middle = dt.log().mean().exp().item()
+    assert middle == pytest.approx(math.sqrt(0.001 * 0.1), rel=0.1)  # log-uniform
+    a = big.A_log.exp()
+    assert 1 <= a.min() < 1.1
+    assert 15.9 < a.max() <= 16
+    assert a.mean().item() == pytest.approx(8.5, abs=0.3)
+    assert torch.equal(big.D, torch.ones(2048))
+
+
+@pytest.mark.parametrize(
+    ("length", "chunk", "groups", "head_dim"),
+    [(1, 8, 1, 8), (37, 8, 2, 4), (50, 16, 1, 48), (64, 64, 4, 4)],
+)
+def test_the_mixer_is_that_of_transformers(length, chunk, groups, head_dim):
+    """Weights go over unchanged, and outputs and gradients are the same; its scan is pure PyTorch."""
+    from transformers import Mamba2Config
+    from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer as Theirs
+
+    ours = noisy(mixer(groups=groups, head_dim=head_dim, chunk=chunk))
+    config = Mamba2Config(
+        hidden_size=24,
+        state_size=6,
+        conv_kernel=4,
+        expand=2,
+        head_dim=head_dim,
+        num_heads=48 // head_dim,
+        n_groups=groups,
+        chunk_size=11,
+        layer_norm_epsilon=1e-5,
+        use_bias=False,
+        num_hidden_layers=1,
+    )
+    theirs = Theirs(config, layer_idx=0).eval()
+    theirs.load_state_dict(ours.state_dict(), strict=True)
+    results = []
+    for module in (ours, theirs):
+        torch.manual_seed(2)
+        u = torch.randn(2, length, 24, requires_grad=True)
+        y = module(u)[0] if module is ours else module(u)
+        y = y[0] if isinstance(y, tuple) else y
+        y.square().mean().backward()
+        results.append([y, u.grad, *(p.grad for _, p in sorted(module.named_parameters()))])
+    for mine, reference in zip(*results, strict=True):
+        assert (mine - reference).norm() <= 1e-5 * (reference.norm() + 1)
+
+
+@given(cuts=st.lists(st.integers(1, 60), max_size=6), chunk=st.sampled_from([1, 7, 16, 64]))
+@settings(max_examples=25, deadline=None)
+def test_any_split_gives_the_output_and_the_state_of_one_pass(cuts, chunk):
+    module = noisy(mixer(chunk=chunk)).double()
+    u = torch.randn(2, 61, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
+    whole, after = module(u)
+    state, pieces = None, []
+    borders = [0, *sorted(set(cuts)), 61]
+    for a, b in pairwise(borders):
+        y, state = module(u[:, a:b], state)
+        pieces.append(y)
+    torch.testing.assert_close(torch.cat(pieces, 1), whole, rtol=1e-10, atol=1e-10)
+    for got, wanted in zip(state, after, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("overrides", [(), LOOKS_BACK])
+@pytest.mark.parametrize("piece", [1, 3, 8, 13, 40])
+def test_any_split_of_a_text_gives_the_scores_of_one_pass(compose, overrides, piece):
+    """Trap 19, for the whole model: features of earlier ids included."""
+    model, text = language_model(compose, *overrides), ids(40)
+    wanted = model(text)[0]
+    state, pieces = None, []
+    with torch.no_grad():
+        for part in text.split(piece, 1):
+            hidden, state = model.stream(part, state)
+            pieces.append(model.logits(hidden))
+    torch.testing.assert_close(torch.cat(pieces, 1), wanted, rtol=1e-9, atol=1e-9)
+
+
+@pytest.mark.parametrize("lost", ["ids", "conv", "ssm"])
+def test_a_state_that_loses_something_would_be_seen(compose, lost):
+    """The planted bugs of trap 19: a part of the state starts anew with each piece."""
+    model, text = language_model(compose, *LOOKS_BACK), ids(40)
+    wanted = model(text)[0]
+    _, state = model.stream(text[:, :13], None)
+    if lost == "ids":
+        state = state._replace(ids=state.ids[:, :0])
+    else:
+        blocks = [s._replace(**{lost: torch.zeros_like(getattr(s, lost))}) for s in state.blocks]
+        state = state._replace(blocks=blocks)
+    hidden, _ = model.stream(text[:, 13:], state)
+    assert (model.logits(hidden) - wanted[:, 13:]).abs().max() > 1e-3
+
+
+@pytest.mark.parametrize("count", [1, 7, 39, 40])
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        (),
+        ("model.backbone.layers=4",),
+        ("model.backbone.layers=1", "model.backbone.mlp_every=0"),
+        ("model/injector=chunk", "model.injector.hidden=8", "model.injector.latent=8"),
+        *[
+            ("model=transformer", f"model.backbone.layers={n}", "model.backbone.heads=4")
+            for n in (4, 5)
+        ],
+    ],
+)
+def test_the_tail_is_the_end_of_a_whole_pass(compose, overrides, count):
+    """Sliding windows run the last block where they score; nothing else may change."""
+    if "model=transformer" in overrides:
+        extra = (
+            "model.vocab_size=64",
+            "model.dim=32",
+            "model/value_embedding=shared",
+            "model.value_embedding.layers=[0,-1]",
+        )
+        config = resolve(compose("train", *overrides, *extra, "model.backbone.rope_dims=4"))
+        model = noisy(build("model", config["model"])).double()
+    else:
+        model = language_model(compose, *overrides)
+    text = ids(40)
+    wanted = model.encode(model.embed(text)).final[:, -count:]
+    torch.testing.assert_close(model.tail(text, count), wanted, rtol=1e-10, atol=1e-10)
+
+
+def test_a_later_token_changes_no_earlier_logit(compose):
+    model, text = language_model(compose, *LOOKS_BACK), ids(40)
+    other = text.clone()
+    other[:, 25] = (other[:, 25] + 1) % 64
+    difference = (model(text)[0] - model(other)[0]).abs()
+    assert difference[:, :25].max() == 0
+    assert difference[:, 25:].max() > 0
+
+
+def test_training_steps_reach_every_parameter(compose):
+    model = language_model(compose)
+    model(ids(20))[0].square().sum().backward()
+    assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
+
+
+def test_a_whole_model_compiles_without_a_graph_break(compose):
+    model, text = language_model(compose).float(), ids(20)
+    compiled = torch.compile(lambda x: model(x)[0], fullgraph=True, backend="aot_eager")
+    torch.testing.assert_close(compiled(text), model(text)[0])
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.kernel=trition", r"model\.kernel=trition: one of auto, torch, triton"),
+        ("model.backbone.head_dim=5", r"model\.backbone\.head_dim=5: must divide .* 32"),
+        ("model.backbone.groups=3", r"model\.backbone\.groups=3: must divide the 4 heads"),
+        ("model.backbone.expand=0.3", r"model\.backbone\.expand=0\.3: times model\.dim=32"),
+        ("model.backbone.chunk=0", r"model\.backbone\.chunk=0: at least 1"),
+        ("model.backbone.mlp_every=-1", r"model\.backbone\.mlp_every=-1: 0 \(no MLP\)"),
+    ],
+)
+def test_an_impossible_setting_is_named(compose, override, words):
+    config = resolve(compose("train", *TINY, override))
+    with pytest.raises(UserError, match=words):
+        build("model", config["model"])
+
+
+def test_values_for_attention_are_refused(compose):
+    """Mamba-2 has none; ignoring them silently would leave parameters that never train."""
+    config = resolve(compose("train", "model/value_embedding=shared"))
+    donor = build("model", config["model"])
+    backbone = language_model(compose).backbone
+    with pytest.raises(UserError, match=r"model/value_embedding: adds to the values of attention"):
+        LanguageModel(
+            vocab_size=64,
+            dim=32,
+            embedding=donor.embedding,
+            backbone=backbone,
+            head=donor.head,
+            value_embedding=donor.value_embedding,
+            norm_eps=1e-6,
+            final_norm_eps=1e-6,
+        )
+
+
+def test_triton_where_it_cannot_run_is_refused():
+    if has_triton():
+        pytest.skip("mamba-ssm's kernels can run here")
+    with pytest.raises(
+        UserError, match=r"model\.kernel=triton: needs a CUDA device and the package"
+    ):
+        may_use_triton("triton")
+    assert may_use_triton("auto") is False
+    assert may_use_triton("torch") is False
+
+
+@pytest.mark.skipif(not has_triton(), reason="needs a CUDA device and mamba-ssm")
+@pytest.mark.parametrize("carried", [False, True])
+def test_triton_kernels_equal_the_pure_scan(carried):
+    pure = noisy(mixer(dim=128, state_dim=64, head_dim=64, groups=1, chunk=64)).cuda()
+    fused = copy.deepcopy(pure)
+    fused.triton = True
+    results = []
+    for module in (pure, fused):
+        torch.manual_seed(4)
+        u = torch.randn(2, 333, 128, device="cuda", requires_grad=True)
+        state = module(torch.randn(2, 100, 128, device="cuda"))[1] if carried else None
+        y, after = module(u, state)
+        y.square().sum().backward()
+        results.append([y, after.ssm, u.grad, *(p.grad for p in module.parameters())])
+    for plain, fast in zip(*results, strict=True):
+        torch.testing.assert_close(fast, plain, rtol=2e-2, atol=2e-2)
