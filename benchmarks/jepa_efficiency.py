@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from benchmarks.measure import Claim, at_most, interleaved
-from benchmarks.trainer_overhead import compose
+from benchmarks.models import compose
 from jepa_lm.config import resolve
 from jepa_lm.describe import model_flops_per_token
 from jepa_lm.lit import LanguageModelTask
@@ -44,7 +44,7 @@ def step_of(task: LanguageModelTask) -> Callable[[], None]:
 
     def step() -> None:
         with torch.autocast("cpu", dtype, enabled=dtype is not None):
-            loss, main = task.ce(batch)
+            loss, _, main = task.ce(batch)
             if task.objective is not None:
                 aux, _ = task.objective(task.model, batch, main, Moment(clock))
                 loss = loss + task.objective.scale(clock) * aux

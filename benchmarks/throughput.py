@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 import torch
 
 from benchmarks.measure import GEMM_SIZES, Claim, gemm_gflops, interleaved, matrix_product, report
-from benchmarks.trainer_overhead import compose
+from benchmarks.models import compose
 from jepa_lm.config import resolve
 from jepa_lm.describe import model_flops_per_token
 from jepa_lm.lit import LanguageModelTask
@@ -31,7 +31,7 @@ def training_step() -> tuple[Callable[[], None], int, int, str]:
 
     def step() -> None:
         with torch.autocast("cpu", dtype, enabled=dtype is not None):
-            loss, _ = task.ce(batch)
+            loss, _, _ = task.ce(batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -18,16 +18,12 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
-import hydra
 import torch
-from hydra.core.global_hydra import GlobalHydra
 from lightning.pytorch import Callback
-from omegaconf import DictConfig
 from torch import Tensor
 
 from benchmarks.measure import Claim, aa_spread, at_most
-from jepa_lm import schema
-from jepa_lm.cli import CONF
+from benchmarks.models import compose
 from jepa_lm.data.datamodule import TokenDataModule
 from jepa_lm.data.stream import Batch, TrainBatches, make_order
 from jepa_lm.lit import LanguageModelTask
@@ -171,14 +167,6 @@ def run_pair(
     with contextlib.redirect_stdout(sys.stderr):
         train(cfg)
     return InterleavedData.latest
-
-
-def compose(*overrides: str) -> DictConfig:
-    """What `python train.py overrides` would get."""
-    schema.register()
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose("train", overrides=list(overrides))
 
 
 def check_losses(folder: Path) -> None:

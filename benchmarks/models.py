@@ -1,0 +1,43 @@
+"""Configs and models for benchmarks, composed as the command line composes them."""
+
+from __future__ import annotations
+
+import hydra
+import numpy as np
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import DictConfig
+
+from jepa_lm import schema
+from jepa_lm.cli import CONF
+from jepa_lm.config import build, resolve
+from jepa_lm.data.tokenizers import TokenBytes
+from jepa_lm.evaluation.bpb import ByteCounter
+from jepa_lm.evaluation.scoring import Scorer
+from jepa_lm.model import LanguageModel
+
+
+def compose(*overrides: str) -> DictConfig:
+    """What `python train.py overrides` would get."""
+    schema.register()
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose("train", overrides=list(overrides))
+
+
+def language_model(*overrides: str) -> LanguageModel:
+    """The model of `train.py` with these overrides, every weight moved from an inert start."""
+    config = resolve(compose(*overrides, "paths.run_dir=unused"))
+    torch.manual_seed(0)
+    model: LanguageModel = build("model", config["model"])
+    with torch.no_grad():
+        for p in model.parameters():
+            p.add_(0.02 * torch.randn_like(p))
+    return model
+
+
+def scorer_of(model: LanguageModel) -> Scorer:
+    """A scorer on the CPU in float32; every token counts one byte."""
+    V = model.vocab_size
+    table = TokenBytes(np.ones(V, dtype=np.int64), np.zeros(V, bool), np.zeros(V, bool))
+    return Scorer(model, ByteCounter(table), torch.device("cpu"), "32-true")
