@@ -40,6 +40,9 @@ SMALL = (
     "sample=false",
 )
 """A run of a second or two on a small text."""
+MAMBA2 = ("model=mamba2", "model.backbone.head_dim=16", "model.backbone.state_dim=8")
+SMALL_MAMBA2 = (*(x for x in SMALL if "heads" not in x and "bigram" not in x), *MAMBA2)
+"""The same on the other backbone."""
 
 torch.set_num_threads(1)
 schema.register()
@@ -86,7 +89,8 @@ def small(compose: Compose, small_text: Path) -> Compose:
 
     def make(*overrides: str, run_dir: Path | None = None) -> DictConfig:
         path = f"data.path={small_text}"
-        return compose("train", *SMALL, path, *overrides, run_dir=run_dir)
+        sizes = SMALL_MAMBA2 if "model=mamba2" in overrides else SMALL
+        return compose("train", *sizes, path, *overrides, run_dir=run_dir)
 
     return make
 

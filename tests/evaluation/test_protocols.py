@@ -163,23 +163,13 @@ def recurrent(tmp_path_factory, small_text):
     import hydra
 
     from jepa_lm.cli import CONF
-    from tests.conftest import SMALL
+    from tests.conftest import SMALL_MAMBA2
 
     folder = tmp_path_factory.mktemp("recurrent")
-    sizes = [x for x in SMALL if "heads" not in x and "bigram" not in x]
+    here = [f"data.path={small_text}", f"paths.run_dir={folder}"]
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        more = ["model=mamba2", "model.backbone.head_dim=16", "model.backbone.state_dim=8"]
-        cfg = hydra.compose(
-            "train",
-            overrides=[
-                *sizes,
-                *more,
-                f"data.path={small_text}",
-                f"paths.run_dir={folder}",
-                "eval.stride=8",
-            ],
-        )
+        cfg = hydra.compose("train", overrides=[*SMALL_MAMBA2, *here, "eval.stride=8"])
     train(cfg)
     return folder
 

@@ -18,6 +18,8 @@ VARIANTS = [
     ["model.embedding.factor_dim=16", "model/head=tied_corrected"],
     ["model.embedding.factor_dim=16", "model/head=tied_gelu", "model/softcap=polynomial"],
     ["model.embedding.factor_dim=16"],
+    ["model=mamba2"],
+    ["model=mamba2", "model/head=untied", "model/bigram=xor", "model.smear_gate=true"],
 ]
 
 
