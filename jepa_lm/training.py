@@ -58,6 +58,10 @@ def train(cfg: DictConfig) -> float | None:
     _quiet_lightning()
     budget = config["trainer"]
     budget["precision"] = resolve_precision(budget["precision"], budget["accelerator"])
+    if config["model"].get("kernel") == "triton" and budget["accelerator"] == "cpu":
+        raise UserError(
+            "model.kernel=triton: needs trainer=gpu or trainer=ddp; this run is on the CPU"
+        )
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     resume = find_checkpoint(config["ckpt_path"]) if config["ckpt_path"] else None
     clock = ProgressClock(max_steps=budget["max_steps"], max_time=budget["max_time"])

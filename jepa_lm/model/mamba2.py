@@ -234,7 +234,17 @@ class Mamba2(UNet):
         norm_eps: float,
         gated_norm_eps: float,
     ) -> None:
-        _check_shape(dim, layers, state_dim, conv_width, head_dim, groups, expand, chunk, mlp_every)
+        _check_counts(
+            layers=layers,
+            state_dim=state_dim,
+            conv_width=conv_width,
+            head_dim=head_dim,
+            groups=groups,
+            chunk=chunk,
+        )
+        _check_widths(dim, expand=expand, head_dim=head_dim, groups=groups)
+        if mlp_every < 0:
+            _refuse("mlp_every", mlp_every, "0 (no MLP) or a number of blocks")
 
         def block(i: int) -> Mamba2Block:
             mixer = Mamba2Mixer(
@@ -268,37 +278,22 @@ class Mamba2(UNet):
                 module.triton = triton
 
 
-def _check_shape(
-    dim: int,
-    layers: int,
-    state_dim: int,
-    conv_width: int,
-    head_dim: int,
-    groups: int,
-    expand: float,
-    chunk: int,
-    mlp_every: int,
-) -> None:
-    def refuse(key: str, value: float, right: str) -> None:
-        raise UserError(f"model.backbone.{key}={value}: {right}")
+def _refuse(key: str, value: float, right: str) -> None:
+    raise UserError(f"model.backbone.{key}={value}: {right}")
 
-    for key, value in (
-        ("layers", layers),
-        ("state_dim", state_dim),
-        ("conv_width", conv_width),
-        ("head_dim", head_dim),
-        ("groups", groups),
-        ("chunk", chunk),
-    ):
+
+def _check_counts(**counts: int) -> None:
+    for key, value in counts.items():
         if value < 1:
-            refuse(key, value, "at least 1")
+            _refuse(key, value, "at least 1")
+
+
+def _check_widths(dim: int, *, expand: float, head_dim: int, groups: int) -> None:
     inner = expand * dim
     if inner < 1 or inner != int(inner):
-        refuse("expand", expand, f"times model.dim={dim} must be a whole number of channels")
+        _refuse("expand", expand, f"times model.dim={dim} must be a whole number of channels")
     if inner % head_dim:
-        refuse("head_dim", head_dim, f"must divide model.dim x expand = {int(inner)}")
+        _refuse("head_dim", head_dim, f"must divide model.dim x expand = {int(inner)}")
     heads = int(inner) // head_dim
     if heads % groups:
-        refuse("groups", groups, f"must divide the {heads} heads (model.dim x expand / head_dim)")
-    if mlp_every < 0:
-        refuse("mlp_every", mlp_every, "0 (no MLP) or a number of blocks")
+        _refuse("groups", groups, f"must divide the {heads} heads (model.dim x expand / head_dim)")
