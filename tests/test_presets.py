@@ -14,6 +14,7 @@ from tests.test_end_to_end_slow import run
 
 MUON, ADAM = "optimizer.groups.matrices", "optimizer.groups"
 LR, MOMENTUM = "optimizer.schedule.lr", "optimizer.schedule.muon_momentum"
+STORED = "quantization.rules"
 CONTEXT, TARGET, GUARDS = "jepa.context", "jepa.target", "jepa.regularizers"
 
 TRUNK = {
@@ -93,6 +94,10 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         "trainer.gradient_clip_val": None,
         f"{LR}.steps": 1200,
         "average.decay": 0.9999,
+        f"{STORED}.weights.format.bits": 6,
+        f"{STORED}.weights.format.clip": 0.9999984,
+        f"{STORED}.weights.min_values": 65_537,
+        f"{STORED}.rest.format.dtype": "float16",
     },
     "pr1243_jepardy": {
         "data.tokenizer.vocab_size": 1024,
@@ -152,6 +157,9 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         "trainer.gradient_clip_val": 0.3,
         f"{LR}.steps": 3500,
         "average.decay": 0.997,
+        f"{STORED}.weights.format.bits": 6,
+        f"{STORED}.weights.format.clip": [0.999, 0.9995, 0.9999, 0.99999, 1.0],
+        f"{STORED}.weights.min_values": 65_537,
     },
     "pr832_byte_chunk": {
         "data.tokenizer.vocab_size": 260,
@@ -209,6 +217,10 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         f"{LR}.steps": 3000,
         "trainer.max_steps": 9000,
         "average.decay": 0.997,
+        f"{STORED}.blocks.format.bits": 6,
+        f"{STORED}.large.format.bits": 8,
+        f"{STORED}.large.min_values": 65_537,
+        f"{STORED}.rest.format.dtype": "float16",
     },
     "pr1196_llm_jepa": {
         "data.tokenizer.vocab_size": 1024,
@@ -325,6 +337,14 @@ LEWM = {
     "trainer.max_steps": None,
     "trainer.max_time": 600,
     "average.decay": None,
+    f"{STORED}.weights.match": ["matrix"],
+    f"{STORED}.weights.min_values": 4096,
+    f"{STORED}.weights.format.bits": 4,
+    f"{STORED}.weights.format.clip": 1.0,
+    f"{STORED}.weights.format.scale_dtype": "bfloat16",
+    f"{STORED}.tables.format._target_": "jepa_lm.quantization.formats.Float8",
+    f"{STORED}.tables.ndim": 2,
+    f"{STORED}.rest.format.dtype": "bfloat16",
 }
 LEWM_SIZES: dict[str, dict[str, Any]] = {
     "pr903_lewm_bpe": {

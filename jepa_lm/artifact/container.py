@@ -7,7 +7,7 @@
 
 The safetensors metadata holds one JSON object: the format version, the resolved model and data
 config, the tokenizer's fingerprint, and the stored format of every parameter. A parameter `w` is
-stored as tensor `w` (its main part) and `w::scale` and the like.
+stored as tensor `w` (its main part) and `w::scale` and the like; their shapes must be those of the model.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from jepa_lm.artifact.compression import COMPRESSORS, EXTENSIONS, compress_best,
 from jepa_lm.errors import UserError
 from jepa_lm.model import LanguageModel
 from jepa_lm.own_classes import require_own_classes
-from jepa_lm.quantization.formats import UNPACKERS, Format
+from jepa_lm.quantization.formats import Format, unpack_parts
 
 MAGIC = b"JEPALM1\0"
 HEADER = struct.Struct("<8s8sQ")
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MAX_BYTES = 1 << 30
 """No artifact of this project comes near a GiB; a larger promise is a bomb."""
 PART = "::"
@@ -86,7 +86,7 @@ def write_artifact(
     header = {
         **meta,
         "format_version": FORMAT_VERSION,
-        "formats": {row["name"]: row["format"] for row in table},
+        "formats": {name: formats[name].spec() for name in state},
     }
     raw = safetensors.torch.save(tensors, {"jepa_lm": json.dumps(header)})
     codec, packed, sizes = compress_best(raw)
@@ -102,7 +102,8 @@ def quantized(model: LanguageModel, formats: Mapping[str, Format]) -> LanguageMo
     for name, parameter in copied.named_parameters():
         kind = formats[name]
         with torch.no_grad():
-            parameter.copy_(UNPACKERS[kind.name].unpack(kind.pack(parameter.detach().cpu())))
+            parts = kind.pack(parameter.detach().cpu())
+            parameter.copy_(unpack_parts(kind.spec(), parts, parameter.shape))
     return copied
 
 
@@ -117,11 +118,15 @@ def load_artifact(path: Path) -> Loaded:
     try:
         require_own_classes(meta["model"], "jepa_lm.model", f"artifact_path={path}")
         stored = safetensors.torch.load(raw)
-        state = {
-            name: UNPACKERS[kind].unpack(_parts(stored, name))
-            for name, kind in meta["formats"].items()
-        }
         model = instantiate(meta["model"])
+        shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+        if meta["formats"].keys() != shapes.keys():
+            odd = sorted(meta["formats"].keys() ^ shapes.keys())[0]
+            raise UserError(f"artifact_path={path}: its tensors are not those of its model ({odd})")
+        state = {
+            name: unpack_parts(spec, _parts(stored, name), shapes[name])
+            for name, spec in meta["formats"].items()
+        }
     except (safetensors.SafetensorError, KeyError, ValueError, RuntimeError, TypeError) as error:
         raise UserError(f"artifact_path={path}: damaged artifact ({_short(error)})") from error
     unknown = {name.split(PART)[0] for name in stored} - state.keys()
@@ -129,12 +134,7 @@ def load_artifact(path: Path) -> Loaded:
         raise UserError(
             f"artifact_path={path}: holds {sorted(unknown)[0]}, which no format describes"
         )
-    try:
-        model.load_state_dict(state, strict=True)
-    except RuntimeError as error:
-        raise UserError(
-            f"artifact_path={path}: its tensors are not those of its model ({_short(error)})"
-        ) from error
+    model.load_state_dict(state, strict=True)
     return Loaded(model.eval(), meta)
 
 

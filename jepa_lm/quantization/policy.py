@@ -14,18 +14,20 @@ from jepa_lm.quantization.formats import Format
 
 @dataclass(frozen=True)
 class Rule:
-    """Tensors that any entry of `match` fits and that have at least `min_values` values."""
+    """Tensors that any entry of `match` fits, of `min_values` values or more, of `ndim` dimensions."""
 
     match: Sequence[str]
     min_values: int
     format: Format
+    ndim: int | None = None
+    """None: any."""
 
 
 class Policy:
     """Assigns a format to every parameter; rules are tried in order.
 
     Args:
-        rules: by name: `match` (roles and name patterns), `min_values`, `format`.
+        rules: by name: `match` (roles and name patterns), `min_values`, `format`, optionally `ndim`.
     """
 
     def __init__(self, *, rules: Mapping[str, Mapping]) -> None:
@@ -51,6 +53,8 @@ class Policy:
     def _format(self, name: str, role: str, parameter: Tensor) -> Format:
         for rule in self.rules.values():
             fits = any(matches(entry, name, role) for entry in rule.match)
+            if rule.ndim not in (None, parameter.ndim):
+                continue
             if fits and parameter.numel() >= rule.min_values:
                 return rule.format
         raise UserError(

@@ -122,7 +122,10 @@ def test_a_missing_tensor_does_not_load(exported, tmp_path):
     more = tensors | {"predictor.weight": torch.zeros(2)}
     with pytest.raises(UserError, match=r"holds predictor\.weight, which no format describes"):
         load_artifact(pack(tmp_path, more, meta))
-    more_meta = {**meta, "formats": {**meta["formats"], "predictor.weight": "float16"}}
+    more_meta = {
+        **meta,
+        "formats": {**meta["formats"], "predictor.weight": {"kind": "cast", "dtype": "float16"}},
+    }
     with pytest.raises(UserError, match="its tensors are not those of its model"):
         load_artifact(pack(tmp_path, more, more_meta))
 

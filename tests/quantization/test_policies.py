@@ -1,0 +1,72 @@
+"""The ready policies: each fits each backbone, and what it stores comes back close."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from jepa_lm.artifact.container import quantized
+from jepa_lm.config import build, check_node, resolve
+from jepa_lm.quantization.policy import Policy
+from tests.conftest import MAMBA2
+
+POLICIES = (
+    "none",
+    "int8",
+    "int6",
+    "int5",
+    "int4",
+    "int4_fp8",
+    "int6_quantile",
+    "int6_large",
+    "mixed_int6_int8",
+)
+HEADS = ("model.backbone.heads=4", "model.backbone.kv_heads=2")
+WORST = {"none": 0.0, "int8": 0.01, "int6": 0.04, "int5": 0.08, "int4": 0.2, "int4_fp8": 0.2}
+
+
+def model_and_policy(compose, backbone, policy):
+    more = MAMBA2 if backbone == "mamba2" else HEADS
+    sizes = ("model.dim=64", "model.vocab_size=400", *more)
+    config = resolve(compose("train", f"model={backbone}", *sizes, f"quantization={policy}"))
+    check_node("quantization", config["quantization"])
+    torch.manual_seed(0)
+    model = build("model", config["model"])
+    for p in model.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    made = build("quantization", config["quantization"])
+    assert isinstance(made, Policy)
+    return model, made
+
+
+@pytest.mark.parametrize("backbone", ["transformer", "mamba2"])
+@pytest.mark.parametrize("policy", POLICIES)
+def test_weights_come_back_close(compose, backbone, policy):
+    if policy == "mixed_int6_int8" and backbone == "mamba2":
+        pytest.skip("it names attention")
+    model, made = model_and_policy(compose, backbone, policy)
+    copied = quantized(model, made.assign(model))
+    for (name, before), (_, after) in zip(
+        model.named_parameters(), copied.named_parameters(), strict=True
+    ):
+        error = ((after - before).norm() / before.norm()).item()
+        assert error <= WORST.get(policy, 0.05), (name, error)
+    ids = torch.randint(0, 400, (2, 20))
+    assert torch.isfinite(copied(ids)[0]).all()
+
+
+def test_903_gets_what_it_published(compose):
+    """int4 for large matrices, float8 for the other tensors of two dimensions, bfloat16 for the rest."""
+    config = resolve(compose("train", "experiment=pr903_lewm_bpe"))
+    with torch.device("meta"):
+        model = build("model", config["model"])
+    formats = build("quantization", config["quantization"]).assign(model)
+    names = {n: f.name for n, f in formats.items()}
+    two = {n for n, p in model.named_parameters() if p.ndim == 2}
+    assert names["embedding.table.weight"] == "float8"
+    assert names["backbone.skip_weights"] == "float8"
+    assert names["backbone.blocks.0.resid_mix"] == "float8"
+    assert names["backbone.blocks.0.mixer.conv1d.weight"] == "bfloat16"
+    assert names["backbone.blocks.0.mixer.A_log"] == "bfloat16"
+    assert {n for n, f in names.items() if f in ("int4", "float8")} == two
+    assert sum(f == "int4" for f in names.values()) == 10 * 2 + 5 * 2 + 2
