@@ -62,18 +62,17 @@ class LanguageModelTask(LightningModule):
         self.average: WeightAverage[LanguageModel] | None = None
         if (decay := config.get("average", {}).get("decay")) is not None:
             self.average = WeightAverage(self.model, decay=decay)
-        self.meter, self.raw_meter = BPBMeter(), BPBMeter()
         self.byte_counter: ByteCounter | None = None
-        self.last_score: Score | None = None
-        """Of the newest validation: of the averaged weights where there are any."""
-        self.raw_score: Score | None = None
-        """Of the weights as trained, where there is an average beside them."""
+        self.scores: dict[str, Score] = {}
+        """Of the newest validation, by weights: `shipped`, and `raw` where an average is shipped."""
         self.live: dict[str, float] = {}
         """Newest training figures, for the progress bar and the summary."""
         self.ce = self._cross_entropy
         if config["compile"]:
             # The function is compiled, not the module: checkpoint keys stay clean.
             self.ce = torch.compile(self._cross_entropy)
+        self._scored: dict[str, LanguageModel] = {}
+        self._meters: dict[str, BPBMeter] = {}
         self._interval = (0, 0.0)
         self._active = False
         """Whether the objective is part of the newest loss."""
@@ -252,25 +251,25 @@ class LanguageModelTask(LightningModule):
 
     def on_validation_start(self) -> None:
         """Validation does not count as training time."""
-        self.meter.reset()
-        self.raw_meter.reset()
         self._validation = self.not_training()
         self._validation.__enter__()
+        self._scored = {"shipped": self.shipped}
+        if self.average is not None:
+            self._scored["raw"] = self.model
+        self._meters = {name: BPBMeter().to(self.device) for name in self._scored}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Score a batch of windows by plain cross entropy."""
+        """Score a batch of windows by plain cross entropy, with each set of weights."""
         assert self.byte_counter is not None
-        score_batch(self.shipped, batch, self.byte_counter, self.meter)
-        if self.average is not None:
-            score_batch(self.model, batch, self.byte_counter, self.raw_meter)
+        for name, model in self._scored.items():
+            score_batch(model, batch, self.byte_counter, self._meters[name])
 
     def on_validation_epoch_end(self) -> None:
         """Add up over ranks and log the scores."""
-        self.last_score = score = self._summed(self.meter)
-        self.log_dict({"val/nll": score.nll, "val/bpb": score.bpb})
-        if self.average is not None:
-            self.raw_score = raw = self._summed(self.raw_meter)
-            self.log_dict({"val/nll_raw": raw.nll, "val/bpb_raw": raw.bpb})
+        self.scores = {name: self._summed(meter) for name, meter in self._meters.items()}
+        for name, score in self.scores.items():
+            end = "" if name == "shipped" else f"_{name}"
+            self.log_dict({f"val/nll{end}": score.nll, f"val/bpb{end}": score.bpb})
 
     def _summed(self, meter: BPBMeter) -> Score:
         sums = self.trainer.strategy.reduce(meter.sums.clone(), reduce_op="sum")

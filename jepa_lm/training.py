@@ -23,7 +23,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from jepa_lm.checkpoint import find_checkpoint
-from jepa_lm.config import check, resolve
+from jepa_lm.config import build, check, resolve
 from jepa_lm.data.datamodule import TokenDataModule
 from jepa_lm.describe import describe, sizes
 from jepa_lm.errors import UserError, warn
@@ -70,6 +70,7 @@ def train(cfg: DictConfig) -> float | None:
         print(json.dumps(describe(task), indent=2))
         return None
     task.recipe.configure(task, clock)  # a parameter without a group is refused before data is read
+    build("quantization", config["quantization"]).assign(task.model)  # and one without a format
     about = sizes(task)
     if resume is not None:
         check_resumable(resume, task)
@@ -85,7 +86,7 @@ def train(cfg: DictConfig) -> float | None:
     for logger in trainer.loggers:
         logger.log_hyperparams(config)
     status = _fit(trainer, task, data, resume, run_dir)
-    score = task.last_score
+    score = task.scores.get("shipped")
     if trainer.is_global_zero:
         summary = _summary(trainer, task, config, status, about)
         if config["probe"] and status == "finished":
@@ -119,7 +120,7 @@ def _fit(
         if trainer.is_global_zero:
             write_json(run_dir / "summary.json", {"status": "failed", "error": str(error)})
         raise
-    if task.last_score is None:  # the restored run had used up its budget
+    if not task.scores:  # the restored run had used up its budget
         trainer.validate(task, datamodule=data, verbose=False)
     trainer.save_checkpoint(run_dir / "checkpoints" / "last.ckpt")
     return "interrupted" if interrupts else "finished"
@@ -231,7 +232,7 @@ def _summary(
     assert task.clock is not None
     seconds = task.clock.elapsed
     tokens = trainer.global_step * config["data"]["batch_tokens"]
-    score = task.last_score
+    score = task.scores.get("shipped")
     return {
         "status": status,
         "seed": config["seed"],
@@ -255,9 +256,9 @@ def _summary(
 
 def _validation(task: LanguageModelTask, score: Score) -> dict[str, Any]:
     """The final scores, and which weights they belong to."""
-    if task.raw_score is None:
-        return {**score.as_dict(), "weights": "raw"}
-    return {**score.as_dict(), "weights": "ema", "raw": task.raw_score.as_dict()}
+    weights = "raw" if task.average is None else "ema"
+    others = {name: other.as_dict() for name, other in task.scores.items() if name != "shipped"}
+    return {**score.as_dict(), "weights": weights, **others}
 
 
 def _report(summary: dict[str, Any], run_dir: Path) -> None:

@@ -86,8 +86,8 @@ class TrainingBar(ProgressBar):
         """Show the score in the bar's place."""
         if self._bar is not None:
             self._bar.update(self._task, description="training", refresh=True)
-        if self._enabled and not trainer.sanity_checking and pl_module.last_score is not None:
-            score = pl_module.last_score
+        if self._enabled and not trainer.sanity_checking and pl_module.scores:
+            score = pl_module.scores["shipped"]
             self._console.print(
                 f"validation at step {trainer.global_step}: {score.bpb:.4f} bits per byte "
                 f"({score.nll:.4f} nats per token)",

@@ -7,7 +7,9 @@ import torch
 
 from jepa_lm.artifact.container import quantized
 from jepa_lm.config import build, check_node, resolve
+from jepa_lm.errors import UserError
 from jepa_lm.quantization.policy import Policy
+from jepa_lm.run import train
 from tests.conftest import MAMBA2
 
 POLICIES = (
@@ -70,3 +72,11 @@ def test_903_gets_what_it_published(compose):
     assert names["backbone.blocks.0.mixer.A_log"] == "bfloat16"
     assert {n for n, f in names.items() if f in ("int4", "float8")} == two
     assert sum(f == "int4" for f in names.values()) == 10 * 2 + 5 * 2 + 2
+
+
+def test_a_policy_that_does_not_fit_is_refused_before_training(small):
+    """Not after the hours of training, when export.py would find out."""
+    with pytest.raises(
+        UserError, match=r"quantization\.rules\.blocks\.match=backbone.*fits no parameter"
+    ):
+        train(small("model=mamba2", "quantization=mixed_int6_int8"))
