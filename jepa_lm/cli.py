@@ -82,7 +82,14 @@ def _unknown_key(key: str, command: str) -> str:
     from jepa_lm.config import unknown_key
 
     key = key.lstrip("+~")
-    return str(unknown_key(key, _all_keys(command), f"{command}.yaml"))
+    known = _all_keys(command)
+    if (
+        key in known
+    ):  # a group that what else was chosen does not have, or a name with settings below
+        below = [name for name in known if name.startswith(f"{key}.")]
+        hint = f"; its settings are {', '.join(below)}" if below else ""
+        return f"{key}: with these choices {command}.yaml has no such group to choose from{hint}"
+    return str(unknown_key(key, known, f"{command}.yaml"))
 
 
 def _missing_option(error: MissingConfigException) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from jepa_lm.checkpoint import read_checkpoint
+from jepa_lm.checkpoint import portable, read_checkpoint
 from jepa_lm.errors import UserError
 from jepa_lm.lit import LanguageModelTask
 
@@ -13,8 +13,8 @@ from jepa_lm.lit import LanguageModelTask
 def check_resumable(resume: Path, task: LanguageModelTask) -> None:
     """Refuse to continue a run of another model, or with other parts beside it."""
     checkpoint = read_checkpoint(resume)
-    before = _leaves("model", checkpoint["hyper_parameters"]["config"]["model"])
-    now = _leaves("model", task.config["model"])
+    before = _leaves("model", portable(checkpoint["hyper_parameters"]["config"]["model"]))
+    now = _leaves("model", portable(task.config["model"]))
     for key in sorted(before.keys() | now.keys()):
         if before.get(key) != now.get(key):
             raise UserError(

@@ -69,6 +69,18 @@ MISTAKES = [
     ("objective=lewm jepa.context.tap=12", "jepa.context.tap=12", "blocks 0..4"),
     ("objective=vicreg jepa.predictor.activation=swish", "jepa.predictor", "one of relu2"),
     ("objective=patch data.seq_len=36", "jepa.context.pooling.size=8", "must divide"),
+    ("model=mamba", "model=mamba", "did you mean mamba2?"),
+    (
+        "model=mamba2 model/value_embedding=shared",
+        "model/value_embedding",
+        "no such group to choose",
+    ),
+    ("model=mamba2 model.backbone.state_size=32", "state_size", "model.backbone.state_dim?"),
+    ("model=mamba2 model.kernel=triton", "model.kernel=triton", "needs"),
+    ("model=mamba2 quantization=mixed_int6_int8", "quantization.rules.blocks", "fits no parameter"),
+    ("eval=sliding", "eval: with these choices", "its settings are eval.stride"),
+    ("optimizer.ghost_steps=-1", "optimizer.ghost_steps=-1", "0 or more"),
+    ("temperature=hot", "temperature=hot", "a positive number, or search"),
 ]
 
 
