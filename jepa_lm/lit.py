@@ -20,6 +20,7 @@ from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 
 from jepa_lm.callbacks.measuring import MeasureObjective
+from jepa_lm.callbacks.stored import TrainOnStoredWeights
 from jepa_lm.config import build
 from jepa_lm.data.stream import Batch
 from jepa_lm.errors import require_finite
@@ -32,6 +33,8 @@ from jepa_lm.optim.averages import WeightAverage
 from jepa_lm.optim.clock import ProgressClock
 from jepa_lm.optim.ghost import run_ghost_steps
 from jepa_lm.optim.recipe import OptimizerRecipe
+from jepa_lm.quantization.policy import Policy
+from jepa_lm.quantization.training import StoredWeights, stored_copy
 
 
 class LanguageModelTask(LightningModule):
@@ -59,12 +62,19 @@ class LanguageModelTask(LightningModule):
         self.frozen = sorted(n for n, p in self.named_parameters() if not p.requires_grad)
         if self.objective is not None:
             check_start(self.objective)
+        self.policy: Policy = build("quantization", config["quantization"])
+        self.formats = self.policy.assign(self.model)
+        self.stored: StoredWeights | None = None
+        """Swaps in the weights as stored, where the run trains on them."""
+        if self.policy.training.ever:
+            self.stored = StoredWeights(self.model, self.policy.training.formats(self.formats))
         self.average: WeightAverage[LanguageModel] | None = None
         if (decay := config.get("average", {}).get("decay")) is not None:
             self.average = WeightAverage(self.model, decay=decay)
         self.byte_counter: ByteCounter | None = None
         self.scores: dict[str, Score] = {}
-        """Of the newest validation, by weights: `shipped`, and `raw` where an average is shipped."""
+        """Of the newest validation, by weights: `shipped`; `raw` where an average is shipped; `quantized`
+        where the run has trained on stored weights."""
         self.live: dict[str, float] = {}
         """Newest training figures, for the progress bar and the summary."""
         self.ce = self._cross_entropy
@@ -99,8 +109,8 @@ class LanguageModelTask(LightningModule):
         }
 
     def configure_callbacks(self) -> list[Callback]:
-        """Measuring comes with the objective, not with a setting."""
-        return [MeasureObjective()]
+        """Measuring comes with the objective, swapping with the quantization, not with a setting."""
+        return [TrainOnStoredWeights(), MeasureObjective()]
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Called once after each optimizer step, however many micro-batches it took."""
@@ -151,6 +161,13 @@ class LanguageModelTask(LightningModule):
     def ends_step(self, batch_idx: int) -> bool:
         """Whether this micro-batch is the last one of its step."""
         return (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+
+    def trains_stored(self) -> bool:
+        """Whether a step now sees the weights as they will be stored."""
+        assert self.clock is not None
+        assert self.recipe.lr is not None
+        lr_factor = self.recipe.lr(self.clock)
+        return self.policy.training.active(self.clock.progress, lr_factor)
 
     def moment(self, batch_idx: int) -> Moment:
         """Where in the run a micro-batch stands."""
@@ -256,6 +273,8 @@ class LanguageModelTask(LightningModule):
         self._scored = {"shipped": self.shipped}
         if self.average is not None:
             self._scored["raw"] = self.model
+        if self.stored is not None and self.stored.first_step is not None:
+            self._scored["quantized"] = stored_copy(self.shipped, self.formats)
         self._meters = {name: BPBMeter().to(self.device) for name in self._scored}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:

@@ -23,7 +23,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from jepa_lm.checkpoint import find_checkpoint
-from jepa_lm.config import build, check, resolve
+from jepa_lm.config import check, resolve
 from jepa_lm.data.datamodule import TokenDataModule
 from jepa_lm.describe import describe, sizes
 from jepa_lm.errors import UserError, warn
@@ -70,7 +70,6 @@ def train(cfg: DictConfig) -> float | None:
         print(json.dumps(describe(task), indent=2))
         return None
     task.recipe.configure(task, clock)  # a parameter without a group is refused before data is read
-    build("quantization", config["quantization"]).assign(task.model)  # and one without a format
     about = sizes(task)
     if resume is not None:
         check_resumable(resume, task)
@@ -244,6 +243,7 @@ def _summary(
         "val": None if score is None else _validation(task, score),
         "jepa": {} if task.watch is None else task.watch.summary(),
         "frozen": task.frozen,
+        "trained_stored": _trained_stored(task),
         "precision": config["trainer"]["precision"],
         "config_hash": config_hash(config),
         "git": git_state(),
@@ -251,6 +251,17 @@ def _summary(
         "compiled": config["compile"],
         "compiled_parts": ["main pass", "cross entropy"] if config["compile"] else [],
         "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _trained_stored(task: LanguageModelTask) -> dict[str, Any] | None:
+    """What quantization-aware training reached, and since which step; None without it."""
+    if task.stored is None:
+        return None
+    return {
+        "tensors": len(task.stored.names),
+        "values": task.stored.values,
+        "first_step": task.stored.first_step,
     }
 
 
@@ -271,6 +282,8 @@ def _report(summary: dict[str, Any], run_dir: Path) -> None:
         table.add_row("validation, bits per byte", f"{summary['val']['bpb']:.4f}")
         if "raw" in summary["val"]:
             table.add_row("the same without averaging", f"{summary['val']['raw']['bpb']:.4f}")
+        if "quantized" in summary["val"]:
+            table.add_row("the same as stored", f"{summary['val']['quantized']['bpb']:.4f}")
     for name, accuracy in summary.get("probe", {}).items():
         shown = ", ".join(f"{accuracy[f'top{k}']:.1%}" for k in TOP)
         table.add_row(f"{name}: among the best 1, 5, 10", shown)

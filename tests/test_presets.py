@@ -159,6 +159,8 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         "average.decay": 0.997,
         f"{STORED}.weights.format.bits": 6,
         f"{STORED}.weights.format.clip": [0.999, 0.9995, 0.9999, 0.99999, 1.0],
+        "quantization.training.start": None,
+        "quantization.training.lr_below": 0.15,
         f"{STORED}.weights.min_values": 65_537,
     },
     "pr832_byte_chunk": {
@@ -342,6 +344,9 @@ LEWM = {
     f"{STORED}.weights.format.bits": 4,
     f"{STORED}.weights.format.clip": 1.0,
     f"{STORED}.weights.format.scale_dtype": "bfloat16",
+    "quantization.training.start": 0.0,
+    "quantization.training.lr_below": None,
+    "quantization.training.clip": 1.0,
     f"{STORED}.tables.format._target_": "jepa_lm.quantization.formats.Float8",
     f"{STORED}.tables.ndim": 2,
     f"{STORED}.rest.format.dtype": "bfloat16",

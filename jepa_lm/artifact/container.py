@@ -12,7 +12,6 @@ stored as tensor `w` (its main part) and `w::scale` and the like; their shapes m
 
 from __future__ import annotations
 
-import copy
 import json
 import struct
 from collections.abc import Mapping
@@ -22,7 +21,6 @@ from typing import Any
 
 import safetensors
 import safetensors.torch
-import torch
 from hydra.utils import instantiate
 from torch import Tensor
 
@@ -94,17 +92,6 @@ def write_artifact(
     path.write_bytes(HEADER.pack(MAGIC, codec.encode(), len(raw)) + packed)
     compressors = {name: size + HEADER.size for name, size in sizes.items()}
     return Written(path, path.stat().st_size, codec, compressors, table)
-
-
-def quantized(model: LanguageModel, formats: Mapping[str, Format]) -> LanguageModel:
-    """A copy of the model with the weights that an artifact in these formats gives back."""
-    copied = copy.deepcopy(model)
-    for name, parameter in copied.named_parameters():
-        kind = formats[name]
-        with torch.no_grad():
-            parts = kind.pack(parameter.detach().cpu())
-            parameter.copy_(unpack_parts(kind.spec(), parts, parameter.shape))
-    return copied
 
 
 def load_artifact(path: Path) -> Loaded:

@@ -12,7 +12,7 @@ from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
-from jepa_lm.artifact.container import Written, quantized, write_artifact
+from jepa_lm.artifact.container import Written, write_artifact
 from jepa_lm.artifact.size import code_bytes
 from jepa_lm.checkpoint import (
     find_checkpoint,
@@ -31,6 +31,7 @@ from jepa_lm.evaluation.temperature import SEARCH, check_temperature, search_tem
 from jepa_lm.model import LanguageModel
 from jepa_lm.precision import resolve_precision
 from jepa_lm.quantization.policy import Policy
+from jepa_lm.quantization.training import stored_copy
 from jepa_lm.records import git_state, versions, write_json
 from jepa_lm.schema import ExportConfig
 
@@ -55,7 +56,7 @@ def export(cfg: DictConfig) -> float:
     policy: Policy = instantiate(quantization, _convert_="all")
     model = inference_model(checkpoint)
     formats = policy.assign(model)
-    search = _temperature(config, checkpoint, quantized(model, formats))
+    search = _temperature(config, checkpoint, stored_copy(model, formats))
     data = {key: value for key, value in run["data"].items() if key != "cache_dir"}
     meta = {
         "model": portable(run["model"]),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, Trainer
@@ -27,7 +28,10 @@ class MeasureObjective(Callback):
         step, watch = trainer.global_step, task.watch
         if watch is None or not watch.due(step) or not task.ends_step(batch_idx):
             return
-        with task.not_training(), trainer.precision_plugin.forward_context():
+        seen = nullcontext()
+        if task.stored is not None and task.trains_stored():
+            seen = task.stored.swapped()  # type: ignore[assignment]
+        with task.not_training(), trainer.precision_plugin.forward_context(), seen:
             warnings = watch.measure(
                 task.model,
                 batch,

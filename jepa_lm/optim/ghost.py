@@ -35,11 +35,15 @@ def run_ghost_steps(task: LanguageModelTask, steps: int) -> None:
     accumulate = trainer.accumulate_grad_batches
     with torch.random.fork_rng():
         for _ in range(steps):
+            if task.stored is not None and task.trains_stored():
+                task.stored.swap_in()
             for micro_batch in range(accumulate):
                 batch = trainer.strategy.batch_to_device(next(batches), task.device)
                 loss = trainer.strategy.training_step(batch, micro_batch)
                 assert isinstance(loss, torch.Tensor)
                 trainer.strategy.backward(loss / accumulate, optimizer)
+            if task.stored is not None:
+                task.stored.swap_out()
             task.on_before_optimizer_step(optimizer)
             task.clip_gradients(optimizer, gradient_clip_val=trainer.gradient_clip_val)
             optimizer.step()

@@ -31,6 +31,10 @@ class Format(Protocol):
         """The stored parts."""
         ...
 
+    def snap(self, weight: Tensor) -> Tensor:
+        """The weight as it would come back, in its own type and shape, on its own device."""
+        ...
+
     def spec(self) -> dict[str, Any]:
         """What `unpack_parts` needs besides the parts and the shape, as plain values."""
         ...
@@ -80,6 +84,9 @@ class Cast:
             )
         return {"": cast}
 
+    def snap(self, weight: Tensor) -> Tensor:
+        return weight.to(self.dtype).to(weight.dtype)
+
     def spec(self) -> dict[str, Any]:
         return {"kind": "cast", "dtype": self.name}
 
@@ -111,6 +118,10 @@ class Float8:
         scale = _scales(matrix.abs().amax(1, keepdim=True) / self.largest, self.scale_dtype)
         q = (matrix / scale.float()).clamp(-self.largest, self.largest)
         return {"": q.to(torch.float8_e4m3fn), "scale": scale}
+
+    def snap(self, weight: Tensor) -> Tensor:
+        parts = self.pack(weight)
+        return (parts[""].float() * parts["scale"].float()).view(weight.shape).to(weight.dtype)
 
     def spec(self) -> dict[str, Any]:
         return {"kind": "float8", "scale_dtype": self.scale_dtype}
@@ -151,6 +162,10 @@ class Integer:
         self.limit = 2 ** (bits - 1) - 1
         self.name = f"int{bits}" + (f" by {group}" if group else "")
 
+    def with_clip(self, clip: float) -> Integer:
+        """The same integers, scaled by another quantile."""
+        return Integer(bits=self.bits, group=self.group, clip=clip, scale_dtype=self.scale_dtype)
+
     def quantize(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Integers [R, K, g] as float and scales [R, K, 1]; a short last group is padded by zeros."""
         grouped = self._grouped(as_matrix(weight.float()))
@@ -176,7 +191,6 @@ class Integer:
         return {"": stored, "scale": scale[..., 0]}
 
     def snap(self, weight: Tensor) -> Tensor:
-        """The weight as it would come back, in its own type and shape."""
         q, scale = self.quantize(weight)
         matrix = (q * scale.float()).flatten(1)[:, : as_matrix(weight).shape[1]]
         return matrix.reshape(weight.shape).to(weight.dtype)

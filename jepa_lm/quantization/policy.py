@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from jepa_lm.errors import UserError
 from jepa_lm.optim.routing import ROLES, matches, parameter_roles
 from jepa_lm.quantization.formats import Format
+from jepa_lm.quantization.training import TrainingPlan
 
 
 @dataclass(frozen=True)
@@ -28,9 +29,13 @@ class Policy:
 
     Args:
         rules: by name: `match` (roles and name patterns), `min_values`, `format`, optionally `ndim`.
+        training: when training sees the stored weights; None: never.
     """
 
-    def __init__(self, *, rules: Mapping[str, Mapping]) -> None:
+    def __init__(
+        self, *, rules: Mapping[str, Mapping], training: TrainingPlan | None = None
+    ) -> None:
+        self.training = training or TrainingPlan(start=None, lr_below=None, clip=None)
         self.rules = {name: Rule(**rule) for name, rule in rules.items()}
 
     def assign(self, model: nn.Module) -> dict[str, Format]:

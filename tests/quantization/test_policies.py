@@ -5,10 +5,10 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jepa_lm.artifact.container import quantized
 from jepa_lm.config import build, check_node, resolve
 from jepa_lm.errors import UserError
 from jepa_lm.quantization.policy import Policy
+from jepa_lm.quantization.training import stored_copy
 from jepa_lm.run import train
 from tests.conftest import MAMBA2
 
@@ -47,7 +47,7 @@ def test_weights_come_back_close(compose, backbone, policy):
     if policy == "mixed_int6_int8" and backbone == "mamba2":
         pytest.skip("it names attention")
     model, made = model_and_policy(compose, backbone, policy)
-    copied = quantized(model, made.assign(model))
+    copied = stored_copy(model, made.assign(model))
     for (name, before), (_, after) in zip(
         model.named_parameters(), copied.named_parameters(), strict=True
     ):

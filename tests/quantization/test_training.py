@@ -1,0 +1,275 @@
+"""Quantization-aware training: the stored weights in every step, the full ones in every update."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from lightning.pytorch import Callback
+
+from jepa_lm import training as run_module
+from jepa_lm.checkpoint import read_checkpoint
+from jepa_lm.config import build, resolve
+from jepa_lm.errors import UserError
+from jepa_lm.lit import LanguageModelTask
+from jepa_lm.model import token_nll
+from jepa_lm.optim.clock import ProgressClock
+from jepa_lm.quantization.formats import Cast, Integer
+from jepa_lm.quantization.training import StoredWeights, TrainingPlan, stored_copy
+from jepa_lm.run import train
+
+NOW = ("quantization=int4", "quantization.training.start=0")
+
+
+class StraightThrough(torch.autograd.Function):
+    """The textbook form: round forward, pass the gradient on as it is."""
+
+    @staticmethod
+    def forward(ctx, weight, format_):
+        return format_.snap(weight)
+
+    @staticmethod
+    def backward(ctx, gradient):
+        return gradient, None
+
+
+def task_of(small, *overrides) -> LanguageModelTask:
+    torch.manual_seed(0)
+    return LanguageModelTask(resolve(small(*overrides)), ProgressClock(max_steps=10, max_time=None))
+
+
+def batch_of(step: int) -> dict:
+    ids = torch.randint(0, 400, (4, 33), generator=torch.Generator().manual_seed(step))
+    return {"inputs": ids[:, :-1], "targets": ids[:, 1:]}
+
+
+@pytest.mark.parametrize("backbone", ["model=transformer", "model=mamba2"])
+@pytest.mark.parametrize("policy", ["int4", "int4_fp8", "int8"])
+def test_swapping_is_the_straight_through_gradient(small, backbone, policy):
+    """Step for step against fake quantization inside the graph, the weights never touched."""
+    overrides = (backbone, f"quantization={policy}", "quantization.training.start=0")
+    swapped, textbook = task_of(small, *overrides), task_of(small, *overrides)
+    formats = textbook.policy.training.formats(textbook.formats)
+    assert len(formats) > 10
+    optimizers = [task.recipe.configure(task, task.clock)[0] for task in (swapped, textbook)]
+    for step in range(6):
+        batch = batch_of(step)
+        with swapped.stored.swapped():
+            loss = token_nll(swapped.model(batch["inputs"])[0], batch["targets"]).mean()
+            loss.backward()
+        rounded = {
+            name: StraightThrough.apply(p, formats[name]) if name in formats else p
+            for name, p in textbook.model.named_parameters()
+        }
+        logits, _ = torch.func.functional_call(textbook.model, rounded, (batch["inputs"],))
+        other = token_nll(logits, batch["targets"]).mean()
+        other.backward()
+        assert loss.item() == pytest.approx(other.item(), rel=1e-6)
+        for optimizer in optimizers:
+            optimizer.step()
+            optimizer.zero_grad()
+    for (name, a), (_, b) in zip(
+        swapped.model.named_parameters(), textbook.model.named_parameters(), strict=True
+    ):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-6, msg=name)
+
+
+def test_swapping_in_gives_the_stored_weights_and_out_the_full_ones(small):
+    task = task_of(small, *NOW)
+    full = {n: p.detach().clone() for n, p in task.model.named_parameters()}
+    stored = dict(
+        stored_copy(task.model, task.policy.training.formats(task.formats)).named_parameters()
+    )
+    with task.stored.swapped():
+        task.stored.swap_in()  # a second time changes nothing: accumulated micro-batches
+        inside = {n: p.detach().clone() for n, p in task.model.named_parameters()}
+    for name, p in task.model.named_parameters():
+        assert torch.equal(p, full[name])
+        torch.testing.assert_close(inside[name], stored[name], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_every_named_tensor_changes_the_forward(small, compiled):
+    """Trap 35: a switch that reaches no weight, or that a compiler folded away, is found."""
+    task = task_of(small, *NOW)
+    for p in task.model.parameters():
+        p.data += 0.05 * torch.randn_like(p)
+    ids = batch_of(0)["inputs"]
+
+    def logits(x):
+        return task.model(x)[0]
+
+    forward = torch.compile(logits, backend="aot_eager") if compiled else logits
+    with torch.no_grad():
+        plain = forward(ids)
+        for name in task.stored.names:
+            alone = StoredWeights(task.model, {name: task.formats[name]})
+            with alone.swapped():
+                moved = (forward(ids) - plain).abs().max()
+            assert moved > 0, name
+        torch.testing.assert_close(forward(ids), plain, rtol=0, atol=0)
+
+
+def test_a_tensor_that_nothing_reads_would_be_seen(small):
+    """The planted bug of trap 35: weights that bypass the quantized tensor."""
+    task = task_of(small, *NOW)
+    name = "backbone.blocks.0.mlp.up.weight"
+    copied = task.model.backbone.blocks[0].mlp.up.weight.detach().clone()
+    task.model.backbone.blocks[0].mlp.up.forward = lambda x: x @ copied.T
+    ids = batch_of(0)["inputs"]
+    plain = task.model(ids)[0]
+    with StoredWeights(task.model, {name: task.formats[name]}).swapped():
+        assert (task.model(ids)[0] - plain).abs().max() == 0
+
+
+class Spy(Callback):
+    """Whether the weights are on their grid in each step's loss and update."""
+
+    def __init__(self) -> None:
+        self.in_loss, self.in_update = [], []
+
+    def on_before_backward(self, trainer, task, loss):
+        self.in_loss.append(on_grid(task))
+
+    def on_train_batch_end(self, trainer, task, *args):
+        self.in_update.append(on_grid(task))
+
+
+def on_grid(task) -> bool:
+    """Whether int4 holds the weights exactly."""
+    weight = task.model.get_parameter("backbone.blocks.0.attention.query.weight")
+    return len(torch.unique(weight[0])) <= 15
+
+
+@pytest.fixture
+def spied(small, monkeypatch):
+    def run(*overrides, **where):
+        spy, make = Spy(), run_module._trainer
+
+        def with_spy(config):
+            trainer = make(config)
+            trainer.callbacks.append(spy)
+            return trainer
+
+        monkeypatch.setattr(run_module, "_trainer", with_spy)
+        train(small(*overrides, **where))
+        monkeypatch.setattr(run_module, "_trainer", make)
+        return spy
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("settings", "first"),
+    [
+        (("quantization.training.start=0",), 1),
+        (("quantization.training.start=0.5",), 4),
+        # Six steps, warmdown over the last half: factors 1, 1, 1, 1, 2/3, 1/3.
+        (("quantization.training.lr_below=0.7", "optimizer.schedule.lr.fraction=0.5"), 5),
+    ],
+)
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_it_begins_where_the_plan_says(spied, tmp_path, settings, first, accumulate):
+    more = ("quantization=int4", f"trainer.accumulate_grad_batches={accumulate}")
+    spy = spied(*more, *settings, run_dir=tmp_path / "run")
+    steps = [i // accumulate + 1 for i in range(6 * accumulate)]
+    assert spy.in_loss == [step >= first for step in steps]
+    ends = spy.in_update[accumulate - 1 :: accumulate]
+    assert not any(ends)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["trained_stored"]["first_step"] == first
+    assert summary["trained_stored"]["tensors"] > 10
+    assert summary["val"]["quantized"]["bpb"] != summary["val"]["bpb"]
+
+
+def test_validation_scores_what_would_be_exported(spied, compose, small, tmp_path):
+    from jepa_lm.run import evaluate, export
+
+    spied(*NOW, "average.decay=0.5", run_dir=tmp_path / "run")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())["val"]
+    assert {"raw", "quantized"} < summary.keys()
+    export(compose("export", f"ckpt_path={tmp_path / 'run'}", run_dir=tmp_path / "export"))
+    quick = ("eval.baselines=false", "eval.audit=false")
+    scored = evaluate(compose("eval", f"artifact_path={tmp_path / 'export'}", *quick))
+    assert scored == pytest.approx(summary["quantized"]["bpb"], abs=1e-5)
+
+
+def test_checkpoints_hold_full_weights_under_their_own_names(spied, tmp_path):
+    spied(*NOW, run_dir=tmp_path / "with")
+    spied("quantization=int4", run_dir=tmp_path / "without")
+    states = [
+        read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt")["state_dict"]
+        for name in ("with", "without")
+    ]
+    assert states[0].keys() == states[1].keys()
+    weight = states[0]["model.backbone.blocks.0.attention.query.weight"]
+    assert len(torch.unique(weight[0])) > 50
+
+
+def test_a_resumed_run_is_the_same_run(spied, tmp_path):
+    common = (*NOW, "callbacks.checkpoint.every_n_train_steps=4")
+    spied(*common, run_dir=tmp_path / "whole")
+    fourth = tmp_path / "whole" / "checkpoints" / "step-4.ckpt"
+    spied(*common, f"ckpt_path={fourth}", run_dir=tmp_path / "rest")
+    ends = [
+        read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt")["state_dict"]
+        for name in ("whole", "rest")
+    ]
+    assert all(torch.equal(ends[0][name], ends[1][name]) for name in ends[0])
+
+
+def test_ghost_steps_see_the_stored_weights(small, tmp_path, monkeypatch):
+    seen = []
+    forward = LanguageModelTask.training_step
+
+    def spy(task, batch, batch_idx):
+        seen.append(on_grid(task))
+        return forward(task, batch, batch_idx)
+
+    monkeypatch.setattr(LanguageModelTask, "training_step", spy)
+    train(small(*NOW, "optimizer.ghost_steps=2", "trainer.max_steps=1"))
+    assert seen == [True, True, True]
+
+
+def test_an_interrupted_step_leaves_full_weights(small, monkeypatch):
+    tasks = []
+
+    def broken(task, batch, batch_idx):
+        tasks.append(task)
+        assert on_grid(task)
+        raise RuntimeError("power cut")
+
+    monkeypatch.setattr(LanguageModelTask, "training_step", broken)
+    with pytest.raises(RuntimeError, match="power cut"):
+        train(small(*NOW))
+    assert not on_grid(tasks[0])
+
+
+def test_casts_are_not_trained_on_and_the_clip_is_the_plans():
+    integer = Integer(bits=4, group=None, clip=[0.9, 1.0], scale_dtype="bfloat16")
+    formats = {"a": integer, "b": Cast(dtype="float16")}
+    plan = TrainingPlan(start=0.0, lr_below=None, clip=0.99)
+    found = plan.formats(formats)
+    assert set(found) == {"a"}
+    assert found["a"].clips == [0.99]
+    assert TrainingPlan(start=0.0, lr_below=None, clip=None).formats(formats)["a"] is integer
+
+
+@pytest.mark.parametrize(
+    ("settings", "words"),
+    [
+        (dict(start=0.1, lr_below=0.1), "set start or lr_below, not both"),
+        (dict(start=1.5, lr_below=None), r"quantization\.training\.start=1\.5: must lie in 0 to 1"),
+        (dict(start=None, lr_below=-1.0), r"quantization\.training\.lr_below=-1\.0"),
+    ],
+)
+def test_a_plan_that_cannot_be_is_refused(settings, words):
+    with pytest.raises(UserError, match=words):
+        TrainingPlan(**settings, clip=None)
+
+
+def test_no_plan_is_no_training_on_stored_weights(small):
+    task = task_of(small, "quantization=int4")
+    assert task.stored is None
+    assert build("quantization", task.config["quantization"]).training.ever is False
