@@ -67,10 +67,11 @@ class TrainingPlan:
         found = {name: f for name, f in formats.items() if not isinstance(f, Cast)}
         if self.clip is None:
             return found
-        return {
-            name: f.with_clip(self.clip) if isinstance(f, Integer) else f
-            for name, f in found.items()
+        # One object for all tensors of a rule, as the rule had: they are snapped together.
+        clipped = {
+            id(f): f.with_clip(self.clip) if isinstance(f, Integer) else f for f in found.values()
         }
+        return {name: clipped[id(f)] for name, f in found.items()}
 
 
 class StoredWeights:

@@ -269,6 +269,17 @@ def test_a_plan_that_cannot_be_is_refused(settings, words):
         TrainingPlan(**settings, clip=None)
 
 
+def test_matrices_of_one_width_are_snapped_together(small, monkeypatch):
+    """A hundred small launches would cost more than the rounding."""
+    task, calls = task_of(small, *NOW), []
+    snap = Integer.snap
+    monkeypatch.setattr(Integer, "snap", lambda self, w: (calls.append(w.shape), snap(self, w))[1])
+    with task.stored.swapped():
+        pass
+    widths = {w.flatten(1).shape[1] for w in task.stored.weights}
+    assert len(calls) == len(widths) < len(task.stored.weights) / 3
+
+
 def test_no_plan_is_no_training_on_stored_weights(small):
     task = task_of(small, "quantization=int4")
     assert task.stored is None
