@@ -252,3 +252,18 @@ def test_malformed_files_are_one_clear_line(exported, tmp_path):
         load_artifact(pack(tmp_path, tensors, {**meta, "format_version": 99}))
     with pytest.raises(UserError, match="no such file"):
         load_artifact(tmp_path / "nothing")
+
+
+def test_the_command_line_says_what_is_inside(exported, capsys, tmp_path):
+    from jepa_lm.artifact.__main__ import main
+
+    folder, account = exported
+    assert main([str(artifact_file(folder))]) == 0
+    shown = " ".join(capsys.readouterr().out.split())
+    assert f"{account['bytes']:,}" in shown
+    assert "stored as int 8" in shown
+    assert "stored as cast float16" in shown
+    (tmp_path / "broken").write_bytes(b"nothing of the kind")
+    assert main([str(tmp_path / "broken")]) == 2
+    assert capsys.readouterr().err.startswith(f"error: artifact_path={tmp_path / 'broken'}: not an")
+    assert main([]) == 2
