@@ -1,0 +1,76 @@
+"""GPTQ: integers for a matrix that keep what it does to its inputs, not its entries.
+
+For y = W x it lowers the squared error of y over calibration inputs, tr((W - Q) H (W - Q)^T) with
+H = sum x x^T. Columns are rounded one after the other; the error of each is made up for by those that are
+not rounded yet, as the Cholesky factor of H^-1 says.
+Source: Frantar et al., "GPTQ" (2023).
+Legend: R rows, C columns (inputs), g columns of a group.
+Deviation: scales are those of plain rounding, fixed before the first column, so that both can be compared
+and columns may be taken in any order.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from jepa_lm.quantization.formats import Integer
+
+
+def gptq(
+    weight: Tensor,
+    hessian: Tensor,
+    kind: Integer,
+    *,
+    damping: float,
+    act_order: bool,
+    block: int = 128,
+) -> tuple[Tensor, Tensor]:
+    """Integers and scales of a matrix.
+
+    Args:
+        weight: W [R, C]. hessian: H [C, C], symmetric.
+        damping: share of the mean of H's diagonal that is added to it: inputs that were never seen, or
+            always seen together, leave H singular.
+        act_order: the columns of the largest inputs first, while the others can still make up for them.
+        block: columns whose errors are passed on at once; it changes speed, not results.
+
+    Returns:
+        q [R, C] float, whole numbers, and scales [R, K, 1], as `Integer.quantize` gives them.
+    """
+    R, C = weight.shape
+    _, scale = kind.quantize(weight)
+    spread = scale.float().expand(-1, -1, kind.group or C).flatten(1)[:, :C].double()
+    left, H = weight.double().clone(), hessian.double().clone()
+    order = torch.arange(C, device=weight.device)
+    if act_order:
+        order = torch.argsort(H.diagonal(), descending=True, stable=True)
+    left, spread, H = left[:, order], spread[:, order], H[order][:, order]
+    upper = _factor(H, damping)
+    q = torch.zeros_like(left)
+    for start in range(0, C, block):
+        end = min(start + block, C)
+        errors = torch.zeros(R, end - start, dtype=left.dtype, device=left.device)
+        for j in range(start, end):
+            exact = left[:, j]
+            q[:, j] = (exact / spread[:, j]).round().clamp(-kind.limit, kind.limit)
+            error = (exact - q[:, j] * spread[:, j]) / upper[j, j]
+            left[:, j:end] -= error[:, None] * upper[j, j:end]
+            errors[:, j - start] = error
+        left[:, end:] -= errors @ upper[start:end, end:]
+    back = torch.argsort(order)
+    return q[:, back].float(), scale
+
+
+def output_error(weight: Tensor, stored: Tensor, hessian: Tensor) -> float:
+    """tr((W - Q) H (W - Q)^T): the squared error of the outputs over the calibration inputs."""
+    difference = (weight - stored).double()
+    return ((difference @ hessian.double()) * difference).sum().item()
+
+
+def _factor(H: Tensor, damping: float) -> Tensor:
+    """The upper Cholesky factor of (H + damping)^-1."""
+    mean = H.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
+    damped = H + damping * mean * torch.eye(len(H), dtype=H.dtype, device=H.device)
+    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+    return torch.linalg.cholesky(inverse, upper=True)
