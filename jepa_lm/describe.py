@@ -12,6 +12,9 @@ from typing import Any
 
 from torch import nn
 
+from jepa_lm.artifact.codecs import COMPRESSORS
+from jepa_lm.artifact.prediction import predict
+from jepa_lm.artifact.size import CAP_BYTES, code_bytes
 from jepa_lm.lit import LanguageModelTask
 from jepa_lm.model.layers import CausalSelfAttention
 from jepa_lm.model.mamba2 import Mamba2Mixer
@@ -57,8 +60,17 @@ def sizes(task: LanguageModelTask) -> dict[str, Any]:
     }
 
 
+def artifact(task: LanguageModelTask) -> dict[str, Any]:
+    """What the exported file is expected to weigh, by each codec, and what is left of the cap."""
+    predicted = predict(task.model, task.formats, list(COMPRESSORS))
+    code = code_bytes()
+    total = predicted["bytes"] + code
+    account = {"code_bytes": code, "total": total, "cap": CAP_BYTES, "headroom": CAP_BYTES - total}
+    return {**predicted, **account}
+
+
 def describe(task: LanguageModelTask) -> dict[str, Any]:
-    """Sizes, compute, optimizer groups, frozen parameters, schedules and gradient reach of a run."""
+    """Sizes, compute, artifact, optimizer groups, frozen parameters, schedules and gradient reach of a run."""
     seq_len = task.config["data"]["seq_len"]
     names = {id(p): n for n, p in task.named_parameters()}
     assert task.clock is not None
@@ -80,6 +92,7 @@ def describe(task: LanguageModelTask) -> dict[str, Any]:
             "model": model_flops_per_token(task.model, seq_len),
             "objective": objective_flops_per_token(task.model, task.objective, seq_len),
         },
+        "artifact": artifact(task),
         "optimizer": {"groups": groups, "frozen": frozen},
         "schedules": task.recipe.phases()
         | ({} if task.objective is None else task.objective.phases()),

@@ -19,6 +19,10 @@ class OverCapError(UserError):
     exit_code = 3
 
 
+class LossError(UserError):
+    """The exported artifact scores worse than its checkpoint by more than is allowed."""
+
+
 def require_finite(step: int, values: Mapping[str, float], checkpoint: str) -> None:
     """Stop a run whose loss is no number, and name the first part that is to blame."""
     for name, value in values.items():

@@ -1,10 +1,14 @@
-"""Settings of this process that make PyTorch faster on a CPU; they change no result."""
+"""Settings of this process that make PyTorch faster on a CPU, and processes beside it."""
 
 from __future__ import annotations
 
 import contextlib
 import ctypes
 import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Names of glibc's malloc.h."""
@@ -12,7 +16,7 @@ NEVER = 2**31 - 1
 
 
 def tune() -> None:
-    """To be called before torch is loaded. A user's own environment variables win."""
+    """To be called before torch is loaded; it changes no result. A user's own environment variables win."""
     # Idle OpenMP threads sleep instead of spinning: beside one busy process, spinning made the
     # demo's steps on two cores 2 to 40 times slower (docs/log.md). Read when torch is loaded.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -29,3 +33,15 @@ def _keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, NEVER)
+
+
+def fresh_python(*arguments: str, path: Path | None = None, **settings: Any) -> subprocess.Popen:
+    """Start a Python of its own that finds this package wherever it is called from.
+
+    Args:
+        path: where to look for the package instead. settings: of `subprocess.Popen`.
+    """
+    package = path or Path(__file__).resolve().parent.parent
+    paths = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    return subprocess.Popen([sys.executable, *arguments], env=environment, **settings)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from itertools import islice
 from typing import Any
 
 import torch
@@ -24,7 +25,6 @@ def check_sampling(settings: Mapping[str, Any]) -> None:
             raise UserError(f"sampling.{key}={settings[key]}: must be 0 or more")
 
 
-@torch.inference_mode()
 def sample_text(
     model: LanguageModel,
     tokenizer: Tokenizer,
@@ -35,52 +35,72 @@ def sample_text(
     seed: int,
     context: int,
 ) -> str:
-    """A continuation of `prompt`, or of the start of a document.
+    """A continuation of `prompt`, or of the start of a document; it ends where a document does.
 
     Args:
         tokens: how many to draw. temperature: 0 takes the likeliest token each time.
         context: tokens a model without state looks back at, its training length.
     """
-    generator = torch.Generator().manual_seed(seed)
-    ids = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    ids += tokenizer.encode(prompt or ("" if ids else "\n")).tolist()
+    ids = start_of_text(tokenizer, prompt)
     was_training = model.training
     model.eval()
-    following = _streamed(model) if model.why_not_stream() is None else _windowed(model, context)
-    for _ in range(tokens):
-        logits = following(ids).float().cpu()
-        if temperature == 0:
-            drawn = int(logits.argmax())
-        else:
-            weights = torch.softmax(logits / temperature, dim=-1)
-            drawn = int(torch.multinomial(weights, 1, generator=generator))
-        if drawn == tokenizer.bos_id:
+    first = torch.tensor([ids])
+    drawn = draws(model, first, temperature=temperature, seed=seed, context=context)
+    for following in islice(drawn, tokens):
+        if int(following) == tokenizer.bos_id:
             break
-        ids.append(drawn)
+        ids.append(int(following))
     model.train(was_training)
     return tokenizer.decode(ids).decode(errors="replace")
 
 
-def _windowed(model: LanguageModel, context: int) -> Callable[[list[int]], Tensor]:
-    """Logits [V] of what follows some ids, from a pass over the last `context` of them."""
+def start_of_text(tokenizer: Tokenizer, prompt: str | None = None) -> list[int]:
+    """Ids that a text starts with: BOS where there is one, else a line break, then the prompt."""
+    ids = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
+    return ids + tokenizer.encode(prompt or ("" if ids else "\n")).tolist()
+
+
+def draws(
+    model: LanguageModel, ids: Tensor, *, temperature: float, seed: int, context: int
+) -> Iterator[Tensor]:
+    """What the model says follows `ids` [B, t]: the next ids [B], position after position, for ever.
+
+    The model should be in evaluation mode.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    following = _streamed(model) if model.why_not_stream() is None else _windowed(model, context)
+    while True:
+        logits = following(ids).float().cpu()
+        if temperature == 0:
+            drawn = logits.argmax(1)
+        else:
+            weights = torch.softmax(logits / temperature, dim=-1)
+            drawn = torch.multinomial(weights, 1, generator=generator)[:, 0]
+        yield drawn
+        ids = torch.cat((ids, drawn[:, None]), dim=1)
+
+
+def _windowed(model: LanguageModel, context: int) -> Callable[[Tensor], Tensor]:
+    """Logits [B, V] of what follows ids [B, t], from a pass over the last `context` of them."""
     device = model.embedding.table.weight.device
 
-    def following(ids: list[int]) -> Tensor:
-        hidden = model.tail(torch.tensor([ids[-context:]], device=device), 1)
-        return model.logits(hidden)[0, -1]
+    @torch.inference_mode()
+    def following(ids: Tensor) -> Tensor:
+        return model.logits(model.tail(ids[:, -context:].to(device), 1))[:, -1]
 
     return following
 
 
-def _streamed(model: LanguageModel) -> Callable[[list[int]], Tensor]:
+def _streamed(model: LanguageModel) -> Callable[[Tensor], Tensor]:
     """The same from the state after the ids of the call before: one token a step, any context."""
     device = model.embedding.table.weight.device
     state, read = None, 0
 
-    def following(ids: list[int]) -> Tensor:
+    @torch.inference_mode()
+    def following(ids: Tensor) -> Tensor:
         nonlocal state, read
-        hidden, state = model.stream(torch.tensor([ids[read:]], device=device), state)
-        read = len(ids)
-        return model.logits(hidden[:, -1:])[0, -1]
+        hidden, state = model.stream(ids[:, read:].to(device), state)
+        read = ids.shape[1]
+        return model.logits(hidden[:, -1:])[:, -1]
 
     return following

@@ -104,6 +104,30 @@ class EvalConfig:
 
 
 @dataclass
+class Export:
+    """What the exported file may weigh and lose, and how it is made."""
+
+    cap_bytes: int = MISSING
+    code: str = MISSING
+    codecs: list[str] = MISSING
+    streams: str = MISSING
+    protocols: list[str] = MISSING
+    stride: int | None = MISSING
+    max_tokens: int | None = MISSING
+    max_bpb_loss: float = MISSING
+
+
+@dataclass
+class Submission:
+    """What submission.json says that no record of the run knows."""
+
+    author: str | None = MISSING
+    github_id: str | None = MISSING
+    name: str | None = MISSING
+    blurb: str | None = MISSING
+
+
+@dataclass
 class ExportConfig:
     """export.py"""
 
@@ -112,7 +136,8 @@ class ExportConfig:
     ckpt_path: str = MISSING
     temperature: Any = MISSING
     device: str = MISSING
-    cap_bytes: int = MISSING
+    export: Export = field(default_factory=Export)
+    submission: Submission = field(default_factory=Submission)
     paths: Paths = field(default_factory=Paths)
 
 

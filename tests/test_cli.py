@@ -112,9 +112,9 @@ def test_mistakes_of_eval_and_export(command, name, overrides, words):
 
 
 def test_over_the_cap_is_exit_code_three(command, trained):
-    code, line = command("export", f"ckpt_path={trained.folder}", "cap_bytes=1000")
+    code, line = command("export", f"ckpt_path={trained.folder}", "export.cap_bytes=1000")
     assert code == 3
-    assert "cap_bytes=1000" in line
+    assert "export.cap_bytes=1000" in line
 
 
 def test_last_is_the_newest_run(command, trained, monkeypatch, tmp_path):

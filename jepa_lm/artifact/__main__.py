@@ -9,7 +9,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from jepa_lm.artifact.container import load_artifact
+from jepa_lm.artifact.loading import load_artifact
 from jepa_lm.errors import UserError
 
 

@@ -1,97 +1,81 @@
-"""Lossless compression by the best of LZMA, zstd, brotli and zlib; bounded decompression."""
+"""Streams of bytes, each by the codec that makes it smallest; codecs run in processes side by side."""
 
 from __future__ import annotations
 
-import lzma
-import zlib
-from collections.abc import Callable, Iterator
+import os
+import subprocess
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 
-import brotli
-import zstandard
+from jepa_lm.artifact.codecs import COMPRESSORS, compress, pieces
+from jepa_lm.console import bars
+from jepa_lm.process import fresh_python
 
-from jepa_lm.errors import UserError
-
-CHUNK = 1 << 20
-_LZMA_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
-
-COMPRESSORS: dict[str, Callable[[bytes], bytes]] = {
-    "lzma": lambda raw: lzma.compress(raw, check=lzma.CHECK_CRC32, filters=_LZMA_FILTERS),
-    "zstd": lambda raw: zstandard.ZstdCompressor(level=22).compress(raw),
-    "brotli": lambda raw: brotli.compress(raw, quality=11, lgwin=24),
-    "zlib": lambda raw: zlib.compress(raw, 9),
-}
-EXTENSIONS = {"lzma": "xz", "zstd": "zst", "brotli": "br", "zlib": "zlib"}
+HERE = 1 << 20
+"""Fewer bytes than this are compressed in this process: starting others would take longer."""
 
 
-def compress_best(raw: bytes) -> tuple[str, bytes, dict[str, int]]:
-    """Compress with every codec at once (they release the interpreter lock).
+@dataclass(frozen=True)
+class Compressed:
+    """One stream."""
 
-    Returns:
-        The smallest one's name and bytes, and the size that each codec reached.
+    codec: str
+    data: bytes
+    raw_bytes: int
+    sizes: dict[str, int]
+    """What each codec made of it."""
+
+
+def compress_best(streams: Sequence[bytes], codecs: Sequence[str]) -> list[Compressed]:
+    """Compress every stream by every codec and keep the smallest; bars on stderr show how far each is.
+
+    As many processes as there are cores run at a time, those of the slowest codec first.
     """
-    with ThreadPoolExecutor(len(COMPRESSORS)) as pool:
-        packed = dict(
-            zip(COMPRESSORS, pool.map(lambda f: f(raw), COMPRESSORS.values()), strict=True)
-        )
-    sizes = {name: len(data) for name, data in packed.items()}
+    jobs = [(codec, i) for codec in COMPRESSORS if codec in codecs for i in range(len(streams))]
+    total = sum(map(len, streams))
+    found: dict[tuple[str, int], bytes]
+    if total < HERE:
+        found = {(codec, i): compress(codec, streams[i]) for codec, i in jobs}
+    else:
+        with bars() as progress, ThreadPoolExecutor(os.cpu_count()) as pool:
+            rows = {codec: progress.add_task(codec, total=total, start=False) for codec in codecs}
+
+            def run(job: tuple[str, int]) -> bytes:
+                codec, i = job
+                progress.start_task(rows[codec])
+                return _in_a_process(codec, streams[i], lambda n: progress.advance(rows[codec], n))
+
+            found = dict(zip(jobs, pool.map(run, jobs), strict=True))
+    return [
+        _smallest({codec: found[codec, i] for codec in codecs}, len(raw))
+        for i, raw in enumerate(streams)
+    ]
+
+
+def _smallest(packed: dict[str, bytes], raw_bytes: int) -> Compressed:
+    sizes = {codec: len(data) for codec, data in packed.items()}
     best = min(sizes, key=sizes.__getitem__)
-    return best, packed[best], sizes
+    return Compressed(best, packed[best], raw_bytes, sizes)
 
 
-def decompress(codec: str, packed: bytes, size: int) -> bytes:
-    """Undo `compress_best`, never holding more than `size` bytes and one chunk.
-
-    Raises:
-        UserError: malformed, or not exactly `size` bytes.
-    """
-    out = bytearray()
-    try:
-        for piece in _PIECES[codec](packed):
-            out += piece
-            if len(out) > size:
-                raise UserError(f"artifact: holds more than the {size} bytes its header promises")
-    except (lzma.LZMAError, zstandard.ZstdError, brotli.error, zlib.error, EOFError) as error:
-        raise UserError(f"artifact: its {codec} stream is damaged ({error})") from error
-    if len(out) != size:
-        raise UserError(f"artifact: holds {len(out)} bytes, its header promises {size}; truncated?")
-    return bytes(out)
-
-
-def _lzma_pieces(packed: bytes) -> Iterator[bytes]:
-    stream = lzma.LZMADecompressor(memlimit=1 << 28)
-    yield stream.decompress(packed, max_length=CHUNK)
-    while not stream.eof and not stream.needs_input:
-        yield stream.decompress(b"", max_length=CHUNK)
-
-
-def _zlib_pieces(packed: bytes) -> Iterator[bytes]:
-    stream = zlib.decompressobj()
-    yield stream.decompress(packed, CHUNK)
-    while stream.unconsumed_tail:
-        yield stream.decompress(stream.unconsumed_tail, CHUNK)
-    yield stream.flush()
-
-
-def _zstd_pieces(packed: bytes) -> Iterator[bytes]:
-    with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(packed) as reader:
-        while piece := reader.read(CHUNK):
-            yield piece
-
-
-def _brotli_pieces(packed: bytes) -> Iterator[bytes]:
-    stream = brotli.Decompressor()
-    yield stream.process(packed, output_buffer_limit=CHUNK)
-    while not stream.is_finished():
-        piece = stream.process(b"", output_buffer_limit=CHUNK)
-        if not piece:
-            return
-        yield piece
-
-
-_PIECES = {
-    "lzma": _lzma_pieces,
-    "zstd": _zstd_pieces,
-    "brotli": _brotli_pieces,
-    "zlib": _zlib_pieces,
-}
+def _in_a_process(codec: str, raw: bytes, took: Callable[[int], object]) -> bytes:
+    """The pipe holds less than a chunk, so a chunk that was written is one the codec has asked for."""
+    process = fresh_python(
+        "-m", "jepa_lm.artifact.codecs", codec, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    with process:
+        assert process.stdin is not None
+        assert process.stdout is not None
+        try:
+            for piece in pieces(raw):
+                process.stdin.write(piece)
+                took(len(piece))
+            process.stdin.close()
+            packed = process.stdout.read()
+        except BaseException:
+            process.kill()
+            raise
+    if process.returncode:
+        raise RuntimeError(f"the process of {codec} ended with exit code {process.returncode}")
+    return packed

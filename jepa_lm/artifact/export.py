@@ -1,175 +1,268 @@
-"""export(cfg): a checkpoint's model, quantized and compressed, with its size account."""
+"""export(cfg): a checkpoint's model, quantized and compressed, with its size account and its score."""
 
 from __future__ import annotations
 
-import subprocess
-import sys
+from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from hydra.utils import instantiate
-from omegaconf import DictConfig
-from rich.console import Console
-from rich.table import Table
+from omegaconf import DictConfig, OmegaConf
 
-from jepa_lm.artifact.container import Written, write_artifact
-from jepa_lm.artifact.size import code_bytes
-from jepa_lm.checkpoint import (
-    find_checkpoint,
-    inference_model,
-    portable,
-    read_checkpoint,
-    shipped_weights,
-)
-from jepa_lm.config import check_node, check_schema, resolve
+from jepa_lm.artifact.card import model_card, run_records, submission
+from jepa_lm.artifact.codecs import COMPRESSORS
+from jepa_lm.artifact.layout import check_streams
+from jepa_lm.artifact.prediction import predict
+from jepa_lm.artifact.remedies import Attempt, ways_under
+from jepa_lm.artifact.report import print_account, ways_in_words
+from jepa_lm.artifact.round_trip import check_protocols, check_stride, round_trip
+from jepa_lm.artifact.size import FULL, MINIFIED, check_code, code_bytes, write_minified
+from jepa_lm.artifact.writing import Packed, Written, pack_model, write_artifact
+from jepa_lm.checkpoint import find_checkpoint, portable, read_checkpoint, shipped_weights
+from jepa_lm.cli import CONF
+from jepa_lm.config import build, check_node, check_schema, resolve
 from jepa_lm.data.datamodule import TokenDataModule
-from jepa_lm.errors import OverCapError, UserError
+from jepa_lm.errors import LossError, OverCapError, UserError
 from jepa_lm.evaluation.bpb import ByteCounter
 from jepa_lm.evaluation.scoring import Scorer
-from jepa_lm.evaluation.subject import pick_device
+from jepa_lm.evaluation.subject import checkpoint_subject, load_data, pick_device
 from jepa_lm.evaluation.temperature import SEARCH, check_temperature, search_temperature
+from jepa_lm.evaluation.windows import StandardWindows
 from jepa_lm.model import LanguageModel
 from jepa_lm.precision import resolve_precision
+from jepa_lm.quantization.calibration import OWN, calibrate, own_text, training_text
 from jepa_lm.quantization.policy import Policy
-from jepa_lm.quantization.training import stored_copy
 from jepa_lm.records import git_state, versions, write_json
+from jepa_lm.sampling import start_of_text
 from jepa_lm.schema import ExportConfig
+
+TRIAL_TOKENS = 16_384
+"""Of training text, on which ways under the cap are tried."""
 
 
 def export(cfg: DictConfig) -> float:
-    """Write artifact.<ext> and export.json, and reload the file in a fresh process.
+    """Write artifact.<ext>, export.json, submission.json and a model card; score the file in a fresh process.
 
     Returns:
         Bytes of artifact and code.
 
     Raises:
-        UserError: a bad checkpoint or policy, or a file that a fresh process cannot load.
-        OverCapError: artifact and code do not fit the cap; both files are written all the same.
+        UserError: a bad setting, checkpoint or policy, or a file that a fresh process cannot load.
+        OverCapError: artifact and code do not fit the cap; the files are written all the same.
+        LossError: the file scores worse than the checkpoint by too much; the files are written.
     """
     config = resolve(cfg)
     check_schema(config, ExportConfig)
-    path = find_checkpoint(config["ckpt_path"])
-    checkpoint = read_checkpoint(path)
-    run = checkpoint["hyper_parameters"]["config"]
-    quantization = config["quantization"] or run["quantization"]
-    check_node("quantization", quantization)
-    policy: Policy = instantiate(quantization, _convert_="all")
-    model = inference_model(checkpoint)
-    formats = policy.assign(model)
-    search = _temperature(config, checkpoint, stored_copy(model, formats))
-    data = {key: value for key, value in run["data"].items() if key != "cache_dir"}
-    meta = {
-        "model": portable(run["model"]),
-        "data": data,
-        "temperature": search["temperature"],
-        "eval": run["eval"],
-        "precision": run["trainer"]["precision"],
-        "tokenizer": checkpoint["tokenizer"],
-        "seed": run["seed"],
-        "steps": checkpoint["global_step"],
-        "git": git_state(),
-        "versions": versions(),
-    }
-    folder = Path(config["paths"]["run_dir"])
-    folder.mkdir(parents=True, exist_ok=True)
-    written = write_artifact(folder, dict(model.named_parameters()), formats, meta)
-    _reload_in_fresh_process(written.path)
-    account = _account(written, config["cap_bytes"], path) | {
-        "weights": shipped_weights(checkpoint),
-        "temperature": search,
-    }
-    write_json(folder / "export.json", account)
-    _print(account, folder)
-    if not account["fits"]:
-        raise OverCapError(
-            f"cap_bytes={config['cap_bytes']}: artifact {account['bytes']} + code "
-            f"{account['code_bytes']} = {account['total']} bytes, over by "
-            f"{account['total'] - config['cap_bytes']}; choose fewer bits or a smaller model"
+    settings = config["export"]
+    _check(settings)
+    return _Export(config, settings).run()
+
+
+def _check(settings: dict[str, Any]) -> None:
+    check_code(settings["code"])
+    check_streams(settings["streams"])
+    check_protocols(settings["protocols"])
+    for codec in settings["codecs"]:
+        if codec not in COMPRESSORS:
+            raise UserError(f"export.codecs={codec}: one of {', '.join(COMPRESSORS)}")
+    if not settings["codecs"]:
+        raise UserError(f"export.codecs=[]: at least one of {', '.join(COMPRESSORS)}")
+    if settings["max_tokens"] is not None and settings["max_tokens"] < 2:
+        raise UserError(f"export.max_tokens={settings['max_tokens']}: at least 2, or null for all")
+
+
+class _Export:
+    """One export: what several of its steps need."""
+
+    def __init__(self, config: dict[str, Any], settings: dict[str, Any]) -> None:
+        self.config, self.settings = config, settings
+        self.path = find_checkpoint(config["ckpt_path"])
+        self.checkpoint = read_checkpoint(self.path)
+        self.run_config = self.checkpoint["hyper_parameters"]["config"]
+        self.subject = checkpoint_subject(self.path, self.checkpoint)
+        self.model: LanguageModel = self.subject.model
+        self.device = pick_device(config["device"])
+        self.quantization = _quantization(config["quantization"], self.run_config["quantization"])
+        check_node("quantization", self.quantization)
+        self.policy: Policy = build("quantization", self.quantization)
+        self.formats = self.policy.assign(self.model)
+        self.stride = settings["stride"] or self.subject.stride
+        check_stride(settings["protocols"], self.stride, self.run_config["data"]["seq_len"])
+        self.folder = Path(config["paths"]["run_dir"])
+
+    @cached_property
+    def data(self) -> TokenDataModule:
+        """The data of the run; read only by what asks for it."""
+        return load_data(self.subject, {"cache_dir": self.config["paths"]["cache"]})
+
+    def run(self) -> float:
+        packed, gptq = self._packed()
+        temperature = self._temperature(packed)
+        meta = self._meta(temperature["temperature"])
+        self.folder.mkdir(parents=True, exist_ok=True)
+        written = write_artifact(
+            self.folder,
+            packed,
+            meta,
+            streams=self.settings["streams"],
+            codecs=self.settings["codecs"],
         )
-    return float(account["total"])
+        account = self._account(written) | {
+            "weights": shipped_weights(self.checkpoint),
+            "steps": meta["steps"],
+            "temperature": temperature,
+            "gptq": gptq,
+            **self._round_trip(written),
+            "git": meta["git"],
+            "versions": meta["versions"],
+        }
+        if not account["fits"]:
+            account["ways_under"] = self._ways(account, meta)
+        self._write(account)
+        print_account(account, self.folder)
+        self._judge(account)
+        return float(account["total"])
 
+    def _packed(self) -> tuple[Packed, dict[str, Any] | None]:
+        """The model as stored, and the report of GPTQ where the policy asks for it."""
+        packed = pack_model(self.model, self.formats)
+        plan = self.policy.gptq
+        if plan is None:
+            return packed, None
+        self.model.to(self.device)
+        shape = {"tokens": plan.tokens, "seq_len": self.data.seq_len}
+        if plan.text == OWN:
+            start = start_of_text(self.data.tokenizer)
+            text = own_text(self.model, start, seed=plan.seed, **shape)
+        else:
+            text = training_text(self.data.streams["train"], device=self.device, **shape)
+        found, report = calibrate(self.model, self.formats, text, plan)
+        self.model.cpu()
+        return replace(packed, parts={**packed.parts, **found}), report
 
-def _temperature(
-    config: dict[str, Any], checkpoint: dict[str, Any], model: LanguageModel
-) -> dict[str, Any]:
-    """`temperature`, and how it was found when it was searched."""
-    run = checkpoint["hyper_parameters"]["config"]
-    asked = run["temperature"] if config["temperature"] is None else config["temperature"]
-    check_temperature("temperature", asked)
-    if asked != SEARCH:
-        return {"temperature": float(asked)}
-    data: TokenDataModule = instantiate(run["data"], _convert_="all")
-    data.prepare_data()
-    data.setup()
-    if checkpoint["tokenizer"] != data.tokenizer.fingerprint:
-        raise UserError(
-            "temperature=search: the training data has another tokenizer now than the run had; give "
-            "a number, or the data the model was trained on"
+    def _temperature(self, packed: Packed) -> dict[str, Any]:
+        """`temperature`, and how it was found when it was searched."""
+        asked = self.config["temperature"]
+        asked = self.run_config["temperature"] if asked is None else asked
+        check_temperature("temperature", asked)
+        if asked != SEARCH:
+            return {"temperature": float(asked)}
+        rows = max(1, self.data.val_batch_tokens // self.data.seq_len)
+        scorer = self._scorer(packed.restored(self.model))
+        train = self.data.streams["train"]
+        return search_temperature(scorer, train, seq_len=self.data.seq_len, rows=rows)
+
+    def _scorer(self, model: LanguageModel) -> Scorer:
+        return Scorer(
+            model=model,
+            byte_counter=ByteCounter(self.data.tokenizer.token_bytes()),
+            device=self.device,
+            precision=resolve_precision(self.subject.precision, self.device.type),
         )
-    device = pick_device(config["device"])
-    scorer = Scorer(
-        model=model,
-        byte_counter=ByteCounter(data.tokenizer.token_bytes()),
-        device=device,
-        precision=resolve_precision(run["trainer"]["precision"], device.type),
-    )
-    rows = max(1, data.val_batch_tokens // data.seq_len)
-    return search_temperature(scorer, data.streams["train"], seq_len=data.seq_len, rows=rows)
 
+    def _meta(self, temperature: float) -> dict[str, Any]:
+        """What travels in the file beside the weights."""
+        run = self.run_config
+        return {
+            "model": portable(run["model"]),
+            "data": {key: value for key, value in run["data"].items() if key != "cache_dir"},
+            "temperature": temperature,
+            "eval": run["eval"],
+            "precision": run["trainer"]["precision"],
+            "tokenizer": self.checkpoint["tokenizer"],
+            "seed": run["seed"],
+            "steps": self.checkpoint["global_step"],
+            "git": git_state(),
+            "versions": versions(),
+        }
 
-def _reload_in_fresh_process(path: Path) -> None:
-    """Load the file strictly where nothing of this process's live model can help."""
-    program = (
-        "import sys, pathlib; from jepa_lm.artifact.container import load_artifact; "
-        "load_artifact(pathlib.Path(sys.argv[1]))"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program, str(path)], capture_output=True, text=True
-    )
-    if done.returncode:
-        reason = done.stderr.strip().splitlines()[-1:] or ["no message"]
-        raise UserError(f"export: a fresh process cannot load {path}: {reason[0]}")
+    def _account(self, written: Written) -> dict[str, Any]:
+        """Sizes, all of files on disk, and how far off the prediction was."""
+        counted, cap = self.settings["code"], self.settings["cap_bytes"]
+        code = code_bytes(write_minified(self.folder) if counted == MINIFIED else None)
+        total = written.bytes + code
+        predicted = predict(self.model, self.formats, self.settings["codecs"])["bytes"]
+        return {
+            "artifact": str(written.path),
+            "source": str(self.path),
+            "parameters": sum(row["values"] for row in written.tensors),
+            "bytes": written.bytes,
+            "code": counted,
+            "code_bytes": code,
+            "total": total,
+            "cap": cap,
+            "headroom": cap - total,
+            "fits": total <= cap,
+            "predicted": {"bytes": predicted, "off": predicted / written.bytes - 1},
+            "codecs": written.codecs,
+            "compressors": written.compressors,
+            "tensors": written.tensors,
+        }
 
-
-def _account(written: Written, cap: int, source: Path) -> dict[str, Any]:
-    """The contents of export.json; sizes are those of the files on disk."""
-    code = code_bytes()
-    total = written.bytes + code
-    return {
-        "artifact": str(written.path),
-        "source": str(source),
-        "bytes": written.bytes,
-        "code_bytes": code,
-        "total": total,
-        "cap": cap,
-        "headroom": cap - total,
-        "fits": total <= cap,
-        "codec": written.codec,
-        "compressors": written.compressors,
-        "tensors": written.tensors,
-    }
-
-
-def _print(account: dict[str, Any], folder: Path) -> None:
-    console = Console(highlight=False)
-    by_format: dict[str, list[int]] = {}
-    for row in account["tensors"]:
-        by_format.setdefault(row["format"], []).append(row["bytes"])
-    table = Table(title=Path(account["artifact"]).name, show_header=False)
-    for name, sizes in by_format.items():
-        table.add_row(f"{len(sizes)} tensors in {name}", f"{sum(sizes):,} bytes before compression")
-    for name, size in account["compressors"].items():
-        table.add_row(
-            f"compressed by {name}", f"{size:,} bytes{' (chosen)' * (name == account['codec'])}"
+    def _round_trip(self, written: Written) -> dict[str, Any]:
+        settings = self.settings
+        found = round_trip(
+            written.path,
+            self.path,
+            protocols=settings["protocols"],
+            stride=self.stride,
+            max_tokens=settings["max_tokens"],
+            device=self.config["device"],
+            cache=self.config["paths"]["cache"],
         )
-    if "tokens" in account["temperature"]:
-        found = account["temperature"]
-        table.add_row(
-            "temperature",
-            f"{found['temperature']:g}, searched on {found['tokens']:,} training tokens",
+        tokens = [scores["artifact"]["tokens"] for scores in found.values()]
+        limit = settings["max_tokens"]
+        complete = bool(tokens) and (limit is None or max(tokens) < limit - 1)
+        return {"round_trip": found, "max_tokens": limit, "scored_all": complete}
+
+    def _ways(self, account: dict[str, Any], meta: dict[str, Any]) -> list[dict[str, Any]]:
+        """Measured ways to fit."""
+        minified = write_minified(self.folder)
+        attempt = Attempt(
+            quantization=self.quantization,
+            cap=account["cap"],
+            bytes=account["bytes"],
+            codec=min(account["compressors"], key=account["compressors"].__getitem__),
+            streams=self.settings["streams"],
+            meta=meta,
+            code={FULL: code_bytes(), MINIFIED: code_bytes(minified)},
+            counted=account["code"],
         )
-    table.add_row("artifact on disk", f"[bold]{account['bytes']:,}[/bold] bytes")
-    table.add_row("code", f"{account['code_bytes']:,} bytes")
-    table.add_row("total of the cap", f"{account['total']:,} of {account['cap']:,} bytes")
-    console.print(table)
-    console.print(f"written to {folder / 'export.json'}", soft_wrap=True)
+        train, seq_len = self.data.streams["train"], self.data.seq_len
+        rows = max(1, self.data.val_batch_tokens // seq_len)
+        limit = min(train.total, TRIAL_TOKENS + 1)
+        windows = StandardWindows(train, seq_len=seq_len, rows=rows, limit=limit)
+        return ways_under(attempt, self._scorer(self.model), windows, CONF / "quantization")
+
+    def _write(self, account: dict[str, Any]) -> None:
+        records = run_records(self.path)
+        said = submission(self.config["submission"], account, self.run_config, records)
+        write_json(self.folder / "export.json", account)
+        write_json(self.folder / "submission.json", said)
+        card = model_card(said, account, self.run_config, records)
+        (self.folder / "model_card.md").write_text(card)
+
+    def _judge(self, account: dict[str, Any]) -> None:
+        if not account["fits"]:
+            raise OverCapError(
+                f"export.cap_bytes={account['cap']}: artifact {account['bytes']} + code "
+                f"{account['code_bytes']} = {account['total']} bytes, over by {-account['headroom']}; "
+                f"{ways_in_words(account['ways_under'])}"
+            )
+        limit = self.settings["max_bpb_loss"]
+        for protocol, scores in account["round_trip"].items():
+            if scores["bpb_loss"] > limit:
+                raise LossError(
+                    f"export.max_bpb_loss={limit:g}: the file scores {scores['artifact']['bpb']:.4f} "
+                    f"({protocol}), {scores['bpb_loss']:.4f} above its checkpoint; choose more bits, GPTQ "
+                    "(+quantization/gptq=training), or training on stored weights "
+                    "(quantization.training.start)"
+                )
+
+
+def _quantization(asked: Any, of_run: dict[str, Any]) -> dict[str, Any]:
+    """The policy: the run's own unless one is named; without a `_target_` it changes the run's own."""
+    if asked is None or "_target_" in asked:
+        return asked or of_run
+    merged: Any = OmegaConf.to_container(OmegaConf.merge(of_run, asked))
+    return merged

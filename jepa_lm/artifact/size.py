@@ -2,12 +2,66 @@
 
 from __future__ import annotations
 
+import ast
+import re
+import shutil
 from pathlib import Path
 
 import jepa_lm
+from jepa_lm.errors import UserError
+
+FULL, MINIFIED = "full", "minified"
+CAP_BYTES = 16_000_000
+"""The challenge's; export.py can be given another."""
 
 
-def code_bytes() -> int:
-    """Bytes of the package's own Python source, as it stands on disk."""
-    package = Path(jepa_lm.__file__).parent
+def check_code(name: str) -> None:
+    """Refuse what is no way to count code."""
+    if name not in (FULL, MINIFIED):
+        raise UserError(f"export.code={name}: {FULL} or {MINIFIED}")
+
+
+def code_bytes(package: Path | None = None) -> int:
+    """Bytes of a package's Python source on disk; of this one unless another is named."""
+    package = package or Path(jepa_lm.__file__).parent
     return sum(path.stat().st_size for path in package.rglob("*.py"))
+
+
+def write_minified(folder: Path) -> Path:
+    """Write this package, minified, to `folder/code/jepa_lm`; returns that folder."""
+    package = Path(jepa_lm.__file__).parent
+    shutil.rmtree(folder / "code", ignore_errors=True)
+    for path in sorted(package.rglob("*.py")):
+        copy = folder / "code" / package.name / path.relative_to(package)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        copy.write_text(minify(path.read_text()))
+    return folder / "code" / package.name
+
+
+def minify(source: str) -> str:
+    """The same program without comments, docstrings and wide indents."""
+    tree = ast.parse(source)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
+            _drop_strings(node)
+    wanted = ast.dump(tree)
+    plain = ast.unparse(tree)
+    narrow = re.sub(r"^(?:    )+", lambda m: " " * (len(m[0]) // 4), plain, flags=re.MULTILINE)
+    # A string over several lines would lose spaces of its own.
+    return narrow if ast.dump(ast.parse(narrow)) == wanted else plain
+
+
+def _drop_strings(
+    node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef,
+) -> None:
+    """Take away statements that are nothing but a string: docstrings, also those below attributes."""
+    kept = [
+        statement
+        for statement in node.body
+        if not (
+            isinstance(statement, ast.Expr)
+            and isinstance(statement.value, ast.Constant)
+            and isinstance(statement.value.value, str)
+        )
+    ]
+    node.body = kept or ([] if isinstance(node, ast.Module) else [ast.Pass()])

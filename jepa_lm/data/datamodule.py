@@ -124,8 +124,13 @@ class TokenDataModule(LightningDataModule):
         # A DataLoader would only add its own steps: batches come ready from a memory map.
         return TrainBatches(self.streams["train"], order, first, pin=self._pin())
 
+    def limit_validation(self, tokens: int | None) -> None:
+        """Score only the first tokens of the validation split, None for all."""
+        assert self.prepared is not None
+        self.streams["val"] = TokenStream(self.prepared.val, tokens)
+
     def val_windows(self) -> StandardWindows:
-        """The whole validation split in windows of `seq_len`."""
+        """The validation split in windows of `seq_len`."""
         rows = max(1, self.val_batch_tokens // self.seq_len)
         return StandardWindows(self.streams["val"], seq_len=self.seq_len, rows=rows)
 

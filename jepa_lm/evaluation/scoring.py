@@ -10,10 +10,9 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from rich.console import Console
-from rich.progress import track
 from torch import Tensor
 
+from jepa_lm.console import shown
 from jepa_lm.data.stream import Batch, TokenStream
 from jepa_lm.evaluation.bpb import BPBMeter, ByteCounter, score_batch
 from jepa_lm.model import LanguageModel, TextState, token_nll
@@ -45,13 +44,7 @@ class Scorer(NamedTuple):
 
     def shown(self, numbers: range) -> Iterable[int]:
         """The same numbers; the first process shows a bar."""
-        return track(
-            numbers,
-            description="evaluating",
-            console=Console(stderr=True),
-            transient=True,
-            disable=self.rank > 0,
-        )
+        return shown(numbers, "evaluating", len(numbers)) if self.rank == 0 else numbers
 
 
 @torch.inference_mode()

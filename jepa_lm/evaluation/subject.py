@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from hydra.utils import instantiate
 
-from jepa_lm.artifact.container import load_artifact
+from jepa_lm.artifact.loading import load_artifact
 from jepa_lm.checkpoint import find_checkpoint, find_file, inference_model, read_checkpoint
 from jepa_lm.data.datamodule import TokenDataModule
 from jepa_lm.errors import UserError
@@ -43,17 +43,7 @@ def load_subject(ckpt: str | None, artifact: str | None) -> Subject:
         )
     if ckpt is not None:
         path = find_checkpoint(ckpt)
-        checkpoint = read_checkpoint(path)
-        run = checkpoint["hyper_parameters"]["config"]
-        return Subject(
-            source=path,
-            model=inference_model(checkpoint),
-            data=run["data"],
-            precision=run["trainer"]["precision"],
-            tokenizer=checkpoint["tokenizer"],
-            stride=run["eval"]["stride"],
-            temperature=1.0,
-        )
+        return checkpoint_subject(path, read_checkpoint(path))
     assert artifact is not None
     path = find_file("artifact_path", artifact, ("artifact.*",), "*/*runs/**")
     loaded = load_artifact(path)
@@ -67,6 +57,20 @@ def load_subject(ckpt: str | None, artifact: str | None) -> Subject:
         tokenizer=meta["tokenizer"],
         stride=meta["eval"]["stride"],
         temperature=meta["temperature"],
+    )
+
+
+def checkpoint_subject(path: Path, checkpoint: dict[str, Any]) -> Subject:
+    """What a checkpoint that has been read holds."""
+    run = checkpoint["hyper_parameters"]["config"]
+    return Subject(
+        source=path,
+        model=inference_model(checkpoint),
+        data=run["data"],
+        precision=run["trainer"]["precision"],
+        tokenizer=checkpoint["tokenizer"],
+        stride=run["eval"]["stride"],
+        temperature=1.0,
     )
 
 

@@ -185,10 +185,13 @@ class Integer:
 
     def pack(self, weight: Tensor) -> dict[str, Tensor]:
         q, scale = self.quantize(weight)
-        columns = as_matrix(weight).shape[1]
-        integers = q.to(torch.int8).flatten(1)[:, :columns].contiguous()
+        return self.store(q.flatten(1)[:, : as_matrix(weight).shape[1]], scale)
+
+    def store(self, q: Tensor, scale: Tensor) -> dict[str, Tensor]:
+        """The parts for integers [R, C] and scales [R, K, 1], however they were found."""
+        integers = q.to(torch.int8).contiguous()
         stored = integers if not self._dense(integers) else self._bits(integers)
-        return {"": stored, "scale": scale[..., 0]}
+        return {"": stored, "scale": scale[..., 0].contiguous()}
 
     def snap(self, weight: Tensor) -> Tensor:
         q, scale = self.quantize(weight)

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from jepa_lm.errors import UserError
 from jepa_lm.optim.routing import ROLES, matches, parameter_roles
+from jepa_lm.quantization.calibration import Calibration
 from jepa_lm.quantization.formats import Format
 from jepa_lm.quantization.training import TrainingPlan
 
@@ -30,11 +31,17 @@ class Policy:
     Args:
         rules: by name: `match` (roles and name patterns), `min_values`, `format`, optionally `ndim`.
         training: when training sees the stored weights; None: never.
+        gptq: how export fits integers to what matrices read; None: it rounds.
     """
 
     def __init__(
-        self, *, rules: Mapping[str, Mapping], training: TrainingPlan | None = None
+        self,
+        *,
+        rules: Mapping[str, Mapping],
+        training: TrainingPlan | None = None,
+        gptq: Calibration | None = None,
     ) -> None:
+        self.gptq = gptq
         self.training = training or TrainingPlan(start=None, lr_below=None, clip=None)
         self.rules = {name: Rule(**rule) for name, rule in rules.items()}
 

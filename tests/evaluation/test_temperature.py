@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from jepa_lm.artifact.container import load_artifact
+from jepa_lm.artifact.loading import load_artifact
 from jepa_lm.checkpoint import inference_model, read_checkpoint
 from jepa_lm.data.datamodule import TokenDataModule
 from jepa_lm.data.stream import TokenStream
@@ -94,7 +94,13 @@ def test_the_validation_text_does_not_change_it(trained, compose, tmp_path, monk
 
 def test_it_travels_with_the_artifact_and_divides_its_logits(trained, compose, tmp_path):
     export(
-        compose("export", f"ckpt_path={trained.checkpoint}", "temperature=1.3", "quantization=none")
+        compose(
+            "export",
+            f"ckpt_path={trained.checkpoint}",
+            "temperature=1.3",
+            "quantization=none",
+            "export.max_bpb_loss=1",
+        )
     )
     path = next((tmp_path / "run").glob("artifact.*"))
     assert load_artifact(path).meta["temperature"] == 1.3

@@ -1,0 +1,134 @@
+"""Lossless codecs at their strongest, piece by piece, and their bounded inverse.
+
+`python -m jepa_lm.artifact.codecs NAME` compresses stdin to stdout: a process of its own runs beside others
+and can be stopped. This file imports nothing heavy, so that such a process starts at once.
+"""
+
+from __future__ import annotations
+
+import lzma
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import BinaryIO
+
+import brotli
+import zstandard
+
+from jepa_lm.errors import UserError
+
+CHUNK = 1 << 20
+_LZMA_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
+DAMAGED = (lzma.LZMAError, zstandard.ZstdError, brotli.error, zlib.error, EOFError)
+
+
+def _lzma(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    stream = lzma.LZMACompressor(check=lzma.CHECK_CRC32, filters=_LZMA_FILTERS)
+    yield from map(stream.compress, pieces)
+    yield stream.flush()
+
+
+def _zstd(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    stream = zstandard.ZstdCompressor(level=22).compressobj()
+    yield from map(stream.compress, pieces)
+    yield stream.flush()
+
+
+def _brotli(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    stream = brotli.Compressor(quality=11, lgwin=24)
+    yield from map(stream.process, pieces)
+    yield stream.finish()
+
+
+def _zlib(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    stream = zlib.compressobj(9)
+    yield from map(stream.compress, pieces)
+    yield stream.flush()
+
+
+COMPRESSORS: dict[str, Callable[[Iterable[bytes]], Iterator[bytes]]] = {
+    "brotli": _brotli,
+    "lzma": _lzma,
+    "zstd": _zstd,
+    "zlib": _zlib,
+}
+"""The slowest first."""
+EXTENSIONS = {"lzma": "xz", "zstd": "zst", "brotli": "br", "zlib": "zlib"}
+
+
+def pieces(raw: bytes) -> Iterator[bytes]:
+    """The bytes in chunks."""
+    return (raw[i : i + CHUNK] for i in range(0, len(raw), CHUNK))
+
+
+def compress(codec: str, raw: bytes) -> bytes:
+    """The whole in this process."""
+    return b"".join(COMPRESSORS[codec](pieces(raw)))
+
+
+def decompress(codec: str, packed: bytes, size: int) -> bytes:
+    """Undo `compress`, never holding more than `size` bytes and one chunk.
+
+    Raises:
+        UserError: malformed, or not exactly `size` bytes.
+    """
+    out = bytearray()
+    try:
+        for piece in _DECOMPRESSORS[codec](packed):
+            out += piece
+            if len(out) > size:
+                raise UserError(f"holds more than the {size} bytes its header promises")
+    except DAMAGED as error:
+        raise UserError(f"its {codec} stream is damaged ({error})") from error
+    if len(out) != size:
+        raise UserError(f"holds {len(out)} bytes, its header promises {size}; truncated?")
+    return bytes(out)
+
+
+def _lzma_pieces(packed: bytes) -> Iterator[bytes]:
+    stream = lzma.LZMADecompressor(memlimit=1 << 28)
+    yield stream.decompress(packed, max_length=CHUNK)
+    while not stream.eof and not stream.needs_input:
+        yield stream.decompress(b"", max_length=CHUNK)
+
+
+def _zlib_pieces(packed: bytes) -> Iterator[bytes]:
+    stream = zlib.decompressobj()
+    yield stream.decompress(packed, CHUNK)
+    while stream.unconsumed_tail:
+        yield stream.decompress(stream.unconsumed_tail, CHUNK)
+    yield stream.flush()
+
+
+def _zstd_pieces(packed: bytes) -> Iterator[bytes]:
+    with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(packed) as reader:
+        while piece := reader.read(CHUNK):
+            yield piece
+
+
+def _brotli_pieces(packed: bytes) -> Iterator[bytes]:
+    stream = brotli.Decompressor()
+    yield stream.process(packed, output_buffer_limit=CHUNK)
+    while not stream.is_finished():
+        piece = stream.process(b"", output_buffer_limit=CHUNK)
+        if not piece:
+            return
+        yield piece
+
+
+_DECOMPRESSORS = {
+    "lzma": _lzma_pieces,
+    "zstd": _zstd_pieces,
+    "brotli": _brotli_pieces,
+    "zlib": _zlib_pieces,
+}
+
+
+def main(codec: str, source: BinaryIO, sink: BinaryIO) -> None:
+    """Compress a stream as it comes; nothing is written before its end, so that the other side may first
+    write everything and then read."""
+    sink.write(b"".join(COMPRESSORS[codec](iter(lambda: source.read(CHUNK), b""))))
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.stdin.buffer, sys.stdout.buffer)

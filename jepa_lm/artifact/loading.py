@@ -1,0 +1,187 @@
+"""From the artifact file to a model, strictly: nothing in it is run, nothing in it is taken on trust.
+
+The metadata says how each tensor is stored; the shapes must be those of the model that the config builds.
+A parameter `w` is stored as tensor `w` (its main part) and `w::scale` and the like. What comes out must have
+the hash that export wrote down.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.module import register_module_parameter_registration_hook
+
+from jepa_lm.artifact.container import FORMAT_VERSION, from_file
+from jepa_lm.artifact.layout import from_planes
+from jepa_lm.config import build
+from jepa_lm.errors import UserError
+from jepa_lm.model import LanguageModel
+from jepa_lm.own_classes import require_own_classes
+from jepa_lm.quantization.formats import Parts, unpack_parts
+
+META_KEY = "jepa_lm"
+PART = "::"
+MAX_VALUES = 50 << 20
+"""Weights of a model; see `container.MAX_BYTES`."""
+MAX_HEADER = 4 << 20
+"""Bytes of a stream's header. JSON takes many times its size in memory."""
+META: dict[str, type | tuple[type, ...]] = {
+    "model": dict,
+    "data": dict,
+    "eval": dict,
+    "formats": dict,
+    "planes": dict,
+    "git": dict,
+    "temperature": (int, float),
+    "precision": str,
+    "tokenizer": str,
+    "weights_sha256": str,
+    "seed": int,
+    "steps": int,
+}
+"""What the metadata must hold."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """An artifact read back."""
+
+    model: LanguageModel
+    meta: dict[str, Any]
+
+
+def load_artifact(path: Path) -> Loaded:
+    """Rebuild the inference model from a file and nothing else.
+
+    Raises:
+        UserError: not an artifact, damaged, of another version, or not the model's tensors.
+    """
+    streams = from_file(path)
+    try:
+        meta = _metadata(streams[0])
+        require_own_classes(meta["model"], "jepa_lm.model", "the file")
+        stored: dict[str, Tensor] = {}
+        while streams:
+            _header(streams[0])
+            tensors = safetensors.torch.load(streams.pop(0))
+            if twice := stored.keys() & tensors.keys():
+                raise UserError(f"holds {sorted(twice)[0]} twice")
+            stored |= tensors
+        model = _empty_model(meta["model"], len(meta["formats"]))
+        model.load_state_dict(_weights(model, meta, stored), strict=True, assign=True)
+    except UserError as error:
+        raise UserError(f"artifact_path={path}: {error}") from error
+    except Exception as error:  # whatever a file can bring about inside is the file's fault
+        raise UserError(f"artifact_path={path}: damaged artifact ({_short(error)})") from error
+    return Loaded(model.eval(), meta)
+
+
+def weights_hash(weights: Mapping[str, Tensor]) -> str:
+    """SHA-256 over the float32 bytes of all weights, in the order of their names."""
+    digest = hashlib.sha256()
+    for name in sorted(weights):
+        digest.update(name.encode())
+        digest.update(weights[name].detach().cpu().float().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def compact_json(value: Any) -> str:
+    """JSON without spaces."""
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _weights(
+    model: nn.Module, meta: Mapping[str, Any], stored: dict[str, Tensor]
+) -> dict[str, Tensor]:
+    shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
+    formats = meta["formats"]
+    if formats.keys() != shapes.keys():
+        odd = sorted(formats.keys() ^ shapes.keys())[0]
+        raise UserError(f"its tensors are not those of its model ({odd})")
+    if unknown := {key.split(PART)[0] for key in stored} - shapes.keys():
+        raise UserError(f"holds {sorted(unknown)[0]}, which no format describes")
+    for key, dtype in meta["planes"].items():
+        stored[key] = from_planes(stored[key], dtype)
+    weights = {
+        name: unpack_parts(spec, _parts(stored, name), shapes[name])
+        for name, spec in formats.items()
+    }
+    if weights_hash(weights) != meta["weights_sha256"]:
+        raise UserError("its weights are not those that were exported (their SHA-256 differs)")
+    return weights
+
+
+def _parts(stored: Mapping[str, Tensor], name: str) -> Parts:
+    prefix = name + PART
+    parts = {key[len(prefix) :]: t for key, t in stored.items() if key.startswith(prefix)}
+    return {"": stored[name], **parts}
+
+
+def _empty_model(config: dict[str, Any], parameters: int) -> LanguageModel:
+    """The model without memory for its weights; one larger than its file says is not built."""
+    with torch.device("meta"), _at_most(parameters, MAX_VALUES):
+        model = build("model", config)
+    if not isinstance(model, LanguageModel):
+        raise UserError(f"its config builds a {type(model).__name__}, not a LanguageModel")
+    return model
+
+
+@contextmanager
+def _at_most(parameters: int, values: int) -> Iterator[None]:
+    """Inside, a module may be given no more parameters, with no more values, than these."""
+    left = [parameters, values]
+
+    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None:
+            left[0] -= 1
+            left[1] -= parameter.numel()
+        if min(left) < 0:
+            raise UserError(
+                f"its config asks for more than the {parameters} tensors that it names, or for more than "
+                f"{values} weights"
+            )
+
+    handle = register_module_parameter_registration_hook(count)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _header(raw: bytes) -> bytes:
+    """The JSON at the start of safetensors: 8 bytes of length, then so many bytes."""
+    length = int.from_bytes(raw[:8], "little")
+    if length > min(MAX_HEADER, len(raw)):
+        raise UserError(f"a header of {length} bytes; at most {MAX_HEADER}")
+    return raw[8 : 8 + length]
+
+
+def _metadata(raw: bytes) -> dict[str, Any]:
+    try:
+        meta = json.loads(json.loads(_header(raw))["__metadata__"][META_KEY])
+        version = meta["format_version"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"no readable header ({_short(error)})") from error
+    if version != FORMAT_VERSION:
+        raise UserError(f"format version {version!r}, this program reads {FORMAT_VERSION}")
+    for key, kind in META.items():
+        if not isinstance(meta.get(key), kind) or isinstance(meta[key], bool):
+            raise UserError(f"its header has no usable {key!r}")
+    stride = meta["eval"].get("stride")
+    if not (isinstance(stride, int) and 0 < meta["temperature"] < math.inf):
+        raise UserError("its header has no usable 'eval.stride' or 'temperature'")
+    return meta
+
+
+def _short(error: Exception) -> str:
+    return " ".join(str(error).split())[:160]

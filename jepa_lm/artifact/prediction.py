@@ -1,0 +1,108 @@
+"""How large an artifact will be, from the formats of its tensors and what trained weights look like.
+
+Weights are drawn from a prior that was measured on trained models, packed as they will be, and their bytes'
+entropy is counted; each codec needs a little more than that. docs/log.md says how far off it was.
+Legend: R rows, C columns.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from jepa_lm.artifact.layout import to_planes
+from jepa_lm.optim.routing import parameter_roles
+from jepa_lm.quantization.formats import Format, entropy
+
+DRAWN = 1 << 16
+"""Values drawn of a tensor at most."""
+OVERHEAD = {"brotli": 0.04, "zstd": 0.055, "lzma": 0.15, "zlib": 0.33}
+"""Bits that a codec needs for a byte beyond its entropy (measured)."""
+NORMAL = 1e6
+"""Degrees of freedom at which Student's t is the normal distribution for our purposes."""
+HEADER_BYTES = 2500
+TENSOR_BYTES = 40
+"""What the metadata takes after compression: once, and for each tensor (measured)."""
+
+
+@dataclass(frozen=True)
+class Prior:
+    """Trained weights of one kind: rows of Student's t, whose sizes differ by a log-normal factor."""
+
+    match: str
+    """A role or a pattern of names."""
+    degrees: float
+    """Of freedom; infinity is the normal distribution."""
+    spread: float
+    """Standard deviation of the logarithm of a row's size."""
+
+
+PRIORS = (
+    Prior("*.mlp.down.weight", degrees=9.0, spread=0.05),
+    Prior("matrix", degrees=60.0, spread=0.12),
+    Prior("embedding", degrees=NORMAL, spread=0.4),
+    Prior("*", degrees=NORMAL, spread=0.1),
+)
+"""The first that fits. Measured on demo models after 150 s of Muon and AdamW (docs/log.md)."""
+
+
+def predict(
+    model: nn.Module, formats: Mapping[str, Format], codecs: Sequence[str]
+) -> dict[str, Any]:
+    """Predicted bytes of the artifact.
+
+    Returns:
+        `bytes` of the best codec, `compressors`: bytes by codec, and `formats`: by name the values stored so
+        and the bits that each of them takes.
+    """
+    roles, rng = parameter_roles(model), np.random.default_rng(0)
+    bits: dict[str, float] = defaultdict(float)
+    values: dict[str, int] = defaultdict(int)
+    sizes = dict.fromkeys(codecs, float(HEADER_BYTES))
+    for name, parameter in model.named_parameters():
+        kind, drawn = formats[name], draw(name, roles[name], parameter.shape, rng)
+        more = parameter.numel() / drawn.numel()
+        values[kind.name] += parameter.numel()
+        for codec in codecs:
+            sizes[codec] += TENSOR_BYTES
+        for count, each in _bytes(drawn, kind):
+            bits[kind.name] += more * count * each
+            for codec in codecs:
+                sizes[codec] += more * count * min(8.0, each + OVERHEAD[codec]) / 8
+    found = {codec: round(size) for codec, size in sizes.items()}
+    return {
+        "bytes": min(found.values()),
+        "compressors": found,
+        "formats": {
+            kind: {"values": values[kind], "bits_per_value": bits[kind] / values[kind]}
+            for kind in values
+        },
+    }
+
+
+def draw(name: str, role: str, shape: Sequence[int], rng: np.random.Generator) -> Tensor:
+    """Some rows of a tensor of this shape, as training leaves them: [R', C...], a vector whole."""
+    prior = next(p for p in PRIORS if p.match == role or fnmatchcase(name, p.match))
+    rows, columns = (1, shape) if len(shape) < 2 else (shape[0], shape[1:])
+    C = int(np.prod(columns))
+    rows = min(rows, -(-DRAWN // C))
+    w = rng.standard_t(prior.degrees, (rows, C)) * np.exp(
+        prior.spread * rng.standard_normal((rows, 1))
+    )
+    return torch.from_numpy(w / C**0.5).float().view(shape if len(shape) < 2 else (rows, *columns))
+
+
+def _bytes(weight: Tensor, kind: Format) -> list[tuple[int, float]]:
+    """Number and entropy in bits of the bytes that the format's parts are made of, plane by plane."""
+    found = []
+    for tensor in kind.pack(weight).values():
+        planes = to_planes(tensor.reshape(-1)).numpy()
+        found += [(len(plane), entropy(plane)) for plane in planes]
+    return found

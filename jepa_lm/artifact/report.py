@@ -1,0 +1,81 @@
+"""What export.py shows: the account of bytes, the score of the file, and ways under the cap."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_account(account: dict[str, Any], folder: Path) -> None:
+    """Tables on stdout."""
+    console = Console(highlight=False)
+    table = Table(title=Path(account["artifact"]).name, show_header=False)
+    for row in _stored(account) + _compression(account) + _scores(account):
+        table.add_row(*row)
+    table.add_row("artifact on disk", f"[bold]{account['bytes']:,}[/bold] bytes")
+    off = account["predicted"]["off"]
+    table.add_row("predicted", f"{account['predicted']['bytes']:,} bytes ({off:+.1%})")
+    table.add_row(f"code, {account['code']}", f"{account['code_bytes']:,} bytes")
+    table.add_row("total of the cap", f"{account['total']:,} of {account['cap']:,} bytes")
+    console.print(table)
+    if not account["fits"]:
+        console.print(_ways(account["ways_under"]))
+    console.print(f"written to {folder / 'export.json'}", soft_wrap=True)
+
+
+def ways_in_words(ways: list[dict[str, Any]]) -> str:
+    """For an error message."""
+    if not ways:
+        return "nothing that was tried fits; choose a smaller model"
+    return "it would fit with " + ", or with ".join(
+        f"{' '.join(way['overrides'])} ({way['total']} bytes, BPB {way['bpb_loss']:+.4f})"
+        for way in ways
+    )
+
+
+def _stored(account: dict[str, Any]) -> list[tuple[str, str]]:
+    by_format: dict[str, list[int]] = {}
+    for row in account["tensors"]:
+        by_format.setdefault(row["format"], []).append(row["bytes"])
+    rows = [
+        (f"{len(sizes)} tensors in {name}", f"{sum(sizes):,} bytes before compression")
+        for name, sizes in by_format.items()
+    ]
+    if account["gptq"]:
+        report = account["gptq"]
+        share = f"kept for {report['kept_gptq']:.0%} of {len(report['matrices'])} matrices"
+        rows.append(("GPTQ", f"{share}, {report['tokens']:,} tokens of {report['text']} text"))
+    return rows
+
+
+def _compression(account: dict[str, Any]) -> list[tuple[str, str]]:
+    alone = account["codecs"][0] if len(account["codecs"]) == 1 else None
+    return [
+        (f"compressed by {name}", f"{size:,} bytes{' (chosen)' * (name == alone)}")
+        for name, size in account["compressors"].items()
+    ]
+
+
+def _scores(account: dict[str, Any]) -> list[tuple[str, str]]:
+    rows = []
+    if "tokens" in account["temperature"]:
+        found = account["temperature"]
+        said = f"{found['temperature']:g}, searched on {found['tokens']:,} training tokens"
+        rows.append(("temperature", said))
+    for protocol, scores in account["round_trip"].items():
+        said = f"{scores['artifact']['bpb']:.4f}, checkpoint {scores['checkpoint']['bpb']:.4f}"
+        rows.append((f"bits per byte, {protocol}", f"{said} ({scores['bpb_loss']:+.4f})"))
+    return rows
+
+
+def _ways(ways: list[dict[str, Any]]) -> Table:
+    table = Table(title="ways under the cap, measured on training text")
+    for column in ("override", "total bytes", "BPB"):
+        table.add_column(column, overflow="fold")
+    for way in ways:
+        row = (" ".join(way["overrides"]), f"{way['total']:,}", f"{way['bpb_loss']:+.4f}")
+        table.add_row(*row)
+    return table

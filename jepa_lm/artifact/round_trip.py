@@ -1,0 +1,137 @@
+"""Does the file score like the checkpoint it was made of? Asked in a process that has seen neither.
+
+`python -m jepa_lm.artifact.round_trip JSON` loads both, scores both on the same text and prints the scores.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+from jepa_lm.artifact.loading import load_artifact
+from jepa_lm.data.datamodule import TokenDataModule
+from jepa_lm.errors import UserError
+from jepa_lm.evaluation.bpb import ByteCounter, Score, score_from_sums
+from jepa_lm.evaluation.protocols import score_split
+from jepa_lm.evaluation.scoring import Scorer
+from jepa_lm.evaluation.subject import Subject, load_data, load_subject, pick_device
+from jepa_lm.precision import resolve_precision
+from jepa_lm.process import fresh_python, tune
+
+RESULT = "round trip: "
+
+
+def check_protocols(names: list[str]) -> None:
+    """Refuse what an export cannot score by."""
+    for name in names:
+        if name not in ("standard", "sliding"):
+            raise UserError(f"export.protocols={name}: standard, sliding, or both")
+
+
+def check_stride(names: list[str], stride: int, seq_len: int) -> None:
+    """Refuse steps that the run's windows cannot have, before anything is compressed."""
+    if "sliding" in names and not 1 <= stride <= seq_len:
+        raise UserError(f"export.stride={stride}: 1 to the window length {seq_len}")
+
+
+def round_trip(
+    artifact: Path,
+    checkpoint: Path,
+    *,
+    protocols: list[str],
+    stride: int,
+    max_tokens: int | None,
+    device: str,
+    cache: str,
+) -> dict[str, Any]:
+    """Load the file in a fresh process, strictly, and score it beside its checkpoint.
+
+    Args:
+        stride: of sliding windows. max_tokens: of the validation split that are read, None for all.
+
+    Returns:
+        By protocol: the scores of `checkpoint` and `artifact`, and `bpb_loss` between them.
+
+    Raises:
+        UserError: the process cannot load the file, or cannot score.
+    """
+    settings = {
+        "artifact": str(artifact),
+        "checkpoint": str(checkpoint),
+        "protocols": protocols,
+        "stride": stride,
+        "max_tokens": max_tokens,
+        "device": device,
+        "cache": cache,
+    }
+    with fresh_python(
+        *("-m", "jepa_lm.artifact.round_trip", json.dumps(settings)),
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        try:
+            printed, _ = process.communicate()
+        except BaseException:
+            process.kill()
+            raise
+    found = [line for line in printed.splitlines() if line.startswith(RESULT)]
+    answer = json.loads(found[-1].removeprefix(RESULT)) if found else {}
+    if "error" in answer or process.returncode:
+        reason = answer.get("error", f"it ended with exit code {process.returncode}")
+        raise UserError(f"export: a fresh process cannot load and score {artifact}: {reason}")
+    return answer
+
+
+def _scores(settings: dict[str, Any]) -> dict[str, Any]:
+    """What the fresh process finds."""
+    artifact = settings["artifact"]
+    if not settings["protocols"]:
+        load_artifact(Path(artifact))
+        return {}
+    subjects = {
+        "checkpoint": load_subject(settings["checkpoint"], None),
+        "artifact": load_subject(None, artifact),
+    }
+    data = load_data(subjects["artifact"], {"cache_dir": settings["cache"]})
+    data.limit_validation(settings["max_tokens"])
+    found = {}
+    for protocol in settings["protocols"]:
+        scores = {
+            name: _score(subject, data, protocol, settings) for name, subject in subjects.items()
+        }
+        found[protocol] = {
+            **{name: score.as_dict() for name, score in scores.items()},
+            "bpb_loss": scores["artifact"].bpb - scores["checkpoint"].bpb,
+        }
+    return found
+
+
+def _score(subject: Subject, data: TokenDataModule, protocol: str, asked: dict[str, Any]) -> Score:
+    device = pick_device(asked["device"])
+    scorer = Scorer(
+        model=subject.model,
+        byte_counter=ByteCounter(data.tokenizer.token_bytes()),
+        device=device,
+        precision=resolve_precision(subject.precision, device.type),
+        temperature=subject.temperature,
+    )
+    settings = {"protocol": protocol, "stride": asked["stride"]}
+    return score_from_sums(*score_split(scorer, data, settings, subject).tolist())
+
+
+def main(argument: str) -> int:
+    """Print one line of JSON: the scores, or what went wrong."""
+    tune()
+    try:
+        answer = _scores(json.loads(argument))
+    except UserError as error:
+        answer = {"error": str(error)}
+    print(RESULT + json.dumps(answer), flush=True)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1]))

@@ -1,0 +1,149 @@
+"""From stored tensors to the artifact file."""
+
+from __future__ import annotations
+
+import copy
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import Tensor
+
+from jepa_lm.artifact import layout
+from jepa_lm.artifact.codecs import EXTENSIONS
+from jepa_lm.artifact.compression import Compressed, compress_best
+from jepa_lm.artifact.container import FORMAT_VERSION, MAX_BYTES, header_bytes, to_file
+from jepa_lm.artifact.loading import META_KEY, PART, compact_json, weights_hash
+from jepa_lm.errors import UserError
+from jepa_lm.model import LanguageModel
+from jepa_lm.quantization.formats import Format, Parts, unpack_parts
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A model as it is stored, before compression."""
+
+    shapes: Mapping[str, Sequence[int]]
+    formats: Mapping[str, Format]
+    parts: Mapping[str, Parts]
+    """By parameter, as the format of each made them."""
+
+    def weights(self) -> dict[str, Tensor]:
+        """What loading will give back, float32."""
+        return {
+            name: unpack_parts(self.formats[name].spec(), parts, self.shapes[name])
+            for name, parts in self.parts.items()
+        }
+
+    def restored(self, model: LanguageModel) -> LanguageModel:
+        """A copy of the model with these weights."""
+        copied = copy.deepcopy(model)
+        copied.load_state_dict(self.weights(), strict=True)
+        return copied
+
+
+@dataclass(frozen=True)
+class Written:
+    """An artifact on disk."""
+
+    path: Path
+    bytes: int
+    codecs: list[str]
+    """Of each stream."""
+    compressors: dict[str, int]
+    """Size that the file would have by each codec alone."""
+    tensors: list[dict[str, Any]]
+    """Per parameter: name, format, shape, values, and bytes before compression."""
+
+
+def pack_model(model: torch.nn.Module, formats: Mapping[str, Format]) -> Packed:
+    """Every parameter, packed by its format."""
+    weights = {name: p.detach().cpu() for name, p in model.named_parameters()}
+    return Packed(
+        shapes={name: tuple(w.shape) for name, w in weights.items()},
+        formats=formats,
+        parts={name: formats[name].pack(w) for name, w in weights.items()},
+    )
+
+
+def write_artifact(
+    folder: Path, packed: Packed, meta: Mapping[str, Any], *, streams: str, codecs: Sequence[str]
+) -> Written:
+    """Compress and write `artifact.<ext>` into a folder.
+
+    Args:
+        meta: plain values that `loading.META` names.
+        streams: see `layout.streams_of`. codecs: names of those to try.
+
+    Raises:
+        UserError: more than an artifact may hold.
+    """
+    compressed = compress_model(packed, meta, streams=streams, codecs=codecs)
+    largest = max(compressed, key=lambda stream: len(stream.data))
+    path = folder / f"artifact.{EXTENSIONS[largest.codec]}"
+    for old in folder.glob("artifact.*"):
+        old.unlink()
+    path.write_bytes(to_file(compressed))
+    outside = header_bytes(len(compressed))
+    return Written(
+        path=path,
+        bytes=path.stat().st_size,
+        codecs=[stream.codec for stream in compressed],
+        compressors={c: outside + sum(stream.sizes[c] for stream in compressed) for c in codecs},
+        tensors=[
+            {
+                "name": name,
+                "format": packed.formats[name].name,
+                "shape": list(packed.shapes[name]),
+                "values": math.prod(packed.shapes[name]),
+                "bytes": sum(t.numel() * t.element_size() for t in parts.values()),
+            }
+            for name, parts in packed.parts.items()
+        ],
+    )
+
+
+def compress_model(
+    packed: Packed, meta: Mapping[str, Any], *, streams: str, codecs: Sequence[str]
+) -> list[Compressed]:
+    """The streams of an artifact, compressed."""
+    raw = to_streams(packed, meta, streams)
+    total = sum(map(len, raw))
+    if total > MAX_BYTES:
+        raise UserError(
+            f"export: {total} bytes before compression, more than the {MAX_BYTES} that an artifact may "
+            "hold; choose a quantization with fewer bits"
+        )
+    return compress_best(raw, codecs)
+
+
+def to_streams(packed: Packed, meta: Mapping[str, Any], streams: str) -> list[bytes]:
+    """The safetensors of each stream; the first carries everything that is not a tensor."""
+    tensors = {
+        f"{name}{PART}{part}" if part else name: tensor.contiguous()
+        for name, parts in packed.parts.items()
+        for part, tensor in parts.items()
+    }
+    planes = {
+        key: str(tensor.dtype).removeprefix("torch.")
+        for dtype in layout.dtypes_worth_planes(tensors.values())
+        for key, tensor in tensors.items()
+        if tensor.dtype == dtype
+    }
+    header = {
+        **meta,
+        "format_version": FORMAT_VERSION,
+        "formats": {name: kind.spec() for name, kind in packed.formats.items()},
+        "planes": planes,
+        "weights_sha256": weights_hash(packed.weights()),
+    }
+    found = []
+    for i, members in enumerate(layout.streams_of(tensors, streams)):
+        laid = {k: layout.to_planes(t) if k in planes else t for k, t in members.items()}
+        note = None if i else {META_KEY: compact_json(header)}
+        found.append(safetensors.torch.save(laid, note))
+    return found

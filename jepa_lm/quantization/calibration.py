@@ -1,0 +1,167 @@
+"""GPTQ over a whole model: what each matrix reads on some text, and integers that suit it.
+
+The text is the run's training text, or what the model itself writes (the challenge lets an export read no
+training text after the training). Validation text is never read.
+Legend: B rows, T positions, C inputs of a matrix.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jepa_lm.console import shown
+from jepa_lm.data.stream import TokenStream
+from jepa_lm.errors import UserError
+from jepa_lm.evaluation.windows import StandardWindows
+from jepa_lm.model import LanguageModel
+from jepa_lm.quantization.formats import Format, Integer, Parts, unpack_parts
+from jepa_lm.quantization.gptq import gptq, output_error
+from jepa_lm.sampling import draws
+
+TRAINING, OWN = "training", "own"
+BATCH_TOKENS = 4096
+
+
+class Calibration:
+    """How matrices are fitted to their inputs.
+
+    Args:
+        text: `training`, the first tokens of the training split, or `own`, what the model writes.
+        tokens: how many. damping, act_order: see `gptq`.
+        seed: of the own text.
+    """
+
+    def __init__(
+        self, *, text: str, tokens: int, damping: float, act_order: bool, seed: int
+    ) -> None:
+        if text not in (TRAINING, OWN):
+            raise UserError(f"quantization.gptq.text={text}: {TRAINING} or {OWN}")
+        if tokens < 1:
+            raise UserError(f"quantization.gptq.tokens={tokens}: at least 1")
+        if damping <= 0:
+            raise UserError(
+                f"quantization.gptq.damping={damping}: more than 0, for example 0.01; without it inputs "
+                "that always go together have no inverse"
+            )
+        self.text, self.tokens, self.seed = text, tokens, seed
+        self.damping, self.act_order = damping, act_order
+
+
+def calibrate(
+    model: LanguageModel,
+    formats: Mapping[str, Format],
+    batches: Iterable[Tensor],
+    settings: Calibration,
+) -> tuple[dict[str, Parts], dict[str, Any]]:
+    """Stored parts of every matrix that has integers as its format.
+
+    Of GPTQ and plain rounding each matrix keeps what changes its outputs on this text less.
+
+    Args:
+        batches: token ids [B, T].
+
+    Returns:
+        The parts by parameter name, and the report: tokens read, and for each matrix its errors and choice.
+
+    Raises:
+        UserError: no matrix has integers as its format.
+    """
+    names = _integer_matrices(model, formats)
+    if not names:
+        raise UserError("quantization.gptq: no matrix of this policy is stored as integers")
+    hessians, tokens = input_hessians(model, batches, names)
+    parameters, found, rows = dict(model.named_parameters()), {}, []
+    for name in shown(names, "GPTQ", len(names)):
+        kind = formats[name]
+        assert isinstance(kind, Integer)
+        weight, H = parameters[name].detach().float().cpu(), hessians.pop(name)
+        options: dict[str, Parts] = {
+            "rounding": kind.pack(weight),
+            "gptq": kind.store(
+                *gptq(weight, H, kind, damping=settings.damping, act_order=settings.act_order)
+            ),
+        }
+        errors = {
+            way: output_error(weight, unpack_parts(kind.spec(), parts, weight.shape), H)
+            for way, parts in options.items()
+        }
+        kept = "gptq" if errors["gptq"] < errors["rounding"] else "rounding"
+        found[name] = options[kept]
+        rows.append({"name": name, "kept": kept, "squared_error": errors})
+    share = sum(row["kept"] == "gptq" for row in rows) / len(rows)
+    report = {"text": settings.text, "tokens": tokens, "kept_gptq": share, "matrices": rows}
+    return found, report
+
+
+@torch.inference_mode()
+def input_hessians(
+    model: nn.Module, batches: Iterable[Tensor], names: Iterable[str]
+) -> tuple[dict[str, Tensor], int]:
+    """H = sum x x^T [C, C] over the inputs x of each linear layer, on the CPU, and the tokens read.
+
+    Args:
+        names: of the layers' weights.
+    """
+    sums: dict[str, Tensor] = {}
+
+    def listen(name: str) -> Any:
+        def hook(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            x = inputs[0].flatten(0, -2).float()
+            product = x.T @ x
+            sums[name] = product if name not in sums else sums[name].add_(product)
+
+        return hook
+
+    hooks = [
+        model.get_submodule(name.removesuffix(".weight")).register_forward_pre_hook(listen(name))
+        for name in names
+    ]
+    tokens = 0
+    try:
+        for ids in batches:
+            model(ids)
+            tokens += ids.numel()
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return {name: H.cpu() for name, H in sums.items()}, tokens
+
+
+def _integer_matrices(model: nn.Module, formats: Mapping[str, Format]) -> list[str]:
+    """Weights of linear layers that are stored as integers."""
+    return [
+        f"{path}.weight"
+        for path, module in model.named_modules()
+        if isinstance(module, nn.Linear) and isinstance(formats.get(f"{path}.weight"), Integer)
+    ]
+
+
+def training_text(
+    train: TokenStream, *, tokens: int, seq_len: int, device: torch.device
+) -> Iterator[Tensor]:
+    """The first tokens of the training split, [B, T] at a time."""
+    limit = min(train.total, tokens + 1)
+    rows = max(1, BATCH_TOKENS // seq_len)
+    windows = StandardWindows(train, seq_len=seq_len, rows=rows, limit=limit)
+    for i in range(len(windows)):
+        yield windows[i]["inputs"].to(device)
+
+
+def own_text(
+    model: LanguageModel, start: list[int], *, tokens: int, seq_len: int, seed: int
+) -> Iterator[Tensor]:
+    """What the model writes after `start`, at temperature 1, [B, T] at a time."""
+    device = model.embedding.table.weight.device
+    written, length = 0, min(seq_len, tokens)
+    while written < tokens:
+        rows = min(max(1, BATCH_TOKENS // length), -(-(tokens - written) // length))
+        ids = torch.tensor([start] * rows)
+        drawn = draws(model, ids, temperature=1.0, seed=seed + written, context=seq_len)
+        text = torch.stack(list(shown(islice(drawn, length), "the model writes", length)), dim=1)
+        written += text.numel()
+        yield text.to(device)

@@ -1,0 +1,117 @@
+"""Codecs: lossless, side by side in processes, bounded when they are undone; byte planes."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import brotli
+import numpy as np
+import pytest
+import torch
+
+from jepa_lm.artifact import compression
+from jepa_lm.artifact.codecs import COMPRESSORS, compress, decompress
+from jepa_lm.artifact.compression import compress_best
+from jepa_lm.artifact.layout import (
+    DTYPES,
+    dtypes_worth_planes,
+    from_planes,
+    streams_of,
+    to_planes,
+)
+from jepa_lm.errors import UserError
+
+
+def numbers(count: int, seed: int = 0) -> bytes:
+    return np.random.default_rng(seed).integers(0, 9, count, dtype=np.uint8).tobytes()
+
+
+@pytest.mark.parametrize("codec", COMPRESSORS)
+def test_codecs_round_trip_and_refuse_bombs(codec):
+    raw = numbers(3_000_000)
+    packed = compress(codec, raw)
+    assert decompress(codec, packed, len(raw)) == raw
+    with pytest.raises(UserError, match="more than the 1000 bytes"):
+        decompress(codec, packed, 1000)
+    with pytest.raises(UserError, match=r"truncated\?|damaged"):
+        decompress(codec, packed[: len(packed) // 2], len(raw))
+    with pytest.raises(UserError, match=r"damaged|promises"):
+        decompress(codec, b"\x55" * 64, 64)
+
+
+def test_a_bomb_is_stopped_at_the_promised_size():
+    """256 MB of zeros in a few hundred bytes: never held, the header promises 1 kB."""
+    bomb = brotli.compress(bytes(1 << 28), quality=1)
+    tracemalloc.start()
+    with pytest.raises(UserError, match="more than the 1024 bytes"):
+        decompress("brotli", bomb, 1024)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 16 << 20
+
+
+def test_the_smallest_codec_wins_for_each_stream():
+    text, noise = b"abc" * 10_000, numbers(10_000)
+    found = compress_best([text, noise], list(COMPRESSORS))
+    for stream, raw in zip(found, (text, noise), strict=True):
+        assert stream.sizes.keys() == COMPRESSORS.keys()
+        assert len(stream.data) == stream.sizes[stream.codec] == min(stream.sizes.values())
+        assert decompress(stream.codec, stream.data, stream.raw_bytes) == raw
+
+
+def test_codecs_in_processes_of_their_own_give_the_same_bytes(monkeypatch):
+    streams = [numbers(200_000), numbers(2_500_000, seed=1)]
+    monkeypatch.setattr(compression, "HERE", 1 << 40)
+    here = compress_best(streams, ["zstd", "zlib"])
+    monkeypatch.setattr(compression, "HERE", 0)
+    assert compress_best(streams, ["zstd", "zlib"]) == here
+
+
+def test_a_codec_that_dies_is_no_success(monkeypatch):
+    monkeypatch.setattr(compression, "HERE", 0)
+    monkeypatch.setattr(compression, "pieces", lambda raw: iter(()))
+    assert compress_best([b""], ["zlib"])[0].data == compress("zlib", b"")
+    monkeypatch.setitem(compression.COMPRESSORS, "missing", None)
+    with pytest.raises(RuntimeError, match="the process of missing ended with exit code 1"):
+        compress_best([b""], ["missing"])
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+@pytest.mark.parametrize("shape", [(), (1,), (7,), (3, 5), (2, 3, 4)])
+def test_byte_planes_come_back_exactly(dtype, shape):
+    tensor = torch.randn(shape).to(DTYPES[dtype])
+    planes = to_planes(tensor)
+    assert planes.shape == (tensor.element_size(), *shape)
+    back = from_planes(planes, dtype)
+    assert back.dtype == tensor.dtype
+    assert torch.equal(back, tensor)
+    plain = tensor.reshape(-1).view(torch.uint8).numpy().tobytes()
+    size = tensor.element_size()
+    for i, plane in enumerate(planes):
+        assert plane.reshape(-1).numpy().tobytes() == plain[i::size]
+
+
+def test_planes_of_another_type_are_refused():
+    with pytest.raises(ValueError, match="no byte planes of float32"):
+        from_planes(torch.zeros(2, 3, dtype=torch.uint8), "float32")
+    with pytest.raises(KeyError):
+        from_planes(torch.zeros(2, 3, dtype=torch.uint8), "complex64")
+
+
+def test_planes_are_taken_where_they_help_and_nowhere_else():
+    bell = torch.randn(20_000) / 20
+    assert dtypes_worth_planes([bell]) == [torch.float32]
+    assert dtypes_worth_planes([bell.half(), torch.zeros(5, dtype=torch.int8)]) == [torch.float16]
+    words = torch.randn(40)[torch.randint(0, 40, (20_000,))].half()  # whole values repeat
+    assert dtypes_worth_planes([words]) == []
+    assert dtypes_worth_planes([]) == []
+
+
+def test_a_stream_for_each_stored_type():
+    tensors = {
+        "a": torch.zeros(2, dtype=torch.int8),
+        "a::scale": torch.zeros(2, dtype=torch.bfloat16),
+        "b": torch.ones(3, dtype=torch.int8),
+    }
+    assert [set(s) for s in streams_of(tensors, "single")] == [set(tensors)]
+    assert [set(s) for s in streams_of(tensors, "per_format")] == [{"a", "b"}, {"a::scale"}]
