@@ -70,7 +70,7 @@ def artifact(task: LanguageModelTask) -> dict[str, Any]:
 
 
 def describe(task: LanguageModelTask) -> dict[str, Any]:
-    """Sizes, compute, artifact, optimizer groups, frozen parameters, schedules and gradient reach of a run."""
+    """Sizes, compute, artifact, optimizer groups, frozen parameters, schedules, gradient reach of a run."""
     seq_len = task.config["data"]["seq_len"]
     names = {id(p): n for n, p in task.named_parameters()}
     assert task.clock is not None

@@ -21,6 +21,7 @@ def contents(path: Path) -> list[tuple[str, str]]:
     """
     loaded = load_artifact(path)
     meta, model = loaded.meta, loaded.model
+    git = meta["git"]
     values: Counter[str] = Counter()
     tensors: Counter[str] = Counter()
     for name, parameter in model.named_parameters():
@@ -45,7 +46,7 @@ def contents(path: Path) -> list[tuple[str, str]]:
         ("temperature", f"{meta['temperature']:g}"),
         ("tokenizer", meta["tokenizer"]),
         ("trained with", f"seed {meta['seed']}, {meta['steps']:,} steps, {meta['precision']}"),
-        ("git commit", f"{meta['git']['commit']}{' with changes' * bool(meta['git']['dirty'])}"),
+        ("git commit", f"{git.get('commit')}{' with changes' * bool(git.get('dirty'))}"),
     ]
 
 

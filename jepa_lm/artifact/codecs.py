@@ -67,61 +67,34 @@ def compress(codec: str, raw: bytes) -> bytes:
 
 
 def decompress(codec: str, packed: bytes, size: int) -> bytes:
-    """Undo `compress`, never holding more than `size` bytes and one chunk.
+    """Undo `compress`, never holding much more than `size` bytes.
 
     Raises:
         UserError: malformed, or not exactly `size` bytes.
     """
-    out = bytearray()
     try:
-        for piece in _DECOMPRESSORS[codec](packed):
-            out += piece
-            if len(out) > size:
-                raise UserError(f"holds more than the {size} bytes its header promises")
+        out = _DECOMPRESSORS[codec](packed, size + 1)
     except DAMAGED as error:
         raise UserError(f"its {codec} stream is damaged ({error})") from error
-    if len(out) != size:
+    if len(out) > size:
+        raise UserError(f"holds more than the {size} bytes its header promises")
+    if len(out) < size:
         raise UserError(f"holds {len(out)} bytes, its header promises {size}; truncated?")
-    return bytes(out)
+    return out
 
 
-def _lzma_pieces(packed: bytes) -> Iterator[bytes]:
-    stream = lzma.LZMADecompressor(memlimit=1 << 28)
-    yield stream.decompress(packed, max_length=CHUNK)
-    while not stream.eof and not stream.needs_input:
-        yield stream.decompress(b"", max_length=CHUNK)
-
-
-def _zlib_pieces(packed: bytes) -> Iterator[bytes]:
-    stream = zlib.decompressobj()
-    yield stream.decompress(packed, CHUNK)
-    while stream.unconsumed_tail:
-        yield stream.decompress(stream.unconsumed_tail, CHUNK)
-    yield stream.flush()
-
-
-def _zstd_pieces(packed: bytes) -> Iterator[bytes]:
+def _unzstd(packed: bytes, limit: int) -> bytes:
     with zstandard.ZstdDecompressor(max_window_size=1 << 27).stream_reader(packed) as reader:
-        while piece := reader.read(CHUNK):
-            yield piece
+        return reader.read(limit)
 
 
-def _brotli_pieces(packed: bytes) -> Iterator[bytes]:
-    stream = brotli.Decompressor()
-    yield stream.process(packed, output_buffer_limit=CHUNK)
-    while not stream.is_finished():
-        piece = stream.process(b"", output_buffer_limit=CHUNK)
-        if not piece:
-            return
-        yield piece
-
-
-_DECOMPRESSORS = {
-    "lzma": _lzma_pieces,
-    "zstd": _zstd_pieces,
-    "brotli": _brotli_pieces,
-    "zlib": _zlib_pieces,
+_DECOMPRESSORS: dict[str, Callable[[bytes, int], bytes]] = {
+    "brotli": lambda packed, n: brotli.Decompressor().process(packed, output_buffer_limit=n),
+    "lzma": lambda packed, n: lzma.LZMADecompressor(memlimit=1 << 28).decompress(packed, n),
+    "zstd": _unzstd,
+    "zlib": lambda packed, n: zlib.decompressobj().decompress(packed, n),
 }
+"""Packed bytes and how many to stop after."""
 
 
 def main(codec: str, source: BinaryIO, sink: BinaryIO) -> None:

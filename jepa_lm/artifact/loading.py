@@ -80,7 +80,7 @@ def load_artifact(path: Path) -> Loaded:
         model = _empty_model(meta["model"], len(meta["formats"]))
         model.load_state_dict(_weights(model, meta, stored), strict=True, assign=True)
     except UserError as error:
-        raise UserError(f"artifact_path={path}: {error}") from error
+        raise UserError(f"artifact_path={path}: {_short(error)}") from error
     except Exception as error:  # whatever a file can bring about inside is the file's fault
         raise UserError(f"artifact_path={path}: damaged artifact ({_short(error)})") from error
     return Loaded(model.eval(), meta)
@@ -184,4 +184,6 @@ def _metadata(raw: bytes) -> dict[str, Any]:
 
 
 def _short(error: Exception) -> str:
-    return " ".join(str(error).split())[:160]
+    """One line that ends somewhere, whatever a file made its message say."""
+    line = " ".join(str(error).split())
+    return line if len(line) <= 240 else f"{line[:240]}..."
