@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import sys
+from contextlib import nullcontext
 from unittest import mock
 
 import torch
@@ -47,7 +48,8 @@ def difference(config: dict, *, outside_ddp: bool = False) -> float:
     mine = {k: v[ROWS * rank : ROWS * (rank + 1)] for k, v in batch.items()}
     parameters = {n: p for n, p in task.named_parameters() if p.requires_grad}
 
-    with mock.patch("jepa_lm.objective.latent_prediction.joint_rows", lambda x: x):
+    stored = nullcontext if task.stored is None else task.stored.swapped
+    with stored(), mock.patch("jepa_lm.objective.latent_prediction.joint_rows", lambda x: x):
         Loss(task)(batch, Moment(clock)).backward()
     joint = {n: None if p.grad is None else p.grad.clone() for n, p in parameters.items()}
     task.zero_grad()
@@ -56,7 +58,8 @@ def difference(config: dict, *, outside_ddp: bool = False) -> float:
         Loss(task)(mine, moment).backward()  # the planted bug: no rank hears of the other
     else:
         wrapped = DistributedDataParallel(Loss(task), broadcast_buffers=False)
-        wrapped(mine, moment).backward()
+        with stored():
+            wrapped(mine, moment).backward()
     scale = max(g.norm().item() for g in joint.values() if g is not None)
     worst = 0.0
     for name, p in parameters.items():

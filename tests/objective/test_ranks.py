@@ -32,6 +32,10 @@ def differences(tmp_path_factory, small_text):
             overrides = [*SMALL, f"paths.run_dir={folder}", f"data.path={small_text}", *more]
             chosen = [f"objective={name}", "jepa.global_statistics=true"]
             configs[name] = resolve(hydra.compose("train", overrides=[*overrides, *chosen]))
+            if name == "lewm":
+                stored = ("quantization=int4", "quantization.training.start=0")
+                together = [*overrides, *chosen, *stored]
+                configs["stored"] = resolve(hydra.compose("train", overrides=together))
     (folder / "configs.json").write_text(json.dumps(configs))
     run_ranks(
         "tests.objective.rank_worker", str(folder / "configs.json"), str(folder / "found.json")
@@ -42,6 +46,10 @@ def differences(tmp_path_factory, small_text):
 @pytest.mark.parametrize("name", NAMES)
 def test_two_ranks_have_the_gradient_of_the_joint_batch(differences, name):
     assert differences[name] < 1e-5
+
+
+def test_two_ranks_that_train_on_stored_weights_have_the_same_gradient(differences):
+    assert differences["stored"] < 1e-5
 
 
 def test_a_loss_outside_ddp_would_not(differences):

@@ -1,0 +1,107 @@
+"""The size that `describe=true` announces, against sizes that exports reach."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from jepa_lm.artifact.prediction import PRIORS, draw, predict
+from jepa_lm.artifact.writing import compress_model, pack_model
+from jepa_lm.config import build, resolve
+from jepa_lm.describe import artifact
+from jepa_lm.lit import LanguageModelTask
+from jepa_lm.optim.routing import parameter_roles
+from jepa_lm.run import train
+
+CODECS = ["zstd", "zlib", "lzma"]
+POLICIES = ("int8", "int6", "int5", "int4", "int4_fp8", "none")
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("backbone", ["transformer", "mamba2"])
+def test_weights_of_the_prior_take_what_was_predicted(small, policy, backbone):
+    """The arithmetic of the prediction, without what training does: every codec within its few percent."""
+    sizes = ("model.dim=128", "model.backbone.layers=4", "data.tokenizer.vocab_size=1024")
+    task = LanguageModelTask(resolve(small(f"model={backbone}", f"quantization={policy}", *sizes)))
+    rng, roles = np.random.default_rng(1), parameter_roles(task.model)
+    for name, p in task.model.named_parameters():
+        whole = [draw(name, roles[name], p.shape, rng) for _ in range(1 + p.numel() // (1 << 16))]
+        p.data = torch.cat(whole)[: len(p)].view(p.shape) if p.ndim else whole[0]
+    meta = {"model": task.config["model"], "data": task.config["data"]}
+    (stream,) = compress_model(
+        pack_model(task.model, task.formats), meta, streams="single", codecs=CODECS
+    )
+    predicted = predict(task.model, task.formats, CODECS)
+    best = min(stream.sizes.values())
+    assert predicted["bytes"] == pytest.approx(best, rel=0.03)
+    assert predicted["compressors"]["lzma"] == pytest.approx(stream.sizes["lzma"], rel=0.05)
+
+
+def test_a_sample_of_the_rows_stands_for_all(small, monkeypatch):
+    from jepa_lm.artifact import prediction
+
+    task = LanguageModelTask(resolve(small("quantization=int6", "data.tokenizer.vocab_size=8000")))
+    few = predict(task.model, task.formats, ["zstd"])["bytes"]
+    monkeypatch.setattr(prediction, "DRAWN", 1 << 30)
+    all_rows = predict(task.model, task.formats, ["zstd"])["bytes"]
+    assert few == pytest.approx(all_rows, rel=0.01)
+
+
+def test_every_parameter_has_a_prior_and_draws_have_its_shape(small):
+    task = LanguageModelTask(resolve(small()))
+    roles, rng = parameter_roles(task.model), np.random.default_rng(0)
+    assert PRIORS[-1].match == "*"
+    for name, p in task.model.named_parameters():
+        drawn = draw(name, roles[name], p.shape, rng)
+        assert drawn.shape[1:] == p.shape[1:]
+        assert drawn.dtype == torch.float32
+        assert torch.isfinite(drawn).all()
+
+
+def test_describe_announces_the_account(small):
+    task = LanguageModelTask(resolve(small("quantization=int4")))
+    found = artifact(task)
+    assert found["bytes"] == min(found["compressors"].values())
+    assert found["total"] == found["bytes"] + found["code_bytes"]
+    assert found["headroom"] == 16_000_000 - found["total"]
+    assert found["formats"].keys() == {"int4", "float16"}
+    shipped = sum(p.numel() for p in task.model.parameters())
+    assert sum(entry["values"] for entry in found["formats"].values()) == shipped
+    json.dumps(found)
+
+
+def test_fewer_bits_are_announced_as_fewer_bytes(small):
+    sizes = []
+    for policy in ("int8", "int6", "int5", "int4"):
+        config = resolve(small(f"quantization={policy}"))
+        model = build("model", config["model"])
+        formats = build("quantization", config["quantization"]).assign(model)
+        sizes.append(predict(model, formats, ["zstd"])["bytes"])
+    assert sizes == sorted(sizes, reverse=True)
+    assert sizes[0] > 1.5 * sizes[-1]
+
+
+@pytest.mark.slow
+def test_trained_models_are_predicted_within_three_percent_and_gptq_beats_rounding(
+    compose, tmp_path
+):
+    """Real training at the demo's learning rates, on the embedded novels."""
+    from jepa_lm.run import export
+
+    run = tmp_path / "run"
+    sizes = ("model.dim=96", "model.backbone.heads=3", "model.backbone.kv_heads=1")
+    budget = ("trainer.max_steps=300", "sample=false", "trainer.val_check_interval=300")
+    train(compose("train", *sizes, *budget, run_dir=run))
+    losses = {}
+    for policy in ("int8", "int6", "int4", "int4_fp8", "int4_gptq"):
+        where = tmp_path / policy
+        export(compose("export", f"ckpt_path={run}", f"quantization={policy}", run_dir=where))
+        account = json.loads((where / "export.json").read_text())
+        assert abs(account["predicted"]["off"]) < 0.03, policy
+        losses[policy] = account["round_trip"]["standard"]["bpb_loss"]
+    assert losses["int8"] < 0.005
+    assert losses["int6"] < 0.02
+    assert losses["int4_gptq"] < losses["int4"]
