@@ -14,6 +14,7 @@ import sys
 import time
 
 import benchmarks
+from jepa_lm import process
 
 HELPERS = {"__main__", "measure", "models"}
 
@@ -26,6 +27,7 @@ def names() -> list[str]:
 
 def run(name: str) -> bool:
     """Print a benchmark's claims; returns whether all are ok."""
+    process.tune()  # as the programs do
     began, ok = time.perf_counter(), True
     print(f"{name} ...", file=sys.stderr, flush=True)
     for claim in importlib.import_module(f"benchmarks.{name}").claims():

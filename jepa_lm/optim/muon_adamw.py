@@ -80,34 +80,34 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def _muon(self, group: dict[str, Any], params: list[Tensor]) -> None:
         """Same-shape matrices are stacked, so that a model of 60 matrices runs a handful of GEMMs."""
-        buffers = []
+        by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
         for p in params:
-            state = self.state[p]
-            if "momentum_buffer" not in state:
-                state["momentum_buffer"] = torch.zeros_like(p)
-            buffers.append(state["momentum_buffer"])
-        grads: list[Tensor] = [p.grad for p in params]  # type: ignore[misc]
-        torch._foreach_mul_(buffers, group["momentum"])
-        torch._foreach_add_(buffers, grads)
-        if group["nesterov"]:
-            updates = list(torch._foreach_add(grads, buffers, alpha=group["momentum"]))
-        else:
-            updates = buffers
-        by_shape: dict[torch.Size, list[int]] = defaultdict(list)
-        for i, p in enumerate(params):
-            by_shape[p.shape].append(i)
-        if group["weight_decay"]:
-            torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
-        for shape, indices in by_shape.items():
-            stacked = torch.stack([updates[i] for i in indices])
+            by_shape[p.shape].append(p)
+        for shape, matrices in by_shape.items():
+            stacked = torch.stack(self._momentum(group, matrices))
             if group["row_normalize"]:
                 stacked = rms_norm(stacked)
             ortho = orthogonalise(
                 stacked, steps=group["ns_steps"], dtype=NS_DTYPES[group["ns_dtype"]]
             )
             scale = group["lr"] * UPDATE_SCALES[group["update_scale"]](*shape)
-            matrices = [params[i] for i in indices]
+            if group["weight_decay"]:
+                torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
             torch._foreach_add_(matrices, list(ortho.to(matrices[0].dtype)), alpha=-scale)
+
+    def _momentum(self, group: dict[str, Any], matrices: list[Tensor]) -> list[Tensor]:
+        """Take the gradients up; what is to be orthogonalised."""
+        states, momentum = [self.state[p] for p in matrices], group["momentum"]
+        for p, state in zip(matrices, states, strict=True):
+            if "momentum_buffer" not in state:
+                state["momentum_buffer"] = torch.zeros_like(p)
+        grads: list[Tensor] = [p.grad for p in matrices]  # type: ignore[misc]
+        buffers = torch._foreach_add(grads, [s["momentum_buffer"] for s in states], alpha=momentum)
+        for state, buffer in zip(states, buffers, strict=True):
+            state["momentum_buffer"] = buffer
+        if group["nesterov"]:
+            return list(torch._foreach_add(grads, buffers, alpha=momentum))
+        return list(buffers)
 
     def _adamw(self, group: dict[str, Any], params: list[Tensor]) -> None:
         for p in params:

@@ -169,19 +169,24 @@ class Integer:
     def quantize(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Integers [R, K, g] as float and scales [R, K, 1]; a short last group is padded by zeros."""
         grouped = self._grouped(as_matrix(weight.float()))
-        q, scale, error = self._rounded(grouped, self.clips[0])
+        q, scale = self._rounded(grouped, self.clips[0])
+        if len(self.clips) == 1:
+            return q, scale
+        error = _squared_error(q, scale, grouped)
         for clip in self.clips[1:]:
-            q2, scale2, error2 = self._rounded(grouped, clip)
+            q2, scale2 = self._rounded(grouped, clip)
+            error2 = _squared_error(q2, scale2, grouped)
             better = error2 < error
             q, scale = torch.where(better, q2, q), torch.where(better, scale2, scale)
             error = torch.where(better, error2, error)
         return q, scale
 
-    def _rounded(self, grouped: Tensor, clip: float) -> tuple[Tensor, Tensor, Tensor]:
-        """Integers and scales for one clip, and the squared error of each group."""
-        scale = _scales(_quantile(grouped.abs(), clip) / self.limit, self.scale_dtype)
-        q = (grouped / scale.float()).round().clamp(-self.limit, self.limit)
-        return q, scale, (q * scale.float() - grouped).square().sum(-1, keepdim=True)
+    def _rounded(self, grouped: Tensor, clip: float) -> tuple[Tensor, Tensor]:
+        """Integers and scales for one clip."""
+        scale = _scales(_quantile_of_abs(grouped, clip) / self.limit, self.scale_dtype)
+        q = (grouped / scale.float()).round_()
+        # A scale of the largest value, rounded by 2^-9 at most, takes nothing of few bits past the limit.
+        return q if clip == 1 and self.limit < 128 / 2 else q.clamp_(-self.limit, self.limit), scale
 
     def pack(self, weight: Tensor) -> dict[str, Tensor]:
         q, scale = self.quantize(weight)
@@ -195,7 +200,7 @@ class Integer:
 
     def snap(self, weight: Tensor) -> Tensor:
         q, scale = self.quantize(weight)
-        matrix = (q * scale.float()).flatten(1)[:, : as_matrix(weight).shape[1]]
+        matrix = q.mul_(scale.float()).flatten(1)[:, : as_matrix(weight).shape[1]]
         return matrix.reshape(weight.shape).to(weight.dtype)
 
     def spec(self) -> dict[str, Any]:
@@ -209,7 +214,7 @@ class Integer:
     def _grouped(self, matrix: Tensor) -> Tensor:
         R, C = matrix.shape
         g = self.group or C
-        return F.pad(matrix, (0, -C % g)).view(R, -1, g)
+        return (F.pad(matrix, (0, -C % g)) if C % g else matrix).reshape(R, -1, g)
 
     def _bits(self, integers: Tensor) -> Tensor:
         return torch.from_numpy(pack(integers.numpy().reshape(-1), self.bits))
@@ -261,11 +266,17 @@ UNPACKERS: dict[str, Callable[[Mapping[str, Any], Parts, tuple[int, ...]], Tenso
 }
 
 
-def _quantile(values: Tensor, q: float) -> Tensor:
-    """Quantile over the last axis, kept; exact maximum for 1. torch.quantile takes no large inputs."""
+def _squared_error(q: Tensor, scale: Tensor, exact: Tensor) -> Tensor:
+    """Of each group [R, K, 1]."""
+    return (q * scale.float() - exact).square().sum(-1, keepdim=True)
+
+
+def _quantile_of_abs(values: Tensor, q: float) -> Tensor:
+    """Quantile of |values| over the last axis, kept; exact maximum for 1."""
+    values = values.abs()
     if q == 1:
         return values.amax(-1, keepdim=True)
-    rows = values.flatten(0, -2)
+    rows = values.flatten(0, -2)  # torch.quantile takes no large inputs
     per = max(1, (1 << 22) // values.shape[-1])
     found = torch.cat([torch.quantile(part, q, dim=1) for part in rows.split(per)])
     return found.view(*values.shape[:-1], 1)

@@ -107,19 +107,23 @@ class StoredWeights:
         """The weights as stored; nothing happens when they are in already."""
         if self._full is not None:
             return
-        self._full = [w.detach().clone() for w in self.weights]
+        # The tensors change places: nothing is copied, in or out.
+        self._full = [w.data for w in self.weights]
         for key, members in self._groups.items():
-            rows = [as_matrix(self.weights[i]) for i in members]
-            snapped = self._formats[key].snap(torch.cat(rows)).split([len(r) for r in rows])
+            kind, rows = self._formats[key], [as_matrix(self._full[i]) for i in members]
+            if rows[0].is_cuda:  # few launches; a CPU is faster on what fits its cache
+                snapped = kind.snap(torch.cat(rows)).split([len(r) for r in rows])
+            else:
+                snapped = tuple(kind.snap(matrix) for matrix in rows)
             for i, part in zip(members, snapped, strict=True):
-                self.weights[i].copy_(part.view_as(self.weights[i]))
+                self.weights[i].data = part.view_as(self._full[i])
 
-    @torch.no_grad()
     def swap_out(self) -> None:
         """The full weights again."""
         if self._full is None:
             return
-        torch._foreach_copy_(self.weights, self._full)
+        for weight, full in zip(self.weights, self._full, strict=True):
+            weight.data = full
         self._full = None
 
     @contextmanager

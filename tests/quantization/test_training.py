@@ -269,15 +269,23 @@ def test_a_plan_that_cannot_be_is_refused(settings, words):
         TrainingPlan(**settings, clip=None)
 
 
-def test_matrices_of_one_width_are_snapped_together(small, monkeypatch):
-    """A hundred small launches would cost more than the rounding."""
-    task, calls = task_of(small, *NOW), []
-    snap = Integer.snap
-    monkeypatch.setattr(Integer, "snap", lambda self, w: (calls.append(w.shape), snap(self, w))[1])
+def test_swapping_copies_nothing(small):
+    """The full weights wait where they are and come back to the same memory."""
+    task = task_of(small, *NOW)
+    places = [w.data_ptr() for w in task.stored.weights]
     with task.stored.swapped():
-        pass
-    widths = {w.flatten(1).shape[1] for w in task.stored.weights}
-    assert len(calls) == len(widths) < len(task.stored.weights) / 3
+        assert not set(places) & {w.data_ptr() for w in task.stored.weights}
+    assert [w.data_ptr() for w in task.stored.weights] == places
+
+
+def test_matrices_snapped_together_are_the_same_as_alone():
+    """A GPU snaps all matrices of one width as one."""
+    torch.manual_seed(0)
+    for clip in (1.0, [0.99, 1.0]):
+        kind = Integer(bits=4, group=None, clip=clip, scale_dtype="bfloat16")
+        matrices = [torch.randn(rows, 48) for rows in (3, 16, 7)]
+        together = kind.snap(torch.cat(matrices)).split([len(m) for m in matrices])
+        assert all(torch.equal(kind.snap(m), t) for m, t in zip(matrices, together, strict=True))
 
 
 def test_no_plan_is_no_training_on_stored_weights(small):
