@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from unittest import mock
+
 import hydra
 import numpy as np
 import torch
@@ -9,12 +12,15 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
 from jepa_lm import schema
+from jepa_lm.artifact import prediction
 from jepa_lm.cli import CONF
 from jepa_lm.config import build, resolve
 from jepa_lm.data.tokenizers import TokenBytes
 from jepa_lm.evaluation.bpb import ByteCounter
 from jepa_lm.evaluation.scoring import Scorer
 from jepa_lm.model import LanguageModel
+from jepa_lm.optim.routing import parameter_roles
+from jepa_lm.quantization.formats import Format
 
 
 def compose(*overrides: str) -> DictConfig:
@@ -41,3 +47,25 @@ def scorer_of(model: LanguageModel) -> Scorer:
     V = model.vocab_size
     table = TokenBytes(np.ones(V, dtype=np.int64), np.zeros(V, bool), np.zeros(V, bool))
     return Scorer(model, ByteCounter(table), torch.device("cpu"), "32-true")
+
+
+def drawn_model(
+    *overrides: str, degrees: float | None = None
+) -> tuple[LanguageModel, dict[str, Format]]:
+    """A model with weights as training leaves them (`artifact/prediction.py`), and its formats.
+
+    Args:
+        degrees: of freedom of matrices' and tables' values, in place of the measured ones; fewer are
+            heavier tails, so that integers scaled by the largest value of a row hold less.
+    """
+    config = resolve(compose(*overrides, "paths.run_dir=unused"))
+    model: LanguageModel = build("model", config["model"])
+    rng, roles = np.random.default_rng(0), parameter_roles(model)
+    priors = prediction.PRIORS
+    if degrees is not None:
+        heavy = tuple(replace(prior, degrees=degrees) for prior in priors[:-1])
+        priors = (*heavy, priors[-1])
+    with mock.patch.multiple(prediction, PRIORS=priors, DRAWN=1 << 40):
+        for name, p in model.named_parameters():
+            p.data = prediction.draw(name, roles[name], p.shape, rng)
+    return model, build("quantization", config["quantization"]).assign(model)

@@ -75,7 +75,7 @@ def predict(
         values[kind.name] += parameter.numel()
         for codec in codecs:
             sizes[codec] += TENSOR_BYTES
-        for count, each in _bytes(drawn, kind):
+        for count, each in entropy_of_bytes(drawn, kind):
             bits[kind.name] += more * count * each
             for codec in codecs:
                 sizes[codec] += more * count * min(8.0, each + OVERHEAD[codec]) / 8
@@ -103,7 +103,7 @@ def draw(name: str, role: str, shape: Sequence[int], rng: np.random.Generator) -
     return torch.from_numpy(w).float().view(shape if len(shape) < 2 else (rows, *columns))
 
 
-def _bytes(weight: Tensor, kind: Format) -> list[tuple[int, float]]:
+def entropy_of_bytes(weight: Tensor, kind: Format) -> list[tuple[int, float]]:
     """Number and entropy in bits of the bytes that the format's parts are made of, plane by plane."""
     found = []
     for tensor in kind.pack(weight).values():

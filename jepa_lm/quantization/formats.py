@@ -169,24 +169,21 @@ class Integer:
     def quantize(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Integers [R, K, g] as float and scales [R, K, 1]; a short last group is padded by zeros."""
         grouped = self._grouped(as_matrix(weight.float()))
-        q, scale = self._rounded(grouped, self.clips[0])
-        if len(self.clips) == 1:
+        (q, scale), *others = (self._rounded(grouped, c) for c in _clips(grouped, self.clips))
+        if not others:
             return q, scale
         error = _squared_error(q, scale, grouped)
-        for clip in self.clips[1:]:
-            q2, scale2 = self._rounded(grouped, clip)
+        for q2, scale2 in others:
             error2 = _squared_error(q2, scale2, grouped)
             better = error2 < error
             q, scale = torch.where(better, q2, q), torch.where(better, scale2, scale)
             error = torch.where(better, error2, error)
         return q, scale
 
-    def _rounded(self, grouped: Tensor, clip: float) -> tuple[Tensor, Tensor]:
-        """Integers and scales for one clip."""
-        scale = _scales(_quantile_of_abs(grouped, clip) / self.limit, self.scale_dtype)
-        q = (grouped / scale.float()).round_()
-        # A scale of the largest value, rounded by 2^-9 at most, takes nothing of few bits past the limit.
-        return q if clip == 1 and self.limit < 128 / 2 else q.clamp_(-self.limit, self.limit), scale
+    def _rounded(self, grouped: Tensor, clip: Tensor) -> tuple[Tensor, Tensor]:
+        """Integers and scales for the values [R, K, 1] that the largest integer stands for."""
+        scale = _scales(clip / self.limit, self.scale_dtype)
+        return (grouped / scale.float()).round_().clamp_(-self.limit, self.limit), scale
 
     def pack(self, weight: Tensor) -> dict[str, Tensor]:
         q, scale = self.quantize(weight)
@@ -271,15 +268,19 @@ def _squared_error(q: Tensor, scale: Tensor, exact: Tensor) -> Tensor:
     return (q * scale.float() - exact).square().sum(-1, keepdim=True)
 
 
-def _quantile_of_abs(values: Tensor, q: float) -> Tensor:
-    """Quantile of |values| over the last axis, kept; exact maximum for 1."""
+def _clips(values: Tensor, quantiles: Sequence[float]) -> list[Tensor]:
+    """Quantiles of |values| over the last axis, kept; the exact maximum for 1."""
     values = values.abs()
-    if q == 1:
-        return values.amax(-1, keepdim=True)
-    rows = values.flatten(0, -2)  # torch.quantile takes no large inputs
-    per = max(1, (1 << 22) // values.shape[-1])
-    found = torch.cat([torch.quantile(part, q, dim=1) for part in rows.split(per)])
-    return found.view(*values.shape[:-1], 1)
+    below = [q for q in quantiles if q < 1]
+    found: list[Tensor] = []
+    if below:
+        rows = values.flatten(0, -2)  # torch.quantile takes no large inputs
+        wanted = torch.tensor(below, dtype=values.dtype, device=values.device)
+        per = max(1, (1 << 22) // values.shape[-1])
+        parts = [torch.quantile(part, wanted, dim=1) for part in rows.split(per)]
+        found = list(torch.cat(parts, dim=1).view(-1, *values.shape[:-1], 1))
+    largest = values.amax(-1, keepdim=True) if len(below) < len(quantiles) else None
+    return [found.pop(0) if q < 1 else largest for q in quantiles]  # type: ignore[misc]
 
 
 def _scales(exact: Tensor, dtype: str) -> Tensor:
