@@ -55,7 +55,7 @@ def submission(
         "training_seconds": summary.get("seconds"),
         "training_status": summary.get("status"),
         "config_hash": summary.get("config_hash"),
-        "git": account["git"],
+        "git": summary.get("git"),
     }
 
 

@@ -176,6 +176,7 @@ def test_submission_and_card_say_what_the_records_say(exported, trained):
     assert said["val_loss"] == account["round_trip"]["standard"]["artifact"]["nll"]
     assert said["config_hash"] == summary["config_hash"]
     assert said["training_seconds"] == summary["seconds"]
+    assert said["git"] == summary["git"]
     assert said["author"] is None
     card = (exported.folder / "model_card.md").read_text()
     for figure in (
