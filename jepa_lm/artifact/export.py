@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -217,7 +218,8 @@ class _Export:
 
     def _ways(self, account: dict[str, Any], meta: dict[str, Any]) -> list[dict[str, Any]]:
         """Measured ways to fit."""
-        minified = write_minified(self.folder)
+        with TemporaryDirectory() as folder:
+            minified = code_bytes(write_minified(Path(folder)))
         attempt = Attempt(
             quantization=self.quantization,
             cap=account["cap"],
@@ -225,7 +227,7 @@ class _Export:
             codec=min(account["compressors"], key=account["compressors"].__getitem__),
             streams=self.settings["streams"],
             meta=meta,
-            code={FULL: code_bytes(), MINIFIED: code_bytes(minified)},
+            code={FULL: code_bytes(), MINIFIED: minified},
             counted=account["code"],
         )
         train, seq_len = self.data.streams["train"], self.data.seq_len

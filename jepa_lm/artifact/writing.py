@@ -85,8 +85,8 @@ def write_artifact(
     compressed = compress_model(packed, meta, streams=streams, codecs=codecs)
     largest = max(compressed, key=lambda stream: len(stream.data))
     path = folder / f"artifact.{EXTENSIONS[largest.codec]}"
-    for old in folder.glob("artifact.*"):
-        old.unlink()
+    for extension in EXTENSIONS.values():  # of an earlier export into this folder
+        (folder / f"artifact.{extension}").unlink(missing_ok=True)
     path.write_bytes(to_file(compressed))
     outside = header_bytes(len(compressed))
     return Written(
