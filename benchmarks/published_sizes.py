@@ -2,8 +2,8 @@
 
 Weights of the right shapes and scales are drawn from Student's t: with fewer degrees of freedom a row's
 largest value is further out, its integers are smaller, and a weight takes fewer bits. The bits of a published
-artifact say where on this line it lies. No training, no text: this is a claim about the format, that its bytes
-are those of the entropy (measured at the normal end of the line), and about shapes.
+artifact say where on this line it lies. No training, no text: this is a claim about shapes, and about the
+format, that its bytes are those of the entropy (measured at the normal end of the line).
 """
 
 from __future__ import annotations
