@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from jepa_lm.artifact.layout import to_planes
 from jepa_lm.optim.routing import parameter_roles
-from jepa_lm.quantization.formats import Format, entropy
+from jepa_lm.quantization.formats import Format
+from jepa_lm.quantization.packing import entropy
 
 DRAWN = 1 << 16
 """Values drawn of a tensor at most."""
@@ -40,7 +41,7 @@ class Prior:
     match: str
     """A role or a pattern of names."""
     degrees: float
-    """Of freedom; infinity is the normal distribution."""
+    """Of freedom; `NORMAL` is the normal distribution."""
     spread: float
     """Standard deviation of the logarithm of a row's size."""
     around_one: bool = False

@@ -29,6 +29,11 @@ class TrainOnStoredWeights(Callback):
         if task.stored is not None:
             task.stored.swap_out()
 
+    def on_validation_start(self, trainer: Trainer, task: LanguageModelTask) -> None:  # type: ignore[override]
+        """Swap out: a stop between two micro-batches validates before their step is done."""
+        if task.stored is not None:
+            task.stored.swap_out()
+
     def on_exception(  # type: ignore[override]
         self, trainer: Trainer, task: LanguageModelTask, exception: BaseException
     ) -> None:

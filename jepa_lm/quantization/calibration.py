@@ -145,9 +145,8 @@ def training_text(
     train: TokenStream, *, tokens: int, seq_len: int, device: torch.device
 ) -> Iterator[Tensor]:
     """The first tokens of the training split, [B, T] at a time."""
-    limit = min(train.total, tokens + 1)
     rows = max(1, BATCH_TOKENS // seq_len)
-    windows = StandardWindows(train, seq_len=seq_len, rows=rows, limit=limit)
+    windows = StandardWindows(train, seq_len=seq_len, rows=rows, limit=tokens + 1)
     for i in range(len(windows)):
         yield windows[i]["inputs"].to(device)
 

@@ -70,3 +70,10 @@ def _pack_int6(values: np.ndarray) -> np.ndarray:
 
 
 FAST: dict[int, Callable[[np.ndarray], np.ndarray]] = {4: _pack_int4, 6: _pack_int6}
+
+
+def entropy(symbols: np.ndarray) -> float:
+    """Bits of each uint8 symbol by their frequencies alone."""
+    counts = np.bincount(symbols, minlength=256)
+    share = counts[counts > 0] / max(1, len(symbols))
+    return float(-(share * np.log2(share)).sum())

@@ -128,7 +128,10 @@ class StoredWeights:
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """The weights as stored, inside."""
+        """The weights as stored, inside; afterwards as they were before."""
+        if self._full is not None:
+            yield
+            return
         self.swap_in()
         try:
             yield

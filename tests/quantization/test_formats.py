@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from jepa_lm.errors import UserError
-from jepa_lm.quantization.formats import Cast, Float8, Integer, entropy, unpack_parts
+from jepa_lm.quantization.formats import Cast, Float8, Integer, _clips, entropy, unpack_parts
 from jepa_lm.quantization.policy import Policy
 
 
@@ -225,3 +225,22 @@ def test_a_tensor_without_rule_is_an_error():
         Policy(
             rules={"ints": {"match": ["*"], "min_values": 10, "format": Cast(dtype="float16")}}
         ).assign(model())
+
+
+@pytest.mark.parametrize("columns", [1, 2, 7, 192, 1536])
+def test_quantiles_are_those_of_torch(columns):
+    values = torch.randn(5, 3, columns)
+    asked = [0.0, 0.5, 0.98, 0.999, 0.9999984, 1.0]
+    for q, found in zip(asked, _clips(values, asked), strict=True):
+        assert found.shape == (5, 3, 1)
+        expected = torch.quantile(values.abs(), q, dim=-1, keepdim=True)
+        torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-7)
+    assert torch.equal(_clips(values, [1.0])[0], values.abs().amax(-1, keepdim=True))
+
+
+def test_a_scale_that_is_no_number_is_refused_in_a_file_not_in_a_step():
+    weight = torch.full((2, 4), float("nan"))
+    for format_ in (integer(bits=4, group=None), Float8(scale_dtype="float16")):
+        with pytest.raises(UserError, match="too large, or no numbers"):
+            format_.pack(weight)
+        assert format_.snap(weight).isnan().all()  # the loss will be none either: training stops

@@ -7,6 +7,7 @@ import json
 import pytest
 import torch
 from lightning.pytorch import Callback
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from jepa_lm import training as run_module
 from jepa_lm.checkpoint import read_checkpoint
@@ -292,3 +293,63 @@ def test_no_plan_is_no_training_on_stored_weights(small):
     task = task_of(small, "quantization=int4")
     assert task.stored is None
     assert build("quantization", task.config["quantization"]).training.ever is False
+
+
+class StopInTheMiddle(Callback):
+    """Ctrl-C between two micro-batches of one step."""
+
+    def on_train_batch_end(self, trainer, task, outputs, batch, batch_idx):
+        if batch_idx == 4:
+            assert on_grid(task)
+            trainer.should_stop = True
+
+
+def test_a_stop_between_micro_batches_leaves_full_weights(small, tmp_path, monkeypatch):
+    make = run_module._trainer
+
+    def stopping(config):
+        trainer = make(config)
+        trainer.callbacks.append(StopInTheMiddle())
+        return trainer
+
+    monkeypatch.setattr(run_module, "_trainer", stopping)
+    train(small(*NOW, "trainer.accumulate_grad_batches=2", run_dir=tmp_path / "run"))
+    state = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["state_dict"]
+    weight = state["model.backbone.blocks.0.attention.query.weight"]
+    assert len(torch.unique(weight[0])) > 15
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["steps"] == 2
+    assert summary["val"]["quantized"]["bpb"] != summary["val"]["bpb"]
+
+
+class HostReads(TorchDispatchMode):
+    """Counts values that the host waits for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen = 0
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        self.seen += func is torch.ops.aten._local_scalar_dense.default
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("policy", ["int4", "int4_fp8", "int8"])
+def test_a_step_on_stored_weights_reads_nothing_back(small, policy):
+    """On a GPU each value that the host reads stops it until everything before is done."""
+    task = task_of(small, f"quantization={policy}", "quantization.training.start=0")
+    with HostReads() as planted:
+        bool(torch.isfinite(torch.ones(3)).all())
+    assert planted.seen == 1
+    with HostReads() as reads, task.stored.swapped():
+        pass
+    assert reads.seen == 0
+
+
+def test_a_nested_swap_ends_as_it_began(small):
+    task = task_of(small, *NOW)
+    with task.stored.swapped():
+        with task.stored.swapped():
+            pass
+        assert on_grid(task)
+    assert not on_grid(task)
