@@ -83,9 +83,8 @@ def _unknown_key(key: str, command: str) -> str:
 
     key = key.lstrip("+~")
     known = _all_keys(command)
-    if (
-        key in known
-    ):  # a group that what else was chosen does not have, or a name with settings below
+    if key in known:
+        # A group that what else was chosen does not have, or a name with settings below.
         below = [name for name in known if name.startswith(f"{key}.")]
         hint = f"; its settings are {', '.join(below)}" if below else ""
         return f"{key}: with these choices {command}.yaml has no such group to choose from{hint}"

@@ -94,7 +94,7 @@ def model_card(
         summary=records["summary"],
         overrides=records["overrides"],
         sentence=in_words(account, run),
-        formats=_by_format(account["tensors"]),
+        formats=by_format(account["tensors"]),
         file=Path(account["artifact"]).name,
         corpus=run["data"]["corpus"]["_target_"].rpartition(".")[2],
         tokenizer=run["data"]["tokenizer"]["_target_"].rpartition(".")[2],
@@ -109,7 +109,8 @@ def _best(scores: dict[str, Any]) -> tuple[str | None, Any]:
     return None, None
 
 
-def _by_format(tensors: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def by_format(tensors: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Tensors, values and bytes before compression of each format, the commonest first."""
     found: dict[str, dict[str, Any]] = defaultdict(lambda: {"tensors": 0, "values": 0, "bytes": 0})
     for row in tensors:
         entry = found[row["format"]]
@@ -120,4 +121,4 @@ def _by_format(tensors: list[dict[str, Any]]) -> list[dict[str, Any]]:
 
 
 def _formats(account: dict[str, Any]) -> str:
-    return ", ".join(entry["format"] for entry in _by_format(account["tensors"]))
+    return ", ".join(entry["format"] for entry in by_format(account["tensors"]))

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
@@ -17,20 +16,25 @@ from jepa_lm.artifact.prediction import predict
 from jepa_lm.artifact.remedies import Attempt, ways_under
 from jepa_lm.artifact.report import print_account, ways_in_words
 from jepa_lm.artifact.round_trip import check_protocols, check_stride, round_trip
-from jepa_lm.artifact.size import FULL, MINIFIED, check_code, code_bytes, write_minified
+from jepa_lm.artifact.size import (
+    FULL,
+    MINIFIED,
+    check_code,
+    code_bytes,
+    minified_bytes,
+    write_minified,
+)
 from jepa_lm.artifact.writing import Packed, Written, pack_model, write_artifact
 from jepa_lm.checkpoint import find_checkpoint, portable, read_checkpoint, shipped_weights
 from jepa_lm.cli import CONF
 from jepa_lm.config import build, check_node, check_schema, resolve
 from jepa_lm.data.datamodule import TokenDataModule
 from jepa_lm.errors import LossError, OverCapError, UserError
-from jepa_lm.evaluation.bpb import ByteCounter
 from jepa_lm.evaluation.scoring import Scorer
 from jepa_lm.evaluation.subject import checkpoint_subject, load_data, pick_device
 from jepa_lm.evaluation.temperature import SEARCH, check_temperature, search_temperature
 from jepa_lm.evaluation.windows import StandardWindows
 from jepa_lm.model import LanguageModel
-from jepa_lm.precision import resolve_precision
 from jepa_lm.quantization.calibration import OWN, calibrate, own_text, training_text
 from jepa_lm.quantization.policy import Policy
 from jepa_lm.records import git_state, versions, write_json
@@ -89,6 +93,9 @@ class _Export:
         self.formats = self.policy.assign(self.model)
         self.stride = settings["stride"] or self.subject.stride
         check_stride(settings["protocols"], self.stride, self.run_config["data"]["seq_len"])
+        given = config["temperature"]
+        self.asked_temperature = self.run_config["temperature"] if given is None else given
+        check_temperature("temperature", self.asked_temperature)
         self.folder = Path(config["paths"]["run_dir"])
 
     @cached_property
@@ -143,23 +150,14 @@ class _Export:
 
     def _temperature(self, packed: Packed) -> dict[str, Any]:
         """`temperature`, and how it was found when it was searched."""
-        asked = self.config["temperature"]
-        asked = self.run_config["temperature"] if asked is None else asked
-        check_temperature("temperature", asked)
-        if asked != SEARCH:
-            return {"temperature": float(asked)}
-        rows = max(1, self.data.val_batch_tokens // self.data.seq_len)
-        scorer = self._scorer(packed.restored(self.model))
-        train = self.data.streams["train"]
-        return search_temperature(scorer, train, seq_len=self.data.seq_len, rows=rows)
+        if self.asked_temperature != SEARCH:
+            return {"temperature": float(self.asked_temperature)}
+        scorer, data = self._scorer(packed.restored(self.model)), self.data
+        train = data.streams["train"]
+        return search_temperature(scorer, train, seq_len=data.seq_len, rows=data.val_rows)
 
     def _scorer(self, model: LanguageModel) -> Scorer:
-        return Scorer(
-            model=model,
-            byte_counter=ByteCounter(self.data.tokenizer.token_bytes()),
-            device=self.device,
-            precision=resolve_precision(self.subject.precision, self.device.type),
-        )
+        return Scorer.of(model, self.data.tokenizer, self.device, self.subject.precision)
 
     def _meta(self, temperature: float) -> dict[str, Any]:
         """What travels in the file beside the weights."""
@@ -211,15 +209,10 @@ class _Export:
             device=self.config["device"],
             cache=self.config["paths"]["cache"],
         )
-        tokens = [scores["artifact"]["tokens"] for scores in found.values()]
-        limit = settings["max_tokens"]
-        complete = bool(tokens) and (limit is None or max(tokens) < limit - 1)
-        return {"round_trip": found, "max_tokens": limit, "scored_all": complete}
+        return {**found, "max_tokens": settings["max_tokens"]}
 
     def _ways(self, account: dict[str, Any], meta: dict[str, Any]) -> list[dict[str, Any]]:
         """Measured ways to fit."""
-        with TemporaryDirectory() as folder:
-            minified = code_bytes(write_minified(Path(folder)))
         attempt = Attempt(
             quantization=self.quantization,
             cap=account["cap"],
@@ -227,12 +220,11 @@ class _Export:
             codec=min(account["compressors"], key=account["compressors"].__getitem__),
             streams=self.settings["streams"],
             meta=meta,
-            code={FULL: code_bytes(), MINIFIED: minified},
+            code={FULL: code_bytes(), MINIFIED: minified_bytes()},
             counted=account["code"],
         )
         train, seq_len = self.data.streams["train"], self.data.seq_len
-        rows = max(1, self.data.val_batch_tokens // seq_len)
-        limit = min(train.total, TRIAL_TOKENS + 1)
+        rows, limit = self.data.val_rows, TRIAL_TOKENS + 1
         windows = StandardWindows(train, seq_len=seq_len, rows=rows, limit=limit)
         return ways_under(attempt, self._scorer(self.model), windows, CONF / "quantization")
 

@@ -28,13 +28,17 @@ def check_streams(name: str) -> None:
         raise UserError(f"export.streams={name}: one of {', '.join(STREAMS)}")
 
 
-def streams_of(tensors: Mapping[str, Tensor], layout: str) -> list[dict[str, Tensor]]:
-    """The tensors of each stream; those of one stored type share a stream in `per_format`."""
-    if layout == SINGLE:
-        return [dict(tensors)]
-    groups: dict[torch.dtype, dict[str, Tensor]] = defaultdict(dict)
+def streams_of(
+    tensors: Mapping[str, Tensor], kinds: Mapping[str, str], layout: str
+) -> list[dict[str, Tensor]]:
+    """The tensors of each stream: one for all, or in `per_format` one for each kind of number.
+
+    Args:
+        kinds: what the numbers of each tensor are, by the tensor's name.
+    """
+    groups: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in tensors.items():
-        groups[tensor.dtype][name] = tensor
+        groups[SINGLE if layout == SINGLE else kinds[name]][name] = tensor
     return list(groups.values())
 
 

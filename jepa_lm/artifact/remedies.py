@@ -72,9 +72,13 @@ def ways_under(
             stored = stored_copy(scorer.model, formats)
             loss = _bpb(scorer._replace(model=stored), windows) - before
             options.append((loss, override, formats))
+    tried = set()
     for loss, override, formats in sorted(options, key=lambda option: option[0]):
         if len(found) == WANTED:
             break
+        if (stored_as := tuple(kind.name for kind in formats.values())) in tried:
+            continue  # the same way by another name
+        tried.add(stored_as)
         size = _compressed(attempt, scorer.model, formats)
         if size + attempt.code[attempt.counted] <= attempt.cap:
             found.append(_way(attempt, [override], size, loss))

@@ -8,6 +8,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from jepa_lm.artifact.card import by_format
+
 
 def print_account(account: dict[str, Any], folder: Path) -> None:
     """Tables on stdout."""
@@ -37,12 +39,12 @@ def ways_in_words(ways: list[dict[str, Any]]) -> str:
 
 
 def _stored(account: dict[str, Any]) -> list[tuple[str, str]]:
-    by_format: dict[str, list[int]] = {}
-    for row in account["tensors"]:
-        by_format.setdefault(row["format"], []).append(row["bytes"])
     rows = [
-        (f"{len(sizes)} tensors in {name}", f"{sum(sizes):,} bytes before compression")
-        for name, sizes in by_format.items()
+        (
+            f"{row['tensors']} tensors in {row['format']}",
+            f"{row['bytes']:,} bytes before compression",
+        )
+        for row in by_format(account["tensors"])
     ]
     if account["gptq"]:
         report = account["gptq"]

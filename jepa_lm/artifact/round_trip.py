@@ -14,11 +14,10 @@ from typing import Any
 from jepa_lm.artifact.loading import load_artifact
 from jepa_lm.data.datamodule import TokenDataModule
 from jepa_lm.errors import UserError
-from jepa_lm.evaluation.bpb import ByteCounter, Score, score_from_sums
+from jepa_lm.evaluation.bpb import Score, score_from_sums
 from jepa_lm.evaluation.protocols import score_split
 from jepa_lm.evaluation.scoring import Scorer
 from jepa_lm.evaluation.subject import Subject, load_data, load_subject, pick_device
-from jepa_lm.precision import resolve_precision
 from jepa_lm.process import fresh_python, tune
 
 RESULT = "round trip: "
@@ -53,7 +52,8 @@ def round_trip(
         stride: of sliding windows. max_tokens: of the validation split that are read, None for all.
 
     Returns:
-        By protocol: the scores of `checkpoint` and `artifact`, and `bpb_loss` between them.
+        `round_trip`, by protocol: the scores of `checkpoint` and `artifact`, and `bpb_loss` between them;
+        `scored_all`: whether these are of the whole validation split.
 
     Raises:
         UserError: the process cannot load the file, or cannot score.
@@ -90,12 +90,13 @@ def _scores(settings: dict[str, Any]) -> dict[str, Any]:
     artifact = settings["artifact"]
     if not settings["protocols"]:
         load_artifact(Path(artifact))
-        return {}
+        return {"round_trip": {}, "scored_all": False}
     subjects = {
         "checkpoint": load_subject(settings["checkpoint"], None),
         "artifact": load_subject(None, artifact),
     }
     data = load_data(subjects["artifact"], {"cache_dir": settings["cache"]})
+    whole = data.streams["val"].total
     data.limit_validation(settings["max_tokens"])
     found = {}
     for protocol in settings["protocols"]:
@@ -106,17 +107,13 @@ def _scores(settings: dict[str, Any]) -> dict[str, Any]:
             **{name: score.as_dict() for name, score in scores.items()},
             "bpb_loss": scores["artifact"].bpb - scores["checkpoint"].bpb,
         }
-    return found
+    return {"round_trip": found, "scored_all": data.streams["val"].total == whole}
 
 
 def _score(subject: Subject, data: TokenDataModule, protocol: str, asked: dict[str, Any]) -> Score:
     device = pick_device(asked["device"])
-    scorer = Scorer(
-        model=subject.model,
-        byte_counter=ByteCounter(data.tokenizer.token_bytes()),
-        device=device,
-        precision=resolve_precision(subject.precision, device.type),
-        temperature=subject.temperature,
+    scorer = Scorer.of(subject.model, data.tokenizer, device, subject.precision)._replace(
+        temperature=subject.temperature
     )
     settings = {"protocol": protocol, "stride": asked["stride"]}
     return score_from_sums(*score_split(scorer, data, settings, subject).tolist())

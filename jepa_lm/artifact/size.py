@@ -29,13 +29,23 @@ def code_bytes(package: Path | None = None) -> int:
 
 def write_minified(folder: Path) -> Path:
     """Write this package, minified, to `folder/code/jepa_lm`; returns that folder."""
-    package = Path(jepa_lm.__file__).parent
+    written = folder / "code" / "jepa_lm"
     shutil.rmtree(folder / "code", ignore_errors=True)
-    for path in sorted(package.rglob("*.py")):
-        copy = folder / "code" / package.name / path.relative_to(package)
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        copy.write_text(minify(path.read_text()))
-    return folder / "code" / package.name
+    for path, text in _minified().items():
+        (written / path).parent.mkdir(parents=True, exist_ok=True)
+        (written / path).write_text(text)
+    return written
+
+
+def minified_bytes() -> int:
+    """Bytes that `write_minified` would write."""
+    return sum(len(text.encode()) for text in _minified().values())
+
+
+def _minified() -> dict[Path, str]:
+    """This package's minified source by path in the package."""
+    package = Path(jepa_lm.__file__).parent
+    return {path.relative_to(package): minify(path.read_text()) for path in package.rglob("*.py")}
 
 
 def minify(source: str) -> str:

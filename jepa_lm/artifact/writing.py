@@ -123,11 +123,11 @@ def compress_model(
 
 def to_streams(packed: Packed, meta: Mapping[str, Any], streams: str) -> list[bytes]:
     """The safetensors of each stream; the first carries everything that is not a tensor."""
-    tensors = {
-        f"{name}{PART}{part}" if part else name: tensor.contiguous()
-        for name, parts in packed.parts.items()
-        for part, tensor in parts.items()
-    }
+    tensors, kinds = {}, {}
+    for name, parts in packed.parts.items():
+        for part, tensor in parts.items():
+            key = f"{name}{PART}{part}" if part else name
+            tensors[key], kinds[key] = tensor.contiguous(), part or packed.formats[name].name
     planes = {
         key: str(tensor.dtype).removeprefix("torch.")
         for dtype in layout.dtypes_worth_planes(tensors.values())
@@ -142,7 +142,7 @@ def to_streams(packed: Packed, meta: Mapping[str, Any], streams: str) -> list[by
         "weights_sha256": weights_hash(packed.weights()),
     }
     found = []
-    for i, members in enumerate(layout.streams_of(tensors, streams)):
+    for i, members in enumerate(layout.streams_of(tensors, kinds, streams)):
         laid = {k: layout.to_planes(t) if k in planes else t for k, t in members.items()}
         note = None if i else {META_KEY: compact_json(header)}
         found.append(safetensors.torch.save(laid, note))

@@ -124,6 +124,11 @@ class TokenDataModule(LightningDataModule):
         # A DataLoader would only add its own steps: batches come ready from a memory map.
         return TrainBatches(self.streams["train"], order, first, pin=self._pin())
 
+    @property
+    def val_rows(self) -> int:
+        """Sequences that are scored side by side."""
+        return max(1, self.val_batch_tokens // self.seq_len)
+
     def limit_validation(self, tokens: int | None) -> None:
         """Score only the first tokens of the validation split, None for all."""
         assert self.prepared is not None
@@ -131,8 +136,7 @@ class TokenDataModule(LightningDataModule):
 
     def val_windows(self) -> StandardWindows:
         """The validation split in windows of `seq_len`."""
-        rows = max(1, self.val_batch_tokens // self.seq_len)
-        return StandardWindows(self.streams["val"], seq_len=self.seq_len, rows=rows)
+        return StandardWindows(self.streams["val"], seq_len=self.seq_len, rows=self.val_rows)
 
     def val_dataloader(self) -> DataLoader[Batch]:
         """Each rank scores every W-th batch of windows."""

@@ -18,7 +18,7 @@ from jepa_lm.config import check_schema, resolve
 from jepa_lm.data.datamodule import TokenDataModule
 from jepa_lm.errors import UserError, warn
 from jepa_lm.evaluation.baselines import cached_baselines, split_text
-from jepa_lm.evaluation.bpb import ByteCounter, audit_bytes, score_from_sums
+from jepa_lm.evaluation.bpb import audit_bytes, score_from_sums
 from jepa_lm.evaluation.protocols import check_protocol, details, score_split
 from jepa_lm.evaluation.scoring import Scorer
 from jepa_lm.evaluation.subject import Subject, load_data, load_subject, pick_device
@@ -143,14 +143,9 @@ def _share(
     world_size: int,
 ) -> tuple[list[float], float]:
     settings = config["eval"]
-    scorer = Scorer(
-        model=subject.model,
-        byte_counter=ByteCounter(data.tokenizer.token_bytes()),
-        device=device,
-        precision=_precision(settings, subject, device),
-        temperature=_temperature(settings, subject),
-        rank=rank,
-        world_size=world_size,
+    precision = settings["precision"] or subject.precision
+    scorer = Scorer.of(subject.model, data.tokenizer, device, precision)._replace(
+        temperature=_temperature(settings, subject), rank=rank, world_size=world_size
     )
     began = time.perf_counter()
     sums = score_split(scorer, data, settings, subject).tolist()

@@ -83,10 +83,9 @@ def probe(
     if objective is not None:
         objective.eval()
     device = model.embedding.table.weight.device
-    rows = max(1, data.val_batch_tokens // data.seq_len)
 
     def batches(split: str, tokens: int) -> Iterable[Batch]:
-        for batch in sample_windows(data.streams[split], data.seq_len, tokens, rows):
+        for batch in sample_windows(data.streams[split], data.seq_len, tokens, data.val_rows):
             yield {name: t.to(device) for name, t in batch.items()}
 
     def hidden_states() -> Iterable[tuple[Tensor, Tensor]]:

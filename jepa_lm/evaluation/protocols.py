@@ -64,13 +64,12 @@ def score_split(
         UserError: a protocol that this model or this tokenizer cannot have.
     """
     stream, piece = data.streams["val"], data.val_batch_tokens
-    rows = max(1, piece // data.seq_len)
     if settings["protocol"] == "standard":
         return score_windows(scorer, data.val_windows())
     if settings["protocol"] == "sliding":
         stride = settings["stride"] or subject.stride
         windows = SlidingWindows(
-            stream, seq_len=data.seq_len, stride=stride, rows=rows, device=scorer.device
+            stream, seq_len=data.seq_len, stride=stride, rows=data.val_rows, device=scorer.device
         )
         return score_windows(scorer, windows)
     if (reason := scorer.model.why_not_stream()) is not None:
@@ -82,4 +81,4 @@ def score_split(
         raise UserError(
             "eval.reset=document: this tokenizer marks no documents (it has no BOS); use eval.reset=none"
         )
-    return score_documents(scorer, stream, bos_id=bos_id, piece=data.seq_len, rows=rows)
+    return score_documents(scorer, stream, bos_id=bos_id, piece=data.seq_len, rows=data.val_rows)

@@ -14,9 +14,10 @@ from torch import Tensor
 
 from jepa_lm.console import shown
 from jepa_lm.data.stream import Batch, TokenStream
+from jepa_lm.data.tokenizers import Tokenizer
 from jepa_lm.evaluation.bpb import BPBMeter, ByteCounter, score_batch
 from jepa_lm.model import LanguageModel, TextState, token_nll
-from jepa_lm.precision import AUTOCAST
+from jepa_lm.precision import AUTOCAST, resolve_precision
 
 
 class Scorer(NamedTuple):
@@ -30,6 +31,14 @@ class Scorer(NamedTuple):
     temperature: float = 1.0
     rank: int = 0
     world_size: int = 1
+
+    @classmethod
+    def of(
+        cls, model: LanguageModel, tokenizer: Tokenizer, device: torch.device, precision: str
+    ) -> Scorer:
+        """One process's scorer; `precision` may be `auto`."""
+        counter = ByteCounter(tokenizer.token_bytes())
+        return cls(model, counter, device, resolve_precision(precision, device.type))
 
     def prepare(self) -> BPBMeter:
         """Move everything to the device; returns an empty meter there."""

@@ -46,15 +46,14 @@ def search_temperature(
     Returns:
         `temperature`, `tokens` it was searched on, and `nll` per token of each one tried.
     """
-    limit = min(train.total, TOKENS + 1)
-    windows = StandardWindows(train, seq_len=seq_len, rows=rows, limit=limit)
+    windows = StandardWindows(train, seq_len=seq_len, rows=rows, limit=TOKENS + 1)
     tried = mean_nll(scorer, windows, COARSE)
     best = min(tried, key=tried.__getitem__)
     tried |= mean_nll(scorer, windows, tuple(round(best + step, 4) for step in FINE))
     best = min(tried, key=tried.__getitem__)
     return {
         "temperature": best,
-        "tokens": limit - 1,
+        "tokens": windows.tokens - 1,
         "nll": {f"{t:g}": tried[t] for t in sorted(tried)},
     }
 

@@ -19,14 +19,15 @@ class StandardWindows(torch.utils.data.Dataset[Batch]):
     The first token of the stream has nothing before it and is no target.
 
     Args:
-        stream: the tokens. seq_len: T. rows: B. limit: N, the first tokens; None for all.
+        stream: the tokens. seq_len: T. rows: B. limit: N, how many tokens at most, None for all.
     """
 
     def __init__(
         self, stream: TokenStream, *, seq_len: int, rows: int, limit: int | None = None
     ) -> None:
         self.stream, self.seq_len, self.rows = stream, seq_len, rows
-        self.full, self.tail = divmod((limit or stream.total) - 1, seq_len)
+        self.tokens = min(limit or stream.total, stream.total)
+        self.full, self.tail = divmod(self.tokens - 1, seq_len)
 
     def __len__(self) -> int:
         """Number of batches."""
