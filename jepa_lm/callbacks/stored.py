@@ -34,6 +34,11 @@ class TrainOnStoredWeights(Callback):
         if task.stored is not None:
             task.stored.swap_out()
 
+    def on_train_end(self, trainer: Trainer, task: LanguageModelTask) -> None:  # type: ignore[override]
+        """The same where nothing is validated."""
+        if task.stored is not None:
+            task.stored.swap_out()
+
     def on_exception(  # type: ignore[override]
         self, trainer: Trainer, task: LanguageModelTask, exception: BaseException
     ) -> None:
