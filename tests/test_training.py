@@ -48,7 +48,7 @@ def fit(cfg, watch: Watch | None = None, ckpt=None, clock=None) -> LanguageModel
     clock = clock or ProgressClock(max_steps=limits["max_steps"], max_time=limits["max_time"])
     task = LanguageModelTask(config, clock)
     data = instantiate(config["data"], _convert_="all")
-    trainer = training._trainer(config)
+    trainer = training.make_trainer(config)
     if watch is not None:
         trainer.callbacks.append(watch)
     trainer.fit(task, datamodule=data, ckpt_path=ckpt, weights_only=True)
@@ -146,7 +146,7 @@ def fit_until(cfg, watch: Watch, stop: StopAfter, clock: ProgressClock) -> None:
     pl.seed_everything(config["seed"], verbose=False)
     task = LanguageModelTask(config, clock)
     data = instantiate(config["data"], _convert_="all")
-    trainer = training._trainer(config)
+    trainer = training.make_trainer(config)
     trainer.callbacks += [watch, stop]
     trainer.fit(task, datamodule=data)
     trainer.save_checkpoint(Path(config["paths"]["run_dir"]) / "stopped.ckpt")
@@ -338,7 +338,7 @@ def test_validation_does_not_use_up_the_budget(small):
     from jepa_lm import training
 
     task = LanguageModelTask(config, clock)
-    trainer = training._trainer(config)
+    trainer = training.make_trainer(config)
     trainer.callbacks += [watch, Slow()]
     trainer.fit(task, datamodule=instantiate(config["data"], _convert_="all"))
     assert watch.steps in (10, 11)

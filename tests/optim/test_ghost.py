@@ -37,16 +37,16 @@ def watched(small, monkeypatch):
 
     def run(*overrides):
         watcher = Watcher()
-        make = training._trainer
+        make = training.make_trainer
 
         def with_watcher(config):
             trainer = make(config)
             trainer.callbacks.append(watcher)
             return trainer
 
-        monkeypatch.setattr(training, "_trainer", with_watcher)
+        monkeypatch.setattr(training, "make_trainer", with_watcher)
         train(small(*overrides))
-        monkeypatch.setattr(training, "_trainer", make)
+        monkeypatch.setattr(training, "make_trainer", make)
         return watcher
 
     return run
@@ -89,7 +89,7 @@ def test_the_moments_are_those_of_plain_steps(small, watched, monkeypatch):
                     if "momentum_buffer" in s
                 ]
 
-    make = training._trainer
+    make = training.make_trainer
     callback = AtThree()
 
     def with_callback(config):
@@ -97,14 +97,14 @@ def test_the_moments_are_those_of_plain_steps(small, watched, monkeypatch):
         trainer.callbacks.append(callback)
         return trainer
 
-    monkeypatch.setattr(training, "_trainer", with_callback)
+    monkeypatch.setattr(training, "make_trainer", with_callback)
     constant = (
         "trainer.max_steps=3",
         "optimizer.schedule.lr.fraction=0",
         "optimizer.schedule.muon_momentum.steps=1000000",
     )
     train(small(*constant))
-    monkeypatch.setattr(training, "_trainer", make)
+    monkeypatch.setattr(training, "make_trainer", make)
     ghost = watched(*constant, "optimizer.ghost_steps=3")
     real = [t.norm().item() for t in seen["real"]]
     close = [any(abs(m - r) < 1e-4 * max(r, 1e-6) for m in ghost.moments) for r in real]

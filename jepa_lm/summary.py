@@ -1,0 +1,124 @@
+"""What a run says about itself: a few words at its start, summary.json and a table at its end."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from rich.console import Console
+from rich.panel import Panel
+from rich.table import Table
+
+from jepa_lm.data.datamodule import TokenDataModule
+from jepa_lm.errors import warn
+from jepa_lm.evaluation.bpb import Score
+from jepa_lm.evaluation.probe import TOP
+from jepa_lm.lit import LanguageModelTask
+from jepa_lm.records import config_hash, git_state, versions
+from jepa_lm.sampling import sample_text
+
+ERR = Console(stderr=True, highlight=False)
+OUT = Console(highlight=False)
+
+
+def announce(task: LanguageModelTask, about: dict[str, Any], resume: Path | None) -> None:
+    config = task.config
+    budget = {k: v for k, v in about["budget"].items() if v is not None}
+    limit = " or ".join(
+        f"{v} {'seconds' if k == 'max_time' else 'steps'}" for k, v in budget.items()
+    )
+    lines = [
+        f"{about['parameters']['shipped']:,} parameters that ship, "
+        f"{about['parameters']['training_only']:,} for training only",
+        f"{about['tokens_per_step']:,} tokens a step in sequences of {config['data']['seq_len']}, "
+        f"{config['trainer']['precision']}, for {limit}",
+    ]
+    if task.frozen:
+        lines.append(f"frozen on purpose: {', '.join(task.frozen)}")
+    if config["jepa"]["weight"] and "_target_" not in config["jepa"]:
+        warn(f"jepa.weight={config['jepa']['weight']} does nothing with objective=none")
+    if resume is not None:
+        lines.append(f"continues {resume}")
+    ERR.print(Panel("\n".join(lines), title=config["task_name"], expand=False))
+
+
+def summarize(
+    trainer: pl.Trainer,
+    task: LanguageModelTask,
+    config: dict[str, Any],
+    status: str,
+    about: dict[str, Any],
+) -> dict[str, Any]:
+    """The contents of summary.json."""
+    assert task.clock is not None
+    seconds = task.clock.elapsed
+    tokens = trainer.global_step * config["data"]["batch_tokens"]
+    score = task.scores.get("shipped")
+    return {
+        "status": status,
+        "seed": config["seed"],
+        "steps": trainer.global_step,
+        "tokens": tokens,
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds if seconds else None,
+        "parameters": about["parameters"],
+        "val": None if score is None else _validation(task, score),
+        "jepa": {} if task.watch is None else task.watch.summary(),
+        "frozen": task.frozen,
+        "trained_stored": _trained_stored(task),
+        "precision": config["trainer"]["precision"],
+        "config_hash": config_hash(config),
+        "git": git_state(),
+        "versions": versions(),
+        "compiled": config["compile"],
+        "compiled_parts": ["main pass", "cross entropy"] if config["compile"] else [],
+        "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+def _trained_stored(task: LanguageModelTask) -> dict[str, Any] | None:
+    """What quantization-aware training reached, and since which step; None without it."""
+    if task.stored is None:
+        return None
+    return {
+        "tensors": len(task.stored.names),
+        "values": task.stored.values,
+        "first_step": task.stored.first_step,
+    }
+
+
+def _validation(task: LanguageModelTask, score: Score) -> dict[str, Any]:
+    """The final scores, and which weights they belong to."""
+    weights = "raw" if task.average is None else "ema"
+    others = {name: other.as_dict() for name, other in task.scores.items() if name != "shipped"}
+    return {**score.as_dict(), "weights": weights, **others}
+
+
+def report(summary: dict[str, Any], run_dir: Path) -> None:
+    table = Table(title=f"training {summary['status']}", show_header=False)
+    table.add_row("steps", f"{summary['steps']:,}")
+    table.add_row("tokens", f"{summary['tokens']:,}")
+    table.add_row("seconds of training", f"{summary['seconds']:.1f}")
+    if summary["val"] is not None:
+        table.add_row("validation, nats per token", f"{summary['val']['nll']:.4f}")
+        table.add_row("validation, bits per byte", f"{summary['val']['bpb']:.4f}")
+        if "raw" in summary["val"]:
+            table.add_row("the same without averaging", f"{summary['val']['raw']['bpb']:.4f}")
+        if "quantized" in summary["val"]:
+            table.add_row("the same as stored", f"{summary['val']['quantized']['bpb']:.4f}")
+    for name, accuracy in summary.get("probe", {}).items():
+        shown = ", ".join(f"{accuracy[f'top{k}']:.1%}" for k in TOP)
+        table.add_row(f"{name}: among the best 1, 5, 10", shown)
+    OUT.print(table)
+    OUT.print(f"written to {run_dir}", soft_wrap=True)
+
+
+def show_sample(task: LanguageModelTask, data: TokenDataModule, config: dict[str, Any]) -> None:
+    with torch.random.fork_rng():
+        text = sample_text(
+            task.shipped, data.tokenizer, context=config["data"]["seq_len"], **config["sampling"]
+        )
+    OUT.print(Panel(text.strip(), title="what the model writes", width=100))
