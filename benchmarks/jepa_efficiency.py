@@ -44,7 +44,7 @@ def step_of(task: LanguageModelTask) -> Callable[[], None]:
 
     def step() -> None:
         with torch.autocast("cpu", dtype, enabled=dtype is not None):
-            loss, _, main = task.ce(batch)
+            loss, _, main = task._cross_entropy(batch)
             if task.objective is not None:
                 aux, _ = task.objective(task.model, batch, main, Moment(clock))
                 loss = loss + task.objective.scale(clock) * aux

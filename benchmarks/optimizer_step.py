@@ -58,7 +58,7 @@ def claims() -> Iterator[Claim]:
     parts = {
         "clip": lambda: torch.nn.utils.clip_grad_norm_(parameters, clip, foreach=True),
         "optimizer": optimizer.step,
-        "average": lambda: task.average.update(task.model),
+        "average": lambda: task.averages.update(task.model, step=1, lr_factor=1.0),
         "stored_in": task.stored.swap_in,
         "stored_out": task.stored.swap_out,
     }

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import os
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
 import torch
 from hydra.utils import instantiate
 
-from jepa_lm.errors import UserError
+from jepa_lm.errors import UserError, warn
 from jepa_lm.model import LanguageModel
 from jepa_lm.own_classes import require_own_classes
 
-LAST = "last"
+LAST, AUTO = "last", "auto"
+LAST_FILE = "last.ckpt"
 LOGS = Path("logs")
+RUNS = "*/*runs/**"
+"""Run folders below `LOGS`, single runs and jobs of sweeps."""
 
 
 def find_file(key: str, value: str, patterns: tuple[str, ...], under: str) -> Path:
@@ -48,8 +52,95 @@ def find_file(key: str, value: str, patterns: tuple[str, ...], under: str) -> Pa
 
 
 def find_checkpoint(value: str) -> Path:
-    """The checkpoint that `ckpt_path` names: a file, a run folder, or `last`."""
-    return find_file("ckpt_path", value, ("checkpoints/last.ckpt", "last.ckpt"), "*/*runs/**")
+    """The checkpoint that `ckpt_path` names: a file, a run folder, or `last`.
+
+    In a folder it is the newest one that is whole; damaged ones are named and passed over.
+
+    Raises:
+        UserError: nothing there, or nothing whole.
+    """
+    path = find_file("ckpt_path", value, ("checkpoints/*.ckpt", "*.ckpt"), RUNS)
+    if Path(os.path.expanduser(value)).is_file():
+        _require_whole(path)
+        return path
+    found = newest_whole(path.parent)
+    assert found is not None
+    return found
+
+
+def find_resume(value: str, run_dir: Path) -> Path | None:
+    """The checkpoint that a training run goes on from; None to start at step 0.
+
+    `auto` looks into the run's own folder, `last` for the newest other run. A run that ended before
+    its first checkpoint leaves nothing to go on from: training then starts anew, and says so.
+
+    Raises:
+        UserError: nothing there that ever was a run, or nothing whole.
+    """
+    if value == AUTO:
+        return newest_whole(run_dir / "checkpoints")
+    folder = Path(os.path.expanduser(value))
+    if value == LAST and not folder.exists():
+        others = [f for f in LOGS.glob(f"{RUNS}/checkpoints") if f.parent != run_dir.absolute()]
+        others = [f for f in others if f.parent.resolve() != run_dir.resolve()]
+        if not others:
+            return find_checkpoint(value)
+        folder = max(others, key=lambda f: f.stat().st_mtime_ns).parent
+    if not folder.is_dir():
+        return find_checkpoint(value)
+    was_run = any((folder / name).is_dir() for name in ("checkpoints", ".hydra"))
+    if was_run and not checkpoints_in(folder / "checkpoints"):
+        warn(f"ckpt_path={value}: {folder} has no checkpoint yet; training starts at step 0")
+        return None
+    return find_checkpoint(str(folder))
+
+
+def checkpoints_in(folder: Path) -> list[Path]:
+    """Checkpoints in a folder, the newest first; `last.ckpt` stands for the file it is a name of."""
+    found: dict[tuple[int, int], Path] = {}
+    for path in sorted(folder.glob("*.ckpt"), key=lambda f: f.name == LAST_FILE):
+        status = path.stat()
+        found[status.st_dev, status.st_ino] = path
+    return sorted(found.values(), key=lambda f: f.stat().st_mtime_ns, reverse=True)
+
+
+def newest_whole(folder: Path) -> Path | None:
+    """The newest checkpoint in a folder that is not damaged; None where there is none at all.
+
+    Raises:
+        UserError: all of them are damaged.
+    """
+    paths = checkpoints_in(folder)
+    for path in paths:
+        reason = damage(path)
+        if reason is None:
+            return path
+        warn(f"{path}: damaged ({reason}); taking the checkpoint before it")
+    if paths:
+        raise UserError(f"ckpt_path={folder}: every checkpoint there is damaged")
+    return None
+
+
+def damage(path: Path) -> str | None:
+    """What is wrong with a checkpoint's bytes, by its checksums; None when it is whole.
+
+    PyTorch writes a checksum for each tensor and does not look at it when it reads.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            entry = archive.testzip()
+    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError) as error:
+        return str(error) or type(error).__name__
+    return None if entry is None else f"wrong checksum of {entry}"
+
+
+def _require_whole(path: Path) -> None:
+    reason = damage(path)
+    if reason is None:
+        return
+    others = [p for p in checkpoints_in(path.parent) if damage(p) is None]
+    hint = f"; {others[0]} is whole" if others else ""
+    raise UserError(f"ckpt_path={path}: damaged, or not a checkpoint of train.py ({reason}){hint}")
 
 
 def read_checkpoint(path: Path) -> dict[str, Any]:
@@ -78,14 +169,13 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
     return checkpoint
 
 
-AVERAGE, RAW = "average.model.", "model."
-"""In front of the names of a checkpoint's tensors."""
+PREFIXES = {"raw": "model.", "ema": "averages.ema.model.", "swa": "averages.swa.model."}
+"""In front of the names of a checkpoint's tensors, by weights."""
 
 
 def shipped_weights(checkpoint: dict[str, Any]) -> str:
-    """Which weights of a checkpoint are scored and exported: `ema` where there are any, else `raw`."""
-    averaged = any(name.startswith(AVERAGE) for name in checkpoint["state_dict"])
-    return "ema" if averaged else "raw"
+    """Which weights of a checkpoint are scored and exported: `raw`, `ema` or `swa`, as the run chose."""
+    return str(checkpoint["shipped"])
 
 
 def portable(model: dict[str, Any]) -> dict[str, Any]:
@@ -99,7 +189,7 @@ def inference_model(checkpoint: dict[str, Any]) -> LanguageModel:
     Training-only parts live beside the model, not in it, so nothing is stripped by name.
     """
     model: LanguageModel = instantiate(portable(checkpoint["hyper_parameters"]["config"]["model"]))
-    prefix = AVERAGE if shipped_weights(checkpoint) == "ema" else RAW
+    prefix = PREFIXES[shipped_weights(checkpoint)]
     state = checkpoint["state_dict"]
     model.load_state_dict(
         {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)},

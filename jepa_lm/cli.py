@@ -1,6 +1,7 @@
 """From the command line to a function of the config; errors become one line and an exit code.
 
-0 success, 2 something the user can mend, 3 an artifact over its cap, 130 interrupted.
+0 success, 2 something the user can mend, 3 an artifact over its cap, 4 a rank of a distributed run was
+lost, 128 + n stopped by signal n (130 Ctrl-C, 138 SIGUSR1, 143 SIGTERM) with its state saved.
 """
 
 from __future__ import annotations
@@ -19,9 +20,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from jepa_lm import process, schema
-from jepa_lm.errors import UserError
+from jepa_lm.errors import RankError, UserError, disk_error
+from jepa_lm.stopping import Stopped
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+ERRORS = (UserError, RankError, HydraException, OmegaConfBaseException)
+"""What is told in one line."""
 
 
 def launch(command: str) -> int:
@@ -38,7 +42,7 @@ def launch(command: str) -> int:
 
         try:
             return {"train": run.train, "eval": run.evaluate, "export": run.export}[command](cfg)
-        except (UserError, HydraException, OmegaConfBaseException) as error:
+        except ERRORS as error:
             if HydraConfig.get().mode is RunMode.MULTIRUN:
                 raise  # the sweep counts its failures
             returned.append(error)  # Hydra would print a second message for a raised one
@@ -46,8 +50,16 @@ def launch(command: str) -> int:
 
     try:
         job()
-    except (UserError, HydraException, OmegaConfBaseException) as error:
+    except ERRORS as error:
         returned.append(error)
+    except OSError as error:
+        about_the_disk = disk_error(error)
+        if about_the_disk is None:
+            raise
+        returned.append(about_the_disk)
+    except Stopped as stopped:
+        print(stopped, file=sys.stderr)
+        return stopped.exit_code
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)
         return 130
@@ -62,7 +74,7 @@ def _explain(error: BaseException, command: str) -> tuple[str, int]:
     """One line for an error, and the exit code."""
     chain: BaseException | None = error
     while chain is not None:
-        if isinstance(chain, UserError):
+        if isinstance(chain, UserError | RankError):
             return _one_line(str(chain)), chain.exit_code
         chain = chain.__cause__ or chain.__context__
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import math
+import errno
 import sys
-from collections.abc import Mapping
 
 
 class UserError(ValueError):
@@ -23,15 +22,29 @@ class LossError(UserError):
     """The exported artifact scores worse than its checkpoint by more than is allowed."""
 
 
-def require_finite(step: int, values: Mapping[str, float], checkpoint: str) -> None:
-    """Stop a run whose loss is no number, and name the first part that is to blame."""
-    for name, value in values.items():
-        if not math.isfinite(value):
-            raise UserError(
-                f"{name} is {value} at step {step}: training stopped; lower the learning rates "
-                "(optimizer.groups.*.lr) or set trainer.gradient_clip_val; the last checkpoint before "
-                f"it is {checkpoint or 'none yet'}"
-            )
+DISK = {
+    getattr(errno, name)
+    for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EFBIG", "ENOTDIR")
+    if hasattr(errno, name)
+}
+"""Errors of a disk that is full or of a folder that cannot be written to."""
+
+
+def disk_error(error: OSError) -> UserError | None:
+    """The same as one line, if it is about the disk."""
+    if error.errno not in DISK:
+        return None
+    return UserError(f"{error.filename or 'the run folder'}: cannot be written ({error.strerror})")
+
+
+class EveryRankError(UserError):
+    """An error that all ranks of a run have at once, so that one of them tells it."""
+
+
+class RankError(RuntimeError):
+    """A process of a run over several is gone, so the others stopped."""
+
+    exit_code = 4
 
 
 def warn(text: str) -> None:

@@ -9,32 +9,38 @@ Legend: B batch, T positions.
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 
+from jepa_lm.agreement import agree
+from jepa_lm.callbacks.compiling import ClockStopsForCompiler
 from jepa_lm.callbacks.measuring import MeasureObjective
 from jepa_lm.callbacks.stored import TrainOnStoredWeights
 from jepa_lm.config import build
 from jepa_lm.data.stream import Batch
-from jepa_lm.errors import require_finite
-from jepa_lm.evaluation.bpb import BPBMeter, ByteCounter, Score, score_batch, score_from_sums
+from jepa_lm.evaluation.bpb import ByteCounter, Score
+from jepa_lm.guard import FiniteGuard
 from jepa_lm.model import Encoded, LanguageModel, token_nll, z_loss
 from jepa_lm.objective import LatentPrediction, Moment
 from jepa_lm.objective.composition import check_start
 from jepa_lm.objective.watch import Watch
-from jepa_lm.optim.averages import WeightAverage
+from jepa_lm.optim.averages import Averages
 from jepa_lm.optim.clock import ProgressClock
 from jepa_lm.optim.ghost import run_ghost_steps
 from jepa_lm.optim.recipe import OptimizerRecipe
 from jepa_lm.quantization.policy import Policy
-from jepa_lm.quantization.training import StoredWeights, stored_copy
+from jepa_lm.quantization.training import StoredWeights
+from jepa_lm.randomness import random_state, restore_random_state
+from jepa_lm.side_by_side import SideBySide
+from jepa_lm.stopping import StopRequest
+from jepa_lm.training_log import TrainingLog
 
 
 class LanguageModelTask(LightningModule):
@@ -68,31 +74,28 @@ class LanguageModelTask(LightningModule):
         """Swaps in the weights as stored, where the run trains on them."""
         if self.policy.training.ever:
             self.stored = StoredWeights(self.model, self.policy.training.formats(self.formats))
-        self.average: WeightAverage[LanguageModel] | None = None
-        if (decay := config.get("average", {}).get("decay")) is not None:
-            self.average = WeightAverage(self.model, decay=decay)
+        self.averages: Averages[LanguageModel] = Averages(self.model, **config["average"])
+        self.guard = FiniteGuard(**config["guard"])
+        self.stop = StopRequest()
         self.byte_counter: ByteCounter | None = None
         self.scores: dict[str, Score] = {}
-        """Of the newest validation, by weights: `shipped`; `raw` where an average is shipped; `quantized`
-        where the run has trained on stored weights."""
+        """Of the newest validation, by weights: `shipped`; `raw`, `ema` and `swa` where the run keeps
+        averages; `quantized`, the shipped ones as stored, where it has trained on stored weights."""
         self.live: dict[str, float] = {}
         """Newest training figures, for the progress bar and the summary."""
-        self.ce = self._cross_entropy
+        self.losses = self._losses
         if config["compile"]:
             # The function is compiled, not the module: checkpoint keys stay clean.
-            self.ce = torch.compile(self._cross_entropy)
-        self._scored: dict[str, LanguageModel] = {}
-        self._meters: dict[str, BPBMeter] = {}
-        self._interval = (0, 0.0)
+            self.losses = torch.compile(self._losses)
+        self._scoring: SideBySide | None = None
+        self.training_log = TrainingLog()
         self._active = False
         """Whether the objective is part of the newest loss."""
-        self._newest: tuple[float, dict[str, Tensor]] = (0.0, {})
-        """Scale and components of the newest step that had the objective, until they are logged."""
 
     @property
     def shipped(self) -> LanguageModel:
-        """The model that is scored and exported: the average where there is one."""
-        return self.model if self.average is None else self.average.model
+        """The model that is scored and exported."""
+        return self.averages.models(self.model)[self.averages.shipped()]
 
     def setup(self, stage: str) -> None:
         """Learn from the tokenizer how many bytes each token stands for."""
@@ -110,7 +113,7 @@ class LanguageModelTask(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Measuring comes with the objective, swapping with the quantization, not with a setting."""
-        return [TrainOnStoredWeights(), MeasureObjective()]
+        return [TrainOnStoredWeights(), MeasureObjective(), ClockStopsForCompiler()]
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Called once after each optimizer step, however many micro-batches it took."""
@@ -119,10 +122,19 @@ class LanguageModelTask(LightningModule):
         scheduler.step()
         if self.objective is not None:
             self.objective.after_step(self.model, self.clock)
-        if self.average is not None:
-            self.average.update(self.model)
-        if self.clock.done:
+        assert self.recipe.lr is not None
+        factor = self.recipe.lr(self.clock)
+        self.averages.update(self.model, step=self.clock.step, lr_factor=factor)
+        if self.trainer.world_size == 1:
+            self.stop.agreed = self.stop.asked
+        if self.clock.done or self.stop.agreed:
             self.trainer.should_stop = True
+        if self.stop.hurried:
+            self.trainer.limit_val_batches = 0
+        if self.training_log.due:
+            if self.trainer.world_size == 1:  # several ranks have just agreed that all is well
+                agree(self, self.clock.elapsed)
+            self.live = self.training_log.write(self)
 
     def _cross_entropy(self, batch: Batch) -> tuple[Tensor, Tensor | None, Encoded]:
         needs = () if self.objective is None else self.objective.main_needs(self.model)
@@ -130,32 +142,43 @@ class LanguageModelTask(LightningModule):
         z = z_loss(logits) if self.config["z_loss_weight"] else None
         return token_nll(logits, batch["targets"]).mean(), z, main
 
+    def _losses(
+        self, batch: Batch, moment: Moment | None
+    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
+        """Cross entropy, z-loss and, with a moment, the components of the objective: what is compiled."""
+        ce, z, main = self._cross_entropy(batch)
+        if moment is None:
+            return ce, z, {}
+        assert self.objective is not None
+        latents = self.objective.compare(self.model, batch, main, moment)
+        return ce, z, self.objective.components(latents, moment)
+
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a micro-batch; cross entropy is its mean in nats."""
-        ce, z, main = self.ce(batch)
-        weight = self.config["ce_weight"]
-        scale = 0.0
-        moment = None
-        if self.objective is not None:
-            moment = self.moment(batch_idx)
-            weight *= self.objective.ce_scale(moment.clock)
-            scale = self.objective.scale(moment.clock)
+        assert self.clock is not None
+        objective, weight, scale = self.objective, self.config["ce_weight"], 0.0
+        if objective is not None:
+            weight *= objective.ce_scale(self.clock)
+            scale = objective.scale(self.clock)
+        self._active = scale != 0
+        ce, z, components = self.losses(batch, self.moment(batch_idx) if self._active else None)
         loss = ce if z is None else ce + self.config["z_loss_weight"] * z
         loss = loss if weight == 1 else weight * loss
-        self._active = scale != 0
         if self._active:
-            assert self.objective is not None
-            assert moment is not None
-            aux, components = self.objective(self.model, batch, main, moment)
-            self._newest = scale, {"loss": aux.detach(), **components}
+            assert objective is not None
+            aux = objective.total(components, self.clock)
+            detached = {name: component.detach() for name, component in components.items()}
+            self.training_log.objective = scale, {"loss": aux.detach(), **detached}
             loss = loss + scale * aux
+        step = self.trainer.global_step + 1
+        for name, value in {"train/ce": ce, **components, "train/loss": loss}.items():
+            self.guard.see(step, name if "/" in name else f"jepa/{name}", value)
         if self.trainer.world_size > 1:
             loss = loss + self._touch()
-        step = self.trainer.global_step + 1
         due = step % self.trainer.log_every_n_steps == 0 and self.ends_step(batch_idx)  # type: ignore[attr-defined]
         # Logging waits for the host to read the loss, so it happens on the interval alone.
-        if due and self.clock is not None and self.clock.running:
-            self._log_interval(step, batch, ce.detach(), loss.detach())
+        if due and self.clock.running:
+            self.training_log.keep(batch, ce, loss)
         return loss
 
     def ends_step(self, batch_idx: int) -> bool:
@@ -196,34 +219,24 @@ class LanguageModelTask(LightningModule):
             for parameter in self._only_auxiliary():
                 parameter.grad = None
 
-    def _log_interval(self, step: int, batch: Batch, ce: Tensor, loss: Tensor) -> None:
-        assert self.clock is not None
-        assert self.byte_counter is not None
-        scale, components = self._newest
-        self._newest = (0.0, {})
-        n_bytes = self.byte_counter(batch["inputs"], batch["targets"]).sum()
-        parts = torch.stack((ce, loss, n_bytes.float(), *components.values())).tolist()
-        nats, total, n_bytes, *values = parts
-        jepa = dict(zip(components, values, strict=True))
-        named = {f"jepa/{name}": value for name, value in jepa.items() if name != "loss"}
-        saved = getattr(self.trainer.checkpoint_callback, "last_model_path", "")
-        require_finite(step, {**named, "train/ce": nats, "train/loss": total}, saved)
-        now = time.perf_counter()
-        (first, then), self._interval = self._interval, (step, now)
-        tokens = (step - first) * self.config["data"]["batch_tokens"]
-        self.live = {
-            "train/loss": total,
-            "train/ce": nats,
-            "train/bpb": nats * batch["targets"].numel() / math.log(2) / max(n_bytes, 1.0),
-            "train/progress": self.clock.progress,
-            "train/seconds": self.clock.elapsed,
-            "train/tokens_per_second": tokens / (now - then),
-        }
-        if self.watch is not None:
-            self.live |= self.watch.interval(total, scale, jepa, self.clock)
-        # `self.log` keeps results for the whole loop and costs milliseconds; these are finished figures.
-        for logger in self.loggers:
-            logger.log_metrics(self.live, step=step - 1)
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Measure the norm of the gradient, clip by it, and leave the step out if it is no number."""
+        parameters = [p for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
+        norm = nn.utils.get_total_norm([p.grad for p in parameters], foreach=True)
+        step = self.trainer.global_step + 1
+        if self.trainer.precision != "16-mixed":  # there the loss scaler leaves such steps out
+            self.guard.see(step, "gradient", norm)
+        if gradient_clip_val is not None:
+            nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm, foreach=True)
+        self.training_log.gradient_norm = norm
+        if self.guard.skip and self.guard.skips(step, norm, self.global_rank):
+            optimizer.zero_grad()
+            self.training_log.drop()
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Lightning sets this string some 46 times a step; through `nn.Module` that takes 80 us."""
@@ -238,15 +251,10 @@ class LanguageModelTask(LightningModule):
         if self.recipe.ghost_steps and self.trainer.global_step == 0:
             run_ghost_steps(self, self.recipe.ghost_steps)
         if self.trainer.world_size > 1:
-            self.clock.exchange = self._rank_zero
+            self.clock.exchange = partial(agree, self)
+            self.clock.exchange_every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
         self.clock.start()
-        self._interval = (self.trainer.global_step, time.perf_counter())
-
-    def _rank_zero(self, value: float) -> float:
-        """Rank 0's value on every rank."""
-        shared = torch.tensor([value], dtype=torch.float64, device=self.device)
-        torch.distributed.broadcast(shared, src=0)
-        return shared.item()
+        self.training_log.begin(self.trainer.global_step)
 
     def on_train_end(self) -> None:
         """Stop the clock."""
@@ -261,8 +269,7 @@ class LanguageModelTask(LightningModule):
         if self.clock is not None:
             self.clock.stop()
         yield
-        step, start = self._interval
-        self._interval = (step, start + time.perf_counter() - began)
+        self.training_log.pause(time.perf_counter() - began)
         if running and self.clock is not None:
             self.clock.start()
 
@@ -270,48 +277,43 @@ class LanguageModelTask(LightningModule):
         """Validation does not count as training time."""
         self._validation = self.not_training()
         self._validation.__enter__()
-        self._scored = {"shipped": self.shipped}
-        if self.average is not None:
-            self._scored["raw"] = self.model
-        if self.stored is not None and self.stored.first_step is not None:
-            self._scored["quantized"] = stored_copy(self.shipped, self.formats)
-        self._meters = {name: BPBMeter().to(self.device) for name in self._scored}
+        self._scoring = SideBySide(self)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score a batch of windows by plain cross entropy, with each set of weights."""
-        assert self.byte_counter is not None
-        for name, model in self._scored.items():
-            score_batch(model, batch, self.byte_counter, self._meters[name])
+        assert self._scoring is not None
+        self._scoring.take(batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Add up over ranks and log the scores."""
-        self.scores = {name: self._summed(meter) for name, meter in self._meters.items()}
+        """Add up over ranks, choose what ships, log the scores."""
+        assert self._scoring is not None
+        self.scores = self._scoring.scores()
         for name, score in self.scores.items():
             end = "" if name == "shipped" else f"_{name}"
             self.log_dict({f"val/nll{end}": score.nll, f"val/bpb{end}": score.bpb})
-
-    def _summed(self, meter: BPBMeter) -> Score:
-        sums = self.trainer.strategy.reduce(meter.sums.clone(), reduce_op="sum")
-        assert isinstance(sums, Tensor)
-        return score_from_sums(*sums.tolist())
 
     def on_validation_end(self) -> None:
         """Run the clock again."""
         self._validation.__exit__(None, None, None)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The tokenizer's fingerprint, the clock and the random state travel along."""
+        """The tokenizer's fingerprint, the clock, the random state and what ships travel along."""
         checkpoint["tokenizer"] = self.trainer.datamodule.tokenizer.fingerprint  # type: ignore[attr-defined]
+        checkpoint["shipped"] = self.averages.shipped()
+        checkpoint["averages"] = self.averages.bookkeeping()
         if self.clock is not None:
             checkpoint["clock"] = self.clock.state_dict()
-            checkpoint["torch_rng"] = torch.get_rng_state()
+            checkpoint["random"] = random_state(self.device)
+            checkpoint["skipped"] = self.guard.skipped
         if self.watch is not None:
             checkpoint["watch"] = self.watch.state_dict()
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Continue the clock and the random numbers of the run."""
+        self.averages.load_bookkeeping(checkpoint["averages"])
         if self.clock is not None:
             self.clock.load_state_dict(checkpoint["clock"])
-            torch.set_rng_state(checkpoint["torch_rng"])
+            restore_random_state(checkpoint["random"], self.device)
+            self.guard.skipped = checkpoint["skipped"]
         if self.watch is not None and "watch" in checkpoint:
             self.watch.load_state_dict(checkpoint["watch"])

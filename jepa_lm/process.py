@@ -7,6 +7,7 @@ import ctypes
 import os
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,13 +36,19 @@ def _keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, NEVER)
 
 
-def fresh_python(*arguments: str, path: Path | None = None, **settings: Any) -> subprocess.Popen:
+def fresh_python(
+    *arguments: str,
+    path: Path | None = None,
+    variables: Mapping[str, str] | None = None,
+    **settings: Any,
+) -> subprocess.Popen:
     """Start a Python of its own that finds this package wherever it is called from.
 
     Args:
-        path: where to look for the package instead. settings: of `subprocess.Popen`.
+        path: where to look for the package instead. variables: more for its environment.
+        settings: of `subprocess.Popen`.
     """
     package = path or Path(__file__).resolve().parent.parent
     paths = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **(variables or {})}
     return subprocess.Popen([sys.executable, *arguments], env=environment, **settings)

@@ -32,9 +32,27 @@ class Paths:
 
 @dataclass
 class Average:
-    """The moving average of the weights that is validated and exported; decay null: none."""
+    """Averages of the weights, and which weights ship; see `jepa_lm.optim.averages.Averages`."""
 
     decay: float | None = MISSING
+    swa: bool = MISSING
+    swa_every: int = MISSING
+    ship: str = MISSING
+
+
+@dataclass
+class Checkpointing:
+    """When checkpoints are written and how many stay."""
+
+    every_n_steps: int | None = MISSING
+    keep: int = MISSING
+
+
+@dataclass
+class Guard:
+    """What happens to a step whose gradient is no number."""
+
+    skip: int = MISSING
 
 
 @dataclass
@@ -69,6 +87,8 @@ class TrainConfig:
     sample: bool = MISSING
     probe: bool = MISSING
     average: Average = field(default_factory=Average)
+    checkpoint: Checkpointing = field(default_factory=Checkpointing)
+    guard: Guard = field(default_factory=Guard)
     sampling: Sampling = field(default_factory=Sampling)
     paths: Paths = field(default_factory=Paths)
 

@@ -22,6 +22,13 @@ from jepa_lm.sampling import sample_text
 
 ERR = Console(stderr=True, highlight=False)
 OUT = Console(highlight=False)
+SCORED = {
+    "raw": "of the raw weights",
+    "ema": "of their exponential moving average",
+    "swa": "of their mean over the warmdown",
+    "quantized": "of the shipped weights as stored",
+}
+"""What else a validation scores, in words."""
 
 
 def announce(task: LanguageModelTask, about: dict[str, Any], resume: Path | None) -> None:
@@ -48,13 +55,12 @@ def announce(task: LanguageModelTask, about: dict[str, Any], resume: Path | None
 def summarize(
     trainer: pl.Trainer,
     task: LanguageModelTask,
-    config: dict[str, Any],
     status: str,
     about: dict[str, Any],
 ) -> dict[str, Any]:
     """The contents of summary.json."""
     assert task.clock is not None
-    seconds = task.clock.elapsed
+    config, seconds = task.config, task.clock.elapsed
     tokens = trainer.global_step * config["data"]["batch_tokens"]
     score = task.scores.get("shipped")
     return {
@@ -69,14 +75,24 @@ def summarize(
         "jepa": {} if task.watch is None else task.watch.summary(),
         "frozen": task.frozen,
         "trained_stored": _trained_stored(task),
+        "skipped_steps": task.guard.skipped,
+        "ranks": trainer.world_size,
         "precision": config["trainer"]["precision"],
         "config_hash": config_hash(config),
         "git": git_state(),
         "versions": versions(),
         "compiled": config["compile"],
-        "compiled_parts": ["main pass", "cross entropy"] if config["compile"] else [],
+        "compiled_parts": _compiled_parts(task),
         "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def _compiled_parts(task: LanguageModelTask) -> list[str]:
+    """What runs compiled, so that a study can refuse arms that differ in it."""
+    if not task.config["compile"]:
+        return []
+    objective = [] if task.objective is None or not task.objective.weight else ["objective"]
+    return ["main pass", "cross entropy", *objective]
 
 
 def _trained_stored(task: LanguageModelTask) -> dict[str, Any] | None:
@@ -92,9 +108,8 @@ def _trained_stored(task: LanguageModelTask) -> dict[str, Any] | None:
 
 def _validation(task: LanguageModelTask, score: Score) -> dict[str, Any]:
     """The final scores, and which weights they belong to."""
-    weights = "raw" if task.average is None else "ema"
     others = {name: other.as_dict() for name, other in task.scores.items() if name != "shipped"}
-    return {**score.as_dict(), "weights": weights, **others}
+    return {**score.as_dict(), "weights": task.averages.shipped(), **others}
 
 
 def report(summary: dict[str, Any], run_dir: Path) -> None:
@@ -105,10 +120,10 @@ def report(summary: dict[str, Any], run_dir: Path) -> None:
     if summary["val"] is not None:
         table.add_row("validation, nats per token", f"{summary['val']['nll']:.4f}")
         table.add_row("validation, bits per byte", f"{summary['val']['bpb']:.4f}")
-        if "raw" in summary["val"]:
-            table.add_row("the same without averaging", f"{summary['val']['raw']['bpb']:.4f}")
-        if "quantized" in summary["val"]:
-            table.add_row("the same as stored", f"{summary['val']['quantized']['bpb']:.4f}")
+        for name, words in SCORED.items():
+            if name in summary["val"]:
+                ships = " (ships)" if name == summary["val"]["weights"] else ""
+                table.add_row(f"{words}{ships}", f"{summary['val'][name]['bpb']:.4f}")
     for name, accuracy in summary.get("probe", {}).items():
         shown = ", ".join(f"{accuracy[f'top{k}']:.1%}" for k in TOP)
         table.add_row(f"{name}: among the best 1, 5, 10", shown)

@@ -8,15 +8,39 @@ from contextlib import nullcontext
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from hydra.utils import instantiate
 from lightning.pytorch.profilers import PassThroughProfiler
 
+from jepa_lm.callbacks.checkpoints import AtomicCheckpointIO, SaveCheckpoints
 from jepa_lm.errors import UserError
+
+
+def check_devices(settings: dict[str, Any]) -> None:
+    """Refuse a GPU run where PyTorch sees too few.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    if settings["accelerator"] not in ("gpu", "cuda"):
+        return
+    found, wanted = torch.cuda.device_count(), settings["devices"]
+    if not found:
+        raise UserError(
+            f"trainer.accelerator={settings['accelerator']}: PyTorch sees no GPU here; use trainer=cpu, or "
+            "trainer=ddp_sim for several processes"
+        )
+    if isinstance(wanted, int) and wanted > found:
+        raise UserError(f"trainer.devices={wanted}: PyTorch sees {found} here")
 
 
 def make_trainer(config: dict[str, Any]) -> pl.Trainer:
     """Lightning's Trainer; our own settings are taken out or translated."""
     settings = dict(config["trainer"])
+    check_devices(settings)
+    saver = SaveCheckpoints(
+        folder=f"{config['paths']['run_dir']}/checkpoints", **config["checkpoint"]
+    )
     settings.pop("max_time")
     settings["max_steps"] = settings["max_steps"] or -1
     every = settings.pop("val_check_interval")
@@ -25,14 +49,15 @@ def make_trainer(config: dict[str, Any]) -> pl.Trainer:
         settings["val_check_interval"] = every * settings["accumulate_grad_batches"]
         settings["check_val_every_n_epoch"] = None
     try:
-        return instantiate(
+        trainer: pl.Trainer = instantiate(
             settings,
             max_epochs=-1,
             num_sanity_val_steps=0,
             enable_model_summary=False,
             use_distributed_sampler=False,
             profiler=_profiler(settings.pop("profiler", None)),
-            callbacks=[instantiate(c) for c in config["callbacks"].values()],
+            callbacks=[*(instantiate(c) for c in config["callbacks"].values()), saver],
+            plugins=[AtomicCheckpointIO()],
             logger=[instantiate(x) for x in config["logger"].values()],
         )
     except Exception as error:
@@ -40,6 +65,11 @@ def make_trainer(config: dict[str, Any]) -> pl.Trainer:
         if isinstance(cause, pl.utilities.exceptions.MisconfigurationException):
             raise UserError(f"trainer: {' '.join(str(cause).split())}") from error
         raise
+    # Signals are ours (see stopping.py). Lightning's handler would start a collective inside a signal,
+    # and with several ranks it asks for SIGTERM by a broadcast and a host read before every batch.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    return trainer
 
 
 class _NoProfiler(PassThroughProfiler):
@@ -61,5 +91,11 @@ def quiet_lightning() -> None:
     """What Lightning says at a start is not about the user's run."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
-    for about in (".*does not have many workers.*", ".*LeafSpec.*", ".*checkpoint directory.*"):
+    for about in (
+        ".*does not have many workers.*",
+        ".*LeafSpec.*",
+        ".*checkpoint directory.*",
+        ".*broadcast_buffers.*",
+        ".*sync_dist=True.*",  # scores are added up over ranks before they are logged
+    ):
         warnings.filterwarnings("ignore", about)

@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import json
-import signal
-import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +13,13 @@ from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.panel import Panel
 
-from jepa_lm.checkpoint import find_checkpoint
+from jepa_lm.callbacks.checkpoints import SaveCheckpoints
+from jepa_lm.checkpoint import find_resume
 from jepa_lm.config import check, resolve
 from jepa_lm.data.datamodule import TokenDataModule
 from jepa_lm.describe import describe, sizes
-from jepa_lm.errors import UserError
+from jepa_lm.distributed import ranks_of
+from jepa_lm.errors import UserError, disk_error
 from jepa_lm.evaluation.probe import probe
 from jepa_lm.evaluation.temperature import check_temperature
 from jepa_lm.lit import LanguageModelTask
@@ -29,8 +29,9 @@ from jepa_lm.precision import resolve_precision
 from jepa_lm.records import write_json
 from jepa_lm.resume import check_resumable
 from jepa_lm.sampling import check_sampling
-from jepa_lm.summary import ERR, OUT, announce, report, show_sample, summarize
-from jepa_lm.trainer import make_trainer, quiet_lightning
+from jepa_lm.stopping import Stopped
+from jepa_lm.summary import OUT, announce, report, show_sample, summarize
+from jepa_lm.trainer import check_devices, make_trainer, quiet_lightning
 
 
 def train(cfg: DictConfig) -> float | None:
@@ -53,8 +54,11 @@ def train(cfg: DictConfig) -> float | None:
         raise UserError(
             "model.kernel=triton: needs trainer=gpu or trainer=ddp; this run is on the CPU"
         )
+    check_devices(budget)
     pl.seed_everything(config["seed"], workers=True, verbose=False)
-    resume = find_checkpoint(config["ckpt_path"]) if config["ckpt_path"] else None
+    run_dir = Path(config["paths"]["run_dir"])
+    resume = find_resume(config["ckpt_path"], run_dir) if config["ckpt_path"] else None
+    config["ckpt_path"] = None if resume is None else str(resume)  # every rank takes this one
     clock = ProgressClock(max_steps=budget["max_steps"], max_time=budget["max_time"])
     task = LanguageModelTask(config, clock)
     if config["describe"]:
@@ -64,7 +68,6 @@ def train(cfg: DictConfig) -> float | None:
     about = sizes(task)
     if resume is not None:
         check_resumable(resume, task)
-    run_dir = Path(config["paths"]["run_dir"])
     run_dir.mkdir(parents=True, exist_ok=True)
     data: TokenDataModule = instantiate(config["data"], _convert_="all")
     data.prepare_data()  # before the trainer: an error in the data comes before anything is started
@@ -75,65 +78,64 @@ def train(cfg: DictConfig) -> float | None:
         announce(task, about, resume)
     for logger in trainer.loggers:
         logger.log_hyperparams(config)
-    status = _fit(trainer, task, data, resume, run_dir)
+    with (
+        task.stop.listening(speak=trainer.is_global_zero),
+        _recorded(trainer, run_dir),
+        ranks_of(trainer, config, run_dir),
+    ):
+        _fit(trainer, task, data, resume)
+        _conclude(trainer, task, data, about)
+    if task.stop.signum is not None:
+        raise Stopped(task.stop.signum)
     score = task.scores.get("shipped")
-    if trainer.is_global_zero:
-        summary = summarize(trainer, task, config, status, about)
-        if config["probe"] and status == "finished":
-            summary["probe"] = probe(task.shipped, task.objective, data, Moment(clock))
-        write_json(run_dir / "summary.json", summary)
-        report(summary, run_dir)
-        if task.watch is not None and task.watch.figures:
-            OUT.print(Panel("\n".join(task.watch.in_words()), title="predicted latents", width=100))
-        if config["sample"] and status == "finished":
-            show_sample(task, data, config)
-    if status == "interrupted":
-        raise KeyboardInterrupt
     return None if score is None else score.bpb
 
 
 def _fit(
-    trainer: pl.Trainer,
-    task: LanguageModelTask,
-    data: TokenDataModule,
-    resume: Path | None,
-    run_dir: Path,
-) -> str:
-    """Run the trainer; returns `finished` or `interrupted`. A failure is recorded and raised."""
-    interrupts: list[int] = []
+    trainer: pl.Trainer, task: LanguageModelTask, data: TokenDataModule, resume: Path | None
+) -> None:
+    """Train, and save what the run ends with."""
     try:
-        with _gentle_interrupt(trainer, interrupts):
-            trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
-    except SystemExit:  # Lightning's way to end after a second Ctrl-C
-        return "interrupted"
-    except Exception as error:
-        if trainer.is_global_zero:
-            write_json(run_dir / "summary.json", {"status": "failed", "error": str(error)})
-        raise
-    if not task.scores:  # the restored run had used up its budget
+        trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
+    except SystemExit as exit:  # Lightning's way to end after a second Ctrl-C
+        raise KeyboardInterrupt from exit
+    if not task.scores and not task.stop.hurried:  # the restored run had used up its budget
         trainer.validate(task, datamodule=data, verbose=False)
-    trainer.save_checkpoint(run_dir / "checkpoints" / "last.ckpt")
-    return "interrupted" if interrupts else "finished"
+    saver = trainer.checkpoint_callback
+    assert isinstance(saver, SaveCheckpoints)
+    saver.save(trainer, task)  # again: the validation may have chosen what ships
 
 
 @contextmanager
-def _gentle_interrupt(trainer: pl.Trainer, interrupts: list[int]) -> Iterator[None]:
-    """The first Ctrl-C ends training after the step it is in, so that nothing is lost.
-
-    With several ranks each process would stop at a step of its own, so there Ctrl-C stays hard.
-    """
-    alone = trainer.world_size == 1 and threading.current_thread() is threading.main_thread()
-
-    def stop(signum: int, frame: Any) -> None:
-        if interrupts:
-            raise KeyboardInterrupt
-        interrupts.append(signum)
-        trainer.should_stop = True
-        ERR.print("stopping after this step and a validation; Ctrl-C again stops at once")
-
-    before = signal.signal(signal.SIGINT, stop) if alone else None
+def _recorded(trainer: pl.Trainer, run_dir: Path) -> Iterator[None]:
+    """A failure is written into summary.json, and one of the disk is told in one line."""
     try:
         yield
-    finally:
-        if alone:
-            signal.signal(signal.SIGINT, before)
+    except Exception as error:
+        if trainer.is_global_zero:
+            with suppress(OSError):
+                write_json(run_dir / "summary.json", {"status": "failed", "error": str(error)})
+        about_the_disk = disk_error(error) if isinstance(error, OSError) else None
+        if about_the_disk is not None:
+            raise about_the_disk from error
+        raise
+
+
+def _conclude(
+    trainer: pl.Trainer, task: LanguageModelTask, data: TokenDataModule, about: dict[str, Any]
+) -> None:
+    """What the first rank writes and shows at the end of a run."""
+    if not trainer.is_global_zero:
+        return
+    assert task.clock is not None
+    config, run_dir = task.config, Path(task.config["paths"]["run_dir"])
+    finished = task.stop.signum is None
+    summary = summarize(trainer, task, "finished" if finished else "interrupted", about)
+    if config["probe"] and finished:
+        summary["probe"] = probe(task.shipped, task.objective, data, Moment(task.clock))
+    write_json(run_dir / "summary.json", summary)
+    report(summary, run_dir)
+    if task.watch is not None and task.watch.figures:
+        OUT.print(Panel("\n".join(task.watch.in_words()), title="predicted latents", width=100))
+    if config["sample"] and finished:
+        show_sample(task, data, config)

@@ -36,7 +36,7 @@ SMALL = (
     "trainer.precision=32-true",
     "trainer.max_steps=6",
     "trainer.log_every_n_steps=2",
-    "callbacks.checkpoint.every_n_train_steps=3",
+    "checkpoint.every_n_steps=3",
     "sample=false",
 )
 """A run of a second or two on a small text."""

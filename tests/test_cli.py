@@ -121,7 +121,7 @@ def test_last_is_the_newest_run(command, trained, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     code, line = command("export", "ckpt_path=last")
     assert code == 2
-    assert "ckpt_path=last: no checkpoints/last.ckpt" in line
+    assert "ckpt_path=last: no checkpoints/*.ckpt" in line
     for name in ("old", "new"):
         folder = tmp_path / "logs" / "train" / "runs" / name / "checkpoints"
         folder.mkdir(parents=True)

@@ -86,7 +86,7 @@ def test_sigkill_then_resume_is_bit_identical(tmp_path, small_text):
         f"data.path={small_text}",
         "trainer.max_steps=120",
         "trainer.log_every_n_steps=1",
-        "callbacks.checkpoint.every_n_train_steps=5",
+        "checkpoint.every_n_steps=5",
     ]
     run("train.py", *common, f"hydra.run.dir={tmp_path}/whole")
     killed = start("train.py", *common, f"hydra.run.dir={tmp_path}/killed")

@@ -45,7 +45,7 @@ def run_ghost_steps(task: LanguageModelTask, steps: int) -> None:
             if task.stored is not None:
                 task.stored.swap_out()
             task.on_before_optimizer_step(optimizer)
-            task.clip_gradients(optimizer, gradient_clip_val=trainer.gradient_clip_val)
+            task.configure_gradient_clipping(optimizer, trainer.gradient_clip_val)
             optimizer.step()
             optimizer.zero_grad()
     task.load_state_dict(start)

@@ -1,4 +1,4 @@
-"""The moving average of the weights: what it is, that it is what is scored, resumed and exported."""
+"""Averages of the weights: what they are, and that what ships is what is scored, resumed and exported."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import torch
 
 from jepa_lm.checkpoint import inference_model, read_checkpoint
 from jepa_lm.errors import UserError
-from jepa_lm.optim.averages import WeightAverage
+from jepa_lm.optim.averages import Averages, WeightAverage
 from jepa_lm.run import evaluate, export, train
 
 DECAY = "average.decay=0.5"
@@ -17,12 +17,12 @@ DECAY = "average.decay=0.5"
 
 def test_it_is_the_recurrence_in_float32():
     online = torch.nn.Linear(3, 4)
-    average = WeightAverage(online, decay=0.9)
+    average = WeightAverage(online)
     want = online.weight.detach().clone()
     for step in range(5):
         with torch.no_grad():
             online.weight += step
-        average.update(online)
+        average.move(online, 0.9)
         want = 0.9 * want + 0.1 * online.weight.detach()
     torch.testing.assert_close(average.model.weight, want)
     assert list(average.parameters()) == []
@@ -36,7 +36,7 @@ def test_a_decay_that_never_moves_is_refused(small, decay):
 
 
 def test_the_average_is_scored_exported_and_resumed(small, compose, tmp_path):
-    common = (DECAY, "callbacks.checkpoint.every_n_train_steps=4", "objective=lewm")
+    common = (DECAY, "checkpoint.every_n_steps=4", "objective=lewm")
     train(small(*common, run_dir=tmp_path / "run"))
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["val"]["weights"] == "ema"
@@ -45,7 +45,7 @@ def test_the_average_is_scored_exported_and_resumed(small, compose, tmp_path):
     state = checkpoint["state_dict"]
     name = "backbone.skip_weights"
     shipped = dict(inference_model(checkpoint).named_parameters())[name]
-    assert torch.equal(shipped, state[f"average.model.{name}"])
+    assert torch.equal(shipped, state[f"averages.ema.model.{name}"])
     assert not torch.equal(shipped, state[f"model.{name}"])
 
     evaluate(
@@ -74,3 +74,116 @@ def test_resuming_without_it_is_refused_in_one_line(small, trained):
         UserError, match=r"average.*resume with the objective and average of that run"
     ):
         train(small(DECAY, f"ckpt_path={trained.checkpoint}", "trainer.max_steps=9"))
+
+
+def moved(online, by) -> None:
+    with torch.no_grad():
+        online.weight += by
+
+
+def averages(online, **settings):
+    return Averages(
+        online, **{"decay": None, "swa": True, "swa_every": 1, "ship": "auto", **settings}
+    )
+
+
+def test_swa_is_the_mean_over_the_part_where_the_rate_falls():
+    online = torch.nn.Linear(3, 4)
+    kept = averages(online)
+    factors, taken = [0.5, 1.0, 1.0, 0.8, 0.5, 0.5, 0.2], []
+    for step, factor in enumerate(factors, 1):
+        moved(online, step)
+        kept.update(online, step=step, lr_factor=factor)
+        if step >= 4:
+            taken.append(online.weight.detach().clone())
+    assert kept.taken == 4
+    torch.testing.assert_close(kept.swa.model.weight, torch.stack(taken).mean(0))
+
+
+def test_swa_every_takes_in_every_nth_step():
+    online = torch.nn.Linear(3, 4)
+    kept = averages(online, swa_every=3)
+    taken = []
+    for step in range(1, 13):
+        moved(online, step)
+        kept.update(online, step=step, lr_factor=1 - step / 12)
+        if step >= 3 and step % 3 == 0:
+            taken.append(online.weight.detach().clone())
+    torch.testing.assert_close(kept.swa.model.weight, torch.stack(taken).mean(0))
+
+
+def test_an_average_that_does_not_exist_yet_is_neither_scored_nor_shipped():
+    """Trap 33: a never-updated average must not stand in for the weights."""
+    online = torch.nn.Linear(3, 4)
+    kept = averages(online, ship="swa")
+    moved(online, 1.0)
+    kept.update(online, step=1, lr_factor=1.0)
+    assert list(kept.models(online)) == ["raw"]
+    assert kept.shipped() == "raw"
+    assert kept.models(online)[kept.shipped()] is online
+    kept.update(online, step=2, lr_factor=0.5)
+    assert kept.shipped() == "swa"
+
+
+def test_a_run_says_that_raw_weights_were_scored_before_the_mean_began(small, tmp_path):
+    """Trap 33 in a run: the learning rate never falls, so there is no mean to ship."""
+    flat = "optimizer.schedule.lr.fraction=0"
+    train(small("average.swa=true", "average.ship=swa", flat, run_dir=tmp_path / "run"))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["val"]["weights"] == "raw"
+    assert "swa" not in summary["val"]
+    assert read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["shipped"] == "raw"
+
+
+def test_a_never_updated_average_would_be_seen(small, tmp_path, monkeypatch):
+    """The planted bug of trap 33."""
+    monkeypatch.setattr(
+        Averages, "models", lambda self, model: {"raw": model, "swa": self.swa.model}
+    )
+    monkeypatch.setattr(Averages, "shipped", lambda self: "swa")
+    with pytest.raises(AssertionError):
+        test_a_run_says_that_raw_weights_were_scored_before_the_mean_began(small, tmp_path)
+
+
+@pytest.mark.parametrize("ship", ["raw", "ema", "swa", "best"])
+def test_all_are_scored_side_by_side_and_the_choice_is_what_ships(small, compose, tmp_path, ship):
+    both = ("average.decay=0.5", "average.swa=true", f"average.ship={ship}")
+    train(small(*both, "optimizer.schedule.lr.fraction=0.8", run_dir=tmp_path / "run"))
+    val = json.loads((tmp_path / "run" / "summary.json").read_text())["val"]
+    scores = {name: val[name]["nll"] for name in ("raw", "ema", "swa")}
+    assert len(set(scores.values())) == 3
+    chosen = min(scores, key=scores.get) if ship == "best" else ship
+    assert val["weights"] == chosen
+    assert val["nll"] == scores[chosen]
+    path = tmp_path / "run" / "checkpoints" / "last.ckpt"
+    assert read_checkpoint(path)["shipped"] == chosen
+    evaluate(compose("eval", f"ckpt_path={path}", "eval.baselines=false", run_dir=tmp_path))
+    scored = json.loads((tmp_path / "eval.json").read_text())
+    assert scored["nll"] == pytest.approx(scores[chosen], rel=1e-5)
+
+
+def test_the_mean_goes_on_after_a_resume(small, tmp_path):
+    common = ("average.swa=true", "checkpoint.every_n_steps=1", "checkpoint.keep=9")
+    train(small(*common, run_dir=tmp_path / "run"))
+    state = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["state_dict"]
+    for step in (2, 3, 4, 5):  # around the step where the mean begins
+        path = tmp_path / "run" / "checkpoints" / f"step-{step}.ckpt"
+        train(small(*common, f"ckpt_path={path}", run_dir=tmp_path / f"from{step}"))
+        again = read_checkpoint(tmp_path / f"from{step}" / "checkpoints" / "last.ckpt")[
+            "state_dict"
+        ]
+        assert all(torch.equal(again[n], state[n]) for n in state)
+
+
+@pytest.mark.parametrize(
+    ("setting", "words"),
+    [
+        ("average.ship=median", "one of auto, raw, ema, swa, best"),
+        ("average.ship=ema", "set average.decay"),
+        ("average.ship=swa", "set average.swa=true"),
+        ("average.swa_every=0", "at least 1"),
+    ],
+)
+def test_a_choice_that_cannot_be_is_refused(small, setting, words):
+    with pytest.raises(UserError, match=f"{setting}: .*{words}"):
+        train(small(setting))

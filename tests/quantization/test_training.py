@@ -146,16 +146,16 @@ def on_grid(task) -> bool:
 @pytest.fixture
 def spied(small, monkeypatch):
     def run(*overrides, **where):
-        spy, make = Spy(), run_module._trainer
+        spy, make = Spy(), run_module.make_trainer
 
         def with_spy(config):
             trainer = make(config)
             trainer.callbacks.append(spy)
             return trainer
 
-        monkeypatch.setattr(run_module, "_trainer", with_spy)
+        monkeypatch.setattr(run_module, "make_trainer", with_spy)
         train(small(*overrides, **where))
-        monkeypatch.setattr(run_module, "_trainer", make)
+        monkeypatch.setattr(run_module, "make_trainer", make)
         return spy
 
     return run
@@ -209,7 +209,7 @@ def test_checkpoints_hold_full_weights_under_their_own_names(spied, tmp_path):
 
 
 def test_a_resumed_run_is_the_same_run(spied, tmp_path):
-    common = (*NOW, "callbacks.checkpoint.every_n_train_steps=4")
+    common = (*NOW, "checkpoint.every_n_steps=4")
     spied(*common, run_dir=tmp_path / "whole")
     fourth = tmp_path / "whole" / "checkpoints" / "step-4.ckpt"
     spied(*common, f"ckpt_path={fourth}", run_dir=tmp_path / "rest")
@@ -306,14 +306,14 @@ class StopInTheMiddle(Callback):
 
 @pytest.mark.parametrize("validated", [True, False])
 def test_a_stop_between_micro_batches_leaves_full_weights(small, tmp_path, monkeypatch, validated):
-    make = run_module._trainer
+    make = run_module.make_trainer
 
     def stopping(config):
         trainer = make(config)
         trainer.callbacks.append(StopInTheMiddle())
         return trainer
 
-    monkeypatch.setattr(run_module, "_trainer", stopping)
+    monkeypatch.setattr(run_module, "make_trainer", stopping)
     more = () if validated else ("trainer.limit_val_batches=0",)
     train(small(*NOW, "trainer.accumulate_grad_batches=2", *more, run_dir=tmp_path / "run"))
     state = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["state_dict"]

@@ -1,0 +1,125 @@
+"""Writes checkpoints: whole or not at all, outside training time, the newest few kept.
+
+`checkpoints/step-N.ckpt`, and `last.ckpt` as another name of the newest. A kill at any moment leaves
+the files that were complete, and at most one hidden temporary file.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
+from lightning.pytorch import Trainer
+from lightning.pytorch.callbacks import Checkpoint
+
+from jepa_lm.agreement import agree
+from jepa_lm.checkpoint import LAST_FILE, checkpoints_in
+from jepa_lm.errors import UserError
+
+if TYPE_CHECKING:
+    from jepa_lm.lit import LanguageModelTask
+
+
+class AtomicCheckpointIO(TorchCheckpointIO):
+    """A checkpoint gets its name when it is complete and on the disk."""
+
+    def save_checkpoint(
+        self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
+    ) -> None:
+        """Write beside the final name, then rename.
+
+        Raises:
+            UserError: the disk is full or the folder cannot be written to.
+        """
+        path = Path(path)
+        buffer = io.BytesIO()
+        torch.save(checkpoint, buffer)
+        temporary = path.with_name(f".{path.name}.tmp")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with open(temporary, "wb") as file:
+                file.write(buffer.getbuffer())
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        except OSError as error:
+            temporary.unlink(missing_ok=True)
+            size = buffer.getbuffer().nbytes
+            raise UserError(
+                f"{path}: cannot be written ({error.strerror}; it takes {size:,} bytes); earlier "
+                "checkpoints are as they were"
+            ) from error
+
+
+class SaveCheckpoints(Checkpoint):
+    """Saves on its interval and whenever the run is about to end.
+
+    A subclass of Lightning's `Checkpoint`, so that it comes after every other callback.
+
+    Args:
+        folder: where to. every_n_steps: optimizer steps between checkpoints; None: only at the end.
+        keep: how many stay.
+
+    Raises:
+        UserError: a number below 1.
+    """
+
+    def __init__(self, *, folder: str, every_n_steps: int | None, keep: int) -> None:
+        for key, value in (("every_n_steps", every_n_steps), ("keep", keep)):
+            if value is not None and value < 1:
+                raise UserError(f"checkpoint.{key}={value}: at least 1")
+        self.folder, self.every_n_steps, self.keep = Path(folder), every_n_steps, keep
+        self.newest: Path | None = None
+        """Of this run."""
+        self._saved = -1
+
+    def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
+        """Make the folder: from now on this is a run that can be resumed."""
+        if trainer.is_global_zero:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            for temporary in self.folder.glob(".*.tmp"):
+                temporary.unlink()  # of a run that was killed while it wrote
+
+    def on_train_batch_end(  # type: ignore[override]
+        self,
+        trainer: Trainer,
+        task: LanguageModelTask,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+    ) -> None:
+        """Save when it is time. An end is saved before its validation, which a kill may cut off."""
+        step = trainer.global_step
+        if step == self._saved or not task.ends_step(batch_idx):
+            return
+        due = self.every_n_steps is not None and step % self.every_n_steps == 0
+        if due or trainer.should_stop or step == trainer.max_steps:
+            self.save(trainer, task)
+
+    def save(self, trainer: Trainer, task: LanguageModelTask) -> None:
+        """Save now. With several ranks, all of them have to call it."""
+        agree(task, 0.0)  # no checkpoint of weights that are no numbers
+        with task.not_training():
+            path = self.folder / f"step-{trainer.global_step}.ckpt"
+            trainer.save_checkpoint(path)
+            if trainer.is_global_zero:
+                _rename(path, self.folder / LAST_FILE)
+                for old in checkpoints_in(self.folder)[self.keep :]:
+                    old.unlink(missing_ok=True)
+        self.newest, self._saved = path, trainer.global_step
+
+
+def _rename(path: Path, last: Path) -> None:
+    """Give the file a second name; where the disk knows no such thing, a copy has to do."""
+    temporary = last.with_name(f".{last.name}.tmp")
+    temporary.unlink(missing_ok=True)
+    try:
+        os.link(path, temporary)
+    except OSError:
+        shutil.copyfile(path, temporary)
+    os.replace(temporary, last)

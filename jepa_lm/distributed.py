@@ -1,0 +1,185 @@
+"""Several processes: how they are started, what they agree on, and what happens when one is lost.
+
+On one machine the first process starts the others, each as `python -m jepa_lm.rank_process` with this
+run's own resolved config. (Lightning would repeat the command line, which under a sweep starts the
+sweep again.) Under torchrun or SLURM the processes are there already.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+import torch.distributed as dist
+from lightning.pytorch.strategies import DDPStrategy
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+
+from jepa_lm.errors import RankError
+from jepa_lm.process import fresh_python
+from jepa_lm.records import write_json
+
+POLL_SECONDS = 1.0
+GRACE_SECONDS = 20.0
+"""How long the first process may take to notice by itself that another one is gone."""
+VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
+"""What a launch leaves in the environment; the next job of a sweep would take it for a rank's."""
+
+
+def maximum(*values: float, device: torch.device) -> list[float]:
+    """The largest of each value over all ranks, in one collective; waits for the device."""
+    shared = torch.tensor(values, dtype=torch.float64, device=device)
+    dist.all_reduce(shared, op=dist.ReduceOp.MAX)
+    return shared.tolist()
+
+
+def gathered(value: Any) -> list[Any]:
+    """Each rank's value, in rank order; for what is said once, such as an error."""
+    everyone: list[Any] = [None] * dist.get_world_size()
+    dist.all_gather_object(everyone, value)
+    return everyone
+
+
+class Launcher(_SubprocessScriptLauncher):
+    """Starts the other ranks of this machine and ends the run when one of them is lost."""
+
+    config_path: Path | None = None
+    """The resolved config that every rank trains."""
+    lost: str | None = None
+    """Which rank is gone, and how it went."""
+
+    def __init__(self, *args: Any) -> None:
+        super().__init__(*args)
+        self._done = threading.Event()
+
+    def launch(
+        self, function: Any, *args: Any, trainer: pl.Trainer | None = None, **kwargs: Any
+    ) -> Any:
+        """Start the others, once, then call the function in this process."""
+        self.cluster_environment.validate_settings(
+            num_devices=self.num_processes, num_nodes=self.num_nodes
+        )
+        if not self.cluster_environment.creates_processes_externally:
+            self._start_others()
+        return function(*args, **kwargs)
+
+    def _start_others(self) -> None:
+        assert self.config_path is not None
+        environment = self.cluster_environment
+        os.environ["MASTER_ADDR"] = environment.main_address
+        os.environ["MASTER_PORT"] = str(environment.main_port)
+        os.environ["NODE_RANK"] = str(environment.node_rank())
+        os.environ["LOCAL_RANK"] = str(environment.local_rank())
+        os.environ["WORLD_SIZE"] = str(self.num_processes * self.num_nodes)
+        for rank in range(1, self.num_processes):
+            command = ("-m", "jepa_lm.rank_process", str(self.config_path))
+            self.procs.append(fresh_python(*command, variables={"LOCAL_RANK": str(rank)}))
+        threading.Thread(target=self._observe, daemon=True).start()
+
+    def finished(self) -> None:
+        """All ranks are through: one that ends now is no loss."""
+        self._done.set()
+
+    def _observe(self) -> None:
+        """Wait for a rank that fails; end a first process that hangs in a collective with it."""
+        while not self._done.wait(POLL_SECONDS):
+            failed = [(i, p.returncode) for i, p in enumerate(self.procs, 1) if p.poll()]
+            if not failed:
+                continue
+            rank, code = failed[0]
+            how = f"was killed by signal {-code}" if code < 0 else f"ended with exit code {code}"
+            self.lost = f"rank {rank} {how}"
+            self.kill_others()
+            if not self._done.wait(GRACE_SECONDS):
+                assert self.config_path is not None
+                write_json(
+                    self.config_path.parent / "summary.json",
+                    {"status": "failed", "error": self.lost},
+                )
+                print(f"error: {self.lost}; the others cannot go on", file=sys.stderr, flush=True)
+                os._exit(RankError.exit_code)
+            return
+
+    def kill_others(self) -> None:
+        """End what this process has started."""
+        for process in self.procs:
+            process.kill()
+
+
+class DDP(DDPStrategy):
+    """Lightning's DDP with our launcher."""
+
+    def _configure_launcher(self) -> None:
+        assert self.cluster_environment is not None
+        self._launcher = Launcher(self.cluster_environment, self.num_processes, self.num_nodes)
+
+
+@contextmanager
+def ranks_of(trainer: pl.Trainer, config: dict[str, Any], run_dir: Path) -> Iterator[None]:
+    """A run over several processes: inside, they work together; afterwards no trace of them is left.
+
+    Raises:
+        RankError: the run failed because a rank was lost.
+    """
+    launcher = getattr(trainer.strategy, "launcher", None)
+    if not isinstance(launcher, Launcher):
+        yield
+        return
+    before = {name: os.environ.get(name) for name in VARIABLES}
+    launcher.config_path = run_dir / "ranks.json"
+    if trainer.is_global_zero:
+        launcher.config_path.write_text(json.dumps(config))
+    try:
+        yield
+    except RuntimeError as error:  # what a collective raises whose other end is gone
+        if not _lost_a_rank(launcher, error):
+            raise
+        raise RankError(
+            f"{launcher.lost or 'another rank is gone'}, so training stopped; go on from the last "
+            f"checkpoint with ckpt_path={run_dir}"
+        ) from error
+    finally:
+        launcher.finished()
+        if dist.is_initialized():
+            if sys.exc_info()[0] is not None:
+                launcher.kill_others()
+            dist.destroy_process_group()
+        for name, value in before.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
+
+
+def _lost_a_rank(launcher: Launcher, error: RuntimeError) -> bool:
+    """Whether a failure is that of a lost connection, or follows from a rank that has ended."""
+    if isinstance(error, dist.DistError):
+        return True
+    deadline = time.monotonic() + 3 * POLL_SECONDS
+    words = ("onnection", "gloo", "NCCL", "peer")
+    if not any(word in str(error) for word in words):
+        return False
+    while launcher.procs and launcher.lost is None and time.monotonic() < deadline:
+        time.sleep(0.1)  # the observer says which
+    return True
+
+
+def stop_with_parent() -> None:
+    """In a started rank: end when the process that started it is gone, however it went."""
+    parent = os.getppid()
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(POLL_SECONDS)
+        print("error: rank 0 is gone, so this rank stopped", file=sys.stderr, flush=True)
+        os._exit(RankError.exit_code)
+
+    threading.Thread(target=watch, daemon=True).start()

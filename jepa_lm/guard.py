@@ -1,0 +1,92 @@
+"""Watches for losses and gradients that are no numbers, without waiting for the device at each step.
+
+Values of every step are kept where they were computed and read together at log points and before a
+checkpoint, so the report names the step, the component and the rank that came first.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from jepa_lm.errors import EveryRankError, UserError, warn
+
+
+class Finding(NamedTuple):
+    """A value that is no number."""
+
+    step: int
+    name: str
+    value: float
+    rank: int
+
+    def __str__(self) -> str:
+        return f"{self.name} is {self.value} at step {self.step}"
+
+
+class FiniteGuard:
+    """Looks at what a run computes.
+
+    Args:
+        skip: leave out up to this many steps whose gradient is no number, then stop. That asks the
+            device for an answer at every step; 0 does not.
+
+    Raises:
+        UserError: a negative number.
+    """
+
+    def __init__(self, *, skip: int) -> None:
+        if skip < 0:
+            raise UserError(f"guard.skip={skip}: 0 or more")
+        self.skip = skip
+        self.skipped = 0
+        self._seen: list[tuple[int, str, Tensor]] = []
+
+    def see(self, step: int, name: str, value: Tensor) -> None:
+        """Keep a scalar, detached, until it is read."""
+        self._seen.append((step, name, value.detach()))
+
+    def first(self, rank: int) -> Finding | None:
+        """The first value that is no number since the last call; waits for the device."""
+        seen, self._seen = self._seen, []
+        if not seen:
+            return None
+        values = torch.stack([value.float() for _, _, value in seen]).tolist()
+        for (step, name, _), value in zip(seen, values, strict=True):
+            if not math.isfinite(value):
+                return Finding(step, name, value, rank)
+        return None
+
+    def skips(self, step: int, gradient: Tensor, rank: int) -> bool:
+        """Whether a step is to be left out; waits for the device, so only for `skip` above 0.
+
+        Every rank decides alike: gradients are averages over ranks.
+        """
+        if self.skipped >= self.skip or math.isfinite(gradient.item()):
+            return False
+        self.skipped += 1
+        found = self.first(rank)
+        if found is not None and (rank == 0 or found.name != "gradient"):
+            warn(
+                f"{_on_rank(found)}: this step is left out ({self.skipped} of guard.skip={self.skip})"
+            )
+        return True
+
+
+def _on_rank(found: Finding) -> str:
+    return f"{found} on rank {found.rank}"
+
+
+def report(findings: list[Finding], checkpoint: Path | None, *, ranks: int) -> EveryRankError:
+    """The error that ends a run, about the earliest finding; a loss comes before the gradient it makes."""
+    first = min(findings, key=lambda f: (f.step, f.name == "gradient", f.rank))
+    where = _on_rank(first) if ranks > 1 else str(first)
+    return EveryRankError(
+        f"{where}: training stopped; lower the learning rates (optimizer.groups.*.lr), set "
+        "trainer.gradient_clip_val, or leave such steps out with guard.skip=N; the last checkpoint "
+        f"before it is {checkpoint or 'none yet'}"
+    )

@@ -1,0 +1,41 @@
+"""One rank of a run that another process started: `python -m jepa_lm.rank_process CONFIG.json`."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+
+from jepa_lm import process
+
+
+def main(path: Path) -> int:
+    """Train this rank's share; returns the exit code. Errors that every rank has are told by rank 0."""
+    process.tune()
+    from omegaconf import OmegaConf
+
+    from jepa_lm import schema
+    from jepa_lm.distributed import stop_with_parent
+    from jepa_lm.errors import EveryRankError, RankError, UserError
+    from jepa_lm.stopping import Stopped
+    from jepa_lm.training import train
+
+    stop_with_parent()
+    schema.register()
+    try:
+        train(OmegaConf.create(json.loads(path.read_text())))
+    except EveryRankError as error:
+        return error.exit_code
+    except (UserError, RankError) as error:
+        print(f"error: rank {os.environ['LOCAL_RANK']}: {error}", file=sys.stderr)
+        return error.exit_code
+    except Stopped as stopped:
+        return stopped.exit_code
+    except KeyboardInterrupt:
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(Path(sys.argv[1])))

@@ -1,0 +1,122 @@
+"""Signals end a run after the step it is in, with its state saved; a launcher's handler comes after that."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+
+import pytest
+import torch
+from lightning.pytorch.callbacks import Callback
+
+from jepa_lm import training
+from jepa_lm.checkpoint import read_checkpoint
+from jepa_lm.run import train
+from jepa_lm.stopping import Stopped, StopRequest
+
+
+class SignalAt(Callback):
+    """Sends this process a signal in the middle of a step."""
+
+    def __init__(self, step: int, signum: int) -> None:
+        self.step, self.signum = step, signum
+
+    def on_before_backward(self, trainer, pl_module, loss):
+        if trainer.global_step + 1 == self.step:
+            os.kill(os.getpid(), self.signum)
+
+
+@pytest.fixture
+def signalled(small, monkeypatch):
+    """signalled(step, signum, overrides...) trains until the signal comes."""
+    make = training.make_trainer
+
+    def run(step, signum, *overrides, run_dir):
+        def with_signal(config):
+            trainer = make(config)
+            trainer.callbacks.insert(0, SignalAt(step, signum))
+            return trainer
+
+        monkeypatch.setattr(training, "make_trainer", with_signal)
+        try:
+            train(small(*overrides, run_dir=run_dir))
+        finally:
+            monkeypatch.setattr(training, "make_trainer", make)
+
+    return run
+
+
+def summary(folder) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2"])
+def test_preemption_saves_without_a_validation(signalled, small, tmp_path, trained, name):
+    signum = getattr(signal, name)
+    with pytest.raises(Stopped, match=name) as stopped:
+        signalled(4, signum, run_dir=tmp_path / "run")
+    assert stopped.value.exit_code == 128 + signum
+    found = summary(tmp_path / "run")
+    assert (found["status"], found["steps"], found["val"]) == ("interrupted", 4, None)
+    train(small("ckpt_path=auto", run_dir=tmp_path / "run"))
+    whole = read_checkpoint(trained.checkpoint)["state_dict"]
+    rest = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["state_dict"]
+    assert all(torch.equal(whole[n], rest[n]) for n in whole)
+    assert summary(tmp_path / "run")["val"] == summary(trained.folder)["val"]
+
+
+def test_ctrl_c_validates_and_saves(signalled, tmp_path, capsys):
+    with pytest.raises(Stopped) as stopped:
+        signalled(4, signal.SIGINT, run_dir=tmp_path / "run")
+    assert stopped.value.exit_code == 130
+    found = summary(tmp_path / "run")
+    assert (found["status"], found["steps"]) == ("interrupted", 4)
+    assert found["val"]["bpb"] > 0
+    assert "SIGINT: stopping after this step and a validation" in capsys.readouterr().err
+
+
+def test_a_step_of_several_micro_batches_is_finished_first(signalled, tmp_path):
+    with pytest.raises(Stopped):
+        signalled(2, signal.SIGTERM, "trainer.accumulate_grad_batches=4", run_dir=tmp_path / "run")
+    checkpoint = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert checkpoint["global_step"] == checkpoint["clock"]["step"] == 2
+
+
+def test_a_launchers_handler_is_called_when_the_state_is_saved(signalled, tmp_path):
+    """submitit requeues its job in it; training must not have taken it away for good."""
+    calls = []
+
+    def requeue(signum, frame):
+        assert (tmp_path / "run" / "checkpoints" / "last.ckpt").is_file()
+        assert summary(tmp_path / "run")["status"] == "interrupted"
+        calls.append(signum)
+
+    before = signal.signal(signal.SIGUSR2, requeue)
+    try:
+        with pytest.raises(Stopped):
+            signalled(3, signal.SIGUSR2, run_dir=tmp_path / "run")
+        assert calls == [signal.SIGUSR2]
+        assert signal.getsignal(signal.SIGUSR2) is requeue
+    finally:
+        signal.signal(signal.SIGUSR2, before)
+
+
+def test_handlers_are_put_back(small, tmp_path):
+    before = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    train(small("trainer.max_steps=1", "trainer.limit_val_batches=1"))
+    after = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
+    assert before == after
+
+
+def test_a_second_ctrl_c_stops_at_once_and_the_more_urgent_signal_wins():
+    request = StopRequest()
+    with request.listening(speak=False):
+        os.kill(os.getpid(), signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGUSR1)
+    request.agreed = request.asked
+    assert request.signum == signal.SIGTERM
+    assert request.hurried
