@@ -1,4 +1,4 @@
-"""Two gloo processes for tests, and a check that they stay together."""
+"""Gloo processes for tests, and a check that they stay together."""
 
 from __future__ import annotations
 
@@ -34,7 +34,11 @@ def run_ranks(module: str, *arguments: str, ranks: int = 2, timeout: float = 240
         processes.append(
             subprocess.Popen(command, cwd=REPO, env=env, stderr=subprocess.PIPE, text=True)
         )
-    errors = [process.communicate(timeout=timeout)[1] for process in processes]
+    try:
+        errors = [process.communicate(timeout=timeout)[1] for process in processes]
+    finally:
+        for process in processes:  # a rank that failed leaves others waiting for it
+            process.kill()
     for process, error in zip(processes, errors, strict=True):
         assert process.returncode == 0, error
 

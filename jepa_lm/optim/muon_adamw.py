@@ -3,16 +3,12 @@
 Each group carries `algorithm: muon | adamw`. Being one `torch.optim.Optimizer`, it leaves
 Lightning's automatic optimization in charge of clipping, accumulation and resume.
 
-Muon: M <- momentum M + G; U = G + momentum M (Nesterov) or M; W <- (1 - lr wd) W - lr s NS(U).
-The scale s of a matrix with R rows and C columns is `update_scale`: `rows_over_cols`
-sqrt(max(1, R/C)), `match_adamw` 0.2 sqrt(max(R, C)), or `none`. `row_normalize` divides each row of
-U by its root mean square before the orthogonalisation (#903).
+Muon's formula stands in `muon.py`. Under several ranks its Newton-Schulz is divided among them, and
+AdamW's groups are updated while the ranks exchange what they found.
 """
 
 from __future__ import annotations
 
-import math
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -21,15 +17,9 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from jepa_lm.errors import UserError
-from jepa_lm.model.layers import rms_norm
-from jepa_lm.optim.newton_schulz import orthogonalise
+from jepa_lm.optim.muon import NS_DTYPES, UPDATE_SCALES, ShardedUpdate, update_alone
+from jepa_lm.optim.sharding import world_size
 
-UPDATE_SCALES: dict[str, Callable[[int, int], float]] = {
-    "rows_over_cols": lambda rows, cols: math.sqrt(max(1.0, rows / cols)),
-    "match_adamw": lambda rows, cols: 0.2 * math.sqrt(max(rows, cols)),
-    "none": lambda rows, cols: 1.0,
-}
-NS_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 DEFAULTS: dict[str, dict[str, Any]] = {
     "muon": {
         "momentum": 0.95,
@@ -61,15 +51,23 @@ class MuonAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every parameter that has a gradient."""
+        """One update of every parameter that has a gradient.
+
+        Under several ranks each must call it, with the same gradients (`muon.ShardedUpdate`).
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        for group in self.param_groups:
-            params = [p for p in group["params"] if p.grad is not None]
-            if params:
-                (self._muon if group["algorithm"] == "muon" else self._adamw)(group, params)
+        muon, others = self._with_gradients("muon"), self._with_gradients("adamw")
+        sharded = ShardedUpdate(muon, self.state) if muon and world_size() > 1 else None
+        for group, params in others:
+            self._adamw(group, params)
+        if sharded is not None:
+            sharded.finish()
+        else:
+            for group, params in muon:
+                update_alone(group, params, self.state)
         return loss
 
     def zero_counters(self) -> None:
@@ -78,36 +76,11 @@ class MuonAdamW(torch.optim.Optimizer):
             if "step" in state:
                 state["step"].zero_()
 
-    def _muon(self, group: dict[str, Any], params: list[Tensor]) -> None:
-        """Same-shape matrices are stacked, so that a model of 60 matrices runs a handful of GEMMs."""
-        by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
-        for p in params:
-            by_shape[p.shape].append(p)
-        for shape, matrices in by_shape.items():
-            stacked = torch.stack(self._momentum(group, matrices))
-            if group["row_normalize"]:
-                stacked = rms_norm(stacked)
-            ortho = orthogonalise(
-                stacked, steps=group["ns_steps"], dtype=NS_DTYPES[group["ns_dtype"]]
-            )
-            scale = group["lr"] * UPDATE_SCALES[group["update_scale"]](*shape)
-            if group["weight_decay"]:
-                torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_add_(matrices, list(ortho.to(matrices[0].dtype)), alpha=-scale)
-
-    def _momentum(self, group: dict[str, Any], matrices: list[Tensor]) -> list[Tensor]:
-        """Take the gradients up; what is to be orthogonalised."""
-        states, momentum = [self.state[p] for p in matrices], group["momentum"]
-        for p, state in zip(matrices, states, strict=True):
-            if "momentum_buffer" not in state:
-                state["momentum_buffer"] = torch.zeros_like(p)
-        grads: list[Tensor] = [p.grad for p in matrices]  # type: ignore[misc]
-        buffers = torch._foreach_add(grads, [s["momentum_buffer"] for s in states], alpha=momentum)
-        for state, buffer in zip(states, buffers, strict=True):
-            state["momentum_buffer"] = buffer
-        if group["nesterov"]:
-            return list(torch._foreach_add(grads, buffers, alpha=momentum))
-        return list(buffers)
+    def _with_gradients(self, algorithm: str) -> list[tuple[dict[str, Any], list[Tensor]]]:
+        """Each group of an algorithm with its parameters that have a gradient, if any has."""
+        groups = [g for g in self.param_groups if g["algorithm"] == algorithm]
+        found = [(g, [p for p in g["params"] if p.grad is not None]) for g in groups]
+        return [(group, params) for group, params in found if params]
 
     def _adamw(self, group: dict[str, Any], params: list[Tensor]) -> None:
         for p in params:
