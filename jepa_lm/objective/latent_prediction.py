@@ -8,14 +8,15 @@
 
 `jepa.weight` times the schedule scales this whole loss; the task adds it to the cross entropy. Parts
 are chosen in YAML, so a new recipe is a YAML file. Statistics (variance, covariance, SIGReg) are
-those of a rank's micro-batch, or of all ranks' with `global_statistics`.
+those of a rank's micro-batch, or of all ranks' with `global_statistics`; the prediction is always the
+mean of a rank's micro-batch, which DDP averages over ranks.
 Legend: B batch, N latents of a row, D latent width.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -31,7 +32,6 @@ from jepa_lm.objective.moment import Moment
 from jepa_lm.objective.normalisations import Normalisation
 from jepa_lm.objective.passes import kept_block, limit_reach
 from jepa_lm.objective.predictors import Predictor
-from jepa_lm.objective.ranks import joint_rows
 from jepa_lm.objective.regularizers import Regularizer
 from jepa_lm.objective.targets import Target
 from jepa_lm.optim.clock import ProgressClock
@@ -221,6 +221,8 @@ class LatentPrediction(nn.Module):
         self, latents: Latents, progress: Moment, *, all_of_them: bool = False
     ) -> dict[str, Tensor]:
         """`prediction` and each regularizer, unweighted; those of weight 0 only on request."""
+        joint = self.global_statistics and progress.world_size > 1
+        progress = replace(progress, joint=joint)
         found: dict[str, Tensor] = {}
         if self.prediction_weight or all_of_them:
             parts = [
@@ -232,8 +234,7 @@ class LatentPrediction(nn.Module):
             for name, part in self.regularizers.items():
                 assert isinstance(part, Regularizer)
                 if part.weight or all_of_them:
-                    x = latents.at(part.tensor)
-                    found[name] = part(joint_rows(x) if self.global_statistics else x, progress)
+                    found[name] = part(latents.at(part.tensor), progress)
         return found
 
     def total(self, components: Mapping[str, Tensor], clock: ProgressClock) -> Tensor:

@@ -1,8 +1,11 @@
-"""Rows of all ranks as one batch, with gradients, for losses that are statistics over a batch.
+"""Sums over all ranks with gradients, for losses that are statistics of the joint batch.
 
-Every rank computes the same statistic of the joint rows, so the gradient of a rank's own rows needs
-no communication: it is the local gradient times the number of ranks, which DDP's average over ranks
-divides out again.
+What the ranks exchange are sums over rows, never the rows: each rank works on its own share.
+
+Gradients follow one convention. Every rank computes the same loss L of the joint batch, and DDP
+averages gradients over the W ranks; so a rank's backward pass has to give W times dL / d(its rows).
+That is the gradient of the sum of all ranks' losses, so a sum S = sum_r x_r hands each x_r the sum of
+the ranks' gradients at S.
 """
 
 from __future__ import annotations
@@ -14,23 +17,36 @@ import torch.distributed as dist
 from torch import Tensor
 
 
-class _JointRows(torch.autograd.Function):
+def world_size() -> int:
+    """How many processes add up; 1 outside a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+class _SumOverRanks(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, x: Tensor) -> Tensor:
-        world = dist.get_world_size()
-        parts = [torch.empty_like(x) for _ in range(world)]
-        dist.all_gather(parts, x.contiguous())
-        ctx.rank, ctx.world, ctx.rows = dist.get_rank(), world, len(x)
-        return torch.cat(parts)
+    def forward(ctx: Any, x: Tensor, replicated: bool) -> Tensor:
+        ctx.replicated = replicated
+        total = x.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
-        start = ctx.rank * ctx.rows
-        return grad[start : start + ctx.rows] * ctx.world
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        if ctx.replicated:
+            return grad * world_size(), None
+        total = grad.clone(memory_format=torch.contiguous_format)
+        dist.all_reduce(total)
+        return total, None
 
 
-def joint_rows(x: Tensor) -> Tensor:
-    """[B, ...] of this rank -> [W B, ...] of all ranks, in rank order; unchanged for one process."""
-    if not (dist.is_available() and dist.is_initialized()) or dist.get_world_size() == 1:
-        return x
-    return _JointRows.apply(x)
+def sum_over_ranks(x: Tensor, *, replicated: bool = False) -> Tensor:
+    """The sum of all ranks' x, of equal shape, on every rank; x itself for one process.
+
+    Args:
+        x: any shape.
+        replicated: nothing but the loss is computed from the sum, so that its gradient is the same on
+            every rank: the sum of gradients is then W times a rank's own, and the backward pass needs
+            no communication. It must be false where the sum meets a rank's own rows again
+            (standardised rows), since gradients at it differ there; the backward pass adds them up.
+    """
+    return x if world_size() == 1 else _SumOverRanks.apply(x, replicated)

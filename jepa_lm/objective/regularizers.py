@@ -1,6 +1,8 @@
 """Guards against collapse, on latents [B, N, D]: VICReg's terms, a hinge, a floor under the spectrum.
 
-Legend: B batch, N latents of a row, R = B N rows, D width.
+Each is a statistic over rows: of this process or, where the moment says `joint`, of all ranks. They
+take it from `jepa_lm.objective.statistics`, which does both.
+Legend: B batch, N latents of a row, R = B N rows (of all ranks if joint), D width.
 Source: Bardes, Ponce, LeCun, "VICReg" (2022) for variance and covariance; submissions #1243 (std
 hinge on biased std) and #1556 (floor under the spectrum of differences).
 """
@@ -12,6 +14,7 @@ from torch import Tensor, nn
 
 from jepa_lm.errors import UserError
 from jepa_lm.objective.moment import Moment
+from jepa_lm.objective.statistics import covariance, std, variance
 from jepa_lm.optim.schedule import Schedule
 
 PLACES = ("prediction", "normed_prediction", "target", "context")
@@ -29,6 +32,8 @@ class Regularizer(nn.Module):
 
     gamma: float | None = None
     """The standard deviation it asks for, where it asks for one."""
+    per_step = False
+    """Whether each of the N latents is a sample of its own, with the batch as its rows."""
 
     def __init__(self, *, tensor: str, weight: float, schedule: Schedule | None = None) -> None:
         super().__init__()
@@ -39,14 +44,8 @@ class Regularizer(nn.Module):
         self.tensor, self.weight, self.schedule = tensor, weight, schedule
 
     def forward(self, x: Tensor, moment: Moment) -> Tensor:
-        """[B, N, D] float32 -> scalar."""
+        """This rank's [B, N, D] float32 -> scalar; of all ranks' rows where `moment.joint`."""
         raise NotImplementedError
-
-
-def centred_rows(x: Tensor) -> Tensor:
-    """[B, N, D] -> [R, D] with the mean of the rows taken off."""
-    rows = x.flatten(0, -2)
-    return rows - rows.mean(0)
 
 
 class Variance(Regularizer):
@@ -65,9 +64,9 @@ class Variance(Regularizer):
         self.gamma, self.eps = gamma, eps
 
     def forward(self, x: Tensor, moment: Moment) -> Tensor:
-        std = torch.sqrt(x.flatten(0, -2).var(0) + self.eps)
+        spread = variance(x.flatten(0, -2), joint=moment.joint, unbiased=True)
         assert self.gamma is not None
-        return (self.gamma - std).clamp(min=0).mean()
+        return (self.gamma - torch.sqrt(spread + self.eps)).clamp(min=0).mean()
 
 
 class StdHinge(Regularizer):
@@ -81,18 +80,17 @@ class StdHinge(Regularizer):
 
     def forward(self, x: Tensor, moment: Moment) -> Tensor:
         assert self.gamma is not None
-        std = x.flatten(0, -2).std(0, unbiased=False)  # not sqrt(var): that has NaN at 0
-        return (self.gamma - std).clamp(min=0).mean()
+        spread = std(x.flatten(0, -2), joint=moment.joint, unbiased=False)
+        return (self.gamma - spread).clamp(min=0).mean()
 
 
 class Covariance(Regularizer):
     """Sum of squared covariances between different dims, over D; R - 1 in the denominator."""
 
     def forward(self, x: Tensor, moment: Moment) -> Tensor:
-        rows = centred_rows(x)
-        covariance = rows.T @ rows / (len(rows) - 1)
-        off_diagonal = covariance.square().sum() - covariance.diagonal().square().sum()
-        return off_diagonal / rows.shape[1]
+        found = covariance(x.flatten(0, -2), joint=moment.joint)
+        off_diagonal = found.square().sum() - found.diagonal().square().sum()
+        return off_diagonal / x.shape[-1]
 
 
 class SpectralFloor(Regularizer):
@@ -117,10 +115,10 @@ class SpectralFloor(Regularizer):
         self.floor, self.relative, self.differences = floor, relative, differences
 
     def forward(self, x: Tensor, moment: Moment) -> Tensor:
-        rows = centred_rows(x.diff(dim=1) if self.differences else x)
-        covariance = rows.T @ rows / (len(rows) - 1)
+        rows = (x.diff(dim=1) if self.differences else x).flatten(0, -2)
+        found = covariance(rows, joint=moment.joint)
         # The solver raises on NaN; the loss shall be NaN instead, for the run to name it.
-        eigenvalues = torch.linalg.eigvalsh(covariance.nan_to_num()) + 0.0 * covariance.sum()
+        eigenvalues = torch.linalg.eigvalsh(found.nan_to_num()) + 0.0 * found.sum()
         if self.relative:
             eigenvalues = eigenvalues / eigenvalues.mean().clamp(min=1e-12)
         return (self.floor - eigenvalues).clamp(min=0).mean()

@@ -11,20 +11,25 @@ knots. Source: Balestriero, LeCun, "LeJEPA" (2025); forms of submissions #903 an
 
 The knots are evenly spaced, so cos and sin at the next knot come by rotating the pair by t = dt: 4
 transcendentals per projection instead of 4 K with the backward pass. The gradient is computed in the
-same sweep, and nothing of size N S P K is kept.
-Legend: N rows of a sample, S samples (time steps), P directions, K knots, D width.
+same sweep, and nothing of size N S P K is kept. The joint statistic of all ranks takes two sweeps:
+the first makes this rank's sums of cos and sin, which are added up over ranks, the second the gradient.
+Legend: N rows of a sample, S samples (time steps), P directions, K knots, D width, C = S P columns.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from jepa_lm.errors import UserError
 from jepa_lm.objective.moment import Moment
+from jepa_lm.objective.ranks import world_size
 from jepa_lm.objective.regularizers import Regularizer
+from jepa_lm.objective.statistics import standardised
 from jepa_lm.optim.schedule import Schedule
 
 SWEEP_ELEMENTS = 1 << 19
@@ -51,9 +56,14 @@ def statistic_reference(u: Tensor, t: Tensor, weights: Tensor) -> Tensor:
     return ((cos.square() + angles.sin().mean(0).square()) @ weights).mean()
 
 
-def statistic(u: Tensor, t: Tensor, weights: Tensor) -> Tensor:
-    """The same for evenly spaced knots, loss and gradient in one sweep. u: [N, ...] float32 or 64."""
-    return _Statistic.apply(u, t, weights)
+def statistic(u: Tensor, t: Tensor, weights: Tensor, *, joint: bool = False) -> Tensor:
+    """The same for evenly spaced knots, with the gradient made beside the loss.
+
+    Args:
+        u: projections [N, ...], float32 or 64. t, weights: of `knot_weights`.
+        joint: of all ranks' rows; what follows N is the same on every rank, N may differ.
+    """
+    return (_JointStatistic if joint else _Statistic).apply(u, t, weights)
 
 
 class _Statistic(torch.autograd.Function):
@@ -63,9 +73,7 @@ class _Statistic(torch.autograd.Function):
         rows, columns = flat.shape
         grad = torch.empty_like(flat)
         total = torch.zeros((), dtype=u.dtype, device=u.device)
-        at_once = max(1, SWEEP_ELEMENTS // rows)
-        for start in range(0, columns, at_once):
-            part = slice(start, min(columns, start + at_once))
+        for part in _parts(rows, columns):
             total += _sweep(flat[:, part], t.tolist(), weights.tolist(), out=grad[:, part])
         ctx.save_for_backward(grad.mul_(2.0 / (rows * columns)).view_as(u))
         return total / columns
@@ -76,29 +84,94 @@ class _Statistic(torch.autograd.Function):
         return grad * upstream, None, None
 
 
-def _sweep(u: Tensor, t: list[float], weights: list[float], *, out: Tensor) -> Tensor:
-    """Sum over columns of the statistic of u [N, C]; N/2 times its gradient goes into `out`."""
-    dt = t[1] - t[0]
+class _JointStatistic(torch.autograd.Function):
+    """Of all ranks' rows; the gradient is W times that of this rank's rows, see `ranks`."""
+
+    @staticmethod
+    def forward(ctx: Any, u: Tensor, t: Tensor, weights: Tensor) -> Tensor:
+        flat = u.detach().reshape(len(u), -1)
+        rows, columns = flat.shape
+        knots, knot_shares = t.tolist(), weights.tolist()
+        totals = u.new_empty(len(knots) * 2 * columns + 1)  # one exchange: the sums and the rows
+        errors, count = totals[:-1].view(len(knots), 2, columns), totals[-1].fill_(rows)
+        for part in _parts(rows, columns):
+            _add_up(flat[:, part], knots, out=errors[..., part])
+        if world_size() > 1:
+            dist.all_reduce(totals)
+        errors.div_(count)
+        for error, phi in zip(errors, _normal(knots), strict=True):
+            error[0].sub_(phi)
+        grad = torch.empty_like(flat)
+        for part in _parts(rows, columns):
+            _descend(flat[:, part], knots, knot_shares, errors[..., part], out=grad[:, part])
+        grad.mul_(2.0 * world_size() / columns).div_(count)
+        ctx.save_for_backward(grad.view_as(u))
+        return errors.square_().sum((1, 2)) @ errors.new_tensor(knot_shares) / columns
+
+    @staticmethod
+    def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
+        (grad,) = ctx.saved_tensors
+        return grad * upstream, None, None
+
+
+def _parts(rows: int, columns: int) -> Iterator[slice]:
+    """Columns that are swept at a time."""
+    at_once = max(1, SWEEP_ELEMENTS // rows)
+    for start in range(0, columns, at_once):
+        yield slice(start, min(columns, start + at_once))
+
+
+def _normal(t: list[float]) -> list[float]:
+    """phi at the knots."""
+    return torch.exp(-torch.tensor(t, dtype=torch.float64).square() / 2).tolist()
+
+
+def _rotated(u: Tensor, t: list[float]) -> Iterator[tuple[Tensor, Tensor]]:
+    """cos(t u) and sin(t u) [N, C] at one knot after the other, in buffers that are used again."""
     angle = u * t[0]
     cos, sin = angle.cos(), angle.sin_()
-    angle = u * dt
+    angle = u * (t[1] - t[0])
     cos_dt, sin_dt = angle.cos(), angle.sin_()
     spare = torch.empty_like(cos)
-    errors = u.new_empty(len(t), 2, u.shape[1])
-    phi = torch.exp(-torch.tensor(t, dtype=torch.float64).square() / 2).tolist()
-    out.zero_()
-    for k, (knot, weight) in enumerate(zip(t, weights, strict=True)):
+    for k in range(len(t)):
         if k:
             torch.mul(cos, cos_dt, out=spare).addcmul_(sin, sin_dt, value=-1)
             sin.mul_(cos_dt).addcmul_(cos, sin_dt)
             cos, spare = spare, cos
+        yield cos, sin
+
+
+def _sweep(u: Tensor, t: list[float], weights: list[float], *, out: Tensor) -> Tensor:
+    """Sum over columns of the statistic of u [N, C]; N/2 times its gradient goes into `out`."""
+    errors = u.new_empty(len(t), 2, u.shape[1])
+    phi = _normal(t)
+    out.zero_()
+    for k, (cos, sin) in enumerate(_rotated(u, t)):
         real, imaginary = errors[k]
         torch.mean(cos, 0, out=real)
         real.sub_(phi[k])
         torch.mean(sin, 0, out=imaginary)
-        out.addcmul_(cos, imaginary, value=weight * knot)
-        out.addcmul_(sin, real, value=-weight * knot)
+        out.addcmul_(cos, imaginary, value=weights[k] * t[k])
+        out.addcmul_(sin, real, value=-weights[k] * t[k])
     return errors.square_().sum((1, 2)) @ errors.new_tensor(weights)
+
+
+def _add_up(u: Tensor, t: list[float], *, out: Tensor) -> None:
+    """Sums over rows of cos(t u) and sin(t u) of u [N, C] into `out` [K, 2, C]."""
+    for (real, imaginary), (cos, sin) in zip(out, _rotated(u, t), strict=True):
+        torch.sum(cos, 0, out=real)
+        torch.sum(sin, 0, out=imaginary)
+
+
+def _descend(
+    u: Tensor, t: list[float], weights: list[float], errors: Tensor, *, out: Tensor
+) -> None:
+    """Half the gradient at u [N, C], times the rows of all ranks, for known errors [K, 2, C]."""
+    out.zero_()
+    for k, (cos, sin) in enumerate(_rotated(u, t)):
+        real, imaginary = errors[k]
+        out.addcmul_(cos, imaginary, value=weights[k] * t[k])
+        out.addcmul_(sin, real, value=-weights[k] * t[k])
 
 
 class SIGReg(Regularizer):
@@ -162,12 +235,12 @@ class SIGReg(Regularizer):
             chosen = torch.randperm(x.shape[1], generator=generator)[: self.max_steps]
             x = x[:, chosen.to(x.device, non_blocking=True)]
         if self.standardise:
-            x = (x - x.mean(0)) / x.std(0).clamp(min=MIN_STD)
+            x = standardised(x, joint=moment.joint, min_std=MIN_STD)
         directions = self.directions
         if self.fresh:
             generator = moment.generator(self.seed, "sigreg directions")
             directions = unit_directions(self.dim, directions.shape[1], generator).to(x.device)
-        return statistic(x @ directions.to(x.dtype), self.t, self.weights)
+        return statistic(x @ directions.to(x.dtype), self.t, self.weights, joint=moment.joint)
 
 
 def unit_directions(dim: int, count: int, generator: torch.Generator) -> Tensor:

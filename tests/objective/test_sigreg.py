@@ -38,6 +38,19 @@ def test_the_sweep_equals_the_formula(form, shape, scale, monkeypatch):
     assert (fast_grad - plain_grad).norm() <= 1e-5 * plain_grad.norm()
 
 
+def test_the_joint_form_is_the_same_for_one_rank(monkeypatch):
+    """Two sweeps instead of one; what ranks exchange is tested in test_rank_statistics.py."""
+    monkeypatch.setattr("jepa_lm.objective.sigreg.SWEEP_ELEMENTS", 100)
+    t, weights = knot_weights(0.2, 4.0, 17, True)
+    found = []
+    for joint in (False, True):
+        u = projections((7, 5, 11)).requires_grad_()
+        loss = statistic(u, t, weights, joint=joint)
+        (3.0 * loss).backward()
+        found.append((loss, u.grad))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-6, atol=1e-8)
+
+
 def test_gradients_are_right_in_float64():
     t, weights = knot_weights(0.2, 4.0, 17, True)
     u = projections((5, 2, 3), torch.float64).requires_grad_()
