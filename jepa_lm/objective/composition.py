@@ -68,6 +68,20 @@ def _reachable_std(objective: LatentPrediction, model: LanguageModel, tensor: st
     return 1.0 if objective.context.tap == "final" and projector is None else None
 
 
+def check_draws(objective: LatentPrediction) -> None:
+    """No joint sample is made of latents that are different positions on different ranks."""
+    if not objective.global_statistics or objective.draws == "shared":
+        return
+    for name, part in objective.regularizers.items():
+        assert isinstance(part, Regularizer)
+        if part.per_step and part.tensor != "context" and objective.alignment.needs_mask:
+            raise UserError(
+                f"jepa.draws={objective.draws}: each rank masks other positions, so "
+                f"jepa.regularizers.{name} has no time steps in common with jepa.global_statistics=true; "
+                f"set jepa.draws=shared or jepa.regularizers.{name}.per_step=false"
+            )
+
+
 def check_start(objective: LatentPrediction) -> None:
     """No trained predictor starts at zero under a normalisation without a gradient there (#1243)."""
     predictor = objective.predictor

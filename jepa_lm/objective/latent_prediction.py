@@ -25,7 +25,7 @@ from jepa_lm.data.stream import Batch
 from jepa_lm.errors import UserError
 from jepa_lm.model import Encoded, LanguageModel
 from jepa_lm.objective.alignment import Alignment, Pair
-from jepa_lm.objective.composition import check_hinges, check_length, check_shapes
+from jepa_lm.objective.composition import check_draws, check_hinges, check_length, check_shapes
 from jepa_lm.objective.context import Context
 from jepa_lm.objective.diagnostics import Diagnostics
 from jepa_lm.objective.moment import Moment
@@ -37,6 +37,8 @@ from jepa_lm.objective.targets import Target
 from jepa_lm.optim.clock import ProgressClock
 from jepa_lm.optim.schedule import Schedule
 from jepa_lm.precision import full_precision
+
+DRAWS = ("shared", "per_rank")
 
 
 @dataclass
@@ -71,6 +73,8 @@ class LatentPrediction(nn.Module):
         prediction_weight: of the prediction within the auxiliary loss.
         reach: the objective trains only the last n blocks of the trunk; None trains all of it.
         global_statistics: regularizers see the rows of all ranks.
+        draws: random spans and the like are `shared` by all ranks, or drawn `per_rank`. Those of a
+            regularizer stay shared with `global_statistics`: joint samples need the same directions.
         context, target, alignment, distance: the parts, see their modules.
         projector: before predictor and distance, on both sides, or None.
         predictor: from context latents to target latents, or None for the latents themselves.
@@ -100,14 +104,17 @@ class LatentPrediction(nn.Module):
         ce_schedule: Schedule | None = None,
         reach: int | None = None,
         global_statistics: bool = False,
+        draws: str = "shared",
     ) -> None:
         super().__init__()
         for key, value in (("weight", weight), ("prediction_weight", prediction_weight)):
             if value < 0:
                 raise UserError(f"jepa.{key}={value}: must not be negative")
+        if draws not in DRAWS:
+            raise UserError(f"jepa.draws={draws}: one of {', '.join(DRAWS)}")
         self.weight, self.prediction_weight = weight, prediction_weight
         self.schedule, self.ce_schedule = schedule, ce_schedule
-        self.reach, self.global_statistics = reach, global_statistics
+        self.reach, self.global_statistics, self.draws = reach, global_statistics, draws
         self.context, self.target, self.alignment = context, target, alignment
         self.projector, self.predictor = projector, predictor
         self.normalisation, self.distance = normalisation, distance
@@ -141,6 +148,7 @@ class LatentPrediction(nn.Module):
                 vector.requires_grad_(False)  # below every block, so nothing could train it
         check_length(self, model, seq_len)
         check_hinges(self, model)
+        check_draws(self)
         self.target.follow(model, self.projector)
         check_shapes(self, model, seq_len)
 
@@ -198,6 +206,7 @@ class LatentPrediction(nn.Module):
     ) -> Latents:
         """Predictions, targets and context latents of a micro-batch."""
         inputs = batch["inputs"]
+        progress = replace(progress, per_rank=self.draws == "per_rank")
         main = limit_reach(model, main, self.main_needs(model)[0], self.reach)
         context, masked = self.context(model, inputs, main, progress, self.reach)
         project = None if self.projector is None else _once(self.projector)
@@ -222,7 +231,8 @@ class LatentPrediction(nn.Module):
     ) -> dict[str, Tensor]:
         """`prediction` and each regularizer, unweighted; those of weight 0 only on request."""
         joint = self.global_statistics and progress.world_size > 1
-        progress = replace(progress, joint=joint)
+        own = self.draws == "per_rank" and not self.global_statistics
+        progress = replace(progress, joint=joint, per_rank=own)
         found: dict[str, Tensor] = {}
         if self.prediction_weight or all_of_them:
             parts = [

@@ -135,10 +135,11 @@ class RandomReplacement(View):
 
     def forward(self, inputs: Tensor, moment: Moment, purpose: str) -> Seen:
         B, T = inputs.shape
-        # Drawn for the joint batch, so that a row does not depend on the number of ranks.
+        # Shared numbers are drawn for the joint batch: a row does not depend on the number of ranks.
+        rank, ranks = (0, 1) if moment.per_rank else (moment.rank, moment.world_size)
         generator = moment.generator(self.seed, purpose)
-        joint = (B * moment.world_size, T)
-        mine = slice(moment.rank * B, (moment.rank + 1) * B)
+        joint = (B * ranks, T)
+        mine = slice(rank * B, (rank + 1) * B)
         chosen = (torch.rand(joint, generator=generator) < self.rate)[mine]
         tokens = torch.randint(self.vocab_size, joint, generator=generator)[mine]
         chosen, tokens = (x.to(inputs.device, non_blocking=True) for x in (chosen, tokens))
