@@ -18,7 +18,8 @@ Legend: N rows of a sample, S samples (time steps), P directions, K knots, D wid
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -37,26 +38,32 @@ SWEEP_ELEMENTS = 1 << 19
 MIN_STD = 1e-6
 
 
-def knot_weights(low: float, high: float, knots: int, window: bool) -> tuple[Tensor, Tensor]:
-    """Knots t [K] and weights w [K], float64."""
+Knots = Sequence[float]
+"""Plain numbers: a compiler takes them for constants, and none has to be read from a device."""
+
+
+def knot_weights(
+    low: float, high: float, knots: int, window: bool
+) -> tuple[list[float], list[float]]:
+    """K knots t and their weights w."""
     t = torch.linspace(low, high, knots, dtype=torch.float64)
     if not window:
-        return t, torch.full_like(t, 1.0 / knots)
+        return t.tolist(), [1.0 / knots] * knots
     dt = (high - low) / (knots - 1)
     weights = torch.full_like(t, 2 * dt)
     weights[0] = weights[-1] = dt
-    return t, weights * torch.exp(-t.square() / 2)
+    return t.tolist(), (weights * torch.exp(-t.square() / 2)).tolist()
 
 
-def statistic_reference(u: Tensor, t: Tensor, weights: Tensor) -> Tensor:
+def statistic_reference(u: Tensor, t: Knots, weights: Knots) -> Tensor:
     """The formula as it reads: projections u [N, ...] -> mean statistic over all the rest."""
-    t, weights = t.to(u), weights.to(u)
-    angles = u[..., None] * t
-    cos = angles.cos().mean(0) - torch.exp(-t.square() / 2)
-    return ((cos.square() + angles.sin().mean(0).square()) @ weights).mean()
+    at = u.new_tensor(t)
+    angles = u[..., None] * at
+    cos = angles.cos().mean(0) - torch.exp(-at.square() / 2)
+    return ((cos.square() + angles.sin().mean(0).square()) @ u.new_tensor(weights)).mean()
 
 
-def statistic(u: Tensor, t: Tensor, weights: Tensor, *, joint: bool = False) -> Tensor:
+def statistic(u: Tensor, t: Knots, weights: Knots, *, joint: bool = False) -> Tensor:
     """The same for evenly spaced knots, with the gradient made beside the loss.
 
     Args:
@@ -68,13 +75,13 @@ def statistic(u: Tensor, t: Tensor, weights: Tensor, *, joint: bool = False) -> 
 
 class _Statistic(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, u: Tensor, t: Tensor, weights: Tensor) -> Tensor:
+    def forward(ctx: Any, u: Tensor, t: Knots, weights: Knots) -> Tensor:
         flat = u.detach().reshape(len(u), -1)
         rows, columns = flat.shape
         grad = torch.empty_like(flat)
         total = torch.zeros((), dtype=u.dtype, device=u.device)
         for part in _parts(rows, columns):
-            total += _sweep(flat[:, part], t.tolist(), weights.tolist(), out=grad[:, part])
+            total += _sweep(flat[:, part], t, weights, out=grad[:, part])
         ctx.save_for_backward(grad.mul_(2.0 / (rows * columns)).view_as(u))
         return total / columns
 
@@ -88,25 +95,24 @@ class _JointStatistic(torch.autograd.Function):
     """Of all ranks' rows; the gradient is W times that of this rank's rows, see `ranks`."""
 
     @staticmethod
-    def forward(ctx: Any, u: Tensor, t: Tensor, weights: Tensor) -> Tensor:
+    def forward(ctx: Any, u: Tensor, t: Knots, weights: Knots) -> Tensor:
         flat = u.detach().reshape(len(u), -1)
         rows, columns = flat.shape
-        knots, knot_shares = t.tolist(), weights.tolist()
-        totals = u.new_empty(len(knots) * 2 * columns + 1)  # one exchange: the sums and the rows
-        errors, count = totals[:-1].view(len(knots), 2, columns), totals[-1].fill_(rows)
+        totals = u.new_empty(len(t) * 2 * columns + 1)  # one exchange: the sums and the rows
+        errors, count = totals[:-1].view(len(t), 2, columns), totals[-1].fill_(rows)
         for part in _parts(rows, columns):
-            _add_up(flat[:, part], knots, out=errors[..., part])
+            _add_up(flat[:, part], t, out=errors[..., part])
         if world_size() > 1:
             dist.all_reduce(totals)
         errors.div_(count)
-        for error, phi in zip(errors, _normal(knots), strict=True):
+        for error, phi in zip(errors, _normal(t), strict=True):
             error[0].sub_(phi)
         grad = torch.empty_like(flat)
         for part in _parts(rows, columns):
-            _descend(flat[:, part], knots, knot_shares, errors[..., part], out=grad[:, part])
+            _descend(flat[:, part], t, weights, errors[..., part], out=grad[:, part])
         grad.mul_(2.0 * world_size() / columns).div_(count)
         ctx.save_for_backward(grad.view_as(u))
-        return errors.square_().sum((1, 2)) @ errors.new_tensor(knot_shares) / columns
+        return errors.square_().sum((1, 2)) @ errors.new_tensor(weights) / columns
 
     @staticmethod
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
@@ -121,12 +127,12 @@ def _parts(rows: int, columns: int) -> Iterator[slice]:
         yield slice(start, min(columns, start + at_once))
 
 
-def _normal(t: list[float]) -> list[float]:
+def _normal(t: Knots) -> list[float]:
     """phi at the knots."""
-    return torch.exp(-torch.tensor(t, dtype=torch.float64).square() / 2).tolist()
+    return [math.exp(-knot * knot / 2) for knot in t]
 
 
-def _rotated(u: Tensor, t: list[float]) -> Iterator[tuple[Tensor, Tensor]]:
+def _rotated(u: Tensor, t: Knots) -> Iterator[tuple[Tensor, Tensor]]:
     """cos(t u) and sin(t u) [N, C] at one knot after the other, in buffers that are used again."""
     angle = u * t[0]
     cos, sin = angle.cos(), angle.sin_()
@@ -141,7 +147,7 @@ def _rotated(u: Tensor, t: list[float]) -> Iterator[tuple[Tensor, Tensor]]:
         yield cos, sin
 
 
-def _sweep(u: Tensor, t: list[float], weights: list[float], *, out: Tensor) -> Tensor:
+def _sweep(u: Tensor, t: Knots, weights: Knots, *, out: Tensor) -> Tensor:
     """Sum over columns of the statistic of u [N, C]; N/2 times its gradient goes into `out`."""
     errors = u.new_empty(len(t), 2, u.shape[1])
     phi = _normal(t)
@@ -156,16 +162,14 @@ def _sweep(u: Tensor, t: list[float], weights: list[float], *, out: Tensor) -> T
     return errors.square_().sum((1, 2)) @ errors.new_tensor(weights)
 
 
-def _add_up(u: Tensor, t: list[float], *, out: Tensor) -> None:
+def _add_up(u: Tensor, t: Knots, *, out: Tensor) -> None:
     """Sums over rows of cos(t u) and sin(t u) of u [N, C] into `out` [K, 2, C]."""
     for (real, imaginary), (cos, sin) in zip(out, _rotated(u, t), strict=True):
         torch.sum(cos, 0, out=real)
         torch.sum(sin, 0, out=imaginary)
 
 
-def _descend(
-    u: Tensor, t: list[float], weights: list[float], errors: Tensor, *, out: Tensor
-) -> None:
+def _descend(u: Tensor, t: Knots, weights: Knots, errors: Tensor, *, out: Tensor) -> None:
     """Half the gradient at u [N, C], times the rows of all ranks, for known errors [K, 2, C]."""
     out.zero_()
     for k, (cos, sin) in enumerate(_rotated(u, t)):
@@ -231,16 +235,24 @@ class SIGReg(Regularizer):
         if not self.per_step:
             x = x.flatten(0, 1).unsqueeze(1)  # [R, 1, D]
         elif self.max_steps is not None and x.shape[1] > self.max_steps:
-            generator = moment.generator(self.seed, "sigreg steps")
-            chosen = torch.randperm(x.shape[1], generator=generator)[: self.max_steps]
-            x = x[:, chosen.to(x.device, non_blocking=True)]
+            x = x[:, self._steps(x.shape[1], moment).to(x.device, non_blocking=True)]
         if self.standardise:
             x = standardised(x, joint=moment.joint, min_std=MIN_STD)
         directions = self.directions
         if self.fresh:
-            generator = moment.generator(self.seed, "sigreg directions")
-            directions = unit_directions(self.dim, directions.shape[1], generator).to(x.device)
+            directions = self._directions(moment).to(x.device, non_blocking=True)
         return statistic(x @ directions.to(x.dtype), self.t, self.weights, joint=moment.joint)
+
+    @torch.compiler.disable  # draws on the host
+    def _steps(self, length: int, moment: Moment) -> Tensor:
+        """The time steps that count now."""
+        generator = moment.generator(self.seed, "sigreg steps")
+        return torch.randperm(length, generator=generator)[: self.max_steps]
+
+    @torch.compiler.disable  # draws on the host
+    def _directions(self, moment: Moment) -> Tensor:
+        generator = moment.generator(self.seed, "sigreg directions")
+        return unit_directions(self.dim, self.directions.shape[1], generator)
 
 
 def unit_directions(dim: int, count: int, generator: torch.Generator) -> Tensor:

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch._dynamo import maybe_mark_dynamic
 
 from jepa_lm.errors import UserError
 from jepa_lm.model import Mask
@@ -107,6 +108,7 @@ class SpanMask(View):
                 end = stop
         return spans
 
+    @torch.compiler.disable  # draws on the host; a compiler would take each draw for a constant
     def forward(self, inputs: Tensor, moment: Moment, purpose: str) -> Seen:
         spans = self.draw(inputs.shape[1], moment.generator(self.seed, purpose))
         return self.mask(inputs, spans)
@@ -117,6 +119,7 @@ class SpanMask(View):
         where = torch.zeros(inputs.shape[1], dtype=torch.bool)
         where[positions] = True
         positions, where = (x.to(inputs.device, non_blocking=True) for x in (positions, where))
+        maybe_mark_dynamic(positions, 0)  # their number varies: compile once for all of them
         return Seen(inputs, Mask(where, self.vector, self.hide_next), positions)
 
 
@@ -133,6 +136,7 @@ class RandomReplacement(View):
             raise UserError(f"RandomReplacement: rate={rate}: must lie in 0 to 1")
         self.rate, self.vocab_size, self.seed = rate, vocab_size, seed
 
+    @torch.compiler.disable  # draws on the host
     def forward(self, inputs: Tensor, moment: Moment, purpose: str) -> Seen:
         B, T = inputs.shape
         # Shared numbers are drawn for the joint batch: a row does not depend on the number of ranks.

@@ -64,7 +64,7 @@ def test_knot_weights_are_the_published_ones():
         assert t[i].item() == pytest.approx(0.2 + i * dt)
         inside = 1 if i in (0, 16) else 2
         assert weights[i].item() == pytest.approx(inside * dt * math.exp(-(t[i].item() ** 2) / 2))
-    assert knot_weights(0.2, 3.0, 17, False)[1].tolist() == [1 / 17] * 17
+    assert knot_weights(0.2, 3.0, 17, False)[1] == [1 / 17] * 17
 
 
 def sigreg(**changes) -> SIGReg:
