@@ -13,7 +13,7 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -148,10 +148,11 @@ def ranks_of(trainer: pl.Trainer, config: dict[str, Any], run_dir: Path) -> Iter
         ) from error
     finally:
         launcher.finished()
-        if dist.is_initialized():
+        if launcher.procs:  # ours to clear away: the next job of a sweep starts processes of its own
             if sys.exc_info()[0] is not None:
                 launcher.kill_others()
-            dist.destroy_process_group()
+            with suppress(RuntimeError):
+                dist.destroy_process_group()
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)

@@ -14,13 +14,36 @@ from jepa_lm.errors import UserError
 
 
 class _AppendingWriter(_ExperimentWriter):
-    """Goes on in the file that is there; Lightning's own deletes it."""
+    """Goes on in the file that is there; Lightning's own deletes it. A kill loses no complete row."""
 
     def _check_log_dir_exists(self) -> None:
         path = Path(self.metrics_file_path)
-        if path.is_file():
-            with open(path, newline="") as file:
-                self.metrics_keys = next(csv.reader(file), [])
+        if not path.is_file():
+            return
+        _cut_half_row(path)
+        with open(path, newline="") as file:
+            self.metrics_keys = next(csv.reader(file), [])
+        if not self.metrics_keys:
+            path.unlink()
+
+    def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
+        """The same rows under more columns; the file is there at any moment."""
+        path = Path(self.metrics_file_path)
+        temporary = path.with_name(f".{path.name}.tmp")
+        with open(path, newline="") as before, open(temporary, "w", newline="") as after:
+            writer = csv.DictWriter(after, fieldnames=fieldnames)
+            writer.writeheader()
+            writer.writerows(csv.DictReader(before))
+        temporary.replace(path)
+
+
+def _cut_half_row(path: Path) -> None:
+    """Take off what a kill left of a row that was being written."""
+    data = path.read_bytes()
+    whole = data.rfind(b"\n") + 1
+    if whole < len(data):
+        with open(path, "r+b") as file:
+            file.truncate(whole)
 
 
 class AppendingCSVLogger(CSVLogger):

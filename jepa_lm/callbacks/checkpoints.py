@@ -105,6 +105,8 @@ class SaveCheckpoints(Checkpoint):
         """Save now. With several ranks, all of them have to call it."""
         agree(task, 0.0)  # no checkpoint of weights that are no numbers
         with task.not_training():
+            for logger in trainer.loggers:
+                logger.save()  # rows up to here will not be written again
             path = self.folder / f"step-{trainer.global_step}.ckpt"
             trainer.save_checkpoint(path)
             if trainer.is_global_zero:

@@ -1,0 +1,171 @@
+"""Runs over several processes by the real command: signals, lost ranks, sweeps, silence between logs."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import time
+
+import pytest
+import torch
+
+from jepa_lm.checkpoint import damage, read_checkpoint
+from tests.conftest import SMALL
+from tests.test_end_to_end_slow import losses, run, start
+
+pytestmark = pytest.mark.slow
+LONG = ("trainer.max_steps=100000", "checkpoint.every_n_steps=2", "trainer.log_every_n_steps=1")
+
+
+def begin(folder, text, *overrides: str) -> subprocess.Popen:
+    """Start two ranks in the background and wait for their first checkpoint."""
+    common = (*SMALL, f"data.path={text}", "trainer=ddp_sim", f"hydra.run.dir={folder}")
+    process = start("train.py", *common, *overrides)
+    for _ in range(1200):
+        if (folder / "checkpoints" / "last.ckpt").is_file() or process.poll() is not None:
+            break
+        time.sleep(0.1)
+    assert process.poll() is None, process.communicate()[1]
+    return process
+
+
+def child_of(process: subprocess.Popen) -> int:
+    """Process id of the rank that a run has started."""
+    found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
+    (child,) = found.stdout.split()
+    return int(child)
+
+
+def gone(pid: int) -> bool:
+    """Whether a process has ended, within a minute."""
+    for _ in range(600):
+        try:
+            os.kill(pid, 0)
+        except ProcessLookupError:
+            return True
+        time.sleep(0.1)
+    return False
+
+
+def whole(folder) -> bool:
+    return damage(folder / "checkpoints" / "last.ckpt") is None
+
+
+def test_a_lost_rank_ends_the_run_within_a_minute(tmp_path, small_text):
+    process = begin(tmp_path / "run", small_text, *LONG)
+    os.kill(child_of(process), signal.SIGKILL)
+    _, err = process.communicate(timeout=60)
+    assert process.returncode == 4, err
+    last = err.strip().splitlines()[-1]
+    assert last.startswith("error: rank 1 was killed by signal 9, so training stopped; go on")
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
+    assert whole(tmp_path / "run")
+
+
+def test_ranks_stop_when_the_first_is_lost(tmp_path, small_text):
+    process = begin(tmp_path / "run", small_text, *LONG)
+    child = child_of(process)
+    process.kill()
+    process.wait()
+    assert gone(child)
+    assert whole(tmp_path / "run")
+
+
+def test_sigterm_to_one_rank_stops_both_after_the_same_step(tmp_path, small_text):
+    process = begin(tmp_path / "run", small_text, *LONG)
+    child = child_of(process)
+    os.kill(child, signal.SIGTERM)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM, err
+    assert gone(child)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["status"], summary["ranks"]) == ("interrupted", 2)
+    checkpoint = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
+    assert checkpoint["global_step"] == summary["steps"]
+
+
+def test_two_ranks_killed_twice_go_on_bit_for_bit(tmp_path, small_text):
+    common = ("trainer.max_steps=60", "checkpoint.every_n_steps=2", "trainer.log_every_n_steps=1")
+    args = (*SMALL, f"data.path={small_text}", "trainer=ddp_sim", *common, "ckpt_path=auto")
+    equal = "+callbacks.equal._target_=tests.ranks.EqualRanks"
+    run("train.py", *args, f"hydra.run.dir={tmp_path}/whole")
+    for pause in (0.2, 0.5):
+        process = begin(tmp_path / "killed", small_text, *common, "ckpt_path=auto")
+        time.sleep(pause)
+        child = child_of(process)
+        os.kill(child, signal.SIGKILL)
+        process.kill()
+        process.communicate()
+    run("train.py", *args, equal, f"hydra.run.dir={tmp_path}/killed")
+    assert losses(tmp_path / "whole") == losses(tmp_path / "killed")
+    a, b = (
+        read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt")["state_dict"]
+        for name in ("whole", "killed")
+    )
+    assert all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_loss_that_is_no_number_names_its_rank_once(tmp_path, small_text):
+    poison = (
+        "+callbacks.poison._target_=tests.ranks.PoisonRank",
+        "+callbacks.poison.step=4",
+        "+callbacks.poison.rank=1",
+    )
+    process = start(
+        "train.py",
+        *SMALL,
+        f"data.path={small_text}",
+        "trainer=ddp_sim",
+        "trainer.max_steps=20",
+        "trainer.log_every_n_steps=5",
+        *poison,
+        f"hydra.run.dir={tmp_path}/run",
+    )
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 2, err
+    told = [line for line in err.splitlines() if line.startswith("error:")]
+    assert len(told) == 1
+    assert told[0].startswith("error: train/ce is nan at step 4 on rank 1: training stopped")
+
+
+def test_nothing_is_exchanged_between_log_points_but_gradients_and_muon(tmp_path, small_text):
+    """One gather of Muon's a step; at log points one more, and at checkpoints."""
+    counts = tmp_path / "counts.json"
+    run(
+        "train.py",
+        *SMALL,
+        f"data.path={small_text}",
+        "trainer=ddp_sim",
+        "trainer.max_steps=12",
+        "trainer.log_every_n_steps=4",
+        "trainer.limit_val_batches=0",
+        "checkpoint.every_n_steps=null",
+        "+callbacks.count._target_=tests.ranks.CountCollectives",
+        f"+callbacks.count.path={counts}",
+        f"hydra.run.dir={tmp_path}/run",
+    )
+    found = json.loads(counts.read_text())
+    assert len(found) == 12
+    quiet = [count for step, count in enumerate(found, 1) if step % 4 and step > 1]
+    assert set(quiet) == {1}
+    assert {found[3], found[7]} == {2}
+
+
+def test_a_sweep_of_two_ranks_each_gives_two_runs(tmp_path, small_text):
+    """Trap 29: ranks that repeat the command line would start the sweep again."""
+    common = [*SMALL, f"data.path={small_text}", f"hydra.sweep.dir={tmp_path}/sweep"]
+    run("train.py", "-m", *common, "seed=1,2", "trainer=ddp_sim", "trainer.max_steps=4")
+    folders = sorted(p.name for p in (tmp_path / "sweep").iterdir() if p.is_dir())
+    assert folders == ["0", "1"]
+    scores = set()
+    for name, seed in (("0", 1), ("1", 2)):
+        summary = json.loads((tmp_path / "sweep" / name / "summary.json").read_text())
+        assert (summary["seed"], summary["ranks"], summary["steps"]) == (seed, 2, 4)
+        scores.add(summary["val"]["nll"])
+    assert len(scores) == 2
+    assert not [
+        p for p in (tmp_path / "sweep").rglob("*") if re.search(r"process_1|rank_1", p.name)
+    ]
