@@ -5,9 +5,12 @@ from __future__ import annotations
 import json
 
 import pytest
+import torch
 
+from jepa_lm.config import resolve
 from tests.conftest import SMALL
 from tests.objective.conftest import DEEP_ENOUGH
+from tests.objective.train_worker import found_in, recorded, train_all
 from tests.test_end_to_end_slow import run
 
 pytestmark = pytest.mark.slow
@@ -48,6 +51,38 @@ def test_two_ranks_cross_every_phase_and_stay_equal(tmp_path, small_text, name):
     one, two = (json.loads((tmp_path / n / "summary.json").read_text()) for n in ("one", "two"))
     assert two["steps"] == one["steps"] == 20
     assert two["val"]["nll"] == pytest.approx(one["val"]["nll"], rel=2e-3)
+
+
+@pytest.mark.parametrize("global_statistics", ["false", "true"])
+def test_draws_of_each_rank_train_and_resume(small, tmp_path, global_statistics):
+    """Other spans on each rank are other numbers of rows: nobody may wait, a resumed run repeats them."""
+    runs = {
+        "a_shared": ("jepa.draws=shared",),
+        "b_own": (),
+        "c_resumed": (f"ckpt_path={tmp_path}/b_own/checkpoints/step-3.ckpt",),
+    }
+    configs = {}
+    for name, overrides in runs.items():
+        record = recorded(tmp_path, name, ranks=2, steps=[6])
+        cfg = small(
+            "objective=vicreg",
+            "data.seq_len=64",
+            "jepa.draws=per_rank",
+            f"jepa.global_statistics={global_statistics}",
+            "jepa.schedule.steps=1",
+            "jepa.weight=1",
+            "callbacks.checkpoint.save_top_k=-1",
+            "+callbacks.equal._target_=tests.ranks.EqualRanks",
+            *record,
+            *overrides,
+        )
+        configs[name] = resolve(cfg)
+    train_all(tmp_path, configs, ranks=2)
+    losses, gradients = found_in(tmp_path, list(runs))
+    assert losses["a_shared"][1:] != losses["b_own"][1:]  # the first step is without the objective
+    assert losses["c_resumed"] == losses["b_own"][3:]
+    for name, gradient in gradients["b_own"][6].items():
+        assert torch.equal(gradients["c_resumed"][6][name], gradient), name
 
 
 PRESETS = ("pr1581_span_vicreg", "pr1243_jepardy", "pr832_byte_chunk", "pr1196_llm_jepa")
