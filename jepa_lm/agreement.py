@@ -24,14 +24,15 @@ def agree(task: LanguageModelTask, elapsed: float) -> float:
         EveryRankError: a loss or gradient since the last call is no number, naming step, component, rank.
     """
     trainer, rank = task.trainer, task.global_rank
-    found = task.guard.first(rank)
+    found = task.guard.first()
     shared = [elapsed if rank == 0 else 0.0, task.stop.asked, found is not None]
     if trainer.world_size > 1:
         shared = maximum(*shared, device=task.device)
     elapsed, asked, bad = shared
     task.stop.agreed = int(asked)
     if bad:
-        findings = gathered(found) if trainer.world_size > 1 else [found]
+        everyone = gathered(found) if trainer.world_size > 1 else [found]
+        findings = [f._replace(rank=r) for r, f in enumerate(everyone) if f is not None]
         newest = getattr(trainer.checkpoint_callback, "newest", None)
-        raise report([f for f in findings if f is not None], newest, ranks=trainer.world_size)
+        raise report(findings, newest, ranks=trainer.world_size)
     return elapsed

@@ -148,7 +148,9 @@ def ranks_of(trainer: pl.Trainer, config: dict[str, Any], run_dir: Path) -> Iter
         ) from error
     finally:
         launcher.finished()
-        if launcher.procs:  # ours to clear away: the next job of a sweep starts processes of its own
+        if (
+            launcher.procs
+        ):  # ours to clear away: the next job of a sweep starts processes of its own
             if sys.exc_info()[0] is not None:
                 launcher.kill_others()
             with suppress(RuntimeError):

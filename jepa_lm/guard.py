@@ -15,6 +15,9 @@ from torch import Tensor
 
 from jepa_lm.errors import EveryRankError, UserError, warn
 
+MOST = 1 << 14
+"""Values that wait to be read, where log points are far apart."""
+
 
 class Finding(NamedTuple):
     """A value that is no number."""
@@ -22,7 +25,7 @@ class Finding(NamedTuple):
     step: int
     name: str
     value: float
-    rank: int
+    rank: int = 0
 
     def __str__(self) -> str:
         return f"{self.name} is {self.value} at step {self.step}"
@@ -45,21 +48,27 @@ class FiniteGuard:
         self.skip = skip
         self.skipped = 0
         self._seen: list[tuple[int, str, Tensor]] = []
+        self._found: Finding | None = None
 
     def see(self, step: int, name: str, value: Tensor) -> None:
         """Keep a scalar, detached, until it is read."""
         self._seen.append((step, name, value.detach()))
+        if len(self._seen) == MOST:
+            self._read()
 
-    def first(self, rank: int) -> Finding | None:
-        """The first value that is no number since the last call; waits for the device."""
+    def _read(self) -> None:
         seen, self._seen = self._seen, []
-        if not seen:
-            return None
         values = torch.stack([value.float() for _, _, value in seen]).tolist()
         for (step, name, _), value in zip(seen, values, strict=True):
-            if not math.isfinite(value):
-                return Finding(step, name, value, rank)
-        return None
+            if self._found is None and not math.isfinite(value):
+                self._found = Finding(step, name, value)
+
+    def first(self) -> Finding | None:
+        """The first value that is no number since the last call; waits for the device."""
+        if self._seen:
+            self._read()
+        found, self._found = self._found, None
+        return found
 
     def skips(self, step: int, gradient: Tensor, rank: int) -> bool:
         """Whether a step is to be left out; waits for the device, so only for `skip` above 0.
@@ -69,11 +78,10 @@ class FiniteGuard:
         if self.skipped >= self.skip or math.isfinite(gradient.item()):
             return False
         self.skipped += 1
-        found = self.first(rank)
+        found = self.first()
         if found is not None and (rank == 0 or found.name != "gradient"):
-            warn(
-                f"{_on_rank(found)}: this step is left out ({self.skipped} of guard.skip={self.skip})"
-            )
+            where = _on_rank(found._replace(rank=rank))
+            warn(f"{where}: this step is left out ({self.skipped} of guard.skip={self.skip})")
         return True
 
 

@@ -118,6 +118,10 @@ class LanguageModelTask(LightningModule):
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Called once after each optimizer step, however many micro-batches it took."""
         assert self.clock is not None
+        if self.training_log.due:  # before the clock moves on: weights are those of this step
+            if self.trainer.world_size == 1:  # several ranks agree while the clock advances
+                agree(self, self.clock.elapsed)
+            self.live = self.training_log.write(self)
         self.clock.advance()
         scheduler.step()
         if self.objective is not None:
@@ -131,10 +135,6 @@ class LanguageModelTask(LightningModule):
             self.trainer.should_stop = True
         if self.stop.hurried:
             self.trainer.limit_val_batches = 0
-        if self.training_log.due:
-            if self.trainer.world_size == 1:  # several ranks have just agreed that all is well
-                agree(self, self.clock.elapsed)
-            self.live = self.training_log.write(self)
 
     def _cross_entropy(self, batch: Batch) -> tuple[Tensor, Tensor | None, Encoded]:
         needs = () if self.objective is None else self.objective.main_needs(self.model)

@@ -62,7 +62,7 @@ class TrainingLog:
         n_bytes = task.byte_counter(batch["inputs"], batch["targets"]).sum()
         read = (ce, loss, self.gradient_norm, n_bytes, *components.values())
         nats, total, norm, counted, *values = torch.stack([x.float() for x in read]).tolist()
-        now, step = time.perf_counter(), task.clock.step
+        now, step = time.perf_counter(), task.clock.step + 1
         (first, then), self._interval = self._interval, (step, now)
         tokens = (step - first) * task.config["data"]["batch_tokens"]
         figures = {

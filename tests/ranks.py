@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import socket
 import subprocess
@@ -66,38 +65,3 @@ class PoisonRank(Callback):
         if trainer.global_step + 1 == self.step and trainer.global_rank == self.rank:
             with torch.no_grad():
                 next(pl_module.model.parameters()).fill_(float("nan"))
-
-
-class CountCollectives(Callback):
-    """Writes down how many collectives Python starts in each step; DDP's own are started in C++."""
-
-    NAMES = ("broadcast", "all_reduce", "all_gather", "all_gather_object", "barrier")
-    GATHERS = ("all_gather_into_tensor", "all_gather_single")
-
-    def __init__(self, path: str) -> None:
-        self.path, self.counts, self.count = Path(path), [], 0
-        self.undo: list[Any] = []
-
-    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        for name in (*self.NAMES, *self.GATHERS):
-            original = getattr(torch.distributed, name, None)
-            if original is not None:
-                setattr(torch.distributed, name, self._counting(original))
-                self.undo.append((name, original))
-
-    def _counting(self, original: Any) -> Any:
-        def counted(*args: Any, **settings: Any) -> Any:
-            self.count += 1
-            return original(*args, **settings)
-
-        return counted
-
-    def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
-        self.counts.append(self.count)
-        self.count = 0
-
-    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        for name, original in self.undo:
-            setattr(torch.distributed, name, original)
-        if trainer.is_global_zero:
-            self.path.write_text(json.dumps(self.counts))

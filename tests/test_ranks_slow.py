@@ -88,7 +88,7 @@ def test_sigterm_to_one_rank_stops_both_after_the_same_step(tmp_path, small_text
 
 
 def test_two_ranks_killed_twice_go_on_bit_for_bit(tmp_path, small_text):
-    common = ("trainer.max_steps=60", "checkpoint.every_n_steps=2", "trainer.log_every_n_steps=1")
+    common = ("trainer.max_steps=200", "checkpoint.every_n_steps=2", "trainer.log_every_n_steps=1")
     args = (*SMALL, f"data.path={small_text}", "trainer=ddp_sim", *common, "ckpt_path=auto")
     equal = "+callbacks.equal._target_=tests.ranks.EqualRanks"
     run("train.py", *args, f"hydra.run.dir={tmp_path}/whole")
@@ -143,7 +143,7 @@ def test_nothing_is_exchanged_between_log_points_but_gradients_and_muon(tmp_path
         "trainer.log_every_n_steps=4",
         "trainer.limit_val_batches=0",
         "checkpoint.every_n_steps=null",
-        "+callbacks.count._target_=tests.ranks.CountCollectives",
+        "+callbacks.count._target_=benchmarks.host_reads.CountCollectives",
         f"+callbacks.count.path={counts}",
         f"hydra.run.dir={tmp_path}/run",
     )

@@ -46,7 +46,7 @@ def knot_weights(
     low: float, high: float, knots: int, window: bool
 ) -> tuple[list[float], list[float]]:
     """K knots t and their weights w."""
-    t = torch.linspace(low, high, knots, dtype=torch.float64)
+    t = torch.linspace(low, high, knots, dtype=torch.float64, device="cpu")
     if not window:
         return t.tolist(), [1.0 / knots] * knots
     dt = (high - low) / (knots - 1)

@@ -61,9 +61,9 @@ def test_knot_weights_are_the_published_ones():
     t, weights = knot_weights(0.2, 4.0, 17, True)
     dt = 3.8 / 16
     for i in (0, 8, 16):
-        assert t[i].item() == pytest.approx(0.2 + i * dt)
+        assert t[i] == pytest.approx(0.2 + i * dt)
         inside = 1 if i in (0, 16) else 2
-        assert weights[i].item() == pytest.approx(inside * dt * math.exp(-(t[i].item() ** 2) / 2))
+        assert weights[i] == pytest.approx(inside * dt * math.exp(-(t[i] ** 2) / 2))
     assert knot_weights(0.2, 3.0, 17, False)[1] == [1 / 17] * 17
 
 
