@@ -77,6 +77,7 @@ class LanguageModelTask(LightningModule):
         self.averages: Averages[LanguageModel] = Averages(self.model, **config["average"])
         self.guard = FiniteGuard(**config["guard"])
         self.stop = StopRequest()
+        self.compiler = ClockStopsForCompiler()
         self.byte_counter: ByteCounter | None = None
         self.scores: dict[str, Score] = {}
         """Of the newest validation, by weights: `shipped`; `raw`, `ema` and `swa` where the run keeps
@@ -113,7 +114,7 @@ class LanguageModelTask(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Measuring comes with the objective, swapping with the quantization, not with a setting."""
-        return [TrainOnStoredWeights(), MeasureObjective(), ClockStopsForCompiler()]
+        return [TrainOnStoredWeights(), MeasureObjective(), self.compiler]
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Called once after each optimizer step, however many micro-batches it took."""

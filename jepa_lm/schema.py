@@ -78,7 +78,7 @@ class TrainConfig:
     tags: list[str] = MISSING
     seed: int = MISSING
     ckpt_path: str | None = MISSING
-    compile: bool = MISSING
+    compile: bool | None = MISSING
     ce_weight: float = MISSING
     z_loss_weight: float = MISSING
     temperature: Any = MISSING

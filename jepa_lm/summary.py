@@ -76,6 +76,8 @@ def summarize(
         "frozen": task.frozen,
         "trained_stored": _trained_stored(task),
         "skipped_steps": task.guard.skipped,
+        "compile_seconds": task.compiler.seconds,
+        "unfinished": unfinished(task),
         "ranks": trainer.world_size,
         "precision": config["trainer"]["precision"],
         "config_hash": config_hash(config),
@@ -85,6 +87,30 @@ def summarize(
         "compiled_parts": _compiled_parts(task),
         "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+MOSTLY_START = 0.1
+"""Share of the start in a shipped average from which on a run warns."""
+
+
+def unfinished(task: LanguageModelTask) -> list[str]:
+    """What the budget cut off: phases counted in steps, and an average that is still mostly its start."""
+    assert task.clock is not None
+    steps = task.clock.step
+    phases = task.recipe.phases() | ({} if task.objective is None else task.objective.phases())
+    found = [
+        f"schedule {name}: a phase of {phase['steps']} steps was not over after {steps}"
+        for name, listed in phases.items()
+        for phase in listed
+        if phase.get("steps", 0) > steps
+    ]
+    decay = task.averages.decay
+    if decay is not None and task.averages.shipped() == "ema" and decay**steps > MOSTLY_START:
+        found.append(
+            f"average.decay={decay}: after {steps} steps {decay**steps:.0%} of the shipped average are "
+            "the weights of the start; lower it, or set average.ship=best"
+        )
+    return found
 
 
 def _compiled_parts(task: LanguageModelTask) -> list[str]:
@@ -128,6 +154,8 @@ def report(summary: dict[str, Any], run_dir: Path) -> None:
         shown = ", ".join(f"{accuracy[f'top{k}']:.1%}" for k in TOP)
         table.add_row(f"{name}: among the best 1, 5, 10", shown)
     OUT.print(table)
+    for text in summary["unfinished"]:
+        warn(text)
     OUT.print(f"written to {run_dir}", soft_wrap=True)
 
 

@@ -55,6 +55,8 @@ def train(cfg: DictConfig) -> float | None:
             "model.kernel=triton: needs trainer=gpu or trainer=ddp; this run is on the CPU"
         )
     check_devices(budget)
+    if config["compile"] is None:
+        config["compile"] = budget["accelerator"] != "cpu"
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     run_dir = Path(config["paths"]["run_dir"])
     resume = find_resume(config["ckpt_path"], run_dir) if config["ckpt_path"] else None
