@@ -23,7 +23,7 @@ test: install
 	$(BIN)/python -m pytest -m 'not slow' -q -n 2
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow -q -n 2
+	$(BIN)/python -m pytest -m slow -q -n 2 --dist loadfile
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -36,7 +36,7 @@ COMMON = (
     "trainer.limit_val_batches=1",
     "optimizer.groups.matrices.ns_dtype=float32",
     "data.val_batch_tokens=64",
-    "callbacks.checkpoint.every_n_train_steps=1000",
+    "checkpoint.every_n_steps=1000",
     "sample=false",
 )
 FULL_RATE = "optimizer.schedule.lr.steps=5"
