@@ -114,7 +114,8 @@ class LanguageModelTask(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """Measuring comes with the objective, swapping with the quantization, not with a setting."""
-        return [TrainOnStoredWeights(), MeasureObjective(), self.compiler]
+        compiler = [self.compiler] if self.config["compile"] else []
+        return [TrainOnStoredWeights(), MeasureObjective(), *compiler]
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Called once after each optimizer step, however many micro-batches it took."""
@@ -228,7 +229,7 @@ class LanguageModelTask(LightningModule):
     ) -> None:
         """Measure the norm of the gradient, clip by it, and leave the step out if it is no number."""
         parameters = [p for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
-        norm = nn.utils.get_total_norm([p.grad for p in parameters], foreach=True)
+        norm = torch.stack(torch._foreach_norm([p.grad for p in parameters])).norm()
         step = self.trainer.global_step + 1
         if self.trainer.precision != "16-mixed":  # there the loss scaler leaves such steps out
             self.guard.see(step, "gradient", norm)

@@ -39,7 +39,9 @@ def make_trainer(config: dict[str, Any]) -> pl.Trainer:
     settings = dict(config["trainer"])
     check_devices(settings)
     if (algorithm := settings.get("gradient_clip_algorithm")) not in (None, "norm"):
-        raise UserError(f"trainer.gradient_clip_algorithm={algorithm}: gradients are clipped by norm")
+        raise UserError(
+            f"trainer.gradient_clip_algorithm={algorithm}: gradients are clipped by norm"
+        )
     saver = SaveCheckpoints(
         folder=f"{config['paths']['run_dir']}/checkpoints", **config["checkpoint"]
     )

@@ -23,8 +23,6 @@ class ClockStopsForCompiler(Callback):
 
     def on_train_start(self, trainer: Trainer, task: LanguageModelTask) -> None:  # type: ignore[override]
         """Listen to the compiler."""
-        if not task.config["compile"]:
-            return
         paused = ExitStack()
 
         def begins(args: Any) -> None:
