@@ -229,7 +229,8 @@ class LanguageModelTask(LightningModule):
     ) -> None:
         """Measure the norm of the gradient, clip by it, and leave the step out if it is no number."""
         parameters = [p for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
-        norm = torch.stack(torch._foreach_norm([p.grad for p in parameters])).norm()
+        norms = torch._foreach_norm([p.grad for p in parameters]) if parameters else ()
+        norm = torch.stack(norms).norm() if norms else torch.zeros((), device=self.device)
         step = self.trainer.global_step + 1
         if self.trainer.precision != "16-mixed":  # there the loss scaler leaves such steps out
             self.guard.see(step, "gradient", norm)

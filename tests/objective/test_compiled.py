@@ -1,0 +1,114 @@
+"""The whole loss compiles: the same values, once for all steps, and outside training time."""
+
+from __future__ import annotations
+
+import json
+from functools import partial
+
+import pytest
+import torch
+from torch._dynamo.utils import counters
+
+from jepa_lm import training
+from jepa_lm.config import resolve
+from jepa_lm.lit import LanguageModelTask
+from jepa_lm.objective import Moment
+from jepa_lm.optim.clock import ProgressClock
+from jepa_lm.run import train
+from tests.objective.conftest import noise
+
+ALL = ("none", "vicreg", "patch", "lewm", "chunk", "llm_jepa", "recipes/pr1116")
+IN_ONE_PIECE = {"none", "patch", "lewm", "chunk", "llm_jepa"}
+"""Objectives that draw nothing on the host while the loss is computed."""
+
+
+def batches(steps: int):
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(steps):
+        ids = torch.randint(0, 400, (8, 33), generator=generator)
+        yield {"inputs": ids[:, :-1], "targets": ids[:, 1:]}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_the_compiled_loss_is_the_loss_and_is_compiled_once(small, name):
+    """With PyTorch's own executor behind the tracer: what is traced is what is being tested."""
+    torch.manual_seed(0)
+    clock = ProgressClock(max_steps=100, max_time=None)
+    task = LanguageModelTask(resolve(small(f"objective={name}")), clock)
+    noise(task)
+    torch._dynamo.reset()
+    counters.clear()
+    compiled = torch.compile(task._losses, backend="eager")
+    frames = []
+    for batch in batches(5):
+        moment = None if task.objective is None else Moment(clock)
+        want, got = task._losses(batch, moment), compiled(batch, moment)
+        torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
+        frames.append(counters["frames"]["ok"])
+        clock.advance()
+        if task.objective is not None:
+            task.objective.after_step(task.model, clock)
+    assert frames[-1] == frames[-2] == frames[-3], "a step is compiled anew"
+    if name in IN_ONE_PIECE:
+        assert frames[0] == frames[-1] == 1
+        assert not counters["graph_break"]
+
+
+@pytest.mark.slow
+def test_generated_code_trains_the_same(small, tmp_path):
+    """By the real compiler, through `train`."""
+    common = ("objective=lewm", "trainer.max_steps=3", "average.decay=0.5")
+    train(small(*common, run_dir=tmp_path / "eager"))
+    train(small(*common, "compile=true", run_dir=tmp_path / "compiled"))
+    eager, compiled = (
+        json.loads((tmp_path / name / "summary.json").read_text()) for name in ("eager", "compiled")
+    )
+    assert compiled["val"]["nll"] == pytest.approx(eager["val"]["nll"], rel=1e-4)
+    assert compiled["compiled_parts"] == ["main pass", "cross entropy", "objective"]
+    assert compiled["compile_seconds"] > 0
+    assert compiled["seconds"] < compiled["compile_seconds"]
+
+
+class StandingClock:
+    """Moves on a second at every reading, and by what is added."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def __call__(self) -> float:
+        self.now += 1.0
+        return self.now
+
+
+def compiled_run(small, monkeypatch, tmp_path) -> dict:
+    """A run whose compiler takes a million seconds."""
+    clock, compile_ = StandingClock(), torch.compile
+
+    def slow(graph, inputs):
+        clock.now += 1e6
+        return graph.forward
+
+    torch._dynamo.reset()
+    monkeypatch.setattr(torch, "compile", lambda f: compile_(f, backend=slow))
+    monkeypatch.setattr(training, "ProgressClock", partial(ProgressClock, now=clock))
+    train(small("compile=true", "objective=patch", "trainer.max_steps=3"))
+    return json.loads((tmp_path / "run" / "summary.json").read_text())
+
+
+def test_compilation_is_no_training_time(small, monkeypatch, tmp_path):
+    assert compiled_run(small, monkeypatch, tmp_path)["seconds"] < 1e4
+
+
+def test_a_clock_that_runs_on_would_be_seen(small, monkeypatch, tmp_path):
+    """The planted bug: nobody listens to the compiler."""
+    monkeypatch.setattr(
+        "jepa_lm.callbacks.compiling.ClockStopsForCompiler.on_train_start", lambda *a: None
+    )
+    assert compiled_run(small, monkeypatch, tmp_path)["seconds"] > 1e6
+
+
+def test_on_a_cpu_nothing_is_compiled_unless_asked(small, tmp_path):
+    train(small("trainer.max_steps=1"))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["compiled"] is False
+    assert summary["compiled_parts"] == []
