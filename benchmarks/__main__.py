@@ -18,7 +18,7 @@ import benchmarks
 from jepa_lm import process
 
 HELPERS = {"__main__", "measure", "models"}
-WAITING = {"optimizer_step": "ACTIVE", "export_speed": "PASSIVE"}
+WAITING = {"cross_entropy": "ACTIVE", "optimizer_step": "ACTIVE", "export_speed": "PASSIVE"}
 """How idle threads wait, where it matters: threads that sleep, as the programs have it, wake up late for
 small operations; threads that spin take a core from other processes."""
 

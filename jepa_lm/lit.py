@@ -27,7 +27,7 @@ from jepa_lm.config import build
 from jepa_lm.data.stream import Batch
 from jepa_lm.evaluation.bpb import ByteCounter, Score
 from jepa_lm.guard import FiniteGuard
-from jepa_lm.model import Encoded, LanguageModel, token_nll, z_loss
+from jepa_lm.model import Encoded, LanguageModel
 from jepa_lm.objective import LatentPrediction, Moment
 from jepa_lm.objective.composition import check_start
 from jepa_lm.objective.watch import Watch
@@ -138,22 +138,24 @@ class LanguageModelTask(LightningModule):
         if self.stop.hurried:
             self.trainer.limit_val_batches = 0
 
-    def _cross_entropy(self, batch: Batch) -> tuple[Tensor, Tensor | None, Encoded]:
+    def _cross_entropy(self, batch: Batch) -> tuple[Tensor, Tensor, Encoded]:
+        """Cross entropy with its z-loss, without it (no gradient), and the pass."""
         needs = () if self.objective is None else self.objective.main_needs(self.model)
-        logits, main = self.model(batch["inputs"], *needs)
-        z = z_loss(logits) if self.config["z_loss_weight"] else None
-        return token_nll(logits, batch["targets"]).mean(), z, main
+        main = self.model.encode(self.model.embed(batch["inputs"]), *needs)
+        z_weight = self.config["z_loss_weight"]
+        loss, ce, _ = self.model.cross_entropy(main.final, batch["targets"], z_weight)
+        return loss, ce, main
 
     def _losses(
         self, batch: Batch, moment: Moment | None
-    ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
-        """Cross entropy, z-loss and, with a moment, the components of the objective: what is compiled."""
-        ce, z, main = self._cross_entropy(batch)
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """What is compiled: cross entropy with its z-loss, without it, the objective's components."""
+        loss, ce, main = self._cross_entropy(batch)
         if moment is None:
-            return ce, z, {}
+            return loss, ce, {}
         assert self.objective is not None
         latents = self.objective.compare(self.model, batch, main, moment)
-        return ce, z, self.objective.components(latents, moment)
+        return loss, ce, self.objective.components(latents, moment)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a micro-batch; cross entropy is its mean in nats."""
@@ -163,8 +165,7 @@ class LanguageModelTask(LightningModule):
             weight *= objective.ce_scale(self.clock)
             scale = objective.scale(self.clock)
         self._active = scale != 0
-        ce, z, components = self.losses(batch, self.moment(batch_idx) if self._active else None)
-        loss = ce if z is None else ce + self.config["z_loss_weight"] * z
+        loss, ce, components = self.losses(batch, self.moment(batch_idx) if self._active else None)
         loss = loss if weight == 1 else weight * loss
         if self._active:
             assert objective is not None

@@ -15,7 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa_lm.errors import UserError
+from jepa_lm.model.cross_entropy import CrossEntropy, chunked_cross_entropy
 from jepa_lm.model.embeddings import TokenEmbedding, ValueEmbedding
+from jepa_lm.model.heads import Head, Softcap
 from jepa_lm.model.injector import ChunkInjector, Injected
 from jepa_lm.model.layers import SmearGate, rms_norm
 from jepa_lm.model.unet import Carry, UNet
@@ -83,7 +85,7 @@ class LanguageModel(nn.Module):
     Args:
         vocab_size: V. dim: D.
         embedding: the token table. backbone: a U-Net of blocks.
-        head: a module (hidden [B,T,D], table) -> [B,T,V].
+        head: from hidden states and the token table to logits.
         softcap: bounds the logits, or None.
         bigram: features of the last two ids added to the embedding, or None.
         value_embedding: see ValueEmbedding, or None.
@@ -104,8 +106,8 @@ class LanguageModel(nn.Module):
         dim: int,
         embedding: TokenEmbedding,
         backbone: UNet,
-        head: nn.Module,
-        softcap: nn.Module | None = None,
+        head: Head,
+        softcap: Softcap | None = None,
         bigram: nn.Module | None = None,
         value_embedding: ValueEmbedding | None = None,
         injector: ChunkInjector | None = None,
@@ -236,23 +238,20 @@ class LanguageModel(nn.Module):
             z = z + self.logit_bias
         return z if self.softcap is None else self.softcap(z)
 
+    def cross_entropy(self, hidden: Tensor, targets: Tensor, z_loss_weight: float) -> CrossEntropy:
+        """Of `logits(hidden)` on targets [B, T], for training: no logits are kept."""
+        return chunked_cross_entropy(
+            self.head.features(hidden).flatten(0, 1),
+            self.head.weight(self.embedding.table.weight),
+            self.logit_bias,
+            self.softcap,
+            targets.flatten(),
+            z_loss_weight=z_loss_weight,
+        )
+
     def forward(
         self, inputs: Tensor, taps: Collection[int] = (), keep_at: int | None = None
     ) -> tuple[Tensor, Encoded]:
         """inputs [B, T] int64 -> logits [B, T, V] and the hidden states of this pass; see `encode`."""
         encoded = self.encode(self.embed(inputs), taps, keep_at)
         return self.logits(encoded.final), encoded
-
-
-def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross entropy of each target in nats: logits [B, T, V], targets [B, T] -> [B, T] float32.
-
-    The one place where cross entropy is computed, for training and evaluation alike.
-    """
-    flat = logits.float().flatten(0, 1)
-    return F.cross_entropy(flat, targets.flatten(), reduction="none").view(targets.shape)
-
-
-def z_loss(logits: Tensor) -> Tensor:
-    """mean(logsumexp(logits)^2) in float32: keeps the normaliser of [B, T, V] near 1 (training only)."""
-    return logits.float().logsumexp(-1).square().mean()

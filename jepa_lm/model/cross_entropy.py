@@ -1,0 +1,241 @@
+"""Cross entropy and z-loss of a head, and the same for training without ever holding all logits.
+
+    z = softcap(features table^T + bias)      nll = logsumexp(z) - z[target]
+    loss = mean(nll) + z_loss_weight mean(logsumexp(z)^2)
+
+The gradient at z is known as soon as a row of z is, so that a chunk of rows goes through all three matrix
+products at once: N d loss / d z = (1 + 2 z_loss_weight logsumexp(z)) softmax(z) - onehot(target), times
+the slope of the cap. The backward pass only scales what the forward pass has found. In float16 and
+bfloat16 the products are taken as autocast takes them; the rest is float32, and so is the sum of the
+table's gradient over chunks.
+
+Deviation from autograd: no second derivative.
+Legend: B batch, T positions, N = B T rows, R rows of a chunk, V vocabulary, E width of the token table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from jepa_lm.model.heads import Softcap
+
+CHUNK_ELEMENTS = {"cpu": 1 << 23}
+"""Logits made by one matrix product, by device: products of more rows are faster, to a point."""
+CHUNK_ELEMENTS_ELSEWHERE = 1 << 26
+BLOCK_ELEMENTS = {"cpu": 1 << 19}
+"""Logits worked on at a time between two products: on a CPU, about what its caches hold. Elsewhere few
+large steps are better: the whole chunk."""
+
+
+def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
+    """Cross entropy of each target in nats: logits [B, T, V], targets [B, T] -> [B, T] float32."""
+    flat = logits.float().flatten(0, 1)
+    return F.cross_entropy(flat, targets.flatten(), reduction="none").view(targets.shape)
+
+
+def z_loss(logits: Tensor) -> Tensor:
+    """mean(logsumexp(logits)^2) in float32: keeps the normaliser of [B, T, V] near 1 (training only)."""
+    return logits.float().logsumexp(-1).square().mean()
+
+
+class CrossEntropy(NamedTuple):
+    """Of some rows."""
+
+    loss: Tensor
+    """ce + z_loss_weight * z; it alone has a gradient."""
+    ce: Tensor
+    """Mean nats of the targets."""
+    z: Tensor
+    """mean(logsumexp^2)."""
+
+
+def cross_entropy_reference(
+    features: Tensor,
+    table: Tensor,
+    bias: Tensor | None,
+    softcap: Softcap | None,
+    targets: Tensor,
+    *,
+    z_loss_weight: float,
+) -> CrossEntropy:
+    """The formula as it reads, see `chunked_cross_entropy`."""
+    logits = F.linear(features, table)
+    if bias is not None:
+        logits = logits + bias
+    if softcap is not None:
+        logits = softcap(logits)
+    ce, z = token_nll(logits[None], targets[None]).mean(), z_loss(logits)
+    return CrossEntropy(ce + z_loss_weight * z, ce.detach(), z.detach())
+
+
+def chunked_cross_entropy(
+    features: Tensor,
+    table: Tensor,
+    bias: Tensor | None,
+    softcap: Softcap | None,
+    targets: Tensor,
+    *,
+    z_loss_weight: float,
+    chunk_rows: int | None = None,
+) -> CrossEntropy:
+    """The same with at most R V logits at a time, and no sync with the host.
+
+    Float64 stays float64. Never slower than the reference, so that small sizes need no other way.
+
+    Args:
+        features: [N, E]. table: [V, E]. bias: [V], before the softcap.
+        targets: [N] int64, 0 to V - 1.
+        chunk_rows: R; None for what suits the device.
+    """
+    at_once = CHUNK_ELEMENTS.get(features.device.type, CHUNK_ELEMENTS_ELSEWHERE)
+    rows = chunk_rows or max(1, at_once // len(table))
+    inputs = (features, table, bias, softcap, targets, z_loss_weight, rows)
+    if torch.is_grad_enabled():
+        return CrossEntropy(*_ChunkedCrossEntropy.apply(*inputs))
+    ce, z, _ = _sweep(*inputs, wanted=(False, False, False))
+    return CrossEntropy(ce + z_loss_weight * z, ce, z)
+
+
+class _ChunkedCrossEntropy(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        features: Tensor,
+        table: Tensor,
+        bias: Tensor | None,
+        softcap: Softcap | None,
+        targets: Tensor,
+        z_loss_weight: float,
+        chunk_rows: int,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        inputs = (features, table, bias, softcap, targets, z_loss_weight, chunk_rows)
+        ce, z, gradients = _sweep(*inputs, wanted=ctx.needs_input_grad[:3])
+        ctx.rows = len(features)
+        ctx.save_for_backward(*gradients)
+        ctx.mark_non_differentiable(ce, z)
+        return ce + z_loss_weight * z, ce, z
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        # The mean's 1 / N comes after the products: before them it could leave the range of float16.
+        scale = upstream / ctx.rows
+        gradients = (None if g is None else g * scale for g in ctx.saved_tensors)
+        return (*gradients, None, None, None, None)
+
+
+def _sweep(
+    features: Tensor,
+    table: Tensor,
+    bias: Tensor | None,
+    softcap: Softcap | None,
+    targets: Tensor,
+    z_loss_weight: float,
+    chunk_rows: int,
+    *,
+    wanted: Sequence[bool],
+) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
+    """Mean nll, mean logsumexp^2, and N times the gradients of features, table and bias that are wanted."""
+    dtype = _product_type(features)
+    x, weight = features.detach().to(dtype), table.detach().to(dtype)
+    precise = _precise(dtype)
+    grad_features = []
+    grad_table = torch.zeros_like(weight, dtype=precise) if wanted[1] else None
+    grad_bias = None if bias is None else torch.zeros_like(bias, dtype=precise)
+    nll, lse = [], []
+    for rows, aims in zip(x.split(chunk_rows), targets[:, None].split(chunk_rows), strict=True):
+        # In fresh memory each time: inductor mixes up chunks that share a buffer (torch 2.13).
+        d, *losses = _chunk(rows @ weight.T, bias, softcap, aims, z_loss_weight, grad_bias)
+        nll.append(losses[0])
+        lse.append(losses[1])
+        if wanted[0]:
+            grad_features.append((d @ weight).to(features.dtype))
+        if grad_table is not None and dtype == precise:
+            grad_table.addmm_(d.T, rows)
+        elif grad_table is not None:
+            grad_table += d.T @ rows
+    gradients = (
+        torch.cat(grad_features) if wanted[0] else None,
+        grad_table,
+        grad_bias if wanted[2] else None,
+    )
+    return torch.cat(nll).mean(), torch.cat(lse).square().mean(), gradients
+
+
+def _chunk(
+    logits: Tensor,
+    bias: Tensor | None,
+    softcap: Softcap | None,
+    targets: Tensor,
+    z_loss_weight: float,
+    grad_bias: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Block by block, in place: products [R, V] become N times their gradient; nll and logsumexp [R, 1].
+
+    Args:
+        targets: [R, 1]. grad_bias: the gradient of the bias is added here.
+    """
+    precise, V = _precise(logits.dtype), logits.shape[1]
+    at_once = BLOCK_ELEMENTS.get(logits.device.type, logits.numel())
+    if torch.compiler.is_compiling():  # it cuts into blocks by itself
+        at_once = logits.numel()
+    block_rows = max(1, min(len(logits), at_once // V))
+    exact = logits.dtype == precise
+    work = logits.new_empty(2 if exact else 3, block_rows, V, dtype=precise)
+    nll, lse = [], []
+    for low, aims in zip(logits.split(block_rows), targets.split(block_rows), strict=True):
+        z = low if exact else work[2, : len(low)].copy_(low)
+        if bias is not None:
+            z += bias
+        losses = logits_to_gradients_(z, softcap, aims, z_loss_weight, work[:2, : len(low)])
+        nll.append(losses[0])
+        lse.append(losses[1])
+        if grad_bias is not None:
+            grad_bias += z.sum(0)
+        if not exact:
+            low.copy_(z)
+    return logits, torch.cat(nll), torch.cat(lse)
+
+
+def logits_to_gradients_(
+    z: Tensor, softcap: Softcap | None, targets: Tensor, z_loss_weight: float, work: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Of logits before the cap: nll and logsumexp [R, 1]; N times the loss's gradient is left in z.
+
+    Args:
+        z: [R, V]. targets: [R, 1]. work: [2, R, V], overwritten.
+    """
+    derivative, p = work
+    if softcap is not None:
+        softcap.cap_(z, derivative)
+    torch.softmax(z, 1, out=p)
+    # One entry tells the normaliser of all; the largest never underflows.
+    lse = z.amax(1, keepdim=True) - p.amax(1, keepdim=True).log_()
+    nll = lse - z.gather(1, targets)
+    if z_loss_weight:
+        p *= 1 + 2 * z_loss_weight * lse
+    p.scatter_add_(1, targets, torch.full_like(lse, -1.0))
+    if softcap is None:
+        z.copy_(p)
+    else:
+        torch.mul(p, derivative, out=z)
+    return nll, lse
+
+
+def _precise(dtype: torch.dtype) -> torch.dtype:
+    """What everything but the products is computed in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _product_type(features: Tensor) -> torch.dtype:
+    """What `F.linear` would compute in: autocast leaves float64 alone."""
+    device = features.device.type
+    if features.dtype != torch.float64 and torch.is_autocast_enabled(device):
+        return torch.get_autocast_dtype(device)
+    return features.dtype
