@@ -27,7 +27,6 @@ from benchmarks.models import compose
 from jepa_lm.data.datamodule import TokenDataModule
 from jepa_lm.data.stream import Batch, TrainBatches, make_order
 from jepa_lm.lit import LanguageModelTask
-from jepa_lm.model import token_nll
 from jepa_lm.optim.clock import ProgressClock
 from jepa_lm.precision import AUTOCAST
 from jepa_lm.run import train
@@ -75,8 +74,8 @@ class BareLoop:
         for _ in range(steps):
             batch = next(self.batches)
             with torch.autocast("cpu", self.dtype, enabled=self.dtype is not None):
-                logits, _ = self.model(batch["inputs"])
-                loss = token_nll(logits, batch["targets"]).mean()
+                hidden = self.model.encode(self.model.embed(batch["inputs"])).final
+                loss = self.model.cross_entropy(hidden, batch["targets"], 0.0).loss
             self.optimizer.zero_grad()
             loss.backward()
             self.optimizer.step()
