@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jepa_lm.distributed import gathered, maximum
+from jepa_lm.errors import EveryRankError
 from jepa_lm.guard import report
 
 if TYPE_CHECKING:
@@ -25,14 +27,38 @@ def agree(task: LanguageModelTask, elapsed: float) -> float:
     """
     trainer, rank = task.trainer, task.global_rank
     found = task.guard.first()
-    shared = [elapsed if rank == 0 else 0.0, task.stop.asked, found is not None]
+    compiling = task.compiler.seconds
+    shared = [
+        elapsed + compiling if rank == 0 else 0.0,
+        compiling,
+        task.stop.asked,
+        found is not None,
+    ]
     if trainer.world_size > 1:
-        shared = maximum(*shared, device=task.device)
-    elapsed, asked, bad = shared
+        # After a fit the module is on the CPU; the ranks still talk by their device.
+        shared = maximum(*shared, device=trainer.strategy.root_device)
+    with_compiling, longest, asked, bad = shared
     task.stop.agreed = int(asked)
     if bad:
         everyone = gathered(found) if trainer.world_size > 1 else [found]
         findings = [f._replace(rank=r) for r, f in enumerate(everyone) if f is not None]
-        newest = getattr(trainer.checkpoint_callback, "newest", None)
+        newest = next(
+            (c.newest for c in trainer.checkpoint_callbacks if hasattr(c, "newest")), None
+        )
         raise report(findings, newest, ranks=trainer.world_size)
-    return elapsed
+    return with_compiling - longest  # while one rank compiles, the others wait for it
+
+
+def require_one_start(step: int, checkpoint: str | None) -> None:
+    """Every rank has to go on from the same place: with folders of their own they may not.
+
+    Raises:
+        EveryRankError: naming what each rank found.
+    """
+    starts = gathered((step, None if checkpoint is None else Path(checkpoint).name))
+    if len(set(starts)) > 1:
+        told = "; ".join(f"rank {r}: {name or 'none'}" for r, (_, name) in enumerate(starts))
+        raise EveryRankError(
+            f"ckpt_path: the ranks found different checkpoints ({told}); give all of them the same "
+            "hydra.run.dir on a disk that they share"
+        )

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import pickle
+import struct
 import zipfile
+import zlib
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +20,16 @@ from jepa_lm.own_classes import require_own_classes
 LAST, AUTO = "last", "auto"
 LAST_FILE = "last.ckpt"
 LOGS = Path("logs")
+BROKEN_ZIP = (
+    zipfile.BadZipFile,
+    zlib.error,
+    struct.error,
+    OSError,
+    EOFError,
+    RuntimeError,  # NotImplementedError as well
+    ValueError,  # UnicodeDecodeError as well
+)
+"""What reading a damaged archive raises."""
 RUNS = "*/*runs/**"
 """Run folders below `LOGS`, single runs and jobs of sweeps."""
 
@@ -95,10 +107,10 @@ def find_resume(value: str, run_dir: Path) -> Path | None:
     return find_checkpoint(str(folder))
 
 
-def checkpoints_in(folder: Path) -> list[Path]:
+def checkpoints_in(folder: Path, pattern: str = "*.ckpt") -> list[Path]:
     """Checkpoints in a folder, the newest first; `last.ckpt` stands for the file it is a name of."""
     found: dict[tuple[int, int], Path] = {}
-    for path in sorted(folder.glob("*.ckpt"), key=lambda f: f.name == LAST_FILE):
+    for path in sorted(folder.glob(pattern), key=lambda f: f.name == LAST_FILE):
         status = path.stat()
         found[status.st_dev, status.st_ino] = path
     return sorted(found.values(), key=lambda f: f.stat().st_mtime_ns, reverse=True)
@@ -112,10 +124,10 @@ def newest_whole(folder: Path) -> Path | None:
     """
     paths = checkpoints_in(folder)
     for path in paths:
-        reason = damage(path)
+        reason = damage(path) or _unreadable(path)
         if reason is None:
             return path
-        warn(f"{path}: damaged ({reason}); taking the checkpoint before it")
+        warn(f"{path}: damaged ({reason})")
     if paths:
         raise UserError(f"ckpt_path={folder}: every checkpoint there is damaged")
     return None
@@ -129,9 +141,18 @@ def damage(path: Path) -> str | None:
     try:
         with zipfile.ZipFile(path) as archive:
             entry = archive.testzip()
-    except (zipfile.BadZipFile, OSError, EOFError, RuntimeError, NotImplementedError) as error:
+    except BROKEN_ZIP as error:
         return str(error) or type(error).__name__
     return None if entry is None else f"wrong checksum of {entry}"
+
+
+def _unreadable(path: Path) -> str | None:
+    """Why a file whose tensors are whole is no checkpoint: its list of contents has no checksum."""
+    try:
+        read_checkpoint(path)
+    except UserError as error:
+        return str(error)
+    return None
 
 
 def _require_whole(path: Path) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import subprocess
 import sys
 import threading
 import time
@@ -30,8 +31,15 @@ from jepa_lm.records import write_json
 POLL_SECONDS = 1.0
 GRACE_SECONDS = 20.0
 """How long the first process may take to notice by itself that another one is gone."""
+RANK_ZERO = "JEPA_LM_RANK_ZERO"
+"""Variable with the process id of the first rank, in the others it has started."""
 VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
 """What a launch leaves in the environment; the next job of a sweep would take it for a rank's."""
+
+
+def world_size() -> int:
+    """How many processes there are; 1 outside a process group."""
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def maximum(*values: float, device: torch.device) -> list[float]:
@@ -81,7 +89,8 @@ class Launcher(_SubprocessScriptLauncher):
         os.environ["WORLD_SIZE"] = str(self.num_processes * self.num_nodes)
         for rank in range(1, self.num_processes):
             command = ("-m", "jepa_lm.rank_process", str(self.config_path))
-            self.procs.append(fresh_python(*command, variables={"LOCAL_RANK": str(rank)}))
+            variables = {"LOCAL_RANK": str(rank), RANK_ZERO: str(os.getpid())}
+            self.procs.append(fresh_python(*command, variables=variables))
         threading.Thread(target=self._observe, daemon=True).start()
 
     def finished(self) -> None:
@@ -107,6 +116,14 @@ class Launcher(_SubprocessScriptLauncher):
                 print(f"error: {self.lost}; the others cannot go on", file=sys.stderr, flush=True)
                 os._exit(RankError.exit_code)
             return
+
+    def wait_for_others(self) -> None:
+        """Let them end; a rank that does not is ended."""
+        for process in self.procs:
+            try:
+                process.wait(GRACE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
 
     def kill_others(self) -> None:
         """End what this process has started."""
@@ -140,11 +157,11 @@ def ranks_of(trainer: pl.Trainer, config: dict[str, Any], run_dir: Path) -> Iter
     try:
         yield
     except RuntimeError as error:  # what a collective raises whose other end is gone
-        if not _lost_a_rank(launcher, error):
+        lost = _waits_for_loss(launcher)
+        if lost is None:
             raise
         raise RankError(
-            f"{launcher.lost or 'another rank is gone'}, so training stopped; go on from the last "
-            f"checkpoint with ckpt_path={run_dir}"
+            f"{lost}, so training stopped; go on from the last checkpoint with ckpt_path={run_dir}"
         ) from error
     finally:
         launcher.finished()
@@ -155,6 +172,7 @@ def ranks_of(trainer: pl.Trainer, config: dict[str, Any], run_dir: Path) -> Iter
                 launcher.kill_others()
             with suppress(RuntimeError):
                 dist.destroy_process_group()
+            launcher.wait_for_others()
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
@@ -162,27 +180,9 @@ def ranks_of(trainer: pl.Trainer, config: dict[str, Any], run_dir: Path) -> Iter
                 os.environ[name] = value
 
 
-def _lost_a_rank(launcher: Launcher, error: RuntimeError) -> bool:
-    """Whether a failure is that of a lost connection, or follows from a rank that has ended."""
-    if isinstance(error, dist.DistError):
-        return True
+def _waits_for_loss(launcher: Launcher) -> str | None:
+    """Which rank is gone, once the observer has seen it; None when all of them are there."""
     deadline = time.monotonic() + 3 * POLL_SECONDS
-    words = ("onnection", "gloo", "NCCL", "peer")
-    if not any(word in str(error) for word in words):
-        return False
     while launcher.procs and launcher.lost is None and time.monotonic() < deadline:
-        time.sleep(0.1)  # the observer says which
-    return True
-
-
-def stop_with_parent() -> None:
-    """In a started rank: end when the process that started it is gone, however it went."""
-    parent = os.getppid()
-
-    def watch() -> None:
-        while os.getppid() == parent:
-            time.sleep(POLL_SECONDS)
-        print("error: rank 0 is gone, so this rank stopped", file=sys.stderr, flush=True)
-        os._exit(RankError.exit_code)
-
-    threading.Thread(target=watch, daemon=True).start()
+        time.sleep(0.1)
+    return launcher.lost

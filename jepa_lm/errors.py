@@ -27,14 +27,14 @@ DISK = {
     for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EFBIG", "ENOTDIR")
     if hasattr(errno, name)
 }
-"""Errors of a disk that is full or of a folder that cannot be written to."""
+"""Errors of a disk that is full or of a file or folder that is closed to the user."""
 
 
 def disk_error(error: OSError) -> UserError | None:
     """The same as one line, if it is about the disk."""
     if error.errno not in DISK:
         return None
-    return UserError(f"{error.filename or 'the run folder'}: cannot be written ({error.strerror})")
+    return UserError(f"{error.filename or 'the run folder'}: {error.strerror}")
 
 
 class EveryRankError(UserError):

@@ -19,7 +19,7 @@ import torch
 from lightning.pytorch import Callback, LightningModule
 from torch import Tensor, nn
 
-from jepa_lm.agreement import agree
+from jepa_lm.agreement import agree, require_one_start
 from jepa_lm.callbacks.compiling import ClockStopsForCompiler
 from jepa_lm.callbacks.measuring import MeasureObjective
 from jepa_lm.callbacks.stored import TrainOnStoredWeights
@@ -137,6 +137,7 @@ class LanguageModelTask(LightningModule):
             self.trainer.should_stop = True
         if self.stop.hurried:
             self.trainer.limit_val_batches = 0
+            self.scores = {}  # those of an earlier step are not the run's
 
     def _cross_entropy(self, batch: Batch) -> tuple[Tensor, Tensor, Encoded]:
         """Cross entropy with its z-loss, without it (no gradient), and the pass."""
@@ -233,12 +234,13 @@ class LanguageModelTask(LightningModule):
         norms = torch._foreach_norm([p.grad for p in parameters]) if parameters else ()
         norm = torch.stack(norms).norm() if norms else torch.zeros((), device=self.device)
         step = self.trainer.global_step + 1
-        if self.trainer.precision != "16-mixed":  # there the loss scaler leaves such steps out
+        scaled = self.trainer.precision == "16-mixed"  # there the loss scaler leaves bad steps out
+        if not scaled:
             self.guard.see(step, "gradient", norm)
         if gradient_clip_val is not None:
             nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm, foreach=True)
         self.training_log.gradient_norm = norm
-        if self.guard.skip and self.guard.skips(step, norm, self.global_rank):
+        if self.guard.skip and not scaled and self.guard.skips(step, norm, self.global_rank):
             optimizer.zero_grad()
             self.training_log.drop()
 
@@ -252,6 +254,9 @@ class LanguageModelTask(LightningModule):
     def on_train_start(self) -> None:
         """Run the ghost steps of a new run, then start the clock and the first interval."""
         assert self.clock is not None
+        if self.trainer.world_size > 1:
+            require_one_start(self.clock.step, self.config["ckpt_path"])
+        self.trainer.should_stop = self.clock.done  # a restored run may have used up its budget
         if self.recipe.ghost_steps and self.trainer.global_step == 0:
             run_ghost_steps(self, self.recipe.ghost_steps)
         if self.trainer.world_size > 1:
@@ -272,10 +277,12 @@ class LanguageModelTask(LightningModule):
         running = self.clock is not None and self.clock.running
         if self.clock is not None:
             self.clock.stop()
-        yield
-        self.training_log.pause(time.perf_counter() - began)
-        if running and self.clock is not None:
-            self.clock.start()
+        try:
+            yield
+        finally:
+            self.training_log.pause(time.perf_counter() - began)
+            if running and self.clock is not None:
+                self.clock.start()
 
     def on_validation_start(self) -> None:
         """Validation does not count as training time."""
@@ -307,8 +314,10 @@ class LanguageModelTask(LightningModule):
         checkpoint["averages"] = self.averages.bookkeeping()
         if self.clock is not None:
             checkpoint["clock"] = self.clock.state_dict()
-            checkpoint["random"] = random_state(self.device)
+            checkpoint["random"] = random_state(self.trainer.strategy.root_device)
             checkpoint["skipped"] = self.guard.skipped
+        if self.stored is not None:
+            checkpoint["stored_since"] = self.stored.first_step
         if self.watch is not None:
             checkpoint["watch"] = self.watch.state_dict()
 
@@ -317,7 +326,9 @@ class LanguageModelTask(LightningModule):
         self.averages.load_bookkeeping(checkpoint["averages"])
         if self.clock is not None:
             self.clock.load_state_dict(checkpoint["clock"])
-            restore_random_state(checkpoint["random"], self.device)
+            restore_random_state(checkpoint["random"], self.trainer.strategy.root_device)
             self.guard.skipped = checkpoint["skipped"]
+        if self.stored is not None:
+            self.stored.first_step = checkpoint.get("stored_since")
         if self.watch is not None and "watch" in checkpoint:
             self.watch.load_state_dict(checkpoint["watch"])

@@ -7,6 +7,8 @@ import ctypes
 import os
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -34,6 +36,22 @@ def _keep_freed_memory() -> None:
         mallopt = ctypes.CDLL(None).mallopt
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, NEVER)
+
+
+def stop_with_parent(parent: int, seconds: float = 1.0) -> None:
+    """End this process when the one that started it is gone, however it went.
+
+    Args:
+        parent: its process id, as it was when it started this one. seconds: between two looks.
+    """
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(seconds)
+        print("error: rank 0 is gone, so this rank stopped", file=sys.stderr, flush=True)
+        os._exit(4)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def fresh_python(

@@ -12,16 +12,15 @@ from jepa_lm import process
 
 def main(path: Path) -> int:
     """Train this rank's share; returns the exit code. Errors that every rank has are told by rank 0."""
+    process.stop_with_parent(int(os.environ["JEPA_LM_RANK_ZERO"]))  # before slow imports
     process.tune()
     from omegaconf import OmegaConf
 
     from jepa_lm import schema
-    from jepa_lm.distributed import stop_with_parent
     from jepa_lm.errors import EveryRankError, RankError, UserError
     from jepa_lm.stopping import Stopped
     from jepa_lm.training import train
 
-    stop_with_parent()
     schema.register()
     try:
         train(OmegaConf.create(json.loads(path.read_text())))

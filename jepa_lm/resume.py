@@ -21,6 +21,15 @@ def check_resumable(resume: Path, task: LanguageModelTask) -> None:
                 f"ckpt_path={resume}: was trained with another {key} ({before.get(key)}, now "
                 f"{now.get(key)}); resume with the settings of that run"
             )
+    was, accumulate = (
+        c["trainer"]["accumulate_grad_batches"]
+        for c in (checkpoint["hyper_parameters"]["config"], task.config)
+    )
+    if was != accumulate:
+        raise UserError(
+            f"ckpt_path={resume}: was trained with trainer.accumulate_grad_batches={was}, now {accumulate}; "
+            "the place in the data would not be the same"
+        )
     jepa = [
         _leaves("jepa", c["jepa"]) for c in (checkpoint["hyper_parameters"]["config"], task.config)
     ]

@@ -18,7 +18,7 @@ from jepa_lm.checkpoint import find_resume
 from jepa_lm.config import check, resolve
 from jepa_lm.data.datamodule import TokenDataModule
 from jepa_lm.describe import describe, sizes
-from jepa_lm.distributed import ranks_of
+from jepa_lm.distributed import maximum, ranks_of
 from jepa_lm.errors import UserError, disk_error
 from jepa_lm.evaluation.probe import probe
 from jepa_lm.evaluation.temperature import check_temperature
@@ -86,7 +86,11 @@ def train(cfg: DictConfig) -> float | None:
         ranks_of(trainer, config, run_dir),
     ):
         _fit(trainer, task, data, resume)
+        task.stop.over = True
         _conclude(trainer, task, data, about)
+        if trainer.world_size > 1 and task.stop.signum is not None:
+            # Leave together: a launcher takes the first one that ends with a code for a failure.
+            maximum(0.0, device=trainer.strategy.root_device)
     if task.stop.signum is not None:
         raise Stopped(task.stop.signum)
     score = task.scores.get("shipped")
@@ -99,12 +103,11 @@ def _fit(
     """Train, and save what the run ends with."""
     try:
         trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
+        if not task.scores and not task.stop.hurried:  # the restored run had used up its budget
+            trainer.validate(task, datamodule=data, verbose=False)
     except SystemExit as exit:  # Lightning's way to end after a second Ctrl-C
         raise KeyboardInterrupt from exit
-    if not task.scores and not task.stop.hurried:  # the restored run had used up its budget
-        trainer.validate(task, datamodule=data, verbose=False)
-    saver = trainer.checkpoint_callback
-    assert isinstance(saver, SaveCheckpoints)
+    saver = next(c for c in trainer.checkpoint_callbacks if isinstance(c, SaveCheckpoints))
     saver.save(trainer, task)  # again: the validation may have chosen what ships
 
 

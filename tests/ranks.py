@@ -6,6 +6,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -65,3 +66,20 @@ class PoisonRank(Callback):
         if trainer.global_step + 1 == self.step and trainer.global_rank == self.rank:
             with torch.no_grad():
                 next(pl_module.model.parameters()).fill_(float("nan"))
+
+
+class SlowEnd(Callback):
+    """Makes the first rank's conclusion longer than the patience with lost ranks."""
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        if trainer.is_global_zero:
+            from jepa_lm import distributed, training
+
+            distributed.GRACE_SECONDS = 1.0
+            conclude = training._conclude
+
+            def slow(*arguments: Any) -> None:
+                time.sleep(4)
+                conclude(*arguments)
+
+            training._conclude = slow

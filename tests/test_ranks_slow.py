@@ -6,14 +6,16 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
+import sys
 import time
 
 import pytest
 import torch
 
 from jepa_lm.checkpoint import damage, read_checkpoint
-from tests.conftest import SMALL
+from tests.conftest import REPO, SMALL
 from tests.test_end_to_end_slow import losses, run, start
 
 pytestmark = pytest.mark.slow
@@ -21,13 +23,16 @@ LONG = ("trainer.max_steps=100000", "checkpoint.every_n_steps=2", "trainer.log_e
 
 
 def begin(folder, text, *overrides: str) -> subprocess.Popen:
-    """Start two ranks in the background and wait for their first checkpoint."""
+    """Start two ranks in the background and wait for a checkpoint of theirs."""
+    last = folder / "checkpoints" / "last.ckpt"
+    before = last.stat().st_mtime_ns if last.exists() else 0
     common = (*SMALL, f"data.path={text}", "trainer=ddp_sim", f"hydra.run.dir={folder}")
     process = start("train.py", *common, *overrides)
     for _ in range(1200):
-        if (folder / "checkpoints" / "last.ckpt").is_file() or process.poll() is not None:
+        saved = last.exists() and last.stat().st_mtime_ns != before
+        if saved or process.poll() is not None:
             break
-        time.sleep(0.1)
+        time.sleep(0.02)
     assert process.poll() is None, process.communicate()[1]
     return process
 
@@ -88,11 +93,11 @@ def test_sigterm_to_one_rank_stops_both_after_the_same_step(tmp_path, small_text
 
 
 def test_two_ranks_killed_twice_go_on_bit_for_bit(tmp_path, small_text):
-    common = ("trainer.max_steps=200", "checkpoint.every_n_steps=2", "trainer.log_every_n_steps=1")
+    common = ("trainer.max_steps=400", "checkpoint.every_n_steps=2", "trainer.log_every_n_steps=1")
     args = (*SMALL, f"data.path={small_text}", "trainer=ddp_sim", *common, "ckpt_path=auto")
     equal = "+callbacks.equal._target_=tests.ranks.EqualRanks"
     run("train.py", *args, f"hydra.run.dir={tmp_path}/whole")
-    for pause in (0.2, 0.5):
+    for pause in (0.1, 0.3):
         process = begin(tmp_path / "killed", small_text, *common, "ckpt_path=auto")
         time.sleep(pause)
         child = child_of(process)
@@ -149,7 +154,7 @@ def test_nothing_is_exchanged_between_log_points_but_gradients_and_muon(tmp_path
     )
     found = json.loads(counts.read_text())
     assert len(found) == 12
-    quiet = [count for step, count in enumerate(found, 1) if step % 4 and step > 1]
+    quiet = [count for step, count in enumerate(found, 1) if step % 4 and step > 4]
     assert set(quiet) == {1}
     assert {found[3], found[7]} == {2}
 
@@ -169,3 +174,43 @@ def test_a_sweep_of_two_ranks_each_gives_two_runs(tmp_path, small_text):
     assert not [
         p for p in (tmp_path / "sweep").rglob("*") if re.search(r"process_1|rank_1", p.name)
     ]
+
+
+def test_ranks_with_folders_of_their_own_are_told_so(tmp_path, small_text):
+    """As torchrun starts them: each composes its own config, so each finds its own checkpoint."""
+    common = (*SMALL, f"data.path={small_text}", "ckpt_path=auto")
+    run("train.py", *common, f"hydra.run.dir={tmp_path}/a")
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    ranks = []
+    for rank, folder in enumerate("ab"):
+        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_PORT": port}
+        names = {"MASTER_ADDR": "127.0.0.1", "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
+        elastic = {"TORCHELASTIC_RUN_ID": "1", "OMP_NUM_THREADS": "1"}
+        command = ["train.py", *common, "trainer=ddp_sim", "trainer.max_steps=9"]
+        ranks.append(
+            subprocess.Popen(
+                [sys.executable, *command, f"hydra.run.dir={tmp_path}/{folder}"],
+                cwd=REPO,
+                env={**os.environ, **place, **names, **elastic},
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+                text=True,
+            )
+        )
+    for rank in ranks:
+        _, err = rank.communicate(timeout=120)
+        assert rank.returncode == 2, err
+        assert "the ranks found different checkpoints (rank 0: last.ckpt; rank 1: none)" in err
+
+
+def test_a_stopped_run_may_take_its_time_to_conclude(tmp_path, small_text):
+    """The other ranks end with the code of the signal, which is no loss; the first one concludes."""
+    process = begin(
+        tmp_path / "run", small_text, *LONG, "+callbacks.slow._target_=tests.ranks.SlowEnd"
+    )
+    process.send_signal(signal.SIGUSR1)
+    _, err = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGUSR1, err
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "interrupted"

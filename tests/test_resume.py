@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import shutil
 from functools import partial
 
@@ -13,7 +14,14 @@ from lightning.pytorch.callbacks import Callback
 
 from jepa_lm import training
 from jepa_lm.callbacks.checkpoints import AtomicCheckpointIO
-from jepa_lm.checkpoint import checkpoints_in, damage, find_checkpoint, find_resume, read_checkpoint
+from jepa_lm.checkpoint import (
+    checkpoints_in,
+    damage,
+    find_checkpoint,
+    find_resume,
+    newest_whole,
+    read_checkpoint,
+)
 from jepa_lm.errors import UserError
 from jepa_lm.optim.clock import ProgressClock
 from jepa_lm.run import train
@@ -81,7 +89,7 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(small, copy, tmp_pat
     said = capsys.readouterr().err
     assert "warning:" in said
     assert "damaged" in said
-    assert "step-3.ckpt" in said
+    assert "step-3.ckpt" in said  # what the run continues
     after = read_checkpoint(tmp_path / "rest" / "checkpoints" / "last.ckpt")["state_dict"]
     assert all(torch.equal(before[n], after[n]) for n in before)
     assert got == json.loads((copy / "summary.json").read_text())["val"]["bpb"]
@@ -286,3 +294,67 @@ def test_checkpoints_cost_no_training_time(small, tmp_path, monkeypatch):
     monkeypatch.setattr(AtomicCheckpointIO, "save_checkpoint", slow)
     train(small("checkpoint.every_n_steps=2"))
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["seconds"] < 100
+
+
+def test_a_run_that_has_used_up_its_seconds_trains_no_further(small, tmp_path, monkeypatch):
+    """What a requeued job does: each start would otherwise add a step."""
+    budget = ("trainer.max_steps=null", "trainer.max_time=3", "ckpt_path=auto")
+    monkeypatch.setattr(training, "ProgressClock", partial(ProgressClock, now=Ticks()))
+    train(small(*budget))
+    first = json.loads((tmp_path / "run" / "summary.json").read_text())
+    got = train(small(*budget))
+    again = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert again["steps"] == first["steps"]
+    assert again["seconds"] == pytest.approx(first["seconds"], abs=0.5)
+    assert got == first["val"]["bpb"]
+
+
+def test_new_settings_count_after_a_resume(small, tmp_path):
+    """The advice of an error, to lower the learning rate, must not be overruled by the checkpoint."""
+    train(small("trainer.max_steps=4"))
+    lower = ("optimizer.groups.matrices.lr=1e-5", "optimizer.groups.matrices.weight_decay=0.3")
+    train(small("trainer.max_steps=8", "ckpt_path=auto", *lower))
+    state = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["optimizer_states"][0]
+    (group,) = [g for g in state["param_groups"] if g["name"] == "matrices"]
+    assert group["lr"] < 1e-5
+    assert (group["initial_lr"], group["weight_decay"]) == (1e-5, 0.3)
+
+
+def test_another_number_of_micro_batches_is_refused(small, trained):
+    more = ("trainer.accumulate_grad_batches=2", "trainer.max_steps=9")
+    with pytest.raises(UserError, match=r"accumulate_grad_batches=1, now 2"):
+        train(small(f"ckpt_path={trained.folder}", *more))
+
+
+def test_a_copy_in_the_place_of_a_second_name_takes_no_ones_place(small, tmp_path, monkeypatch):
+    """On disks without hard links."""
+
+    def refuses(*arguments):
+        raise OSError(95, "Operation not supported")
+
+    monkeypatch.setattr(os, "link", refuses)
+    train(small("checkpoint.every_n_steps=2", "checkpoint.keep=2"))
+    assert names(tmp_path / "run" / "checkpoints") == ["last.ckpt", "step-4.ckpt", "step-6.ckpt"]
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_any_wrong_byte_is_damage_or_harmless(copy, seed):
+    """Headers included: never a traceback, and never other values."""
+    path = copy / "checkpoints" / "step-6.ckpt"
+    whole, draw = path.read_bytes(), random.Random(seed)
+    before = read_checkpoint(path)["state_dict"]
+    for _ in range(25):
+        data = bytearray(whole)
+        near_the_end = draw.random() < 0.5  # where the archive's directory lies
+        at = (
+            draw.randrange(len(data) - 8000, len(data))
+            if near_the_end
+            else draw.randrange(len(data))
+        )
+        data[at] ^= 1 << draw.randrange(8)
+        path.write_bytes(data)
+        found = newest_whole(copy / "checkpoints")
+        if found.name == "step-3.ckpt":
+            continue
+        after = read_checkpoint(found)["state_dict"]
+        assert all(torch.equal(before[n], after[n]) for n in before)

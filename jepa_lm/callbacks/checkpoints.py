@@ -80,6 +80,8 @@ class SaveCheckpoints(Checkpoint):
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Make the folder: from now on this is a run that can be resumed."""
+        if trainer.ckpt_path:
+            self.newest = Path(trainer.ckpt_path)
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
             for temporary in self.folder.glob(".*.tmp"):
@@ -110,13 +112,13 @@ class SaveCheckpoints(Checkpoint):
             path = self.folder / f"step-{trainer.global_step}.ckpt"
             trainer.save_checkpoint(path)
             if trainer.is_global_zero:
-                _rename(path, self.folder / LAST_FILE)
-                for old in checkpoints_in(self.folder)[self.keep :]:
+                _name_again(path, self.folder / LAST_FILE)
+                for old in checkpoints_in(self.folder, "step-*.ckpt")[self.keep :]:
                     old.unlink(missing_ok=True)
         self.newest, self._saved = path, trainer.global_step
 
 
-def _rename(path: Path, last: Path) -> None:
+def _name_again(path: Path, last: Path) -> None:
     """Give the file a second name; where the disk knows no such thing, a copy has to do."""
     temporary = last.with_name(f".{last.name}.tmp")
     temporary.unlink(missing_ok=True)

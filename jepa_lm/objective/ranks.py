@@ -16,10 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-
-def world_size() -> int:
-    """How many processes add up; 1 outside a process group."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+from jepa_lm.distributed import world_size
 
 
 class _SumOverRanks(torch.autograd.Function):

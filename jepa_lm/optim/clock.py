@@ -53,6 +53,8 @@ class ProgressClock:
         self._started: float | None = None
         self._agreed = (0, 0.0)
         """Step and seconds of the last exchange."""
+        self._pace = 0.0
+        """Seconds a step between the last two exchanges."""
 
     def start(self) -> None:
         """Run the clock, if it stands."""
@@ -73,9 +75,14 @@ class ProgressClock:
     def advance(self) -> None:
         """An optimizer step is done."""
         self.step += 1
-        due = self.step == 1 or self.step % self.exchange_every == 0
-        if self.exchange is not None and due:
-            self._agreed = (self.step, self.exchange(self._local()))
+        if self.exchange is not None and self._exchanges():
+            (step, before), now = self._agreed, self.exchange(self._local())
+            self._agreed, self._pace = (self.step, now), (now - before) / (self.step - step)
+
+    def _exchanges(self) -> bool:
+        """On the interval, and often at the start: the first step of a run is not like the others."""
+        begins = self.step < self.exchange_every and self.step & (self.step - 1) == 0
+        return begins or self.step % self.exchange_every == 0
 
     def _local(self) -> float:
         running = 0.0 if self._started is None else self._now() - self._started
@@ -87,7 +94,7 @@ class ProgressClock:
         if self.exchange is None:
             return self._local()
         step, seconds = self._agreed
-        return seconds * self.step / step if step else 0.0
+        return seconds + (self.step - step) * self._pace
 
     @property
     def progress(self) -> float:
@@ -116,3 +123,4 @@ class ProgressClock:
         """Continue where another run stopped."""
         self.step, self._before = state["step"], state["elapsed"]
         self._agreed = (self.step, self._before)
+        self._pace = self._before / self.step if self.step else 0.0

@@ -70,6 +70,13 @@ class MuonAdamW(torch.optim.Optimizer):
                 update_alone(group, params, self.state)
         return loss
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take over moments, but not settings: those are of the config that the run goes on with."""
+        own = [{k: v for k, v in g.items() if k != "params"} for g in self.param_groups]
+        super().load_state_dict(state_dict)
+        for group, settings in zip(self.param_groups, own, strict=True):
+            group.update(settings)
+
     def zero_counters(self) -> None:
         """Forget how many steps AdamW's moments were averaged over, but not the moments."""
         for state in self.state.values():

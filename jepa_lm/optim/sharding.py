@@ -18,6 +18,8 @@ from typing import NamedTuple
 import torch.distributed as dist
 from torch import Tensor
 
+from jepa_lm.distributed import world_size
+
 
 class Matrix(NamedTuple):
     """What the plan must know of a matrix: its Muon group by position, [R, C], its iterations."""
@@ -92,11 +94,6 @@ def _places(
             begin += matrices[i].rows * matrices[i].cols
     assert len(places) == len(matrices), "a matrix without a rank"
     return tuple(places[i] for i in range(len(matrices)))
-
-
-def world_size() -> int:
-    """How many ranks train together; 1 for a single process."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def start_gather(mine: Tensor) -> tuple[Tensor, dist.Work]:

@@ -141,7 +141,7 @@ def test_ranks_with_different_watches_agree_on_every_step():
             break
     assert leader.done
     assert leader.step == pytest.approx(200, abs=10)
-    assert len(told) <= leader.step / 10 + 2  # no exchange on the steps between
+    assert len(told) <= leader.step / 10 + 6  # no exchange on the steps between
 
 
 def test_scheduler_writes_lr_and_momentum_into_the_groups():
