@@ -7,11 +7,9 @@ have agreed on it together with the clock.
 
 from __future__ import annotations
 
-import os
 import signal
 import sys
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
@@ -21,8 +19,6 @@ from jepa_lm.errors import warn
 
 NAMES = ("SIGINT", "SIGUSR1", "SIGUSR2", "SIGTERM")
 """By urgency; a rank that got a more urgent one decides for all."""
-IMPATIENT_SECONDS = 5.0
-"""A SIGTERM this long after the first signal stops at once: the run may hang. Launchers send it twice."""
 Handler = Callable[[int, FrameType | None], Any]
 
 
@@ -75,17 +71,12 @@ class StopRequest:
             yield  # only the main thread may listen
             return
 
-        first = [0.0]
-
         def note(signum: int, frame: FrameType | None) -> None:
             name = signal.Signals(signum).name
-            again = self.asked and time.monotonic() - first[0] > IMPATIENT_SECONDS
             if name == "SIGINT" and (self.asked or self.over):
                 raise KeyboardInterrupt
-            if self.over or (again and name == "SIGTERM"):
-                os._exit(128 + signum) if again else sys.exit(128 + signum)
-            if not self.asked:
-                first[0] = time.monotonic()
+            if self.over:
+                sys.exit(128 + signum)
             urgency = 1 + NAMES.index(name)
             if speak and urgency > self.asked:
                 after = "and a validation; Ctrl-C again stops at once" if urgency == 1 else ""

@@ -120,3 +120,15 @@ def test_a_second_ctrl_c_stops_at_once_and_the_more_urgent_signal_wins():
     request.agreed = request.asked
     assert request.signum == signal.SIGTERM
     assert request.hurried
+
+
+@pytest.mark.parametrize(
+    ("name", "error"), [("SIGINT", KeyboardInterrupt), ("SIGTERM", SystemExit)]
+)
+def test_when_training_is_over_a_signal_stops_at_once(name, error):
+    """Nothing is promised that will not happen: no step and no validation follows."""
+    request = StopRequest()
+    with pytest.raises(error), request.listening(speak=True):
+        request.over = True
+        os.kill(os.getpid(), getattr(signal, name))
+    assert not request.asked
