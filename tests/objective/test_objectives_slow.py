@@ -71,7 +71,7 @@ def test_draws_of_each_rank_train_and_resume(small, tmp_path, global_statistics)
             f"jepa.global_statistics={global_statistics}",
             "jepa.schedule.steps=1",
             "jepa.weight=1",
-            "callbacks.checkpoint.save_top_k=-1",
+            "checkpoint.keep=9",
             "+callbacks.equal._target_=tests.ranks.EqualRanks",
             *record,
             *overrides,
