@@ -93,8 +93,8 @@ def find_resume(value: str, run_dir: Path) -> Path | None:
         return newest_whole(run_dir / "checkpoints")
     folder = Path(os.path.expanduser(value))
     if value == LAST and not folder.exists():
-        others = [f for f in LOGS.glob(f"{RUNS}/checkpoints") if f.parent != run_dir.absolute()]
-        others = [f for f in others if f.parent.resolve() != run_dir.resolve()]
+        own = run_dir.resolve()
+        others = [f for f in LOGS.glob(f"{RUNS}/checkpoints") if f.parent.resolve() != own]
         if not others:
             return find_checkpoint(value)
         folder = max(others, key=lambda f: f.stat().st_mtime_ns).parent

@@ -21,19 +21,25 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 import torch.distributed as dist
+from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from jepa_lm.errors import RankError
-from jepa_lm.process import fresh_python
+from jepa_lm.process import PARENT, fresh_python
 from jepa_lm.records import write_json
 
 POLL_SECONDS = 1.0
 GRACE_SECONDS = 20.0
 """How long the first process may take to notice by itself that another one is gone."""
-RANK_ZERO = "JEPA_LM_RANK_ZERO"
-"""Variable with the process id of the first rank, in the others it has started."""
-VARIABLES = ("MASTER_ADDR", "MASTER_PORT", "NODE_RANK", "LOCAL_RANK", "WORLD_SIZE")
+VARIABLES = (
+    "MASTER_ADDR",
+    "MASTER_PORT",
+    "NODE_RANK",
+    "LOCAL_RANK",
+    "WORLD_SIZE",
+    "OMP_NUM_THREADS",
+)
 """What a launch leaves in the environment; the next job of a sweep would take it for a rank's."""
 
 
@@ -77,6 +83,7 @@ class Launcher(_SubprocessScriptLauncher):
         )
         if not self.cluster_environment.creates_processes_externally:
             self._start_others()
+        _set_num_threads_if_needed(num_processes=self.num_processes)
         return function(*args, **kwargs)
 
     def _start_others(self) -> None:
@@ -89,7 +96,7 @@ class Launcher(_SubprocessScriptLauncher):
         os.environ["WORLD_SIZE"] = str(self.num_processes * self.num_nodes)
         for rank in range(1, self.num_processes):
             command = ("-m", "jepa_lm.rank_process", str(self.config_path))
-            variables = {"LOCAL_RANK": str(rank), RANK_ZERO: str(os.getpid())}
+            variables = {"LOCAL_RANK": str(rank), PARENT: str(os.getpid())}
             self.procs.append(fresh_python(*command, variables=variables))
         threading.Thread(target=self._observe, daemon=True).start()
 
@@ -152,7 +159,7 @@ def ranks_of(trainer: pl.Trainer, config: dict[str, Any], run_dir: Path) -> Iter
         return
     before = {name: os.environ.get(name) for name in VARIABLES}
     launcher.config_path = run_dir / "ranks.json"
-    if trainer.is_global_zero:
+    if not launcher.cluster_environment.creates_processes_externally:
         launcher.config_path.write_text(json.dumps(config))
     try:
         yield
@@ -165,9 +172,7 @@ def ranks_of(trainer: pl.Trainer, config: dict[str, Any], run_dir: Path) -> Iter
         ) from error
     finally:
         launcher.finished()
-        if (
-            launcher.procs
-        ):  # ours to clear away: the next job of a sweep starts processes of its own
+        if launcher.procs:  # for the next job of a sweep, which starts processes of its own
             if sys.exc_info()[0] is not None:
                 launcher.kill_others()
             with suppress(RuntimeError):

@@ -37,7 +37,7 @@ from jepa_lm.optim.ghost import run_ghost_steps
 from jepa_lm.optim.recipe import OptimizerRecipe
 from jepa_lm.quantization.policy import Policy
 from jepa_lm.quantization.training import StoredWeights
-from jepa_lm.randomness import random_state, restore_random_state
+from jepa_lm.run_state import load_run_state, save_run_state
 from jepa_lm.side_by_side import SideBySide
 from jepa_lm.stopping import StopRequest
 from jepa_lm.training_log import TrainingLog
@@ -128,9 +128,7 @@ class LanguageModelTask(LightningModule):
         scheduler.step()
         if self.objective is not None:
             self.objective.after_step(self.model, self.clock)
-        assert self.recipe.lr is not None
-        factor = self.recipe.lr(self.clock)
-        self.averages.update(self.model, step=self.clock.step, lr_factor=factor)
+        self.averages.update(self.model, step=self.clock.step, lr_factor=scheduler.factor)
         if self.trainer.world_size == 1:
             self.stop.agreed = self.stop.asked
         if self.clock.done or self.stop.agreed:
@@ -308,27 +306,9 @@ class LanguageModelTask(LightningModule):
         self._validation.__exit__(None, None, None)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """The tokenizer's fingerprint, the clock, the random state and what ships travel along."""
-        checkpoint["tokenizer"] = self.trainer.datamodule.tokenizer.fingerprint  # type: ignore[attr-defined]
-        checkpoint["shipped"] = self.averages.shipped()
-        checkpoint["averages"] = self.averages.bookkeeping()
-        if self.clock is not None:
-            checkpoint["clock"] = self.clock.state_dict()
-            checkpoint["random"] = random_state(self.trainer.strategy.root_device)
-            checkpoint["skipped"] = self.guard.skipped
-        if self.stored is not None:
-            checkpoint["stored_since"] = self.stored.first_step
-        if self.watch is not None:
-            checkpoint["watch"] = self.watch.state_dict()
+        """What a resumed run needs beside weights and optimizer travels along."""
+        save_run_state(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Continue the clock and the random numbers of the run."""
-        self.averages.load_bookkeeping(checkpoint["averages"])
-        if self.clock is not None:
-            self.clock.load_state_dict(checkpoint["clock"])
-            restore_random_state(checkpoint["random"], self.trainer.strategy.root_device)
-            self.guard.skipped = checkpoint["skipped"]
-        if self.stored is not None:
-            self.stored.first_step = checkpoint.get("stored_since")
-        if self.watch is not None and "watch" in checkpoint:
-            self.watch.load_state_dict(checkpoint["watch"])
+        """Go on from there."""
+        load_run_state(self, checkpoint)

@@ -13,6 +13,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from jepa_lm.errors import RankError
+
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
 """Names of glibc's malloc.h."""
 NEVER = 2**31 - 1
@@ -38,18 +40,19 @@ def _keep_freed_memory() -> None:
         mallopt(M_TRIM_THRESHOLD, NEVER)
 
 
-def stop_with_parent(parent: int, seconds: float = 1.0) -> None:
-    """End this process when the one that started it is gone, however it went.
+PARENT = "JEPA_LM_RANK_ZERO"
+"""Variable with the process id of the first rank, in the others it has started."""
 
-    Args:
-        parent: its process id, as it was when it started this one. seconds: between two looks.
-    """
+
+def stop_with_parent() -> None:
+    """In a rank that another process has started: end when that one is gone, however it went."""
+    parent = int(os.environ[PARENT])
 
     def watch() -> None:
         while os.getppid() == parent:
-            time.sleep(seconds)
+            time.sleep(1.0)
         print("error: rank 0 is gone, so this rank stopped", file=sys.stderr, flush=True)
-        os._exit(4)
+        os._exit(RankError.exit_code)
 
     threading.Thread(target=watch, daemon=True).start()
 

@@ -12,7 +12,7 @@ from jepa_lm import process
 
 def main(path: Path) -> int:
     """Train this rank's share; returns the exit code. Errors that every rank has are told by rank 0."""
-    process.stop_with_parent(int(os.environ["JEPA_LM_RANK_ZERO"]))  # before slow imports
+    process.stop_with_parent()  # before slow imports
     process.tune()
     from omegaconf import OmegaConf
 

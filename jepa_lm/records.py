@@ -13,7 +13,17 @@ from typing import Any
 import jepa_lm
 
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "sentencepiece", "numpy")
-NOT_HASHED = {"paths", "ckpt_path", "callbacks", "logger", "task_name", "tags", "describe", "probe"}
+NOT_HASHED = {
+    "paths",
+    "ckpt_path",
+    "callbacks",
+    "logger",
+    "checkpoint",
+    "task_name",
+    "tags",
+    "describe",
+    "probe",
+}
 """Where and how a run is watched does not change what it computes."""
 
 

@@ -37,7 +37,6 @@ def check_devices(settings: dict[str, Any]) -> None:
 def make_trainer(config: dict[str, Any]) -> pl.Trainer:
     """Lightning's Trainer; our own settings are taken out or translated."""
     settings = dict(config["trainer"])
-    check_devices(settings)
     if (algorithm := settings.get("gradient_clip_algorithm")) not in (None, "norm"):
         raise UserError(
             f"trainer.gradient_clip_algorithm={algorithm}: gradients are clipped by norm"

@@ -60,7 +60,8 @@ def train(cfg: DictConfig) -> float | None:
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     run_dir = Path(config["paths"]["run_dir"])
     resume = find_resume(config["ckpt_path"], run_dir) if config["ckpt_path"] else None
-    config["ckpt_path"] = None if resume is None else str(resume)  # every rank takes this one
+    # The ranks that are started from here take the same one.
+    config["ckpt_path"] = None if resume is None else str(resume)
     clock = ProgressClock(max_steps=budget["max_steps"], max_time=budget["max_time"])
     task = LanguageModelTask(config, clock)
     if config["describe"]:

@@ -91,7 +91,7 @@ def test_config_hash_follows_what_is_computed(small):
     def of(*overrides, **kwargs):
         return config_hash(resolve(small(*overrides, **kwargs)))
 
-    assert of() == of("task_name=other", "tags=[a]")
+    assert of() == of("task_name=other", "tags=[a]", "checkpoint.every_n_steps=7")
     assert of() != of("seed=2")
     assert of() != of("optimizer.groups.matrices.lr=0.5")
 

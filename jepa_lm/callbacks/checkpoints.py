@@ -75,8 +75,9 @@ class SaveCheckpoints(Checkpoint):
                 raise UserError(f"checkpoint.{key}={value}: at least 1")
         self.folder, self.every_n_steps, self.keep = Path(folder), every_n_steps, keep
         self.newest: Path | None = None
-        """Of this run."""
-        self._saved = -1
+        """Of this run, or the one that it goes on from."""
+        self._saved: tuple[int, str] | None = None
+        """Step and shipped weights of the newest one that this run has written."""
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
         """Make the folder: from now on this is a run that can be resumed."""
@@ -97,14 +98,17 @@ class SaveCheckpoints(Checkpoint):
     ) -> None:
         """Save when it is time. An end is saved before its validation, which a kill may cut off."""
         step = trainer.global_step
-        if step == self._saved or not task.ends_step(batch_idx):
+        if not task.ends_step(batch_idx):
             return
         due = self.every_n_steps is not None and step % self.every_n_steps == 0
         if due or trainer.should_stop or step == trainer.max_steps:
             self.save(trainer, task)
 
     def save(self, trainer: Trainer, task: LanguageModelTask) -> None:
-        """Save now. With several ranks, all of them have to call it."""
+        """Save now what is not saved yet. With several ranks, all of them have to call it."""
+        now = trainer.global_step, task.averages.shipped()
+        if now == self._saved:
+            return
         agree(task, 0.0)  # no checkpoint of weights that are no numbers
         with task.not_training():
             for logger in trainer.loggers:
@@ -115,7 +119,7 @@ class SaveCheckpoints(Checkpoint):
                 _name_again(path, self.folder / LAST_FILE)
                 for old in checkpoints_in(self.folder, "step-*.ckpt")[self.keep :]:
                     old.unlink(missing_ok=True)
-        self.newest, self._saved = path, trainer.global_step
+        self.newest, self._saved = path, now
 
 
 def _name_again(path: Path, last: Path) -> None:

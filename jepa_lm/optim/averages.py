@@ -118,9 +118,7 @@ class Averages(nn.Module, Generic[AnyModule]):
             self.ema.move(model, self.decay)
         falls = self._lr_factor is not None and lr_factor < self._lr_factor
         if lr_factor >= 1.0:
-            self.taken = (
-                0  # it had not begun to fall for good: the pace of the first steps misleads
-            )
+            self.taken = 0  # not for good, after all: the pace of the first steps misleads
         self._lr_factor = lr_factor
         if self.swa is not None and (falls or self.taken) and step % self.swa_every == 0:
             self.swa.move(model, self.taken / (self.taken + 1))
