@@ -113,9 +113,11 @@ class LanguageModelTask(LightningModule):
         }
 
     def configure_callbacks(self) -> list[Callback]:
-        """Measuring comes with the objective, swapping with the quantization, not with a setting."""
-        compiler = [self.compiler] if self.config["compile"] else []
-        return [TrainOnStoredWeights(), MeasureObjective(), *compiler]
+        """They come with the quantization, the objective and the compiler, not with a setting."""
+        swapping = [TrainOnStoredWeights()] if self.stored is not None else []
+        measuring = [MeasureObjective()] if self.watch is not None else []
+        compiling = [self.compiler] if self.config["compile"] else []
+        return [*swapping, *measuring, *compiling]
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Called once after each optimizer step, however many micro-batches it took."""

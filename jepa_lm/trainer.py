@@ -68,11 +68,24 @@ def make_trainer(config: dict[str, Any]) -> pl.Trainer:
         if isinstance(cause, pl.utilities.exceptions.MisconfigurationException):
             raise UserError(f"trainer: {' '.join(str(cause).split())}") from error
         raise
+    _trim(trainer)
+    return trainer
+
+
+def _trim(trainer: pl.Trainer) -> None:
+    """Take out of Lightning's loop what this project does in another way."""
     # Signals are ours (see stopping.py). Lightning's handler would start a collective inside a signal,
     # and with several ranks it asks for SIGTERM by a broadcast and a host read before every batch.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
-    return trainer
+    loop = trainer.fit_loop.epoch_loop
+    loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    # It would inspect the signature of `training_step` before each call.
+    loop._build_kwargs = _arguments  # type: ignore[method-assign]
+
+
+def _arguments(kwargs: dict[str, Any], batch: Any, batch_idx: int) -> dict[str, Any]:
+    """What `training_step` takes."""
+    return kwargs | {"batch": batch, "batch_idx": batch_idx}
 
 
 class _NoProfiler(PassThroughProfiler):
