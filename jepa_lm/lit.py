@@ -114,9 +114,9 @@ class LanguageModelTask(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """They come with the quantization, the objective and the compiler, not with a setting."""
-        swapping = [TrainOnStoredWeights()] if self.stored is not None else []
-        measuring = [MeasureObjective()] if self.watch is not None else []
-        compiling = [self.compiler] if self.config["compile"] else []
+        swapping: list[Callback] = [TrainOnStoredWeights()] if self.stored is not None else []
+        measuring: list[Callback] = [MeasureObjective()] if self.watch is not None else []
+        compiling: list[Callback] = [self.compiler] if self.config["compile"] else []
         return [*swapping, *measuring, *compiling]
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import warnings
+from collections import OrderedDict
 from contextlib import nullcontext
 from typing import Any
 
@@ -83,9 +84,9 @@ def _trim(trainer: pl.Trainer) -> None:
     loop._build_kwargs = _arguments  # type: ignore[method-assign]
 
 
-def _arguments(kwargs: dict[str, Any], batch: Any, batch_idx: int) -> dict[str, Any]:
+def _arguments(kwargs: OrderedDict[str, Any], batch: Any, batch_idx: int) -> OrderedDict[str, Any]:
     """What `training_step` takes."""
-    return kwargs | {"batch": batch, "batch_idx": batch_idx}
+    return OrderedDict(kwargs, batch=batch, batch_idx=batch_idx)
 
 
 class _NoProfiler(PassThroughProfiler):
