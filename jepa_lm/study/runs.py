@@ -1,0 +1,81 @@
+"""What a run folder holds: summary.json, config.json and metrics.csv."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run that has begun, finished or not."""
+
+    folder: Path
+
+    @cached_property
+    def summary(self) -> Mapping[str, Any]:
+        """summary.json; empty while the run is not over or was killed."""
+        return _read_json(self.folder / "summary.json")
+
+    @cached_property
+    def config(self) -> Mapping[str, Any]:
+        """config.json: the resolved config that it was started with."""
+        return _read_json(self.folder / "config.json")
+
+    @property
+    def status(self) -> str:
+        """finished, failed, interrupted, or unfinished: no summary yet."""
+        return str(self.summary.get("status", "unfinished"))
+
+    @property
+    def finished(self) -> bool:
+        """It has used up its budget and has a score."""
+        return self.status == "finished" and self.bpb is not None
+
+    @property
+    def bpb(self) -> float | None:
+        """Bits per byte of the final validation."""
+        return _score(self.summary, "bpb")
+
+    @property
+    def nll(self) -> float | None:
+        """Nats per token of the final validation."""
+        return _score(self.summary, "nll")
+
+    def series(self, name: str) -> list[tuple[int, float]]:
+        """A column of metrics.csv as (step, value), finite values alone."""
+        path = self.folder / "metrics.csv"
+        if not path.is_file():
+            return []
+        found = []
+        with open(path, newline="") as file:
+            for row in csv.DictReader(file):
+                text = row.get(name) or ""
+                if text and math.isfinite(value := float(text)):
+                    found.append((int(row["step"]), value))
+        return found
+
+
+def find_runs(folder: Path) -> Iterator[Run]:
+    """Every run below a folder, by name: folders with a config.json or summary.json of a training."""
+    for path in sorted(folder.rglob("config.json")):
+        yield Run(path.parent)
+
+
+def _score(summary: Mapping[str, Any], name: str) -> float | None:
+    value = (summary.get("val") or {}).get(name)
+    return None if value is None or not math.isfinite(value) else float(value)
+
+
+def _read_json(path: Path) -> Mapping[str, Any]:
+    try:
+        found = json.loads(path.read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
