@@ -13,6 +13,8 @@ from typing import Any
 import jepa_lm
 
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "sentencepiece", "numpy")
+CONFIG_FILE = "config.json"
+"""The resolved config that a run was started with, in its folder."""
 NOT_HASHED = {
     "paths",
     "ckpt_path",
@@ -21,6 +23,7 @@ NOT_HASHED = {
     "checkpoint",
     "task_name",
     "tags",
+    "study",
     "describe",
     "probe",
 }
@@ -43,7 +46,10 @@ def config_hash(config: dict[str, Any]) -> str:
 
 
 def git_state() -> dict[str, Any]:
-    """Commit of the source and whether it was changed since; None where there is no repository."""
+    """Commit of the source, whether it was changed since, and a hash of the changes.
+
+    None where there is no repository.
+    """
     folder = Path(jepa_lm.__file__).parent
 
     def git(*arguments: str) -> str | None:
@@ -56,7 +62,12 @@ def git_state() -> dict[str, Any]:
         return done.stdout.strip() if done.returncode == 0 else None
 
     changes = git("status", "--porcelain", "--untracked-files=no")
-    return {"commit": git("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
+    difference = git("diff", "HEAD") if changes else None
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": None if changes is None else bool(changes),
+        "diff": difference and hashlib.sha256(difference.encode()).hexdigest()[:16],
+    }
 
 
 def versions() -> dict[str, str]:
