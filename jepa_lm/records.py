@@ -6,6 +6,7 @@ import hashlib
 import json
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -37,12 +38,17 @@ def write_json(path: Path, value: Any) -> None:
     temporary.replace(path)
 
 
-def config_hash(config: dict[str, Any]) -> str:
+def relevant(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a resolved config that decides what a run computes."""
+    kept = {key: value for key, value in config.items() if key not in NOT_HASHED}
+    kept["data"] = {k: v for k, v in config["data"].items() if k != "cache_dir"}
+    kept["trainer"] = {k: v for k, v in config["trainer"].items() if k != "default_root_dir"}
+    return kept
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
     """Equal for runs that compute the same."""
-    relevant = {key: value for key, value in config.items() if key not in NOT_HASHED}
-    relevant["data"] = {k: v for k, v in config["data"].items() if k != "cache_dir"}
-    relevant["trainer"] = {k: v for k, v in config["trainer"].items() if k != "default_root_dir"}
-    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(relevant(config), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def git_state() -> dict[str, Any]:

@@ -8,13 +8,14 @@ to differ in exactly the keys that the arm declares.
 
 from __future__ import annotations
 
+import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 from jepa_lm.config import check_type, unknown_key
 from jepa_lm.errors import UserError
-from jepa_lm.records import LEFT_OUT, relevant
+from jepa_lm.records import relevant
 
 ABSENT = "(absent)"
 """In the place of a key that only one side has."""
@@ -54,8 +55,8 @@ class Arm:
             return f"only for {', '.join(self.only)}"
         if objective in self.without:
             return f"not for {objective}"
-        if self.needs is not None and not flat(config).get(self.needs, _below(config, self.needs)):
-            return f"this objective has no {self.needs}"
+        if self.needs is not None and not _value(config, self.needs):
+            return f"nothing to change: no {self.needs}"
         return None
 
     def replaced(self) -> list[str]:
@@ -69,7 +70,7 @@ def read_arms(node: Mapping[str, Any]) -> list[Arm]:
     Raises:
         UserError: naming the key.
     """
-    known = {f.name: f.type for f in fields(Arm) if f.name != "name"}
+    known = {key: hint for key, hint in typing.get_type_hints(Arm).items() if key != "name"}
     arms = []
     for name, settings in node.items():
         path = f"study.arms.{name}"
@@ -80,8 +81,7 @@ def read_arms(node: Mapping[str, Any]) -> list[Arm]:
         for key, value in settings.items():
             if key not in known:
                 raise unknown_key(f"{path}.{key}", [f"{path}.{k}" for k in known], "an arm")
-            kind = {"seed_offset": int, "scale": dict, "role": str, "says": str}
-            check_type(f"{path}.{key}", value, kind.get(key, str | None if key in ("needs", "same_as") else list))
+            check_type(f"{path}.{key}", value, known[key])
         arms.append(Arm(name=name, **settings))
     names = {arm.name for arm in arms}
     for arm in arms:
@@ -122,7 +122,7 @@ def check_declared(arm: Arm, found: Mapping[str, tuple[Any, Any]]) -> None:
     """
     declared = [*arm.changes, *arm.scale, *(["seed"] if arm.seed_offset else [])]
     for key, (theirs, ours) in found.items():
-        if not below(key, declared) and not (arm.seed_offset and theirs_seed(key)):
+        if not below(key, declared) and not (arm.seed_offset and key.endswith(".seed")):
             raise UserError(
                 f"study.arms.{arm.name}: differs from the treatment in {key} ({theirs} there, {ours} "
                 f"here), which study.arms.{arm.name}.changes does not declare"
@@ -135,12 +135,7 @@ def check_declared(arm: Arm, found: Mapping[str, tuple[Any, Any]]) -> None:
             )
 
 
-def theirs_seed(key: str) -> bool:
-    """Whether a key follows the run's seed by interpolation."""
-    return key == "seed" or key.endswith(".seed")
-
-
-def _below(config: Mapping[str, Any], key: str) -> Any:
+def _value(config: Mapping[str, Any], key: str) -> Any:
     node: Any = config
     for part in key.split("."):
         node = node.get(part) if isinstance(node, Mapping) else None
@@ -152,16 +147,3 @@ def describe_differences(found: Mapping[str, tuple[Any, Any]], most: int = 6) ->
     told = [f"{key} was {a}, now {b}" for key, (a, b) in list(found.items())[:most]]
     more = f" and {len(found) - most} more" if len(found) > most else ""
     return "; ".join(told) + more
-
-
-__all__ = [
-    "ABSENT",
-    "LEFT_OUT",
-    "Arm",
-    "below",
-    "check_declared",
-    "describe_differences",
-    "differences",
-    "flat",
-    "read_arms",
-]

@@ -7,7 +7,6 @@ import torch
 
 from jepa_lm.describe import count_parameters, flops_per_token
 from jepa_lm.errors import UserError
-from jepa_lm.run import train
 from tests.objective.conftest import (
     DEEP_ENOUGH,
     OBJECTIVES,
@@ -19,7 +18,7 @@ from tests.objective.conftest import (
     random_batch,
 )
 
-GUARDED = ("vicreg", "lewm", "patch", "chunk")
+GUARDED = ("vicreg", "lewm", "chunk")
 
 
 @pytest.mark.parametrize("name", OBJECTIVES + RECIPES)
@@ -62,20 +61,24 @@ def test_the_placebo_draws_anew_for_each_micro_batch_and_the_same_after_a_resume
     assert len({t.sum(dim=(1, 2)).argmax().item() for t in drawn}) > 3
 
 
-def test_a_placebo_cannot_be_predicted(small, tmp_path):
-    """Trained alike, the prediction of a text's own latents gets better than that of another's."""
-    losses = {}
+def test_a_placebo_cannot_be_predicted(build):
+    """Each row repeats one random token, so a row's latents say all about its own and nothing of others."""
+    last = {}
     for placebo in ("false", "true"):
-        run = tmp_path / placebo
-        cfg = small(
-            "objective=llm_jepa", "jepa.schedule=null", "jepa.weight=1", f"jepa.placebo={placebo}",
-            "trainer.max_steps=60", "trainer.log_every_n_steps=60", run_dir=run,
-        )  # fmt: skip
-        train(cfg)
-        from jepa_lm.study.runs import Run
-
-        losses[placebo] = Run(run).series("jepa/prediction")[-1][1]
-    assert losses["false"] < 0.97 * losses["true"]
+        task = build("objective=patch", f"jepa.placebo={placebo}")
+        optimizer = torch.optim.AdamW(task.parameters(), lr=3e-3)
+        draw = torch.Generator().manual_seed(0)
+        losses = []
+        for step in range(100):
+            ids = torch.randint(400, (8, 1), generator=draw).expand(8, 32)
+            latents, _, _ = compared(task, {"inputs": ids, "targets": ids}, at(step))
+            loss = task.objective.components(latents, at(step))["prediction"]
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        last[placebo] = sum(losses[-10:]) / 10
+    assert last["false"] < 0.5 * last["true"], last
 
 
 def test_a_placebo_needs_another_row(build):
