@@ -161,7 +161,7 @@ def _too_few(effect: Effect, name: str) -> str:
     if effect.n < MINIMUM_PAIRS:
         return f"Too few seeds to compare with {name}: {numbers(effect)}; {MINIMUM_PAIRS} pairs at least."
     return (
-        f"Nothing to test against {name}: all {effect.n} seeds differ by exactly {effect.mean:+.4f} BPB, "
+        f"Nothing to test against {name}: all {effect.n} seeds differ by exactly {effect.mean:+.3g} BPB, "
         "so seeds change nothing and count as one."
     )
 
@@ -185,7 +185,7 @@ def _open(effect: Effect, name: str) -> str:
     return (
         f"No difference from {name} is shown: {numbers(effect)}. So many seeds would find "
         f"{effect.smallest_effect:.4f} BPB or more in 8 studies of 10; to find what was seen here it "
-        f"would take {needed}."
+        f"would take {needed} seeds."
     )
 
 
