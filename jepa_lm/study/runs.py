@@ -50,22 +50,37 @@ class Run:
 
     def series(self, name: str) -> list[tuple[int, float]]:
         """A column of metrics.csv as (step, value), finite values alone."""
+        return self._columns.get(name, [])
+
+    @cached_property
+    def _columns(self) -> Mapping[str, list[tuple[int, float]]]:
+        """Every column that has numbers."""
+        found: dict[str, list[tuple[int, float]]] = {}
         path = self.folder / "metrics.csv"
         if not path.is_file():
-            return []
-        found = []
+            return found
         with open(path, newline="") as file:
             for row in csv.DictReader(file):
-                text = row.get(name) or ""
-                if text and math.isfinite(value := float(text)):
-                    found.append((int(row["step"]), value))
+                for name, text in row.items():
+                    # Most cells are empty, and a kill may leave half a row.
+                    if text and (point := _point(row.get("step"), text)) is not None:
+                        found.setdefault(name, []).append(point)
         return found
 
 
 def find_runs(folder: Path) -> Iterator[Run]:
     """Every run below a folder, by name: folders with a config.json or summary.json of a training."""
-    for path in sorted(folder.rglob("config.json")):
-        yield Run(path.parent)
+    records = [*folder.rglob("config.json"), *folder.rglob("summary.json")]
+    for path in sorted({path.parent for path in records}):
+        yield Run(path)
+
+
+def _point(step: str | None, text: Any) -> tuple[int, float] | None:
+    try:
+        point = int(step or ""), float(text)
+    except (TypeError, ValueError):
+        return None
+    return point if math.isfinite(point[1]) else None
 
 
 def _score(summary: Mapping[str, Any], name: str) -> float | None:
