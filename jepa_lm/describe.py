@@ -49,6 +49,15 @@ def model_flops_per_token(model: nn.Module, seq_len: int) -> int:
     return 3 * (2 * matrices + attention + scans)
 
 
+def flops_per_token(task: LanguageModelTask) -> dict[str, int]:
+    """Training FLOPs of a token, by what they are for."""
+    seq_len = task.config["data"]["seq_len"]
+    return {
+        "model": model_flops_per_token(task.model, seq_len),
+        "objective": objective_flops_per_token(task.model, task.objective, seq_len),
+    }
+
+
 def sizes(task: LanguageModelTask) -> dict[str, Any]:
     """What a run announces at its start, and what its summary keeps."""
     config = task.config
@@ -88,10 +97,7 @@ def describe(task: LanguageModelTask) -> dict[str, Any]:
     frozen = task.frozen
     return {
         **sizes(task),
-        "flops_per_token": {
-            "model": model_flops_per_token(task.model, seq_len),
-            "objective": objective_flops_per_token(task.model, task.objective, seq_len),
-        },
+        "flops_per_token": flops_per_token(task),
         "artifact": artifact(task),
         "optimizer": {"groups": groups, "frozen": frozen},
         "schedules": task.recipe.phases()

@@ -6,6 +6,7 @@ import hashlib
 import json
 import platform
 import subprocess
+from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import jepa_lm
 
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "sentencepiece", "numpy")
+CONFIG_FILE = "config.json"
+"""The resolved config that a run was started with, in its folder."""
 NOT_HASHED = {
     "paths",
     "ckpt_path",
@@ -21,6 +24,7 @@ NOT_HASHED = {
     "checkpoint",
     "task_name",
     "tags",
+    "study",
     "describe",
     "probe",
 }
@@ -34,16 +38,24 @@ def write_json(path: Path, value: Any) -> None:
     temporary.replace(path)
 
 
-def config_hash(config: dict[str, Any]) -> str:
+def relevant(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The part of a resolved config that decides what a run computes."""
+    kept = {key: value for key, value in config.items() if key not in NOT_HASHED}
+    kept["data"] = {k: v for k, v in config["data"].items() if k != "cache_dir"}
+    kept["trainer"] = {k: v for k, v in config["trainer"].items() if k != "default_root_dir"}
+    return kept
+
+
+def config_hash(config: Mapping[str, Any]) -> str:
     """Equal for runs that compute the same."""
-    relevant = {key: value for key, value in config.items() if key not in NOT_HASHED}
-    relevant["data"] = {k: v for k, v in config["data"].items() if k != "cache_dir"}
-    relevant["trainer"] = {k: v for k, v in config["trainer"].items() if k != "default_root_dir"}
-    return hashlib.sha256(json.dumps(relevant, sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(relevant(config), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def git_state() -> dict[str, Any]:
-    """Commit of the source and whether it was changed since; None where there is no repository."""
+    """Commit of the source, whether it was changed since, and a hash of the changes.
+
+    None where there is no repository.
+    """
     folder = Path(jepa_lm.__file__).parent
 
     def git(*arguments: str) -> str | None:
@@ -56,7 +68,12 @@ def git_state() -> dict[str, Any]:
         return done.stdout.strip() if done.returncode == 0 else None
 
     changes = git("status", "--porcelain", "--untracked-files=no")
-    return {"commit": git("rev-parse", "HEAD"), "dirty": None if changes is None else bool(changes)}
+    difference = git("diff", "HEAD") if changes else None
+    return {
+        "commit": git("rev-parse", "HEAD"),
+        "dirty": None if changes is None else bool(changes),
+        "diff": difference and hashlib.sha256(difference.encode()).hexdigest()[:16],
+    }
 
 
 def versions() -> dict[str, str]:

@@ -76,6 +76,7 @@ class TrainConfig:
     logger: Any = MISSING
     task_name: str = MISSING
     tags: list[str] = MISSING
+    study: Any = None
     seed: int = MISSING
     ckpt_path: str | None = MISSING
     compile: bool | None = MISSING

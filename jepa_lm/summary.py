@@ -13,11 +13,12 @@ from rich.panel import Panel
 from rich.table import Table
 
 from jepa_lm.data.datamodule import TokenDataModule
+from jepa_lm.describe import flops_per_token
 from jepa_lm.errors import warn
 from jepa_lm.evaluation.bpb import Score
 from jepa_lm.evaluation.probe import TOP
 from jepa_lm.lit import LanguageModelTask
-from jepa_lm.records import config_hash, git_state, versions
+from jepa_lm.records import git_state, versions
 from jepa_lm.sampling import sample_text
 
 ERR = Console(stderr=True, highlight=False)
@@ -77,10 +78,12 @@ def summarize(
         "trained_stored": _trained_stored(task),
         "skipped_steps": task.guard.skipped,
         "compile_seconds": task.compiler.seconds,
+        "memory_bytes": about["memory"].peak(trainer.strategy.root_device),
+        "flops_per_token": flops_per_token(task),
         "unfinished": unfinished(task),
         "ranks": trainer.world_size,
         "precision": config["trainer"]["precision"],
-        "config_hash": config_hash(config),
+        "config_hash": about["config_hash"],
         "git": git_state(),
         "versions": versions(),
         "compiled": config["compile"],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,10 +24,11 @@ from jepa_lm.errors import UserError, disk_error
 from jepa_lm.evaluation.probe import probe
 from jepa_lm.evaluation.temperature import check_temperature
 from jepa_lm.lit import LanguageModelTask
+from jepa_lm.memory import PeakMemory
 from jepa_lm.objective import Moment
 from jepa_lm.optim.clock import ProgressClock
 from jepa_lm.precision import resolve_precision
-from jepa_lm.records import write_json
+from jepa_lm.records import CONFIG_FILE, config_hash, write_json
 from jepa_lm.resume import check_resumable
 from jepa_lm.sampling import check_sampling
 from jepa_lm.stopping import Stopped
@@ -44,6 +46,7 @@ def train(cfg: DictConfig) -> float | None:
         UserError: anything in the config or the data that a user can mend.
     """
     config = resolve(cfg)
+    given = copy.deepcopy(config)
     check(config)
     check_sampling(config["sampling"])
     check_temperature("temperature", config["temperature"])
@@ -62,13 +65,14 @@ def train(cfg: DictConfig) -> float | None:
     resume = find_resume(config["ckpt_path"], run_dir) if config["ckpt_path"] else None
     # The ranks that are started from here take the same one.
     config["ckpt_path"] = None if resume is None else str(resume)
+    memory = PeakMemory()
     clock = ProgressClock(max_steps=budget["max_steps"], max_time=budget["max_time"])
     task = LanguageModelTask(config, clock)
     if config["describe"]:
         print(json.dumps(describe(task), indent=2))
         return None
     task.recipe.configure(task, clock)  # a parameter without a group is refused before data is read
-    about = sizes(task)
+    about = sizes(task) | {"config_hash": config_hash(given), "memory": memory}
     if resume is not None:
         check_resumable(resume, task)
     run_dir.mkdir(parents=True, exist_ok=True)
@@ -78,6 +82,7 @@ def train(cfg: DictConfig) -> float | None:
     trainer = make_trainer(config)
     data.micro_batch_tokens(trainer.world_size, trainer.accumulate_grad_batches)
     if trainer.is_global_zero:
+        write_json(run_dir / CONFIG_FILE, given)
         announce(task, about, resume)
     for logger in trainer.loggers:
         logger.log_hyperparams(config)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import shutil
+import subprocess
 from types import SimpleNamespace
 
 import lightning.pytorch as pl
@@ -82,7 +83,47 @@ def test_summary_holds_what_a_study_needs(trained):
     assert summary["compiled"] is False
     assert summary["versions"]["torch"] == torch.__version__
     assert len(summary["config_hash"]) == 16
-    assert set(summary["git"]) == {"commit", "dirty"}
+    assert set(summary["git"]) == {"commit", "dirty", "diff"}
+    assert summary["flops_per_token"]["model"] > 6 * shipped * 0.2
+    assert summary["flops_per_token"]["objective"] == 0
+    assert summary["memory_bytes"] > 4 * shipped
+
+
+def test_a_run_keeps_the_config_that_it_was_started_with(trained):
+    """Trap 27: as resolved, whatever else was read or chosen afterwards."""
+    from jepa_lm.records import config_hash
+
+    kept = json.loads((trained.folder / "config.json").read_text())
+    assert kept == resolve(trained.config)
+    summary = json.loads((trained.folder / "summary.json").read_text())
+    assert summary["config_hash"] == config_hash(kept)
+
+
+def test_uncommitted_changes_are_told_apart_by_a_hash(tmp_path, monkeypatch):
+    """Trap 27: commit, whether it is dirty, and a hash of the difference."""
+    import jepa_lm
+    from jepa_lm.records import git_state
+
+    package = tmp_path / "jepa_lm"
+    package.mkdir()
+    (package / "__init__.py").write_text("one")
+
+    def git(*arguments: str) -> None:
+        who = ("-c", "user.name=a", "-c", "user.email=a@b")
+        subprocess.run(["git", *who, *arguments], cwd=tmp_path, check=True, capture_output=True)
+
+    git("init")
+    git("add", ".")
+    git("commit", "-m", "one")
+    monkeypatch.setattr(jepa_lm, "__file__", str(package / "__init__.py"))
+    clean = git_state()
+    assert (clean["dirty"], clean["diff"], len(clean["commit"])) == (False, None, 40)
+    seen = []
+    for text in ("two", "three", "two"):
+        (package / "__init__.py").write_text(text)
+        seen.append(git_state())
+    assert all(state["dirty"] and state["commit"] == clean["commit"] for state in seen)
+    assert seen[0] == seen[2] != seen[1]
 
 
 def test_config_hash_follows_what_is_computed(small):

@@ -4,7 +4,7 @@
     target source                  -> pooling -> projector -> target latents
     alignment and predictor -> pairs (prediction, target)
     loss = prediction_weight * sum_pairs share * distance(norm(prediction), norm(sg(target)))
-           + sum_regularizers weight * regularizer
+           + regularizers_weight * sum_regularizers weight * regularizer
 
 `jepa.weight` times the schedule scales this whole loss; the task adds it to the cross entropy. Parts
 are chosen in YAML, so a new recipe is a YAML file. Statistics (variance, covariance, SIGReg) are
@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from jepa_lm.data.stream import Batch
-from jepa_lm.errors import UserError
+from jepa_lm.errors import EveryRankError, UserError
 from jepa_lm.model import Encoded, LanguageModel
 from jepa_lm.objective.alignment import Alignment, Pair
 from jepa_lm.objective.composition import check_draws, check_hinges, check_length, check_shapes
@@ -70,7 +70,10 @@ class LatentPrediction(nn.Module):
         weight: scales the whole auxiliary loss. schedule: a factor on it over the clock, or None.
         ce_schedule: a factor on the cross entropy over the clock, or None; without effect when
             weight is 0, which is cross entropy alone for every objective.
-        prediction_weight: of the prediction within the auxiliary loss.
+        prediction_weight: of the prediction within the auxiliary loss. regularizers_weight: a factor
+            on all regularizers, on top of their own weights.
+        placebo: a control: each prediction is held against the target of another row of the batch,
+            so parameters, FLOPs and form are the same and there is nothing to predict.
         reach: the objective trains only the last n blocks of the trunk; None trains all of it.
         global_statistics: regularizers see the rows of all ranks.
         draws: random spans and the like are `shared` by all ranks, or drawn `per_rank`. Those of a
@@ -100,6 +103,8 @@ class LatentPrediction(nn.Module):
         normalisation: Normalisation | None = None,
         regularizers: Mapping[str, Regularizer] | None = None,
         prediction_weight: float = 1.0,
+        regularizers_weight: float = 1.0,
+        placebo: bool = False,
         schedule: Schedule | None = None,
         ce_schedule: Schedule | None = None,
         reach: int | None = None,
@@ -107,12 +112,18 @@ class LatentPrediction(nn.Module):
         draws: str = "shared",
     ) -> None:
         super().__init__()
-        for key, value in (("weight", weight), ("prediction_weight", prediction_weight)):
+        weights = dict(
+            weight=weight,
+            prediction_weight=prediction_weight,
+            regularizers_weight=regularizers_weight,
+        )
+        for key, value in weights.items():
             if value < 0:
                 raise UserError(f"jepa.{key}={value}: must not be negative")
         if draws not in DRAWS:
             raise UserError(f"jepa.draws={draws}: one of {', '.join(DRAWS)}")
         self.weight, self.prediction_weight = weight, prediction_weight
+        self.regularizers_weight, self.placebo = regularizers_weight, placebo
         self.schedule, self.ce_schedule = schedule, ce_schedule
         self.reach, self.global_statistics, self.draws = reach, global_statistics, draws
         self.context, self.target, self.alignment = context, target, alignment
@@ -122,9 +133,10 @@ class LatentPrediction(nn.Module):
         self.diagnostics = diagnostics
         for name in self.regularizers.keys() & {"prediction", "loss", "weight", "share"}:
             raise UserError(f"jepa.regularizers.{name}: this name is taken, choose another")
-        if not prediction_weight and not any(r.weight for r in (regularizers or {}).values()):
+        guarded = regularizers_weight and any(r.weight for r in (regularizers or {}).values())
+        if not prediction_weight and not guarded:
             raise UserError(
-                "jepa.prediction_weight=0 and every jepa.regularizers.*.weight=0 leave nothing to "
+                "jepa.prediction_weight=0 without a regularizer of a weight above 0 leaves nothing to "
                 "train; for the control set jepa.weight=0"
             )
         if alignment.needs_mask and not (context.view is not None and context.view.masks):
@@ -175,7 +187,7 @@ class LatentPrediction(nn.Module):
 
     def weakness(self) -> str:
         """What in the composition lets latents collapse, for the alarm."""
-        guards = [name for name, r in self.regularizers.items() if r.weight]
+        guards = [n for n, r in self.regularizers.items() if r.weight and self.regularizers_weight]
         trained = not self.target.stop_gradient and not self.target.keeps_copy
         if trained and not guards:
             return (
@@ -213,6 +225,8 @@ class LatentPrediction(nn.Module):
         if project is not None:
             context = project(context)
         target = self.target(model, inputs, main, progress, self.reach, project)
+        if self.placebo:
+            target = _of_another_row(target, progress)
         pairs = [
             Pair(p.prediction.float(), p.target.float(), p.context.float(), p.weight)
             for p in self.alignment(self.predictor, context, target, masked)
@@ -243,7 +257,7 @@ class LatentPrediction(nn.Module):
         with full_precision(latents.context.device):
             for name, part in self.regularizers.items():
                 assert isinstance(part, Regularizer)
-                if part.weight or all_of_them:
+                if (part.weight and self.regularizers_weight) or all_of_them:
                     found[name] = part(latents.at(part.tensor), progress)
         return found
 
@@ -257,7 +271,8 @@ class LatentPrediction(nn.Module):
         found = {"prediction": self.prediction_weight}
         for name, part in self.regularizers.items():
             assert isinstance(part, Regularizer)
-            found[name] = part.weight * (1.0 if part.schedule is None else part.schedule(clock))
+            weight = self.regularizers_weight * part.weight
+            found[name] = weight * (1.0 if part.schedule is None else part.schedule(clock))
         return found
 
     # ---- after a step
@@ -266,6 +281,19 @@ class LatentPrediction(nn.Module):
         """Move what follows the model. Called once after each optimizer step."""
         if self.weight:
             self.target.after_step(model, self.projector, clock)
+
+
+def _of_another_row(target: Tensor, moment: Moment) -> Tensor:
+    """Latents [B, N, D] in the places of other rows: all moved on by one draw of 1 to B - 1."""
+    rows = len(target)
+    if rows < 2:
+        raise EveryRankError(
+            "jepa.placebo=true: gives a row the target of another one, so a micro-batch needs at least "
+            "two sequences; raise data.batch_tokens or lower trainer.accumulate_grad_batches"
+        )
+    shift = torch.randint(1, rows, (1,), generator=moment.generator(0, "placebo"))
+    order = (torch.arange(rows) + shift) % rows
+    return target[order.to(target.device)]
 
 
 def _once(project: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from jepa_lm.records import CONFIG_FILE
+
 
 @dataclass(frozen=True)
 class Run:
@@ -26,7 +28,7 @@ class Run:
     @cached_property
     def config(self) -> Mapping[str, Any]:
         """config.json: the resolved config that it was started with."""
-        return _read_json(self.folder / "config.json")
+        return _read_json(self.folder / CONFIG_FILE)
 
     @property
     def status(self) -> str:
@@ -70,7 +72,7 @@ class Run:
 
 def find_runs(folder: Path) -> Iterator[Run]:
     """Every run below a folder, by name: folders with a config.json or summary.json of a training."""
-    records = [*folder.rglob("config.json"), *folder.rglob("summary.json")]
+    records = [*folder.rglob(CONFIG_FILE), *folder.rglob("summary.json")]
     for path in sorted({path.parent for path in records}):
         yield Run(path)
 

@@ -1,0 +1,299 @@
+"""From a command line to the jobs of a sweep or study, before the first of them starts.
+
+    sweep: every combination of the swept values; seeds of one combination form a group
+    study: every combination is a treatment, and each treatment gets its arms
+
+Jobs with the same resolved config are one job, so a control that several treatments share runs once.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from jepa_lm.config import check_type, unknown_key
+from jepa_lm.errors import UserError
+from jepa_lm.records import config_hash
+from jepa_lm.study.arms import Arm, below, check_declared, differences, flat, read_arms
+from jepa_lm.study.manifest import Comparison, Group, Identity, Job, Manifest
+
+SEED = "seed"
+TREATMENT = "treatment"
+LONGEST_NAME = 80
+SETTINGS = {"name": str, "match": str, "arms": dict}
+"""Of a study, with their types."""
+
+
+@dataclass(frozen=True)
+class Composed:
+    """What a command line stands for."""
+
+    objective: str
+    """The chosen option of the group `objective`."""
+    resolved: Callable[[int], dict[str, Any]]
+    """The resolved config with this seed."""
+
+
+Compose = Callable[[Sequence[str]], Composed]
+
+
+@dataclass(frozen=True)
+class Request:
+    """What the user asked for."""
+
+    fixed: tuple[str, ...]
+    """Overrides that every job has."""
+    axes: Mapping[str, tuple[str, ...]]
+    """Swept values by key, in the order of the command line; `seed` may be one of them."""
+
+    def cells(self) -> list[dict[str, str]]:
+        """Every combination of the swept values, without the seed."""
+        keys = [key for key in self.axes if key != SEED]
+        return [
+            dict(zip(keys, values, strict=True))
+            for values in itertools.product(*(self.axes[key] for key in keys))
+        ]
+
+    def seeds(self, compose: Compose) -> list[int]:
+        """The seeds of a group."""
+        given = self.axes.get(SEED)
+        if given is None:
+            return [compose(self.fixed_with(self.cells()[0])).resolved(-1)[SEED]]
+        try:
+            return [int(value) for value in given]
+        except ValueError as error:
+            raise UserError(f"seed={','.join(given)}: expected whole numbers") from error
+
+    def fixed_with(self, cell: Mapping[str, str], without: Sequence[str] = ()) -> list[str]:
+        """The command line of a combination, without the seed and without some keys."""
+        words = [*self.fixed, *(f"{key}={value}" for key, value in cell.items())]
+        kept = [w for w in words if not below(w.lstrip("+~").partition("=")[0], without)]
+        return [w for w in kept if w.partition("=")[0] != SEED or SEED not in self.axes]
+
+
+@dataclass
+class Planner:
+    """Collects jobs and groups, each once."""
+
+    compose: Compose
+    seeded: bool
+    """Whether folders are told apart by seed."""
+    jobs: dict[str, Job] = field(default_factory=dict)
+    """By config hash."""
+    configs: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Resolved, by folder."""
+    groups: dict[str, Group] = field(default_factory=dict)
+
+    def add(
+        self,
+        name: str,
+        words: Sequence[str],
+        composed: Composed,
+        seeds: Sequence[int],
+        *,
+        says: str = "",
+        settings: Mapping[str, str] | None = None,
+        offset: int = 0,
+    ) -> Group:
+        """Plan a group's runs; runs are known by their seed without the offset."""
+        runs = {}
+        for seed in seeds:
+            config = composed.resolved(seed + offset)
+            key = config_hash(config)
+            if key not in self.jobs:
+                folder = f"{name}/seed-{seed + offset}" if self.seeded else name
+                at_seed = [w for w in words if not w.startswith(f"{SEED}=")]
+                overrides = (*at_seed, f"{SEED}={seed + offset}")
+                self.jobs[key] = Job(folder, overrides, key)
+                self.configs[folder] = config
+            runs[str(seed)] = self.jobs[key].folder
+        group = Group(name, says, dict(settings or {}), runs)
+        self.groups[name] = group
+        return group
+
+
+def slug(settings: Mapping[str, str]) -> str:
+    """A folder name for swept values: `jepa.weight-0.05_model.dim-64`."""
+    text = "_".join(f"{key}-{value}" for key, value in settings.items())
+    clean = re.sub(r"[^A-Za-z0-9.+-]+", "_", text).strip("_.")
+    if clean == text.strip("_.") and len(clean) <= LONGEST_NAME:
+        return clean or "all"
+    return f"{clean[:LONGEST_NAME]}-{hashlib.sha256(text.encode()).hexdigest()[:6]}"
+
+
+def plan_sweep(request: Request, compose: Compose, name: str) -> tuple[Manifest, dict[str, Any]]:
+    """Every combination; those without JEPA are the control of the others.
+
+    Returns:
+        the plan, and each job's resolved config by folder.
+    """
+    planner = Planner(compose, seeded=SEED in request.axes)
+    seeds = request.seeds(compose)
+    inert: list[tuple[Group, Mapping[str, str]]] = []
+    active: list[tuple[Group, Mapping[str, str]]] = []
+    for cell in request.cells():
+        words = request.fixed_with(cell)
+        composed = compose(words)
+        group = planner.add(slug(cell), words, composed, seeds, settings=cell)
+        weight = composed.resolved(seeds[0])["jepa"]["weight"]
+        (active if weight else inert).append((group, cell))
+    comparisons = [
+        Comparison(group.name, control.name, _role(control), _between(planner, group, control))
+        for group, cell in active
+        for control, other in inert
+        if _matches(cell, other)
+    ]
+    return _manifest(planner, request, name, "sweep", comparisons), planner.configs
+
+
+def _role(control: Group) -> str:
+    return "none" if control.settings.get("objective") == "none" else "weight_0"
+
+
+def _matches(cell: Mapping[str, str], control: Mapping[str, str]) -> bool:
+    """Whether what was swept beside the objective is the same."""
+    return all(value == control.get(key) for key, value in cell.items() if not _of_jepa(key))
+
+
+def _of_jepa(key: str) -> bool:
+    return below(key, ("jepa", "objective"))
+
+
+def _between(planner: Planner, one: Group, other: Group) -> dict[str, tuple[Any, Any]]:
+    """Where the configs of two groups differ, at their first common seed."""
+    seed = next(s for s in one.runs if s in other.runs)
+    return differences(planner.configs[other.runs[seed]], planner.configs[one.runs[seed]])
+
+
+def plan_study(
+    request: Request, compose: Compose, study: Mapping[str, Any]
+) -> tuple[Manifest, dict[str, Any]]:
+    """Treatments and their arms.
+
+    Raises:
+        UserError: an arm that does not differ from its treatment in exactly what it declares, a budget
+            that does not fit `study.match`, a setting that no study has.
+    """
+    for key, value in study.items():
+        if key not in SETTINGS:
+            raise unknown_key(f"study.{key}", [f"study.{k}" for k in SETTINGS], "a study")
+        check_type(f"study.{key}", value, SETTINGS[key])
+    arms = read_arms(study["arms"])
+    planner = Planner(compose, seeded=True)
+    seeds = request.seeds(compose)
+    comparisons: list[Comparison] = []
+    identities: list[Identity] = []
+    not_applicable: dict[str, dict[str, str]] = {}
+    for cell in request.cells():
+        words = request.fixed_with(cell)
+        composed = compose(words)
+        config = composed.resolved(seeds[0])
+        check_budget(study["match"], config)
+        treatment = planner.add(
+            _arm_name(cell, TREATMENT), words, composed, seeds, says="as configured", settings=cell
+        )
+        reasons = {arm.name: arm.why_not(composed.objective, config) for arm in arms}
+        not_applicable[treatment.name] = {k: v for k, v in reasons.items() if v is not None}
+        added: dict[str, Group] = {}
+        for arm in arms:
+            if reasons[arm.name] is None:
+                added[arm.name] = _add_arm(planner, request, cell, arm, config, seeds)
+        for arm in arms:
+            if (group := added.get(arm.name)) is None:
+                continue
+            if arm.same_as is not None and (model := added.get(arm.same_as)) is not None:
+                first = str(seeds[0])
+                runs = (group.runs[first], model.runs[first])
+                identities.append(Identity(runs, f"{group.name} has to be {model.name}"))
+                continue
+            found = _between(planner, treatment, group)
+            comparisons.append(Comparison(treatment.name, group.name, arm.role, found))
+    manifest = _manifest(planner, request, study["name"], "study", comparisons)
+    return (
+        replace(
+            manifest,
+            match=study["match"],
+            identities=tuple(identities),
+            not_applicable=not_applicable,
+        ),
+        planner.configs,
+    )
+
+
+def _add_arm(
+    planner: Planner,
+    request: Request,
+    cell: Mapping[str, str],
+    arm: Arm,
+    treatment: Mapping[str, Any],
+    seeds: Sequence[int],
+) -> Group:
+    """Plan an arm and hold its config against the treatment's."""
+    scaled = []
+    for key, factor in arm.scale.items():
+        value = flat(treatment).get(key)
+        if not isinstance(value, int | float) or isinstance(value, bool):
+            raise UserError(f"study.arms.{arm.name}.scale.{key}: {key} is {value}, not a number")
+        scaled.append(
+            f"{key}={round(value * factor) if isinstance(value, int) else value * factor}"
+        )
+    gone = [*arm.replaced(), *arm.scale]
+    left = {key: value for key, value in cell.items() if not below(key, gone)}
+    words = [*request.fixed_with(left, gone), *arm.set, *scaled]
+    composed = planner.compose(words)
+    found = differences(treatment, composed.resolved(seeds[0] + arm.seed_offset))
+    check_declared(arm, found)
+    return planner.add(
+        _arm_name(left, arm.name),
+        words,
+        composed,
+        seeds[:1] if arm.same_as is not None else seeds,
+        says=arm.says,
+        settings=left,
+        offset=arm.seed_offset,
+    )
+
+
+def _arm_name(cell: Mapping[str, str], arm: str) -> str:
+    return f"{slug(cell)}/{arm}" if cell else arm
+
+
+def check_budget(match: str, config: Mapping[str, Any]) -> None:
+    """Arms are compared after the same steps, or after the same time.
+
+    Raises:
+        UserError: a budget that does not say so.
+    """
+    trainer = config["trainer"]
+    if match == "steps" and (trainer["max_time"] is not None or trainer["max_steps"] is None):
+        raise UserError(
+            f"study.match=steps: needs trainer.max_steps and trainer.max_time=null, and they are "
+            f"{trainer['max_steps']} and {trainer['max_time']}; study.match=time compares after the same time"
+        )
+    if match == "time" and (trainer["max_time"] is None or trainer["max_steps"] is not None):
+        raise UserError(
+            f"study.match=time: needs trainer.max_time and trainer.max_steps=null, and they are "
+            f"{trainer['max_time']} and {trainer['max_steps']}; study.match=steps compares after the same "
+            "steps"
+        )
+    if match not in ("steps", "time"):
+        raise UserError(f"study.match={match}: one of steps, time")
+
+
+def _manifest(
+    planner: Planner, request: Request, name: str, kind: str, comparisons: Sequence[Comparison]
+) -> Manifest:
+    command = (*request.fixed, *(f"{key}={','.join(v)}" for key, v in request.axes.items()))
+    return Manifest(
+        name=name,
+        kind=kind,
+        match=None,
+        command=command,
+        jobs=tuple(planner.jobs.values()),
+        groups=tuple(planner.groups.values()),
+        comparisons=tuple(comparisons),
+    )

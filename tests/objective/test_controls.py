@@ -1,0 +1,112 @@
+"""The controls that a study holds an objective against: placebo, prediction alone, regularizers alone."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from jepa_lm.describe import count_parameters, flops_per_token
+from jepa_lm.errors import UserError
+from tests.objective.conftest import (
+    DEEP_ENOUGH,
+    OBJECTIVES,
+    RECIPES,
+    at,
+    auxiliary,
+    compared,
+    noise,
+    random_batch,
+)
+
+GUARDED = ("vicreg", "lewm", "chunk")
+
+
+@pytest.mark.parametrize("name", OBJECTIVES + RECIPES)
+def test_the_placebo_differs_in_whose_target_it_is_alone(build, name):
+    """Same parameters, FLOPs and form; every row is held against the target of another row."""
+    more = DEEP_ENOUGH.get(name, ())
+    real = build(f"objective={name}", *more)
+    placebo = build(f"objective={name}", "jepa.placebo=true", *more)
+    assert count_parameters(placebo) == count_parameters(real)
+    assert flops_per_token(placebo) == flops_per_token(real)
+    for task in (real, placebo):
+        noise(task)
+    moment, batch = at(1, micro_batch=0), random_batch(rows=5)
+    seen = []
+    for task in (placebo, real):
+        torch.manual_seed(0)  # of dropout
+        seen.append(compared(task, batch, moment))
+    (with_it, _, logits), (without, _, same) = seen
+    assert torch.equal(logits, same), "the trunk must not see the difference"
+    rows = []
+    for given, own in zip(with_it.pairs, without.pairs, strict=True):
+        torch.testing.assert_close(given.prediction, own.prediction, rtol=0, atol=0)
+        shift = [k for k in range(5) if torch.equal(given.target, own.target.roll(-k, dims=0))]
+        assert shift
+        assert 0 not in shift
+        rows.append(shift[0])
+    assert len(set(rows)) == 1
+
+
+def test_the_placebo_draws_anew_for_each_micro_batch_and_the_same_after_a_resume(build):
+    task = build("objective=llm_jepa", "jepa.placebo=true")
+    noise(task)
+    batch = random_batch(rows=16)
+
+    def target(step, micro_batch=0):
+        return compared(task, batch, at(step, micro_batch=micro_batch))[0].pairs[0].target
+
+    assert torch.equal(target(3), target(3))
+    drawn = [target(step, micro) for step in range(4) for micro in range(2)]
+    assert len({t.sum(dim=(1, 2)).argmax().item() for t in drawn}) > 3
+
+
+def test_a_placebo_cannot_be_predicted(build):
+    """Each row repeats one random token, so a row's latents say all about its own and nothing of others."""
+    last = {}
+    for placebo in ("false", "true"):
+        task = build("objective=patch", f"jepa.placebo={placebo}")
+        optimizer = torch.optim.AdamW(task.parameters(), lr=3e-3)
+        draw = torch.Generator().manual_seed(0)
+        losses = []
+        for step in range(100):
+            ids = torch.randint(400, (8, 1), generator=draw).expand(8, 32)
+            latents, _, _ = compared(task, {"inputs": ids, "targets": ids}, at(step))
+            loss = task.objective.components(latents, at(step))["prediction"]
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.item())
+        last[placebo] = sum(losses[-10:]) / 10
+    assert last["false"] < 0.5 * last["true"], last
+
+
+def test_a_placebo_needs_another_row(build):
+    task = build("objective=patch", "jepa.placebo=true")
+    with pytest.raises(UserError, match=r"jepa.placebo=true: .* at least two sequences"):
+        auxiliary(task, random_batch(rows=1))
+
+
+@pytest.mark.parametrize("name", GUARDED)
+def test_regularizers_weight_scales_them_all(build, name):
+    whole, half, none = (
+        build(f"objective={name}", f"jepa.regularizers_weight={w}") for w in (1, 0.5, 0)
+    )
+    off = [f"jepa.regularizers.{r}.weight=0" for r in whole.config["jepa"]["regularizers"]]
+    each = build(f"objective={name}", *off)
+    for task in (whole, half, none, each):
+        noise(task)
+    batch, moment = random_batch(), at(50)
+    losses = [auxiliary(task, batch, moment) for task in (whole, half, none, each)]
+    torch.testing.assert_close(losses[1], (losses[0] + losses[2]) / 2)
+    torch.testing.assert_close(losses[2], losses[3], rtol=0, atol=0)
+    assert losses[0] != losses[2]
+
+
+@pytest.mark.parametrize("name", GUARDED)
+def test_regularizers_alone_need_a_regularizer(build, name):
+    alone = build(f"objective={name}", "jepa.prediction_weight=0")
+    noise(alone)
+    assert auxiliary(alone, random_batch(), at(50)).item() != 0
+    with pytest.raises(UserError, match="leaves nothing to train"):
+        build(f"objective={name}", "jepa.prediction_weight=0", "jepa.regularizers_weight=0")
