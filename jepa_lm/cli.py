@@ -1,7 +1,8 @@
 """From the command line to a function of the config; errors become one line and an exit code.
 
 0 success, 2 something the user can mend, 3 an artifact over its cap, 4 a rank of a distributed run was
-lost, 128 + n stopped by signal n (130 Ctrl-C, 138 SIGUSR1, 143 SIGTERM) with its state saved.
+lost, 5 jobs of a sweep failed, 128 + n stopped by signal n (130 Ctrl-C, 138 SIGUSR1, 143 SIGTERM) with
+its state saved.
 """
 
 from __future__ import annotations

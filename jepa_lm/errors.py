@@ -22,6 +22,12 @@ class LossError(UserError):
     """The exported artifact scores worse than its checkpoint by more than is allowed."""
 
 
+class SweepError(UserError):
+    """Some jobs of a sweep failed; the others are done."""
+
+    exit_code = 5
+
+
 DISK = {
     getattr(errno, name)
     for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EFBIG", "ENOTDIR")

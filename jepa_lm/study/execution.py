@@ -1,0 +1,190 @@
+"""Runs a sweep: the jobs that are not finished, then the report, then what failed.
+
+The folder of the sweep is all that is kept. The same command with the same `hydra.sweep.dir` goes on:
+finished jobs stay (known by the hash of their resolved config), begun ones resume from their
+checkpoints, failed ones are tried again, and a job whose config has changed is refused.
+"""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.override_parser.types import Override
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.plugins.launcher import Launcher
+from omegaconf import DictConfig, OmegaConf, open_dict
+
+from jepa_lm.config import resolve
+from jepa_lm.errors import SweepError, UserError, warn
+from jepa_lm.records import config_hash
+from jepa_lm.study.arms import below, describe_differences, differences
+from jepa_lm.study.manifest import Job, Manifest
+from jepa_lm.study.plan import Composed, Request, plan_study, plan_sweep
+from jepa_lm.study.runs import Run
+
+OF_THE_SWEEP = ("study", "sweep")
+"""Words of the command line that say what is swept; a job knows nothing of them."""
+MOST_REASONS = 5
+
+
+def sweep(
+    overrides: Sequence[Override], config: DictConfig, loader: ConfigLoader, launcher: Launcher
+) -> list[JobReturn]:
+    """Plan, refuse what does not fit, run, report.
+
+    Args:
+        overrides: parsed, those of a `sweep=` file before those of the command line.
+        config: of the whole command, with its `hydra` node. loader: composes the jobs' configs.
+        launcher: runs them.
+
+    Returns:
+        what the launcher returned for the jobs that had to run.
+
+    Raises:
+        UserError: a plan that cannot be run, or that differs from what is in the folder.
+        SweepError: jobs failed; the others are done.
+    """
+    folder = Path(config.hydra.sweep.dir)
+
+    def compose(words: Sequence[str]) -> Composed:
+        return _compose(loader, config, words)
+
+    asked = request(overrides)
+    if config.get("study") is None:
+        manifest, configs = plan_sweep(asked, compose, config.task_name)
+    else:
+        manifest, configs = plan_study(asked, compose, resolve_node(config.study))
+    check_unchanged(manifest, configs, folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    manifest.save(folder)
+    todo = [job for job in manifest.jobs if not Run(folder / job.folder).finished]
+    done = len(manifest.jobs) - len(todo)
+    print(f"{len(manifest.jobs)} jobs in {folder}, {done} of them finished before", file=sys.stderr)
+    words = [_job_words(job, configs[job.folder], manifest, folder) for job in todo]
+    returned = list(launcher.launch(words, initial_job_idx=done)) if words else []
+    report(folder)
+    failed = failures(todo, returned, folder)
+    if failed:
+        told = [f"{name}: {why}" for name, why in list(failed.items())[:MOST_REASONS]]
+        more = [f"and {len(failed) - MOST_REASONS} more"] if len(failed) > MOST_REASONS else []
+        raise SweepError(
+            f"{len(failed)} of {len(manifest.jobs)} jobs failed; {'; '.join([*told, *more])}; the same "
+            f"command with hydra.sweep.dir={folder} tries them again"
+        )
+    return returned
+
+
+def request(overrides: Sequence[Override]) -> Request:
+    """What is swept and what every job has; the later of two overrides of a key counts.
+
+    Raises:
+        UserError: a range without steps, which only a search can sample.
+    """
+    axes: dict[str, tuple[str, ...]] = {}
+    fixed: dict[str, str] = {}
+    for override in overrides:
+        key = override.get_key_element()
+        if below(key.lstrip("+~"), OF_THE_SWEEP):
+            continue
+        axes.pop(key, None)
+        fixed.pop(key, None)
+        if not override.is_sweep_override():
+            fixed[key] = f"{key}={override.get_value_element_as_str()}"
+        elif override.is_discrete_sweep():
+            axes[key] = tuple(override.sweep_string_iterator())
+        else:
+            raise UserError(
+                f"{override.input_line}: a sweep needs a list of values or a range(...)"
+            )
+    if not all(axes.values()):
+        raise UserError(f"{next(k for k, v in axes.items() if not v)}: sweeps over no value")
+    return Request(tuple(_delete_mark(word) for word in fixed.values()), axes)
+
+
+def _delete_mark(word: str) -> str:
+    """`~key=` of a deletion without a value is `~key` again."""
+    return word.removesuffix("=") if word.startswith("~") else word
+
+
+def resolve_node(node: DictConfig) -> dict[str, Any]:
+    """Plain containers."""
+    found = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
+    assert isinstance(found, dict)
+    return {str(key): value for key, value in found.items()}
+
+
+def _compose(loader: ConfigLoader, config: DictConfig, words: Sequence[str]) -> Composed:
+    """What a job's command line stands for; seeds are put in without composing anew."""
+    composed = loader.load_sweep_config(config, list(words))
+    objective = str(composed.hydra.runtime.choices.get("objective"))
+    with open_dict(composed):
+        del composed["hydra"]
+    composed.paths.run_dir = "."  # known when the job runs
+
+    def resolved(seed: int) -> dict[str, Any]:
+        if seed >= 0:
+            composed.seed = seed
+        return copy.deepcopy(resolve(composed))
+
+    return Composed(objective, resolved)
+
+
+def check_unchanged(manifest: Manifest, configs: Mapping[str, Any], folder: Path) -> None:
+    """Nothing that was run there had another config.
+
+    Raises:
+        UserError: naming the run and the difference.
+    """
+    for job in manifest.jobs:
+        before = Run(folder / job.folder).config
+        if before and config_hash(before) != job.config_hash:
+            found = differences(before, configs[job.folder])
+            raise UserError(
+                f"hydra.sweep.dir={folder}: {job.folder} was run with another config "
+                f"({describe_differences(found)}); name another folder, or delete {folder / job.folder}"
+            )
+    known = {job.folder for job in manifest.jobs}
+    others = [p.parent.relative_to(folder) for p in folder.glob("**/summary.json")]
+    left = [str(p) for p in others if str(p) not in known]
+    if left:
+        warn(f"{folder}: {len(left)} runs there are not part of this sweep, {left[0]} for one")
+
+
+def _job_words(job: Job, config: Mapping[str, Any], manifest: Manifest, folder: Path) -> list[str]:
+    """The overrides of a job, with its folder, its checkpoint and its place on a dashboard."""
+    words = [*job.overrides, f"hydra.sweep.subdir={job.folder}"]
+    if config["ckpt_path"] is None and (folder / job.folder / "checkpoints").is_dir():
+        words.append("ckpt_path=auto")
+    dashboard = config["logger"].get("wandb")
+    if dashboard is not None:
+        words.append(f"logger.wandb.group='{manifest.name} {folder.name}'")
+        if dashboard.get("name") is None:
+            words.append(f"logger.wandb.name='{job.folder}'")
+    return words
+
+
+def failures(jobs: Sequence[Job], returned: Sequence[JobReturn], folder: Path) -> dict[str, str]:
+    """Reasons by folder of the jobs that are not finished; what a run has recorded comes first."""
+    errors = {}
+    for job, result in zip(jobs, returned, strict=False):
+        if result.status is not JobStatus.COMPLETED:
+            errors[job.folder] = str(result._return_value)
+    found = {}
+    for job in jobs:
+        run = Run(folder / job.folder)
+        if not run.finished:
+            why = run.summary.get("error") or errors.get(job.folder) or f"is {run.status}"
+            found[job.folder] = " ".join(str(why).split())
+    return found
+
+
+def report(folder: Path) -> None:
+    """Write the report beside the runs."""
+    from jepa_lm.study.report import write_report
+
+    print(f"report: {write_report(folder)}", file=sys.stderr)
