@@ -51,7 +51,10 @@ def _report(folder: Path) -> None:
     written = write_report(folder)
     print(headline(results))
     for treatment in results.treatments:
-        print(f"{treatment.arm.name}: {word_of(treatment)}. {treatment.sentence}")
+        name = (
+            f"{treatment.arm.label} ({word_of(treatment)}): " if len(results.treatments) > 1 else ""
+        )
+        print(f"{name}{treatment.sentence}")
         for text in treatment.apart:
             warn(f"{treatment.arm.name} and its controls are not comparable: {text}")
     for text in (*results.apart, *results.warnings):

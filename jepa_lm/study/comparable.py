@@ -6,7 +6,7 @@ told before any verdict. What the arms are meant to differ in is in their config
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from jepa_lm.study.runs import Run
@@ -36,20 +36,24 @@ def facts(run: Run) -> dict[str, str]:
     }
 
 
-def apart(arms: Mapping[str, Sequence[Run]], match: str | None) -> list[str]:
+def apart(
+    arms: Mapping[str, Sequence[Run]], match: str | None, other_budget: Collection[str] = ()
+) -> list[str]:
     """In what runs differ that have to agree, as `precision: 32-true (a), bf16-mixed (b)`.
 
     Args:
         arms: finished runs by the name of their arm. match: `steps` or `time`, or None where the arms
-            only have their settings in common.
+            only have their settings in common. other_budget: arms that are meant to have another budget.
     """
-    known = [
-        (name, {**facts(run), **_budget(run, match)}) for name, runs in arms.items() for run in runs
-    ]
+    same = {name: runs for name, runs in arms.items() if name not in other_budget}
+    known = [(name, facts(run)) for name, runs in arms.items() for run in runs]
     names = dict.fromkeys(key for _, found in known for key in found)
     problems = [_difference(key, known) for key in names]
+    if match == "steps":
+        steps = [(name, _steps(run)) for name, runs in same.items() for run in runs]
+        problems.append(_difference("steps", steps))
     if match == "time":
-        problems.append(_seconds(arms))
+        problems.append(_seconds(same))
     return [text for text in problems if text]
 
 
@@ -74,8 +78,8 @@ def git_words(git: Mapping[str, Any] | None) -> str:
     return " ".join(word for word in (str(git["commit"])[:12], changed, *more) if word)
 
 
-def _budget(run: Run, match: str | None) -> dict[str, str]:
-    return {"steps": _text(run.summary.get("steps"))} if match == "steps" else {}
+def _steps(run: Run) -> dict[str, str]:
+    return {"steps": _text(run.summary.get("steps"))}
 
 
 def _difference(key: str, known: Sequence[tuple[str, Mapping[str, str]]]) -> str:

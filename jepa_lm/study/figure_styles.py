@@ -47,9 +47,12 @@ class Style:
 
 
 def styles(results: Results) -> dict[str, Style]:
-    """A style for each arm; those that are compared with weight 0 or nothing have colours."""
-    controls = {c.against for c in results.manifest.comparisons}
-    controls -= {c.of for c in results.manifest.comparisons}
+    """A style for each arm; all but controls and what has to equal them have colours."""
+    plan = results.manifest
+    same = {folder for identity in plan.identities for folder in identity.runs}
+    controls = {c.against for c in plan.comparisons}
+    controls |= {group.name for group in plan.groups if same & set(group.runs.values())}
+    controls -= {c.of for c in plan.comparisons}
     found, coloured, plain = {}, 0, 0
     for name in results.arms:
         if name in controls:

@@ -63,7 +63,7 @@ def headline(results: Results) -> str:
         )
     if len(treatments) == 1:
         word = word_of(treatments[0])
-        return OUTCOMES.get(word, "{}: " + word + ".").format(treatments[0].arm.name)
+        return OUTCOMES.get(word, "{}: " + word + ".").format(treatments[0].arm.label)
     found = Counter(word_of(t) for t in treatments)
     counted = "; ".join(
         f"{word}: {amount}".replace(" ", TIED) for word, amount in found.most_common()
@@ -102,9 +102,9 @@ def _card(treatment: Treatment, look: dict[str, Style], index: int, alone: bool)
     drawn = alone or len(treatment.against) > 1  # else the overview of all treatments has it
     word = word_of(treatment)
     main = treatment.main
-    first = tables.differences(treatment, SHOWN_FIRST)
+    first, more = tables.main_differences(treatment, SHOWN_FIRST)
     return {
-        "name": treatment.arm.name,
+        "name": treatment.arm.label,
         "word": word,
         "tone": TONES.get(word, "plain"),
         "sentence": treatment.sentence,
@@ -112,7 +112,7 @@ def _card(treatment: Treatment, look: dict[str, Style], index: int, alone: bool)
         "against": main.control.name,
         "numbers": _numbers(treatment),
         "differences": first,
-        "more": len(main.comparison.differences) - len(first.rows),
+        "more": more,
         "panel": figures.effects(treatment, look, f"effect{index}") if drawn else None,
         "not_applicable": dict(treatment.not_applicable),
     }

@@ -7,7 +7,7 @@ sweep that made them. Runs that have not finished count for nothing but the list
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,13 @@ from pathlib import Path
 import numpy as np
 
 from jepa_lm.study import manifest, statistics
+from jepa_lm.study.against_plan import (
+    Failure,
+    broken,
+    failures,
+    identity_in_words,
+    other_configs,
+)
 from jepa_lm.study.cautions import together
 from jepa_lm.study.comparable import apart
 from jepa_lm.study.manifest import Comparison, Group, Identity, Manifest
@@ -22,6 +29,8 @@ from jepa_lm.study.runs import Run
 from jepa_lm.study.statistics import Effect, t_interval
 from jepa_lm.study.verdict import BASELINES, verdict
 
+WEIGHT = "jepa.weight"
+BUDGET = ("trainer.max_steps", "trainer.max_time")
 NO_VERDICT = "no verdict"
 """Of a treatment without a baseline."""
 
@@ -38,6 +47,19 @@ class Arm:
     def name(self) -> str:
         """As study.json has it."""
         return self.group.name
+
+    @cached_property
+    def label(self) -> str:
+        """What it is for a reader who knows no names of arms: `objective=lewm jepa.weight=0.1`."""
+        settings = dict(self.group.settings)
+        run = next(iter(self.runs.values()), None)
+        if run is not None:
+            known = {
+                "objective": run.objective,
+                WEIGHT: (run.config.get("jepa") or {}).get("weight"),
+            }
+            settings = {k: str(v) for k, v in known.items() if v is not None} | settings
+        return " ".join(f"{key}={value}" for key, value in settings.items()) or self.name
 
     @cached_property
     def bpb(self) -> dict[str, float]:
@@ -80,7 +102,8 @@ class Against:
 
 def role_of(against: Against) -> str:
     """The control's part in the argument, in words."""
-    return against.comparison.role.replace("_", " ")
+    role = against.comparison.role
+    return BASELINES.get(role, role.replace("_", " "))
 
 
 @dataclass(frozen=True)
@@ -101,16 +124,6 @@ class Treatment:
         """The comparison with the baseline that the verdict is about, or the first there is."""
         roles = {a.comparison.role: a for a in reversed(self.against)}
         return next((roles[role] for role in BASELINES if role in roles), self.against[0])
-
-
-@dataclass(frozen=True)
-class Failure:
-    """A planned run without a score."""
-
-    folder: str
-    arms: str
-    status: str
-    reason: str
 
 
 @dataclass(frozen=True)
@@ -150,7 +163,7 @@ def collect(folder: Path) -> Results:
     )
     by_arm = {arm.name: arm.runs for arm in arms.values()}
     everything = {name: list(found.values()) for name, found in by_arm.items()}
-    identities = tuple((i, _identity(folder, i)) for i in plan.identities)
+    identities = tuple((i, identity_in_words(folder, i)) for i in plan.identities)
     return Results(
         folder=folder,
         manifest=plan,
@@ -158,8 +171,8 @@ def collect(folder: Path) -> Results:
         arms=arms,
         treatments=treatments,
         apart=() if treatments else tuple(apart(everything, plan.match)),
-        warnings=(*_broken(identities), *_others(plan, runs), *together(by_arm)),
-        failures=tuple(_failures(plan, runs)),
+        warnings=(*broken(identities), *other_configs(plan, runs), *together(by_arm)),
+        failures=tuple(failures(plan, runs)),
         identities=identities,
     )
 
@@ -177,9 +190,10 @@ def seed_order(seed: str) -> tuple[float, str]:
 
 def _treatment(plan: Manifest, arms: Mapping[str, Arm], name: str) -> Treatment:
     """Everything that one group is held against."""
-    compared = [c for c in plan.comparisons if c.of == name]
-    effects, word, sentence = _judged(arms[name], {c.role: arms[c.against] for c in compared})
-    against = tuple(Against(c, arms[c.against], effects[c.role]) for c in compared)
+    compared = _by_role(arms[name], [c for c in plan.comparisons if c.of == name], arms)
+    controls = {role: arms[c.against] for role, c in compared.items()}
+    effects, word, sentence = _judged(arms[name], controls)
+    against = tuple(Against(c, controls[role], effects[role]) for role, c in compared.items())
     known = {
         arm.name: list(arm.runs.values()) for arm in (arms[name], *(a.control for a in against))
     }
@@ -188,9 +202,38 @@ def _treatment(plan: Manifest, arms: Mapping[str, Arm], name: str) -> Treatment:
         against=against,
         word=word,
         sentence=sentence,
-        apart=tuple(apart(known, plan.match)),
+        apart=tuple(
+            apart(known, plan.match, {c.against for c in compared.values() if _budgeted(c)})
+        ),
         not_applicable=plan.not_applicable.get(name, {}),
     )
+
+
+def _by_role(
+    treatment: Arm, compared: Sequence[Comparison], arms: Mapping[str, Arm]
+) -> dict[str, Comparison]:
+    """The comparisons by role; in a sweep of several objectives a baseline is the nearest of its kind.
+
+    Weight 0 of another objective is the same model again, and would only make Holm stricter.
+    """
+
+    def near(comparison: Comparison) -> int:
+        theirs = arms[comparison.against].group.settings
+        return sum(theirs.get(key) == value for key, value in treatment.group.settings.items())
+
+    found: dict[str, Comparison] = {}
+    for comparison in sorted(compared, key=near, reverse=True):
+        if comparison.role not in found:
+            found[comparison.role] = comparison
+        elif comparison.role not in BASELINES:
+            found[f"{comparison.role} of {comparison.against}"] = comparison
+    order = list(compared)
+    return dict(sorted(found.items(), key=lambda item: order.index(item[1])))
+
+
+def _budgeted(comparison: Comparison) -> bool:
+    """Whether the control is meant to have more or fewer steps."""
+    return any(key in comparison.differences for key in BUDGET)
 
 
 def _judged(treatment: Arm, controls: Mapping[str, Arm]) -> tuple[Mapping[str, Effect], str, str]:
@@ -207,67 +250,3 @@ def _judged(treatment: Arm, controls: Mapping[str, Arm]) -> tuple[Mapping[str, E
         return effects, NO_VERDICT, "It is not held against weight 0, so nothing can be said of it."
     said = verdict(effects)
     return effects, said.word, said.sentence
-
-
-def _broken(identities: tuple[tuple[Identity, str], ...]) -> list[str]:
-    """Runs that have to be the same and are not: something is wrong with the comparison itself."""
-    return [
-        f"{identity.says}: {' and '.join(identity.runs)} have to be the same run, but {found}"
-        for identity, found in identities
-        if found.startswith("differ")
-    ]
-
-
-def _others(plan: Manifest, runs: Mapping[str, Run]) -> list[str]:
-    """Runs whose records are of another config than the one that was planned (trap 27)."""
-    return [
-        f"{job.folder} ({plan_of(plan, job.folder)}): ran another config than was planned"
-        for job in plan.jobs
-        if (recorded := runs[job.folder].summary.get("config_hash")) and recorded != job.config_hash
-    ]
-
-
-def _identity(folder: Path, identity: Identity) -> str:
-    """Whether the records of two runs agree to the last digit."""
-    left, right = (Run(folder / below) for below in identity.runs)
-    if not (left.finished and right.finished):
-        return "not checked: not both have finished"
-    if left.nll != right.nll:
-        return f"differ in validation: {left.nll} and {right.nll} nats per token"
-    first, second = (dict(run.series("train/ce")) for run in (left, right))
-    steps = [step for step in first if first[step] != second.get(step)]
-    if steps or first.keys() != second.keys():
-        return f"differ in training from step {min(steps or first.keys() ^ second.keys())} on"
-    return f"agree to the last digit, in validation and at {len(first)} log points"
-
-
-def _failures(plan: Manifest, runs: Mapping[str, Run]) -> list[Failure]:
-    """Planned runs without a score, with the reason as far as it was recorded."""
-    return [
-        Failure(below, plan_of(plan, below), *_reason(run))
-        for below, run in runs.items()
-        if not run.finished
-    ]
-
-
-def plan_of(plan: Manifest, below: str) -> str:
-    """Arms and seeds that a run is planned for."""
-    return ", ".join(
-        f"{group.name} seed {seed}"
-        for group in plan.groups
-        for seed, folder in group.runs.items()
-        if folder == below
-    )
-
-
-def _reason(run: Run) -> tuple[str, str]:
-    """Status and reason of a run without a score."""
-    if not run.folder.is_dir():
-        return "not started", "there is no folder"
-    if error := run.summary.get("error"):
-        return run.status, " ".join(str(error).split())
-    if run.status == "finished":
-        return "no score", "its validation gave no finite number"
-    if run.status == "interrupted":
-        return run.status, f"stopped after {run.summary.get('steps', '?')} steps"
-    return run.status, "no summary.json: it is running, or was killed"

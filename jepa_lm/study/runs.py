@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from jepa_lm.records import CONFIG_FILE
 
 
@@ -39,6 +41,19 @@ class Run:
     def finished(self) -> bool:
         """It has used up its budget and has a score."""
         return self.status == "finished" and self.bpb is not None
+
+    @cached_property
+    def objective(self) -> str | None:
+        """The option of the group `objective`, or what the config tells of it."""
+        node: Any = read_yaml(self.folder / ".hydra" / "hydra.yaml")
+        for key in ("hydra", "runtime", "choices", "objective"):
+            node = node.get(key) if isinstance(node, dict) else None
+        if node is not None:
+            return str(node)
+        jepa = self.config.get("jepa")
+        if not isinstance(jepa, dict):
+            return None
+        return str(jepa["_target_"]).rpartition(".")[2] if "_target_" in jepa else "none"
 
     @property
     def bpb(self) -> float | None:
@@ -88,6 +103,15 @@ def _point(step: str | None, text: Any) -> tuple[int, float] | None:
 def _score(summary: Mapping[str, Any], name: str) -> float | None:
     value = (summary.get("val") or {}).get(name)
     return None if value is None or not math.isfinite(value) else float(value)
+
+
+def read_yaml(path: Path) -> Mapping[str, Any]:
+    """A file of Hydra's, without its references resolved; empty if there is none or it is broken."""
+    try:
+        found = OmegaConf.to_container(OmegaConf.load(path))
+    except Exception:  # of the disk, of YAML, of OmegaConf; there is no base that they share
+        return {}
+    return {str(k): v for k, v in found.items()} if isinstance(found, dict) else {}
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:

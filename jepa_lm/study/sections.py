@@ -140,7 +140,7 @@ def _failures(results: Results) -> Section:
 
 def _records(results: Results) -> Section:
     same = tuple(
-        f"{identity.says}: {' and '.join(identity.runs)} {found}."
+        f"{identity.says}: the records of {' and '.join(identity.runs)} {found}."
         for identity, found in results.identities
     )
     return Section(

@@ -9,16 +9,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
 from jepa_lm.errors import UserError
-from jepa_lm.records import NOT_HASHED
 from jepa_lm.study import words
+from jepa_lm.study.arms import differences
 from jepa_lm.study.comparable import apart, facts
-from jepa_lm.study.runs import Run, find_runs
+from jepa_lm.study.runs import Run, find_runs, read_yaml
 
 LIKE = ("status", "seed", "steps", "tokens", "seconds", "tokens_per_second", "config_hash")
 """Of summary.json, beside the scores."""
@@ -95,11 +94,7 @@ def open_run(folder: Path) -> Run:
 def print_comparison(left: Run, right: Run, console: Console) -> list[str]:
     """Scores, differing settings and differing records of two runs; returns why not to compare them."""
     console.print(_scores(left, right), markup=False)
-    differing = config_differences(config_of(left), config_of(right))
-    if differing:
-        console.print(_pairs("settings that differ", differing), markup=False)
-    else:
-        console.print("their settings are equal")
+    console.print(_settings(config_of(left), config_of(right)), markup=False)
     ours, theirs = facts(left), facts(right)
     records = {
         key: (ours.get(key, words.NOTHING), theirs.get(key, words.NOTHING))
@@ -112,22 +107,9 @@ def print_comparison(left: Run, right: Run, console: Console) -> list[str]:
     return apart({"A": [left], "B": [right]}, match)
 
 
-def config_differences(
-    left: Mapping[str, Any], right: Mapping[str, Any]
-) -> dict[str, tuple[Any, Any]]:
-    """Dotted keys with the values of both sides; where a run writes to and how it is watched is left out."""
-    ours, theirs = _flat(left), _flat(right)
-    absent = "(not there)"
-    return {
-        key: (ours.get(key, absent), theirs.get(key, absent))
-        for key in dict.fromkeys((*ours, *theirs))
-        if key.split(".")[0] not in NOT_HASHED and ours.get(key, absent) != theirs.get(key, absent)
-    }
-
-
 def config_of(run: Run) -> Mapping[str, Any]:
     """config.json; of runs that have none, what Hydra wrote, in which references are not resolved."""
-    return run.config or _yaml(run.folder / ".hydra" / "config.yaml")
+    return run.config or read_yaml(run.folder / ".hydra" / "config.yaml")
 
 
 def budget_of(run: Run) -> str | None:
@@ -135,19 +117,6 @@ def budget_of(run: Run) -> str | None:
     trainer = config_of(run).get("trainer") or {}
     limits = [name for name in ("max_steps", "max_time") if trainer.get(name)]
     return limits[0].removeprefix("max_") if len(limits) == 1 else None
-
-
-def objective_of(run: Run) -> str | None:
-    """The option that was chosen, or what the config tells of it."""
-    node: Any = _yaml(run.folder / ".hydra" / "hydra.yaml")
-    for key in ("hydra", "runtime", "choices", "objective"):
-        node = node.get(key) if isinstance(node, dict) else None
-    if node is not None:
-        return str(node)
-    jepa = config_of(run).get("jepa")
-    if not isinstance(jepa, dict):
-        return None
-    return str(jepa["_target_"]).rpartition(".")[2] if "_target_" in jepa else "none"
 
 
 def missing(folder: Path) -> UserError:
@@ -168,7 +137,7 @@ def _entry(run: Run, above: Path) -> Entry:
     return Entry(
         folder=str(run.folder.relative_to(above)),
         task=config.get("task_name"),
-        objective=objective_of(run),
+        objective=run.objective,
         weight=weight if isinstance(weight, int | float) else None,
         seed=summary.get("seed", config.get("seed")),
         steps=summary.get("steps"),
@@ -191,7 +160,7 @@ def _scores(left: Run, right: Run) -> Table:
     for column in ("", "A", "B", "B - A"):
         table.add_column(column, justify="right" if column else "left", overflow="fold")
     table.add_row("folder", str(left.folder), str(right.folder), "")
-    table.add_row("objective", _cell(objective_of(left)), _cell(objective_of(right)), "")
+    table.add_row("objective", _cell(left.objective), _cell(right.objective), "")
     for name, ours, theirs in (
         ("bits per byte", left.bpb, right.bpb),
         ("nats per token", left.nll, right.nll),
@@ -208,6 +177,14 @@ def _values(left: Run, right: Run, key: str) -> tuple[Any, Any]:
     return left.summary.get(key), right.summary.get(key)
 
 
+def _settings(left: Mapping[str, Any], right: Mapping[str, Any]) -> Table | str:
+    """Settings that differ in what is computed."""
+    if not all("data" in config and "trainer" in config for config in (left, right)):
+        return "their settings cannot be compared: not both have recorded them"
+    found = differences(left, right)
+    return _pairs("settings that differ", found) if found else "their settings are equal"
+
+
 def _pairs(title: str, found: Mapping[str, tuple[Any, Any]]) -> Table:
     table = Table(title=title)
     for column in ("", "A", "B"):
@@ -221,19 +198,3 @@ def _cell(value: Any) -> str:
     if value is None:
         return words.NOTHING
     return f"{value:,.1f}" if isinstance(value, float) and abs(value) >= 10 else str(value)
-
-
-def _flat(node: Any, path: str = "") -> dict[str, Any]:
-    """Leaves of nested settings by dotted key; lists are leaves."""
-    if not isinstance(node, Mapping) or not node:
-        return {path: node} if path else {}
-    below = (_flat(value, f"{path}.{key}" if path else str(key)) for key, value in node.items())
-    return {key: value for found in below for key, value in found.items()}
-
-
-def _yaml(path: Path) -> Mapping[str, Any]:
-    try:
-        found = OmegaConf.to_container(OmegaConf.load(path))
-    except Exception:  # not there, no YAML, no text: a list of runs leaves the cell empty
-        return {}
-    return {str(k): v for k, v in found.items()} if isinstance(found, dict) else {}

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from jepa_lm.study import words
+from jepa_lm.study.against_plan import plan_of
+from jepa_lm.study.arms import ABSENT
 from jepa_lm.study.comparable import facts
-from jepa_lm.study.results import Arm, Results, Treatment, plan_of, role_of, seed_order
+from jepa_lm.study.manifest import Comparison
+from jepa_lm.study.results import Arm, Results, Treatment, role_of, seed_order
 from jepa_lm.study.runs import Run
 from jepa_lm.study.statistics import Effect
 from jepa_lm.study.words import NOTHING
@@ -27,7 +30,6 @@ DIAGNOSTICS = {
     "trunk_gradient_cosine": "trunk gradient cosine",
 }
 """Of summary.json, with the heads of their columns."""
-PEAK = ("peak_memory_bytes", "peak_memory")
 FEW = 4
 """Comparisons that are told in a column each."""
 EFFECT: dict[str, Callable[[Effect], str]] = {
@@ -140,7 +142,7 @@ def cost(results: Results) -> Table:
                 f"{seconds:,.1f}" if (seconds := mean_of(arm, "seconds")) is not None else NOTHING,
                 words.count(mean_of(arm, "tokens_per_second")),
                 NOTHING if against is None else words.ratio(speed_ratio(arm, against)),
-                _mebibytes(_mean(_peak(run) for run in arm.runs.values())),
+                _mebibytes(mean_of(arm, "memory_bytes")),
                 NOTHING if flops is None else f"{flops:,.3g}",
             )
         )
@@ -156,26 +158,51 @@ def cost(results: Results) -> Table:
     return _without_empty(table)
 
 
-def differences(treatment: Treatment, most: int | None = None) -> Table:
-    """Keys of the configs that differ between a treatment and its first control, or the first of them."""
+def differences(treatment: Treatment) -> Table:
+    """Keys of the configs that differ between a treatment and its first control."""
     comparison = treatment.main.comparison
-    rows = [
-        (key, words.setting(of), words.setting(against))
-        for key, (of, against) in comparison.differences.items()
-    ]
-    sides = (comparison.of, comparison.against) if most is None else ("treatment", "control")
-    return Table(("setting", *sides), tuple(rows[:most]), words=3)
+    return Table(
+        ("setting", comparison.of, comparison.against), tuple(_settings(comparison)), words=3
+    )
+
+
+def main_differences(treatment: Treatment, most: int) -> tuple[Table, int]:
+    """The same in short, and how many of its settings are not shown.
+
+    What only one side has is told by its first word alone: a control without an objective lacks dozens.
+    """
+    comparison = treatment.main.comparison
+    both = {k: v for k, v in comparison.differences.items() if ABSENT not in v}
+    lacking: dict[tuple[str, bool], list[str]] = {}
+    for key, values in comparison.differences.items():
+        if ABSENT in values:
+            lacking.setdefault((key.split(".")[0], values[0] == ABSENT), []).append(key)
+    rows = _settings(replace(comparison, differences=both))[:most]
+    for (first, control_lacks), keys in lacking.items():
+        sides = ("set", ABSENT) if control_lacks else (ABSENT, "set")
+        rows.append((f"{words.number_of(len(keys), 'setting')} below {first}", *sides))
+    return Table(("setting", "treatment", "control"), tuple(rows), words=3), max(
+        0, len(both) - most
+    )
 
 
 def other_differences(treatment: Treatment) -> Table:
     """The same for every control but the first."""
     rows = [
-        (a.control.name, key, words.setting(of), words.setting(against))
+        (a.control.name, *row)
         for a in treatment.against
         if a is not treatment.main
-        for key, (of, against) in a.comparison.differences.items()
+        for row in _settings(a.comparison)
     ]
     return Table(("control", "setting", treatment.arm.name, "its value"), tuple(rows), words=4)
+
+
+def _settings(comparison: Comparison) -> list[tuple[str, str, str]]:
+    """Key, value of the treatment, value of the control."""
+    return [
+        (key, words.setting(of), words.setting(against))
+        for key, (against, of) in comparison.differences.items()
+    ]
 
 
 def records(results: Results) -> Table:
@@ -242,10 +269,6 @@ def flops_of(arm: Arm) -> float | None:
 def _jepa(run: Run, key: str) -> float | None:
     value = (run.summary.get("jepa") or {}).get(key)
     return value if isinstance(value, int | float) else None
-
-
-def _peak(run: Run) -> float | None:
-    return next((run.summary[key] for key in PEAK if run.summary.get(key)), None)
 
 
 def _mebibytes(value: float | None) -> str:

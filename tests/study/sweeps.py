@@ -126,7 +126,7 @@ def study(
             if seed in seeds:
                 write_run(folder / run, seeds[seed], seed=seed, **more)
         groups.append(Group(name, "", (settings or {}).get(name, {}), below))
-    changed = {"jepa.weight": (0.1, 0.0)} if differences is None else differences
+    changed = {"jepa.weight": (0.0, 0.1)} if differences is None else differences
     comparisons = tuple(
         Comparison(of, control, role, changed)
         for of, controls in (against or {}).items()
@@ -136,7 +136,7 @@ def study(
         "name": "weights",
         "kind": "study",
         "match": "steps",
-        "command": ("python", "train.py", "-m", "jepa.weight=0,0.1", "seed=1,2,3"),
+        "command": ("jepa.weight=0,0.1", "seed=1,2,3"),
         **about,
     }
     fields["identities"] = tuple(Identity(*i) for i in fields.get("identities", ()))

@@ -76,7 +76,7 @@ def folder(tmp_path_factory) -> Path:
             strict=True,
         )
     )
-    differences = {"jepa.weight": (0.1, 0.0), "jepa.predictor": ({"hidden": [256] * 20}, None)}
+    differences = {"jepa.weight": (0.0, 0.1), "jepa.predictor": (None, {"hidden": [256] * 20})}
     folder = study(
         tmp_path_factory.mktemp("browser"),
         scores,

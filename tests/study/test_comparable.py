@@ -56,6 +56,12 @@ def test_device(difference):
     assert difference({}, {}, config=gpu) == ["device: cpu (a), gpu (b)"]
 
 
+def test_arms_that_are_meant_to_have_another_budget(tmp_path):
+    left = Run(write_run(tmp_path / "a", 1.7))
+    right = Run(write_run(tmp_path / "b", 1.7, summary={"steps": 444, "ranks": 2}))
+    assert apart({"a": [left], "b": [right]}, "steps", ["b"]) == ["ranks: 1 (a), 2 (b)"]
+
+
 def test_arms_of_equal_time_differ_in_steps_but_not_in_time(difference):
     assert difference({}, {"steps": 200, "seconds": 101.0}, "time") == []
     assert difference({}, {"seconds": 150.0}, "time") == [

@@ -17,6 +17,7 @@ from jepa_lm.study.report import write_report
 from tests.study.pages import Element, markdown_tables, read
 from tests.study.sweeps import NATS, paired, study, write_run
 
+LABEL = "objective=vicreg jepa.weight=0.1"
 AGAINST = {"treatment": {"weight_0": "control"}}
 
 
@@ -90,11 +91,11 @@ def test_one_file_without_the_network(helps):
 
 def test_verdict_first(helps):
     assert helps.page.all("section")[0] is helps.verdict
-    assert helps.headline == "treatment helps."
+    assert helps.headline == f"{LABEL} helps."
     assert helps.verdict.one("p", class_="word good").text == "helps"
     before = helps.html.index("<h1>")
     assert "<table" not in helps.html[:before]
-    assert helps.markdown.startswith("# treatment helps.\n")
+    assert helps.markdown.startswith(f"# {LABEL} helps.\n")
 
 
 def test_what_differs_is_beside_the_verdict(helps):
@@ -173,18 +174,18 @@ def test_arms_that_could_not_be_run_are_named(helps):
 @pytest.mark.parametrize(
     ("scores", "word", "headline"),
     [
-        (paired(1.7, 0.02), "hurts", "treatment hurts."),
-        (paired(1.7, 0.0), "equivalent", "treatment is equivalent to its control."),
-        (paired(1.7, 0.0, noise=0.02), "no difference shown", "treatment: no difference shown."),
+        (paired(1.7, 0.02), "hurts", " hurts."),
+        (paired(1.7, 0.0), "equivalent", " is equivalent to its control."),
+        (paired(1.7, 0.0, noise=0.02), "no difference shown", ": no difference shown."),
         (paired(1.7, -0.02), "better, no placebo", "better than its control, but no placebo"),
-        (paired(1.7, -0.02, 1), "too few seeds", "treatment: too few seeds for a verdict."),
+        (paired(1.7, -0.02, 1), "too few seeds", ": too few seeds for a verdict."),
     ],
 )
 def test_other_outcomes(tmp_path, scores, word, headline):
     made = report(study(tmp_path, scores, against=AGAINST))
     assert headline in made.headline
     assert word in [p.text for p in made.verdict.all("p")]
-    assert f"## treatment: {word}" in made.markdown
+    assert f"## {LABEL}: {word}" in made.markdown
 
 
 def test_arms_that_are_not_comparable_get_no_verdict(tmp_path):
@@ -194,7 +195,7 @@ def test_arms_that_are_not_comparable_get_no_verdict(tmp_path):
     assert alarm.text.startswith("These arms are not comparable")
     assert "precision: bf16-mixed (treatment), 32-true (control)" in alarm.text
     assert made.html.index("not comparable:") < made.html.index("<h1>")
-    assert made.headline == "treatment: no verdict, because its arms are not comparable."
+    assert made.headline == f"{LABEL}: no verdict, because its arms are not comparable."
     assert "**These arms are not comparable" in made.markdown
 
 
@@ -232,7 +233,7 @@ def test_an_interrupted_sweep(tmp_path):
     stopped = {"status": "interrupted", "steps": 77}
     write_run(folder / "9", 1.9, seed="5", summary=stopped)
     made = report(folder)
-    assert made.headline.startswith("treatment is better than its control")
+    assert made.headline.startswith(f"{LABEL} is better than its control")
     assert "4 of 10 planned runs" in made.verdict.text
     assert [row[1] for row in made.tables["Scores by arm"][1:]] == ["3 of 5", "3 of 5"]
     assert made.tables["BPB of every run"][2][-2:] == ["-", "-"]
@@ -273,7 +274,7 @@ def test_a_sweep_without_a_control_has_no_verdict_and_says_why(tmp_path):
 def test_a_treatment_without_a_baseline_has_no_verdict(tmp_path):
     against = {"treatment": {"placebo": "control"}}
     made = report(study(tmp_path, paired(1.7, -0.02), against=against))
-    assert made.headline == "treatment: no verdict."
+    assert made.headline == f"{LABEL}: no verdict."
     assert "not held against weight 0" in made.verdict.text
 
 
@@ -281,14 +282,12 @@ def test_an_identity_that_does_not_hold_is_told_first(tmp_path):
     same = {"identities": ((("0", "1"), "weight 0 is objective=none"),)}
     made = report(study(tmp_path / "a", paired(1.7, 0.0), against=AGAINST, **same))
     warned = made.verdict.one("div", class_="warning").all("li")[0].text
-    assert warned.startswith(
-        "weight 0 is objective=none: 0 and 1 have to be the same run, but differ"
-    )
+    assert warned.startswith("weight 0 is objective=none, but the records of 0 and 1 differ in")
     equal = {"control": {"1": 1.7, "2": 1.8}, "treatment": {"1": 1.7, "2": 1.8}}
     same = {"identities": ((("0", "2"), "weight 0 is objective=none"),)}
     made = report(study(tmp_path / "b", equal, against=AGAINST, **same))
     assert not made.verdict.all("div", class_="warning")
-    assert "0 and 2 agree to the last digit" in made.page.text
+    assert "the records of 0 and 2 agree to the last digit" in made.page.text
 
 
 NASTY = '<script>alert(1)</script> $x_2$ | "quoted" & [a](http://b) `c` *d*'
@@ -302,7 +301,7 @@ def test_what_users_wrote_stays_text(tmp_path):
         scores,
         against={NASTY: {"weight_0": "control"}},
         settings={NASTY: {"objective": NASTY, "jepa.weight": "0.1"}},
-        differences={NASTY: (NASTY, 0.0)},
+        differences={NASTY: (0.0, NASTY)},
         command=("python", "train.py", NASTY),
         name=NASTY,
         planned={"control": ("9",)},

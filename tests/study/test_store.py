@@ -10,7 +10,7 @@ import pytest
 
 from jepa_lm.study.__main__ import main
 from jepa_lm.study.runs import Run
-from jepa_lm.study.store import config_differences, entries, objective_of
+from jepa_lm.study.store import entries
 from tests.study.sweeps import paired, study, write_run
 
 
@@ -76,12 +76,12 @@ def test_summaries_are_enough(logs):
 
 def test_objective_without_hydras_record(tmp_path):
     folder = write_run(tmp_path, 1.7, objective="recipes/pr1006")
-    assert objective_of(Run(folder)) == "recipes/pr1006"
+    assert Run(folder).objective == "recipes/pr1006"
     (folder / ".hydra" / "hydra.yaml").write_text("a: [broken")
-    assert objective_of(Run(folder)) == "LatentPrediction"
+    assert Run(folder).objective == "LatentPrediction"
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "jepa": {"weight": 0.0}}))
-    assert objective_of(Run(folder)) == "none"
+    assert Run(folder).objective == "none"
 
 
 def test_older_runs_have_hydras_config_alone(tmp_path):
@@ -101,7 +101,7 @@ def test_compare(tmp_path, capsys, wide):
     rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in said.out.splitlines()]
     assert ["bits per byte", "1.7000", "1.6500", "-0.0500"] in rows
     assert ["jepa.weight", "0.0", "0.1"] in rows
-    assert ["optimizer.lr", "(not there)", "0.1"] in rows
+    assert ["optimizer.lr", "(absent)", "0.1"] in rows
     assert "run_dir" not in said.out
     assert "One run each" in said.out
     assert said.err == ""
@@ -120,19 +120,11 @@ def test_compare_warns_of_runs_that_are_not_comparable(tmp_path, capsys):
     assert any("version of torch" in line for line in warned)
 
 
-def test_settings_that_differ():
-    left = {"seed": 1, "data": {"order": "shuffle", "path": None}, "optimizer": {}}
-    right = {
-        "seed": 1,
-        "data": {"order": "stream", "path": None},
-        "optimizer": {"lr": 1},
-        "tags": [1],
-    }
-    assert config_differences(left, right) == {
-        "data.order": ("shuffle", "stream"),
-        "optimizer": ({}, "(not there)"),
-        "optimizer.lr": ("(not there)", 1),
-    }
+def test_compare_without_settings(tmp_path, capsys):
+    for name in "ab":
+        (write_run(tmp_path / name, 1.7) / "config.json").unlink()
+    assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
+    assert "not both have recorded them" in capsys.readouterr().out
 
 
 def test_a_report_is_built_again(tmp_path, capsys):
@@ -141,7 +133,9 @@ def test_a_report_is_built_again(tmp_path, capsys):
     )
     assert main([str(folder)]) == 0
     said = capsys.readouterr()
-    assert said.out.startswith("treatment hurts.\ntreatment: hurts. Worse than weight 0: +0.0")
+    headline, sentence, _ = said.out.splitlines()
+    assert headline == "objective=vicreg jepa.weight=0.1 hurts."
+    assert sentence.startswith("Worse than weight 0: +0.0")
     assert said.out.endswith(f"written to {folder / 'report.html'}\n")
     assert said.err == ""
     assert (folder / "report.md").is_file()
