@@ -53,7 +53,7 @@ class Comparison:
     role: str
     """weight_0, regularizers_only, prediction_only, placebo, ...: the control's part in the argument."""
     differences: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
-    """Keys of the resolved configs that differ, with the value of each side."""
+    """Keys of the resolved configs that differ, with the values of `against` and of `of`."""
 
 
 @dataclass(frozen=True)

@@ -11,6 +11,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from omegaconf import OmegaConf
+
 from jepa_lm.records import CONFIG_FILE
 
 
@@ -40,6 +42,19 @@ class Run:
         """It has used up its budget and has a score."""
         return self.status == "finished" and self.bpb is not None
 
+    @cached_property
+    def objective(self) -> str | None:
+        """The option of the group `objective`, or what the config tells of it."""
+        node: Any = read_yaml(self.folder / ".hydra" / "hydra.yaml")
+        for key in ("hydra", "runtime", "choices", "objective"):
+            node = node.get(key) if isinstance(node, dict) else None
+        if node is not None:
+            return str(node)
+        jepa = self.config.get("jepa")
+        if not isinstance(jepa, dict):
+            return None
+        return str(jepa["_target_"]).rpartition(".")[2] if "_target_" in jepa else "none"
+
     @property
     def bpb(self) -> float | None:
         """Bits per byte of the final validation."""
@@ -52,27 +67,51 @@ class Run:
 
     def series(self, name: str) -> list[tuple[int, float]]:
         """A column of metrics.csv as (step, value), finite values alone."""
+        return self._columns.get(name, [])
+
+    @cached_property
+    def _columns(self) -> Mapping[str, list[tuple[int, float]]]:
+        """Every column that has numbers."""
+        found: dict[str, list[tuple[int, float]]] = {}
         path = self.folder / "metrics.csv"
         if not path.is_file():
-            return []
-        found = []
+            return found
         with open(path, newline="") as file:
             for row in csv.DictReader(file):
-                text = row.get(name) or ""
-                if text and math.isfinite(value := float(text)):
-                    found.append((int(row["step"]), value))
+                for name, text in row.items():
+                    # Most cells are empty, and a kill may leave half a row.
+                    if text and (point := _point(row.get("step"), text)) is not None:
+                        found.setdefault(name, []).append(point)
         return found
 
 
 def find_runs(folder: Path) -> Iterator[Run]:
     """Every run below a folder, by name: folders with a config.json or summary.json of a training."""
-    for path in sorted(folder.rglob(CONFIG_FILE)):
-        yield Run(path.parent)
+    records = [*folder.rglob(CONFIG_FILE), *folder.rglob("summary.json")]
+    for path in sorted({path.parent for path in records}):
+        yield Run(path)
+
+
+def _point(step: str | None, text: Any) -> tuple[int, float] | None:
+    try:
+        point = int(step or ""), float(text)
+    except (TypeError, ValueError):
+        return None
+    return point if math.isfinite(point[1]) else None
 
 
 def _score(summary: Mapping[str, Any], name: str) -> float | None:
     value = (summary.get("val") or {}).get(name)
     return None if value is None or not math.isfinite(value) else float(value)
+
+
+def read_yaml(path: Path) -> Mapping[str, Any]:
+    """A file of Hydra's, without its references resolved; empty if there is none or it is broken."""
+    try:
+        found = OmegaConf.to_container(OmegaConf.load(path))
+    except Exception:  # of the disk, of YAML, of OmegaConf; there is no base that they share
+        return {}
+    return {str(k): v for k, v in found.items()} if isinstance(found, dict) else {}
 
 
 def _read_json(path: Path) -> Mapping[str, Any]:

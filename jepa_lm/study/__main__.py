@@ -1,0 +1,93 @@
+"""Reports and runs in the terminal.
+
+python -m jepa_lm.study FOLDER           the report of a sweep or study, built again
+python -m jepa_lm.study ls [FOLDER]      runs below a folder (logs), the newest last; --json
+python -m jepa_lm.study compare A B      two runs: scores, settings, versions
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from pathlib import Path
+
+from rich.console import Console
+
+from jepa_lm.errors import UserError, warn
+from jepa_lm.study import store
+
+USAGE = (
+    "python -m jepa_lm.study FOLDER, python -m jepa_lm.study ls [FOLDER] [--json], "
+    "or python -m jepa_lm.study compare A B"
+)
+
+
+def main(arguments: list[str]) -> int:
+    """The exit code: 0, or 2 with one line on what is wrong."""
+    try:
+        match arguments:
+            case ["ls", *rest] if not _options(rest) - {"--json"} and len(_names(rest)) <= 1:
+                _list(Path((*_names(rest), "logs")[0]), as_json="--json" in rest)
+            case ["compare", left, right]:
+                _compare(Path(left), Path(right))
+            case [folder] if folder not in ("ls", "compare") and not folder.startswith("-"):
+                _report(Path(folder))
+            case _:
+                raise UserError(USAGE)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return error.exit_code
+    return 0
+
+
+def _report(folder: Path) -> None:
+    # Figures take a second to import; the lists do without.
+    from jepa_lm.study.report import headline, word_of, write_report
+    from jepa_lm.study.results import collect
+
+    if not folder.is_dir():
+        raise store.missing(folder)
+    results = collect(folder)
+    written = write_report(folder)
+    print(headline(results))
+    for treatment in results.treatments:
+        name = (
+            f"{treatment.arm.label} ({word_of(treatment)}): " if len(results.treatments) > 1 else ""
+        )
+        print(f"{name}{treatment.sentence}")
+        for text in treatment.apart:
+            warn(f"{treatment.arm.name} and its controls are not comparable: {text}")
+    for text in (*results.apart, *results.warnings):
+        warn(text)
+    if results.failures:
+        warn(f"{len(results.failures)} of {len(results.runs)} planned runs have no score")
+    print(f"written to {written}")
+
+
+def _list(folder: Path, *, as_json: bool) -> None:
+    found = store.entries(folder)
+    if as_json:
+        print(json.dumps(store.as_json(found), indent=2))
+    else:
+        store.print_entries(found, folder, Console(highlight=False))
+
+
+def _compare(left: Path, right: Path) -> None:
+    problems = store.print_comparison(
+        store.open_run(left), store.open_run(right), Console(highlight=False)
+    )
+    for text in problems:
+        warn(f"these runs are not comparable: {text}")
+    print("One run each: the spread between seeds is not known.")
+
+
+def _options(words: list[str]) -> set[str]:
+    return {word for word in words if word.startswith("-")}
+
+
+def _names(words: list[str]) -> list[str]:
+    return [word for word in words if not word.startswith("-")]
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

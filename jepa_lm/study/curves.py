@@ -1,0 +1,108 @@
+"""What changed over a run: means over seeds, with bands, of the columns of metrics.csv."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from jepa_lm.study.runs import Run
+from jepa_lm.study.statistics import t_interval
+
+VALIDATED_OFTEN = 3
+"""Points of val/bpb that every run needs before it is drawn instead of train/bpb."""
+SMOOTHED = 20
+"""One part in so many of a run's log points makes a point of train/bpb."""
+DRAWN = 200
+"""Points of a curve that is drawn; more cannot be told apart."""
+
+
+@dataclass(frozen=True)
+class Curve:
+    """Mean and band over seeds, by optimizer step."""
+
+    steps: tuple[int, ...]
+    mean: tuple[float, ...]
+    low: tuple[float, ...]
+    high: tuple[float, ...]
+    seeds: int
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Which column is drawn, and how it is called."""
+
+    column: str
+    says: str
+    window: int = 1
+    """Log points in a trailing mean."""
+
+
+def score_metric(runs: Sequence[Run]) -> Metric:
+    """Validation scores if every run has some on its way, else those of training batches."""
+    if runs and all(len(run.series("val/bpb")) >= VALIDATED_OFTEN for run in runs):
+        return Metric("val/bpb", "validation BPB")
+    points = min((len(run.series("train/bpb")) for run in runs), default=0)
+    window = max(1, points // SMOOTHED)
+    said = f", mean of {window} log points" if window > 1 else ""
+    return Metric("train/bpb", f"training BPB{said}", window)
+
+
+def over_seeds(runs: Mapping[str, Run], metric: Metric) -> Curve | None:
+    """The mean, from the lowest to the highest seed, at the steps that all seeds have."""
+    steps, values = _table(runs, metric)
+    if not steps:
+        return None
+    return _curve(steps, values.mean(0), values.min(0), values.max(0), len(values))
+
+
+def difference(
+    treatment: Mapping[str, Run], control: Mapping[str, Run], metric: Metric
+) -> Curve | None:
+    """Treatment minus control, seed by seed at equal steps, with a 95 % interval of the mean."""
+    seeds = [seed for seed in treatment if seed in control]
+    apart: dict[str, dict[int, float]] = {}
+    for seed in seeds:
+        left, right = (dict(_smooth(runs[seed], metric)) for runs in (treatment, control))
+        apart[seed] = {step: left[step] - right[step] for step in left if step in right}
+    steps, values = _aligned(apart)
+    if not steps:
+        return None
+    mean = values.mean(0)
+    low, high = t_interval(values.T) if len(values) > 1 else (mean, mean)
+    return _curve(steps, mean, low, high, len(values))
+
+
+def _smooth(run: Run, metric: Metric) -> list[tuple[int, float]]:
+    # A resumed run has some steps twice, with equal figures.
+    points = sorted(dict(run.series(metric.column)).items())
+    if metric.window == 1:
+        return points
+    values = np.convolve([v for _, v in points], np.ones(metric.window) / metric.window, "valid")
+    return [
+        (step, float(v)) for (step, _), v in zip(points[metric.window - 1 :], values, strict=True)
+    ]
+
+
+def _table(runs: Mapping[str, Run], metric: Metric) -> tuple[list[int], np.ndarray]:
+    return _aligned({seed: dict(_smooth(run, metric)) for seed, run in runs.items()})
+
+
+def _aligned(found: Mapping[str, Mapping[int, float]]) -> tuple[list[int], np.ndarray]:
+    """Steps that all have, and values [seed, step]; runs without the column do not count."""
+    rows = [row for row in found.values() if row]
+    if not rows:
+        return [], np.empty((0, 0))
+    steps = sorted(set.intersection(*(set(row) for row in rows)))
+    stride = -(-len(steps) // DRAWN) or 1
+    steps = steps[::-1][::stride][::-1]  # the last one stays
+    return steps, np.array([[row[step] for step in steps] for row in rows])
+
+
+def _curve(
+    steps: Sequence[int], mean: np.ndarray, low: np.ndarray, high: np.ndarray, seeds: int
+) -> Curve:
+    return Curve(
+        tuple(steps), tuple(mean.tolist()), tuple(low.tolist()), tuple(high.tolist()), seeds
+    )

@@ -1,0 +1,186 @@
+"""report.html, one file that needs no network, and report.md with the same words and numbers."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from jepa_lm.study import figures, tables, words
+from jepa_lm.study.figure_styles import Style, styles
+from jepa_lm.study.results import Results, Treatment, collect
+from jepa_lm.study.sections import sections
+
+HTML, MARKDOWN = "report.html", "report.md"
+SHOWN_FIRST = 8
+"""Settings beside a verdict; the others are further down."""
+TIED = "\N{NO-BREAK SPACE}"
+NOT_COMPARABLE = "not comparable"
+OUTCOMES = {
+    "helps": "{} helps.",
+    "better, no placebo": "{} is better than its control, but no placebo was run.",
+    "hurts": "{} hurts.",
+    "equivalent": "{} is equivalent to its control.",
+    "no difference shown": "{}: no difference shown.",
+    "too few seeds": "{}: too few seeds for a verdict.",
+    NOT_COMPARABLE: "{}: no verdict, because its arms are not comparable.",
+}
+"""A headline for each word."""
+TONES = {"helps": "good", "hurts": "bad", NOT_COMPARABLE: "bad"}
+"""How the badge of a verdict is set off."""
+
+
+def write_report(folder: Path) -> Path:
+    """Write both files into the folder of a sweep or study.
+
+    Returns:
+        The HTML file.
+
+    Raises:
+        UserError: the folder has no study.json.
+    """
+    context = _context(collect(folder))
+    for name in (MARKDOWN, HTML):
+        text = _environment(name).get_template(f"{name}.j2").render(context)
+        temporary = folder / f".{name}.tmp"
+        temporary.write_text(text, encoding="utf-8")
+        temporary.replace(folder / name)
+    return folder / HTML
+
+
+def headline(results: Results) -> str:
+    """The whole outcome in one sentence."""
+    treatments = results.treatments
+    if not treatments:
+        return (
+            "No verdict: nothing here is held against a control. A sweep that includes jepa.weight=0 "
+            "with the same seeds has one."
+        )
+    if len(treatments) == 1:
+        word = word_of(treatments[0])
+        return OUTCOMES.get(word, "{}: " + word + ".").format(treatments[0].arm.label)
+    found = Counter(word_of(t) for t in treatments)
+    counted = "; ".join(
+        f"{word}: {amount}".replace(" ", TIED) for word, amount in found.most_common()
+    )
+    return f"{len(treatments)} treatments, each against its controls. {counted[0].upper()}{counted[1:]}."
+
+
+def word_of(treatment: Treatment) -> str:
+    """The verdict in a word or two."""
+    return NOT_COMPARABLE if treatment.apart else treatment.word
+
+
+def _context(results: Results) -> dict[str, Any]:
+    look = styles(results)
+    alone = len(results.treatments) == 1
+    return {
+        "name": results.manifest.name,
+        "kind": results.manifest.kind,
+        "command": shlex.join(results.manifest.command),
+        "built": time.strftime("%Y-%m-%d %H:%M:%S %z"),
+        "headline": headline(results),
+        "cards": [_card(t, look, i, alone) for i, t in enumerate(results.treatments)],
+        "alone": alone,
+        "overview": None if alone else figures.overview(results.treatments, look),
+        "apart": list(results.apart),
+        "notices": _notices(results),
+        "warnings": list(results.warnings),
+        "basis": _basis(results),
+        "sections": sections(results, look),
+        "html": HTML,
+    }
+
+
+def _card(treatment: Treatment, look: dict[str, Style], index: int, alone: bool) -> dict[str, Any]:
+    """A verdict with what it rests on."""
+    drawn = alone or len(treatment.against) > 1  # else the overview of all treatments has it
+    word = word_of(treatment)
+    main = treatment.main
+    first, more = tables.main_differences(treatment, SHOWN_FIRST)
+    return {
+        "name": treatment.arm.label,
+        "word": word,
+        "tone": TONES.get(word, "plain"),
+        "sentence": treatment.sentence,
+        "apart": list(treatment.apart),
+        "against": main.control.name,
+        "numbers": _numbers(treatment),
+        "differences": first,
+        "more": more,
+        "panel": figures.effects(treatment, look, f"effect{index}") if drawn else None,
+        "not_applicable": dict(treatment.not_applicable),
+    }
+
+
+def _numbers(treatment: Treatment) -> list[str]:
+    """What the verdict's sentence does not say."""
+    speed = tables.speed_ratio(treatment.arm, treatment.main.control)
+    return (
+        []
+        if speed is None
+        else [f"Speed: {words.ratio(speed)} times the control's tokens per second."]
+    )
+
+
+def _notices(results: Results) -> list[str]:
+    """What is missing."""
+    missing, planned = len(results.failures), len(results.runs)
+    said = []
+    if missing:
+        runs = f"{missing} of {words.number_of(planned, 'planned run')}"
+        said.append(
+            f"Without a score, and left out of everything but the list of failures: {runs}."
+        )
+    if len(results.treatments) > 1:
+        said.append(
+            f"Each of {len(results.treatments)} treatments had its own chance to look good by luck: "
+            "probabilities are corrected for the controls of a treatment, not for their number."
+        )
+    return said
+
+
+def _basis(results: Results) -> list[tuple[str, str]]:
+    """Budget, data and model; a report says nothing beyond them (trap 26)."""
+    runs = list(results.runs.values())
+    return [
+        ("Budget", words.budget(runs, results.manifest.match)),
+        ("Data", words.data(runs)),
+        ("Model", words.model(runs)),
+        (
+            "Scope",
+            "All of this is about this budget, this data and this model, and about nothing else.",
+        ),
+    ]
+
+
+def _environment(name: str) -> Environment:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        autoescape=name == HTML,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"md": _markdown, "tied": _tied}
+    return environment
+
+
+def _tied(text: str) -> str:
+    """No line ends inside of `p = 0.01` and `95 %`."""
+    text = re.sub(r"\b([pn]) ([=<]) (?=[0-9])", rf"\1{TIED}\2{TIED}", text)
+    return re.sub(r"(?<=[0-9]) %", f"{TIED}%", text)
+
+
+def _markdown(text: str) -> str:
+    """Text that stays text in a paragraph or a cell of Markdown."""
+    for sign, safe in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
+        text = text.replace(sign, safe)
+    text = re.sub(r"([\\`*|])", r"\\\1", text).replace("](", "]\\(")
+    return " ".join(text.split())

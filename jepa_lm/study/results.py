@@ -1,0 +1,252 @@
+"""From the folder of a sweep to what its report says: arms, differences, verdicts, failures.
+
+Everything is read from study.json and from the runs' own records; nothing is remembered from the
+sweep that made them. Runs that have not finished count for nothing but the list of failures.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+
+from jepa_lm.study import manifest, statistics
+from jepa_lm.study.against_plan import (
+    Failure,
+    broken,
+    failures,
+    identity_in_words,
+    other_configs,
+)
+from jepa_lm.study.cautions import together
+from jepa_lm.study.comparable import apart
+from jepa_lm.study.manifest import Comparison, Group, Identity, Manifest
+from jepa_lm.study.runs import Run
+from jepa_lm.study.statistics import Effect, t_interval
+from jepa_lm.study.verdict import BASELINES, verdict
+
+WEIGHT = "jepa.weight"
+BUDGET = ("trainer.max_steps", "trainer.max_time")
+NO_VERDICT = "no verdict"
+"""Of a treatment without a baseline."""
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A group and its finished runs."""
+
+    group: Group
+    runs: Mapping[str, Run]
+    """By seed."""
+
+    @property
+    def name(self) -> str:
+        """As study.json has it."""
+        return self.group.name
+
+    @cached_property
+    def label(self) -> str:
+        """What it is for a reader who knows no names of arms: `objective=lewm jepa.weight=0.1`."""
+        settings = dict(self.group.settings)
+        run = next(iter(self.runs.values()), None)
+        if run is not None:
+            known = {
+                "objective": run.objective,
+                WEIGHT: (run.config.get("jepa") or {}).get("weight"),
+            }
+            settings = {k: str(v) for k, v in known.items() if v is not None} | settings
+        return " ".join(f"{key}={value}" for key, value in settings.items()) or self.name
+
+    @cached_property
+    def bpb(self) -> dict[str, float]:
+        """Bits per byte by seed."""
+        return {seed: run.bpb for seed, run in self.runs.items() if run.bpb is not None}
+
+    @cached_property
+    def nll(self) -> dict[str, float]:
+        """Nats per token by seed."""
+        return {seed: run.nll for seed, run in self.runs.items() if run.nll is not None}
+
+    @property
+    def mean(self) -> float | None:
+        """Of the bits per byte."""
+        return float(np.mean(list(self.bpb.values()))) if self.bpb else None
+
+    @property
+    def std(self) -> float | None:
+        """Of the bits per byte, n - 1 in the denominator."""
+        return float(np.std(list(self.bpb.values()), ddof=1)) if len(self.bpb) > 1 else None
+
+    @property
+    def interval(self) -> tuple[float, float] | None:
+        """95 % t interval of the mean."""
+        if len(self.bpb) < 2:
+            return None
+        low, high = t_interval(np.array(list(self.bpb.values())))
+        return float(low), float(high)
+
+
+@dataclass(frozen=True)
+class Against:
+    """A treatment held against one of its controls."""
+
+    comparison: Comparison
+    control: Arm
+    effect: Effect
+    """Over the seeds that have finished on both sides."""
+
+
+def role_of(against: Against) -> str:
+    """The control's part in the argument, in words."""
+    role = against.comparison.role
+    return BASELINES.get(role, role.replace("_", " "))
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """An arm with everything that it is held against."""
+
+    arm: Arm
+    against: tuple[Against, ...]
+    word: str
+    sentence: str
+    apart: tuple[str, ...]
+    """Why the arms are not comparable; empty when they are."""
+    not_applicable: Mapping[str, str]
+    """Reasons by control."""
+
+    @property
+    def main(self) -> Against:
+        """The comparison with the baseline that the verdict is about, or the first there is."""
+        roles = {a.comparison.role: a for a in reversed(self.against)}
+        return next((roles[role] for role in BASELINES if role in roles), self.against[0])
+
+
+@dataclass(frozen=True)
+class Results:
+    """All there is to report."""
+
+    folder: Path
+    manifest: Manifest
+    runs: Mapping[str, Run]
+    """Every planned run by its folder."""
+    arms: Mapping[str, Arm]
+    treatments: tuple[Treatment, ...]
+    apart: tuple[str, ...]
+    """As of the treatments, for a sweep that compares nothing."""
+    warnings: tuple[str, ...]
+    failures: tuple[Failure, ...]
+    identities: tuple[tuple[Identity, str], ...]
+    """With what the records say of each."""
+
+    @property
+    def finished(self) -> list[Run]:
+        """Runs with a score."""
+        return [run for run in self.runs.values() if run.finished]
+
+
+def collect(folder: Path) -> Results:
+    """Read a sweep or study.
+
+    Raises:
+        UserError: the folder has no study.json.
+    """
+    plan = manifest.load(folder)
+    runs = {job.folder: Run(folder / job.folder) for job in plan.jobs}
+    arms = {group.name: _arm(folder, group) for group in plan.groups}
+    treatments = tuple(
+        _treatment(plan, arms, name) for name in dict.fromkeys(c.of for c in plan.comparisons)
+    )
+    by_arm = {arm.name: arm.runs for arm in arms.values()}
+    everything = {name: list(found.values()) for name, found in by_arm.items()}
+    identities = tuple((i, identity_in_words(folder, i)) for i in plan.identities)
+    return Results(
+        folder=folder,
+        manifest=plan,
+        runs=runs,
+        arms=arms,
+        treatments=treatments,
+        apart=() if treatments else tuple(apart(everything, plan.match)),
+        warnings=(*broken(identities), *other_configs(plan, runs), *together(by_arm)),
+        failures=tuple(failures(plan, runs)),
+        identities=identities,
+    )
+
+
+def _arm(folder: Path, group: Group) -> Arm:
+    """The group with its finished runs, seeds in order."""
+    found = {seed: Run(folder / below) for seed, below in group.runs.items()}
+    return Arm(group, {s: found[s] for s in sorted(found, key=seed_order) if found[s].finished})
+
+
+def seed_order(seed: str) -> tuple[float, str]:
+    """Numbers by their size, before anything else."""
+    return (float(seed), seed) if seed.lstrip("-").isdigit() else (math.inf, seed)
+
+
+def _treatment(plan: Manifest, arms: Mapping[str, Arm], name: str) -> Treatment:
+    """Everything that one group is held against."""
+    compared = _by_role(arms[name], [c for c in plan.comparisons if c.of == name], arms)
+    controls = {role: arms[c.against] for role, c in compared.items()}
+    effects, word, sentence = _judged(arms[name], controls)
+    against = tuple(Against(c, controls[role], effects[role]) for role, c in compared.items())
+    known = {
+        arm.name: list(arm.runs.values()) for arm in (arms[name], *(a.control for a in against))
+    }
+    return Treatment(
+        arm=arms[name],
+        against=against,
+        word=word,
+        sentence=sentence,
+        apart=tuple(
+            apart(known, plan.match, {c.against for c in compared.values() if _budgeted(c)})
+        ),
+        not_applicable=plan.not_applicable.get(name, {}),
+    )
+
+
+def _by_role(
+    treatment: Arm, compared: Sequence[Comparison], arms: Mapping[str, Arm]
+) -> dict[str, Comparison]:
+    """The comparisons by role; in a sweep of several objectives a baseline is the nearest of its kind.
+
+    Weight 0 of another objective is the same model again, and would only make Holm stricter.
+    """
+
+    def near(comparison: Comparison) -> int:
+        theirs = arms[comparison.against].group.settings
+        return sum(theirs.get(key) == value for key, value in treatment.group.settings.items())
+
+    found: dict[str, Comparison] = {}
+    for comparison in sorted(compared, key=near, reverse=True):
+        if comparison.role not in found:
+            found[comparison.role] = comparison
+        elif comparison.role not in BASELINES:
+            found[f"{comparison.role} of {comparison.against}"] = comparison
+    order = list(compared)
+    return dict(sorted(found.items(), key=lambda item: order.index(item[1])))
+
+
+def _budgeted(comparison: Comparison) -> bool:
+    """Whether the control is meant to have more or fewer steps."""
+    return any(key in comparison.differences for key in BUDGET)
+
+
+def _judged(treatment: Arm, controls: Mapping[str, Arm]) -> tuple[Mapping[str, Effect], str, str]:
+    """The one place that asks for statistics: effects by role, the verdict's word and its sentence."""
+    effects = statistics.holm(
+        {
+            role: statistics.effect(
+                treatment.bpb, control.bpb, nll_treatment=treatment.nll, nll_control=control.nll
+            )
+            for role, control in controls.items()
+        }
+    )
+    if effects.keys().isdisjoint(BASELINES):
+        return effects, NO_VERDICT, "It is not held against weight 0, so nothing can be said of it."
+    said = verdict(effects)
+    return effects, said.word, said.sentence

@@ -1,0 +1,296 @@
+"""The tables of a report as plain text, so that its HTML and its Markdown have the same numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+
+from jepa_lm.study import words
+from jepa_lm.study.against_plan import plan_of
+from jepa_lm.study.arms import ABSENT
+from jepa_lm.study.comparable import facts
+from jepa_lm.study.manifest import Comparison
+from jepa_lm.study.results import Arm, Results, Treatment, role_of, seed_order
+from jepa_lm.study.runs import Run
+from jepa_lm.study.statistics import Effect
+from jepa_lm.study.words import NOTHING
+
+DIAGNOSTICS = {
+    "effective_rank": "effective rank",
+    "context_effective_rank": "of contexts",
+    "target_std_median": "target std",
+    "cosine": "cosine",
+    "cosine_of_mean": "of the mean target",
+    "r2": "R²",
+    "r2_of_copy": "of copying",
+    "trunk_gradient_share": "trunk gradient share",
+    "trunk_gradient_cosine": "trunk gradient cosine",
+}
+"""Of summary.json, with the heads of their columns."""
+FEW = 4
+"""Comparisons that are told in a column each."""
+EFFECT: dict[str, Callable[[Effect], str]] = {
+    "pairs of seeds": lambda e: str(e.n),
+    "mean difference, BPB": lambda e: words.signed(e.mean),
+    "std of the differences": lambda e: words.score(e.std),
+    "95 % interval": lambda e: words.between(e.interval, words.signed),
+    "95 % bootstrap": lambda e: words.between(e.bootstrap, words.signed),
+    "p, paired t-test": lambda e: words.probability(e.p_paired),
+    "p after Holm": lambda e: words.probability(e.p_holm),
+    "p, Welch's test": lambda e: words.probability(e.p_welch),
+    "p of the challenge's rule": lambda e: words.probability(e.p_rule),
+    "p of equivalence": lambda e: words.probability(e.p_equivalent),
+    "smallest detectable difference, BPB": lambda e: words.score(e.smallest_effect),
+    "seeds needed for what was seen": lambda e: words.count(e.seeds_needed),
+}
+"""Numbers of a comparison with their heads."""
+ALIKE = ("version of ", "git commit")
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text. The first `words` columns hold words, the others numbers."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    words: int = 1
+
+
+def arms(results: Results) -> Table:
+    """Mean, spread and number of seeds of every arm."""
+    rows = []
+    for arm in results.arms.values():
+        steps = [run.summary.get("steps") for run in arm.runs.values()]
+        rows.append(
+            (
+                arm.name,
+                arm.group.says or NOTHING,
+                f"{len(arm.bpb)} of {len(arm.group.runs)}",
+                words.score(arm.mean),
+                words.score(arm.std),
+                words.between(arm.interval),
+                words.score(_mean(arm.nll.values())),
+                words.count(_mean(s for s in steps if s is not None)),
+            )
+        )
+    heads = ("seeds", "BPB, mean", "std", "95 % interval", "nats per token", "steps")
+    return _without_empty(Table(("arm", "what it is", *heads), tuple(rows), words=2))
+
+
+def seeds(results: Results) -> Table:
+    """BPB of every run."""
+    known = {seed for arm in results.arms.values() for seed in arm.group.runs}
+    order = sorted(known, key=seed_order)
+    rows = [
+        (arm.name, *(words.score(arm.bpb.get(seed)) for seed in order))
+        for arm in results.arms.values()
+    ]
+    return Table(("arm", *(f"seed {seed}" for seed in order)), tuple(rows))
+
+
+def effects(treatments: Sequence[Treatment]) -> Table:
+    """Every difference with its intervals and probabilities; a column for each if they are few."""
+    compared = [(t, against) for t in treatments for against in t.against]
+    rows = [
+        (
+            treatment.arm.name,
+            against.control.name,
+            role_of(against),
+            *(say(against.effect) for say in EFFECT.values()),
+        )
+        for treatment, against in compared
+    ]
+    table = Table(("treatment", "control", "role", *EFFECT), tuple(rows), words=3)
+    if len(treatments) != 1 or len(rows) > FEW:
+        return table
+    turned = zip(table.columns, *rows, strict=True)
+    return Table(
+        ("", *(f"against {against.control.name}" for _, against in compared)), tuple(turned)[2:]
+    )
+
+
+def diagnostics(results: Results) -> Table:
+    """Means over seeds of the last measurement."""
+    found = {
+        arm.name: {key: _mean(_jepa(run, key) for run in arm.runs.values()) for key in DIAGNOSTICS}
+        for arm in results.arms.values()
+    }
+    measured = {
+        name: row for name, row in found.items() if any(v is not None for v in row.values())
+    }
+    keys = [key for key in DIAGNOSTICS if any(row[key] is not None for row in measured.values())]
+    rows = tuple(
+        (name, *(words.figure(row[key]) for key in keys)) for name, row in measured.items()
+    )
+    return Table(("arm", *(DIAGNOSTICS[key] for key in keys)), rows)
+
+
+def cost(results: Results) -> Table:
+    """Time, speed, memory and compute; the speed beside that of the control."""
+    control = {t.arm.name: t.main.control for t in results.treatments}
+    rows = []
+    for arm in results.arms.values():
+        against = control.get(arm.name)
+        flops = flops_of(arm)
+        rows.append(
+            (
+                arm.name,
+                words.count(mean_of(arm, "tokens")),
+                f"{seconds:,.1f}" if (seconds := mean_of(arm, "seconds")) is not None else NOTHING,
+                words.count(mean_of(arm, "tokens_per_second")),
+                NOTHING if against is None else words.ratio(speed_ratio(arm, against)),
+                _mebibytes(mean_of(arm, "memory_bytes")),
+                NOTHING if flops is None else f"{flops:,.3g}",
+            )
+        )
+    heads = (
+        "training tokens",
+        "seconds",
+        "tokens per second",
+        "speed, times the control's",
+        "peak memory, MiB",
+        "FLOPs per token",
+    )
+    table = Table(("arm", *heads), tuple(rows))
+    return _without_empty(table)
+
+
+def differences(treatment: Treatment) -> Table:
+    """Keys of the configs that differ between a treatment and its first control."""
+    comparison = treatment.main.comparison
+    return Table(
+        ("setting", comparison.of, comparison.against), tuple(_settings(comparison)), words=3
+    )
+
+
+def main_differences(treatment: Treatment, most: int) -> tuple[Table, int]:
+    """The same in short, and how many of its settings are not shown.
+
+    What only one side has is told by its first word alone: a control without an objective lacks dozens.
+    """
+    comparison = treatment.main.comparison
+    both = {k: v for k, v in comparison.differences.items() if ABSENT not in v}
+    lacking: dict[tuple[str, bool], list[str]] = {}
+    for key, values in comparison.differences.items():
+        if ABSENT in values:
+            lacking.setdefault((key.split(".")[0], values[0] == ABSENT), []).append(key)
+    rows = _settings(replace(comparison, differences=both))[:most]
+    for (first, control_lacks), keys in lacking.items():
+        sides = ("set", ABSENT) if control_lacks else (ABSENT, "set")
+        rows.append((f"{words.number_of(len(keys), 'setting')} below {first}", *sides))
+    return Table(("setting", "treatment", "control"), tuple(rows), words=3), max(
+        0, len(both) - most
+    )
+
+
+def other_differences(treatment: Treatment) -> Table:
+    """The same for every control but the first."""
+    rows = [
+        (a.control.name, *row)
+        for a in treatment.against
+        if a is not treatment.main
+        for row in _settings(a.comparison)
+    ]
+    return Table(("control", "setting", treatment.arm.name, "its value"), tuple(rows), words=4)
+
+
+def _settings(comparison: Comparison) -> list[tuple[str, str, str]]:
+    """Key, value of the treatment, value of the control."""
+    return [
+        (key, words.setting(of), words.setting(against))
+        for key, (against, of) in comparison.differences.items()
+    ]
+
+
+def records(results: Results) -> Table:
+    """Compile state, precision, git and versions, with the arms that have each value."""
+    holders: dict[tuple[str, str], list[str]] = {}
+    for arm in results.arms.values():
+        for run in arm.runs.values():
+            for key, value in facts(run).items():
+                holders.setdefault((key, value), []).append(arm.name)
+    everyone = {arm.name for arm in results.arms.values() if arm.runs}
+    rows = [
+        (key, value, "all" if set(names) == everyone else ", ".join(dict.fromkeys(names)))
+        for (key, value), names in sorted(
+            holders.items(), key=lambda item: item[0][0].startswith(ALIKE)
+        )
+    ]
+    return Table(("record", "value", "arms"), tuple(rows), words=3)
+
+
+def hashes(results: Results) -> Table:
+    """Config hash of every run, as planned and as recorded."""
+    rows = [
+        (
+            job.folder,
+            plan_of(results.manifest, job.folder),
+            job.config_hash,
+            str(run.summary.get("config_hash", NOTHING)),
+            run.status,
+        )
+        for job in results.manifest.jobs
+        for run in [results.runs[job.folder]]
+    ]
+    return Table(
+        ("run", "arm", "planned config", "recorded config", "status"), tuple(rows), words=5
+    )
+
+
+def failures(results: Results) -> Table:
+    """Planned runs without a score."""
+    rows = tuple((f.folder, f.arms, f.status, f.reason) for f in results.failures)
+    return Table(("run", "arm", "status", "reason"), rows, words=4)
+
+
+def mean_of(arm: Arm, key: str) -> float | None:
+    """Of a number at the top of summary.json."""
+    return _mean(run.summary.get(key) for run in arm.runs.values())
+
+
+def speed_ratio(arm: Arm, control: Arm) -> float | None:
+    """Tokens per second, times the control's."""
+    ours, theirs = (mean_of(a, "tokens_per_second") for a in (arm, control))
+    return ours / theirs if ours and theirs else None
+
+
+def flops_of(arm: Arm) -> float | None:
+    """FLOPs per token of model and objective, where the runs recorded them."""
+    return _mean(
+        sum(found.values())
+        for run in arm.runs.values()
+        if (found := run.summary.get("flops_per_token"))
+    )
+
+
+def _jepa(run: Run, key: str) -> float | None:
+    value = (run.summary.get("jepa") or {}).get(key)
+    return value if isinstance(value, int | float) else None
+
+
+def _mebibytes(value: float | None) -> str:
+    return NOTHING if value is None else f"{value / 2**20:,.0f}"
+
+
+def _mean(values: Iterable[Any]) -> float | None:
+    known = [value for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _without_empty(table: Table) -> Table:
+    """Without columns that no arm has anything for."""
+    empty = {
+        i for i in range(1, len(table.columns)) if all(row[i] == NOTHING for row in table.rows)
+    }
+    return _without(table, empty)
+
+
+def _without(table: Table, left_out: set[int]) -> Table:
+    """Without some of its columns."""
+    kept = [i for i in range(len(table.columns)) if i not in left_out]
+    rows = tuple(tuple(row[i] for i in kept) for row in table.rows if len(kept) > 1)
+    columns = tuple(table.columns[i] for i in kept)
+    return Table(columns, rows, sum(i < table.words for i in kept))

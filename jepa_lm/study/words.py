@@ -1,0 +1,144 @@
+"""Numbers, settings, budget and data as a reader sees them, the same in every part of a report."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from jepa_lm.study.runs import Run
+
+NOTHING = "-"
+"""In the place of a number that there is not."""
+
+
+def score(value: float | None) -> str:
+    """BPB or nats per token."""
+    return NOTHING if value is None or not math.isfinite(value) else f"{value:.4f}"
+
+
+def signed(value: float | None) -> str:
+    """A difference of such scores."""
+    return NOTHING if value is None or not math.isfinite(value) else f"{value:+.4f}"
+
+
+def between(ends: Sequence[float] | None, form: Any = score) -> str:
+    """An interval."""
+    if ends is None or not all(math.isfinite(end) for end in ends):
+        return NOTHING
+    return f"[{form(ends[0])}, {form(ends[1])}]"
+
+
+def probability(value: float | None) -> str:
+    """A p-value."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    return "< 0.0001" if value < 0.0001 else f"{value:.4f}"
+
+
+def count(value: float | None) -> str:
+    """A whole number with thousands apart."""
+    return NOTHING if value is None or not math.isfinite(value) else f"{value:,.0f}"
+
+
+def figure(value: float | None) -> str:
+    """A diagnostic: three digits that say something."""
+    if value is None or not math.isfinite(value):
+        return NOTHING
+    return "0" if value == 0 else f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def ratio(value: float | None) -> str:
+    """How many times as much."""
+    return NOTHING if value is None or not math.isfinite(value) else f"{value:.2f}"
+
+
+def setting(value: Any) -> str:
+    """A value of a config as it would be typed."""
+    return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
+
+
+def number_of(amount: int, thing: str) -> str:
+    """`1 seed`, `5 seeds`."""
+    return f"{amount:,} {thing}{'' if amount == 1 else 's'}"
+
+
+def listed(words: Iterable[str]) -> str:
+    """`a, b and c`."""
+    *first, last = words
+    return f"{', '.join(first)} and {last}" if first else last
+
+
+def budget(runs: Iterable[Run], match: str | None) -> str:
+    """What every run was given, in one sentence."""
+    runs = list(runs)
+    limits = _values(_limit(run.config) for run in runs)
+    tokens = sorted(t for run in runs if (t := run.summary.get("tokens")) is not None)
+    said = " or, in other runs, ".join(limits) or "not recorded"
+    if tokens:
+        spent = count(tokens[0])
+        said += f"; {spent if tokens[0] == tokens[-1] else f'{spent} to {count(tokens[-1])}'} training tokens"
+    matched = {"steps": "equal steps for all arms", "time": "equal training time for all arms"}
+    return f"{said}; {matched[match]}." if match in matched else f"{said}."
+
+
+def data(runs: Iterable[Run]) -> str:
+    """Which text was read, and on how much of it was scored."""
+    runs = list(runs)
+    names = _values(_corpus(run.config) for run in runs)
+    scored = _values(
+        f"{count(val['bytes'])} bytes ({count(val.get('tokens'))} tokens)"
+        for run in runs
+        if (val := run.summary.get("val") or {}).get("bytes")
+    )
+    text = " or, in other runs, ".join(names) or "not recorded"
+    return f"{text}; validation on {' or '.join(scored) or 'an unrecorded number of bytes'}."
+
+
+def model(runs: Iterable[Run]) -> str:
+    """Which model was trained."""
+    return (" or, in other runs, ".join(_values(map(_model, runs))) or "not recorded") + "."
+
+
+def _limit(config: Mapping[str, Any]) -> str:
+    trainer = config.get("trainer") or {}
+    batch = (config.get("data") or {}).get("batch_tokens")
+    steps, seconds = trainer.get("max_steps"), trainer.get("max_time")
+    limits = [f"{count(steps)} optimizer steps"] if steps else []
+    limits += [f"{seconds:g} seconds of training"] if seconds else []
+    if not limits:
+        return ""
+    return " or ".join(limits) + (f", {count(batch)} tokens a step" if batch else "")
+
+
+def _corpus(config: Mapping[str, Any]) -> str:
+    node = config.get("data") or {}
+    corpus, tokenizer = node.get("corpus") or {}, node.get("tokenizer") or {}
+    if "_target_" not in corpus:
+        return ""
+    where = corpus.get("folder") or corpus.get("path")
+    text = f"{_class(corpus)} corpus" + (f" ({where})" if where else "")
+    if "_target_" in tokenizer:
+        text += f", {_class(tokenizer)} of {count(tokenizer.get('vocab_size'))} tokens"
+    return text + (f", sequences of {node['seq_len']}" if node.get("seq_len") else "")
+
+
+def _model(run: Run) -> str:
+    node = run.config.get("model") or {}
+    backbone = node.get("backbone") or {}
+    shipped = (run.summary.get("parameters") or {}).get("shipped")
+    if "_target_" not in backbone or shipped is None:
+        return ""
+    size = f"{backbone['layers']} layers of width {node.get('dim')}" if "layers" in backbone else ""
+    return ", ".join(
+        x for x in (_class(backbone), size, f"{count(shipped)} parameters that ship") if x
+    )
+
+
+def _class(node: Mapping[str, Any]) -> str:
+    return str(node["_target_"]).rpartition(".")[2]
+
+
+def _values(found: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(text for text in found if text))

@@ -1,0 +1,104 @@
+"""A report read back: its elements in order, its tables as cells."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from html import unescape
+from html.parser import HTMLParser
+
+VOID = {"meta", "br", "hr", "img", "link", "input"}
+
+
+@dataclass
+class Element:
+    """An element with what is below it."""
+
+    tag: str
+    attributes: dict[str, str]
+    children: list[Element | str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """All text below, spaces as one."""
+        parts = (c if isinstance(c, str) else f" {c.text} " for c in self.children)
+        return " ".join("".join(parts).split())
+
+    def all(self, tag: str, **attributes: str) -> list[Element]:
+        """Those below with this tag and, for example, `id="verdict"`."""
+        found = []
+        for child in self.children:
+            if isinstance(child, str):
+                continue
+            wanted = {key.rstrip("_"): value for key, value in attributes.items()}
+            if tag in ("*", child.tag) and wanted.items() <= child.attributes.items():
+                found.append(child)
+            found += child.all(tag, **attributes)
+        return found
+
+    def one(self, tag: str, **attributes: str) -> Element:
+        """The only one."""
+        (found,) = self.all(tag, **attributes)
+        return found
+
+    def tables(self) -> dict[str, list[list[str]]]:
+        """Rows of cells, heads first, by caption."""
+        return {
+            table.one("caption").text: [
+                [cell.text for cell in row.all("*") if cell.tag in ("th", "td")]
+                for row in table.all("tr")
+            ]
+            for table in self.all("table")
+            if table.all("caption")
+        }
+
+
+def read(text: str) -> Element:
+    """The page; an element that is not closed, or closed twice, is an error."""
+    reader = _Reader()
+    reader.feed(text)
+    reader.close()
+    assert [e.tag for e in reader.open] == ["page"], "elements are left open"
+    return reader.open[0]
+
+
+def markdown_tables(text: str) -> list[list[list[str]]]:
+    """Rows of cells, heads first; escapes are undone."""
+    tables: list[list[list[str]]] = []
+    before = ""
+    for line in text.splitlines():
+        if line.startswith("|"):
+            if not before.startswith("|"):
+                tables.append([])
+            cells = [_plain(cell) for cell in line.replace("\\|", "\0").strip("|").split("|")]
+            if not all(cell.strip("-:") == "" and "---" in cell for cell in cells):
+                tables[-1].append(cells)
+        before = line
+    return tables
+
+
+def _plain(cell: str) -> str:
+    for escaped, sign in (("\0", "|"), ("\\*", "*"), ("\\`", "`"), ("\\(", "(")):
+        cell = cell.replace(escaped, sign)
+    return unescape(cell).strip()
+
+
+class _Reader(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.open = [Element("page", {})]
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        element = Element(tag, {key: value or "" for key, value in attrs})
+        self.open[-1].children.append(element)
+        if tag not in VOID:
+            self.open.append(element)
+
+    def handle_startendtag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.open[-1].children.append(Element(tag, {key: value or "" for key, value in attrs}))
+
+    def handle_endtag(self, tag: str) -> None:
+        closed = self.open.pop()
+        assert closed.tag == tag, f"<{closed.tag}> is closed by </{tag}>"
+
+    def handle_data(self, data: str) -> None:
+        self.open[-1].children.append(data)

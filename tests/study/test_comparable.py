@@ -1,0 +1,70 @@
+"""What keeps two runs from being held against each other (traps 8 and 25)."""
+
+from __future__ import annotations
+
+import pytest
+
+from jepa_lm.study.comparable import apart
+from jepa_lm.study.runs import Run
+from tests.study.sweeps import write_run
+
+COMPILED = {"compiled": True, "compiled_parts": ["main pass", "cross entropy"]}
+
+
+@pytest.fixture
+def difference(tmp_path):
+    """difference(summary of a, summary of b, match) is what is said of two runs."""
+
+    def told(ours: dict, theirs: dict, match: str | None = "steps", config: dict | None = None):
+        left = Run(write_run(tmp_path / "a", 1.7, weight=0, summary=ours))
+        right = Run(write_run(tmp_path / "b", 1.6, weight=0.1, summary=theirs, config=config))
+        return apart({"a": [left], "b": [right]}, match)
+
+    return told
+
+
+@pytest.mark.parametrize(
+    ("summary", "said"),
+    [
+        (COMPILED, "compile state: eager (a), compiled (main pass, cross entropy) (b)"),
+        ({"precision": "bf16-mixed"}, "precision: 32-true (a), bf16-mixed (b)"),
+        ({"precision": None}, "precision: 32-true (a), not recorded (b)"),
+        ({"ranks": 2}, "ranks: 1 (a), 2 (b)"),
+        ({"git": {"commit": "0123"}}, "git commit: 4656aac2b4dc (a), 0123 (b)"),
+        ({"git": {"dirty": True}}, "git commit: 4656aac2b4dc (a), 4656aac2b4dc with changes (b)"),
+        ({"git": {"diff": "ab"}}, "git commit: 4656aac2b4dc (a), 4656aac2b4dc diff ab (b)"),
+        ({"versions": {"torch": "2.12.0"}}, "version of torch: 2.13.0+cpu (a), 2.12.0 (b)"),
+        ({"versions": {"triton": "3"}}, "version of triton: not recorded (a), 3 (b)"),
+        ({"steps": 380}, "steps: 400 (a), 380 (b)"),
+        ({"val": {"bytes": 1}}, "validation bytes: 465725 (a), 1 (b)"),
+        ({"val": {"tokens": 1}}, "validation tokens: 167287 (a), 1 (b)"),
+        ({"val": {"weights": "ema"}}, "scored weights: raw (a), ema (b)"),
+    ],
+)
+def test_what_has_to_agree(difference, summary, said):
+    assert difference({}, summary) == [said]
+
+
+def test_equal_runs_and_arms_that_differ_as_they_should(difference):
+    assert difference({}, {"seconds": 250.0, "tokens_per_second": 3000.0}) == []
+    compiled = {**COMPILED, "compiled_parts": [*COMPILED["compiled_parts"], "objective"]}
+    assert difference(COMPILED, compiled) == []
+
+
+def test_device(difference):
+    gpu = {"trainer": {"accelerator": "gpu"}}
+    assert difference({}, {}, config=gpu) == ["device: cpu (a), gpu (b)"]
+
+
+def test_arms_that_are_meant_to_have_another_budget(tmp_path):
+    left = Run(write_run(tmp_path / "a", 1.7))
+    right = Run(write_run(tmp_path / "b", 1.7, summary={"steps": 444, "ranks": 2}))
+    assert apart({"a": [left], "b": [right]}, "steps", ["b"]) == ["ranks: 1 (a), 2 (b)"]
+
+
+def test_arms_of_equal_time_differ_in_steps_but_not_in_time(difference):
+    assert difference({}, {"steps": 200, "seconds": 101.0}, "time") == []
+    assert difference({}, {"seconds": 150.0}, "time") == [
+        "seconds of training: 100.0 (a), 150.0 (b)"
+    ]
+    assert difference({}, {"steps": 200, "seconds": 150.0}, None) == []

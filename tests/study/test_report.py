@@ -1,0 +1,334 @@
+"""The report says what the runs recorded, verdict first, in one file, whatever users called things."""
+
+from __future__ import annotations
+
+import json
+import re
+import statistics
+from dataclasses import dataclass
+from html import unescape
+from pathlib import Path
+
+import pytest
+from scipy import stats
+
+from jepa_lm.errors import UserError
+from jepa_lm.study.report import write_report
+from tests.study.pages import Element, markdown_tables, read
+from tests.study.sweeps import NATS, paired, study, write_run
+
+LABEL = "objective=vicreg jepa.weight=0.1"
+AGAINST = {"treatment": {"weight_0": "control"}}
+
+
+@dataclass(frozen=True)
+class Report:
+    """Both files of a report."""
+
+    folder: Path
+    html: str
+    markdown: str
+    page: Element
+
+    @property
+    def verdict(self) -> Element:
+        return self.page.one("section", id="verdict")
+
+    @property
+    def headline(self) -> str:
+        return self.page.one("h1").text
+
+    @property
+    def tables(self) -> dict[str, list[list[str]]]:
+        return self.page.tables()
+
+
+def report(folder: Path) -> Report:
+    """Build it and read it back."""
+    path = write_report(folder)
+    assert path == folder / "report.html"
+    html = path.read_text()
+    return Report(folder, html, (folder / "report.md").read_text(), read(html))
+
+
+SCORES = {
+    **paired(1.70, -0.012),
+    "control: regularizers only": {str(s): 1.699 + 0.001 * s for s in range(1, 6)},
+    "control: placebo": {str(s): 1.701 + 0.001 * s for s in range(1, 6)},
+}
+
+
+@pytest.fixture(scope="module")
+def helps(tmp_path_factory) -> Report:
+    """A treatment that helps, with three controls and a missing fourth."""
+    controls = {
+        "weight_0": "control",
+        "regularizers_only": "control: regularizers only",
+        "placebo": "control: placebo",
+    }
+    folder = study(
+        tmp_path_factory.mktemp("helps"),
+        SCORES,
+        against={"treatment": controls},
+        runs={"treatment": {"summary": {"seconds": 210.0, "tokens_per_second": 4096.0}}},
+        not_applicable={"treatment": {"prediction_only": "it has no regularizer"}},
+    )
+    return report(folder)
+
+
+def test_one_file_without_the_network(helps):
+    for element in helps.page.all("*"):
+        assert element.tag not in ("script", "link", "img", "iframe", "object", "base")
+        for key, value in element.attributes.items():
+            assert not key.startswith("on"), f"{key} in <{element.tag}>"
+            assert key not in ("src", "srcset", "xmlns")
+            assert key != "href" or value.startswith("#")
+            assert "://" not in value
+    assert "@import" not in helps.html
+    assert set(re.findall(r"url\((.)", helps.html)) <= {"#"}
+    assert "://" not in helps.html
+
+
+def test_verdict_first(helps):
+    assert helps.page.all("section")[0] is helps.verdict
+    assert helps.headline == f"{LABEL} helps."
+    assert helps.verdict.one("p", class_="word good").text == "helps"
+    before = helps.html.index("<h1>")
+    assert "<table" not in helps.html[:before]
+    assert helps.markdown.startswith(f"# {LABEL} helps.\n")
+
+
+def test_what_differs_is_beside_the_verdict(helps):
+    beside = helps.verdict.one("div", class_="differs")
+    cells = [cell.text for cell in beside.all("td")]
+    assert [cell.text for cell in beside.all("th")][-1] == "jepa.weight"
+    assert cells == ["0.1", "0.0"]
+
+
+def test_numbers_are_those_of_an_independent_computation(helps):
+    rows = {row[0]: row[1:] for row in helps.tables["Scores by arm"][1:]}
+    assert list(rows) == list(SCORES)
+    for name, scores in SCORES.items():
+        values = list(scores.values())
+        low, high = stats.t.interval(0.95, 4, statistics.fmean(values), stats.sem(values))
+        seeds, mean, std, interval, nats, steps = rows[name]
+        assert (seeds, steps) == ("5 of 5", "400")
+        assert mean == f"{statistics.fmean(values):.4f}"
+        assert std == f"{statistics.stdev(values):.4f}"
+        assert interval == f"[{low:.4f}, {high:.4f}]"
+        assert nats == f"{statistics.fmean(values) * NATS:.4f}"
+    runs = {row[0]: row[1:] for row in helps.tables["BPB of every run"][1:]}
+    assert runs == {n: [f"{b:.4f}" for b in s.values()] for n, s in SCORES.items()}
+
+
+def test_differences_are_those_of_an_independent_computation(helps):
+    rows = {row[0]: row[1:] for row in helps.tables["Differences with their uncertainty"][1:]}
+    assert rows["role"] == ["weight 0", "regularizers only", "placebo"]
+    for i, name in enumerate(("control", "control: regularizers only", "control: placebo")):
+        apart = [SCORES["treatment"][s] - SCORES[name][s] for s in SCORES[name]]
+        low, high = stats.t.interval(0.95, 4, statistics.fmean(apart), stats.sem(apart))
+        assert rows["mean difference, BPB"][i] == f"{statistics.fmean(apart):+.4f}"
+        assert rows["95 % interval"][i] == f"[{low:+.4f}, {high:+.4f}]"
+        p = stats.ttest_rel(list(SCORES["treatment"].values()), list(SCORES[name].values())).pvalue
+        assert rows["p, paired t-test"][i] == ("< 0.0001" if p < 0.0001 else f"{p:.4f}")
+    assert float(rows["smallest detectable difference, BPB"][0]) > 0
+
+
+def test_markdown_has_the_same_tables(helps):
+    ours = list(helps.tables.values())
+    theirs = markdown_tables(helps.markdown)
+    assert [t for t in theirs if t[0] != ["setting", "treatment", "control"]] == [
+        t for t in ours if t[0] != ["setting", "treatment", "control"]
+    ]
+    assert len(ours) > 6
+    for paragraph in helps.verdict.all("p", class_="sentence"):
+        assert paragraph.text in " ".join(unescape(helps.markdown).split())
+
+
+def test_budget_data_and_scope_are_said(helps):
+    said = {d.one("dt").text: d.one("dd").text for d in helps.verdict.one("dl").all("div")}
+    assert said["Budget"] == (
+        "400 optimizer steps, 2,048 tokens a step; 819,200 training tokens; equal steps for all arms."
+    )
+    assert "Austen corpus" in said["Data"]
+    assert "465,725 bytes (167,287 tokens)" in said["Data"]
+    assert "2,072,912 parameters" in said["Model"]
+    assert "nothing else" in said["Scope"]
+
+
+def test_cost_beside_the_control(helps):
+    head, *rows = helps.tables["Cost by arm"]
+    row = dict(zip(head, rows[1], strict=True))
+    assert row["arm"] == "treatment"
+    assert row["seconds"] == "210.0"
+    assert row["speed, times the control's"] == "0.50"
+    assert "Speed: 0.50 times the control's" in helps.verdict.text
+    assert "peak memory, MiB" not in head  # nobody recorded it
+
+
+def test_arms_that_could_not_be_run_are_named(helps):
+    assert "prediction_only (it has no regularizer)" in helps.verdict.text
+    assert "Every planned run has finished." in helps.page.text
+
+
+@pytest.mark.parametrize(
+    ("scores", "word", "headline"),
+    [
+        (paired(1.7, 0.02), "hurts", " hurts."),
+        (paired(1.7, 0.0), "equivalent", " is equivalent to its control."),
+        (paired(1.7, 0.0, noise=0.02), "no difference shown", ": no difference shown."),
+        (paired(1.7, -0.02), "better, no placebo", "better than its control, but no placebo"),
+        (paired(1.7, -0.02, 1), "too few seeds", ": too few seeds for a verdict."),
+    ],
+)
+def test_other_outcomes(tmp_path, scores, word, headline):
+    made = report(study(tmp_path, scores, against=AGAINST))
+    assert headline in made.headline
+    assert word in [p.text for p in made.verdict.all("p")]
+    assert f"## {LABEL}: {word}" in made.markdown
+
+
+def test_arms_that_are_not_comparable_get_no_verdict(tmp_path):
+    other = {"treatment": {"summary": {"precision": "bf16-mixed"}}}
+    made = report(study(tmp_path, paired(1.7, -0.02), against=AGAINST, runs=other))
+    alarm = made.verdict.one("div", class_="alarm")
+    assert alarm.text.startswith("These arms are not comparable")
+    assert "precision: bf16-mixed (treatment), 32-true (control)" in alarm.text
+    assert made.html.index("not comparable:") < made.html.index("<h1>")
+    assert made.headline == f"{LABEL}: no verdict, because its arms are not comparable."
+    assert "**These arms are not comparable" in made.markdown
+
+
+def test_a_gradient_share_of_exactly_zero_is_a_warning(tmp_path):
+    runs = {"treatment": {"jepa": {"trunk_gradient_share": 0.0}}}
+    made = report(study(tmp_path, paired(1.7, -0.02), against=AGAINST, runs=runs))
+    said = made.verdict.one("div", class_="warning").text
+    assert "treatment (seed 1, 2, 3, 4, 5): jepa/trunk_gradient_share was exactly zero" in said
+    assert "jepa/trunk_gradient_share was exactly zero in every measurement" in made.markdown
+
+
+def test_what_the_runs_warned_of_is_told_once(tmp_path):
+    jepa = {"collapse": {"figure": "target_std_median"}, "warnings": ["collapsed at step 300"]}
+    runs = {
+        "treatment": {"jepa": jepa, "summary": {"unfinished": ["schedule x: not over"]}},
+        "control": {"summary": {"skipped_steps": 2}},
+    }
+    made = report(study(tmp_path, paired(1.7, 0.0), against=AGAINST, runs=runs))
+    said = [item.text for item in made.verdict.one("div", class_="warning").all("li")]
+    assert said == [
+        "control (seed 1, 2, 3, 4, 5): left out 2 steps whose gradient was no number",
+        "treatment (seed 1, 2, 3, 4, 5): collapsed at step 300",
+        "treatment (seed 1, 2, 3, 4, 5): schedule x: not over",
+    ]
+
+
+def test_an_interrupted_sweep(tmp_path):
+    scores = paired(1.7, -0.012, 3)
+    late = {"control": ("4", "5"), "treatment": ("4", "5")}
+    folder = study(tmp_path, scores, against=AGAINST, planned=late)
+    write_run(folder / "3", None, seed="4")
+    (folder / "8").mkdir()
+    failed = {"status": "failed", "error": "step 12: jepa/loss\nis not a number"}
+    (folder / "8" / "summary.json").write_text(json.dumps(failed))
+    stopped = {"status": "interrupted", "steps": 77}
+    write_run(folder / "9", 1.9, seed="5", summary=stopped)
+    made = report(folder)
+    assert made.headline.startswith(f"{LABEL} is better than its control")
+    assert "4 of 10 planned runs" in made.verdict.text
+    assert [row[1] for row in made.tables["Scores by arm"][1:]] == ["3 of 5", "3 of 5"]
+    assert made.tables["BPB of every run"][2][-2:] == ["-", "-"]
+    assert made.tables["Runs without a score"][1:] == [
+        ["3", "control seed 4", "unfinished", "no summary.json: it is running, or was killed"],
+        ["4", "control seed 5", "not started", "there is no folder"],
+        ["8", "treatment seed 4", "failed", "step 12: jepa/loss is not a number"],
+        ["9", "treatment seed 5", "interrupted", "stopped after 77 steps"],
+    ]
+
+
+def test_nothing_has_finished(tmp_path):
+    none = {"control": {}, "treatment": {}}
+    planned = {"control": ("1",), "treatment": ("1",)}
+    made = report(study(tmp_path, none, against=AGAINST, planned=planned))
+    assert made.headline == "treatment: too few seeds for a verdict."
+    assert not made.page.all("figure")
+
+
+def test_seeds_that_only_one_side_has_do_not_count(tmp_path):
+    scores = paired(1.7, -0.01, 4)
+    del scores["control"]["2"]
+    made = report(study(tmp_path, scores, against=AGAINST))
+    rows = {row[0]: row[1:] for row in made.tables["Differences with their uncertainty"][1:]}
+    apart = [scores["treatment"][s] - scores["control"][s] for s in ("1", "3", "4")]
+    assert rows["pairs of seeds"] == ["3"]
+    assert rows["mean difference, BPB"] == [f"{statistics.fmean(apart):+.4f}"]
+
+
+def test_a_sweep_without_a_control_has_no_verdict_and_says_why(tmp_path):
+    scores = {f"jepa.weight={w}": {"1": 1.7, "2": 1.71} for w in (0.1, 0.2)}
+    made = report(study(tmp_path, scores, kind="sweep", match=None))
+    assert made.headline.startswith("No verdict: nothing here is held against a control.")
+    assert "jepa.weight=0" in made.headline
+    assert "Differences with their uncertainty" not in made.tables
+
+
+def test_a_treatment_without_a_baseline_has_no_verdict(tmp_path):
+    against = {"treatment": {"placebo": "control"}}
+    made = report(study(tmp_path, paired(1.7, -0.02), against=against))
+    assert made.headline == f"{LABEL}: no verdict."
+    assert "not held against weight 0" in made.verdict.text
+
+
+def test_an_identity_that_does_not_hold_is_told_first(tmp_path):
+    same = {"identities": ((("0", "1"), "weight 0 is objective=none"),)}
+    made = report(study(tmp_path / "a", paired(1.7, 0.0), against=AGAINST, **same))
+    warned = made.verdict.one("div", class_="warning").all("li")[0].text
+    assert warned.startswith("weight 0 is objective=none, but the records of 0 and 1 differ in")
+    equal = {"control": {"1": 1.7, "2": 1.8}, "treatment": {"1": 1.7, "2": 1.8}}
+    same = {"identities": ((("0", "2"), "weight 0 is objective=none"),)}
+    made = report(study(tmp_path / "b", equal, against=AGAINST, **same))
+    assert not made.verdict.all("div", class_="warning")
+    assert "the records of 0 and 2 agree to the last digit" in made.page.text
+
+
+NASTY = '<script>alert(1)</script> $x_2$ | "quoted" & [a](http://b) `c` *d*'
+
+
+def test_what_users_wrote_stays_text(tmp_path):
+    scores = paired(1.7, -0.01)
+    scores = {"control": scores["control"], NASTY: scores["treatment"]}
+    folder = study(
+        tmp_path,
+        scores,
+        against={NASTY: {"weight_0": "control"}},
+        settings={NASTY: {"objective": NASTY, "jepa.weight": "0.1"}},
+        differences={NASTY: (0.0, NASTY)},
+        command=("python", "train.py", NASTY),
+        name=NASTY,
+        planned={"control": ("9",)},
+    )
+    (folder / "5").mkdir(exist_ok=True)
+    (folder / "5" / "summary.json").write_text(json.dumps({"status": "failed", "error": NASTY}))
+    made = report(folder)
+    assert not made.page.all("script")
+    assert not made.page.all("a", href="http://b")
+    assert made.tables["Scores by arm"][2][0] == NASTY
+    assert made.tables["Runs without a score"][1][3] == NASTY
+    assert NASTY in made.page.one("title").text
+    assert "<script" not in made.markdown
+    assert "](http" not in made.markdown.replace("\\(", "")
+    for table in markdown_tables(made.markdown):
+        assert len({len(row) for row in table}) == 1
+    assert [row[0] for row in markdown_tables(made.markdown)[1]] == ["arm", "control", NASTY]
+
+
+def test_it_is_built_again_in_place(helps):
+    before = sorted(path.name for path in helps.folder.iterdir())
+    again = report(helps.folder)
+    assert sorted(path.name for path in helps.folder.iterdir()) == before
+    built = re.compile(r"Built [^<\n]*")
+    assert built.sub("", again.html) == built.sub("", helps.html)
+
+
+def test_a_folder_without_a_plan(tmp_path):
+    with pytest.raises(UserError, match=r"study\.json"):
+        write_report(tmp_path)

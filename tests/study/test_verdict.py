@@ -1,0 +1,157 @@
+"""Verdicts: the table of cases, and how often simulated studies without effect get a wrong one."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import stats
+
+from jepa_lm.study.statistics import Effect, effect, holm
+from jepa_lm.study.verdict import standing, verdict
+
+STUDIES = 2000
+NOISE = np.array([-0.0010, 0.0004, 0.0008, -0.0006, 0.0004])
+
+
+def of(mean: float, *, scale: float = 1.0, n: int = 5, nats: float | None = None) -> Effect:
+    """An effect of about this mean; `nats` adds a mean difference in nats per token."""
+    seeds = [str(i) for i in range(n)]
+    control = {s: 1.7 + 0.01 * i for i, s in enumerate(seeds)}
+    noise = dict(zip(seeds, scale * NOISE[:n], strict=True))
+    options = {}
+    if nats is not None:
+        options = dict(
+            nll_treatment={s: nats + noise[s] for s in seeds}, nll_control=dict.fromkeys(seeds, 0.0)
+        )
+    return effect({s: control[s] + mean + noise[s] for s in seeds}, control, **options)
+
+
+GAIN, LOSS = of(-0.02), of(0.02)
+TIE, VAGUE = of(0.0002), of(-0.004, scale=20)
+SAME, FEW = of(0.0, scale=0.0), of(-0.02, n=2)
+TINY = of(-0.002)
+
+
+@pytest.mark.parametrize(
+    ("weight_0", "placebo", "word", "says"),
+    [
+        (GAIN, GAIN, "helps", "Better than the placebo too"),
+        (GAIN, None, "better, no placebo", "No placebo was run"),
+        (GAIN, VAGUE, "no difference shown", "no difference from the placebo is shown"),
+        (GAIN, LOSS, "no difference shown", "worse than the placebo"),
+        (GAIN, TIE, "no difference shown", "within 0.005 BPB of the placebo"),
+        (GAIN, TINY, "no difference shown", "within 0.005 BPB of the placebo"),
+        (GAIN, SAME, "no difference shown", "not shown to come from the predicted latents"),
+        (GAIN, FEW, "too few seeds", "Too few seeds to compare with the placebo"),
+        (GAIN, Effect(), "too few seeds", "n = 0"),
+        (LOSS, GAIN, "hurts", "Worse than weight 0: +0.0200 BPB"),
+        (LOSS, None, "hurts", "Worse than weight 0"),
+        (TIE, GAIN, "equivalent", "Within 0.005 BPB of weight 0"),
+        (TINY, None, "equivalent", "real, but smaller than what was set to matter"),
+        (SAME, None, "equivalent", "The same score"),
+        (SAME, SAME, "equivalent", "The same score"),
+        (VAGUE, GAIN, "no difference shown", "No difference from weight 0 is shown"),
+        (VAGUE, None, "no difference shown", "8 studies of 10"),
+        (FEW, GAIN, "too few seeds", "3 pairs at least"),
+        (of(0.0, scale=0.0, n=2), None, "too few seeds", "n = 2"),
+        (Effect(), None, "too few seeds", "n = 0"),
+        (of(0.01, scale=0.0), None, "too few seeds", "seeds change nothing"),
+    ],
+)
+def test_the_table_of_verdicts(weight_0, placebo, word, says):
+    effects = {"weight_0": weight_0} | ({} if placebo is None else {"placebo": placebo})
+    found = verdict(effects)
+    assert found.word == word
+    assert says in found.sentence
+    assert not any(text in found.sentence for text in ("None", "nan", ".."))
+
+
+def test_a_sentence_in_full():
+    found = verdict({"weight_0": of(-0.02, nats=-0.03), "placebo": of(-0.01)}).sentence
+    assert found == (
+        "Better than weight 0: -0.0200 BPB, 95 % interval -0.0209 to -0.0191, n = 5, p < 0.0001 after "
+        "Holm. Better than the placebo too: -0.0100 BPB, 95 % interval -0.0109 to -0.0091, n = 5, "
+        "p < 0.0001. The challenge's rule (0.005 nats per token better at p < 0.01) is met: "
+        "-0.0300 nats, p < 0.0001."
+    )
+
+
+def test_a_gain_that_meets_the_challenges_rule_is_not_called_equivalent():
+    """0.003 BPB is within the margin, and 0.0075 nats where a token has 3.6 bytes."""
+    gain = of(-0.003, nats=-0.0075)
+    assert gain.p_equivalent < 0.05
+    assert gain.p_rule < 0.01
+    assert verdict({"weight_0": gain, "placebo": gain}).word == "helps"
+    assert verdict({"weight_0": of(-0.003, nats=-0.004), "placebo": gain}).word == "equivalent"
+
+
+def test_the_baseline_is_weight_0_or_no_jepa():
+    assert verdict({"none": LOSS}).sentence.startswith("Worse than no JEPA")
+    assert verdict({"none": LOSS, "weight_0": GAIN, "placebo": GAIN}).word == "helps"
+    with pytest.raises(ValueError, match="weight_0"):
+        verdict({"placebo": GAIN})
+
+
+def test_the_other_arms_count_for_holm():
+    """0.03 is enough alone, and not among four."""
+    close = replace(of(-0.01, scale=8), p_paired=0.03)
+    others = {
+        name: of(0.0, scale=20) for name in ("placebo", "prediction_only", "regularizers_only")
+    }
+    assert standing(close) == "better"
+    assert verdict({"weight_0": close}).word == "better, no placebo"
+    assert verdict({"weight_0": close, **others}).word == "no difference shown"
+
+
+def test_a_correction_over_a_larger_family_is_kept():
+    close = replace(of(-0.01, scale=8), p_paired=0.03)
+    settings = holm({"a": close, "b": VAGUE, "c": VAGUE})
+    assert verdict({"weight_0": settings["a"]}).word == "no difference shown"
+
+
+def scores(rng: np.random.Generator, *means: float, spread: float) -> list[dict[str, float]]:
+    """Groups of five runs that share the luck of their seeds, on top of noise of their own."""
+    luck = 1.7 + 0.02 * rng.normal(size=5)
+    return [
+        {str(i): float(x) for i, x in enumerate(luck + mean + spread * rng.normal(size=5))}
+        for mean in means
+    ]
+
+
+def words(seed: int, studies: int, treatment: float, placebo: float, spread: float) -> np.ndarray:
+    """The verdicts of simulated studies with these true effects against weight 0."""
+    rng = np.random.default_rng(seed)
+    found = []
+    for _ in range(studies):
+        jepa, zero, permuted = scores(rng, treatment, 0.0, placebo, spread=spread)
+        against = {
+            "weight_0": effect(jepa, zero, resamples=0),
+            "placebo": effect(jepa, permuted, resamples=0),
+        }
+        found.append(verdict(against).word)
+    return np.array(found)
+
+
+def most(rate: float) -> float:
+    return float(stats.binom.ppf(0.9995, STUDIES, rate))
+
+
+def test_studies_without_effect_are_rarely_called_anything():
+    found = words(0, STUDIES, 0.0, 0.0, spread=0.01)
+    assert np.isin(found, ["helps", "hurts"]).sum() <= most(0.05)
+    assert (found == "helps").sum() <= most(0.025)
+    assert (found == "hurts").sum() <= most(0.025)
+
+
+def test_a_gain_that_the_placebo_has_too_is_rarely_called_help():
+    """Parameters and computation help here, the latents do not; weight 0 alone would be fooled."""
+    found = words(1, STUDIES, -0.05, -0.05, spread=0.01)
+    assert (found == "helps").sum() <= most(0.025)
+
+
+def test_true_effects_get_their_words():
+    assert np.mean(words(2, 100, -0.05, 0.0, spread=0.005) == "helps") > 0.95
+    assert np.mean(words(3, 100, 0.05, 0.0, spread=0.005) == "hurts") > 0.95
+    assert np.mean(words(4, 100, 0.0, 0.0, spread=0.001) == "equivalent") > 0.95
