@@ -76,7 +76,7 @@ def workspace(entity: str, project: str, name: str = NAME) -> Any:
         spaces.Section(name="Weight of the objective", panels=_weights(panels), is_open=True),
     ]
     for title, plots in LINES.items():
-        lines = [panels.LinePlot(title=t, x=STEP, y=y) for t, y in plots.items()]
+        lines: list[Any] = [panels.LinePlot(title=t, x=STEP, y=y) for t, y in plots.items()]
         sections.append(spaces.Section(name=title, panels=lines, is_open=True))
     settings = spaces.WorkspaceSettings(x_axis=STEP, max_runs=100)
     return spaces.Workspace(

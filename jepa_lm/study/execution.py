@@ -126,9 +126,7 @@ def request(overrides: Sequence[Override]) -> Request:
         elif override.is_discrete_sweep():
             axes[key] = tuple(override.sweep_string_iterator())
         else:
-            raise UserError(
-                f"{override.input_line}: a sweep needs a list of values or a range(...)"
-            )
+            intervals[key] = _interval(override)
     if not all(axes.values()):
         raise UserError(f"{next(k for k, v in axes.items() if not v)}: sweeps over no value")
     return Request(tuple(_delete_mark(word) for word in fixed.values()), axes, intervals)
