@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from jepa_lm import process, schema
+from jepa_lm import gpus, process, schema
 from jepa_lm.errors import RankError, UserError, disk_error
 from jepa_lm.stopping import Stopped
 
@@ -38,13 +38,19 @@ def launch(command: str) -> int:
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)
     def job(cfg: DictConfig) -> float | None:
+        in_sweep = HydraConfig.get().mode is RunMode.MULTIRUN
+        if in_sweep:
+            schema.register()  # a worker has read none of this
+            if HydraConfig.get().runtime.choices["hydra/launcher"] == gpus.LAUNCHER:
+                gpus.claim(Path(HydraConfig.get().sweep.dir))
         # Lightning and torch are imported here: a mistyped key answers without waiting for them.
         from jepa_lm import run
 
         try:
             return {"train": run.train, "eval": run.evaluate, "export": run.export}[command](cfg)
         except ERRORS as error:
-            if HydraConfig.get().mode is RunMode.MULTIRUN:
+            if in_sweep:
+                print(f"error: {_explain(error, command)[0]}", file=sys.stderr)
                 raise  # the sweep counts its failures
             returned.append(error)  # Hydra would print a second message for a raised one
             return None

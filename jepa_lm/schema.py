@@ -11,6 +11,8 @@ from typing import Any
 from hydra.core.config_store import ConfigStore
 from omegaconf import MISSING, OmegaConf
 
+from jepa_lm import gpus
+
 
 @dataclass
 class Sampling:
@@ -167,8 +169,9 @@ class ExportConfig:
 
 
 def register() -> None:
-    """Make the skeletons known to Hydra, and `${times:4,${model.dim}}` to the configs."""
+    """Make the skeletons known to Hydra, `${times:4,${model.dim}}` and `${gpus:}` to the configs."""
     OmegaConf.register_new_resolver("times", lambda a, b: a * b, replace=True)
+    OmegaConf.register_new_resolver("gpus", gpus.count, replace=True)
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="eval_schema", node=EvalConfig)

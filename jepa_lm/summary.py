@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from rich.console import Console
 from rich.panel import Panel
 from rich.table import Table
 
+from jepa_lm import gpus
 from jepa_lm.data.datamodule import TokenDataModule
 from jepa_lm.describe import flops_per_token
 from jepa_lm.errors import warn
@@ -82,6 +84,7 @@ def summarize(
         "flops_per_token": flops_per_token(task),
         "unfinished": unfinished(task),
         "ranks": trainer.world_size,
+        "visible_gpus": os.environ.get(gpus.VISIBLE),
         "precision": config["trainer"]["precision"],
         "config_hash": about["config_hash"],
         "git": git_state(),

@@ -93,7 +93,7 @@ def conclude(
     manifest: Manifest, folder: Path, returned: Mapping[str, JobReturn]
 ) -> list[JobReturn]:
     """Report, then say what failed."""
-    report(folder)
+    report(manifest, folder)
     failed = failures(manifest.jobs, returned, folder)
     if failed:
         told = [f"{name}: {why}" for name, why in list(failed.items())[:MOST_REASONS]]
@@ -224,8 +224,17 @@ def failures(
     return found
 
 
-def report(folder: Path) -> None:
-    """Write the report beside the runs."""
+def report(manifest: Manifest, folder: Path) -> None:
+    """Write the report beside the runs; runs that are on W&B get it there, too."""
+    from jepa_lm.loggers import attach_report
+    from jepa_lm.loggers.settings import wandb_settings
     from jepa_lm.study.report import write_report
 
-    print(f"report: {write_report(folder)}", file=sys.stderr)
+    html = write_report(folder)
+    print(f"report: {html}", file=sys.stderr)
+    configs = (Run(folder / job.folder).config for job in manifest.jobs)
+    settings = next((found for config in configs if (found := wandb_settings(config))), None)
+    if settings is not None:
+        attach_report(
+            html, settings=settings, group=settings["group"] or wandb_group(manifest, folder)
+        )

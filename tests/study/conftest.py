@@ -45,7 +45,7 @@ def plan(monkeypatch, capsys, tmp_path, small_text) -> Plan:
             return []
 
         monkeypatch.setattr(BasicLauncher, "launch", launch)
-        monkeypatch.setattr(execution, "report", lambda folder: None)
+        monkeypatch.setattr(execution, "report", lambda *_: None)
         monkeypatch.setattr(execution, "failures", lambda *_: {})
         common = (*SMALL, f"data.path={small_text}", f"hydra.sweep.dir={folder}")
         flags = [word for word in words if word == "-m"]  # before the first word, says argparse
