@@ -20,17 +20,17 @@ from jepa_lm.study.words import NOTHING
 
 DIAGNOSTICS = {
     "effective_rank": "effective rank",
-    "context_effective_rank": "of contexts",
+    "context_effective_rank": "rank of contexts",
     "target_std_median": "target std",
     "cosine": "cosine",
-    "cosine_of_mean": "of the mean target",
+    "cosine_of_mean": "cosine of the mean target",
     "r2": "R²",
-    "r2_of_copy": "of copying",
+    "r2_of_copy": "R² of copying",
     "trunk_gradient_share": "trunk gradient share",
     "trunk_gradient_cosine": "trunk gradient cosine",
 }
 """Of summary.json, with the heads of their columns."""
-FEW = 4
+FEW = 6
 """Comparisons that are told in a column each."""
 EFFECT: dict[str, Callable[[Effect], str]] = {
     "pairs of seeds": lambda e: str(e.n),
@@ -143,7 +143,7 @@ def cost(results: Results) -> Table:
                 words.count(mean_of(arm, "tokens_per_second")),
                 NOTHING if against is None else words.ratio(speed_ratio(arm, against)),
                 _mebibytes(mean_of(arm, "memory_bytes")),
-                NOTHING if flops is None else f"{flops:,.3g}",
+                NOTHING if flops is None else f"{flops / 1e6:,.2f}",
             )
         )
     heads = (
@@ -152,7 +152,7 @@ def cost(results: Results) -> Table:
         "tokens per second",
         "speed, times the control's",
         "peak memory, MiB",
-        "FLOPs per token",
+        "million FLOPs per token",
     )
     table = Table(("arm", *heads), tuple(rows))
     return _without_empty(table)
