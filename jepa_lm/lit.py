@@ -299,6 +299,8 @@ class LanguageModelTask(LightningModule):
         """Add up over ranks, choose what ships, log the scores."""
         assert self._scoring is not None
         self.scores = self._scoring.scores()
+        if self.clock is not None:  # with each score, so that it can be drawn over time
+            self.log("train/seconds", self.clock.elapsed)
         for name, score in self.scores.items():
             end = "" if name == "shipped" else f"_{name}"
             self.log_dict({f"val/nll{end}": score.nll, f"val/bpb{end}": score.bpb})

@@ -119,6 +119,8 @@ class EvalConfig:
     task_name: str = MISSING
     ckpt_path: str | None = MISSING
     artifact_path: str | None = MISSING
+    logger: Any = field(default_factory=dict)
+    tags: list[str] = MISSING
     device: str = MISSING
     devices: int = MISSING
     paths: Paths = field(default_factory=Paths)
@@ -155,6 +157,8 @@ class ExportConfig:
     quantization: Any = None
     task_name: str = MISSING
     ckpt_path: str = MISSING
+    logger: Any = field(default_factory=dict)
+    tags: list[str] = MISSING
     temperature: Any = MISSING
     device: str = MISSING
     export: Export = field(default_factory=Export)

@@ -24,6 +24,7 @@ from jepa_lm.errors import UserError, disk_error
 from jepa_lm.evaluation.probe import probe
 from jepa_lm.evaluation.temperature import check_temperature
 from jepa_lm.lit import LanguageModelTask
+from jepa_lm.loggers import Records, fill_in, recording
 from jepa_lm.memory import PeakMemory
 from jepa_lm.objective import Moment
 from jepa_lm.optim.clock import ProgressClock
@@ -34,6 +35,9 @@ from jepa_lm.sampling import check_sampling
 from jepa_lm.stopping import Stopped
 from jepa_lm.summary import OUT, announce, report, show_sample, summarize
 from jepa_lm.trainer import check_devices, make_trainer, quiet_lightning
+
+RECORDS = ("summary.json", CONFIG_FILE, ".hydra/overrides.yaml")
+"""Small files of a run folder that loggers keep, where they exist."""
 
 
 def train(cfg: DictConfig) -> float | None:
@@ -62,6 +66,7 @@ def train(cfg: DictConfig) -> float | None:
         config["compile"] = budget["accelerator"] != "cpu"
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     run_dir = Path(config["paths"]["run_dir"])
+    fill_in(config, "train", resume=config["ckpt_path"] is not None)
     resume = find_resume(config["ckpt_path"], run_dir) if config["ckpt_path"] else None
     # The ranks that are started from here take the same one.
     config["ckpt_path"] = None if resume is None else str(resume)
@@ -84,16 +89,16 @@ def train(cfg: DictConfig) -> float | None:
     if trainer.is_global_zero:
         write_json(run_dir / CONFIG_FILE, given)
         announce(task, about, resume)
-    for logger in trainer.loggers:
-        logger.log_hyperparams(config)
     with (
+        # Closed last: a job is requeued before W&B has uploaded everything.
+        recording(trainer.loggers, config, task.stop) as records,
         task.stop.listening(speak=trainer.is_global_zero),
         _recorded(trainer, run_dir),
         ranks_of(trainer, config, run_dir),
     ):
         _fit(trainer, task, data, resume)
         task.stop.over = True
-        _conclude(trainer, task, data, about)
+        _conclude(trainer, task, data, about, records)
         if trainer.world_size > 1 and task.stop.signum is not None:
             # Leave together: a launcher takes the first one that ends with a code for a failure.
             maximum(0.0, device=trainer.strategy.root_device)
@@ -133,7 +138,11 @@ def _recorded(trainer: pl.Trainer, run_dir: Path) -> Iterator[None]:
 
 
 def _conclude(
-    trainer: pl.Trainer, task: LanguageModelTask, data: TokenDataModule, about: dict[str, Any]
+    trainer: pl.Trainer,
+    task: LanguageModelTask,
+    data: TokenDataModule,
+    about: dict[str, Any],
+    records: Records,
 ) -> None:
     """What the first rank writes and shows at the end of a run."""
     if not trainer.is_global_zero:
@@ -145,6 +154,7 @@ def _conclude(
     if config["probe"] and finished:
         summary["probe"] = probe(task.shipped, task.objective, data, Moment(task.clock))
     write_json(run_dir / "summary.json", summary)
+    records.summary(summary, [run_dir / name for name in RECORDS])
     report(summary, run_dir)
     if task.watch is not None and task.watch.figures:
         OUT.print(Panel("\n".join(task.watch.in_words()), title="predicted latents", width=100))

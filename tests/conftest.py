@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
+os.environ.setdefault("WANDB_SILENT", "true")
 
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import hydra
 import pytest
@@ -20,6 +23,7 @@ from omegaconf import DictConfig
 from jepa_lm import schema
 from jepa_lm.cli import CONF
 from jepa_lm.data.corpora import Austen
+from tests.wandb_file import Offline, runs_in
 
 REPO = Path(__file__).resolve().parent.parent
 SMALL = (
@@ -43,6 +47,7 @@ SMALL = (
 MAMBA2 = ("model=mamba2", "model.backbone.head_dim=16", "model.backbone.state_dim=8")
 SMALL_MAMBA2 = (*(x for x in SMALL if "heads" not in x and "bigram" not in x), *MAMBA2)
 """The same on the other backbone."""
+OFFLINE = ("logger=wandb", "logger.wandb.offline=true")
 
 torch.set_num_threads(1)
 schema.register()
@@ -55,6 +60,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     folder = shared / "cache"
     os.environ["JEPA_LM_CACHE"] = str(folder)
+    os.environ["WANDB_DATA_DIR"] = str(folder / "wandb")  # copies of artifacts
     return folder
 
 
@@ -122,3 +128,29 @@ def trained(tmp_path_factory: pytest.TempPathFactory, small_text: Path) -> Run:
     bpb = train(cfg)
     assert bpb is not None
     return Run(folder, bpb, cfg)
+
+
+@dataclass(frozen=True)
+class Logged:
+    """A finished run and what W&B wrote of it."""
+
+    folder: Path
+    run: Offline
+    summary: dict[str, Any]
+
+
+@pytest.fixture(scope="session")
+def logged(tmp_path_factory: pytest.TempPathFactory, small_text: Path) -> Logged:
+    """One run with an objective, logged offline in a group and under a name."""
+    from jepa_lm.run import train
+
+    folder = tmp_path_factory.mktemp("logged")
+    named = ("++logger.wandb.group=weights", "++logger.wandb.name=vicreg 0.1 seed 1", "tags=[a,b]")
+    measured = ("jepa.diagnostics.every=2", "trainer.val_check_interval=3")
+    where = (f"paths.run_dir={folder}", f"data.path={small_text}")
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        overrides = [*SMALL, *where, *OFFLINE, "objective=vicreg", *named, *measured]
+        train(hydra.compose("train", overrides))
+    (run,) = runs_in(folder)
+    return Logged(folder, run, json.loads((folder / "summary.json").read_text()))

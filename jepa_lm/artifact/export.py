@@ -34,6 +34,7 @@ from jepa_lm.evaluation.scoring import Scorer
 from jepa_lm.evaluation.subject import checkpoint_subject, load_data, pick_device
 from jepa_lm.evaluation.temperature import SEARCH, check_temperature, search_temperature
 from jepa_lm.evaluation.windows import StandardWindows
+from jepa_lm.loggers import Records, recording_job, shared_settings
 from jepa_lm.model import LanguageModel
 from jepa_lm.quantization.calibration import OWN, calibrate, own_text, training_text
 from jepa_lm.quantization.policy import Policy
@@ -60,7 +61,11 @@ def export(cfg: DictConfig) -> float:
     check_schema(config, ExportConfig)
     settings = config["export"]
     _check(settings)
-    return _Export(config, settings).run()
+    check_node("logger", config["logger"])
+    work = _Export(config, settings)
+    of_training = {"run": work.run_config, "shared": shared_settings(work.run_config)}
+    with recording_job(config, "export", **of_training) as records:
+        return work.run(records)
 
 
 def _check(settings: dict[str, Any]) -> None:
@@ -103,7 +108,8 @@ class _Export:
         """The data of the run; read only by what asks for it."""
         return load_data(self.subject, {"cache_dir": self.config["paths"]["cache"]})
 
-    def run(self) -> float:
+    def run(self, records: Records) -> float:
+        """All steps; returns bytes of artifact and code."""
         packed, gptq = self._packed()
         temperature = self._temperature(packed)
         meta = self._meta(temperature["temperature"])
@@ -127,6 +133,8 @@ class _Export:
         if not account["fits"]:
             account["ways_under"] = self._ways(account, meta)
         self._write(account)
+        records.summary(account, [self.folder / "export.json"])
+        records.artifact("artifact", [written.path, self.folder / "model_card.md"])
         print_account(account, self.folder)
         self._judge(account)
         return float(account["total"])
@@ -184,6 +192,7 @@ class _Export:
         return {
             "artifact": str(written.path),
             "source": str(self.path),
+            "run": shared_settings(self.run_config),
             "parameters": sum(row["values"] for row in written.tensors),
             "bytes": written.bytes,
             "code": counted,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import time
 from pathlib import Path
@@ -14,7 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jepa_lm import process
-from jepa_lm.config import check_schema, resolve
+from jepa_lm.config import check_node, check_schema, resolve
 from jepa_lm.data.datamodule import TokenDataModule
 from jepa_lm.errors import UserError, warn
 from jepa_lm.evaluation.baselines import cached_baselines, split_text
@@ -23,6 +24,7 @@ from jepa_lm.evaluation.protocols import check_protocol, details, score_split
 from jepa_lm.evaluation.scoring import Scorer
 from jepa_lm.evaluation.subject import Subject, load_data, load_subject, pick_device
 from jepa_lm.evaluation.temperature import SEARCH, check_temperature
+from jepa_lm.loggers import recording_job, shared_settings
 from jepa_lm.precision import resolve_precision
 from jepa_lm.records import git_state, versions, write_json
 from jepa_lm.schema import EvalConfig
@@ -39,7 +41,31 @@ def evaluate(cfg: DictConfig) -> float:
     """
     config = resolve(cfg)
     check_schema(config, EvalConfig)
-    settings, devices = config["eval"], config["devices"]
+    check_node("logger", config["logger"])
+    _check(config["eval"], config["devices"])
+    subject, data = _load(config)
+    device = pick_device(config["device"])
+    if device.type == "cuda" and config["devices"] > torch.cuda.device_count():
+        raise UserError(
+            f"devices={config['devices']}: this machine has {torch.cuda.device_count()} GPUs"
+        )
+    path = Path(config["paths"]["run_dir"]) / "eval.json"
+    shared = _shared(subject)
+    with recording_job(config, "eval", run=subject.run, shared=shared) as records:
+        result = _result(config, subject, data, device)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, result)
+        records.summary(result, [path])
+    _print(result, path)
+    if not result["in_time"]:
+        warn(
+            f"scoring took {result['seconds']:.0f} s, more than "
+            f"eval.max_seconds={result['max_seconds']:g}; a larger eval.stride or more devices are faster"
+        )
+    return float(result["bpb"])
+
+
+def _check(settings: dict[str, Any], devices: int) -> None:
     check_protocol(settings, devices)
     if settings["temperature"] is not None:
         check_temperature("eval.temperature", settings["temperature"])
@@ -47,16 +73,29 @@ def evaluate(cfg: DictConfig) -> float:
             raise UserError("eval.temperature=search: export.py searches it, on training tokens")
     if devices < 1:
         raise UserError(f"devices={devices}: at least 1")
-    subject, data = _load(config)
-    device = pick_device(config["device"])
-    if device.type == "cuda" and devices > torch.cuda.device_count():
-        raise UserError(f"devices={devices}: this machine has {torch.cuda.device_count()} GPUs")
+
+
+def _shared(subject: Subject) -> dict[str, Any]:
+    """What W&B runs of the subject's training share; an artifact's is in the export.json beside it."""
+    if subject.run:
+        return shared_settings(subject.run)
+    beside = subject.source.parent / "export.json"
+    try:
+        return dict(json.loads(beside.read_text())["run"])
+    except (OSError, ValueError, KeyError, TypeError):  # the file was moved away from it
+        return {}
+
+
+def _result(
+    config: dict[str, Any], subject: Subject, data: TokenDataModule, device: torch.device
+) -> dict[str, Any]:
+    """Score; returns the contents of eval.json."""
+    settings = config["eval"]
     sums, seconds = _measure(config, subject, data, device)
-    score = score_from_sums(*sums)
     result = {
         "protocol": settings["protocol"],
         **details(settings, subject),
-        **score.as_dict(),
+        **score_from_sums(*sums).as_dict(),
         "seconds": seconds,
         "max_seconds": settings["max_seconds"],
         "in_time": seconds <= settings["max_seconds"],
@@ -64,7 +103,7 @@ def evaluate(cfg: DictConfig) -> float:
         "temperature": _temperature(settings, subject),
         "precision": _precision(settings, subject, device),
         "device": device.type,
-        "devices": devices,
+        "devices": config["devices"],
         "source": str(subject.source),
         "source_bytes": subject.source.stat().st_size,
         "versions": versions(),
@@ -78,16 +117,7 @@ def evaluate(cfg: DictConfig) -> float:
         prefix = split_text(data.streams["train"], data.tokenizer, limit)
         result["baselines"] = cached_baselines(text, prefix, data.cache_dir)
         result["baselines_read_bytes"] = {"validation": len(text), "training": len(prefix)}
-    path = Path(config["paths"]["run_dir"]) / "eval.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, result)
-    _print(result, path)
-    if not result["in_time"]:
-        warn(
-            f"scoring took {seconds:.0f} s, more than eval.max_seconds={settings['max_seconds']:g}; "
-            "a larger eval.stride or more devices are faster"
-        )
-    return score.bpb
+    return result
 
 
 def _load(config: dict[str, Any]) -> tuple[Subject, TokenDataModule]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +30,8 @@ class Subject(NamedTuple):
     """Of sliding windows, as the run's config has it."""
     temperature: float
     """That the artifact brings along; 1 for a checkpoint."""
+    run: Mapping[str, Any]
+    """Resolved config of the training; empty for an artifact, which holds no more than it needs."""
 
 
 def load_subject(ckpt: str | None, artifact: str | None) -> Subject:
@@ -57,6 +60,7 @@ def load_subject(ckpt: str | None, artifact: str | None) -> Subject:
         tokenizer=meta["tokenizer"],
         stride=meta["eval"]["stride"],
         temperature=meta["temperature"],
+        run={},
     )
 
 
@@ -71,6 +75,7 @@ def checkpoint_subject(path: Path, checkpoint: dict[str, Any]) -> Subject:
         tokenizer=checkpoint["tokenizer"],
         stride=run["eval"]["stride"],
         temperature=1.0,
+        run=run,
     )
 
 

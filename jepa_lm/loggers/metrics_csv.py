@@ -1,4 +1,4 @@
-"""Loggers: metrics.csv that survives a resumed run, W&B, TensorBoard."""
+"""metrics.csv that survives a resumed run."""
 
 from __future__ import annotations
 
@@ -8,9 +8,7 @@ from typing import Any
 
 from lightning.fabric.loggers.csv_logs import _ExperimentWriter
 from lightning.fabric.loggers.logger import rank_zero_experiment
-from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger, WandbLogger
-
-from jepa_lm.errors import UserError
+from lightning.pytorch.loggers import CSVLogger
 
 
 class _AppendingWriter(_ExperimentWriter):
@@ -62,33 +60,3 @@ class AppendingCSVLogger(CSVLogger):
 
     def log_hyperparams(self, params: Any = None) -> None:
         """Nothing: the run folder holds the config in .hydra already."""
-
-
-def wandb_logger(
-    *,
-    project: str,
-    name: str | None,
-    group: str | None,
-    tags: list[str],
-    offline: bool,
-    save_dir: str,
-) -> Logger:
-    """Lightning's W&B logger; `offline` needs no account and no network."""
-    try:
-        import wandb  # noqa: F401
-    except ImportError as error:
-        raise UserError("logger=wandb: wandb is not installed; pip install wandb") from error
-    Path(save_dir).mkdir(parents=True, exist_ok=True)
-    return WandbLogger(
-        project=project, name=name, group=group, tags=tags, offline=offline, save_dir=save_dir
-    )
-
-
-def tensorboard_logger(*, save_dir: str) -> Logger:
-    """Lightning's TensorBoard logger."""
-    try:
-        return TensorBoardLogger(save_dir, name="", version="")
-    except ModuleNotFoundError as error:
-        raise UserError(
-            "logger=tensorboard: tensorboard is not installed; pip install tensorboard"
-        ) from error

@@ -1,0 +1,107 @@
+"""The life of a run's loggers: they get its config, its summary and how it ended, and are closed.
+
+Each job of a sweep closes its own before the next one starts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from hydra.utils import instantiate
+from lightning.pytorch.loggers import Logger
+
+from jepa_lm.errors import warn
+from jepa_lm.loggers.keeper import Ending, Keeper
+from jepa_lm.loggers.settings import fill_in
+from jepa_lm.stopping import StopRequest
+
+FINISHED = Ending("finished", 0)
+FAILED = Ending("failed", 1)
+ENDED_AT_ONCE = Ending("interrupted", 130)
+"""By a second Ctrl-C."""
+
+
+class Records:
+    """The loggers of one run. Their trouble at its end is told and does not fail the run."""
+
+    def __init__(self, loggers: Iterable[Logger]) -> None:
+        self.loggers = list(loggers)
+
+    def config(self, config: Mapping[str, Any]) -> None:
+        """What the run was started with; starts a W&B run.
+
+        Raises:
+            UserError: W&B cannot be reached, or nobody is logged in.
+        """
+        for logger in self.loggers:
+            logger.log_hyperparams(dict(config))
+
+    def summary(self, summary: Mapping[str, Any], files: Sequence[Path] = ()) -> None:
+        """The final figures, and the small files that hold them."""
+        self._each(lambda keeper: keeper.log_summary(summary, files))
+
+    def artifact(self, name: str, files: Sequence[Path]) -> None:
+        """A version of a model."""
+        self._each(lambda keeper: keeper.log_artifact(name, files))
+
+    def close(self, ending: Ending) -> None:
+        """Write out everything."""
+        self._each(lambda keeper: keeper.close(ending))
+
+    def _each(self, call: Callable[[Keeper], None]) -> None:
+        for logger in self.loggers:
+            if not isinstance(logger, Keeper):
+                continue
+            try:
+                call(logger)
+            except Exception as error:  # whatever a service says: the run folder has the records
+                warn(f"{type(logger).__name__}: {error}")
+
+
+@contextmanager
+def recording(
+    loggers: Iterable[Logger], config: Mapping[str, Any], stop: StopRequest | None = None
+) -> Iterator[Records]:
+    """Give the loggers the config; afterwards tell them how the run ended, and close them.
+
+    Args:
+        stop: says whether a signal ended the run.
+    """
+    records = Records(loggers)
+    ending = ENDED_AT_ONCE
+    try:
+        records.config(config)
+        yield records
+        ending = FINISHED
+    except Exception as error:
+        ending = FAILED
+        records.summary({"status": "failed", "error": str(error)})
+        raise
+    finally:
+        if ending is not FAILED and stop is not None and stop.signum is not None:
+            ending = Ending("interrupted", 128 + stop.signum, preempted=stop.hurried)
+        records.close(ending)
+
+
+@contextmanager
+def recording_job(
+    config: dict[str, Any],
+    job_type: str,
+    *,
+    run: Mapping[str, Any],
+    shared: Mapping[str, Any],
+) -> Iterator[Records]:
+    """The same for an evaluation or an export, beside the training run that it belongs to.
+
+    Args:
+        config: of the job, resolved. job_type: eval or export.
+        run: resolved config of the training; empty where it is not known.
+        shared: what W&B runs of that training share.
+    """
+    fill_in(config, job_type, shared=shared)
+    loggers = [instantiate(node) for node in (config["logger"] or {}).values()]
+    with recording(loggers, {**config, "run": dict(run)}) as records:
+        yield records

@@ -1,0 +1,55 @@
+"""A study's report in W&B: a run of job type `report` in the study's group."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jepa_lm.loggers.keeper import Ending
+from jepa_lm.loggers.wandb_run import WandbRun
+
+
+def attach_report(
+    html: Path,
+    *,
+    settings: Mapping[str, Any],
+    group: str,
+    table: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    """Log a report; one that is made again goes to the same W&B run.
+
+    Args:
+        html: the report, complete in one file. The id of its W&B run is kept beside it.
+        settings: the node `logger.wandb` of the study's runs: project, entity, tags, offline.
+        group: the study. table: rows of the results, with the same columns.
+
+    Raises:
+        UserError: W&B is not installed or cannot be reached.
+    """
+    run = WandbRun(
+        project=settings.get("project"),
+        entity=settings.get("entity"),
+        name=f"{group} report",
+        group=group,
+        job_type="report",
+        tags=list(settings.get("tags") or []),
+        offline=bool(settings.get("offline")),
+        log_model=False,
+        save_dir=str(html.parent),
+        resume=True,
+    )
+    import wandb  # there, or the line above would have said so
+
+    shown: dict[str, Any] = {"report": wandb.Html(str(html))}
+    if table:
+        columns: list[str | int] = list(table[0])
+        rows = [[row[str(column)] for column in columns] for row in table]
+        shown["results"] = wandb.Table(columns=columns, data=rows)
+    ending = Ending("failed", 1)
+    try:
+        run.experiment.log(shown)
+        run.log_summary({}, [html])
+        ending = Ending("finished", 0)
+    finally:
+        run.close(ending)

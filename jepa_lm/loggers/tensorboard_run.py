@@ -1,0 +1,47 @@
+"""TensorBoard's event file in the run folder, with the run's settings beside its score."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.pytorch.loggers import TensorBoardLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from jepa_lm.errors import UserError
+from jepa_lm.loggers.keeper import Ending, Keeper
+
+
+class TensorBoardRun(TensorBoardLogger, Keeper):
+    """Lightning's logger; settings are written when there is a score to show them with.
+
+    Args:
+        save_dir: where the event file is written.
+
+    Raises:
+        UserError: tensorboard is not installed.
+    """
+
+    def __init__(self, *, save_dir: str) -> None:
+        try:
+            super().__init__(save_dir, name="", version="", default_hp_metric=False)
+        except ModuleNotFoundError as error:
+            raise UserError(
+                "logger=tensorboard: tensorboard is not installed; pip install tensorboard"
+            ) from error
+
+    @rank_zero_only
+    def log_summary(self, summary: Mapping[str, Any], files: Sequence[Path] = ()) -> None:
+        """Write all of it as text, and the validation beside the settings."""
+        text = json.dumps(summary, indent=2).replace("\n", "\n    ")  # indented: code in Markdown
+        self.experiment.add_text("summary", f"    {text}")
+        if summary.get("val"):
+            scores = {f"val/{name}": summary["val"][name] for name in ("bpb", "nll")}
+            self.log_hyperparams(self.hparams, scores, summary["steps"])
+
+    @rank_zero_only
+    def close(self, ending: Ending) -> None:
+        """Close the file."""
+        self.finalize("success" if ending.exit_code == 0 else "failed")

@@ -1,0 +1,170 @@
+"""A Weights & Biases run for each run folder: continued under its id, finished with its exit code."""
+
+from __future__ import annotations
+
+import glob
+import os
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lightning.fabric.loggers.logger import rank_zero_experiment
+from lightning.pytorch.loggers import WandbLogger
+from lightning.pytorch.utilities import rank_zero_only
+
+from jepa_lm.errors import UserError
+from jepa_lm.loggers.keeper import Ending, Keeper
+
+ID_FILE = "wandb_id"
+"""In the run folder: the id of its W&B run."""
+PROJECT = "jepa_lm"
+STEP = "trainer/global_step"
+"""Lightning's name of the axis."""
+BEST = ("val/bpb", "val/nll")
+"""Metrics whose summary is their minimum, at `val/bpb.min`."""
+FINAL = "final/bpb"
+"""Of the model that the run ends with: a plain number, which a sweep can optimize."""
+
+
+class WandbRun(WandbLogger, Keeper):
+    """Lightning's W&B logger with a life of its own: `wandb.init` at the first use, `close` at the end.
+
+    Only the first rank has a W&B run.
+
+    Args:
+        project, entity: where the run is; None: WANDB_PROJECT or jepa_lm, the user's own entity.
+        name: None: W&B invents one. group: of runs that belong together, a study for example.
+        job_type: train, eval, export or report.
+        offline: write files for `wandb sync`; needs no account and no network.
+        log_model: keep the last checkpoint as an artifact.
+        save_dir: the run folder.
+        resume: go on with the W&B run that this folder had before, if it had one.
+
+    Raises:
+        UserError: wandb is not installed; when the run is started: not logged in, no network.
+    """
+
+    def __init__(
+        self,
+        *,
+        project: str | None,
+        entity: str | None,
+        name: str | None,
+        group: str | None,
+        job_type: str | None,
+        tags: list[str],
+        offline: bool,
+        log_model: bool,
+        save_dir: str,
+        resume: bool = False,
+    ) -> None:
+        try:
+            import wandb  # noqa: F401
+        except ImportError as error:
+            raise UserError("logger=wandb: wandb is not installed; pip install wandb") from error
+        self.folder, self.log_model = Path(save_dir), log_model
+        super().__init__(
+            project=project or os.environ.get("WANDB_PROJECT") or PROJECT,
+            entity=entity,
+            name=name,
+            group=group,
+            job_type=job_type,
+            tags=tags,
+            save_dir=save_dir,
+            id=self._kept_id() if resume else None,
+            # Not Lightning's `offline`, which sets WANDB_MODE for all later runs of the process.
+            mode="offline" if offline else None,
+            # A run that somebody left open does not take in this one's metrics.
+            reinit="finish_previous",
+        )
+
+    def _kept_id(self) -> str | None:
+        path = self.folder / ID_FILE
+        return path.read_text().strip() or None if path.is_file() else None
+
+    @property
+    @rank_zero_experiment
+    def experiment(self) -> Any:
+        """The W&B run, started at the first use."""
+        if self._experiment is None:
+            self._experiment = self._start()
+        return self._experiment
+
+    def _start(self) -> Any:
+        import wandb
+
+        asked = {key: value for key, value in self._wandb_init.items() if value is not None}
+        if os.environ.get("WANDB_SWEEP_ID"):
+            for key in ("project", "entity", "id"):  # the sweep's own; W&B would warn of each
+                asked.pop(key, None)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            run = wandb.init(**asked)
+        except wandb.errors.Error as error:
+            reason = " ".join(str(error).split()).rstrip(".")
+            raise UserError(
+                f"logger=wandb: {reason}; log in with `wandb login` or WANDB_API_KEY, or set "
+                "logger.wandb.offline=true"
+            ) from error
+        (self.folder / ID_FILE).write_text(f"{run.id}\n")
+        run.define_metric(STEP)
+        run.define_metric("*", step_metric=STEP, step_sync=True)
+        for metric in BEST:
+            run.define_metric(metric, step_metric=STEP, step_sync=True, summary="min")
+        return run
+
+    @rank_zero_only
+    def log_summary(self, summary: Mapping[str, Any], files: Sequence[Path] = ()) -> None:
+        """Put the figures into W&B's summary, and beside it those files of the run folder that exist."""
+        if self._experiment is None:
+            return
+        if summary.get("val"):
+            self.log_metrics({FINAL: summary["val"]["bpb"]}, summary["steps"])
+        self._experiment.summary.update(_without_tables(summary))
+        for path in files:
+            if path.is_file():
+                self._copy(path, self._experiment)
+
+    def _copy(self, path: Path, run: Any) -> None:
+        """Copy a file beside W&B's own; as a link it would not travel with an offline run."""
+        home = Path(run.dir)
+        copy = home / path.relative_to(self.folder)
+        copy.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(path, copy)
+        run.save(glob.escape(str(copy)), str(home), policy="now")
+
+    @rank_zero_only
+    def log_artifact(self, name: str, files: Sequence[Path]) -> None:
+        """Log the files as one version of a model."""
+        import wandb
+
+        if self._experiment is None:
+            return
+        artifact = wandb.Artifact(f"{name}-{self._experiment.id}", type="model")
+        for path in files:
+            artifact.add_file(str(path))
+        self._experiment.log_artifact(artifact)
+
+    @rank_zero_only
+    def close(self, ending: Ending) -> None:
+        """Finish the W&B run; with a code that is not 0 it is marked failed, or pre-empted."""
+        if self._experiment is None:
+            return
+        if self.log_model and (last := self.folder / "checkpoints" / "last.ckpt").is_file():
+            self.log_artifact("checkpoint", [last])
+        run, self._experiment = self._experiment, None
+        if ending.preempted:
+            run.mark_preempting()  # a sweep's agent starts it again under the same id
+        run.finish(exit_code=ending.exit_code)
+
+
+def _without_tables(summary: Mapping[str, Any]) -> dict[str, Any]:
+    """Without lists of records, which no panel can show; the attached files hold them."""
+    found: dict[str, Any] = {}
+    for key, value in summary.items():
+        if isinstance(value, Mapping):
+            found[key] = _without_tables(value)
+        elif not (isinstance(value, list) and any(isinstance(x, Mapping) for x in value)):
+            found[key] = value
+    return found

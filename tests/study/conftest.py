@@ -1,0 +1,59 @@
+"""Sweeps that are planned by the real command and not run."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+
+from jepa_lm import cli
+from jepa_lm.study import execution, manifest
+from tests.conftest import SMALL
+
+
+@dataclass
+class Planned:
+    """What a command came to."""
+
+    code: int
+    folder: Path
+    launched: list[list[str]]
+    """Words of each job that would run."""
+    error: str
+
+    @property
+    def plan(self) -> manifest.Manifest:
+        return manifest.load(self.folder)
+
+
+Plan = Callable[..., Planned]
+
+
+@pytest.fixture
+def plan(monkeypatch, capsys, tmp_path, small_text) -> Plan:
+    """plan(words...) is `python train.py words...` up to the launch of its jobs."""
+
+    def run(*words: str, folder: Path = tmp_path / "sweep") -> Planned:
+        launched: list[list[str]] = []
+
+        def launch(self, job_overrides, initial_job_idx):
+            launched.extend(list(words) for words in job_overrides)
+            return []
+
+        monkeypatch.setattr(BasicLauncher, "launch", launch)
+        monkeypatch.setattr(execution, "report", lambda folder: None)
+        monkeypatch.setattr(execution, "failures", lambda *_: {})
+        common = (*SMALL, f"data.path={small_text}", f"hydra.sweep.dir={folder}")
+        flags = [word for word in words if word == "-m"]  # before the first word, says argparse
+        words = tuple(word for word in words if word != "-m")
+        monkeypatch.setattr(sys, "argv", ["train.py", *flags, *common, *words])
+        capsys.readouterr()
+        code = cli.launch("train")
+        lines = capsys.readouterr().err.strip().splitlines()
+        return Planned(code, folder, launched, lines[-1] if lines else "")
+
+    return run

@@ -1,0 +1,218 @@
+"""Weights & Biases: what its offline files hold is what a server would get."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+import pytest
+from lightning.pytorch.callbacks import Callback
+
+from jepa_lm import cli, training
+from jepa_lm.errors import UserError
+from jepa_lm.loggers import Ending, WandbRun, fill_in, shared_settings
+from jepa_lm.run import train
+from jepa_lm.stopping import Stopped
+from tests import wandb_file
+from tests.conftest import OFFLINE, SMALL
+
+wandb = pytest.importorskip("wandb")
+
+
+def test_where_a_run_is_and_what_it_is_called(logged):
+    run = logged.run
+    assert (run.project, run.group, run.name) == ("jepa_lm", "weights", "vicreg 0.1 seed 1")
+    assert (run.job_type, run.tags, run.exit_code) == ("train", {"a", "b"}, 0)
+
+
+def test_the_whole_config_is_there_nested(logged):
+    config = logged.run.config
+    assert config["seed"] == 1337
+    assert config["optimizer"]["groups"]["matrices"]["lr"] == 0.02
+    assert config["jepa"]["regularizers"]["variance"]["gamma"] == 1.0
+    assert config["model"]["backbone"]["layers"] == 3
+
+
+def test_scores_over_steps_and_seconds_and_their_minimum(logged):
+    run, val = logged.run, logged.summary["val"]
+    scores = run.series("val/bpb")
+    assert len(scores) == 2
+    assert scores[-1] == pytest.approx(val["bpb"], rel=1e-6)
+    assert run.summary["val/bpb"] == {"min": min(scores)}
+    assert run.summary["val/nll"] == {"min": min(run.series("val/nll"))}
+    assert run.series("final/bpb") == [val["bpb"]]
+    rows = [row for row in run.history if "val/bpb" in row]
+    assert [row["trainer/global_step"] for row in rows] == [2, 5]
+    assert 0 < rows[0]["train/seconds"] < rows[1]["train/seconds"] <= logged.summary["seconds"]
+    assert run.metrics["val/bpb"].step_metric == "trainer/global_step"
+    assert len(run.series("train/loss")) == 3
+
+
+def test_diagnostics_are_under_jepa(logged):
+    ranks = logged.run.series("jepa/effective_rank")
+    assert len(ranks) == 3
+    assert ranks[-1] == pytest.approx(logged.summary["jepa"]["effective_rank"])
+
+
+def test_the_summary_and_its_file_are_there(logged):
+    run = logged.run
+    for key in ("status", "seed", "steps", "tokens", "config_hash", "git", "versions"):
+        assert run.summary[key] == logged.summary[key]
+    assert run.summary["val"]["bpb"] == pytest.approx(logged.summary["val"]["bpb"])
+    assert {"summary.json", "config.json"} <= run.files
+    assert run.artifacts == {}  # nothing large unless asked
+
+
+def test_a_minimum_is_no_last_value(tmp_path):
+    """The score of the small run only falls; this one rises."""
+    settings = dict.fromkeys(("project", "entity", "name", "group", "job_type"))
+    logger = WandbRun(**settings, tags=[], offline=True, log_model=False, save_dir=str(tmp_path))
+    for step, bpb in enumerate((3.0, 2.0, 2.5)):
+        logger.log_metrics({"val/bpb": bpb, "train/ce": bpb}, step)
+    logger.close(Ending("finished", 0))
+    (run,) = wandb_file.runs_in(tmp_path)
+    assert run.summary["val/bpb"] == {"min": 2.0}
+    assert run.summary["train/ce"] == 2.5
+
+
+def test_jobs_of_a_multirun_are_runs_that_ended(tmp_path, small_text, monkeypatch):
+    words = (*SMALL, f"data.path={small_text}", *OFFLINE, f"hydra.sweep.dir={tmp_path}")
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", *words, "seed=1,2", "trainer.max_steps=2"])
+    assert cli.launch("train") == 0
+    runs = [wandb_file.runs_in(tmp_path / job) for job in "01"]
+    assert [len(found) for found in runs] == [1, 1]
+    (first,), (second,) = runs
+    assert (first.config["seed"], second.config["seed"]) == (1, 2)
+    assert (first.exit_code, second.exit_code) == (0, 0)
+    assert first.id != second.id
+    assert len(first.series("train/loss")) == len(second.series("train/loss")) == 1
+    assert ".hydra/overrides.yaml" in first.files
+    assert wandb.run is None
+
+
+class AtStep4(Callback):
+    def __init__(self, action) -> None:
+        self.action = action
+
+    def on_before_backward(self, trainer, pl_module, loss):
+        if trainer.global_step == 3:
+            self.action()
+
+
+@pytest.fixture
+def at_step_4(small, monkeypatch):
+    """at_step_4(action, overrides...) trains, and calls the action in the middle of step 4."""
+    make = training.make_trainer
+
+    def run(action, *overrides):
+        def with_action(config):
+            trainer = make(config)
+            trainer.callbacks.insert(0, AtStep4(action))
+            return trainer
+
+        with monkeypatch.context() as patch:
+            patch.setattr(training, "make_trainer", with_action)
+            train(small(*overrides))
+
+    return run
+
+
+def test_a_failed_run_is_marked_failed(at_step_4, small, tmp_path):
+    def fail():
+        raise RuntimeError("out of luck")
+
+    with pytest.raises(RuntimeError, match="out of luck"):
+        at_step_4(fail, *OFFLINE)
+    (run,) = wandb_file.runs_in(tmp_path / "run")
+    assert run.exit_code == 1
+    assert run.summary["status"] == "failed"
+    assert run.summary["error"] == "out of luck"
+    train(small(*OFFLINE, "trainer.max_steps=2", run_dir=tmp_path / "next"))
+    (after,) = wandb_file.runs_in(tmp_path / "next")
+    assert after.exit_code == 0
+    assert "error" not in after.summary
+
+
+@pytest.mark.parametrize(("name", "preempted"), [("SIGTERM", True), ("SIGINT", False)])
+def test_a_stopped_run_goes_on_under_its_id(at_step_4, small, tmp_path, name, preempted):
+    signum = getattr(signal, name)
+    with pytest.raises(Stopped):
+        at_step_4(lambda: os.kill(os.getpid(), signum), *OFFLINE)
+    train(small(*OFFLINE, "ckpt_path=auto"))
+    first, second = wandb_file.runs_in(tmp_path / "run")
+    assert first.id == second.id == (tmp_path / "run" / "wandb_id").read_text().strip()
+    assert (first.exit_code, first.preempting) == (128 + signum, preempted)
+    assert (second.exit_code, second.preempting) == (0, False)
+    assert [row["trainer/global_step"] for row in second.history if "train/ce" in row] == [5]
+
+
+def test_a_run_that_starts_anew_is_another_one(small, tmp_path):
+    short = (*OFFLINE, "trainer.max_steps=1", "trainer.log_every_n_steps=1")
+    train(small(*short))
+    train(small(*short))  # in the same folder, but from its start
+    first, second = wandb_file.runs_in(tmp_path / "run")
+    assert first.id != second.id
+
+
+def test_an_offline_run_leaves_the_next_one_online(small, monkeypatch):
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    train(small(*OFFLINE, "trainer.max_steps=1"))
+    assert os.environ["WANDB_MODE"] == "offline"  # Lightning's own would write dryrun
+
+
+def test_the_last_checkpoint_is_an_artifact_when_asked(small, tmp_path):
+    train(small(*OFFLINE, "trainer.max_steps=1", "logger.wandb.log_model=true"))
+    (run,) = wandb_file.runs_in(tmp_path / "run")
+    assert run.artifacts == {"model": {"last.ckpt"}}
+
+
+def test_what_is_left_open_is_filled_in():
+    def config(**wandb):
+        return {"task_name": "t", "tags": ["x"], "logger": {"csv": {}, "wandb": wandb}}
+
+    mine = config(project=None, group=None, name=None, job_type=None, tags=["x"])
+    fill_in(mine, "train", resume=True)
+    filled = mine["logger"]["wandb"]
+    assert filled == {
+        "project": None,
+        "group": "t",
+        "name": None,
+        "job_type": "train",
+        "tags": ["x"],
+        "resume": True,
+    }
+    chosen = config(project="p", group="g", name=None, job_type="ablation", tags=["y"])
+    fill_in(chosen, "eval", shared={"project": "q", "group": "s", "name": "n", "tags": ["x", "y"]})
+    assert chosen["logger"]["wandb"] == {
+        "project": "p",
+        "group": "g",
+        "name": "n",
+        "job_type": "ablation",
+        "tags": ["x", "y"],
+        "resume": False,
+    }
+    without: dict = {"task_name": "t", "tags": [], "logger": {"csv": {}}}
+    assert shared_settings(without) == {"group": "t", "tags": []}
+    fill_in(without, "train")
+    assert without["logger"] == {"csv": {}}
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("logger.wandb.offline=maybe", "logger.wandb.offline=maybe: expected true or false"),
+        ("logger.wandb.tags=a", "logger.wandb.tags=a: expected list"),
+        ("+logger.wandb.grup=a", "did you mean logger.wandb.group"),
+    ],
+)
+def test_mistakes_are_told_in_one_line(small, override, says):
+    with pytest.raises(UserError, match=says):
+        train(small("logger=wandb", override))
+
+
+def test_without_the_package_it_says_what_to_install(monkeypatch):
+    monkeypatch.setitem(sys.modules, "wandb", None)
+    settings = dict.fromkeys(("project", "entity", "name", "group", "job_type"))
+    with pytest.raises(UserError, match="pip install wandb"):
+        WandbRun(**settings, tags=[], offline=True, log_model=False, save_dir="nowhere")
