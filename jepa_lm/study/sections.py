@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from jepa_lm.study import figures, figures_over_steps, tables, words
 from jepa_lm.study.figure_styles import Panel, Style
 from jepa_lm.study.results import Results
-from jepa_lm.study.tables import Table
+from jepa_lm.study.table import Table
 
 
 @dataclass(frozen=True)
