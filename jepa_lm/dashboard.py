@@ -17,7 +17,7 @@ NAME = "JEPA language models"
 FINAL_BPB, BEST_BPB = "final/bpb", "val/bpb.min"
 """In a run's summary: at its end, and the lowest that a validation has seen."""
 
-LINES = {
+LINES: dict[str, dict[str, list[Any]]] = {
     "Losses": {
         "Cross entropy, nats per token": ["train/ce"],
         "Whole latent loss, before its weight": ["jepa/loss"],
@@ -71,12 +71,12 @@ def workspace(entity: str, project: str, name: str = NAME) -> Any:
         raise UserError(
             "the dashboard needs wandb-workspaces; pip install 'jepa_lm[dashboard]'"
         ) from error
-    sections = [
+    sections: list[Any] = [
         spaces.Section(name="Score", panels=_scores(panels), is_open=True),
         spaces.Section(name="Weight of the objective", panels=_weights(panels), is_open=True),
     ]
     for title, plots in LINES.items():
-        lines = [panels.LinePlot(title=t, x=STEP, y=y) for t, y in plots.items()]
+        lines: list[Any] = [panels.LinePlot(title=t, x=STEP, y=y) for t, y in plots.items()]
         sections.append(spaces.Section(name=title, panels=lines, is_open=True))
     settings = spaces.WorkspaceSettings(x_axis=STEP, max_runs=100)
     return spaces.Workspace(

@@ -6,7 +6,7 @@ dataclass with postponed annotations fails: no `from __future__ import annotatio
 """
 
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Optional
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -24,6 +24,12 @@ class ResumableSweeperConf:
     _target_: str = "hydra_plugins.jepa_lm_study.ResumableSweeper"
     params: dict[str, Any] = field(default_factory=dict)
     """Swept keys and their values, as a `sweep=` file gives them; the command line wins."""
+    trials: Optional[int] = None  # noqa: UP045 (Hydra reads this annotation)
+    """Search instead: so many draws of the swept values, which may be intervals."""
+    sampler: str = "tpe"
+    """Of a search: tpe learns from the scores, random does not."""
+    batch: int = 1
+    """Draws of a search that are run together, for a launcher with several workers."""
 
 
 ConfigStore.instance().store(
@@ -35,10 +41,10 @@ class ResumableSweeper(Sweeper):
     """Runs the jobs of a sweep or of a study that are not finished yet.
 
     Args:
-        params: see `ResumableSweeperConf`.
+        params: see `ResumableSweeperConf`. search: read from the config when it begins.
     """
 
-    def __init__(self, params: dict[str, Any]) -> None:
+    def __init__(self, params: dict[str, Any], **search: Any) -> None:
         self.params = params
         self.config: DictConfig | None = None
         self.launcher: Launcher | None = None

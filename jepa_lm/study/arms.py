@@ -114,6 +114,28 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, t
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
+def check_budget(match: str, config: Mapping[str, Any]) -> None:
+    """Arms are compared after the same steps, or after the same time.
+
+    Raises:
+        UserError: a budget that does not say so.
+    """
+    trainer = config["trainer"]
+    if match == "steps" and (trainer["max_time"] is not None or trainer["max_steps"] is None):
+        raise UserError(
+            f"study.match=steps: needs trainer.max_steps and trainer.max_time=null, and they are "
+            f"{trainer['max_steps']} and {trainer['max_time']}; study.match=time compares after the same time"
+        )
+    if match == "time" and (trainer["max_time"] is None or trainer["max_steps"] is not None):
+        raise UserError(
+            f"study.match=time: needs trainer.max_time and trainer.max_steps=null, and they are "
+            f"{trainer['max_time']} and {trainer['max_steps']}; study.match=steps compares after the same "
+            "steps"
+        )
+    if match not in ("steps", "time"):
+        raise UserError(f"study.match={match}: one of steps, time")
+
+
 def check_declared(arm: Arm, found: Mapping[str, tuple[Any, Any]]) -> None:
     """An arm differs from its treatment in what it declares, in all of it, and in nothing else (trap 37).
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.override_parser.types import Override
+from hydra.core.override_parser.types import IntervalSweep, Override
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -24,8 +24,9 @@ from jepa_lm.errors import SweepError, UserError, warn
 from jepa_lm.records import config_hash
 from jepa_lm.study.arms import below, describe_differences, differences
 from jepa_lm.study.manifest import Job, Manifest
-from jepa_lm.study.plan import Composed, Request, plan_study, plan_sweep
+from jepa_lm.study.plan import Composed, Interval, Request, plan_study, plan_sweep
 from jepa_lm.study.runs import Run
+from jepa_lm.study.search import Search
 
 OF_THE_SWEEP = ("study", "sweep")
 """Words of the command line that say what is swept; a job knows nothing of them."""
@@ -55,10 +56,28 @@ def sweep(
         return _compose(loader, config, words)
 
     asked = request(overrides)
+    trials = config.hydra.sweeper.trials
+    if trials is not None:
+        search = Search(asked, compose, config.task_name, config.hydra.sweeper)
+        for manifest, configs in search.batches(folder):
+            returned = run(manifest, configs, folder, launcher)
+        return conclude(manifest, folder, returned)
+    if asked.intervals:
+        key = next(iter(asked.intervals))
+        raise UserError(
+            f"{key}: an interval is for a search; set hydra.sweeper.trials, or list values"
+        )
     if config.get("study") is None:
         manifest, configs = plan_sweep(asked, compose, config.task_name)
     else:
         manifest, configs = plan_study(asked, compose, resolve_node(config.study))
+    return conclude(manifest, folder, run(manifest, configs, folder, launcher))
+
+
+def run(
+    manifest: Manifest, configs: Mapping[str, Any], folder: Path, launcher: Launcher
+) -> dict[str, JobReturn]:
+    """Launch what is not finished; returns what the launcher did, by folder."""
     check_unchanged(manifest, configs, folder)
     folder.mkdir(parents=True, exist_ok=True)
     manifest.save(folder)
@@ -66,9 +85,16 @@ def sweep(
     done = len(manifest.jobs) - len(todo)
     print(f"{len(manifest.jobs)} jobs in {folder}, {done} of them finished before", file=sys.stderr)
     words = [_job_words(job, configs[job.folder], manifest, folder) for job in todo]
-    returned = list(launcher.launch(words, initial_job_idx=done)) if words else []
+    results = launcher.launch(words, initial_job_idx=done) if words else []
+    return dict(zip((job.folder for job in todo), results, strict=False))
+
+
+def conclude(
+    manifest: Manifest, folder: Path, returned: Mapping[str, JobReturn]
+) -> list[JobReturn]:
+    """Report, then say what failed."""
     report(folder)
-    failed = failures(todo, returned, folder)
+    failed = failures(manifest.jobs, returned, folder)
     if failed:
         told = [f"{name}: {why}" for name, why in list(failed.items())[:MOST_REASONS]]
         more = [f"and {len(failed) - MOST_REASONS} more"] if len(failed) > MOST_REASONS else []
@@ -76,34 +102,44 @@ def sweep(
             f"{len(failed)} of {len(manifest.jobs)} jobs failed; {'; '.join([*told, *more])}; the same "
             f"command with hydra.sweep.dir={folder} tries them again"
         )
-    return returned
+    return list(returned.values())
 
 
 def request(overrides: Sequence[Override]) -> Request:
     """What is swept and what every job has; the later of two overrides of a key counts.
 
     Raises:
-        UserError: a range without steps, which only a search can sample.
+        UserError: a key that is swept over no value.
     """
     axes: dict[str, tuple[str, ...]] = {}
     fixed: dict[str, str] = {}
+    intervals: dict[str, Interval] = {}
     for override in overrides:
         key = override.get_key_element()
         if below(key.lstrip("+~"), OF_THE_SWEEP):
             continue
-        axes.pop(key, None)
-        fixed.pop(key, None)
+        kinds: tuple[dict[str, Any], ...] = (axes, fixed, intervals)
+        for kind in kinds:
+            kind.pop(key, None)
         if not override.is_sweep_override():
             fixed[key] = f"{key}={override.get_value_element_as_str()}"
         elif override.is_discrete_sweep():
             axes[key] = tuple(override.sweep_string_iterator())
         else:
-            raise UserError(
-                f"{override.input_line}: a sweep needs a list of values or a range(...)"
-            )
+            intervals[key] = _interval(override)
     if not all(axes.values()):
         raise UserError(f"{next(k for k, v in axes.items() if not v)}: sweeps over no value")
-    return Request(tuple(_delete_mark(word) for word in fixed.values()), axes)
+    return Request(tuple(_delete_mark(word) for word in fixed.values()), axes, intervals)
+
+
+def _interval(override: Override) -> Interval:
+    found = override.value()
+    assert isinstance(found, IntervalSweep)
+    low, high = found.start, found.end
+    if low is None or high is None or not low < high:
+        raise UserError(f"{override.input_line}: the first number has to be less than the second")
+    whole = isinstance(low, int) and isinstance(high, int)
+    return Interval(low, high, log="log" in found.tags, whole=whole)
 
 
 def _delete_mark(word: str) -> str:
@@ -162,24 +198,29 @@ def _job_words(job: Job, config: Mapping[str, Any], manifest: Manifest, folder: 
         words.append("ckpt_path=auto")
     dashboard = config["logger"].get("wandb")
     if dashboard is not None:
-        words.append(f"logger.wandb.group='{manifest.name} {folder.name}'")
-        if dashboard.get("name") is None:
-            words.append(f"logger.wandb.name='{job.folder}'")
+        ours = {"group": wandb_group(manifest, folder), "name": job.folder}
+        words += [f"logger.wandb.{k}='{v}'" for k, v in ours.items() if dashboard[k] is None]
     return words
 
 
-def failures(jobs: Sequence[Job], returned: Sequence[JobReturn], folder: Path) -> dict[str, str]:
+def wandb_group(manifest: Manifest, folder: Path) -> str:
+    """What the W&B runs of a sweep have in common."""
+    return f"{manifest.name} {folder.name}"
+
+
+def failures(
+    jobs: Sequence[Job], returned: Mapping[str, JobReturn], folder: Path
+) -> dict[str, str]:
     """Reasons by folder of the jobs that are not finished; what a run has recorded comes first."""
-    errors = {}
-    for job, result in zip(jobs, returned, strict=False):
-        if result.status is not JobStatus.COMPLETED:
-            errors[job.folder] = str(result._return_value)
     found = {}
     for job in jobs:
-        run = Run(folder / job.folder)
+        run, result = Run(folder / job.folder), returned.get(job.folder)
         if not run.finished:
-            why = run.summary.get("error") or errors.get(job.folder) or f"is {run.status}"
-            found[job.folder] = " ".join(str(why).split())
+            raised = None
+            if result is not None and result.status is not JobStatus.COMPLETED:
+                raised = str(result._return_value)
+            why = run.summary.get("error") or raised or f"is {run.status}"
+            found[job.folder] = " ".join(why.split())
     return found
 
 

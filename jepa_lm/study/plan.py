@@ -18,7 +18,15 @@ from typing import Any
 from jepa_lm.config import check_type, unknown_key
 from jepa_lm.errors import UserError
 from jepa_lm.records import config_hash
-from jepa_lm.study.arms import Arm, below, check_declared, differences, flat, read_arms
+from jepa_lm.study.arms import (
+    Arm,
+    below,
+    check_budget,
+    check_declared,
+    differences,
+    flat,
+    read_arms,
+)
 from jepa_lm.study.manifest import Comparison, Group, Identity, Job, Manifest
 
 SEED = "seed"
@@ -42,6 +50,17 @@ Compose = Callable[[Sequence[str]], Composed]
 
 
 @dataclass(frozen=True)
+class Interval:
+    """Values between two numbers, for a search."""
+
+    low: float
+    high: float
+    log: bool
+    """Draw the logarithm evenly."""
+    whole: bool
+
+
+@dataclass(frozen=True)
 class Request:
     """What the user asked for."""
 
@@ -49,6 +68,8 @@ class Request:
     """Overrides that every job has."""
     axes: Mapping[str, tuple[str, ...]]
     """Swept values by key, in the order of the command line; `seed` may be one of them."""
+    intervals: Mapping[str, Interval] = field(default_factory=dict)
+    """Of a search, by key."""
 
     def cells(self) -> list[dict[str, str]]:
         """Every combination of the swept values, without the seed."""
@@ -147,7 +168,7 @@ def plan_sweep(request: Request, compose: Compose, name: str) -> tuple[Manifest,
         for control, other in inert
         if _matches(cell, other)
     ]
-    return _manifest(planner, request, name, "sweep", comparisons), planner.configs
+    return manifest_of(planner, request, name, "sweep", comparisons), planner.configs
 
 
 def _role(control: Group) -> str:
@@ -212,7 +233,7 @@ def plan_study(
                 continue
             found = _between(planner, treatment, group)
             comparisons.append(Comparison(treatment.name, group.name, arm.role, found))
-    manifest = _manifest(planner, request, study["name"], "study", comparisons)
+    manifest = manifest_of(planner, request, study["name"], "study", comparisons)
     return (
         replace(
             manifest,
@@ -262,31 +283,14 @@ def _arm_name(cell: Mapping[str, str], arm: str) -> str:
     return f"{slug(cell)}/{arm}" if cell else arm
 
 
-def check_budget(match: str, config: Mapping[str, Any]) -> None:
-    """Arms are compared after the same steps, or after the same time.
-
-    Raises:
-        UserError: a budget that does not say so.
-    """
-    trainer = config["trainer"]
-    if match == "steps" and (trainer["max_time"] is not None or trainer["max_steps"] is None):
-        raise UserError(
-            f"study.match=steps: needs trainer.max_steps and trainer.max_time=null, and they are "
-            f"{trainer['max_steps']} and {trainer['max_time']}; study.match=time compares after the same time"
-        )
-    if match == "time" and (trainer["max_time"] is None or trainer["max_steps"] is not None):
-        raise UserError(
-            f"study.match=time: needs trainer.max_time and trainer.max_steps=null, and they are "
-            f"{trainer['max_time']} and {trainer['max_steps']}; study.match=steps compares after the same "
-            "steps"
-        )
-    if match not in ("steps", "time"):
-        raise UserError(f"study.match={match}: one of steps, time")
-
-
-def _manifest(
-    planner: Planner, request: Request, name: str, kind: str, comparisons: Sequence[Comparison]
+def manifest_of(
+    planner: Planner,
+    request: Request,
+    name: str,
+    kind: str,
+    comparisons: Sequence[Comparison] = (),
 ) -> Manifest:
+    """What is planned so far."""
     command = (*request.fixed, *(f"{key}={','.join(v)}" for key, v in request.axes.items()))
     return Manifest(
         name=name,

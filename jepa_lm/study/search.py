@@ -1,0 +1,102 @@
+"""A search over settings: Optuna draws them, the sweep's own jobs score them.
+
+The sampler starts from the run's seed and is told the scores in order, so the same command draws the
+same settings again: an interrupted search goes on like a sweep, finished jobs stay.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from jepa_lm.errors import UserError
+from jepa_lm.study.manifest import Group, Manifest
+from jepa_lm.study.plan import SEED, Compose, Planner, Request, manifest_of, slug
+from jepa_lm.study.runs import Run
+
+DIGITS = 4
+"""Of a drawn number: more would say nothing and make long folder names."""
+
+
+class Search:
+    """Draws settings and asks for their scores.
+
+    Args:
+        request: what is searched; lists of values are drawn from, `seed` is run in full and averaged.
+        compose: what a command line stands for. name: of the sweep.
+        settings: `hydra.sweeper`: trials, sampler, batch.
+
+    Raises:
+        UserError: a setting that is out of range, nothing to search, Optuna not installed.
+    """
+
+    def __init__(self, request: Request, compose: Compose, name: str, settings: DictConfig) -> None:
+        self.request, self.compose, self.name = request, compose, name
+        self.trials, self.batch = settings.trials, settings.batch
+        for key in ("trials", "batch"):
+            if settings[key] < 1:
+                raise UserError(f"hydra.sweeper.{key}={settings[key]}: at least 1")
+        try:
+            import optuna
+        except ImportError as error:
+            raise UserError(
+                "hydra.sweeper.trials: a search needs Optuna; pip install 'jepa_lm[sweep]'"
+            ) from error
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        self.spaces = self._spaces()
+        if not self.spaces:
+            raise UserError("hydra.sweeper.trials: nothing to search; jepa.weight='interval(0,1)'")
+        self.seeds = request.seeds(compose)
+        samplers: dict[str, Any] = {
+            "tpe": optuna.samplers.TPESampler,
+            "random": optuna.samplers.RandomSampler,
+        }
+        if settings.sampler not in samplers:
+            raise UserError(f"hydra.sweeper.sampler={settings.sampler}: one of tpe, random")
+        self.study = optuna.create_study(sampler=samplers[settings.sampler](seed=self.seeds[0]))
+
+    def _spaces(self) -> dict[str, Any]:
+        from optuna import distributions as of
+
+        found: dict[str, Any] = {
+            key: of.CategoricalDistribution(values)
+            for key, values in self.request.axes.items()
+            if key != SEED
+        }
+        for key, interval in self.request.intervals.items():
+            kind: Any = of.IntDistribution if interval.whole else of.FloatDistribution
+            if interval.log and interval.low <= 0:
+                raise UserError(f"{key}: tag(log, interval(...)) has to start above 0")
+            found[key] = kind(interval.low, interval.high, log=interval.log)
+        return found
+
+    def batches(self, folder: Path) -> Iterator[tuple[Manifest, dict[str, Any]]]:
+        """Plans that grow by a batch; each is to be run before the next one is asked for."""
+        planner = Planner(self.compose, seeded=SEED in self.request.axes)
+        done = 0
+        while done < self.trials:
+            count = min(self.batch, self.trials - done)
+            asked = [self.study.ask(self.spaces) for _ in range(count)]
+            groups = [self._add(planner, trial.params) for trial in asked]
+            yield manifest_of(planner, self.request, self.name, "sweep"), planner.configs
+            for trial, group in zip(asked, groups, strict=True):
+                scores = [Run(folder / run).bpb for run in group.runs.values()]
+                known = [score for score in scores if score is not None]
+                failed = len(known) < len(scores)
+                self.study.tell(trial, None if failed else statistics.mean(known), **_state(failed))
+            done += count
+
+    def _add(self, planner: Planner, values: dict[str, Any]) -> Group:
+        cell = {k: f"{v:.{DIGITS}g}" if isinstance(v, float) else str(v) for k, v in values.items()}
+        words = self.request.fixed_with(cell)
+        return planner.add(slug(cell), words, self.compose(words), self.seeds, settings=cell)
+
+
+def _state(failed: bool) -> dict[str, Any]:
+    from optuna.trial import TrialState
+
+    return {"state": TrialState.FAIL} if failed else {}
