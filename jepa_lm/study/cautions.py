@@ -52,13 +52,14 @@ def _share(run: Run) -> str:
     zeros = measured.count(0.0)
     if last != 0.0 and not zeros:
         return ""
-    when = f"in {zeros} of {len(measured)} measurements" if measured else "at the last measurement"
-    if zeros == len(measured):
-        when = "in every measurement"
-    return (
-        f"jepa/{SHARE} was exactly zero {when}: the objective's gradient did not reach the trunk, so "
-        "the auxiliary loss cannot have changed it"
-    )
+    if zeros and zeros < len(measured):
+        when = f"in {zeros} of {len(measured)} measurements: there the objective did not reach the trunk"
+    else:
+        when = (
+            "in every measurement: the objective's gradient did not reach the trunk, so the auxiliary loss "
+            "has not trained it"
+        )
+    return f"jepa/{SHARE} was exactly zero {when}"
 
 
 def _arms(found: Mapping[str, Iterable[str]]) -> str:

@@ -71,11 +71,8 @@ def git_words(git: Mapping[str, Any] | None) -> str:
     """Commit, whether it was changed, and the digest of the changes where there is one."""
     if not git or not git.get("commit"):
         return UNKNOWN
-    more = [
-        f"{key} {value}" for key, value in git.items() if key not in ("commit", "dirty") and value
-    ]
     changed = "with changes" if git.get("dirty") else ""
-    return " ".join(word for word in (str(git["commit"])[:12], changed, *more) if word)
+    return " ".join(filter(None, (str(git["commit"])[:12], changed, git.get("diff"))))
 
 
 def _steps(run: Run) -> dict[str, str]:

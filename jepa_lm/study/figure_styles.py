@@ -1,7 +1,7 @@
 """How arms are drawn: the same line in every figure, named once for all of them.
 
-Treatments have a colour each, of Okabe and Ito's palette; controls have the colour of the text and
-dashes.
+Colours are those of Okabe and Ito's palette, made darker or lighter for the page's ground; baselines
+have the colour of the text.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from jepa_lm.study.results import Results
 from jepa_lm.study.svg import INK, SERIES, VARIABLES
+from jepa_lm.study.verdict import BASELINES
 
 PANEL = 175
 """Height of a panel in points."""
@@ -47,19 +48,28 @@ class Style:
 
 
 def styles(results: Results) -> dict[str, Style]:
-    """A style for each arm; all but controls and what has to equal them have colours."""
+    """A style for each arm: baselines and what has to equal them in ink, all others in colour.
+
+    Controls that are no baseline have dashes beside their colour, and ink where colours do not suffice.
+    """
     plan = results.manifest
+    treated = {c.of for c in plan.comparisons}
     same = {folder for identity in plan.identities for folder in identity.runs}
-    controls = {c.against for c in plan.comparisons}
-    controls |= {group.name for group in plan.groups if same & set(group.runs.values())}
-    controls -= {c.of for c in plan.comparisons}
-    found, coloured, plain = {}, 0, 0
-    for name in results.arms:
-        if name in controls:
-            dash = "" if plain == 0 else DASHES[(plain - 1) % len(DASHES)]
-            found[name], plain = Style(name, INK, dash), plain + 1
+    plain = {c.against for c in plan.comparisons if c.role in BASELINES}
+    plain |= {group.name for group in plan.groups if same & set(group.runs.values())}
+    plain -= treated
+    others = {c.against for c in plan.comparisons} - treated - plain
+    if len(results.arms) - len(plain) > len(SERIES):
+        plain, others = plain | others, set()
+    found: dict[str, Style] = {}
+    # Treatments first: what they look like does not depend on their controls.
+    for name in sorted(results.arms, key=lambda arm: (arm in others, arm in plain)):
+        number = sum((arm in plain) == (name in plain) for arm in found)
+        again, which = divmod(number, len(SERIES))
+        if name in plain:
+            found[name] = Style(name, INK, ("", *DASHES)[number % (len(DASHES) + 1)])
+        elif name in others:
+            found[name] = Style(name, SERIES[which], DASHES[number % len(DASHES)])
         else:
-            again, which = divmod(coloured, len(SERIES))
-            dash = "" if again == 0 else DASHES[(again - 1) % len(DASHES)]
-            found[name], coloured = Style(name, SERIES[which], dash), coloured + 1
-    return found
+            found[name] = Style(name, SERIES[which], ("", *DASHES)[again % (len(DASHES) + 1)])
+    return {name: found[name] for name in results.arms}

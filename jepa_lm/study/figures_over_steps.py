@@ -13,7 +13,7 @@ START = 0.2
 """Share of a run at whose start scores are so high that the rest would be a flat line."""
 DIAGNOSTICS = {
     "jepa/effective_rank": "effective rank of the targets (directions)",
-    "jepa/cosine": "cosine of prediction and target (1 is perfect)",
+    "jepa/cosine": "cosine of prediction and target",
     "jepa/r2": "R² of predictions (0 is the mean target)",
     "jepa/target_std_median": "median standard deviation of the targets",
     "jepa/trunk_gradient_share": "objective's share of the trunk's gradient",

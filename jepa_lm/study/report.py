@@ -114,7 +114,7 @@ def _card(treatment: Treatment, look: dict[str, Style], index: int, alone: bool)
         "differences": first,
         "more": more,
         "panel": figures.effects(treatment, look, f"effect{index}") if drawn else None,
-        "not_applicable": dict(treatment.not_applicable),
+        "not_applicable": words.not_applicable(treatment.not_applicable),
     }
 
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jepa_lm.study import figures, figures_over_steps, tables
+from jepa_lm.study import figures, figures_over_steps, tables, words
 from jepa_lm.study.figure_styles import Panel, Style
 from jepa_lm.study.results import Results
-from jepa_lm.study.tables import Table
+from jepa_lm.study.table import Table
 
 
 @dataclass(frozen=True)
@@ -126,9 +126,9 @@ def _differences(results: Results) -> Section:
 
 def _failures(results: Results) -> Section:
     skipped = tuple(
-        f"Not applicable to {treatment}: {arm} ({reason})."
+        f"{treatment}. {words.not_applicable(reasons)}"
         for treatment, reasons in results.manifest.not_applicable.items()
-        for arm, reason in reasons.items()
+        if reasons
     )
     every = () if results.failures else ("Every planned run has finished.",)
     return Section(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,23 +15,32 @@ from jepa_lm.study.comparable import facts
 from jepa_lm.study.manifest import Comparison
 from jepa_lm.study.results import Arm, Results, Treatment, role_of, seed_order
 from jepa_lm.study.runs import Run
-from jepa_lm.study.statistics import Effect
+from jepa_lm.study.statistics import MOST_SEEDS, Effect
+from jepa_lm.study.table import Table
 from jepa_lm.study.words import NOTHING
 
 DIAGNOSTICS = {
     "effective_rank": "effective rank",
-    "context_effective_rank": "of contexts",
+    "context_effective_rank": "rank of contexts",
     "target_std_median": "target std",
     "cosine": "cosine",
-    "cosine_of_mean": "of the mean target",
+    "cosine_of_mean": "cosine of the mean target",
     "r2": "R²",
-    "r2_of_copy": "of copying",
+    "r2_of_copy": "R² of copying",
     "trunk_gradient_share": "trunk gradient share",
     "trunk_gradient_cosine": "trunk gradient cosine",
 }
 """Of summary.json, with the heads of their columns."""
-FEW = 4
+FEW = 6
 """Comparisons that are told in a column each."""
+
+
+def _seeds_needed(effect: Effect) -> str:
+    if effect.seeds_needed is None and effect.smallest_effect is not None:
+        return f"> {MOST_SEEDS:,}"
+    return words.count(effect.seeds_needed)
+
+
 EFFECT: dict[str, Callable[[Effect], str]] = {
     "pairs of seeds": lambda e: str(e.n),
     "mean difference, BPB": lambda e: words.signed(e.mean),
@@ -44,19 +53,10 @@ EFFECT: dict[str, Callable[[Effect], str]] = {
     "p of the challenge's rule": lambda e: words.probability(e.p_rule),
     "p of equivalence": lambda e: words.probability(e.p_equivalent),
     "smallest detectable difference, BPB": lambda e: words.score(e.smallest_effect),
-    "seeds needed for what was seen": lambda e: words.count(e.seeds_needed),
+    "seeds needed for what was seen": _seeds_needed,
 }
 """Numbers of a comparison with their heads."""
 ALIKE = ("version of ", "git commit")
-
-
-@dataclass(frozen=True)
-class Table:
-    """Cells as text. The first `words` columns hold words, the others numbers."""
-
-    columns: tuple[str, ...]
-    rows: tuple[tuple[str, ...], ...]
-    words: int = 1
 
 
 def arms(results: Results) -> Table:
@@ -77,7 +77,7 @@ def arms(results: Results) -> Table:
             )
         )
     heads = ("seeds", "BPB, mean", "std", "95 % interval", "nats per token", "steps")
-    return _without_empty(Table(("arm", "what it is", *heads), tuple(rows), words=2))
+    return Table(("arm", "what it is", *heads), tuple(rows), words=2).without_empty()
 
 
 def seeds(results: Results) -> Table:
@@ -143,7 +143,7 @@ def cost(results: Results) -> Table:
                 words.count(mean_of(arm, "tokens_per_second")),
                 NOTHING if against is None else words.ratio(speed_ratio(arm, against)),
                 _mebibytes(mean_of(arm, "memory_bytes")),
-                NOTHING if flops is None else f"{flops:,.3g}",
+                NOTHING if flops is None else f"{flops / 1e6:,.2f}",
             )
         )
     heads = (
@@ -152,10 +152,9 @@ def cost(results: Results) -> Table:
         "tokens per second",
         "speed, times the control's",
         "peak memory, MiB",
-        "FLOPs per token",
+        "million FLOPs per token",
     )
-    table = Table(("arm", *heads), tuple(rows))
-    return _without_empty(table)
+    return Table(("arm", *heads), tuple(rows)).without_empty()
 
 
 def differences(treatment: Treatment) -> Table:
@@ -278,19 +277,3 @@ def _mebibytes(value: float | None) -> str:
 def _mean(values: Iterable[Any]) -> float | None:
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
-
-
-def _without_empty(table: Table) -> Table:
-    """Without columns that no arm has anything for."""
-    empty = {
-        i for i in range(1, len(table.columns)) if all(row[i] == NOTHING for row in table.rows)
-    }
-    return _without(table, empty)
-
-
-def _without(table: Table, left_out: set[int]) -> Table:
-    """Without some of its columns."""
-    kept = [i for i in range(len(table.columns)) if i not in left_out]
-    rows = tuple(tuple(row[i] for i in kept) for row in table.rows if len(kept) > 1)
-    columns = tuple(table.columns[i] for i in kept)
-    return Table(columns, rows, sum(i < table.words for i in kept))

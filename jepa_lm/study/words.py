@@ -70,6 +70,15 @@ def listed(words: Iterable[str]) -> str:
     return f"{', '.join(first)} and {last}" if first else last
 
 
+def not_applicable(reasons: Mapping[str, str]) -> str:
+    """Arms that a treatment does not have, those with the same reason together; may be empty."""
+    arms: dict[str, list[str]] = {}
+    for arm, reason in reasons.items():
+        arms.setdefault(reason, []).append(arm)
+    told = (f"{listed(names)} ({reason})" for reason, names in arms.items())
+    return f"Not applicable: {'; '.join(told)}." if arms else ""
+
+
 def budget(runs: Iterable[Run], match: str | None) -> str:
     """What every run was given, in one sentence."""
     runs = list(runs)

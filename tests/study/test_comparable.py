@@ -32,7 +32,7 @@ def difference(tmp_path):
         ({"ranks": 2}, "ranks: 1 (a), 2 (b)"),
         ({"git": {"commit": "0123"}}, "git commit: 4656aac2b4dc (a), 0123 (b)"),
         ({"git": {"dirty": True}}, "git commit: 4656aac2b4dc (a), 4656aac2b4dc with changes (b)"),
-        ({"git": {"diff": "ab"}}, "git commit: 4656aac2b4dc (a), 4656aac2b4dc diff ab (b)"),
+        ({"git": {"diff": "ab"}}, "git commit: 4656aac2b4dc (a), 4656aac2b4dc ab (b)"),
         ({"versions": {"torch": "2.12.0"}}, "version of torch: 2.13.0+cpu (a), 2.12.0 (b)"),
         ({"versions": {"triton": "3"}}, "version of triton: not recorded (a), 3 (b)"),
         ({"steps": 380}, "steps: 400 (a), 380 (b)"),

@@ -153,6 +153,22 @@ def test_controls_have_the_colour_of_text_and_treatments_one_each(sweep):
     assert sorted(treated) == [f"var(--series-{i})" for i in range(6)]
 
 
+def test_other_controls_have_colours_and_dashes_while_they_last(tmp_path):
+    scores = {name: {"1": 1.7} for name in ("treatment", "none", "same", "placebo", "other")}
+    against = {"treatment": {"none": "none", "placebo": "placebo", "other": "other"}}
+    folder = study(tmp_path, scores, against=against, identities=((("2", "1"), "same"),))
+    look = styles(collect(folder))
+    assert {name: (s.variable, bool(s.dash)) for name, s in look.items()} == {
+        "treatment": ("var(--series-0)", False),
+        "none": ("var(--ink)", False),
+        "same": ("var(--ink)", True),
+        "placebo": ("var(--series-1)", True),
+        "other": ("var(--series-2)", True),
+    }
+    assert list(look) == list(scores)
+    assert look["placebo"].dash != look["other"].dash
+
+
 def runs_of(folder: Path, scores: dict[str, float], **more) -> dict[str, Run]:
     return {s: Run(write_run(folder / s, bpb, seed=s, **more)) for s, bpb in scores.items()}
 

@@ -1,0 +1,27 @@
+"""A table as plain text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from jepa_lm.study.words import NOTHING
+
+
+@dataclass(frozen=True)
+class Table:
+    """Cells as text. The first `words` columns hold words, the others numbers."""
+
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+    words: int = 1
+
+    def without_empty(self) -> Table:
+        """Without columns that no row has anything for; without rows if their names are all that is left."""
+        kept = [
+            i
+            for i in range(len(self.columns))
+            if i == 0 or any(row[i] != NOTHING for row in self.rows)
+        ]
+        rows = tuple(tuple(row[i] for i in kept) for row in self.rows if len(kept) > 1)
+        columns = tuple(self.columns[i] for i in kept)
+        return Table(columns, rows, sum(i < self.words for i in kept))
