@@ -29,7 +29,7 @@ from jepa_lm.memory import PeakMemory
 from jepa_lm.objective import Moment
 from jepa_lm.optim.clock import ProgressClock
 from jepa_lm.precision import resolve_precision
-from jepa_lm.records import CONFIG_FILE, config_hash, write_json
+from jepa_lm.records import CONFIG_FILE, config_hash, git_state, write_json
 from jepa_lm.resume import check_resumable
 from jepa_lm.sampling import check_sampling
 from jepa_lm.stopping import Stopped
@@ -50,7 +50,7 @@ def train(cfg: DictConfig) -> float | None:
         UserError: anything in the config or the data that a user can mend.
     """
     config = resolve(cfg)
-    given = copy.deepcopy(config)
+    given, git = copy.deepcopy(config), git_state()  # now: the source may change during a long run
     check(config)
     check_sampling(config["sampling"])
     check_temperature("temperature", config["temperature"])
@@ -77,7 +77,7 @@ def train(cfg: DictConfig) -> float | None:
         print(json.dumps(describe(task), indent=2))
         return None
     task.recipe.configure(task, clock)  # a parameter without a group is refused before data is read
-    about = sizes(task) | {"config_hash": config_hash(given), "memory": memory}
+    about = sizes(task) | {"config_hash": config_hash(given), "memory": memory, "git": git}
     if resume is not None:
         check_resumable(resume, task)
     run_dir.mkdir(parents=True, exist_ok=True)

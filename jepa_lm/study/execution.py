@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from jepa_lm.config import resolve
 from jepa_lm.errors import SweepError, UserError, warn
-from jepa_lm.records import config_hash
+from jepa_lm.records import config_hash, write_json
 from jepa_lm.study.arms import below, describe_differences, differences
 from jepa_lm.study.manifest import Job, Manifest
 from jepa_lm.study.plan import Composed, Interval, Request, plan_study, plan_sweep
@@ -86,7 +86,14 @@ def run(
     print(f"{len(manifest.jobs)} jobs in {folder}, {done} of them finished before", file=sys.stderr)
     words = [_job_words(job, configs[job.folder], manifest, folder) for job in todo]
     results = launcher.launch(words, initial_job_idx=done) if words else []
-    return dict(zip((job.folder for job in todo), results, strict=False))
+    returned = dict(zip((job.folder for job in todo), results, strict=False))
+    for name, result in returned.items():
+        if result.status is not JobStatus.COMPLETED and not Run(folder / name).summary:
+            # It failed before it was a run; the report reads why from its record.
+            (folder / name).mkdir(parents=True, exist_ok=True)
+            failed = {"status": "failed", "error": str(result._return_value)}
+            write_json(folder / name / "summary.json", failed)
+    return returned
 
 
 def conclude(
@@ -94,7 +101,7 @@ def conclude(
 ) -> list[JobReturn]:
     """Report, then say what failed."""
     report(manifest, folder)
-    failed = failures(manifest.jobs, returned, folder)
+    failed = failures(manifest.jobs, folder)
     if failed:
         told = [f"{name}: {why}" for name, why in list(failed.items())[:MOST_REASONS]]
         more = [f"and {len(failed) - MOST_REASONS} more"] if len(failed) > MOST_REASONS else []
@@ -208,19 +215,15 @@ def wandb_group(manifest: Manifest, folder: Path) -> str:
     return f"{manifest.name} {folder.name}"
 
 
-def failures(
-    jobs: Sequence[Job], returned: Mapping[str, JobReturn], folder: Path
-) -> dict[str, str]:
-    """Reasons by folder of the jobs that are not finished; what a run has recorded comes first."""
+def failures(jobs: Sequence[Job], folder: Path) -> dict[str, str]:
+    """Reasons by folder of the jobs that are not finished, as their runs have recorded them."""
     found = {}
     for job in jobs:
-        run, result = Run(folder / job.folder), returned.get(job.folder)
+        run = Run(folder / job.folder)
         if not run.finished:
-            raised = None
-            if result is not None and result.status is not JobStatus.COMPLETED:
-                raised = str(result._return_value)
-            why = run.summary.get("error") or raised or f"is {run.status}"
-            found[job.folder] = " ".join(why.split())
+            found[job.folder] = " ".join(
+                str(run.summary.get("error") or f"is {run.status}").split()
+            )
     return found
 
 

@@ -101,8 +101,6 @@ class Planner:
     """Collects jobs and groups, each once."""
 
     compose: Compose
-    seeded: bool
-    """Whether folders are told apart by seed."""
     jobs: dict[str, Job] = field(default_factory=dict)
     """By config hash."""
     configs: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -126,7 +124,7 @@ class Planner:
             config = composed.resolved(seed + offset)
             key = config_hash(config)
             if key not in self.jobs:
-                folder = f"{name}/seed-{seed + offset}" if self.seeded else name
+                folder = f"{name}/seed-{seed + offset}"
                 at_seed = [w for w in words if not w.startswith(f"{SEED}=")]
                 overrides = (*at_seed, f"{SEED}={seed + offset}")
                 self.jobs[key] = Job(folder, overrides, key)
@@ -152,7 +150,7 @@ def plan_sweep(request: Request, compose: Compose, name: str) -> tuple[Manifest,
     Returns:
         the plan, and each job's resolved config by folder.
     """
-    planner = Planner(compose, seeded=SEED in request.axes)
+    planner = Planner(compose)
     seeds = request.seeds(compose)
     inert: list[tuple[Group, Mapping[str, str]]] = []
     active: list[tuple[Group, Mapping[str, str]]] = []
@@ -204,7 +202,7 @@ def plan_study(
             raise unknown_key(f"study.{key}", [f"study.{k}" for k in SETTINGS], "a study")
         check_type(f"study.{key}", value, SETTINGS[key])
     arms = read_arms(study["arms"])
-    planner = Planner(compose, seeded=True)
+    planner = Planner(compose)
     seeds = request.seeds(compose)
     comparisons: list[Comparison] = []
     identities: list[Identity] = []

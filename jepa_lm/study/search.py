@@ -76,7 +76,7 @@ class Search:
 
     def batches(self, folder: Path) -> Iterator[tuple[Manifest, dict[str, Any]]]:
         """Plans that grow by a batch; each is to be run before the next one is asked for."""
-        planner = Planner(self.compose, seeded=SEED in self.request.axes)
+        planner = Planner(self.compose)
         done = 0
         while done < self.trials:
             count = min(self.batch, self.trials - done)

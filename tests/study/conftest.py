@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+from hydra.core.plugins import Plugins
 
 from jepa_lm import cli
 from jepa_lm.study import execution, manifest
 from tests.conftest import SMALL
+
+BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
 
 @dataclass
@@ -44,7 +46,9 @@ def plan(monkeypatch, capsys, tmp_path, small_text) -> Plan:
             launched.extend(list(words) for words in job_overrides)
             return []
 
-        monkeypatch.setattr(BasicLauncher, "launch", launch)
+        # Hydra loads its plugins by file, so its class is not the one that an import gives.
+        launcher = Plugins.instance().class_name_to_class[BASIC]
+        monkeypatch.setattr(launcher, "launch", launch)
         monkeypatch.setattr(execution, "report", lambda *_: None)
         monkeypatch.setattr(execution, "failures", lambda *_: {})
         common = (*SMALL, f"data.path={small_text}", f"hydra.sweep.dir={folder}")

@@ -95,13 +95,12 @@ def test_an_arm_that_the_command_line_overrules_is_refused(plan):
 
 
 def test_an_arm_that_changes_more_than_it_says_is_refused(plan):
-    arm = (
-        "+study.arms.wide={role:other,set:['jepa.weight=0.1','model.dim=32'],changes:[jepa.weight]}"
-    )
+    arm = "+study.arms.wide={role:other,set:['jepa.weight=0.2','ce_weight=0.5'],changes:[jepa.weight]}"
     done = plan("study=ablation", "objective=patch", arm)
     assert done.code == 2
     assert (
-        "study.arms.wide: differs from the treatment in model.dim (64 there, 32 here)" in done.error
+        "study.arms.wide: differs from the treatment in ce_weight (1.0 there, 0.5 here)"
+        in done.error
     )
     assert not done.launched
 
@@ -264,7 +263,9 @@ def test_more_values_are_more_jobs(plan, keep_configs):
     first = plan("-m", "objective=patch", "jepa.weight=0.05,0.1", "seed=1")
     finish(first, "jepa.weight-0.1/seed-1")
     more = plan("-m", "objective=patch", "jepa.weight=0.05,0.1,0.2", "seed=1,2")
-    assert len(more.launched) == 5
+    assert len(more.launched) == 5, (
+        "the one that is finished stays, though seeds were not swept then"
+    )
 
 
 def test_names_of_folders_are_safe_and_distinct():
