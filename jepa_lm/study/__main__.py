@@ -22,6 +22,9 @@ USAGE = (
 )
 
 
+PIPED_WIDTH = 200
+
+
 def main(arguments: list[str]) -> int:
     """The exit code: 0, or 2 with one line on what is wrong."""
     try:
@@ -69,16 +72,19 @@ def _list(folder: Path, *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(store.as_json(found), indent=2))
     else:
-        store.print_entries(found, folder, Console(highlight=False))
+        store.print_entries(found, folder, _console())
 
 
 def _compare(left: Path, right: Path) -> None:
-    problems = store.print_comparison(
-        store.open_run(left), store.open_run(right), Console(highlight=False)
-    )
+    problems = store.print_comparison(store.open_run(left), store.open_run(right), _console())
     for text in problems:
         warn(f"these runs are not comparable: {text}")
     print("One run each: the spread between seeds is not known.")
+
+
+def _console() -> Console:
+    """As wide as the terminal; wide enough for a path where there is none."""
+    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
 
 
 def _options(words: list[str]) -> set[str]:

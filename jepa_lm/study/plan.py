@@ -28,6 +28,7 @@ from jepa_lm.study.arms import (
     read_arms,
 )
 from jepa_lm.study.manifest import Comparison, Group, Identity, Job, Manifest
+from jepa_lm.study.verdict import BASELINES
 
 SEED = "seed"
 TREATMENT = "treatment"
@@ -217,6 +218,11 @@ def plan_study(
         )
         reasons = {arm.name: arm.why_not(composed.objective, config) for arm in arms}
         not_applicable[treatment.name] = {k: v for k, v in reasons.items() if v is not None}
+        if not any(arm.role in BASELINES and reasons[arm.name] is None for arm in arms):
+            raise UserError(
+                f"study.arms: no arm with role none or weight_0 applies to {treatment.name}; a study "
+                "holds its treatment against the same run without the loss"
+            )
         added: dict[str, Group] = {}
         for arm in arms:
             if reasons[arm.name] is None:

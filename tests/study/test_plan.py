@@ -194,6 +194,10 @@ MISTAKES = [
     (("jepa.weight=interval(1,0)",), "the first number has to be less than the second"),
     (("study=ablatoin",), "did you mean ablation?"),
     (("jepa.wieght=0,1",), "did you mean jepa.weight?"),
+    (
+        ("study.arms.none=null",),
+        "study.arms: no arm with role none or weight_0 applies to treatment",
+    ),
     (("objective=none",), "study.arms.none: declares a change of jepa"),
 ]
 
