@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import platform
@@ -74,6 +75,20 @@ def git_state() -> dict[str, Any]:
         "dirty": None if changes is None else bool(changes),
         "diff": difference and hashlib.sha256(difference.encode()).hexdigest()[:16],
     }
+
+
+@functools.cache
+def source_hash() -> str:
+    """Of this package's Python files, as they were when it was asked for first: what a process runs.
+
+    Unlike a commit it does not move with documentation, and it needs no repository.
+    """
+    folder = Path(jepa_lm.__file__).parent
+    found = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        content = path.read_bytes()
+        found.update(f"{path.relative_to(folder)} {len(content)}\n".encode() + content)
+    return found.hexdigest()[:16]
 
 
 def versions() -> dict[str, str]:

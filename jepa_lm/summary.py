@@ -20,7 +20,7 @@ from jepa_lm.errors import warn
 from jepa_lm.evaluation.bpb import Score
 from jepa_lm.evaluation.probe import TOP
 from jepa_lm.lit import LanguageModelTask
-from jepa_lm.records import versions
+from jepa_lm.records import source_hash, versions
 from jepa_lm.sampling import sample_text
 
 ERR = Console(stderr=True, highlight=False)
@@ -87,6 +87,7 @@ def summarize(
         "visible_gpus": os.environ.get(gpus.VISIBLE),
         "precision": config["trainer"]["precision"],
         "config_hash": about["config_hash"],
+        "source": source_hash(),
         "git": about["git"],
         "versions": versions(),
         "compiled": config["compile"],

@@ -29,7 +29,7 @@ from jepa_lm.memory import PeakMemory
 from jepa_lm.objective import Moment
 from jepa_lm.optim.clock import ProgressClock
 from jepa_lm.precision import resolve_precision
-from jepa_lm.records import CONFIG_FILE, config_hash, git_state, write_json
+from jepa_lm.records import CONFIG_FILE, config_hash, git_state, source_hash, write_json
 from jepa_lm.resume import check_resumable
 from jepa_lm.sampling import check_sampling
 from jepa_lm.stopping import Stopped
@@ -50,7 +50,8 @@ def train(cfg: DictConfig) -> float | None:
         UserError: anything in the config or the data that a user can mend.
     """
     config = resolve(cfg)
-    given, git = copy.deepcopy(config), git_state()  # now: the source may change during a long run
+    given, git = copy.deepcopy(config), git_state()
+    source_hash()  # now: the files may change during a long run
     check(config)
     check_sampling(config["sampling"])
     check_temperature("temperature", config["temperature"])

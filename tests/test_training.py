@@ -99,6 +99,14 @@ def test_a_run_keeps_the_config_that_it_was_started_with(trained):
     assert summary["config_hash"] == config_hash(kept)
 
 
+def test_the_source_is_known_by_a_hash(trained):
+    from jepa_lm.records import source_hash
+
+    summary = json.loads((trained.folder / "summary.json").read_text())
+    assert summary["source"] == source_hash()
+    assert len(summary["source"]) == 16
+
+
 def test_uncommitted_changes_are_told_apart_by_a_hash(tmp_path, monkeypatch):
     """Trap 27: commit, whether it is dirty, and a hash of the difference."""
     import jepa_lm

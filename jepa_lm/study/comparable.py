@@ -28,12 +28,17 @@ def facts(run: Run) -> dict[str, str]:
         "precision": _text(summary.get("precision")),
         "ranks": _text(summary.get("ranks")),
         "device": _text(trainer.get("accelerator")),
-        "git commit": git_words(summary.get("git")),
+        "source": _text(summary.get("source")),
         "validation bytes": _text(val.get("bytes")),
         "validation tokens": _text(val.get("tokens")),
         "scored weights": _text(val.get("weights")),
         **{f"version of {k}": _text(v) for k, v in (summary.get("versions") or {}).items()},
     }
+
+
+def told(run: Run) -> dict[str, str]:
+    """The same and the git state, which may differ: commits also change documentation."""
+    return {**facts(run), "git commit": git_words(run.summary.get("git"))}
 
 
 def apart(

@@ -16,7 +16,7 @@ from rich.table import Table
 from jepa_lm.errors import UserError
 from jepa_lm.study import words
 from jepa_lm.study.arms import differences
-from jepa_lm.study.comparable import apart, facts
+from jepa_lm.study.comparable import apart, told
 from jepa_lm.study.runs import Run, find_runs, read_yaml
 
 LIKE = ("status", "seed", "steps", "tokens", "seconds", "tokens_per_second", "config_hash")
@@ -95,7 +95,7 @@ def print_comparison(left: Run, right: Run, console: Console) -> list[str]:
     """Scores, differing settings and differing records of two runs; returns why not to compare them."""
     console.print(_scores(left, right), markup=False)
     console.print(_settings(config_of(left), config_of(right)), markup=False)
-    ours, theirs = facts(left), facts(right)
+    ours, theirs = told(left), told(right)
     records = {
         key: (ours.get(key, words.NOTHING), theirs.get(key, words.NOTHING))
         for key in dict.fromkeys((*ours, *theirs))

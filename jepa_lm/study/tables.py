@@ -11,7 +11,7 @@ import numpy as np
 from jepa_lm.study import words
 from jepa_lm.study.against_plan import plan_of
 from jepa_lm.study.arms import ABSENT
-from jepa_lm.study.comparable import facts
+from jepa_lm.study.comparable import told
 from jepa_lm.study.manifest import Comparison
 from jepa_lm.study.results import Arm, Results, Treatment, role_of, seed_order
 from jepa_lm.study.runs import Run
@@ -56,7 +56,7 @@ EFFECT: dict[str, Callable[[Effect], str]] = {
     "seeds needed for what was seen": _seeds_needed,
 }
 """Numbers of a comparison with their heads."""
-ALIKE = ("version of ", "git commit")
+ALIKE = ("version of ", "source", "git commit")
 
 
 def arms(results: Results) -> Table:
@@ -209,7 +209,7 @@ def records(results: Results) -> Table:
     holders: dict[tuple[str, str], list[str]] = {}
     for arm in results.arms.values():
         for run in arm.runs.values():
-            for key, value in facts(run).items():
+            for key, value in told(run).items():
                 holders.setdefault((key, value), []).append(arm.name)
     everyone = {arm.name for arm in results.arms.values() if arm.runs}
     rows = [

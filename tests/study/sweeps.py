@@ -42,6 +42,7 @@ SUMMARY: dict[str, Any] = {
     "ranks": 1,
     "precision": "32-true",
     "config_hash": "feefa85d7d0c754f",
+    "source": "4656aac2b4dc",
     "git": {"commit": "4656aac2b4dcaa91c56c0084e4d0e3fab68ab139", "dirty": False},
     "versions": {"python": "3.11.7", "torch": "2.13.0+cpu", "lightning": "2.6.6"},
     "compiled": False,
