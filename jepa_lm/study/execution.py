@@ -85,7 +85,14 @@ def run(
     done = len(manifest.jobs) - len(todo)
     print(f"{len(manifest.jobs)} jobs in {folder}, {done} of them finished before", file=sys.stderr)
     words = [_job_words(job, configs[job.folder], manifest, folder) for job in todo]
-    results = launcher.launch(words, initial_job_idx=done) if words else []
+    for job in todo:
+        if Run(folder / job.folder).status == "failed":  # what it says is about the last attempt
+            (folder / job.folder / "summary.json").unlink()
+    results: Sequence[JobReturn] = []
+    try:
+        results = launcher.launch(words, initial_job_idx=done) if words else []
+    except Exception as error:  # a worker was killed, and its launcher gave up
+        warn(f"the launcher stopped: {error or type(error).__name__}")
     returned = dict(zip((job.folder for job in todo), results, strict=False))
     for name, result in returned.items():
         if result.status is not JobStatus.COMPLETED and not Run(folder / name).summary:
