@@ -54,6 +54,14 @@ class EqualRanks(Callback):
         assert all(torch.equal(mine, other) for other in everyone), "ranks have drifted apart"
 
 
+class FastWatch(Callback):
+    """Lets every rank but the first count its seconds 30 % too fast."""
+
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        if trainer.global_rank:
+            pl_module.clock._now = lambda: 1.3 * time.monotonic()
+
+
 class PoisonRank(Callback):
     """Gives one rank a loss that is no number."""
 

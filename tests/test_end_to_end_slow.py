@@ -30,7 +30,10 @@ def start(script: str, *overrides: str) -> subprocess.Popen:
 
 def run(script: str, *overrides: str, code: int = 0) -> str:
     process = start(script, *overrides)
-    out, err = process.communicate(timeout=300)
+    try:
+        out, err = process.communicate(timeout=300)
+    finally:
+        process.kill()  # one that hangs; its other ranks end with it
     assert process.returncode == code, err
     return out
 
@@ -150,8 +153,9 @@ def test_two_gloo_ranks_equal_one_process(tmp_path, small_text):
 
 
 def test_two_gloo_ranks_stop_at_the_same_step_under_a_wall_clock_budget(tmp_path, small_text):
-    """Ranks that disagreed by one step would wait for each other for ever."""
-    common = [*SMALL, f"data.path={small_text}", "trainer=ddp_sim"]
+    """Ranks that disagreed by one step would wait for each other for ever (trap 5)."""
+    fast = "+callbacks.fast._target_=tests.ranks.FastWatch"
+    common = [*SMALL, f"data.path={small_text}", "trainer=ddp_sim", fast]
     run(
         "train.py",
         *common,

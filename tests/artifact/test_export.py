@@ -10,12 +10,12 @@ import sys
 import pytest
 import torch
 
+from jepa_lm.artifact import layout
 from jepa_lm.artifact.loading import load_artifact
-from jepa_lm.artifact.round_trip import round_trip
 from jepa_lm.artifact.size import code_bytes, minify, write_minified
 from jepa_lm.errors import LossError, OverCapError, UserError
 from jepa_lm.run import export
-from tests.artifact.forging import pack, unpack
+from tests.conftest import REPO
 
 QUICK = ("export.codecs=[zlib]", "export.protocols=[]")
 
@@ -39,7 +39,8 @@ def exporting(trained, compose, tmp_path):
 def test_account_is_of_the_files_on_disk(exported):
     account = exported.account
     assert account["bytes"] == exported.file.stat().st_size
-    assert account["code_bytes"] == code_bytes() > 50_000
+    source = (REPO / "jepa_lm").glob("**/*.py")
+    assert account["code_bytes"] == sum(len(path.read_bytes()) for path in source)
     assert account["total"] == account["bytes"] + account["code_bytes"]
     assert account["headroom"] == 16_000_000 - account["total"]
     assert account["compressors"][account["codecs"][0]] == account["bytes"]
@@ -87,16 +88,17 @@ def test_too_great_a_loss_fails_the_command_and_keeps_the_files(exporting):
     assert (exporting.folder / "artifact.zlib").is_file()
 
 
-def test_a_file_that_a_fresh_process_cannot_load_fails_the_command(exported, trained, tmp_path):
-    """The planted bug of trap 21: the writing process would never notice."""
-    tensors, meta = unpack(exported.file)
-    tensors.pop("backbone.skip_weights")
-    broken = pack(tmp_path, tensors, meta)
-    settings = dict(
-        protocols=[], stride=64, max_tokens=None, device="cpu", cache=os.environ["JEPA_LM_CACHE"]
-    )
-    with pytest.raises(UserError, match="a fresh process cannot load and score"):
-        round_trip(broken, trained.checkpoint, **settings)
+def test_a_tensor_lost_on_the_way_to_the_file_fails_the_command(exporting, monkeypatch):
+    """The planted bug of trap 21: the writing process holds every weight and would never notice."""
+    streams_of = layout.streams_of
+
+    def loses_one(tensors, *more):
+        rest = {name: t for name, t in tensors.items() if name != "backbone.skip_weights"}
+        return streams_of(rest, *more)
+
+    monkeypatch.setattr(layout, "streams_of", loses_one)
+    with pytest.raises(UserError, match=r"a fresh process cannot load and score.*skip_weights"):
+        exporting("export.codecs=[zlib]", "export.protocols=[standard]")
 
 
 def test_over_the_cap_exits_three_and_names_measured_ways(exporting, trained):

@@ -20,6 +20,7 @@ from jepa_lm.artifact.container import COUNT, MAGIC, MAX_BYTES, STREAM
 from jepa_lm.artifact.loading import MAX_HEADER, load_artifact, weights_hash
 from jepa_lm.checkpoint import read_checkpoint
 from jepa_lm.errors import UserError
+from jepa_lm.evaluation.subject import load_subject
 from jepa_lm.run import evaluate, export
 from tests.artifact.forging import forge, pack, unpack
 
@@ -104,6 +105,27 @@ def test_a_config_inside_an_artifact_can_call_nothing_else(exported, tmp_path, t
     with pytest.raises(UserError, match="asks to call"):
         load_artifact(pack(tmp_path, tensors, meta))
     assert not (tmp_path / "owned").exists()
+
+
+def test_the_data_of_an_artifact_can_call_nothing_else(exported, tmp_path):
+    """Evaluation builds the data that the file names, and would run whatever it names."""
+    tensors, meta = unpack(exported.file)
+    for target in ("os.system", "jepa_lm.model.language_model.LanguageModel"):
+        meta["data"]["tokenizer"] = {"_target_": target, "command": f"touch {tmp_path}/owned"}
+        with pytest.raises(UserError, match="asks to call"):
+            load_subject(None, str(pack(tmp_path, tensors, meta)))
+    assert not (tmp_path / "owned").exists()
+
+
+@pytest.mark.parametrize("part", ["model", "data", "optimizer", "quantization"])
+def test_a_config_inside_a_checkpoint_can_call_nothing_else(trained, tmp_path, part):
+    """Every part that a reader of checkpoints builds."""
+    checkpoint = torch.load(trained.checkpoint, weights_only=True)
+    planted = {"_target_": "os.system", "command": f"touch {tmp_path}/owned"}
+    checkpoint["hyper_parameters"]["config"][part]["planted"] = [planted]
+    torch.save(checkpoint, tmp_path / "evil.ckpt")
+    with pytest.raises(UserError, match=r"asks to call 'os\.system'"):
+        read_checkpoint(tmp_path / "evil.ckpt")
 
 
 def test_a_pickle_is_not_an_artifact_and_is_not_run(tmp_path):

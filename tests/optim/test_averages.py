@@ -87,6 +87,18 @@ def averages(online, **settings):
     )
 
 
+def test_the_ema_takes_in_every_step():
+    """Trap 33: a copy of the start that nobody moves."""
+    online = torch.nn.Linear(3, 4)
+    kept = averages(online, decay=0.9, swa=False)
+    want = online.weight.detach().clone()
+    for step, factor in enumerate((0.5, 1.0, 1.0, 0.5), 1):
+        moved(online, step)
+        kept.update(online, step=step, lr_factor=factor)
+        want = 0.9 * want + 0.1 * online.weight.detach()
+    torch.testing.assert_close(kept.ema.model.weight, want)
+
+
 def test_swa_is_the_mean_over_the_part_where_the_rate_falls():
     online = torch.nn.Linear(3, 4)
     kept = averages(online)

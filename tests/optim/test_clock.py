@@ -37,6 +37,7 @@ def run(clock: ProgressClock, time: Time, seconds_per_step: float, schedule) -> 
     values = []
     clock.start()
     while not clock.done:
+        assert len(values) < 20_000, "the budget never ends"
         values.append(schedule(clock))
         time.now += seconds_per_step
         clock.advance()
@@ -240,6 +241,14 @@ def test_phases_are_visited_under_a_wall_clock_budget(seconds_per_step):
     found = run(clock, time, seconds_per_step, schedule)
     assert found[0] == found[-1] == 0
     assert max(found) > 0.9
+
+
+@pytest.mark.parametrize("schedule", [Linear(start=0.9, end=0.2), LogAnneal(start=0.9, end=0.2)])
+def test_lines_reach_their_end_when_the_wall_clock_comes_first(schedule):
+    """Trap 5, for the momentum of a moving average."""
+    time = Time()
+    clock = ProgressClock(max_steps=10_000, max_time=60.0, now=time)
+    assert run(clock, time, 0.1, schedule)[-1] == pytest.approx(0.2, rel=0.02)
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ from jepa_lm.config import resolve
 from jepa_lm.errors import UserError
 from jepa_lm.lit import LanguageModelTask
 from jepa_lm.optim.clock import ProgressClock
-from jepa_lm.optim.routing import parameter_roles, route
+from jepa_lm.optim.routing import matches, parameter_roles, route
 
 VARIANTS = [
     [],
@@ -108,6 +108,21 @@ def test_roles_follow_module_types():
         "conv.weight": "conv",
         "conv.bias": "vector",
     }
+
+
+@pytest.mark.parametrize("entry", ["matrix", "blocks.*.weight", "*mlp*", "blocks.?.mlp.up.weight"])
+def test_an_entry_is_a_role_or_a_pattern_of_whole_names(entry):
+    assert matches(entry, "blocks.0.mlp.up.weight", "matrix")
+
+
+@pytest.mark.parametrize("entry", ["mlp", "up.weight", "blocks.0", "mlp.*", "*.mlp", "matri", "B*"])
+def test_a_part_of_a_name_or_role_fits_nothing(entry):
+    """Trap 22, for the rules of the optimizer as well: they choose by the same entries."""
+    assert not matches(entry, "blocks.0.mlp.up.weight", "matrix")
+
+
+def test_a_role_is_no_name():
+    assert not matches("vector", "vector", "matrix")
 
 
 def test_first_rule_that_fits_takes_the_parameter():

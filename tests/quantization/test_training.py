@@ -94,6 +94,7 @@ def test_swapping_in_gives_the_stored_weights_and_out_the_full_ones(small):
 def test_every_named_tensor_changes_the_forward(small, compiled):
     """Trap 35: a switch that reaches no weight, or that a compiler folded away, is found."""
     task = task_of(small, *NOW)
+    assert set(task.stored.names) == {n for n, f in task.formats.items() if f.name == "int4"}
     for p in task.model.parameters():
         p.data += 0.05 * torch.randn_like(p)
     ids = batch_of(0)["inputs"]
@@ -182,6 +183,19 @@ def test_it_begins_where_the_plan_says(spied, tmp_path, settings, first, accumul
     assert summary["trained_stored"]["first_step"] == first
     assert summary["trained_stored"]["tensors"] > 10
     assert summary["val"]["quantized"]["bpb"] != summary["val"]["bpb"]
+
+
+def test_it_begins_in_time_under_a_wall_clock_budget(small):
+    """Trap 5: 10,000 steps planned, the seconds end the run after ten."""
+    task, seconds, seen = task_of(small, "quantization.training.start=0.5"), [0.0], []
+    clock = ProgressClock(max_steps=10_000, max_time=10.0, now=lambda: seconds[0])
+    task.clock = clock
+    clock.start()
+    for _ in range(10):
+        seen.append(task.trains_stored())
+        seconds[0] += 1.0
+        clock.advance()
+    assert seen == [False] * 5 + [True] * 5
 
 
 def test_validation_scores_what_would_be_exported(spied, compose, small, tmp_path):
