@@ -33,6 +33,10 @@ BLOCK_ELEMENTS = {"cpu": 1 << 19}
 large steps are better: the whole chunk."""
 
 
+SAFE_CAP = 60.0
+"""Exponentials of capped logits need no largest one taken off first: V exp(60) fits into float32."""
+
+
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
     """Cross entropy of each target in nats: logits [B, T, V], targets [B, T] -> [B, T] float32."""
     flat = logits.float().flatten(0, 1)
@@ -212,6 +216,27 @@ def logits_to_gradients_(
         z: [R, V]. targets: [R, 1]. work: [2, R, V], overwritten.
     """
     derivative, p = work
+    if softcap is None or softcap.cap > SAFE_CAP:
+        return _of_any_logits(z, softcap, targets, z_loss_weight, derivative, p)
+    softcap.cap_(z, derivative)
+    total = torch.exp(z, out=p).sum(1, keepdim=True)
+    lse = total.log()
+    nll = lse - z.gather(1, targets)
+    scale = (1 + 2 * z_loss_weight * lse) / total
+    p.scatter_add_(1, targets, -1 / scale)
+    torch.mul(p, derivative, out=z).mul_(scale)
+    return nll, lse
+
+
+def _of_any_logits(
+    z: Tensor,
+    softcap: Softcap | None,
+    targets: Tensor,
+    z_loss_weight: float,
+    derivative: Tensor,
+    p: Tensor,
+) -> tuple[Tensor, Tensor]:
+    """The same where exponentials could leave the range of float32: the largest logit is taken off first."""
     if softcap is not None:
         softcap.cap_(z, derivative)
     torch.softmax(z, 1, out=p)

@@ -69,6 +69,18 @@ def relative(got: torch.Tensor, wanted: torch.Tensor) -> float:
     return ((got.double() - wanted.double()).norm() / wanted.double().norm()).item()
 
 
+@pytest.mark.parametrize("cap", [15.0, 30.0, 59.0, 61.0, 1e4])
+@pytest.mark.parametrize("softcap", [TanhSoftcap, PolynomialSoftcap])
+@with_z
+def test_logits_at_the_cap_and_caps_beyond_float32(softcap, cap, weight):
+    """Whether or not exponentials of capped logits fit into float32: exp(89) does not."""
+    got, plain = both(inputs(scale=cap / 2), softcap(cap=cap), weight=weight)
+    assert torch.isfinite(got[0]).all()
+    assert relative(got[0], plain[0]) < 1e-5
+    for mine, theirs in zip(got[1], plain[1], strict=True):
+        assert relative(mine, theirs) < 1e-4
+
+
 class Seen(TorchDispatchMode):
     """The largest tensor that any operation makes, and how often each operation ran."""
 
