@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from hydra.core.config_loader import ConfigLoader
-from hydra.core.override_parser.types import IntervalSweep, Override
+from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, OmegaConf, open_dict
@@ -22,14 +22,13 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 from jepa_lm.config import resolve
 from jepa_lm.errors import SweepError, UserError, warn
 from jepa_lm.records import config_hash, write_json
-from jepa_lm.study.arms import below, describe_differences, differences
+from jepa_lm.study.arms import describe_differences, differences
 from jepa_lm.study.manifest import Job, Manifest
-from jepa_lm.study.plan import Composed, Interval, Request, plan_study, plan_sweep
+from jepa_lm.study.plan import plan_study, plan_sweep
+from jepa_lm.study.request import Composed, read_request
 from jepa_lm.study.runs import Run
 from jepa_lm.study.search import Search
 
-OF_THE_SWEEP = ("study", "sweep")
-"""Words of the command line that say what is swept; a job knows nothing of them."""
 MOST_REASONS = 5
 
 
@@ -55,7 +54,7 @@ def sweep(
     def compose(words: Sequence[str]) -> Composed:
         return _compose(loader, config, words)
 
-    asked = request(overrides)
+    asked = read_request(overrides)
     trials = config.hydra.sweeper.trials
     if trials is not None:
         search = Search(asked, compose, config.task_name, config.hydra.sweeper)
@@ -117,48 +116,6 @@ def conclude(
             f"command with hydra.sweep.dir={folder} tries them again"
         )
     return list(returned.values())
-
-
-def request(overrides: Sequence[Override]) -> Request:
-    """What is swept and what every job has; the later of two overrides of a key counts.
-
-    Raises:
-        UserError: a key that is swept over no value.
-    """
-    axes: dict[str, tuple[str, ...]] = {}
-    fixed: dict[str, str] = {}
-    intervals: dict[str, Interval] = {}
-    for override in overrides:
-        key = override.get_key_element()
-        if below(key.lstrip("+~"), OF_THE_SWEEP):
-            continue
-        kinds: tuple[dict[str, Any], ...] = (axes, fixed, intervals)
-        for kind in kinds:
-            kind.pop(key, None)
-        if not override.is_sweep_override():
-            fixed[key] = f"{key}={override.get_value_element_as_str()}"
-        elif override.is_discrete_sweep():
-            axes[key] = tuple(override.sweep_string_iterator())
-        else:
-            intervals[key] = _interval(override)
-    if not all(axes.values()):
-        raise UserError(f"{next(k for k, v in axes.items() if not v)}: sweeps over no value")
-    return Request(tuple(_delete_mark(word) for word in fixed.values()), axes, intervals)
-
-
-def _interval(override: Override) -> Interval:
-    found = override.value()
-    assert isinstance(found, IntervalSweep)
-    low, high = found.start, found.end
-    if low is None or high is None or not low < high:
-        raise UserError(f"{override.input_line}: the first number has to be less than the second")
-    whole = isinstance(low, int) and isinstance(high, int)
-    return Interval(low, high, log="log" in found.tags, whole=whole)
-
-
-def _delete_mark(word: str) -> str:
-    """`~key=` of a deletion without a value is `~key` again."""
-    return word.removesuffix("=") if word.startswith("~") else word
 
 
 def resolve_node(node: DictConfig) -> dict[str, Any]:

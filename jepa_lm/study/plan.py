@@ -9,9 +9,8 @@ Jobs with the same resolved config are one job, so a control that several treatm
 from __future__ import annotations
 
 import hashlib
-import itertools
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -28,73 +27,13 @@ from jepa_lm.study.arms import (
     read_arms,
 )
 from jepa_lm.study.manifest import Comparison, Group, Identity, Job, Manifest
+from jepa_lm.study.request import SEED, Compose, Composed, Request
 from jepa_lm.study.verdict import BASELINES
 
-SEED = "seed"
 TREATMENT = "treatment"
 LONGEST_NAME = 80
 SETTINGS = {"name": str, "match": str, "arms": dict}
 """Of a study, with their types."""
-
-
-@dataclass(frozen=True)
-class Composed:
-    """What a command line stands for."""
-
-    objective: str
-    """The chosen option of the group `objective`."""
-    resolved: Callable[[int], dict[str, Any]]
-    """The resolved config with this seed."""
-
-
-Compose = Callable[[Sequence[str]], Composed]
-
-
-@dataclass(frozen=True)
-class Interval:
-    """Values between two numbers, for a search."""
-
-    low: float
-    high: float
-    log: bool
-    """Draw the logarithm evenly."""
-    whole: bool
-
-
-@dataclass(frozen=True)
-class Request:
-    """What the user asked for."""
-
-    fixed: tuple[str, ...]
-    """Overrides that every job has."""
-    axes: Mapping[str, tuple[str, ...]]
-    """Swept values by key, in the order of the command line; `seed` may be one of them."""
-    intervals: Mapping[str, Interval] = field(default_factory=dict)
-    """Of a search, by key."""
-
-    def cells(self) -> list[dict[str, str]]:
-        """Every combination of the swept values, without the seed."""
-        keys = [key for key in self.axes if key != SEED]
-        return [
-            dict(zip(keys, values, strict=True))
-            for values in itertools.product(*(self.axes[key] for key in keys))
-        ]
-
-    def seeds(self, compose: Compose) -> list[int]:
-        """The seeds of a group."""
-        given = self.axes.get(SEED)
-        if given is None:
-            return [compose(self.fixed_with(self.cells()[0])).resolved(-1)[SEED]]
-        try:
-            return [int(value) for value in given]
-        except ValueError as error:
-            raise UserError(f"seed={','.join(given)}: expected whole numbers") from error
-
-    def fixed_with(self, cell: Mapping[str, str], without: Sequence[str] = ()) -> list[str]:
-        """The command line of a combination, without the seed and without some keys."""
-        words = [*self.fixed, *(f"{key}={value}" for key, value in cell.items())]
-        kept = [w for w in words if not below(w.lstrip("+~").partition("=")[0], without)]
-        return [w for w in kept if w.partition("=")[0] != SEED or SEED not in self.axes]
 
 
 @dataclass
@@ -126,6 +65,7 @@ class Planner:
             key = config_hash(config)
             if key not in self.jobs:
                 folder = f"{name}/seed-{seed + offset}"
+                assert folder not in self.configs, f"two jobs in {folder}"
                 at_seed = [w for w in words if not w.startswith(f"{SEED}=")]
                 overrides = (*at_seed, f"{SEED}={seed + offset}")
                 self.jobs[key] = Job(folder, overrides, key)
@@ -227,16 +167,9 @@ def plan_study(
         for arm in arms:
             if reasons[arm.name] is None:
                 added[arm.name] = _add_arm(planner, request, cell, arm, config, seeds)
-        for arm in arms:
-            if (group := added.get(arm.name)) is None:
-                continue
-            if arm.same_as is not None and (model := added.get(arm.same_as)) is not None:
-                first = str(seeds[0])
-                runs = (group.runs[first], model.runs[first])
-                identities.append(Identity(runs, f"{group.name} has to be {model.name}"))
-                continue
-            found = _between(planner, treatment, group)
-            comparisons.append(Comparison(treatment.name, group.name, arm.role, found))
+        of_arms, of_runs = _held_against(planner, treatment, arms, added, seeds)
+        comparisons += of_arms
+        identities += of_runs
     manifest = manifest_of(planner, request, study["name"], "study", comparisons)
     return (
         replace(
@@ -247,6 +180,29 @@ def plan_study(
         ),
         planner.configs,
     )
+
+
+def _held_against(
+    planner: Planner,
+    treatment: Group,
+    arms: Sequence[Arm],
+    added: Mapping[str, Group],
+    seeds: Sequence[int],
+) -> tuple[list[Comparison], list[Identity]]:
+    """What a treatment is compared with, and which arm has to be another one's model."""
+    comparisons: list[Comparison] = []
+    identities: list[Identity] = []
+    for arm in arms:
+        if (group := added.get(arm.name)) is None:
+            continue
+        if arm.same_as is not None and (model := added.get(arm.same_as)) is not None:
+            first = str(seeds[0])
+            runs = (group.runs[first], model.runs[first])
+            identities.append(Identity(runs, f"{group.name} has to be {model.name}"))
+        else:
+            found = _between(planner, treatment, group)
+            comparisons.append(Comparison(treatment.name, group.name, arm.role, found))
+    return comparisons, identities
 
 
 def _add_arm(
@@ -268,12 +224,14 @@ def _add_arm(
         )
     gone = [*arm.replaced(), *arm.scale]
     left = {key: value for key, value in cell.items() if not below(key, gone)}
+    # A value that is scaled still tells this treatment's arm from another's.
+    named = {key: value for key, value in cell.items() if not below(key, arm.replaced())}
     words = [*request.fixed_with(left, gone), *arm.set, *scaled]
     composed = planner.compose(words)
     found = differences(treatment, composed.resolved(seeds[0] + arm.seed_offset))
     check_declared(arm, found)
     return planner.add(
-        _arm_name(left, arm.name),
+        _arm_name(named, arm.name),
         words,
         composed,
         seeds[:1] if arm.same_as is not None else seeds,

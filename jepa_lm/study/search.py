@@ -15,7 +15,8 @@ from omegaconf import DictConfig
 
 from jepa_lm.errors import UserError
 from jepa_lm.study.manifest import Group, Manifest
-from jepa_lm.study.plan import SEED, Compose, Planner, Request, manifest_of, slug
+from jepa_lm.study.plan import Planner, manifest_of, slug
+from jepa_lm.study.request import SEED, Compose, Request
 from jepa_lm.study.runs import Run
 
 DIGITS = 4

@@ -125,6 +125,17 @@ def test_a_weight_that_is_swept_has_one_control(plan):
     assert len([j for j in done.plan.jobs if j.folder.startswith("weight_0")]) == 1
 
 
+def test_a_scaled_arm_of_each_swept_value(plan):
+    arm = "+study.arms.half={role:half,scale:{jepa.weight:0.5}}"
+    done = plan("study=ablation", "objective=patch", "jepa.weight=0.1,0.3", arm)
+    assert done.code == 0, done.error
+    given = {c.of: c.differences["jepa.weight"] for c in done.plan.comparisons if c.role == "half"}
+    assert given == {
+        "jepa.weight-0.1/treatment": (0.05, 0.1),
+        "jepa.weight-0.3/treatment": (0.15, 0.3),
+    }
+
+
 def test_chunk_has_three_controls_of_its_own(plan):
     done = plan("study=ablation", "objective=chunk", "data.seq_len=32", "seed=1,2")
     assert done.code == 0, done.error
