@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import typing
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jepa_lm.config import check_type, unknown_key
@@ -84,9 +84,12 @@ def read_arms(node: Mapping[str, Any]) -> list[Arm]:
             check_type(f"{path}.{key}", value, known[key])
         arms.append(Arm(name=name, **settings))
     names = {arm.name for arm in arms}
-    for arm in arms:
-        if arm.same_as is not None and arm.same_as not in names:
+    for i, arm in enumerate(arms):
+        if arm.same_as is None or arm.same_as in names:
+            continue
+        if arm.same_as not in node:
             raise UserError(f"study.arms.{arm.name}.same_as={arm.same_as}: there is no such arm")
+        arms[i] = replace(arm, same_as=None)  # that one was left out: nothing else stands for it
     return arms
 
 

@@ -169,6 +169,13 @@ def test_an_arm_set_to_null_is_left_out(plan):
     assert "placebo" not in against(done)
 
 
+def test_without_none_weight_0_is_the_control_of_every_seed(plan):
+    done = plan("study=ablation", "objective=lewm", "study.arms.none=null", "seed=1,2")
+    assert against(done)["weight_0"] == "weight_0"
+    assert len(groups(done)["weight_0"]) == 2
+    assert done.plan.identities == ()
+
+
 def test_the_same_on_both_sides_differs_in_draws_alone(plan):
     done = plan("study=same", "objective=patch", "seed=1,2")
     assert done.code == 0, done.error
