@@ -213,7 +213,7 @@ MISTAKES = [
     (("study=ablatoin",), "did you mean ablation?"),
     (("jepa.wieght=0,1",), "did you mean jepa.weight?"),
     (
-        ("study.arms.none=null",),
+        ("study.arms.none=null", "study.arms.weight_0=null"),
         "study.arms: no arm with role none or weight_0 applies to treatment",
     ),
     (("objective=none",), "study.arms.none: declares a change of jepa"),
