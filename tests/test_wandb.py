@@ -80,7 +80,7 @@ def test_jobs_of_a_multirun_are_runs_that_ended(tmp_path, small_text, monkeypatc
     words = (*SMALL, f"data.path={small_text}", *OFFLINE, f"hydra.sweep.dir={tmp_path}")
     monkeypatch.setattr(sys, "argv", ["train.py", "-m", *words, "seed=1,2", "trainer.max_steps=2"])
     assert cli.launch("train") == 0
-    runs = [wandb_file.runs_in(tmp_path / job) for job in "01"]
+    runs = [wandb_file.runs_in(tmp_path / "all" / f"seed-{seed}") for seed in (1, 2)]
     assert [len(found) for found in runs] == [1, 1]
     (first,), (second,) = runs
     assert (first.config["seed"], second.config["seed"]) == (1, 2)
