@@ -1,0 +1,56 @@
+"""What a sweep adds to each of its jobs: planning, composing, checks, records, the report.
+
+A is `train(cfg)` for every job, B the sweep by the command's own function, in this process. Both train
+the four weights of `sweep=jepa_weight` under debug=tiny.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+import tempfile
+from collections.abc import Iterator
+from unittest import mock
+
+from benchmarks.measure import Claim, at_most, interleaved
+from benchmarks.models import compose
+from jepa_lm import cli
+from jepa_lm.run import train
+
+WORDS = ("objective=patch", "debug=tiny", "sample=false")
+WEIGHTS = (0, 0.05, 0.1, 0.15)
+ROUNDS = 3
+
+
+def bare() -> None:
+    """Every job, without a sweep."""
+    with tempfile.TemporaryDirectory() as folder:
+        for weight in WEIGHTS:
+            train(
+                compose(
+                    *WORDS, f"jepa.weight={weight}", "seed=1", f"paths.run_dir={folder}/{weight}"
+                )
+            )
+
+
+def swept() -> None:
+    """The sweep."""
+    with tempfile.TemporaryDirectory() as folder:
+        words = (*WORDS, "sweep=jepa_weight", "seed=1", f"hydra.sweep.dir={folder}")
+        with mock.patch.object(sys, "argv", ["train.py", *words]):
+            assert cli.launch("train") == 0
+
+
+def claims() -> Iterator[Claim]:
+    """The claims of this benchmark."""
+    with contextlib.redirect_stdout(sys.stderr):
+        timings = interleaved(bare, rounds=ROUNDS, swept=swept)
+    yield at_most(
+        "sweep_jobs/time",
+        timings.median("swept") / timings.reference,
+        unit="times the bare training",
+        target=1.2,
+        limit=1.0,
+        spread=timings.spread,
+        details={"bare_seconds_per_job": timings.reference / len(WEIGHTS), "jobs": len(WEIGHTS)},
+    )
