@@ -177,13 +177,17 @@ def test_a_sweep_runs_every_job_and_reports_a_failure(tmp_path, small_text):
     process.communicate(timeout=300)
     assert process.returncode == 0
     seeds = [
-        json.loads((tmp_path / "sweep" / n / "summary.json").read_text())["seed"] for n in "01"
+        json.loads((tmp_path / f"sweep/all/seed-{n}/summary.json").read_text())["seed"]
+        for n in (1, 2)
     ]
     assert seeds == [1, 2]
     process = start("train.py", "-m", *common, "model.backbone.heads=4,7", "trainer.max_steps=2")
     _, err = process.communicate(timeout=300)
-    assert process.returncode == 2
-    assert err.strip().splitlines()[-1].startswith("error: model.backbone.heads=7")
+    assert process.returncode == 5
+    last = err.strip().splitlines()[-1]
+    assert last.startswith(
+        "error: 1 of 2 jobs failed; model.backbone.heads-7/seed-1337: model.backbone"
+    )
 
 
 @pytest.mark.parametrize("debug", ["overfit", "profiler"])

@@ -163,10 +163,10 @@ def test_a_sweep_of_two_ranks_each_gives_two_runs(tmp_path, small_text):
     """Trap 29: ranks that repeat the command line would start the sweep again."""
     common = [*SMALL, f"data.path={small_text}", f"hydra.sweep.dir={tmp_path}/sweep"]
     run("train.py", "-m", *common, "seed=1,2", "trainer=ddp_sim", "trainer.max_steps=4")
-    folders = sorted(p.name for p in (tmp_path / "sweep").iterdir() if p.is_dir())
-    assert folders == ["0", "1"]
+    folders = sorted(p.name for p in (tmp_path / "sweep/all").iterdir() if p.is_dir())
+    assert folders == ["seed-1", "seed-2"]
     scores = set()
-    for name, seed in (("0", 1), ("1", 2)):
+    for name, seed in (("all/seed-1", 1), ("all/seed-2", 2)):
         summary = json.loads((tmp_path / "sweep" / name / "summary.json").read_text())
         assert (summary["seed"], summary["ranks"], summary["steps"]) == (seed, 2, 4)
         scores.add(summary["val"]["nll"])
