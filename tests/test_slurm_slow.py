@@ -28,12 +28,13 @@ def test_a_preempted_job_is_requeued_and_goes_on_bit_for_bit(tmp_path, small_tex
     logged = "trainer.log_every_n_steps=1"
     run("train.py", *common, logged, f"hydra.run.dir={tmp_path}/whole")
     sweep = tmp_path / "sweep"
+    job_folder = sweep / "all" / "seed-1337"
     launcher = ("hydra/launcher=submitit_local", "hydra.launcher.timeout_min=600")
     process = start(
         "train.py", "-m", *launcher, *common, logged, "ckpt_path=auto", f"hydra.sweep.dir={sweep}"
     )
     for _ in range(1200):
-        if (sweep / "0" / "checkpoints" / "last.ckpt").is_file() or process.poll() is not None:
+        if (job_folder / "checkpoints" / "last.ckpt").is_file() or process.poll() is not None:
             break
         time.sleep(0.05)
     (job,) = processes(f"submitit.core._submit {sweep}")
@@ -44,8 +45,8 @@ def test_a_preempted_job_is_requeued_and_goes_on_bit_for_bit(tmp_path, small_tex
     assert "SIGUSR2: stopping after this step" in told
     assert "Requeued job" in told
     assert "continues " in told
-    assert losses(sweep / "0") == losses(tmp_path / "whole")
-    assert json.loads((sweep / "0" / "summary.json").read_text())["steps"] == 400
+    assert losses(job_folder) == losses(tmp_path / "whole")
+    assert json.loads((job_folder / "summary.json").read_text())["steps"] == 400
 
 
 def test_the_launcher_config_is_one_of_submitits(tmp_path):
