@@ -6,7 +6,6 @@ ends with its process, however that goes, and keeps it for all the jobs that it 
 
 from __future__ import annotations
 
-import fcntl
 import os
 from pathlib import Path
 from typing import IO
@@ -46,6 +45,8 @@ def claim(folder: Path) -> None:
     Raises:
         UserError: there is none, or all are taken.
     """
+    import fcntl  # there is none on Windows, where the rest of the program runs
+
     global _held
     if _held is not None:
         return

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+from typing import TypeVar
 
 import torch
+from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from jepa_lm.model import LanguageModel, token_nll
@@ -15,8 +17,19 @@ from jepa_lm.optim.clock import ProgressClock
 
 ATTENTION = {torch.ops.aten.bmm, torch.ops.aten.baddbmm}
 """Attention's products (linears are plain ones); causality halves them. A scan's count in full."""
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
 ROWS = 2
 """Of the counted batch; regularizers on rows need at least two."""
+
+
+def _shapes(module: AnyModule) -> AnyModule:
+    """A copy on the meta device; no weight is copied on the way, so it fits beside any model."""
+    parameters = {
+        id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
+        for p in module.parameters()
+    }
+    buffers = {id(b): torch.empty_like(b, device="meta") for b in module.buffers()}
+    return copy.deepcopy(module, {**parameters, **buffers})
 
 
 def objective_flops_per_token(
@@ -28,7 +41,7 @@ def objective_flops_per_token(
     """
     if objective is None or not objective.weight:
         return 0
-    model, objective = copy.deepcopy(model).to("meta"), copy.deepcopy(objective).to("meta")
+    model, objective = _shapes(model), _shapes(objective)
     inputs = torch.zeros(ROWS, seq_len, dtype=torch.long, device="meta")
     batch = {"inputs": inputs, "targets": inputs}
     moment = Moment(ProgressClock(max_steps=1, max_time=None))

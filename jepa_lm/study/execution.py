@@ -7,7 +7,6 @@ checkpoints, failed ones are tried again, and a job whose config has changed is 
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -17,7 +16,7 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
-from omegaconf import DictConfig, OmegaConf, open_dict
+from omegaconf import DictConfig, open_dict
 
 from jepa_lm.config import resolve
 from jepa_lm.errors import SweepError, UserError, warn
@@ -57,6 +56,10 @@ def sweep(
     asked = read_request(overrides)
     trials = config.hydra.sweeper.trials
     if trials is not None:
+        if config.get("study") is not None:
+            raise UserError(
+                f"hydra.sweeper.trials={trials}: a search has no controls; without study={config.study.name}"
+            )
         search = Search(asked, compose, config.task_name, config.hydra.sweeper)
         for manifest, configs in search.batches(folder):
             returned = run(manifest, configs, folder, launcher)
@@ -69,7 +72,7 @@ def sweep(
     if config.get("study") is None:
         manifest, configs = plan_sweep(asked, compose, config.task_name)
     else:
-        manifest, configs = plan_study(asked, compose, resolve_node(config.study))
+        manifest, configs = plan_study(asked, compose, resolve(config.study))
     return conclude(manifest, folder, run(manifest, configs, folder, launcher))
 
 
@@ -118,13 +121,6 @@ def conclude(
     return list(returned.values())
 
 
-def resolve_node(node: DictConfig) -> dict[str, Any]:
-    """Plain containers."""
-    found = OmegaConf.to_container(node, resolve=True, throw_on_missing=True)
-    assert isinstance(found, dict)
-    return {str(key): value for key, value in found.items()}
-
-
 def _compose(loader: ConfigLoader, config: DictConfig, words: Sequence[str]) -> Composed:
     """What a job's command line stands for; seeds are put in without composing anew."""
     composed = loader.load_sweep_config(config, list(words))
@@ -134,11 +130,10 @@ def _compose(loader: ConfigLoader, config: DictConfig, words: Sequence[str]) -> 
     composed.paths.run_dir = "."  # known when the job runs
 
     def resolved(seed: int) -> dict[str, Any]:
-        if seed >= 0:
-            composed.seed = seed
-        return copy.deepcopy(resolve(composed))
+        composed.seed = seed
+        return resolve(composed)
 
-    return Composed(objective, resolved)
+    return Composed(objective, composed.seed, resolved)
 
 
 def check_unchanged(manifest: Manifest, configs: Mapping[str, Any], folder: Path) -> None:

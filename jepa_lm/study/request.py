@@ -23,6 +23,8 @@ class Composed:
 
     objective: str
     """The chosen option of the group `objective`."""
+    seed: int
+    """What its config says."""
     resolved: Callable[[int], dict[str, Any]]
     """The resolved config with this seed."""
 
@@ -64,7 +66,7 @@ class Request:
         """The seeds of a group."""
         given = self.axes.get(SEED)
         if given is None:
-            return [compose(self.fixed_with(self.cells()[0])).resolved(-1)[SEED]]
+            return [compose(self.fixed_with(self.cells()[0])).seed]
         try:
             return [int(value) for value in given]
         except ValueError as error:

@@ -210,6 +210,7 @@ MISTAKES = [
     (("seed=a,b",), "seed=a,b: expected whole numbers"),
     (("jepa.weight=interval(0,1)",), "jepa.weight: an interval is for a search"),
     (("jepa.weight=interval(1,0)",), "the first number has to be less than the second"),
+    (("hydra.sweeper.trials=3",), "hydra.sweeper.trials=3: a search has no controls"),
     (("study=ablatoin",), "did you mean ablation?"),
     (("jepa.wieght=0,1",), "did you mean jepa.weight?"),
     (
