@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
+from unittest.mock import patch
 
 import torch
 from lightning.pytorch import Callback
@@ -24,12 +25,12 @@ from torch import Tensor
 
 from benchmarks.measure import Claim, aa_spread, at_most
 from benchmarks.models import compose
+from jepa_lm import training
 from jepa_lm.data.datamodule import TokenDataModule
 from jepa_lm.data.stream import Batch, TrainBatches, make_order
 from jepa_lm.lit import LanguageModelTask
 from jepa_lm.optim.clock import ProgressClock
 from jepa_lm.precision import AUTOCAST
-from jepa_lm.run import train
 
 SEGMENT = 100
 """Steps of the fit between two bare segments: five intervals of logging, one flush of metrics.csv."""
@@ -39,7 +40,6 @@ NEVER = 10**9
 
 TINY = (
     "data=bytes256",
-    "data._target_=benchmarks.trainer_overhead.InterleavedData",
     "data.seq_len=32",
     "data.batch_tokens=64",
     "model.dim=32",
@@ -97,14 +97,14 @@ class InterleavedData(TokenDataModule):
         trainer = self.trainer
         assert trainer is not None
         order = make_order(
-            self.order,
-            tokens=self.batch_tokens,
-            seq_len=self.seq_len,
+            self.data.order,
+            tokens=self.data.batch_tokens,
+            seq_len=self.data.seq_len,
             rank=0,
             world_size=1,
-            seed=self.seed,
+            seed=self.data.seed,
         )
-        batches = iter(TrainBatches(self.streams["train"], order, 0))
+        batches = iter(TrainBatches(self.data.streams["train"], order, 0))
         self.bare = BareLoop(trainer.lightning_module, batches, trainer.max_steps)  # type: ignore[arg-type]
         self.fit_seconds: list[float] = []
         self.bare_seconds: list[float] = []
@@ -163,8 +163,9 @@ def run_pair(
         f"trainer.log_every_n_steps={log_every}",
         *extra,
     )
-    with contextlib.redirect_stdout(sys.stderr):
-        train(cfg)
+    module = patch.object(training, "TokenDataModule", InterleavedData)
+    with contextlib.redirect_stdout(sys.stderr), module:
+        training.train(cfg)
     return InterleavedData.latest
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jepa_lm.distributed import gathered, maximum
+from jepa_lm.collectives import gathered, maximum
 from jepa_lm.errors import EveryRankError
 from jepa_lm.guard import report
 

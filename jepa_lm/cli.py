@@ -43,7 +43,7 @@ def launch(command: str) -> int:
             schema.register()  # a worker has read none of this
             if HydraConfig.get().runtime.choices["hydra/launcher"] == gpus.LAUNCHER:
                 gpus.claim(Path(HydraConfig.get().sweep.dir))
-        # Lightning and torch are imported here: a mistyped key answers without waiting for them.
+        # Torch is imported here: a mistyped key answers without waiting for it.
         from jepa_lm import run
 
         try:

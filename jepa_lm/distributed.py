@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 import torch.distributed as dist
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch.strategies import DDPStrategy
@@ -41,25 +40,6 @@ VARIABLES = (
     "OMP_NUM_THREADS",
 )
 """What a launch leaves in the environment; the next job of a sweep would take it for a rank's."""
-
-
-def world_size() -> int:
-    """How many processes there are; 1 outside a process group."""
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
-def maximum(*values: float, device: torch.device) -> list[float]:
-    """The largest of each value over all ranks, in one collective; waits for the device."""
-    shared = torch.tensor(values, dtype=torch.float64, device=device)
-    dist.all_reduce(shared, op=dist.ReduceOp.MAX)
-    return shared.tolist()
-
-
-def gathered(value: Any) -> list[Any]:
-    """Each rank's value, in rank order; for what is said once, such as an error."""
-    everyone: list[Any] = [None] * dist.get_world_size()
-    dist.all_gather_object(everyone, value)
-    return everyone
 
 
 class Launcher(_SubprocessScriptLauncher):

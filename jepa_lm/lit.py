@@ -100,7 +100,7 @@ class LanguageModelTask(LightningModule):
 
     def setup(self, stage: str) -> None:
         """Learn from the tokenizer how many bytes each token stands for."""
-        table = self.trainer.datamodule.tokenizer.token_bytes()  # type: ignore[attr-defined]
+        table = self.trainer.datamodule.data.tokenizer.token_bytes()  # type: ignore[attr-defined]
         self.byte_counter = ByteCounter(table).to(self.device)
 
     def configure_optimizers(self) -> Any:

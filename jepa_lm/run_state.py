@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 def save_run_state(task: LanguageModelTask, checkpoint: dict[str, Any]) -> None:
     """Write it into a checkpoint, as plain containers and tensors."""
-    checkpoint["tokenizer"] = task.trainer.datamodule.tokenizer.fingerprint  # type: ignore[attr-defined]
+    checkpoint["tokenizer"] = task.trainer.datamodule.data.tokenizer.fingerprint  # type: ignore[attr-defined]
     checkpoint["shipped"] = task.averages.shipped()
     checkpoint["averages"] = task.averages.bookkeeping()
     if task.clock is not None:

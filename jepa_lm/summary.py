@@ -14,7 +14,7 @@ from rich.panel import Panel
 from rich.table import Table
 
 from jepa_lm import gpus
-from jepa_lm.data.datamodule import TokenDataModule
+from jepa_lm.data.token_data import TokenData
 from jepa_lm.describe import flops_per_token
 from jepa_lm.errors import warn
 from jepa_lm.evaluation.bpb import Score
@@ -166,7 +166,7 @@ def report(summary: dict[str, Any], run_dir: Path) -> None:
     OUT.print(f"written to {run_dir}", soft_wrap=True)
 
 
-def show_sample(task: LanguageModelTask, data: TokenDataModule, config: dict[str, Any]) -> None:
+def show_sample(task: LanguageModelTask, data: TokenData, config: dict[str, Any]) -> None:
     with torch.random.fork_rng():
         text = sample_text(
             task.shipped, data.tokenizer, context=config["data"]["seq_len"], **config["sampling"]

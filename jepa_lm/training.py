@@ -16,15 +16,18 @@ from rich.panel import Panel
 
 from jepa_lm.callbacks.checkpoints import SaveCheckpoints
 from jepa_lm.checkpoint import find_resume
+from jepa_lm.collectives import maximum
 from jepa_lm.config import check, resolve
 from jepa_lm.data.datamodule import TokenDataModule
+from jepa_lm.data.token_data import TokenData
 from jepa_lm.describe import describe, sizes
-from jepa_lm.distributed import maximum, ranks_of
+from jepa_lm.distributed import ranks_of
 from jepa_lm.errors import UserError, disk_error
 from jepa_lm.evaluation.probe import probe
 from jepa_lm.evaluation.temperature import check_temperature
 from jepa_lm.lit import LanguageModelTask
-from jepa_lm.loggers import Records, fill_in, recording
+from jepa_lm.loggers.recording import Records, recording
+from jepa_lm.loggers.settings import fill_in
 from jepa_lm.memory import PeakMemory
 from jepa_lm.objective import Moment
 from jepa_lm.optim.clock import ProgressClock
@@ -82,7 +85,7 @@ def train(cfg: DictConfig) -> float | None:
     if resume is not None:
         check_resumable(resume, task)
     run_dir.mkdir(parents=True, exist_ok=True)
-    data: TokenDataModule = instantiate(config["data"], _convert_="all")
+    data: TokenData = instantiate(config["data"], _convert_="all")
     data.prepare_data()  # before the trainer: an error in the data comes before anything is started
     data.setup()
     trainer = make_trainer(config)
@@ -97,7 +100,7 @@ def train(cfg: DictConfig) -> float | None:
         _recorded(trainer, run_dir),
         ranks_of(trainer, config, run_dir),
     ):
-        _fit(trainer, task, data, resume)
+        _fit(trainer, task, TokenDataModule(data), resume)
         task.stop.over = True
         _conclude(trainer, task, data, about, records)
         if trainer.world_size > 1 and task.stop.signum is not None:
@@ -141,7 +144,7 @@ def _recorded(trainer: pl.Trainer, run_dir: Path) -> Iterator[None]:
 def _conclude(
     trainer: pl.Trainer,
     task: LanguageModelTask,
-    data: TokenDataModule,
+    data: TokenData,
     about: dict[str, Any],
     records: Records,
 ) -> None:

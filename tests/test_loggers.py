@@ -7,7 +7,7 @@ import json
 
 import pytest
 
-from jepa_lm.loggers import AppendingCSVLogger
+from jepa_lm.loggers.metrics_csv import AppendingCSVLogger
 from jepa_lm.run import evaluate, train
 
 

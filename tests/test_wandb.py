@@ -11,7 +11,9 @@ from lightning.pytorch.callbacks import Callback
 
 from jepa_lm import cli, training
 from jepa_lm.errors import UserError
-from jepa_lm.loggers import Ending, WandbRun, fill_in, shared_settings
+from jepa_lm.loggers.keeper import Ending
+from jepa_lm.loggers.settings import fill_in, shared_settings
+from jepa_lm.loggers.wandb_run import WandbRun
 from jepa_lm.run import train
 from jepa_lm.stopping import Stopped
 from tests import wandb_file

@@ -7,7 +7,7 @@ import json
 import pytest
 
 from jepa_lm.errors import UserError
-from jepa_lm.loggers import attach_report
+from jepa_lm.loggers.report import attach_report
 from jepa_lm.run import evaluate, export
 from tests import wandb_file
 from tests.conftest import OFFLINE

@@ -28,13 +28,14 @@ from jepa_lm.artifact.writing import Packed, Written, pack_model, write_artifact
 from jepa_lm.checkpoint import find_checkpoint, portable, read_checkpoint, shipped_weights
 from jepa_lm.cli import CONF
 from jepa_lm.config import build, check_node, check_schema, resolve
-from jepa_lm.data.datamodule import TokenDataModule
+from jepa_lm.data.token_data import TokenData
 from jepa_lm.errors import LossError, OverCapError, UserError
 from jepa_lm.evaluation.scoring import Scorer
 from jepa_lm.evaluation.subject import checkpoint_subject, load_data, pick_device
 from jepa_lm.evaluation.temperature import SEARCH, check_temperature, search_temperature
 from jepa_lm.evaluation.windows import StandardWindows
-from jepa_lm.loggers import Records, recording_job, shared_settings
+from jepa_lm.loggers.recording import Records, recording_job
+from jepa_lm.loggers.settings import shared_settings
 from jepa_lm.model import LanguageModel
 from jepa_lm.quantization.calibration import OWN, calibrate, own_text, training_text
 from jepa_lm.quantization.policy import Policy
@@ -104,7 +105,7 @@ class _Export:
         self.folder = Path(config["paths"]["run_dir"])
 
     @cached_property
-    def data(self) -> TokenDataModule:
+    def data(self) -> TokenData:
         """The data of the run; read only by what asks for it."""
         return load_data(self.subject, {"cache_dir": self.config["paths"]["cache"]})
 

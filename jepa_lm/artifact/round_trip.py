@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jepa_lm.artifact.loading import load_artifact
-from jepa_lm.data.datamodule import TokenDataModule
+from jepa_lm.data.token_data import TokenData
 from jepa_lm.errors import UserError
 from jepa_lm.evaluation.bpb import Score, score_from_sums
 from jepa_lm.evaluation.protocols import score_split
@@ -110,7 +110,7 @@ def _scores(settings: dict[str, Any]) -> dict[str, Any]:
     return {"round_trip": found, "scored_all": data.streams["val"].total == whole}
 
 
-def _score(subject: Subject, data: TokenDataModule, protocol: str, asked: dict[str, Any]) -> Score:
+def _score(subject: Subject, data: TokenData, protocol: str, asked: dict[str, Any]) -> Score:
     device = pick_device(asked["device"])
     scorer = Scorer.of(subject.model, data.tokenizer, device, subject.precision)._replace(
         temperature=subject.temperature

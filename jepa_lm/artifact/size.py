@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import functools
 import re
 import shutil
 from pathlib import Path
@@ -48,6 +49,7 @@ def _minified() -> dict[Path, str]:
     return {path.relative_to(package): minify(path.read_text()) for path in package.rglob("*.py")}
 
 
+@functools.cache
 def minify(source: str) -> str:
     """The same program without comments, docstrings and wide indents."""
     tree = ast.parse(source)

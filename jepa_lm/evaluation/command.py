@@ -6,17 +6,16 @@ import json
 import logging
 import time
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from lightning.fabric import Fabric
 from omegaconf import DictConfig
 from rich.console import Console
 from rich.table import Table
 
 from jepa_lm import process
 from jepa_lm.config import check_node, check_schema, resolve
-from jepa_lm.data.datamodule import TokenDataModule
+from jepa_lm.data.token_data import TokenData
 from jepa_lm.errors import UserError, warn
 from jepa_lm.evaluation.baselines import cached_baselines, split_text
 from jepa_lm.evaluation.bpb import audit_bytes, score_from_sums
@@ -24,10 +23,14 @@ from jepa_lm.evaluation.protocols import check_protocol, details, score_split
 from jepa_lm.evaluation.scoring import Scorer
 from jepa_lm.evaluation.subject import Subject, load_data, load_subject, pick_device
 from jepa_lm.evaluation.temperature import SEARCH, check_temperature
-from jepa_lm.loggers import recording_job, shared_settings
+from jepa_lm.loggers.recording import recording_job
+from jepa_lm.loggers.settings import shared_settings
 from jepa_lm.precision import resolve_precision
 from jepa_lm.records import git_state, versions, write_json
 from jepa_lm.schema import EvalConfig
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
 
 
 def evaluate(cfg: DictConfig) -> float:
@@ -87,7 +90,7 @@ def _shared(subject: Subject) -> dict[str, Any]:
 
 
 def _result(
-    config: dict[str, Any], subject: Subject, data: TokenDataModule, device: torch.device
+    config: dict[str, Any], subject: Subject, data: TokenData, device: torch.device
 ) -> dict[str, Any]:
     """Score; returns the contents of eval.json."""
     settings = config["eval"]
@@ -120,7 +123,7 @@ def _result(
     return result
 
 
-def _load(config: dict[str, Any]) -> tuple[Subject, TokenDataModule]:
+def _load(config: dict[str, Any]) -> tuple[Subject, TokenData]:
     """The model and the validation data that it was trained beside."""
     settings = config["eval"]
     subject = load_subject(config["ckpt_path"], config["artifact_path"])
@@ -133,11 +136,13 @@ def _load(config: dict[str, Any]) -> tuple[Subject, TokenDataModule]:
 
 
 def _measure(
-    config: dict[str, Any], subject: Subject, data: TokenDataModule, device: torch.device
+    config: dict[str, Any], subject: Subject, data: TokenData, device: torch.device
 ) -> tuple[list[float], float]:
     """Nats, targets and bytes over all processes, and the seconds it took."""
     if config["devices"] == 1:
         return _share(config, subject, data, device, rank=0, world_size=1)
+    from lightning.fabric import Fabric  # seconds to import, for several processes alone
+
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
     fabric = Fabric(accelerator=device.type, devices=config["devices"], strategy="ddp_spawn")
     return fabric.launch(_worker, config)  # type: ignore[arg-type]
@@ -166,7 +171,7 @@ def _worker(fabric: Fabric, config: dict[str, Any]) -> tuple[list[float], float]
 def _share(
     config: dict[str, Any],
     subject: Subject,
-    data: TokenDataModule,
+    data: TokenData,
     device: torch.device,
     *,
     rank: int,
@@ -191,7 +196,7 @@ def _precision(settings: dict[str, Any], subject: Subject, device: torch.device)
     return resolve_precision(settings["precision"] or subject.precision, device.type)
 
 
-def _audit(data: TokenDataModule) -> dict[str, Any]:
+def _audit(data: TokenData) -> dict[str, Any]:
     assert data.prepared is not None
     text_bytes = data.prepared.text_bytes
     source = None if text_bytes is None else text_bytes["val"]

@@ -19,8 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jepa_lm.data.datamodule import TokenDataModule
 from jepa_lm.data.stream import Batch, TokenStream
+from jepa_lm.data.token_data import TokenData
 from jepa_lm.model import LanguageModel
 from jepa_lm.objective import LatentPrediction, Moment
 
@@ -74,7 +74,7 @@ def with_bias(hidden: Tensor) -> Tensor:
 def probe(
     model: LanguageModel,
     objective: LatentPrediction | None,
-    data: TokenDataModule,
+    data: TokenData,
     moment: Moment,
 ) -> dict[str, Any]:
     """Accuracies by probe, {"head": {"top1": ...}, ...}."""

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from jepa_lm.data.datamodule import TokenDataModule
+from jepa_lm.data.token_data import TokenData
 from jepa_lm.errors import UserError
 from jepa_lm.evaluation.scoring import Scorer, score_documents, score_stream, score_windows
 from jepa_lm.evaluation.subject import Subject
@@ -56,7 +56,7 @@ def details(settings: dict[str, Any], subject: Subject) -> dict[str, Any]:
 
 
 def score_split(
-    scorer: Scorer, data: TokenDataModule, settings: dict[str, Any], subject: Subject
+    scorer: Scorer, data: TokenData, settings: dict[str, Any], subject: Subject
 ) -> Tensor:
     """Nats, targets and bytes [3] of this process's share of the validation split.
 

@@ -11,7 +11,7 @@ from hydra.utils import instantiate
 
 from jepa_lm.artifact.loading import load_artifact
 from jepa_lm.checkpoint import find_checkpoint, find_file, inference_model, read_checkpoint
-from jepa_lm.data.datamodule import TokenDataModule
+from jepa_lm.data.token_data import TokenData
 from jepa_lm.errors import UserError
 from jepa_lm.model import LanguageModel
 from jepa_lm.own_classes import require_own_classes
@@ -79,13 +79,13 @@ def checkpoint_subject(path: Path, checkpoint: dict[str, Any]) -> Subject:
     )
 
 
-def load_data(subject: Subject, changes: dict[str, Any]) -> TokenDataModule:
+def load_data(subject: Subject, changes: dict[str, Any]) -> TokenData:
     """The data that the model was trained beside, with some settings changed.
 
     Raises:
         UserError: the data's tokenizer is not the model's any more.
     """
-    data: TokenDataModule = instantiate({**subject.data, **changes}, _convert_="all")
+    data: TokenData = instantiate({**subject.data, **changes}, _convert_="all")
     data.prepare_data()
     data.setup()
     if subject.tokenizer != data.tokenizer.fingerprint:

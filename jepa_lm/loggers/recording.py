@@ -8,15 +8,17 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hydra.utils import instantiate
-from lightning.pytorch.loggers import Logger
 
 from jepa_lm.errors import warn
 from jepa_lm.loggers.keeper import Ending, Keeper
 from jepa_lm.loggers.settings import fill_in
 from jepa_lm.stopping import StopRequest
+
+if TYPE_CHECKING:
+    from lightning.pytorch.loggers import Logger
 
 FINISHED = Ending("finished", 0)
 FAILED = Ending("failed", 1)

@@ -188,7 +188,7 @@ def failures(jobs: Sequence[Job], folder: Path) -> dict[str, str]:
 
 def report(manifest: Manifest, folder: Path) -> None:
     """Write the report beside the runs; runs that are on W&B get it there, too."""
-    from jepa_lm.loggers import attach_report
+    from jepa_lm.loggers.report import attach_report
     from jepa_lm.loggers.settings import wandb_settings
     from jepa_lm.study.report import write_report
 

@@ -10,9 +10,9 @@ import pytest
 
 from jepa_lm.data import text_files
 from jepa_lm.data.corpora import Austen, FineWeb, TextFiles
-from jepa_lm.data.datamodule import TokenDataModule
 from jepa_lm.data.prepare import prepare
 from jepa_lm.data.shards import ShardWriter, open_shard
+from jepa_lm.data.token_data import TokenData
 from jepa_lm.data.tokenizers import ByteTokenizer, SentencePieceBPE
 from jepa_lm.errors import UserError
 
@@ -254,7 +254,7 @@ def test_byte260_shards_become_bytes_and_nothing_else(tmp_path):
         fineweb(tmp_path, special_ids=-1)
 
 
-def datamodule(cache, **changes) -> TokenDataModule:
+def data_of(cache, **changes) -> TokenData:
     settings = dict(
         corpus=Austen(),
         tokenizer=BPE,
@@ -265,7 +265,7 @@ def datamodule(cache, **changes) -> TokenDataModule:
         seed=0,
         cache_dir=str(cache),
     )
-    return TokenDataModule(**(settings | changes))
+    return TokenData(**(settings | changes))
 
 
 @pytest.mark.parametrize(
@@ -279,12 +279,12 @@ def datamodule(cache, **changes) -> TokenDataModule:
 )
 def test_data_too_short_is_named(cache, changes, words):
     with pytest.raises(UserError) as caught:
-        datamodule(cache, **changes).setup()
+        data_of(cache, **changes).setup()
     assert words in str(caught.value)
 
 
 def test_a_batch_that_does_not_divide_is_named(cache):
-    data = datamodule(cache, batch_tokens=256)
+    data = data_of(cache, batch_tokens=256)
     assert data.micro_batch_tokens(world_size=2, accumulate=2) == 64
     with pytest.raises(UserError, match=r"data\.batch_tokens=256: must be a multiple .* = 512"):
         data.micro_batch_tokens(world_size=2, accumulate=4)
@@ -293,4 +293,4 @@ def test_a_batch_that_does_not_divide_is_named(cache):
 def test_an_unwritable_cache_is_named(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match=r"data\.cache_dir=.*cannot write there"):
-        datamodule(tmp_path / "file" / "cache").setup()
+        data_of(tmp_path / "file" / "cache").setup()

@@ -9,8 +9,8 @@ import torch
 
 from jepa_lm.artifact.loading import load_artifact
 from jepa_lm.checkpoint import inference_model, read_checkpoint
-from jepa_lm.data.datamodule import TokenDataModule
 from jepa_lm.data.stream import TokenStream
+from jepa_lm.data.token_data import TokenData
 from jepa_lm.errors import UserError
 from jepa_lm.evaluation.bpb import ByteCounter
 from jepa_lm.evaluation.scoring import Scorer
@@ -80,14 +80,15 @@ def test_the_validation_text_does_not_change_it(trained, compose, tmp_path, monk
     found = []
     for swapped in (False, True):
         if swapped:
-            setup = TokenDataModule.setup
+            setup = TokenData.setup
 
-            def other(self, stage=None, setup=setup):
-                setup(self, stage)
+            def other(self, setup=setup):
+                setup(self)
                 self.streams["val"] = TokenStream(self.prepared.train, 1000)
 
-            monkeypatch.setattr(TokenDataModule, "setup", other)
-        export(compose("export", f"ckpt_path={trained.checkpoint}", "temperature=search"))
+            monkeypatch.setattr(TokenData, "setup", other)
+        words = ("temperature=search", "export.codecs=[zlib]", "export.protocols=[]")
+        export(compose("export", f"ckpt_path={trained.checkpoint}", *words))
         found.append(json.loads((tmp_path / "run" / "export.json").read_text())["temperature"])
     assert found[0] == found[1]
 
@@ -100,6 +101,7 @@ def test_it_travels_with_the_artifact_and_divides_its_logits(trained, compose, t
             "temperature=1.3",
             "quantization=none",
             "export.max_bpb_loss=1",
+            "export.codecs=[zlib]",
         )
     )
     path = next((tmp_path / "run").glob("artifact.*"))

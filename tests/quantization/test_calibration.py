@@ -156,15 +156,15 @@ def test_an_export_with_gptq_reads_no_validation_text(
 
     monkeypatch.setattr(TokenStream, "read", guarded)
     monkeypatch.setattr(TokenStream, "role", "", raising=False)
-    from jepa_lm.data.datamodule import TokenDataModule
+    from jepa_lm.data.token_data import TokenData
 
-    setup = TokenDataModule.setup
+    setup = TokenData.setup
 
-    def marked(self, stage=None):
-        setup(self, stage)
+    def marked(self):
+        setup(self)
         self.streams["val"].role = "val"
 
-    monkeypatch.setattr(TokenDataModule, "setup", marked)
+    monkeypatch.setattr(TokenData, "setup", marked)
     export(
         compose(
             "export",

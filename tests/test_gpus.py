@@ -1,0 +1,57 @@
+"""Workers of a sweep and the GPUs of their machine: one each, and free again when a worker is gone."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from jepa_lm import gpus
+from jepa_lm.errors import UserError
+
+WORKER = """
+import sys
+from pathlib import Path
+from jepa_lm import gpus
+gpus.claim(Path(sys.argv[1]))
+print(*gpus.visible(), flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def machine(monkeypatch):
+    """One with the GPUs that its user calls 3 and 5."""
+    monkeypatch.setenv(gpus.VISIBLE, "3, 5")
+    monkeypatch.setattr(gpus, "_held", None)
+    yield
+    if gpus._held is not None:
+        gpus._held.close()
+
+
+def worker(folder):
+    command = [sys.executable, "-c", WORKER, str(folder)]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="file locks of POSIX")
+def test_a_worker_holds_its_gpu_until_its_process_ends(machine, tmp_path):
+    with worker(tmp_path) as one, worker(tmp_path) as other:
+        assert {one.stdout.readline(), other.stdout.readline()} == {"3\n", "5\n"}
+        with pytest.raises(UserError, match=r"none of the 2 GPUs here is free .*n_jobs"):
+            gpus.claim(tmp_path)
+        one.kill()
+        one.wait()
+        gpus.claim(tmp_path)
+        held = os.environ[gpus.VISIBLE]
+        gpus.claim(tmp_path)  # the next job of the same worker
+        assert os.environ[gpus.VISIBLE] == held
+        other.kill()
+
+
+def test_a_sweep_has_a_worker_for_each_gpu_and_one_without_any(machine, monkeypatch):
+    assert gpus.count() == 2
+    monkeypatch.setenv(gpus.VISIBLE, "")
+    assert gpus.count() == 1
