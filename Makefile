@@ -20,7 +20,7 @@ demo: install
 	$(BIN)/python eval.py artifact_path=last
 
 test: install
-	$(BIN)/python -m pytest -m 'not slow' -q -n 2 --dist loadgroup
+	$(BIN)/python -m pytest -m 'not slow' -q -n 2 --dist loadfile
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow -q -n 2 --dist loadfile

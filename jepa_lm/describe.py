@@ -8,6 +8,7 @@ objective are counted as its operations run (PyTorch's counter), with the same h
 
 from __future__ import annotations
 
+import json
 from typing import Any
 
 from torch import nn
@@ -21,6 +22,9 @@ from jepa_lm.model.mamba2 import Mamba2Mixer
 from jepa_lm.objective.flops import objective_flops_per_token
 from jepa_lm.objective.gradients import reach_table
 from jepa_lm.optim.routing import parameter_roles
+
+_counted: dict[str, int] = {}
+"""FLOPs of objectives in this process, by what decides them."""
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -51,11 +55,11 @@ def model_flops_per_token(model: nn.Module, seq_len: int) -> int:
 
 def flops_per_token(task: LanguageModelTask) -> dict[str, int]:
     """Training FLOPs of a token, by what they are for."""
-    seq_len = task.config["data"]["seq_len"]
-    return {
-        "model": model_flops_per_token(task.model, seq_len),
-        "objective": objective_flops_per_token(task.model, task.objective, seq_len),
-    }
+    config, seq_len = task.config, task.config["data"]["seq_len"]
+    decides = json.dumps([config["model"], config["jepa"], seq_len], sort_keys=True)
+    if decides not in _counted:  # it takes a second, and jobs of a sweep have much in common
+        _counted[decides] = objective_flops_per_token(task.model, task.objective, seq_len)
+    return {"model": model_flops_per_token(task.model, seq_len), "objective": _counted[decides]}
 
 
 def sizes(task: LanguageModelTask) -> dict[str, Any]:

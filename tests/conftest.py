@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 
@@ -61,6 +62,7 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = shared / "cache"
     os.environ["JEPA_LM_CACHE"] = str(folder)
     os.environ["WANDB_DATA_DIR"] = str(folder / "wandb")  # copies of artifacts
+    gc.freeze()  # a run collects garbage at its start; let it not look through all that is imported
     return folder
 
 

@@ -16,6 +16,7 @@ from lightning.pytorch.callbacks import Callback
 
 from jepa_lm.checkpoint import inference_model, read_checkpoint
 from jepa_lm.config import resolve
+from jepa_lm.data.datamodule import TokenDataModule
 from jepa_lm.errors import UserError
 from jepa_lm.lit import LanguageModelTask
 from jepa_lm.optim.clock import ProgressClock
@@ -48,7 +49,7 @@ def fit(cfg, watch: Watch | None = None, ckpt=None, clock=None) -> LanguageModel
     limits = config["trainer"]
     clock = clock or ProgressClock(max_steps=limits["max_steps"], max_time=limits["max_time"])
     task = LanguageModelTask(config, clock)
-    data = instantiate(config["data"], _convert_="all")
+    data = TokenDataModule(instantiate(config["data"], _convert_="all"))
     trainer = training.make_trainer(config)
     if watch is not None:
         trainer.callbacks.append(watch)
@@ -194,7 +195,7 @@ def fit_until(cfg, watch: Watch, stop: StopAfter, clock: ProgressClock) -> None:
     config = resolve(cfg)
     pl.seed_everything(config["seed"], verbose=False)
     task = LanguageModelTask(config, clock)
-    data = instantiate(config["data"], _convert_="all")
+    data = TokenDataModule(instantiate(config["data"], _convert_="all"))
     trainer = training.make_trainer(config)
     trainer.callbacks += [watch, stop]
     trainer.fit(task, datamodule=data)
@@ -389,7 +390,8 @@ def test_validation_does_not_use_up_the_budget(small):
     task = LanguageModelTask(config, clock)
     trainer = training.make_trainer(config)
     trainer.callbacks += [watch, Slow()]
-    trainer.fit(task, datamodule=instantiate(config["data"], _convert_="all"))
+    data = TokenDataModule(instantiate(config["data"], _convert_="all"))
+    trainer.fit(task, datamodule=data)
     assert watch.steps in (10, 11)
 
 

@@ -39,7 +39,7 @@ def test_the_sweep_equals_the_formula(form, shape, scale, monkeypatch):
 
 
 def test_the_joint_form_is_the_same_for_one_rank(monkeypatch):
-    """Two sweeps instead of one; what ranks exchange is tested in test_rank_statistics.py."""
+    """Two sweeps instead of one; what ranks exchange is tested in test_rank_statistics_slow.py."""
     monkeypatch.setattr("jepa_lm.objective.sigreg.SWEEP_ELEMENTS", 100)
     t, weights = knot_weights(0.2, 4.0, 17, True)
     found = []

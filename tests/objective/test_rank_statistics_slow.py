@@ -11,7 +11,7 @@ from jepa_lm.objective.regularizers import Regularizer
 from tests.objective.statistics_worker import CASES
 from tests.ranks import run_ranks
 
-pytestmark = pytest.mark.xdist_group("rank_statistics")  # its ranks are started once
+pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module", params=[2, 4])

@@ -10,6 +10,8 @@ from jepa_lm.config import resolve
 from tests.objective.conftest import DEEP_ENOUGH, OBJECTIVES, RECIPES
 from tests.ranks import run_ranks
 
+pytestmark = pytest.mark.slow
+
 WITHOUT_DROPOUT = {"recipes/pr1556": ("jepa.predictor.dropout=0.0",)}
 NAMES = (*OBJECTIVES, *RECIPES)
 
