@@ -1,12 +1,13 @@
 """What a sweep adds to each of its jobs: planning, composing, checks, records, the report.
 
 A is `train(cfg)` for every job, B the sweep by the command's own function, in this process. Both train
-the four weights of `sweep=jepa_weight` under debug=tiny.
+the four weights and three seeds of `sweep=jepa_weight` under debug=tiny.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -18,25 +19,23 @@ from jepa_lm import cli
 from jepa_lm.run import train
 
 WORDS = ("objective=patch", "debug=tiny", "sample=false")
-WEIGHTS = (0, 0.05, 0.1, 0.15)
+JOBS = tuple(itertools.product((0, 0.05, 0.1, 0.15), (1, 2, 3)))
+"""Weight and seed."""
 ROUNDS = 3
 
 
 def bare() -> None:
     """Every job, without a sweep."""
     with tempfile.TemporaryDirectory() as folder:
-        for weight in WEIGHTS:
-            train(
-                compose(
-                    *WORDS, f"jepa.weight={weight}", "seed=1", f"paths.run_dir={folder}/{weight}"
-                )
-            )
+        for weight, seed in JOBS:
+            run_dir = f"paths.run_dir={folder}/{weight}/{seed}"
+            train(compose(*WORDS, f"jepa.weight={weight}", f"seed={seed}", run_dir))
 
 
 def swept() -> None:
     """The sweep."""
     with tempfile.TemporaryDirectory() as folder:
-        words = (*WORDS, "sweep=jepa_weight", "seed=1", f"hydra.sweep.dir={folder}")
+        words = (*WORDS, "sweep=jepa_weight", f"hydra.sweep.dir={folder}")
         with mock.patch.object(sys, "argv", ["train.py", *words]):
             assert cli.launch("train") == 0
 
@@ -52,5 +51,5 @@ def claims() -> Iterator[Claim]:
         target=1.2,
         limit=1.0,
         spread=timings.spread,
-        details={"bare_seconds_per_job": timings.reference / len(WEIGHTS), "jobs": len(WEIGHTS)},
+        details={"bare_seconds_per_job": timings.reference / len(JOBS), "jobs": len(JOBS)},
     )

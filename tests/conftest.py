@@ -6,6 +6,7 @@ import gc
 import json
 import os
 
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
@@ -18,6 +19,7 @@ from typing import Any
 import hydra
 import pytest
 import torch
+import yaml
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
@@ -51,6 +53,7 @@ SMALL_MAMBA2 = (*(x for x in SMALL if "heads" not in x and "bigram" not in x), *
 OFFLINE = ("logger=wandb", "logger.wandb.offline=true")
 
 torch.set_num_threads(1)
+yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # 40 files for each composed config
 schema.register()
 
 

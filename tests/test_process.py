@@ -17,9 +17,9 @@ if sys.argv[1] == "tuned":
 import torch
 torch.set_num_threads(1)
 def step():
-    for _ in range(2):
+    for _ in range(4):
         torch.ones(16_000_000).mul(2)
-for _ in range(2):
+for _ in range(3):
     step()
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 step()
