@@ -5,6 +5,9 @@ loop runs inside the fit: the fit's data hands out SEGMENT batches, then the bar
 many steps, and so on, so that bare/fit/bare/fit come one after the other in one process. The fit's
 time runs from one batch handed out to that SEGMENT batches later, so it holds all that a step goes
 through. One thread: the overhead is Python's, and the waiting of threads would only hide it.
+
+What Lightning alone costs on the same machine, the smallest module in its automatic mode without logger,
+callbacks and checkpoints, stands beside it.
 """
 
 from __future__ import annotations
@@ -20,14 +23,17 @@ from typing import Any, ClassVar
 from unittest.mock import patch
 
 import torch
-from lightning.pytorch import Callback
+from hydra.utils import instantiate
+from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor
 
 from benchmarks.measure import Claim, aa_spread, at_most
 from benchmarks.models import compose
 from jepa_lm import training
+from jepa_lm.config import resolve
 from jepa_lm.data.datamodule import TokenDataModule
 from jepa_lm.data.stream import Batch, TrainBatches, make_order
+from jepa_lm.data.token_data import TokenData
 from jepa_lm.lit import LanguageModelTask
 from jepa_lm.optim.clock import ProgressClock
 from jepa_lm.precision import AUTOCAST
@@ -169,6 +175,55 @@ def run_pair(
     return InterleavedData.latest
 
 
+class PlainTask(LightningModule):
+    """The same model, loss, optimizer and schedule, and nothing else of ours."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        super().__init__()
+        self.config = config
+        self.clock = ProgressClock(max_steps=config["trainer"]["max_steps"], max_time=None)
+        task = LanguageModelTask(config, self.clock)
+        self.model = task.model
+        self.configured = task.recipe.configure(task, self.clock)
+
+    def configure_optimizers(self) -> Any:
+        """As the run's."""
+        optimizer, scheduler = self.configured
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def training_step(self, batch: Batch, index: int) -> Tensor:
+        """As the bare loop's."""
+        self.clock.advance()
+        hidden = self.model.encode(self.model.embed(batch["inputs"])).final
+        return self.model.cross_entropy(hidden, batch["targets"], 0.0).loss
+
+
+def lightning_alone(folder: Path) -> float:
+    """Milliseconds per step of Lightning's own loop over the bare one."""
+    InterleavedData.segment = SEGMENT
+    steps = SEGMENT * ROUNDS + 1
+    config = resolve(
+        compose(*TINY, f"paths.cache={folder / 'cache'}", f"trainer.max_steps={steps}")
+    )
+    data: TokenData = instantiate(config["data"], _convert_="all")
+    data.prepare_data()
+    trainer = Trainer(
+        accelerator="cpu",
+        max_steps=steps,
+        max_epochs=-1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        limit_val_batches=0,
+    )
+    trainer.fit(PlainTask(config), datamodule=InterleavedData(data))
+    return extra(InterleavedData.latest)[0]
+
+
 def check_losses(folder: Path) -> None:
     """Both must train the same: every loss equal to the last bit."""
     record = "+callbacks.losses._target_=benchmarks.trainer_overhead.Losses"
@@ -179,27 +234,16 @@ def check_losses(folder: Path) -> None:
     torch.testing.assert_close(fit, bare, rtol=0, atol=0)
 
 
-def overhead(name: str, target: float, data: InterleavedData) -> Claim:
-    """Milliseconds per step; the first round warms up."""
+def extra(data: InterleavedData) -> tuple[float, float, dict[str, float]]:
+    """Milliseconds per step over the bare loop, A/A spread, what was timed; the first round warms up."""
     scale = 1000 / data.segment
     bare = [scale * value for value in data.bare_seconds[1:]]
     fit = [scale * value for value in data.fit_seconds[1:]]
     before, after = bare[: len(fit)], bare[1:][: len(fit)]
-    extra = [f - (a + b) / 2 for f, a, b in zip(fit, before, after, strict=True)]
-    return at_most(
-        f"trainer_overhead/{name}",
-        statistics.median(extra),
-        unit="ms per step",
-        target=target,
-        limit=0.0,
-        spread=aa_spread(before, after),
-        details={
-            "fit_ms": statistics.median(fit),
-            "bare_ms": statistics.median(bare),
-            "segments": len(fit),
-            "steps_per_segment": data.segment,
-        },
-    )
+    found = [f - (a + b) / 2 for f, a, b in zip(fit, before, after, strict=True)]
+    timed = {"fit_ms": statistics.median(fit), "bare_ms": statistics.median(bare)}
+    counts = {"segments": len(fit), "steps_per_segment": data.segment}
+    return statistics.median(found), aa_spread(before, after), {**timed, **counts}
 
 
 def claims() -> Iterator[Claim]:
@@ -208,9 +252,19 @@ def claims() -> Iterator[Claim]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         check_losses(folder)
+        alone = lightning_alone(folder)
         for kind, target, log_every in (
             ("no_logging", 0.40, NEVER),
             ("interval_logging", 0.50, 20),
         ):
             data = run_pair(folder, segment=SEGMENT, rounds=ROUNDS, log_every=log_every)
-            yield overhead(kind, target, data)
+            value, spread, details = extra(data)
+            yield at_most(
+                f"trainer_overhead/{kind}",
+                value,
+                unit="ms per step",
+                target=target,
+                limit=0.0,
+                spread=spread,
+                details=details | {"lightning_alone_ms": alone},
+            )
