@@ -23,7 +23,7 @@ test: install
 	$(BIN)/python -m pytest -m 'not slow' -q -n 2 --dist loadfile
 
 test-slow: install
-	$(BIN)/python -m pytest -m slow -q -n 2 --dist loadfile
+	$(BIN)/python -m pytest -m slow -q -n 2 --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff format --check .

@@ -205,9 +205,8 @@ def lightning_alone(folder: Path) -> float:
     """Milliseconds per step of Lightning's own loop over the bare one."""
     InterleavedData.segment = SEGMENT
     steps = SEGMENT * ROUNDS + 1
-    config = resolve(
-        compose(*TINY, f"paths.cache={folder / 'cache'}", f"trainer.max_steps={steps}")
-    )
+    paths = (f"paths.run_dir={folder / 'alone'}", f"paths.cache={folder / 'cache'}")
+    config = resolve(compose(*TINY, *paths, f"trainer.max_steps={steps}"))
     data: TokenData = instantiate(config["data"], _convert_="all")
     data.prepare_data()
     trainer = Trainer(

@@ -1,7 +1,7 @@
 """Trains one run again and again, killed by SIGKILL at another moment each time, until it is done.
 
 Arguments: the run's composed config (YAML); how many kills; a seed; a file for what happened (JSON).
-Every attempt is a process of its own, forked after the imports, which are most of a start.
+Every attempt is a process of its own, forked after the imports, which are most of a start (jepa_lm.run would import later).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from pathlib import Path
 from omegaconf import OmegaConf
 
 from jepa_lm import schema
-from jepa_lm.run import train
+from jepa_lm.training import train
 
 WRITES = ("half", "complete", "named", "linked", "kept")
 """Moments of a checkpoint's write: half on the disk, complete but unnamed, named but not linked as
