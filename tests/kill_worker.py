@@ -1,7 +1,8 @@
 """Trains one run again and again, killed by SIGKILL at another moment each time, until it is done.
 
 Arguments: the run's composed config (YAML); how many kills; a seed; a file for what happened (JSON).
-Every attempt is a process of its own, forked after the imports, which are most of a start (jepa_lm.run would import later).
+Every attempt is a process of its own, forked after the imports, which are most of a start. (`jepa_lm.run`
+would import when it is called.)
 """
 
 from __future__ import annotations
