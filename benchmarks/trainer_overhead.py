@@ -201,10 +201,12 @@ class PlainTask(LightningModule):
         return self.model.cross_entropy(hidden, batch["targets"], 0.0).loss
 
 
-def lightning_alone(folder: Path) -> float:
-    """Milliseconds per step of Lightning's own loop over the bare one."""
-    InterleavedData.segment = SEGMENT
-    steps = SEGMENT * ROUNDS + 1
+def run_lightning_alone(
+    folder: Path, *callbacks: Callback, segment: int, rounds: int
+) -> InterleavedData:
+    """Train `PlainTask` by Lightning's own loop and by the bare loop in turns."""
+    InterleavedData.segment = segment
+    steps = segment * rounds + 1
     paths = (f"paths.run_dir={folder / 'alone'}", f"paths.cache={folder / 'cache'}")
     config = resolve(compose(*TINY, *paths, f"trainer.max_steps={steps}"))
     data: TokenData = instantiate(config["data"], _convert_="all")
@@ -218,19 +220,25 @@ def lightning_alone(folder: Path) -> float:
         enable_progress_bar=False,
         enable_model_summary=False,
         limit_val_batches=0,
+        callbacks=list(callbacks),
     )
     trainer.fit(PlainTask(config), datamodule=InterleavedData(data))
-    return extra(InterleavedData.latest)[0]
+    return InterleavedData.latest
 
 
 def check_losses(folder: Path) -> None:
-    """Both must train the same: every loss equal to the last bit."""
+    """All must train the same: every loss equal to the last bit."""
     record = "+callbacks.losses._target_=benchmarks.trainer_overhead.Losses"
-    data = run_pair(folder, record, segment=CHECKED_STEPS // 4, rounds=4, log_every=5)
-    fit, bare = (torch.stack(x[:CHECKED_STEPS]) for x in (Losses.latest, data.bare.losses))
-    assert len(fit) == len(bare) == CHECKED_STEPS
-    assert fit[-10:].mean() < fit[:10].mean(), "nothing was learned"
-    torch.testing.assert_close(fit, bare, rtol=0, atol=0)
+    sizes = {"segment": CHECKED_STEPS // 4, "rounds": 4}
+    for trained in (
+        lambda: run_pair(folder, record, log_every=5, **sizes),
+        lambda: run_lightning_alone(folder, Losses(), **sizes),
+    ):
+        bare_losses = trained().bare.losses
+        fit, bare = (torch.stack(x[:CHECKED_STEPS]) for x in (Losses.latest, bare_losses))
+        assert len(fit) == len(bare) == CHECKED_STEPS
+        assert fit[-10:].mean() < fit[:10].mean(), "nothing was learned"
+        torch.testing.assert_close(fit, bare, rtol=0, atol=0)
 
 
 def extra(data: InterleavedData) -> tuple[float, float, dict[str, float]]:
@@ -251,7 +259,7 @@ def claims() -> Iterator[Claim]:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         check_losses(folder)
-        alone = lightning_alone(folder)
+        alone, _, _ = extra(run_lightning_alone(folder, segment=SEGMENT, rounds=ROUNDS))
         for kind, target, log_every in (
             ("no_logging", 0.40, NEVER),
             ("interval_logging", 0.50, 20),

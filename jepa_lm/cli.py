@@ -20,7 +20,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from jepa_lm import gpus, process, schema
+from jepa_lm import gpus, process, run, schema
 from jepa_lm.errors import RankError, UserError, disk_error
 from jepa_lm.stopping import Stopped
 
@@ -43,9 +43,6 @@ def launch(command: str) -> int:
             schema.register()  # a worker has read none of this
             if HydraConfig.get().runtime.choices["hydra/launcher"] == gpus.LAUNCHER:
                 gpus.claim(Path(HydraConfig.get().sweep.dir))
-        # Torch is imported here: a mistyped key answers without waiting for it.
-        from jepa_lm import run
-
         try:
             return {"train": run.train, "eval": run.evaluate, "export": run.export}[command](cfg)
         except ERRORS as error:

@@ -37,7 +37,7 @@ def objective_flops_per_token(
 ) -> int:
     """Training FLOPs that an active objective adds to a token of the main pass.
 
-    Shapes alone are run, on PyTorch's meta device, so this takes no time and no memory.
+    Shapes alone are run, on PyTorch's meta device, so this takes about a second and no memory.
     """
     if objective is None or not objective.weight:
         return 0

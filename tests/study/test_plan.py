@@ -105,15 +105,18 @@ def test_an_arm_that_changes_more_than_it_says_is_refused(plan):
     assert not done.launched
 
 
-def test_objectives_share_the_control_without_any(plan):
-    done = plan("study=ablation", "objective=patch,lewm", "seed=1,2")
+def test_every_objective_has_its_controls_and_all_share_none(plan):
+    """The study of docs/studies.md."""
+    objectives = ("vicreg", "patch", "lewm", "chunk", "llm_jepa")
+    words = ("experiment=laptop", f"objective={','.join(objectives)}", "seed=1")
+    done = plan("study=ablation", *words)
     assert done.code == 0, done.error
-    assert [j.folder for j in done.plan.jobs if "none" in j.folder] == [
-        "none/seed-1",
-        "none/seed-2",
-    ]
-    for of in ("objective-patch/treatment", "objective-lewm/treatment"):
-        assert against(done, of)["none"] == "none"
+    controls = {name: against(done, f"objective-{name}/treatment") for name in objectives}
+    assert [len(controls[name]) for name in objectives] == [4, 5, 4, 6, 2]
+    without_chunk = [controls[name]["none"] for name in objectives if name != "chunk"]
+    assert without_chunk == ["none"] * 4
+    # To chunk, the only one that injects, these runs are the model without its injector.
+    assert groups(done)["no_module"] == groups(done)["none"] == {"1": "none/seed-1"}
 
 
 def test_a_weight_that_is_swept_has_one_control(plan):

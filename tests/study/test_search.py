@@ -80,8 +80,16 @@ def test_tpe_learns_from_the_scores_and_random_does_not(tmp_path, sampler, learn
 
 
 def test_batches_are_drawn_before_their_scores_are_known(tmp_path):
-    drawn = run(search(*SEARCHED, trials=5, batch=2), tmp_path, weight)
-    assert len(drawn) == 5
+    found = search("jepa.weight=interval(0,1)", trials=5, batch=2)
+    waiting: dict[str, int] = {}
+
+    def score(settings, seed):
+        states = [trial.state.name for trial in found.study.trials]
+        waiting.setdefault(settings["jepa.weight"], states.count("RUNNING"))
+        return weight(settings)
+
+    run(found, tmp_path, score)
+    assert list(waiting.values()) == [2, 2, 2, 2, 1]
 
 
 def test_whole_numbers_lists_and_logarithms(tmp_path):
