@@ -27,8 +27,8 @@ class Arm:
 
     name: str
     role: str
-    """Its part in the argument: none and weight_0 are baselines, placebo is one; any other word is told
-    in the report."""
+    """Its part in the argument: weight_0, none and control are baselines, placebo is one; any other word
+    is told in the report."""
     says: str = ""
     set: list[str] = field(default_factory=list)
     """Overrides, last on the job's command line."""

@@ -160,7 +160,7 @@ def plan_study(
         not_applicable[treatment.name] = {k: v for k, v in reasons.items() if v is not None}
         if not any(arm.role in BASELINES and reasons[arm.name] is None for arm in arms):
             raise UserError(
-                f"study.arms: no arm with role none or weight_0 applies to {treatment.name}; a study "
+                f"study.arms: no arm with role {', '.join(BASELINES)} applies to {treatment.name}; a study "
                 "holds its treatment against the same run without the loss"
             )
         added: dict[str, Group] = {}

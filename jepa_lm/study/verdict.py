@@ -39,7 +39,7 @@ Word = Literal[
 ]
 Standing = Literal["better", "worse", "equivalent", "open", "too few"]
 
-BASELINES = {"weight_0": "weight 0", "none": "no JEPA"}
+BASELINES = {"weight_0": "weight 0", "none": "no JEPA", "control": "its control"}
 """Roles that can be the baseline, the first present is, and what sentences call them."""
 PLACEBO = "placebo"
 
@@ -56,7 +56,7 @@ def verdict(effects: Mapping[str, Effect], alpha: float = ALPHA) -> Verdict:
     """Judge a treatment by its comparisons.
 
     Args:
-        effects: by role of the control; weight_0 or none has to be there, placebo may be. The others
+        effects: by role of the control; one of BASELINES has to be there, placebo may be. The others
             count for Holm's correction alone. Effects that were not adjusted are adjusted among
             themselves; a caller with a larger family adjusts them first.
         alpha: level of the tests for a difference and for equivalence.

@@ -218,7 +218,7 @@ MISTAKES = [
     (("jepa.wieght=0,1",), "did you mean jepa.weight?"),
     (
         ("study.arms.none=null", "study.arms.weight_0=null"),
-        "study.arms: no arm with role none or weight_0 applies to treatment",
+        "study.arms: no arm with role weight_0, none, control applies to treatment",
     ),
     (("objective=none",), "study.arms.none: declares a change of jepa"),
 ]

@@ -87,8 +87,9 @@ def test_a_gain_that_meets_the_challenges_rule_is_not_called_equivalent():
     assert verdict({"weight_0": of(-0.003, nats=-0.004), "placebo": gain}).word == "equivalent"
 
 
-def test_the_baseline_is_weight_0_or_no_jepa():
+def test_the_baseline_is_weight_0_or_no_jepa_or_any_other_control():
     assert verdict({"none": LOSS}).sentence.startswith("Worse than no JEPA")
+    assert verdict({"control": LOSS}).sentence.startswith("Worse than its control")
     assert verdict({"none": LOSS, "weight_0": GAIN, "placebo": GAIN}).word == "helps"
     with pytest.raises(ValueError, match="weight_0"):
         verdict({"placebo": GAIN})
