@@ -14,7 +14,7 @@ from jepa_lm.errors import UserError
 from jepa_lm.guard import Finding, FiniteGuard, report
 from jepa_lm.objective import LatentPrediction
 from jepa_lm.run import train
-from tests.test_training import rows
+from tests.runs import rows
 
 NAN = float("nan")
 

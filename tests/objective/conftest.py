@@ -16,6 +16,10 @@ OBJECTIVES = ("vicreg", "vicreg_published", "patch", "lewm", "chunk", "chunk_los
 RECIPES = tuple(
     f"recipes/pr{n}" for n in (1006, 1312, 2027, 1116, 1277, 1330, 1443, 1556, 2142, 896, 1012)
 )
+NOW = "jepa.schedule=null"
+"""The objective from the first step on."""
+ZERO = "jepa.predictor.output_start=zero"
+FROZEN = "optimizer.freeze=['objective.predictor.*']"
 DEEP_ENOUGH = {"recipes/pr1556": ("model.backbone.layers=6",)}
 
 Build = Callable[..., LanguageModelTask]

@@ -1,0 +1,59 @@
+"""Runs with hands on the trainer, and what they leave."""
+
+from __future__ import annotations
+
+import csv
+
+import lightning.pytorch as pl
+import torch
+from hydra.utils import instantiate
+from lightning.pytorch.callbacks import Callback
+
+from jepa_lm.checkpoint import read_checkpoint
+from jepa_lm.config import resolve
+from jepa_lm.data.datamodule import TokenDataModule
+from jepa_lm.lit import LanguageModelTask
+from jepa_lm.optim.clock import ProgressClock
+
+
+class Watch(Callback):
+    """Loss of every micro-batch, gradients left after each step, optimizer steps."""
+
+    def __init__(self) -> None:
+        self.losses: list[float] = []
+        self.leftovers: list[str] = []
+        self.steps = 0
+
+    def on_train_batch_end(self, trainer, pl_module, outputs, batch, batch_idx):
+        self.losses.append(outputs["loss"].item())
+        self.steps = trainer.global_step
+        if (batch_idx + 1) % trainer.accumulate_grad_batches == 0:
+            optimizer = trainer.optimizers[0]
+            optimizer.zero_grad()  # what the loop does before the next backward pass
+            self.leftovers += [n for n, p in pl_module.named_parameters() if p.grad is not None]
+
+
+def fit(cfg, watch: Watch | None = None, ckpt=None, clock=None) -> LanguageModelTask:
+    """A run with hands on the trainer."""
+    from jepa_lm import training
+
+    config = resolve(cfg)
+    pl.seed_everything(config["seed"], verbose=False)
+    limits = config["trainer"]
+    clock = clock or ProgressClock(max_steps=limits["max_steps"], max_time=limits["max_time"])
+    task = LanguageModelTask(config, clock)
+    data = TokenDataModule(instantiate(config["data"], _convert_="all"))
+    trainer = training.make_trainer(config)
+    if watch is not None:
+        trainer.callbacks.append(watch)
+    trainer.fit(task, datamodule=data, ckpt_path=ckpt, weights_only=True)
+    return task
+
+
+def weights(path) -> dict[str, torch.Tensor]:
+    return read_checkpoint(path)["state_dict"]
+
+
+def rows(run_dir) -> list[dict[str, str]]:
+    with open(run_dir / "metrics.csv", newline="") as file:
+        return list(csv.DictReader(file))

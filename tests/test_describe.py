@@ -1,0 +1,44 @@
+"""describe=true, and the FLOPs that it and the summary tell."""
+
+from __future__ import annotations
+
+import json
+
+from hydra.utils import instantiate
+
+from jepa_lm.config import resolve
+from jepa_lm.run import train
+
+
+def test_describe_trains_nothing_and_prints_json_only(small, capsys, tmp_path):
+    assert train(small("describe=true", "optimizer.freeze=[model.bigram.*]")) is None
+    described = json.loads(capsys.readouterr().out)
+    assert described["tokens_per_step"] == 256
+    assert described["parameters"]["training_only"] == 0
+    assert "model.bigram.scale" in described["optimizer"]["frozen"]
+    assert described["schedules"]["lr"][0] == {"constant": 1.0, "until": 0.5}
+    listed = [n for g in described["optimizer"]["groups"].values() for n in g["parameters"]]
+    assert len(listed) == len(set(listed))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_flops_count_matrices_and_attention(small):
+    from jepa_lm.describe import model_flops_per_token
+
+    model = instantiate(resolve(small())["model"])
+    D, T, V, L = 64, 32, 400, 3
+    weights_ = L * (D * D * 2 + 2 * D * D // 2 + 2 * 3 * D * D) + V * D + 64 * D
+    assert model_flops_per_token(model, T) == 6 * weights_ + 3 * L * 2 * T * D
+
+
+def test_flops_of_mamba2_count_matrices_and_the_scan(compose):
+    from jepa_lm.describe import model_flops_per_token
+
+    sizes = ("model.dim=64", "model.vocab_size=400", "model.embedding.factor_dim=32")
+    config = resolve(compose("train", "model=mamba2", "model.backbone.layers=3", *sizes))
+    D, N, V, L = 64, 64, 400, 3
+    mixers = L * (D * (2 * D + 2 * N + 1) + D * D)
+    weights_ = mixers + 2 * (2 * 4 * D * D) + V * 32 + 2 * 32 * D
+    scan = L * (2 * 32 * (N + D) + 4 * D * N)  # a chunk is as long as the sequence of 32
+    model = instantiate(config["model"])
+    assert model_flops_per_token(model, 32) == 6 * weights_ + 3 * scan
