@@ -162,13 +162,18 @@ def test_nothing_is_exchanged_between_log_points_but_gradients_and_muon(tmp_path
 def test_a_sweep_of_two_ranks_each_gives_two_runs(tmp_path, small_text):
     """Trap 29: ranks that repeat the command line would start the sweep again."""
     common = [*SMALL, f"data.path={small_text}", f"hydra.sweep.dir={tmp_path}/sweep"]
-    run("train.py", "-m", *common, "seed=1,2", "trainer=ddp_sim", "trainer.max_steps=4")
+    process = start("train.py", "-m", *common, "seed=1,2", "trainer=ddp_sim", "trainer.max_steps=4")
+    _, err = process.communicate(timeout=300)
+    assert process.returncode == 0, err
+    assert err.count(" jobs in ") == 1, err  # a rank that plans the sweep again says so too
     folders = sorted(p.name for p in (tmp_path / "sweep/all").iterdir() if p.is_dir())
     assert folders == ["seed-1", "seed-2"]
     scores = set()
     for name, seed in (("all/seed-1", 1), ("all/seed-2", 2)):
         summary = json.loads((tmp_path / "sweep" / name / "summary.json").read_text())
         assert (summary["seed"], summary["ranks"], summary["steps"]) == (seed, 2, 4)
+        of_the_ranks = json.loads((tmp_path / "sweep" / name / "ranks.json").read_text())
+        assert (of_the_ranks["seed"], of_the_ranks["data"]["seed"]) == (seed, seed)
         scores.add(summary["val"]["nll"])
     assert len(scores) == 2
     assert not [

@@ -31,6 +31,16 @@ def test_summary_holds_what_a_study_needs(trained):
     assert summary["val"]["weights"] == "raw"
     assert summary["compiled"] is False
     assert summary["versions"]["torch"] == torch.__version__
+    packages = {
+        "python",
+        "jepa_lm",
+        "lightning",
+        "hydra-core",
+        "omegaconf",
+        "sentencepiece",
+        "numpy",
+    }
+    assert packages < summary["versions"].keys()
     assert len(summary["config_hash"]) == 16
     assert set(summary["git"]) == {"commit", "dirty", "diff"}
     assert summary["flops_per_token"]["model"] > 6 * shipped * 0.2
@@ -121,3 +131,12 @@ def test_a_checkpoint_without_its_run_folder_still_evaluates(trained, compose, t
     shutil.copy(trained.checkpoint, moved)
     got = evaluate(compose("eval", f"ckpt_path={moved}", "eval.baselines=false"))
     assert got == pytest.approx(trained.bpb, abs=1e-6)
+
+
+def test_the_git_state_at_the_start_is_kept(small, tmp_path, monkeypatch):
+    """Trap 27: a commit during the run is not what ran."""
+    states = iter([{"commit": "ab", "dirty": True, "diff": "cd"}])
+    monkeypatch.setattr("jepa_lm.training.git_state", lambda: next(states))
+    train(small(run_dir=tmp_path / "run"))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["git"] == {"commit": "ab", "dirty": True, "diff": "cd"}

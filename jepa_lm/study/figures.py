@@ -31,7 +31,7 @@ def effects(treatment: Treatment, look: Mapping[str, Style], name: str) -> Panel
 
 def overview(treatments: Sequence[Treatment], look: Mapping[str, Style]) -> Panel | None:
     """Differences of all treatments from their first control."""
-    rows = [(t.arm.name, t.main.effect, look[t.arm.name]) for t in treatments if t.main.effect.n]
+    rows = [(t.arm.label, t.main.effect, look[t.arm.name]) for t in treatments if t.main.effect.n]
     return _differences("Treatments minus their control", rows, "overview") if rows else None
 
 

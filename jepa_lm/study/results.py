@@ -22,6 +22,7 @@ from jepa_lm.study.against_plan import (
     identity_in_words,
     other_configs,
 )
+from jepa_lm.study.arms import flat
 from jepa_lm.study.cautions import together
 from jepa_lm.study.comparable import apart
 from jepa_lm.study.manifest import Comparison, Group, Identity, Manifest
@@ -50,16 +51,19 @@ class Arm:
 
     @cached_property
     def label(self) -> str:
-        """What it is for a reader who knows no names of arms: `objective=lewm jepa.weight=0.1`."""
-        settings = dict(self.group.settings)
+        """What it is for a reader who knows no names of arms: `objective=lewm jepa.weight=0.1`.
+
+        What was swept, by the values that ran, whatever was asked for.
+        """
+        settings = self.group.settings
         run = next(iter(self.runs.values()), None)
-        if run is not None:
-            known = {
-                "objective": run.objective,
-                WEIGHT: (run.config.get("jepa") or {}).get("weight"),
-            }
-            settings = {k: str(v) for k, v in known.items() if v is not None} | settings
-        return " ".join(f"{key}={value}" for key, value in settings.items()) or self.name
+        ran = {} if run is None else {**flat(run.config), "objective": run.objective}
+        values = {
+            key: settings.get(key) if ran.get(key) is None else ran[key]
+            for key in ("objective", WEIGHT, *settings)
+        }
+        told = [f"{key}={value}" for key, value in values.items() if value is not None]
+        return " ".join(told) or self.name
 
     @cached_property
     def bpb(self) -> dict[str, float]:

@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from html import unescape
 from html.parser import HTMLParser
+from pathlib import Path
+
+from jepa_lm.study.report import write_report
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
@@ -102,3 +105,33 @@ class _Reader(HTMLParser):
 
     def handle_data(self, data: str) -> None:
         self.open[-1].children.append(data)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Both files of a report."""
+
+    folder: Path
+    html: str
+    markdown: str
+    page: Element
+
+    @property
+    def verdict(self) -> Element:
+        return self.page.one("section", id="verdict")
+
+    @property
+    def headline(self) -> str:
+        return self.page.one("h1").text
+
+    @property
+    def tables(self) -> dict[str, list[list[str]]]:
+        return self.page.tables()
+
+
+def report(folder: Path) -> Report:
+    """Build it and read it back."""
+    path = write_report(folder)
+    assert path == folder / "report.html"
+    html = path.read_text()
+    return Report(folder, html, (folder / "report.md").read_text(), read(html))

@@ -70,3 +70,13 @@ def test_arms_of_equal_time_differ_in_steps_but_not_in_time(difference):
         "seconds of training: 100.0 (a), 150.0 (b)"
     ]
     assert difference({}, {"steps": 200, "seconds": 150.0}, None) == []
+
+
+def test_every_run_of_an_arm_counts(tmp_path):
+    """Trap 8: the first seeds agree, a later one was compiled."""
+    runs = [
+        Run(write_run(tmp_path / n, 1.7, summary=s))
+        for n, s in (("0", {}), ("1", {}), ("2", COMPILED))
+    ]
+    said = "compile state: eager (a, b), compiled (main pass, cross entropy) (b)"
+    assert apart({"a": runs[:1], "b": runs[1:]}, "steps") == [said]

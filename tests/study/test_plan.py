@@ -8,7 +8,7 @@ import pytest
 
 from jepa_lm.errors import UserError
 from jepa_lm.records import config_hash
-from jepa_lm.study.arms import Arm, check_declared, differences, flat
+from jepa_lm.study.arms import Arm, below, check_declared, differences, flat
 from jepa_lm.study.plan import slug
 
 
@@ -80,6 +80,8 @@ def test_arms_win_over_the_command_line(plan):
     assert "jepa.weight" not in settings(done, "none/seed-1")
     for comparison in done.plan.comparisons:
         assert comparison.differences, comparison.against
+    job = next(job for job in done.launched if "hydra.sweep.subdir=weight_0/seed-1" in job)
+    assert [word for word in job if word.startswith("jepa.weight=")] == ["jepa.weight=0"]
     hashes = [job.config_hash for job in done.plan.jobs]
     assert len(set(hashes)) == len(hashes)
 
@@ -322,3 +324,26 @@ def test_wandb_gets_the_study_and_the_arm(plan):
     job = next(job for job in done.launched if "hydra.sweep.subdir=placebo/seed-2" in job)
     assert "logger.wandb.group='ablation sweep'" in job
     assert "logger.wandb.name='placebo/seed-2'" in job
+
+
+@pytest.mark.parametrize("objective", ["lewm", "patch", "chunk"])
+def test_controls_differ_in_nothing_but_the_objective(plan, objective):
+    """Trap 25: equal seeds, data order and compilation, whatever conf/study declares."""
+    done = plan("study=ablation", f"objective={objective}", "data.seq_len=32", "seed=1,2")
+    assert done.code == 0, done.error
+    for comparison in done.plan.comparisons:
+        own = ("optimizer.freeze",) if comparison.role == "as_published" else ()
+        other = [
+            k for k in comparison.differences if not below(k, ("jepa", "model.injector", *own))
+        ]
+        assert other == [], comparison.against
+        assert set(groups(done)[comparison.against]) == {"1", "2"}
+
+
+@pytest.mark.parametrize("word", ["compile=true", "data.order=stream", "data.seed=7"])
+def test_an_arm_on_another_code_path_or_data_is_refused(plan, word):
+    """Trap 25."""
+    arm = f"+study.arms.other={{role:other,set:['jepa.weight=0.2','{word}'],changes:[jepa.weight]}}"
+    done = plan("study=ablation", "objective=patch", arm)
+    assert done.code == 2
+    assert f"study.arms.other: differs from the treatment in {word.split('=')[0]} (" in done.error

@@ -5,51 +5,20 @@ from __future__ import annotations
 import json
 import re
 import statistics
-from dataclasses import dataclass
 from html import unescape
-from pathlib import Path
+from itertools import accumulate
 
 import pytest
 from scipy import stats
 
 from jepa_lm.errors import UserError
 from jepa_lm.study.report import write_report
-from tests.study.pages import Element, markdown_tables, read
+from tests.study.pages import Report, markdown_tables, report
 from tests.study.sweeps import NATS, paired, study, write_run
 
 LABEL = "objective=vicreg jepa.weight=0.1"
+
 AGAINST = {"treatment": {"weight_0": "control"}}
-
-
-@dataclass(frozen=True)
-class Report:
-    """Both files of a report."""
-
-    folder: Path
-    html: str
-    markdown: str
-    page: Element
-
-    @property
-    def verdict(self) -> Element:
-        return self.page.one("section", id="verdict")
-
-    @property
-    def headline(self) -> str:
-        return self.page.one("h1").text
-
-    @property
-    def tables(self) -> dict[str, list[list[str]]]:
-        return self.page.tables()
-
-
-def report(folder: Path) -> Report:
-    """Build it and read it back."""
-    path = write_report(folder)
-    assert path == folder / "report.html"
-    html = path.read_text()
-    return Report(folder, html, (folder / "report.md").read_text(), read(html))
-
 
 SCORES = {
     **paired(1.70, -0.012),
@@ -132,6 +101,17 @@ def test_differences_are_those_of_an_independent_computation(helps):
         p = stats.ttest_rel(list(SCORES["treatment"].values()), list(SCORES[name].values())).pvalue
         assert rows["p, paired t-test"][i] == ("< 0.0001" if p < 0.0001 else f"{p:.4f}")
     assert float(rows["smallest detectable difference, BPB"][0]) > 0
+    ours = list(SCORES["treatment"].values())
+    p = [
+        stats.ttest_rel(ours, list(s.values())).pvalue
+        for n, s in SCORES.items()
+        if n != "treatment"
+    ]
+    order = sorted(range(3), key=p.__getitem__)
+    steps = accumulate((min(1.0, p[i] * (3 - rank)) for rank, i in enumerate(order)), max)
+    for i, adjusted in zip(order, steps, strict=True):
+        said = "< 0.0001" if adjusted < 0.0001 else f"{adjusted:.4f}"
+        assert rows["p after Holm"][i] == said
 
 
 def test_markdown_has_the_same_tables(helps):
