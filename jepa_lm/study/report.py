@@ -120,12 +120,9 @@ def _card(treatment: Treatment, look: dict[str, Style], index: int, alone: bool)
 
 def _numbers(treatment: Treatment) -> list[str]:
     """What the verdict's sentence does not say."""
-    speed = tables.speed_ratio(treatment.arm, treatment.main.control)
-    return (
-        []
-        if speed is None
-        else [f"Speed: {words.ratio(speed)} times the control's tokens per second."]
-    )
+    ratios = tables.cost_ratios(treatment.arm, treatment.main.control)
+    told = ", ".join(f"{words.ratio(ratio)} times the {name}" for name, ratio in ratios.items())
+    return [f"Cost beside the control: {told}."] if told else []
 
 
 def _notices(results: Results) -> list[str]:

@@ -31,6 +31,7 @@ DIAGNOSTICS = {
     "trunk_gradient_cosine": "trunk gradient cosine",
 }
 """Of summary.json, with the heads of their columns."""
+SPEED = "tokens per second"
 FEW = 6
 """Comparisons that are told in a column each."""
 
@@ -141,7 +142,7 @@ def cost(results: Results) -> Table:
                 words.count(mean_of(arm, "tokens")),
                 f"{seconds:,.1f}" if (seconds := mean_of(arm, "seconds")) is not None else NOTHING,
                 words.count(mean_of(arm, "tokens_per_second")),
-                NOTHING if against is None else words.ratio(speed_ratio(arm, against)),
+                words.ratio(None if against is None else cost_ratios(arm, against).get(SPEED)),
                 _mebibytes(mean_of(arm, "memory_bytes")),
                 NOTHING if flops is None else f"{flops / 1e6:,.2f}",
             )
@@ -250,10 +251,14 @@ def mean_of(arm: Arm, key: str) -> float | None:
     return _mean(run.summary.get(key) for run in arm.runs.values())
 
 
-def speed_ratio(arm: Arm, control: Arm) -> float | None:
-    """Tokens per second, times the control's."""
-    ours, theirs = (mean_of(a, "tokens_per_second") for a in (arm, control))
-    return ours / theirs if ours and theirs else None
+def cost_ratios(arm: Arm, control: Arm) -> dict[str, float]:
+    """FLOPs per token, tokens per second and peak memory, times the control's, where both are known."""
+    sides = {
+        "FLOPs per token": (flops_of(arm), flops_of(control)),
+        SPEED: (mean_of(arm, "tokens_per_second"), mean_of(control, "tokens_per_second")),
+        "peak memory": (mean_of(arm, "memory_bytes"), mean_of(control, "memory_bytes")),
+    }
+    return {name: ours / theirs for name, (ours, theirs) in sides.items() if ours and theirs}
 
 
 def flops_of(arm: Arm) -> float | None:

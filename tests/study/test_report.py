@@ -30,6 +30,9 @@ SCORES = {
 @pytest.fixture(scope="module")
 def helps(tmp_path_factory) -> Report:
     """A treatment that helps, with three controls and a missing fourth."""
+    flops = {"model": 1000, "objective": 0}
+    slow = {"seconds": 210.0, "tokens_per_second": 4096.0}
+    slow["flops_per_token"] = {"model": 1000, "objective": 1000}
     controls = {
         "weight_0": "control",
         "regularizers_only": "control: regularizers only",
@@ -39,7 +42,7 @@ def helps(tmp_path_factory) -> Report:
         tmp_path_factory.mktemp("helps"),
         SCORES,
         against={"treatment": controls},
-        runs={"treatment": {"summary": {"seconds": 210.0, "tokens_per_second": 4096.0}}},
+        runs={"control": {"summary": {"flops_per_token": flops}}, "treatment": {"summary": slow}},
         not_applicable={"treatment": {"prediction_only": "it has no regularizer"}},
     )
     return report(folder)
@@ -142,7 +145,10 @@ def test_cost_beside_the_control(helps):
     assert row["arm"] == "treatment"
     assert row["seconds"] == "210.0"
     assert row["speed, times the control's"] == "0.50"
-    assert "Speed: 0.50 times the control's" in helps.verdict.text
+    cost = (
+        "Cost beside the control: 2.00 times the FLOPs per token, 0.50 times the tokens per second."
+    )
+    assert cost in helps.verdict.text
     assert "peak memory, MiB" not in head  # nobody recorded it
 
 
