@@ -89,8 +89,9 @@ def budget(runs: Iterable[Run], match: str | None) -> str:
         spent = count(tokens[0])
         said += f"; {spent if tokens[0] == tokens[-1] else f'{spent} to {count(tokens[-1])}'} training tokens"
     matched = {"steps": "equal steps for all arms", "time": "equal training time for all arms"}
-    alike = match in matched and len(limits) == 1  # an arm may be given more on purpose
-    return f"{said}; {matched[match]}." if alike else f"{said}."
+    if match in matched and len(limits) == 1:  # an arm may be given more on purpose
+        said += f"; {matched[match]}"
+    return f"{said}."
 
 
 def data(runs: Iterable[Run]) -> str:
