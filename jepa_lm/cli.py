@@ -83,6 +83,8 @@ def _explain(error: BaseException, command: str) -> tuple[str, int]:
         chain = chain.__cause__ or chain.__context__
     if isinstance(error, MissingConfigException) and error.missing_cfg_file:
         return _missing_option(error), UserError.exit_code
+    if "--multirun" in str(error):
+        return _list_of_values(error, command)
     unknown = re.search(r"Could not override '([^']+)'", str(error))
     if unknown:
         return _unknown_key(unknown.group(1), command), UserError.exit_code
@@ -92,6 +94,25 @@ def _explain(error: BaseException, command: str) -> tuple[str, int]:
         reason = _one_line(str(cause).split("full_key")[0])
         return f"{key}: {reason}", UserError.exit_code
     return _one_line(str(error) or str(cause)), UserError.exit_code
+
+
+def _list_of_values(error: BaseException, command: str) -> tuple[str, int]:
+    """Hydra takes a command for a single run whose `study=` or `sweep=` it could not compose."""
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        loader = GlobalHydra.instance().config_loader()
+        words = [word for word in sys.argv[1:] if "=" in word or word.startswith("~")]
+        try:
+            loader.load_configuration(command, overrides=words, run_mode=RunMode.MULTIRUN)
+        except (HydraException, OmegaConfBaseException) as cause:
+            if "--multirun" not in str(cause):
+                return _explain(cause, command)
+    word = re.search(r"'([^']+)'", str(error))
+    several = word.group(1) if word else "several values"
+    return (
+        f"{several}: more than one run; add -m, or a study= or sweep= of train.py",
+        UserError.exit_code,
+    )
 
 
 def _unknown_key(key: str, command: str) -> str:

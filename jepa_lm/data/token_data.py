@@ -46,8 +46,8 @@ class TokenData:
                 raise UserError(f"data.{key}={value}: at least 1")
         if isinstance(corpus, Austen) and (path is not None or val_path is not None):
             raise UserError(
-                f"data.path={path}, data.val_path={val_path}: the embedded corpus reads no files; add "
-                "data=text, or data/corpus=text to keep the tokenizer"
+                f"data.path={path or val_path}: the embedded corpus reads no files (debug=tiny reads it "
+                "always); add data=text, or data/corpus=text to keep the tokenizer"
             )
         self.corpus, self.tokenizer_spec = corpus, tokenizer
         self.seq_len, self.batch_tokens = seq_len, batch_tokens

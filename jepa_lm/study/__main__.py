@@ -35,8 +35,12 @@ def main(arguments: list[str]) -> int:
                 _compare(Path(left), Path(right))
             case [folder] if folder not in ("ls", "compare") and not folder.startswith("-"):
                 _report(Path(folder))
+            case ["--help" | "-h"]:
+                print(__doc__)
+            case ["compare", *runs]:
+                raise UserError(f"compare: {len(runs)} given; it takes two runs")
             case _:
-                raise UserError(USAGE)
+                raise UserError(f"{' '.join(arguments) or 'nothing given'}: expected {USAGE}")
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
@@ -45,26 +49,11 @@ def main(arguments: list[str]) -> int:
 
 def _report(folder: Path) -> None:
     # Figures take a second to import; the lists do without.
-    from jepa_lm.study.report import headline, word_of, write_report
-    from jepa_lm.study.results import collect
+    from jepa_lm.study.report import tell
 
     if not folder.is_dir():
         raise store.missing(folder)
-    results = collect(folder)
-    written = write_report(folder)
-    print(headline(results))
-    for treatment in results.treatments:
-        name = (
-            f"{treatment.arm.label} ({word_of(treatment)}): " if len(results.treatments) > 1 else ""
-        )
-        print(f"{name}{treatment.sentence}")
-        for text in treatment.apart:
-            warn(f"{treatment.arm.name} and its controls are not comparable: {text}")
-    for text in (*results.apart, *results.warnings):
-        warn(text)
-    if results.failures:
-        warn(f"{len(results.failures)} of {len(results.runs)} planned runs have no score")
-    print(f"written to {written}")
+    print(f"written to {tell(folder, sys.stdout)}")
 
 
 def _list(folder: Path, *, as_json: bool) -> None:

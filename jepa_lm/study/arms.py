@@ -127,13 +127,14 @@ def check_budget(match: str, config: Mapping[str, Any]) -> None:
     if match == "steps" and (trainer["max_time"] is not None or trainer["max_steps"] is None):
         raise UserError(
             f"study.match=steps: needs trainer.max_steps and trainer.max_time=null, and they are "
-            f"{trainer['max_steps']} and {trainer['max_time']}; study.match=time compares after the same time"
+            f"{_yaml(trainer['max_steps'])} and {_yaml(trainer['max_time'])}; study.match=time compares "
+            "after the same time"
         )
     if match == "time" and (trainer["max_time"] is None or trainer["max_steps"] is not None):
         raise UserError(
             f"study.match=time: needs trainer.max_time and trainer.max_steps=null, and they are "
-            f"{trainer['max_time']} and {trainer['max_steps']}; study.match=steps compares after the same "
-            "steps"
+            f"{_yaml(trainer['max_time'])} and {_yaml(trainer['max_steps'])}; study.match=steps compares "
+            "after the same steps"
         )
     if match not in ("steps", "time"):
         raise UserError(f"study.match={match}: one of steps, time")
@@ -172,3 +173,8 @@ def describe_differences(found: Mapping[str, tuple[Any, Any]], most: int = 6) ->
     told = [f"{key} was {a}, now {b}" for key, (a, b) in list(found.items())[:most]]
     more = f" and {len(found) - most} more" if len(found) > most else ""
     return "; ".join(told) + more
+
+
+def _yaml(value: Any) -> Any:
+    """As a user writes it."""
+    return "null" if value is None else value

@@ -18,15 +18,16 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, open_dict
 
-from jepa_lm.config import resolve
+from jepa_lm.config import check, resolve
 from jepa_lm.errors import SweepError, UserError, warn
 from jepa_lm.records import config_hash, write_json
 from jepa_lm.study.arms import describe_differences, differences
-from jepa_lm.study.manifest import Job, Manifest
+from jepa_lm.study.manifest import FILE, Job, Manifest, load
 from jepa_lm.study.plan import plan_study, plan_sweep
 from jepa_lm.study.request import Composed, read_request
 from jepa_lm.study.runs import Run
 from jepa_lm.study.search import Search
+from jepa_lm.study.statistics import MINIMUM_PAIRS
 
 MOST_REASONS = 5
 
@@ -73,6 +74,11 @@ def sweep(
         manifest, configs = plan_sweep(asked, compose, config.task_name)
     else:
         manifest, configs = plan_study(asked, compose, resolve(config.study))
+        pairs = max(len(group.runs) for group in manifest.groups)
+        if pairs < MINIMUM_PAIRS:
+            warn(
+                f"seed: {pairs} of them; a verdict needs {MINIMUM_PAIRS} or more: 'seed=range(1,6)'"
+            )
     return conclude(manifest, folder, run(manifest, configs, folder, launcher))
 
 
@@ -95,6 +101,9 @@ def run(
         results = launcher.launch(words, initial_job_idx=done) if words else []
     except Exception as error:  # a worker was killed, and its launcher gave up
         warn(f"the launcher stopped: {error or type(error).__name__}")
+    except BaseException:  # a signal
+        print(f"the same command with hydra.sweep.dir={folder} goes on", file=sys.stderr)
+        raise
     returned = dict(zip((job.folder for job in todo), results, strict=False))
     for name, result in returned.items():
         if result.status is not JobStatus.COMPLETED and not Run(folder / name).summary:
@@ -133,19 +142,27 @@ def _compose(loader: ConfigLoader, config: DictConfig, words: Sequence[str]) -> 
         composed.seed = seed
         return resolve(composed)
 
+    check(resolved(composed.seed))
     return Composed(objective, composed.seed, resolved)
 
 
 def check_unchanged(manifest: Manifest, configs: Mapping[str, Any], folder: Path) -> None:
-    """Nothing that was run there had another config.
+    """Nothing that was run there had another config, or was another sweep's.
 
     Raises:
         UserError: naming the run and the difference.
     """
+    if (folder / FILE).exists():
+        before = load(folder)
+        if (before.kind, before.name) != (manifest.kind, manifest.name):
+            raise UserError(
+                f"hydra.sweep.dir={folder}: holds the {before.kind} {before.name}, and this is the "
+                f"{manifest.kind} {manifest.name}; name another folder"
+            )
     for job in manifest.jobs:
-        before = Run(folder / job.folder).config
-        if before and config_hash(before) != job.config_hash:
-            found = differences(before, configs[job.folder])
+        ran = Run(folder / job.folder).config
+        if ran and config_hash(ran) != job.config_hash:
+            found = differences(ran, configs[job.folder])
             raise UserError(
                 f"hydra.sweep.dir={folder}: {job.folder} was run with another config "
                 f"({describe_differences(found)}); name another folder, or delete {folder / job.folder}"
@@ -187,12 +204,12 @@ def failures(jobs: Sequence[Job], folder: Path) -> dict[str, str]:
 
 
 def report(manifest: Manifest, folder: Path) -> None:
-    """Write the report beside the runs; runs that are on W&B get it there, too."""
+    """Write the report beside the runs and say what it says; runs that are on W&B get it there, too."""
     from jepa_lm.loggers.report import attach_report
     from jepa_lm.loggers.settings import wandb_settings
-    from jepa_lm.study.report import write_report
+    from jepa_lm.study.report import tell
 
-    html = write_report(folder)
+    html = tell(folder, sys.stderr)
     print(f"report: {html}", file=sys.stderr)
     configs = (Run(folder / job.folder).config for job in manifest.jobs)
     settings = next((found for config in configs if (found := wandb_settings(config))), None)

@@ -11,7 +11,8 @@ from matplotlib.transforms import offset_copy
 
 from jepa_lm.study import words
 from jepa_lm.study.figure_styles import PANEL, Panel, Style
-from jepa_lm.study.results import WEIGHT, Arm, Results, Treatment, role_of
+from jepa_lm.study.request import WEIGHT
+from jepa_lm.study.results import Arm, Results, Treatment, role_of
 from jepa_lm.study.statistics import Effect
 from jepa_lm.study.svg import INK, MUTED, SERIES, drawing, inline, new_figure
 

@@ -27,10 +27,10 @@ from jepa_lm.study.arms import (
     read_arms,
 )
 from jepa_lm.study.manifest import Comparison, Group, Identity, Job, Manifest
-from jepa_lm.study.request import SEED, Compose, Composed, Request
+from jepa_lm.study.request import SEED, WEIGHT, Compose, Composed, Request
 from jepa_lm.study.verdict import BASELINES
 
-TREATMENT = "treatment"
+TREATMENT, NONE = "treatment", "none"
 LONGEST_NAME = 80
 SETTINGS = {"name": str, "match": str, "arms": dict}
 """Of a study, with their types."""
@@ -90,9 +90,13 @@ def plan_sweep(request: Request, compose: Compose, name: str) -> tuple[Manifest,
 
     Returns:
         the plan, and each job's resolved config by folder.
+
+    Raises:
+        UserError: weights of no objective.
     """
     planner = Planner(compose)
     seeds = request.seeds(compose)
+    objectives: set[str] = set()
     inert: list[tuple[Group, Mapping[str, str]]] = []
     active: list[tuple[Group, Mapping[str, str]]] = []
     for cell in request.cells():
@@ -100,7 +104,13 @@ def plan_sweep(request: Request, compose: Compose, name: str) -> tuple[Manifest,
         composed = compose(words)
         group = planner.add(slug(cell), words, composed, seeds, settings=cell)
         weight = composed.resolved(seeds[0])["jepa"]["weight"]
-        (active if weight else inert).append((group, cell))
+        objectives.add(composed.objective)
+        (active if weight and composed.objective != NONE else inert).append((group, cell))
+    if WEIGHT in request.axes and objectives == {NONE}:
+        raise UserError(
+            f"{WEIGHT}={','.join(request.axes[WEIGHT])}: objective=none has no loss to weigh; choose one, "
+            "such as objective=vicreg"
+        )
     comparisons = [
         Comparison(group.name, control.name, _role(control), _between(planner, group, control))
         for group, cell in active
@@ -111,7 +121,7 @@ def plan_sweep(request: Request, compose: Compose, name: str) -> tuple[Manifest,
 
 
 def _role(control: Group) -> str:
-    return "none" if control.settings.get("objective") == "none" else "weight_0"
+    return "none" if control.settings.get("objective") == NONE else "weight_0"
 
 
 def _matches(cell: Mapping[str, str], control: Mapping[str, str]) -> bool:
@@ -153,6 +163,7 @@ def plan_study(
         composed = compose(words)
         config = composed.resolved(seeds[0])
         check_budget(study["match"], config)
+        _check_treatment(arms, composed.objective, config)
         treatment = planner.add(
             _arm_name(cell, TREATMENT), words, composed, seeds, says="as configured", settings=cell
         )
@@ -180,6 +191,20 @@ def plan_study(
         ),
         planner.configs,
     )
+
+
+def _check_treatment(arms: Sequence[Arm], objective: str, config: Mapping[str, Any]) -> None:
+    """A treatment that is one of its own controls is told by its name."""
+    roles = {arm.role for arm in arms}
+    if objective == NONE and NONE in roles:
+        raise UserError(
+            "objective=none: is the control of this study; choose what it is held against, such as "
+            "objective=lewm"
+        )
+    if not config["jepa"]["weight"] and "weight_0" in roles:
+        raise UserError(
+            f"{WEIGHT}=0: is an arm of this study already; leave it out of the treatments (and of sweep=)"
+        )
 
 
 def _held_against(

@@ -7,10 +7,11 @@ import shlex
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from jepa_lm.errors import warn
 from jepa_lm.study import figures, tables, words
 from jepa_lm.study.figure_styles import Style, styles
 from jepa_lm.study.results import Results, Treatment, collect
@@ -51,6 +52,31 @@ def write_report(folder: Path) -> Path:
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(folder / name)
     return folder / HTML
+
+
+def tell(folder: Path, file: TextIO) -> Path:
+    """Write the report and print its verdicts.
+
+    Returns:
+        The HTML file.
+
+    Raises:
+        UserError: the folder has no study.json.
+    """
+    results = collect(folder)
+    print(headline(results), file=file)
+    for treatment in results.treatments:
+        name = (
+            f"{treatment.arm.label} ({word_of(treatment)}): " if len(results.treatments) > 1 else ""
+        )
+        print(f"{name}{treatment.sentence}", file=file)
+        for text in treatment.apart:
+            warn(f"{treatment.arm.name} and its controls are not comparable: {text}")
+    for text in (*results.apart, *results.warnings):
+        warn(text)
+    if results.failures:
+        warn(f"{len(results.failures)} of {len(results.runs)} planned runs have no score")
+    return write_report(folder)
 
 
 def headline(results: Results) -> str:

@@ -12,7 +12,7 @@ from hydra.core.override_parser.types import IntervalSweep, Override
 from jepa_lm.errors import UserError
 from jepa_lm.study.arms import below
 
-SEED = "seed"
+SEED, WEIGHT = "seed", "jepa.weight"
 OF_THE_SWEEP = ("study", "sweep")
 """Words of the command line that say what is swept; a job knows nothing of them."""
 

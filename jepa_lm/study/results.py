@@ -26,11 +26,11 @@ from jepa_lm.study.arms import flat
 from jepa_lm.study.cautions import together
 from jepa_lm.study.comparable import apart
 from jepa_lm.study.manifest import Comparison, Group, Identity, Manifest
+from jepa_lm.study.request import WEIGHT
 from jepa_lm.study.runs import Run
 from jepa_lm.study.statistics import Effect, t_interval
 from jepa_lm.study.verdict import BASELINES, verdict
 
-WEIGHT = "jepa.weight"
 BUDGET = ("trainer.max_steps", "trainer.max_time")
 NO_VERDICT = "no verdict"
 """Of a treatment without a baseline."""

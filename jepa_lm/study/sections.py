@@ -99,7 +99,9 @@ def _diagnostics(results: Results, look: Mapping[str, Style]) -> Section:
 def _cost(results: Results) -> Section:
     return Section(
         "Cost",
-        "Means over finished runs. Seconds are of training, without validation and compilation.",
+        "Means over finished runs. Seconds are of training, without validation and compilation; they and the "
+        "speed depend on what else the machine did. On a CPU, memory is what the process grew by, most "
+        "of all in its first job.",
         tables=(("Cost by arm", tables.cost(results)),),
     )
 

@@ -20,6 +20,7 @@ from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from typing import Any
 
 import numpy as np
 from scipy import optimize, stats
@@ -63,7 +64,8 @@ class Effect:
     p_paired: float | None = None
     """Two-sided, H0: the mean is 0."""
     p_holm: float | None = None
-    """`p_paired` corrected for the other comparisons; None until `holm` has seen them."""
+    """`p_paired` corrected for the other comparisons; None until `holm` has seen them, which also puts
+    `smallest_effect` and `seeds_needed` at the level of its strictest step."""
     p_welch: float | None = None
     """Two-sided and unpaired, over every seed of each side; H0: both have the same mean."""
     p_rule: float | None = None
@@ -141,8 +143,7 @@ def effect(
         bootstrap=bootstrap_interval(differences, resamples) if n >= MINIMUM_PAIRS else None,
         p_paired=float(paired_test(differences)),
         p_equivalent=float(equivalence_test(differences, margin)),
-        smallest_effect=_noncentrality(n) * found.std / math.sqrt(n),
-        seeds_needed=_seeds_needed(found.mean, found.std),
+        **_prospects(found, ALPHA),
     )
 
 
@@ -195,14 +196,20 @@ def bootstrap_interval(differences: np.ndarray, resamples: int) -> tuple[float, 
 
 
 def holm(effects: Mapping[str, Effect]) -> dict[str, Effect]:
-    """Fill `p_holm` by Holm's step-down over the comparisons that have a `p_paired`."""
+    """Fill `p_holm` by Holm's step-down over the comparisons that have a `p_paired`.
+
+    What could be shown is counted at ALPHA / comparisons: the others may all be chance.
+    """
     order = sorted((e.p_paired, name) for name, e in effects.items() if e.p_paired is not None)
     adjusted: dict[str, float] = {}
     largest = 0.0
     for rank, (p, name) in enumerate(order):
         largest = max(largest, min(1.0, p * (len(order) - rank)))
         adjusted[name] = largest
-    return {name: replace(e, p_holm=adjusted.get(name)) for name, e in effects.items()}
+    return {
+        name: replace(e, p_holm=adjusted.get(name), **_prospects(e, ALPHA / max(len(order), 1)))
+        for name, e in effects.items()
+    }
 
 
 def power(effect: float, std: float, n: int, alpha: float = ALPHA) -> float:
@@ -230,14 +237,25 @@ def _power(noncentrality: float, n: int, alpha: float = ALPHA) -> float:
 
 
 @cache
-def _noncentrality(n: int) -> float:
+def _noncentrality(n: int, alpha: float) -> float:
     """At which n pairs have a power of `POWER`."""
-    return float(optimize.brentq(lambda nc: _power(nc, n) - POWER, 0.0, 100.0))
+    highest = 10 * stats.t.isf(alpha / 2, n - 1)
+    return float(optimize.brentq(lambda nc: _power(nc, n, alpha) - POWER, 0.0, highest))
 
 
-def _seeds_needed(mean: float, std: float) -> int | None:
+def _prospects(found: Effect, alpha: float) -> dict[str, Any]:
+    """What tests at this level could show."""
+    if not found.std or found.mean is None:
+        return {}
+    return {
+        "smallest_effect": _noncentrality(found.n, alpha) * found.std / math.sqrt(found.n),
+        "seeds_needed": _seeds_needed(found.mean, found.std, alpha),
+    }
+
+
+def _seeds_needed(mean: float, std: float, alpha: float) -> int | None:
     def enough(n: int) -> bool:
-        return abs(mean) / std * math.sqrt(n) >= _noncentrality(n)
+        return abs(mean) / std * math.sqrt(n) >= _noncentrality(n, alpha)
 
     if not enough(MOST_SEEDS):
         return None

@@ -252,12 +252,20 @@ def mean_of(arm: Arm, key: str) -> float | None:
 
 
 def cost_ratios(arm: Arm, control: Arm) -> dict[str, float]:
-    """FLOPs per token, tokens per second and peak memory, times the control's, where both are known."""
+    """FLOPs per token, tokens per second and a GPU's peak memory, times the control's, where both are known.
+
+    A process on a CPU grows by what its first job leaves there for all, which is no matter of arms.
+    """
+    on_gpu = all(
+        run.config.get("trainer", {}).get("accelerator") == "gpu" for run in arm.runs.values()
+    )
     sides = {
         "FLOPs per token": (flops_of(arm), flops_of(control)),
         SPEED: (mean_of(arm, "tokens_per_second"), mean_of(control, "tokens_per_second")),
-        "peak memory": (mean_of(arm, "memory_bytes"), mean_of(control, "memory_bytes")),
     }
+    if on_gpu:
+        memory = mean_of(arm, "memory_bytes"), mean_of(control, "memory_bytes")
+        sides["peak memory"] = memory
     return {name: ours / theirs for name, (ours, theirs) in sides.items() if ours and theirs}
 
 

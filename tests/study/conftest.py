@@ -25,7 +25,12 @@ class Planned:
     folder: Path
     launched: list[list[str]]
     """Words of each job that would run."""
-    error: str
+    told: list[str]
+    """Lines on stderr."""
+
+    @property
+    def error(self) -> str:
+        return self.told[-1] if self.told else ""
 
     @property
     def plan(self) -> manifest.Manifest:
@@ -58,6 +63,6 @@ def plan(monkeypatch, capsys, tmp_path, small_text) -> Plan:
         capsys.readouterr()
         code = cli.launch("train")
         lines = capsys.readouterr().err.strip().splitlines()
-        return Planned(code, folder, launched, lines[-1] if lines else "")
+        return Planned(code, folder, launched, lines)
 
     return run

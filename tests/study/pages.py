@@ -107,6 +107,10 @@ class _Reader(HTMLParser):
         self.open[-1].children.append(data)
 
 
+AGAINST = {"treatment": {"weight_0": "control"}}
+"""The plan of a treatment and its one control."""
+
+
 @dataclass(frozen=True)
 class Report:
     """Both files of a report."""

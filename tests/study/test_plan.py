@@ -222,7 +222,14 @@ MISTAKES = [
         ("study.arms.none=null", "study.arms.weight_0=null"),
         "study.arms: no arm with role weight_0, none, control applies to treatment",
     ),
-    (("objective=none",), "study.arms.none: declares a change of jepa"),
+    (("study=ablatoin", "seed=1,2"), "study=ablatoin: no such option; did you mean ablation?"),
+    (("objective=lwem", "seed=range(1,4)"), "objective=lwem: no such option; did you mean lewm?"),
+    (("jepa.wieght=0.1", "seed=1,2"), "did you mean jepa.weight?"),
+    (("objective=none",), "objective=none: is the control of this study"),
+    (("jepa.weight=0",), "jepa.weight=0: is an arm of this study already"),
+    (("sweep=jepa_weight",), "jepa.weight=0: is an arm of this study already"),
+    (("trainer.max_steps=abc",), "trainer.max_steps=abc: expected a whole number"),
+    (("trainer.max_time=9",), "and they are 6 and 9;"),
 ]
 
 
@@ -347,3 +354,44 @@ def test_an_arm_on_another_code_path_or_data_is_refused(plan, word):
     done = plan("study=ablation", "objective=patch", arm)
     assert done.code == 2
     assert f"study.arms.other: differs from the treatment in {word.split('=')[0]} (" in done.error
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("seed=1,2",), "seed=1,2: more than one run; add -m, or a study= or sweep="),
+        (("sweep=jepa_weigth", "seed=1,2"), "sweep=jepa_weigth: no such option"),
+        (("-m", "objective=patch", "jepa.weight=0,a"), "jepa.weight=a: expected a number"),
+        (
+            ("sweep=jepa_weight",),
+            "jepa.weight=0,0.05,0.1,0.15: objective=none has no loss to weigh",
+        ),
+    ],
+)
+def test_a_mistake_in_a_sweep_is_one_line_before_anything_runs(plan, words, message):
+    done = plan(*words)
+    assert done.code == 2
+    assert message in done.error
+    assert not done.launched
+
+
+def test_weights_of_none_are_controls_beside_those_of_an_objective(plan):
+    done = plan("-m", "objective=none,patch", "jepa.weight=0,0.1")
+    assert done.code == 0, done.error
+    assert {c.of for c in done.plan.comparisons} == {"objective-patch_jepa.weight-0.1"}
+
+
+def test_a_folder_holds_one_sweep_or_study(plan):
+    first = plan("study=ablation", "objective=patch", "seed=1,2,3")
+    other = plan("-m", "objective=patch", "seed=1,2,3")
+    assert other.code == 2
+    assert "holds the study ablation, and this is the sweep train" in other.error
+    assert not other.launched
+    assert other.plan == first.plan
+
+
+@pytest.mark.parametrize(("seeds", "few"), [("1,2", True), ("1,2,3", False)])
+def test_a_study_of_few_seeds_is_warned_of(plan, seeds, few):
+    done = plan("study=ablation", "objective=patch", f"seed={seeds}")
+    warned = [line for line in done.told if "a verdict needs 3 or more" in line]
+    assert [line.startswith("warning: seed: 2 of them;") for line in warned] == [True] * few

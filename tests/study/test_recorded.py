@@ -6,10 +6,8 @@ import pytest
 
 from jepa_lm.study.cautions import of_run
 from jepa_lm.study.runs import Run
-from tests.study.pages import report
+from tests.study.pages import AGAINST, report
 from tests.study.sweeps import paired, study, write_run
-
-AGAINST = {"treatment": {"weight_0": "control"}}
 
 
 def test_every_control_has_to_be_comparable(tmp_path):

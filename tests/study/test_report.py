@@ -13,12 +13,11 @@ from scipy import stats
 
 from jepa_lm.errors import UserError
 from jepa_lm.study.report import write_report
-from tests.study.pages import Report, markdown_tables, report
+from tests.study.pages import AGAINST, Report, markdown_tables, report
 from tests.study.sweeps import NATS, paired, study, write_run
 
 LABEL = "objective=vicreg jepa.weight=0.1"
 
-AGAINST = {"treatment": {"weight_0": "control"}}
 
 SCORES = {
     **paired(1.70, -0.012),

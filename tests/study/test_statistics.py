@@ -157,6 +157,16 @@ def test_the_smallest_effect_and_the_seeds_needed_invert_power(n, size):
     assert power(found.mean, found.std, needed - 1) < 0.8
 
 
+def test_what_could_be_shown_is_counted_at_the_level_of_holms_first_step():
+    one = from_differences([0.012, 0.004, 0.009, 0.001, 0.007])
+    family = holm(dict.fromkeys("abcd", one))["a"]
+    assert power(family.smallest_effect, one.std, one.n, alpha=0.05 / 4) == pytest.approx(0.8)
+    needed = family.seeds_needed
+    assert power(one.mean, one.std, needed, alpha=0.05 / 4) >= 0.8
+    assert power(one.mean, one.std, needed - 1, alpha=0.05 / 4) < 0.8
+    assert holm({"a": one})["a"].smallest_effect == one.smallest_effect
+
+
 def test_seeds_needed_at_its_ends():
     assert from_differences([1e-4, -1e-4, 1e-6]).seeds_needed is None
     assert from_differences([0.01, 0.0100001, 0.0099999]).seeds_needed == 3

@@ -164,11 +164,11 @@ def test_a_report_repeats_its_warnings(tmp_path, capsys):
         (["compare", "{}/study/0", "{}/study/O"], "no such folder; there are 0"),
         (["compare", "{}/study", "{}/study/0"], "no run there"),
         (["{}/study/0"], "no study.json there"),
-        ([], "python -m jepa_lm.study FOLDER"),
+        ([], "nothing given: expected python -m jepa_lm.study FOLDER"),
         (["ls", "a", "b"], "python -m jepa_lm.study FOLDER"),
         (["ls", "--yaml"], "python -m jepa_lm.study FOLDER"),
-        (["compare", "a"], "python -m jepa_lm.study FOLDER"),
-        (["--help"], "python -m jepa_lm.study FOLDER"),
+        (["compare", "a"], "compare: 1 given; it takes two runs"),
+        (["cmpare", "a", "b"], "cmpare a b: expected python -m jepa_lm.study FOLDER"),
     ],
 )
 def test_what_a_user_gets_wrong_is_told_in_one_line(tmp_path, capsys, arguments, said):
