@@ -56,7 +56,8 @@ def _arms(results: Results) -> Section:
 def _effects(results: Results) -> Section:
     return Section(
         "Differences",
-        "Treatment minus control in BPB, at equal seeds; below zero, the treatment is better.",
+        "Treatment minus control in BPB, at equal seeds; below zero, the treatment is better. An interval is "
+        "of one comparison alone; verdicts go by p after Holm, and what could be shown is counted with it.",
         tables=(("Differences with their uncertainty", tables.effects(results.treatments)),),
     )
 
