@@ -134,7 +134,8 @@ def _missing_option(error: MissingConfigException) -> str:
     asked = str(error.missing_cfg_file)
     group, _, option = asked.rpartition("/")
     options = list(error.options or [])
-    if (CONF / group).is_dir() and options and not (CONF / group / f"{options[0]}.yaml").is_file():
+    ours = (CONF / group).is_dir() and not group.startswith("hydra/")
+    if ours and options and not (CONF / group / f"{options[0]}.yaml").is_file():
         # An option in a folder of its group: objective=recipes/pr1006.
         group, _, folder = group.rpartition("/")
         options = sorted(f"{folder}/{p.stem}" for p in (CONF / group / folder).glob("*.yaml"))

@@ -50,7 +50,7 @@ def entries(folder: Path) -> list[Entry]:
     """
     if not folder.is_dir():
         raise missing(folder)
-    return sorted((_entry(run, folder) for run in find_runs(folder)), key=lambda e: e.written)
+    return sorted(map(_entry, find_runs(folder)), key=lambda e: e.written)
 
 
 def print_entries(found: list[Entry], folder: Path, console: Console) -> None:
@@ -103,6 +103,8 @@ def print_comparison(left: Run, right: Run, console: Console) -> list[str]:
     }
     if records:
         console.print(_pairs("records that differ", records), markup=False)
+    else:
+        console.print("their records are equal: versions, source, data, machine")
     match = "steps" if budget_of(left) == budget_of(right) == "steps" else None
     return apart({"A": [left], "B": [right]}, match)
 
@@ -130,12 +132,12 @@ def missing(folder: Path) -> UserError:
     return UserError(f"{folder}: no such folder{hint}")
 
 
-def _entry(run: Run, above: Path) -> Entry:
+def _entry(run: Run) -> Entry:
     config, summary = config_of(run), run.summary
     jepa = config.get("jepa")
     weight = jepa.get("weight") if isinstance(jepa, dict) else None
     return Entry(
-        folder=str(run.folder.relative_to(above)),
+        folder=str(run.folder),
         task=config.get("task_name"),
         objective=run.objective,
         weight=weight if isinstance(weight, int | float) else None,
@@ -197,4 +199,6 @@ def _pairs(title: str, found: Mapping[str, tuple[Any, Any]]) -> Table:
 def _cell(value: Any) -> str:
     if value is None:
         return words.NOTHING
-    return f"{value:,.1f}" if isinstance(value, float) and abs(value) >= 10 else str(value)
+    if isinstance(value, float):
+        return f"{value:,.1f}" if abs(value) >= 10 else f"{value:.4g}"
+    return str(value)

@@ -361,6 +361,10 @@ def test_an_arm_on_another_code_path_or_data_is_refused(plan, word):
     [
         (("seed=1,2",), "seed=1,2: more than one run; add -m, or a study= or sweep="),
         (("sweep=jepa_weigth", "seed=1,2"), "sweep=jepa_weigth: no such option"),
+        (
+            ("-m", "hydra/launcher=job_lib"),
+            "hydra/launcher=job_lib: no such option; did you mean joblib?",
+        ),
         (("-m", "objective=patch", "jepa.weight=0,a"), "jepa.weight=a: expected a number"),
         (
             ("sweep=jepa_weight",),

@@ -40,16 +40,18 @@ def test_ls_has_the_newest_last(logs, capsys, wide):
     assert main(["ls", str(logs)]) == 0
     lines = capsys.readouterr().out.splitlines()
     rows = [line.split() for line in lines if "train" in line]
-    assert rows[0] == ["a/0", "train", "lewm", "0.2", "7", "1,200", "1.6500", "finished"]
-    assert rows[1] == ["z", "train", "vicreg", "0.1", "1", "400", "1.7000", "finished"]
-    assert sorted(row[0] for row in rows[2:]) == ["[b]", "c"]
-    assert {row[0]: row[-1] for row in rows[2:]} == {"[b]": "failed", "c": "unfinished"}
+    assert rows[0] == [f"{logs}/a/0", "train", "lewm", "0.2", "7", "1,200", "1.6500", "finished"]
+    assert rows[1] == [f"{logs}/z", "train", "vicreg", "0.1", "1", "400", "1.7000", "finished"]
+    assert {row[0]: row[-1] for row in rows[2:]} == {
+        f"{logs}/[b]": "failed",
+        f"{logs}/c": "unfinished",
+    }
 
 
 def test_ls_as_json(logs, capsys):
     assert main(["ls", str(logs), "--json"]) == 0
     found = json.loads(capsys.readouterr().out)
-    assert found[0]["folder"] == "a/0"
+    assert found[0]["folder"] == f"{logs}/a/0"
     assert (found[0]["bpb"], found[0]["weight"], found[0]["steps"]) == (1.65, 0.2, 1200)
     assert {entry["status"] for entry in found} == {"finished", "failed", "unfinished"}
 
@@ -57,7 +59,9 @@ def test_ls_as_json(logs, capsys):
 def test_ls_reads_logs_by_default(logs, capsys, monkeypatch, wide):
     monkeypatch.chdir(logs.parent)
     assert main(["ls"]) == 0
-    assert "runs below logs" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "runs below logs" in said
+    assert "logs/a/0 " in said
 
 
 def test_ls_of_nothing(tmp_path, capsys):
@@ -71,7 +75,7 @@ def test_summaries_are_enough(logs):
     for path in logs.rglob("hydra.yaml"):
         path.unlink()
     first, *_ = entries(logs)
-    assert (first.folder, first.bpb, first.seed, first.objective) == ("a/0", 1.65, 7, None)
+    assert (first.folder, first.bpb, first.seed, first.objective) == (f"{logs}/a/0", 1.65, 7, None)
 
 
 def test_objective_without_hydras_record(tmp_path):
@@ -104,6 +108,7 @@ def test_compare(tmp_path, capsys, wide):
     assert ["optimizer.lr", "(absent)", "0.1"] in rows
     assert "run_dir" not in said.out
     assert "One run each" in said.out
+    assert "their records are equal" in said.out
     assert said.err == ""
 
 
