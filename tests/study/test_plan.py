@@ -333,7 +333,7 @@ def test_wandb_gets_the_study_and_the_arm(plan):
     assert "logger.wandb.name='placebo/seed-2'" in job
 
 
-@pytest.mark.parametrize("objective", ["lewm", "patch", "chunk"])
+@pytest.mark.parametrize("objective", ["patch", "chunk"])
 def test_controls_differ_in_nothing_but_the_objective(plan, objective):
     """Trap 25: equal seeds, data order and compilation, whatever conf/study declares."""
     done = plan("study=ablation", f"objective={objective}", "data.seq_len=32", "seed=1,2")
