@@ -85,6 +85,12 @@ def _explain(error: BaseException, command: str) -> tuple[str, int]:
         return _missing_option(error), UserError.exit_code
     if "--multirun" in str(error):
         return _list_of_values(error, command)
+    twice = re.match(
+        r"Multiple values for (\S+)\. To override a value use 'override \S+ (\S+)'", str(error)
+    )
+    if twice:
+        word = "=".join(twice.groups())
+        return f"+{word}: there is one by default; without the +, {word}", UserError.exit_code
     unknown = re.search(r"Could not override '([^']+)'", str(error))
     if unknown:
         return _unknown_key(unknown.group(1), command), UserError.exit_code

@@ -360,6 +360,10 @@ def test_an_arm_on_another_code_path_or_data_is_refused(plan, word):
     ("words", "message"),
     [
         (("seed=1,2",), "seed=1,2: more than one run; add -m, or a study= or sweep="),
+        (
+            ("+study=ablation", "seed=1,2"),
+            "+study=ablation: there is one by default; without the +,",
+        ),
         (("sweep=jepa_weigth", "seed=1,2"), "sweep=jepa_weigth: no such option"),
         (
             ("-m", "hydra/launcher=job_lib"),
