@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 
 import lightning.pytorch as pl
 import torch
@@ -57,3 +58,20 @@ def weights(path) -> dict[str, torch.Tensor]:
 def rows(run_dir) -> list[dict[str, str]]:
     with open(run_dir / "metrics.csv", newline="") as file:
         return list(csv.DictReader(file))
+
+
+def state(folder, prefix: str = "") -> dict[str, torch.Tensor]:
+    found = read_checkpoint(folder / "checkpoints" / "last.ckpt")["state_dict"]
+    return {n: t for n, t in found.items() if n.startswith(prefix)}
+
+
+def summary(folder) -> dict:
+    return json.loads((folder / "summary.json").read_text())
+
+
+def metrics(folder, column: str) -> list[float]:
+    return [float(row[column]) for row in rows(folder) if row.get(column)]
+
+
+def same(one: dict, two: dict) -> bool:
+    return one.keys() == two.keys() and all(torch.equal(one[n], two[n]) for n in one)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 
@@ -14,6 +13,7 @@ from jepa_lm import training
 from jepa_lm.checkpoint import read_checkpoint
 from jepa_lm.run import train
 from jepa_lm.stopping import Stopped, StopRequest
+from tests.runs import summary
 
 
 class SignalAt(Callback):
@@ -45,10 +45,6 @@ def signalled(small, monkeypatch):
             monkeypatch.setattr(training, "make_trainer", make)
 
     return run
-
-
-def summary(folder) -> dict:
-    return json.loads((folder / "summary.json").read_text())
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2"])

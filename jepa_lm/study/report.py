@@ -45,13 +45,17 @@ def write_report(folder: Path) -> Path:
     Raises:
         UserError: the folder has no study.json.
     """
-    context = _context(collect(folder))
+    return _write(collect(folder))
+
+
+def _write(results: Results) -> Path:
+    context = _context(results)
     for name in (MARKDOWN, HTML):
         text = _environment(name).get_template(f"{name}.j2").render(context)
-        temporary = folder / f".{name}.tmp"
+        temporary = results.folder / f".{name}.tmp"
         temporary.write_text(text, encoding="utf-8")
-        temporary.replace(folder / name)
-    return folder / HTML
+        temporary.replace(results.folder / name)
+    return results.folder / HTML
 
 
 def tell(folder: Path, file: TextIO) -> Path:
@@ -76,7 +80,7 @@ def tell(folder: Path, file: TextIO) -> Path:
         warn(text)
     if results.failures:
         warn(f"{len(results.failures)} of {len(results.runs)} planned runs have no score")
-    return write_report(folder)
+    return _write(results)
 
 
 def headline(results: Results) -> str:

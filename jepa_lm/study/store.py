@@ -54,7 +54,7 @@ def entries(folder: Path) -> list[Entry]:
 
 
 def print_entries(found: list[Entry], folder: Path, console: Console) -> None:
-    """A table on the console, or as JSON."""
+    """A table on the console."""
     if not found:
         console.print(f"no runs below {folder}")
         return
@@ -103,7 +103,7 @@ def print_comparison(left: Run, right: Run, console: Console) -> list[str]:
     }
     if records:
         console.print(_pairs("records that differ", records), markup=False)
-    else:
+    elif ours:
         console.print("their records are equal: versions, source, data, machine")
     match = "steps" if budget_of(left) == budget_of(right) == "steps" else None
     return apart({"A": [left], "B": [right]}, match)

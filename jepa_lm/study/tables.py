@@ -256,16 +256,14 @@ def cost_ratios(arm: Arm, control: Arm) -> dict[str, float]:
 
     A process on a CPU grows by what its first job leaves there for all, which is no matter of arms.
     """
-    on_gpu = all(
-        run.config.get("trainer", {}).get("accelerator") == "gpu" for run in arm.runs.values()
-    )
     sides = {
         "FLOPs per token": (flops_of(arm), flops_of(control)),
         SPEED: (mean_of(arm, "tokens_per_second"), mean_of(control, "tokens_per_second")),
     }
-    if on_gpu:
-        memory = mean_of(arm, "memory_bytes"), mean_of(control, "memory_bytes")
-        sides["peak memory"] = memory
+    if all(
+        (run.config.get("trainer") or {}).get("accelerator") == "gpu" for run in arm.runs.values()
+    ):
+        sides["peak memory"] = (mean_of(arm, "memory_bytes"), mean_of(control, "memory_bytes"))
     return {name: ours / theirs for name, (ours, theirs) in sides.items() if ours and theirs}
 
 

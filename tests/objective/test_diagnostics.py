@@ -14,7 +14,7 @@ from tests.objective.conftest import (
     noise,
     random_batch,
 )
-from tests.objective.run_folder import metrics, same, state, summary
+from tests.runs import metrics, same, state, summary
 
 
 def test_diagnostics_are_logged_on_their_interval(small, tmp_path):

@@ -13,7 +13,7 @@ from tests.objective.conftest import (
     noise,
     random_batch,
 )
-from tests.objective.run_folder import state
+from tests.runs import state
 
 
 @pytest.mark.parametrize("training", [True, False])

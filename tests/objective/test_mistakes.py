@@ -7,7 +7,7 @@ import pytest
 from jepa_lm.errors import UserError
 from jepa_lm.run import train
 from tests.objective.conftest import NOW
-from tests.objective.run_folder import summary
+from tests.runs import summary
 
 MISTAKES = [
     (("objective=vicreg", "data.seq_len=16"), "data.seq_len to 32"),

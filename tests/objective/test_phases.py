@@ -7,7 +7,7 @@ import torch
 
 from jepa_lm.errors import UserError
 from jepa_lm.run import train
-from tests.objective.run_folder import metrics, same, state, summary
+from tests.runs import metrics, same, state, summary
 
 
 @pytest.mark.parametrize("name", ["vicreg", "lewm", "recipes/pr1330"])

@@ -17,7 +17,7 @@ from tests.objective.conftest import (
     auxiliary,
     random_batch,
 )
-from tests.objective.run_folder import metrics, same, state, summary
+from tests.runs import metrics, same, state, summary
 
 
 @pytest.fixture(scope="module")

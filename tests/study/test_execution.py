@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from jepa_lm.study import execution
@@ -33,3 +35,88 @@ def test_a_study_ends_with_its_verdict(tmp_path, capsys):
     assert told[0] == "objective=vicreg jepa.weight=0.1 hurts."
     assert told[1].startswith("Worse than weight 0: +0.02")
     assert told[-1] == f"report: {folder / 'report.html'}"
+
+
+def finish(done, folder: str, status: str = "finished", **changed) -> None:
+    """As if the job had run."""
+    run = done.folder / folder
+    (run / "checkpoints").mkdir(parents=True, exist_ok=True)
+    config = json.loads((done.folder / "configs.json").read_text())[folder] | changed
+    (run / "config.json").write_text(json.dumps(config))
+    val = {"bpb": 2.0, "nll": 3.0} if status == "finished" else None
+    (run / "summary.json").write_text(json.dumps({"status": status, "val": val}))
+
+
+@pytest.fixture
+def keep_configs(monkeypatch):
+    """Writes the resolved configs of the jobs beside the plan."""
+    from jepa_lm.study import execution
+
+    check = execution.check_unchanged
+
+    def also_write(manifest, configs, folder):
+        check(manifest, configs, folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "configs.json").write_text(json.dumps(configs))
+
+    monkeypatch.setattr(execution, "check_unchanged", also_write)
+
+
+def test_finished_jobs_stay_begun_ones_go_on_failed_ones_again(plan, keep_configs):
+    words = ("-m", "objective=patch", "jepa.weight=0.05,0.1", "seed=1,2")
+    first = plan(*words)
+    finish(first, "jepa.weight-0.05/seed-1")
+    finish(first, "jepa.weight-0.05/seed-2", "interrupted")
+    finish(first, "jepa.weight-0.1/seed-1", "failed")
+    again = plan(*words)
+    assert again.code == 0, again.error
+    subdirs = [w.split("=")[1] for job in again.launched for w in job if "sweep.subdir" in w]
+    assert subdirs == [
+        "jepa.weight-0.05/seed-2",
+        "jepa.weight-0.1/seed-1",
+        "jepa.weight-0.1/seed-2",
+    ]
+    assert ["ckpt_path=auto" in job for job in again.launched] == [True, True, False]
+
+
+def test_a_changed_job_is_refused_with_the_difference(plan, keep_configs):
+    words = ("-m", "objective=patch", "jepa.weight=0.05,0.1", "seed=1")
+    first = plan(*words)
+    finish(first, "jepa.weight-0.1/seed-1")
+    again = plan(*words, "trainer.max_steps=9")
+    assert again.code == 2
+    assert "jepa.weight-0.1/seed-1 was run with another config" in again.error
+    assert "trainer.max_steps was 6, now 9" in again.error
+    assert not again.launched
+
+
+def test_more_values_are_more_jobs(plan, keep_configs):
+    first = plan("-m", "objective=patch", "jepa.weight=0.05,0.1", "seed=1")
+    finish(first, "jepa.weight-0.1/seed-1")
+    more = plan("-m", "objective=patch", "jepa.weight=0.05,0.1,0.2", "seed=1,2")
+    assert len(more.launched) == 5, (
+        "the one that is finished stays, though seeds were not swept then"
+    )
+
+
+def test_a_folder_holds_one_sweep_or_study(plan):
+    first = plan("study=ablation", "objective=patch", "seed=1,2,3")
+    other = plan("-m", "objective=patch", "seed=1,2,3")
+    assert other.code == 2
+    assert "holds the study ablation, and this is the sweep train" in other.error
+    assert not other.launched
+    assert other.plan == first.plan
+
+
+@pytest.mark.parametrize(("seeds", "few"), [("1,2", True), ("1,2,3", False)])
+def test_a_study_of_few_seeds_is_warned_of(plan, seeds, few):
+    done = plan("study=ablation", "objective=patch", f"seed={seeds}")
+    warned = [line for line in done.told if "a verdict needs 3 or more" in line]
+    assert [line.startswith("warning: seed: 2 of them;") for line in warned] == [True] * few
+
+
+def test_wandb_gets_the_study_and_the_arm(plan):
+    done = plan("study=ablation", "objective=lewm", "logger=wandb", "seed=1,2")
+    job = next(job for job in done.launched if "hydra.sweep.subdir=placebo/seed-2" in job)
+    assert "logger.wandb.group='ablation sweep'" in job
+    assert "logger.wandb.name='placebo/seed-2'" in job
