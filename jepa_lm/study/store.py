@@ -123,9 +123,9 @@ def budget_of(run: Run) -> str | None:
 
 def missing(folder: Path) -> UserError:
     """No such folder, with names that come close to it."""
-    parent = folder.parent if folder.parent.is_dir() else Path()
+    missed, parent = next((f, f.parent) for f in (folder, *folder.parents) if f.parent.is_dir())
     others = sorted(p.name for p in parent.iterdir() if p.is_dir() and not p.name.startswith("."))
-    if near := difflib.get_close_matches(folder.name, others, n=3):
+    if near := difflib.get_close_matches(missed.name, others, n=3):
         hint = f"; did you mean {', '.join(str(parent / name) for name in near)}?"
     else:
         hint = f"; there are {', '.join(others[:NAMED])}" if others else ""

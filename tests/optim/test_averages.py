@@ -62,6 +62,21 @@ def test_the_average_is_scored_exported_and_resumed(small, compose, tmp_path):
     assert all(torch.equal(again[n], state[n]) for n in state)
 
 
+def test_what_is_written_at_the_end_comes_from_the_weights_that_ship(small, tmp_path, monkeypatch):
+    """Trap 33: one place that still took the raw weights."""
+    written = []
+
+    def keep(model, *args, **settings):
+        written.append({n: t.clone() for n, t in model.state_dict().items()})
+        return ""
+
+    monkeypatch.setattr("jepa_lm.summary.sample_text", keep)
+    train(small("average.decay=0.5", "sample=true", run_dir=tmp_path / "run"))
+    shipped = inference_model(read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt"))
+    (of_text,) = written
+    assert all(torch.equal(of_text[n], t) for n, t in shipped.state_dict().items())
+
+
 def test_an_average_changes_no_trained_weight(small, trained, tmp_path):
     train(small(DECAY, run_dir=tmp_path / "run"))
     state = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["state_dict"]

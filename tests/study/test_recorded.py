@@ -74,6 +74,7 @@ def test_what_runs_recorded_is_told_and_not_what_was_planned(tmp_path):
         ("0.1 0.0", 0.0, "in 1 of 2 measurements"),
         ("0.0 0.0", 0.0, "in every measurement"),
         ("", 0.0, "in every measurement"),
+        ("0.1 0.0004", 0.0004, None),
     ],
 )
 def test_a_share_of_zero_is_told_whenever_it_was_measured(tmp_path, measured, last, said):
@@ -84,8 +85,18 @@ def test_a_share_of_zero_is_told_whenever_it_was_measured(tmp_path, measured, la
         *(f"{i},{x}" for i, x in enumerate(measured.split())),
     ]
     (tmp_path / "metrics.csv").write_text("\n".join(lines))
-    (caution,) = of_run(run)
-    assert f"was exactly zero {said}" in caution
+    found = [text.partition("was exactly zero ")[2] for text in of_run(run)]
+    assert [text.partition(":")[0] for text in found] == ([] if said is None else [said])
+
+
+def test_a_gain_whose_gradient_reaches_nothing_is_warned_of_whatever_the_verdict(tmp_path):
+    """Trap 36."""
+    scores = {**paired(1.7, -0.012), "control: placebo": {str(s): 1.701 for s in range(1, 6)}}
+    against = {"treatment": {"weight_0": "control", "placebo": "control: placebo"}}
+    runs = {"treatment": {"jepa": {"trunk_gradient_share": 0.0}}}
+    made = report(study(tmp_path, scores, against=against, runs=runs))
+    assert made.headline.endswith(" helps.")
+    assert "was exactly zero" in made.verdict.one("div", class_="warning").text
 
 
 def test_a_headline_says_what_ran_and_not_what_was_asked(tmp_path):

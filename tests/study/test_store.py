@@ -167,6 +167,7 @@ def test_a_report_repeats_its_warnings(tmp_path, capsys):
         (["{}/studi"], "no such folder; did you mean {}/study?"),
         (["ls", "{}/studi"], "did you mean {}/study?"),
         (["compare", "{}/study/0", "{}/study/O"], "no such folder; there are 0"),
+        (["compare", "{}/study/0", "{}/studi/0"], "no such folder; did you mean {}/study?"),
         (["compare", "{}/study", "{}/study/0"], "no run there"),
         (["{}/study/0"], "no study.json there"),
         ([], "nothing given: expected python -m jepa_lm.study FOLDER"),
