@@ -1,123 +1,186 @@
-"""Finding and reading checkpoints: plain tensors and containers, never arbitrary pickles."""
+"""Finding checkpoints, and the model that ships in one.
+
+What is newest is decided by contents: the step that a checkpoint was saved after, the time in the name of a
+run's folder. Times of files say when somebody copied them.
+"""
 
 from __future__ import annotations
 
 import os
-import pickle
-import struct
-import zipfile
-import zlib
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 
+from jepa_lm.checkpoint_file import damage, load, step_of
 from jepa_lm.errors import UserError, warn
 from jepa_lm.model import LanguageModel
-from jepa_lm.own_classes import require_own_classes
+from jepa_lm.trusted import Trust, bounded_modules, build_part
 
 LAST, AUTO = "last", "auto"
 LAST_FILE = "last.ckpt"
 LOGS = Path("logs")
-BROKEN_ZIP = (
-    zipfile.BadZipFile,
-    zlib.error,
-    struct.error,
-    OSError,
-    EOFError,
-    RuntimeError,  # NotImplementedError as well
-    ValueError,  # UnicodeDecodeError as well
-)
-"""What reading a damaged archive raises."""
-RUNS = "*/*runs/**"
-"""Run folders below `LOGS`, single runs and jobs of sweeps."""
+KINDS = ("runs", "multiruns")
+"""Folders below a task's that hold run folders: single runs, and sweeps with their jobs."""
+STARTED = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(-\d+)?")
+"""Name of a run's folder, or of its sweep's: when it was started."""
+SAVED = re.compile(r"step-(\d+)\.ckpt")
+CHECKPOINTS = ("checkpoints/*.ckpt", "*.ckpt")
+DEEPEST = 6
+"""Levels below `runs` that are searched: a job of a study lies three below its sweep."""
 
 
-def find_file(key: str, value: str, patterns: tuple[str, ...], under: str) -> Path:
+def find_file(key: str, value: str, patterns: tuple[str, ...]) -> Path:
     """The file that a setting names.
 
     Args:
         key: the setting, for messages.
         value: a file, a run folder, or `last` for the newest run that has one.
-        patterns: of files in a run folder. under: pattern of run folders below logs/.
+        patterns: of files in a run folder.
 
     Raises:
-        UserError: nothing there.
+        UserError: nothing there, or several.
     """
-    path = Path(os.path.expanduser(value))
+    path = as_path(value)
     if path.is_file():
         return path
-    if path.is_dir():
-        found = [f for pattern in patterns for f in path.glob(pattern)]
-        place = f"{path}"
-    elif value == LAST:
-        found = [f for p in patterns for f in LOGS.glob(f"{under}/{p}")]
-        place = f"any run below {LOGS.resolve()}"
-    else:
+    if path.exists() and not path.is_dir():
+        raise UserError(f"{key}={value}: neither a file nor a folder")
+    if not path.is_dir():
+        path = _newest_run(key, value, patterns)
+    found = _files_in(path, patterns)
+    if not found:
+        raise UserError(f"{key}={value}: no {' or '.join(patterns)} in {path}")
+    if len(found) > 1:
+        names = ", ".join(sorted(f.name for f in found)[:5])
+        raise UserError(f"{key}={value}: several files in {path} ({names}); name one of them")
+    return found[0]
+
+
+def as_path(value: str) -> Path:
+    """The path that a setting holds.
+
+    Raises:
+        UserError: no path can be such a text.
+    """
+    path = Path(os.path.expanduser(value))
+    try:
+        path.exists()
+    except (OSError, ValueError) as error:  # a name that is too long, a zero byte
+        raise UserError(f"{value[:80]!r}: no path ({error})") from error
+    return path
+
+
+def _files_in(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
+    return [f for pattern in patterns for f in folder.glob(pattern) if f.is_file()]
+
+
+def runs_below(folder: Path) -> list[Path]:
+    """Run folders below a folder of logs that hold checkpoints, artifacts or records, the newest last.
+
+    The time of a start is in a run's path, whatever has been done to the files since; runs in folders of
+    other names come before those, by the times of their files.
+    """
+    found: set[Path] = set()
+    for kind in KINDS:
+        for runs in folder.glob(f"**/{kind}"):
+            for depth in range(1, DEEPEST):
+                below = (
+                    f for f in runs.glob("*/" * depth) if f.name not in ("checkpoints", ".hydra")
+                )
+                found.update(f for f in below if _is_run(f))
+    return sorted(found, key=_started)
+
+
+def _is_run(folder: Path) -> bool:
+    return (folder / "checkpoints").is_dir() or any(folder.glob("artifact.*"))
+
+
+def _started(folder: Path) -> tuple[str, float]:
+    times = [part for part in folder.parts if STARTED.fullmatch(part)]
+    return (times[-1] if times else "", folder.stat().st_mtime)
+
+
+def _newest_run(key: str, value: str, patterns: tuple[str, ...], but: Path | None = None) -> Path:
+    """The folder of the newest run that has such a file; `but` is passed over.
+
+    Raises:
+        UserError: `value` is not `last`, or there is none.
+    """
+    if value != LAST:
         raise UserError(
             f"{key}={value}: no such file or folder; give a file, a run folder, or last"
         )
-    if not found:
-        raise UserError(f"{key}={value}: no {' or '.join(patterns)} in {place}")
-    return max(found, key=lambda f: f.stat().st_mtime_ns)
+    for run in reversed(runs_below(LOGS)):
+        if but is not None and run.resolve() == but.resolve():
+            continue
+        if _files_in(run, patterns):
+            return run
+        warn(f"{key}=last: {run} has no {' or '.join(patterns)}; an older run is taken")
+    raise UserError(f"{key}={value}: no {' or '.join(patterns)} in any run below {LOGS.resolve()}")
 
 
 def find_checkpoint(value: str) -> Path:
     """The checkpoint that `ckpt_path` names: a file, a run folder, or `last`.
 
-    In a folder it is the newest one that is whole; damaged ones are named and passed over.
+    In a folder it is the one of the most steps that is whole; damaged ones are named and passed over.
 
     Raises:
         UserError: nothing there, or nothing whole.
     """
-    path = find_file("ckpt_path", value, ("checkpoints/*.ckpt", "*.ckpt"), RUNS)
-    if Path(os.path.expanduser(value)).is_file():
+    path = as_path(value)
+    if path.is_file():
         _require_whole(path)
         return path
-    found = newest_whole(path.parent)
-    assert found is not None
-    return found
+    if path.exists() and not path.is_dir():
+        raise UserError(f"ckpt_path={value}: neither a file nor a folder")
+    folder = path if path.is_dir() else _newest_run("ckpt_path", value, CHECKPOINTS)
+    for place in (folder / "checkpoints", folder):
+        if (found := newest_whole(place)) is not None:
+            return found
+    raise UserError(f"ckpt_path={value}: no {' or '.join(CHECKPOINTS)} in {folder}")
 
 
 def find_resume(value: str, run_dir: Path) -> Path | None:
     """The checkpoint that a training run goes on from; None to start at step 0.
 
-    `auto` looks into the run's own folder, `last` for the newest other run. A run that ended before
-    its first checkpoint leaves nothing to go on from: training then starts anew, and says so.
+    `auto` looks into the run's own folder, and starts where there is none yet; `last` takes the newest other
+    run that has one.
 
     Raises:
-        UserError: nothing there that ever was a run, or nothing whole.
+        UserError: nothing there, or nothing whole.
     """
     if value == AUTO:
         return newest_whole(run_dir / "checkpoints")
-    folder = Path(os.path.expanduser(value))
-    if value == LAST and not folder.exists():
-        own = run_dir.resolve()
-        others = [f for f in LOGS.glob(f"{RUNS}/checkpoints") if f.parent.resolve() != own]
-        if not others:
-            return find_checkpoint(value)
-        folder = max(others, key=lambda f: f.stat().st_mtime_ns).parent
-    if not folder.is_dir():
-        return find_checkpoint(value)
-    was_run = any((folder / name).is_dir() for name in ("checkpoints", ".hydra"))
-    if was_run and not checkpoints_in(folder / "checkpoints"):
-        warn(f"ckpt_path={value}: {folder} has no checkpoint yet; training starts at step 0")
-        return None
-    return find_checkpoint(str(folder))
+    if value == LAST and not as_path(value).exists():
+        return find_checkpoint(str(_newest_run("ckpt_path", value, CHECKPOINTS, but=run_dir)))
+    return find_checkpoint(value)
 
 
 def checkpoints_in(folder: Path, pattern: str = "*.ckpt") -> list[Path]:
-    """Checkpoints in a folder, the newest first; `last.ckpt` stands for the file it is a name of."""
+    """Checkpoints in a folder, the one of the most steps first.
+
+    `last.ckpt` stands for the file it is a name of. One that cannot be read comes where its name puts it.
+    """
     found: dict[tuple[int, int], Path] = {}
     for path in sorted(folder.glob(pattern), key=lambda f: f.name == LAST_FILE):
-        status = path.stat()
-        found[status.st_dev, status.st_ino] = path
-    return sorted(found.values(), key=lambda f: f.stat().st_mtime_ns, reverse=True)
+        if path.is_file():  # neither a dangling link nor a pipe
+            status = path.stat()
+            found[status.st_dev, status.st_ino] = path
+    return sorted(found.values(), key=lambda f: (_step(f), f.name == LAST_FILE), reverse=True)
+
+
+def _step(path: Path) -> float:
+    step = step_of(path)
+    if step is not None:
+        return step
+    named = SAVED.fullmatch(path.name)
+    return int(named[1]) if named else float("inf")
 
 
 def newest_whole(folder: Path) -> Path | None:
-    """The newest checkpoint in a folder that is not damaged; None where there is none at all.
+    """The checkpoint of the most steps in a folder that is not damaged; None where there is none at all.
 
     Raises:
         UserError: all of them are damaged.
@@ -131,19 +194,6 @@ def newest_whole(folder: Path) -> Path | None:
     if paths:
         raise UserError(f"ckpt_path={folder}: every checkpoint there is damaged")
     return None
-
-
-def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint's bytes, by its checksums; None when it is whole.
-
-    PyTorch writes a checksum for each tensor and does not look at it when it reads.
-    """
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entry = archive.testzip()
-    except BROKEN_ZIP as error:
-        return str(error) or type(error).__name__
-    return None if entry is None else f"wrong checksum of {entry}"
 
 
 def _unreadable(path: Path) -> str | None:
@@ -164,30 +214,13 @@ def _require_whole(path: Path) -> None:
     raise UserError(f"ckpt_path={path}: damaged, or not a checkpoint of train.py ({reason}){hint}")
 
 
-def read_checkpoint(path: Path) -> dict[str, Any]:
+def read_checkpoint(path: Path, trust: Trust | None = None) -> dict[str, Any]:
     """A checkpoint as plain containers and tensors on the CPU; code in it is never run.
 
     Raises:
         UserError: damaged, or not a checkpoint of this program.
     """
-    try:
-        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-        config = checkpoint["hyper_parameters"]["config"]
-        checkpoint["state_dict"]
-    except pickle.UnpicklingError as error:
-        raise UserError(
-            f"ckpt_path={path}: damaged, or not a checkpoint of train.py (it holds more than tensors "
-            "and plain values)"
-        ) from error
-    except (RuntimeError, EOFError, KeyError, TypeError, ValueError) as error:
-        reason = str(error).split("\n", 1)[0][:160]
-        raise UserError(
-            f"ckpt_path={path}: damaged, or not a checkpoint of train.py ({type(error).__name__}: "
-            f"{reason})"
-        ) from error
-    for part in ("model", "data", "optimizer", "quantization"):
-        require_own_classes(config[part], "jepa_lm", f"ckpt_path={path}")
-    return checkpoint
+    return load(path, (trust or Trust()).limits)
 
 
 PREFIXES = {"raw": "model.", "ema": "averages.ema.model.", "swa": "averages.swa.model."}
@@ -195,8 +228,15 @@ PREFIXES = {"raw": "model.", "ema": "averages.ema.model.", "swa": "averages.swa.
 
 
 def shipped_weights(checkpoint: dict[str, Any]) -> str:
-    """Which weights of a checkpoint are scored and exported: `raw`, `ema` or `swa`, as the run chose."""
-    return str(checkpoint["shipped"])
+    """Which weights of a checkpoint are scored and exported: `raw`, `ema` or `swa`, as the run chose.
+
+    Raises:
+        UserError: none of these.
+    """
+    shipped = checkpoint["shipped"]
+    if shipped not in PREFIXES:
+        raise UserError(f"it ships {str(shipped)[:40]!r}, which is none of {', '.join(PREFIXES)}")
+    return str(shipped)
 
 
 def portable(model: dict[str, Any]) -> dict[str, Any]:
@@ -204,16 +244,59 @@ def portable(model: dict[str, Any]) -> dict[str, Any]:
     return model if "kernel" not in model else {**model, "kernel": "auto"}
 
 
-def inference_model(checkpoint: dict[str, Any]) -> LanguageModel:
+def inference_model(
+    checkpoint: dict[str, Any], source: str = "the checkpoint", trust: Trust | None = None
+) -> LanguageModel:
     """The model that ships, built from its config alone and loaded strictly.
 
-    Training-only parts live beside the model, not in it, so nothing is stripped by name.
+    Training-only parts live beside the model, not in it, so nothing is stripped by name. The model is built
+    without memory for its weights and takes over the checkpoint's.
+
+    Raises:
+        UserError: a config that asks for what it may not, or tensors that are not its model's.
     """
-    model: LanguageModel = instantiate(portable(checkpoint["hyper_parameters"]["config"]["model"]))
     prefix = PREFIXES[shipped_weights(checkpoint)]
-    state = checkpoint["state_dict"]
-    model.load_state_dict(
-        {name.removeprefix(prefix): t for name, t in state.items() if name.startswith(prefix)},
-        strict=True,
-    )
+    state = {
+        name.removeprefix(prefix): tensor
+        for name, tensor in checkpoint["state_dict"].items()
+        if name.startswith(prefix)
+    }
+    config = portable(checkpoint["hyper_parameters"]["config"]["model"])
+    model = empty_model(config, len(state), source, trust or Trust())
+    load_strictly(model, state, source)
     return model.eval()
+
+
+def empty_model(
+    config: dict[str, Any], tensors: int, source: str, trust: Trust, values: int | None = None
+) -> LanguageModel:
+    """The model that a config out of a file describes, without memory for its weights.
+
+    Args:
+        tensors: that the file holds; a model of more is not built. values: of all of them together.
+    """
+    with torch.device("meta"), bounded_modules(trust.limits, tensors, values):
+        model = build_part("model", config, source, trust)
+    if not isinstance(model, LanguageModel):
+        raise UserError(
+            f"{source}: its config builds a {type(model).__name__}, not a LanguageModel"
+        )
+    return model
+
+
+def load_strictly(model: LanguageModel, state: dict[str, torch.Tensor], source: str) -> None:
+    """Give a model its weights, which are taken over as they are.
+
+    Raises:
+        UserError: names, shapes or types that are not the model's.
+    """
+    expected = model.state_dict()
+    if odd := sorted(expected.keys() ^ state.keys()):
+        raise UserError(f"{source}: its tensors are not those of its model ({odd[0]})")
+    for name, tensor in state.items():
+        if tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
+            raise UserError(
+                f"{source}: {name} is {tuple(tensor.shape)} {tensor.dtype}, its model has "
+                f"{tuple(expected[name].shape)} {expected[name].dtype}"
+            )
+    model.load_state_dict(state, strict=True, assign=True)

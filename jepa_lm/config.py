@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import functools
 import inspect
-import re
 import types
 import typing
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from hydra.errors import InstantiationException
-from hydra.utils import get_object, instantiate
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from jepa_lm.errors import UserError
@@ -69,46 +68,82 @@ def check(config: Mapping[str, Any]) -> None:
             raise unknown_key(f"jepa.{key}", ["jepa.weight"], "objective=none")
 
 
-def build(path: str, node: Mapping[str, Any]) -> Any:
+Find = Callable[[str, Any], Any]
+"""From the path of a node and its `_target_` to what is called."""
+
+
+def find_anything(path: str, target: Any) -> Any:
+    """What `_target_` names, wherever it is: for configs that the user wrote.
+
+    Raises:
+        UserError: it cannot be imported.
+    """
+    try:
+        return get_object(target)
+    except Exception as error:  # importing runs the user's own code
+        raise UserError(f"{path}._target_={target}: cannot be imported ({error})") from error
+
+
+def build(path: str, node: Any, find: Find = find_anything) -> Any:
     """Make what a node names, with everything below it.
+
+    Texts are taken as they are: what looks like a reference was resolved when the config was composed.
 
     Args:
         path: of the node, for messages. node: plain containers with a `_target_`.
+        find: which targets there are.
 
     Raises:
         UserError: what a part said about its settings, with the part's key in front.
     """
-    try:
-        return instantiate(node, _convert_="all")
-    except InstantiationException as error:
-        cause = error.__cause__
-        if not isinstance(cause, UserError):
+
+    def made(part: str, value: Any) -> Any:
+        if isinstance(value, list):
+            return [made(f"{part}[{i}]", entry) for i, entry in enumerate(value)]
+        if not isinstance(value, Mapping):
+            return value
+        inner = made if value.get("_recursive_", True) else lambda _, below: below
+        entries = {
+            key: inner(f"{part}.{key}", below)
+            for key, below in value.items()
+            if key not in HYDRA_KEYS
+        }
+        if "_target_" not in value:
+            return entries
+        target = find(part, value["_target_"])
+        positional = inner(f"{part}._args_", list(value.get("_args_", ())))
+        if value.get("_partial_"):
+            return functools.partial(target, *positional, **entries)
+        try:
+            return target(*positional, **entries)
+        except UserError as error:
+            # It may name its key already, or a part of it has put it there.
+            named = str(error).startswith((f"{path}.", f"{path}:", f"{path}="))
+            raise type(error)(f"{error}" if named else f"{part}: {error}") from error
+        except (OSError, MemoryError):
             raise
-        found = re.search(r"full_key: (\S+)", str(error))
-        part = f"{path}.{found.group(1)}" if found else path
-        message = str(cause)
-        known = message.startswith(f"{path}.")  # it names its key already
-        raise type(cause)(message if known else f"{part}: {message}") from error
+        except Exception as error:
+            raise UserError(
+                f"{part}: {value['_target_']} cannot be made ({type(error).__name__}: {error})"
+            ) from error
+
+    return made(path, node)
 
 
-def check_node(path: str, node: Any) -> None:
+def check_node(path: str, node: Any, find: Find = find_anything) -> None:
     """Check a node and everything below it."""
     if isinstance(node, Mapping):
         if "_target_" in node:
-            _check_call(path, node)
+            _check_call(path, node, find(path, node["_target_"]))
         for key, value in node.items():
-            check_node(f"{path}.{key}", value)
+            check_node(f"{path}.{key}", value, find)
     elif isinstance(node, list):
         for i, value in enumerate(node):
-            check_node(f"{path}[{i}]", value)
+            check_node(f"{path}[{i}]", value, find)
 
 
-def _check_call(path: str, node: Mapping[str, Any]) -> None:
+def _check_call(path: str, node: Mapping[str, Any], target: Any) -> None:
     """Hold a node's keys and values against the signature of what it names."""
-    try:
-        target = get_object(node["_target_"])
-    except (ImportError, ValueError, AttributeError) as error:
-        raise UserError(f"{path}._target_={node['_target_']}: cannot be imported") from error
     parameters = inspect.signature(target).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return

@@ -25,8 +25,8 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from jepa_lm.errors import RankError
+from jepa_lm.files import write_json
 from jepa_lm.process import PARENT, fresh_python
-from jepa_lm.records import write_json
 
 POLL_SECONDS = 1.0
 GRACE_SECONDS = 20.0

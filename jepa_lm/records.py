@@ -28,15 +28,10 @@ NOT_HASHED = {
     "study",
     "describe",
     "probe",
+    "trust",
+    "limits",
 }
 """Where and how a run is watched does not change what it computes."""
-
-
-def write_json(path: Path, value: Any) -> None:
-    """Write JSON under its final name only when it is complete."""
-    temporary = path.with_name(f".{path.name}.tmp")
-    temporary.write_text(json.dumps(value, indent=2, sort_keys=False) + "\n")
-    temporary.replace(path)
 
 
 def relevant(config: Mapping[str, Any]) -> dict[str, Any]:

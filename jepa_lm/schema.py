@@ -33,6 +33,16 @@ class Paths:
 
 
 @dataclass
+class LimitsOfFiles:
+    """See `jepa_lm.trusted.Limits`."""
+
+    tensor_values: int = 1 << 31
+    blocks: int = 1000
+    tensors: int = 100_000
+    bytes: int = 8 * 10**9
+
+
+@dataclass
 class Average:
     """Averages of the weights, and which weights ship; see `jepa_lm.optim.averages.Averages`."""
 
@@ -93,6 +103,8 @@ class TrainConfig:
     checkpoint: Checkpointing = field(default_factory=Checkpointing)
     guard: Guard = field(default_factory=Guard)
     sampling: Sampling = field(default_factory=Sampling)
+    trust: list[str] = MISSING
+    limits: LimitsOfFiles = field(default_factory=LimitsOfFiles)
     paths: Paths = field(default_factory=Paths)
 
 
@@ -125,6 +137,8 @@ class EvalConfig:
     tags: list[str] = MISSING
     device: str = MISSING
     devices: int = MISSING
+    trust: list[str] = MISSING
+    limits: LimitsOfFiles = field(default_factory=LimitsOfFiles)
     paths: Paths = field(default_factory=Paths)
 
 
@@ -165,6 +179,8 @@ class ExportConfig:
     device: str = MISSING
     export: Export = field(default_factory=Export)
     submission: Submission = field(default_factory=Submission)
+    trust: list[str] = MISSING
+    limits: LimitsOfFiles = field(default_factory=LimitsOfFiles)
     paths: Paths = field(default_factory=Paths)
 
 

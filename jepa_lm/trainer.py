@@ -10,10 +10,10 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from hydra.utils import instantiate
 from lightning.pytorch.profilers import PassThroughProfiler
 
 from jepa_lm.callbacks.checkpoints import AtomicCheckpointIO, SaveCheckpoints
+from jepa_lm.config import build
 from jepa_lm.errors import UserError
 
 
@@ -53,17 +53,17 @@ def make_trainer(config: dict[str, Any]) -> pl.Trainer:
         settings["val_check_interval"] = every * settings["accumulate_grad_batches"]
         settings["check_val_every_n_epoch"] = None
     try:
-        trainer: pl.Trainer = instantiate(
-            settings,
-            max_epochs=-1,
-            num_sanity_val_steps=0,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            profiler=_profiler(settings.pop("profiler", None)),
-            callbacks=[*(instantiate(c) for c in config["callbacks"].values()), saver],
-            plugins=[AtomicCheckpointIO()],
-            logger=[instantiate(x) for x in config["logger"].values()],
-        )
+        ours = {
+            "max_epochs": -1,
+            "num_sanity_val_steps": 0,
+            "enable_model_summary": False,
+            "use_distributed_sampler": False,
+            "profiler": _profiler(settings.pop("profiler", None)),
+            "callbacks": [*build("callbacks", config["callbacks"]).values(), saver],
+            "plugins": [AtomicCheckpointIO()],
+            "logger": [*build("logger", config["logger"]).values()],
+        }
+        trainer: pl.Trainer = build("trainer", settings | ours)
     except Exception as error:
         cause = error.__cause__ or error
         if isinstance(cause, pl.utilities.exceptions.MisconfigurationException):

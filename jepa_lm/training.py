@@ -10,14 +10,13 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from hydra.utils import instantiate
 from omegaconf import DictConfig
 from rich.panel import Panel
 
 from jepa_lm.callbacks.checkpoints import SaveCheckpoints
 from jepa_lm.checkpoint import find_resume
 from jepa_lm.collectives import maximum
-from jepa_lm.config import check, resolve
+from jepa_lm.config import build, check, resolve
 from jepa_lm.data.datamodule import TokenDataModule
 from jepa_lm.data.token_data import TokenData
 from jepa_lm.describe import describe, sizes
@@ -25,6 +24,7 @@ from jepa_lm.distributed import ranks_of
 from jepa_lm.errors import UserError, disk_error
 from jepa_lm.evaluation.probe import probe
 from jepa_lm.evaluation.temperature import check_temperature
+from jepa_lm.files import write_json
 from jepa_lm.lit import LanguageModelTask
 from jepa_lm.loggers.recording import Records, recording
 from jepa_lm.loggers.settings import fill_in
@@ -32,7 +32,7 @@ from jepa_lm.memory import PeakMemory
 from jepa_lm.objective import Moment
 from jepa_lm.optim.clock import ProgressClock
 from jepa_lm.precision import resolve_precision
-from jepa_lm.records import CONFIG_FILE, config_hash, git_state, source_hash, write_json
+from jepa_lm.records import CONFIG_FILE, config_hash, git_state, source_hash
 from jepa_lm.resume import check_resumable
 from jepa_lm.sampling import check_sampling
 from jepa_lm.stopping import Stopped
@@ -85,7 +85,7 @@ def train(cfg: DictConfig) -> float | None:
     if resume is not None:
         check_resumable(resume, task)
     run_dir.mkdir(parents=True, exist_ok=True)
-    data: TokenData = instantiate(config["data"], _convert_="all")
+    data: TokenData = build("data", config["data"])
     data.prepare_data()  # before the trainer: an error in the data comes before anything is started
     data.setup()
     trainer = make_trainer(config)

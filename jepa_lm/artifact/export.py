@@ -34,14 +34,16 @@ from jepa_lm.evaluation.scoring import Scorer
 from jepa_lm.evaluation.subject import checkpoint_subject, load_data, pick_device
 from jepa_lm.evaluation.temperature import SEARCH, check_temperature, search_temperature
 from jepa_lm.evaluation.windows import StandardWindows
+from jepa_lm.files import write_json
 from jepa_lm.loggers.recording import Records, recording_job
 from jepa_lm.loggers.settings import shared_settings
 from jepa_lm.model import LanguageModel
 from jepa_lm.quantization.calibration import OWN, calibrate, own_text, training_text
 from jepa_lm.quantization.policy import Policy
-from jepa_lm.records import git_state, versions, write_json
+from jepa_lm.records import git_state, versions
 from jepa_lm.sampling import start_of_text
 from jepa_lm.schema import ExportConfig
+from jepa_lm.trusted import Trust, build_part
 
 TRIAL_TOKENS = 16_384
 """Of training text, on which ways under the cap are tried."""
@@ -87,15 +89,15 @@ class _Export:
 
     def __init__(self, config: dict[str, Any], settings: dict[str, Any]) -> None:
         self.config, self.settings = config, settings
+        self.trust = Trust.of(config)
         self.path = find_checkpoint(config["ckpt_path"])
-        self.checkpoint = read_checkpoint(self.path)
+        self.checkpoint = read_checkpoint(self.path, self.trust)
         self.run_config = self.checkpoint["hyper_parameters"]["config"]
-        self.subject = checkpoint_subject(self.path, self.checkpoint)
+        self.subject = checkpoint_subject(self.path, self.checkpoint, self.trust)
         self.model: LanguageModel = self.subject.model
         self.device = pick_device(config["device"])
         self.quantization = _quantization(config["quantization"], self.run_config["quantization"])
-        check_node("quantization", self.quantization)
-        self.policy: Policy = build("quantization", self.quantization)
+        self.policy = _policy(self.quantization, config["quantization"], self.path, self.trust)
         self.formats = self.policy.assign(self.model)
         self.stride = settings["stride"] or self.subject.stride
         check_stride(settings["protocols"], self.stride, self.run_config["data"]["seq_len"])
@@ -218,6 +220,7 @@ class _Export:
             max_tokens=settings["max_tokens"],
             device=self.config["device"],
             cache=self.config["paths"]["cache"],
+            trust=self.trust,
         )
         return {**found, "max_tokens": settings["max_tokens"]}
 
@@ -262,6 +265,18 @@ class _Export:
                     "(+quantization/gptq=training), or training on stored weights "
                     "(quantization.training.start)"
                 )
+
+
+def _policy(node: dict[str, Any], asked: Any, path: Path, trust: Trust) -> Policy:
+    """The policy; what a checkpoint has a part in is built as what comes out of a file is."""
+    if asked is not None and "_target_" in asked:
+        check_node("quantization", node)
+        policy = build("quantization", node)
+    else:
+        policy = build_part("quantization", node, f"ckpt_path={path}", trust)
+    if not isinstance(policy, Policy):
+        raise UserError(f"quantization: builds a {type(policy).__name__}, not a Policy")
+    return policy
 
 
 def _quantization(asked: Any, of_run: dict[str, Any]) -> dict[str, Any]:

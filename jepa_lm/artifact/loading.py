@@ -10,24 +10,21 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
-import torch
 from torch import Tensor, nn
-from torch.nn.modules.module import register_module_parameter_registration_hook
 
 from jepa_lm.artifact.container import FORMAT_VERSION, from_file
 from jepa_lm.artifact.layout import from_planes
-from jepa_lm.config import build
+from jepa_lm.checkpoint import empty_model, load_strictly
 from jepa_lm.errors import UserError
 from jepa_lm.model import LanguageModel
-from jepa_lm.own_classes import require_own_classes
 from jepa_lm.quantization.formats import Parts, unpack_parts
+from jepa_lm.trusted import Trust, plain
 
 META_KEY = "jepa_lm"
 PART = "::"
@@ -60,16 +57,19 @@ class Loaded:
     meta: dict[str, Any]
 
 
-def load_artifact(path: Path) -> Loaded:
+def load_artifact(path: Path, trust: Trust | None = None) -> Loaded:
     """Rebuild the inference model from a file and nothing else.
+
+    Args:
+        trust: how far the file is trusted; see `jepa_lm.trusted`.
 
     Raises:
         UserError: not an artifact, damaged, of another version, or not the model's tensors.
     """
+    trust = trust or Trust()
     streams = from_file(path)
     try:
         meta = _metadata(streams[0])
-        require_own_classes(meta["model"], "jepa_lm.model", "the file")
         stored: dict[str, Tensor] = {}
         while streams:
             _header(streams[0])
@@ -77,8 +77,9 @@ def load_artifact(path: Path) -> Loaded:
             if twice := stored.keys() & tensors.keys():
                 raise UserError(f"holds {sorted(twice)[0]} twice")
             stored |= tensors
-        model = _empty_model(meta["model"], len(meta["formats"]))
-        model.load_state_dict(_weights(model, meta, stored), strict=True, assign=True)
+        parameters = len(meta["formats"])
+        model = empty_model(meta["model"], parameters, "the file", trust, values=MAX_VALUES)
+        load_strictly(model, _weights(model, meta, stored), "the file")
     except UserError as error:
         raise UserError(f"artifact_path={path}: {_short(error)}") from error
     except Exception as error:  # whatever a file can bring about inside is the file's fault
@@ -127,37 +128,6 @@ def _parts(stored: Mapping[str, Tensor], name: str) -> Parts:
     return {"": stored[name], **parts}
 
 
-def _empty_model(config: dict[str, Any], parameters: int) -> LanguageModel:
-    """The model without memory for its weights; one larger than its file says is not built."""
-    with torch.device("meta"), _at_most(parameters, MAX_VALUES):
-        model = build("model", config)
-    if not isinstance(model, LanguageModel):
-        raise UserError(f"its config builds a {type(model).__name__}, not a LanguageModel")
-    return model
-
-
-@contextmanager
-def _at_most(parameters: int, values: int) -> Iterator[None]:
-    """Inside, a module may be given no more parameters, with no more values, than these."""
-    left = [parameters, values]
-
-    def count(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
-        if parameter is not None:
-            left[0] -= 1
-            left[1] -= parameter.numel()
-        if min(left) < 0:
-            raise UserError(
-                f"its config asks for more than the {parameters} tensors that it names, or for more than "
-                f"{values} weights"
-            )
-
-    handle = register_module_parameter_registration_hook(count)
-    try:
-        yield
-    finally:
-        handle.remove()
-
-
 def _header(raw: bytes) -> bytes:
     """The JSON at the start of safetensors: 8 bytes of length, then so many bytes."""
     length = int.from_bytes(raw[:8], "little")
@@ -168,8 +138,10 @@ def _header(raw: bytes) -> bytes:
 
 def _metadata(raw: bytes) -> dict[str, Any]:
     try:
-        meta = json.loads(json.loads(_header(raw))["__metadata__"][META_KEY])
+        meta = plain(json.loads(json.loads(_header(raw))["__metadata__"][META_KEY]), "the file")
         version = meta["format_version"]
+    except UserError:
+        raise
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"no readable header ({_short(error)})") from error
     if version != FORMAT_VERSION:

@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from hydra.utils import instantiate
 from omegaconf import OmegaConf
 from torch import nn
 
@@ -21,6 +20,7 @@ from jepa_lm.artifact.codecs import compress
 from jepa_lm.artifact.prediction import predict
 from jepa_lm.artifact.size import FULL, MINIFIED
 from jepa_lm.artifact.writing import pack_model, to_streams
+from jepa_lm.config import build
 from jepa_lm.data.stream import Batch
 from jepa_lm.errors import UserError
 from jepa_lm.evaluation.bpb import score_from_sums
@@ -64,7 +64,7 @@ def ways_under(
     options = []
     for override, node in _options(attempt.quantization, policies):
         try:
-            formats = instantiate(node, _convert_="all").assign(scorer.model)
+            formats = build("quantization", node).assign(scorer.model)
         except UserError:  # a ready policy need not fit every model
             continue
         predicted = predict(scorer.model, formats, [attempt.codec])["bytes"]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ from jepa_lm.evaluation.protocols import score_split
 from jepa_lm.evaluation.scoring import Scorer
 from jepa_lm.evaluation.subject import Subject, load_data, load_subject, pick_device
 from jepa_lm.process import fresh_python, tune
+from jepa_lm.trusted import Trust
 
 RESULT = "round trip: "
 
@@ -45,6 +47,7 @@ def round_trip(
     max_tokens: int | None,
     device: str,
     cache: str,
+    trust: Trust,
 ) -> dict[str, Any]:
     """Load the file in a fresh process, strictly, and score it beside its checkpoint.
 
@@ -66,6 +69,8 @@ def round_trip(
         "max_tokens": max_tokens,
         "device": device,
         "cache": cache,
+        "trust": list(trust.modules),
+        "limits": asdict(trust.limits),
     }
     with fresh_python(
         *("-m", "jepa_lm.artifact.round_trip", json.dumps(settings)),
@@ -87,13 +92,13 @@ def round_trip(
 
 def _scores(settings: dict[str, Any]) -> dict[str, Any]:
     """What the fresh process finds."""
-    artifact = settings["artifact"]
+    artifact, trust = settings["artifact"], Trust.of(settings)
     if not settings["protocols"]:
-        load_artifact(Path(artifact))
+        load_artifact(Path(artifact), trust)
         return {"round_trip": {}, "scored_all": False}
     subjects = {
-        "checkpoint": load_subject(settings["checkpoint"], None),
-        "artifact": load_subject(None, artifact),
+        "checkpoint": load_subject(settings["checkpoint"], None, trust),
+        "artifact": load_subject(None, artifact, trust),
     }
     data = load_data(subjects["artifact"], {"cache_dir": settings["cache"]})
     whole = data.streams["val"].total

@@ -1,7 +1,7 @@
 """Writes checkpoints: whole or not at all, outside training time, the newest few kept.
 
 `checkpoints/step-N.ckpt`, and `last.ckpt` as another name of the newest. A kill at any moment leaves
-the files that were complete, and at most one hidden temporary file.
+the files that were complete, and at most one hidden temporary file, which the next run there sweeps up.
 """
 
 from __future__ import annotations
@@ -18,8 +18,9 @@ from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
 
 from jepa_lm.agreement import agree
-from jepa_lm.checkpoint import LAST_FILE, checkpoints_in
+from jepa_lm.checkpoint import LAST_FILE, checkpoints_in, read_checkpoint
 from jepa_lm.errors import UserError
+from jepa_lm.files import sweep_up, write_bytes
 
 if TYPE_CHECKING:
     from jepa_lm.lit import LanguageModelTask
@@ -39,21 +40,21 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         path = Path(path)
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
-        temporary = path.with_name(f".{path.name}.tmp")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with open(temporary, "wb") as file:
-                file.write(buffer.getbuffer())
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(temporary, path)
+            write_bytes(path, buffer.getbuffer())
         except OSError as error:
-            temporary.unlink(missing_ok=True)
             size = buffer.getbuffer().nbytes
             raise UserError(
                 f"{path}: cannot be written ({error.strerror}; it takes {size:,} bytes); earlier "
                 "checkpoints are as they were"
             ) from error
+
+    def load_checkpoint(
+        self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
+    ) -> dict[str, Any]:
+        """What is in it, on the CPU, by the one reader that there is."""
+        return read_checkpoint(Path(path))
 
 
 class SaveCheckpoints(Checkpoint):
@@ -85,8 +86,7 @@ class SaveCheckpoints(Checkpoint):
             self.newest = Path(trainer.ckpt_path)
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
-            for temporary in self.folder.glob(".*.tmp"):
-                temporary.unlink()  # of a run that was killed while it wrote
+            sweep_up(self.folder)  # after a run that was killed while it wrote
 
     def on_train_batch_end(  # type: ignore[override]
         self,

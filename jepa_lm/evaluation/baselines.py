@@ -13,7 +13,7 @@ import numpy as np
 from jepa_lm.data.stream import TokenStream
 from jepa_lm.data.tokenizers import Tokenizer
 from jepa_lm.evaluation.bpb import decoded_documents
-from jepa_lm.records import write_json
+from jepa_lm.files import write_json
 
 
 def split_text(stream: TokenStream, tokenizer: Tokenizer, limit: int) -> bytes:

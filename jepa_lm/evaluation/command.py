@@ -23,11 +23,13 @@ from jepa_lm.evaluation.protocols import check_protocol, details, score_split
 from jepa_lm.evaluation.scoring import Scorer
 from jepa_lm.evaluation.subject import Subject, load_data, load_subject, pick_device
 from jepa_lm.evaluation.temperature import SEARCH, check_temperature
+from jepa_lm.files import write_json
 from jepa_lm.loggers.recording import recording_job
 from jepa_lm.loggers.settings import shared_settings
 from jepa_lm.precision import resolve_precision
-from jepa_lm.records import git_state, versions, write_json
+from jepa_lm.records import git_state, versions
 from jepa_lm.schema import EvalConfig
+from jepa_lm.trusted import Trust
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric
@@ -126,7 +128,7 @@ def _result(
 def _load(config: dict[str, Any]) -> tuple[Subject, TokenData]:
     """The model and the validation data that it was trained beside."""
     settings = config["eval"]
-    subject = load_subject(config["ckpt_path"], config["artifact_path"])
+    subject = load_subject(config["ckpt_path"], config["artifact_path"], Trust.of(config))
     changes = {
         "cache_dir": config["paths"]["cache"],
         "seq_len": settings["seq_len"] or subject.data["seq_len"],

@@ -7,14 +7,13 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from hydra.utils import instantiate
 
 from jepa_lm.artifact.loading import load_artifact
 from jepa_lm.checkpoint import find_checkpoint, find_file, inference_model, read_checkpoint
 from jepa_lm.data.token_data import TokenData
 from jepa_lm.errors import UserError
 from jepa_lm.model import LanguageModel
-from jepa_lm.own_classes import require_own_classes
+from jepa_lm.trusted import Trust, build_part
 
 
 class Subject(NamedTuple):
@@ -32,9 +31,11 @@ class Subject(NamedTuple):
     """That the artifact brings along; 1 for a checkpoint."""
     run: Mapping[str, Any]
     """Resolved config of the training; empty for an artifact, which holds no more than it needs."""
+    trust: Trust
+    """How far the file is trusted."""
 
 
-def load_subject(ckpt: str | None, artifact: str | None) -> Subject:
+def load_subject(ckpt: str | None, artifact: str | None, trust: Trust | None = None) -> Subject:
     """Load the checkpoint or the artifact.
 
     Raises:
@@ -44,14 +45,14 @@ def load_subject(ckpt: str | None, artifact: str | None) -> Subject:
         raise UserError(
             f"set ckpt_path or artifact_path, one of them (ckpt_path={ckpt}, artifact_path={artifact})"
         )
+    trust = trust or Trust()
     if ckpt is not None:
         path = find_checkpoint(ckpt)
-        return checkpoint_subject(path, read_checkpoint(path))
+        return checkpoint_subject(path, read_checkpoint(path, trust), trust)
     assert artifact is not None
-    path = find_file("artifact_path", artifact, ("artifact.*",), "*/*runs/**")
-    loaded = load_artifact(path)
+    path = find_file("artifact_path", artifact, ("artifact.*",))
+    loaded = load_artifact(path, trust)
     meta = loaded.meta
-    require_own_classes(meta["data"], "jepa_lm.data", f"artifact_path={path}")
     return Subject(
         source=path,
         model=loaded.model,
@@ -61,21 +62,23 @@ def load_subject(ckpt: str | None, artifact: str | None) -> Subject:
         stride=meta["eval"]["stride"],
         temperature=meta["temperature"],
         run={},
+        trust=trust,
     )
 
 
-def checkpoint_subject(path: Path, checkpoint: dict[str, Any]) -> Subject:
+def checkpoint_subject(path: Path, checkpoint: dict[str, Any], trust: Trust) -> Subject:
     """What a checkpoint that has been read holds."""
     run = checkpoint["hyper_parameters"]["config"]
     return Subject(
         source=path,
-        model=inference_model(checkpoint),
+        model=inference_model(checkpoint, f"ckpt_path={path}", trust),
         data=run["data"],
         precision=run["trainer"]["precision"],
         tokenizer=checkpoint["tokenizer"],
         stride=run["eval"]["stride"],
         temperature=1.0,
         run=run,
+        trust=trust,
     )
 
 
@@ -83,9 +86,12 @@ def load_data(subject: Subject, changes: dict[str, Any]) -> TokenData:
     """The data that the model was trained beside, with some settings changed.
 
     Raises:
-        UserError: the data's tokenizer is not the model's any more.
+        UserError: the data's tokenizer is not the model's any more, or its config asks for what it may not.
     """
-    data: TokenData = instantiate({**subject.data, **changes}, _convert_="all")
+    source = str(subject.source)
+    data = build_part("data", {**subject.data, **changes}, source, subject.trust)
+    if not isinstance(data, TokenData):
+        raise UserError(f"{source}: its config builds a {type(data).__name__}, not a TokenData")
     data.prepare_data()
     data.setup()
     if subject.tokenizer != data.tokenizer.fingerprint:

@@ -10,8 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from hydra.utils import instantiate
-
+from jepa_lm.config import build
 from jepa_lm.errors import warn
 from jepa_lm.loggers.keeper import Ending, Keeper
 from jepa_lm.loggers.settings import fill_in
@@ -104,6 +103,6 @@ def recording_job(
         shared: what W&B runs of that training share.
     """
     fill_in(config, job_type, shared=shared)
-    loggers = [instantiate(node) for node in (config["logger"] or {}).values()]
+    loggers = build("logger", config["logger"] or {}).values()
     with recording(loggers, {**config, "run": dict(run)}) as records:
         yield records

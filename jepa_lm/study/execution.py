@@ -20,7 +20,8 @@ from omegaconf import DictConfig, open_dict
 
 from jepa_lm.config import check, resolve
 from jepa_lm.errors import SweepError, UserError, warn
-from jepa_lm.records import config_hash, write_json
+from jepa_lm.files import write_json
+from jepa_lm.records import config_hash
 from jepa_lm.study.arms import describe_differences, differences
 from jepa_lm.study.manifest import FILE, Job, Manifest, load
 from jepa_lm.study.plan import plan_study, plan_sweep

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from jepa_lm.errors import UserError
-from jepa_lm.records import write_json
+from jepa_lm.files import write_json
 
 FILE = "study.json"
 FORMAT = 1

@@ -1,0 +1,44 @@
+"""One writer a folder: a second run or sweep in the same place is told so instead of mixing its files in.
+
+The lock is the operating system's, so that it ends with the process that holds it, however that goes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from jepa_lm.errors import UserError, warn
+
+FILE = ".lock"
+
+
+@contextmanager
+def only_writer(folder: Path, key: str) -> Iterator[None]:
+    """Hold a folder, which is made where it is missing.
+
+    Args:
+        key: the setting that names the folder, for the message.
+
+    Raises:
+        UserError: another process holds it.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / FILE, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout as error:
+        raise UserError(
+            f"{key}={folder}: another process is writing there; wait until it is through, or name "
+            "another folder"
+        ) from error
+    except NotImplementedError:  # a network disk without locks
+        warn(f"{folder}: this disk knows no locks; let no second process write there")
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            lock.release()
