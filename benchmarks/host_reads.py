@@ -118,7 +118,7 @@ class CountCollectives(Callback):
         for name, original in self.undo:
             setattr(torch.distributed, name, original)
         if trainer.is_global_zero:
-            self.path.write_text(json.dumps(self.counts))
+            self.path.write_text(json.dumps(self.counts), encoding="utf-8")
 
 
 def quiet(counts: list[int]) -> list[int]:
@@ -151,7 +151,7 @@ def collectives(folder: Path) -> list[int]:
     cfg = compose(*SMALL, "trainer=ddp_sim", *record, *paths(folder, "two"))
     with contextlib.redirect_stdout(sys.stderr):
         train(cfg)
-    return json.loads((folder / "counts.json").read_text())
+    return json.loads((folder / "counts.json").read_text(encoding="utf-8"))
 
 
 def paths(folder: Path, name: str) -> tuple[str, str]:

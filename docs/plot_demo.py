@@ -23,9 +23,9 @@ BROTLI = 2.044
 
 def main(folder: Path) -> None:
     """Read the run, draw, write."""
-    with open(folder / "metrics.csv", newline="") as file:
+    with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
         rows = [row for row in csv.DictReader(file) if row["train/bpb"]]
-    summary = json.loads((folder / "summary.json").read_text())
+    summary = json.loads((folder / "summary.json").read_text(encoding="utf-8"))
     seconds = [float(row["train/seconds"]) for row in rows]
     bits = [float(row["train/bpb"]) for row in rows]
     val = summary["val"]["bpb"]

@@ -140,7 +140,7 @@ def ranks_of(trainer: pl.Trainer, config: dict[str, Any], run_dir: Path) -> Iter
     before = {name: os.environ.get(name) for name in VARIABLES}
     launcher.config_path = run_dir / "ranks.json"
     if not launcher.cluster_environment.creates_processes_externally:
-        launcher.config_path.write_text(json.dumps(config))
+        launcher.config_path.write_text(json.dumps(config), encoding="utf-8")
     try:
         yield
     except RuntimeError as error:  # what a collective raises whose other end is gone

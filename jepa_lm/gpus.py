@@ -15,7 +15,7 @@ from jepa_lm.errors import UserError
 LAUNCHER = "gpus"
 """Option of the group hydra/launcher."""
 VISIBLE = "CUDA_VISIBLE_DEVICES"
-_held: IO[str] | None = None
+_held: IO[bytes] | None = None
 """The lock of this process."""
 
 
@@ -52,7 +52,7 @@ def claim(folder: Path) -> None:
         return
     names = visible()
     for name in names:
-        lock = open(folder / f".gpu-{name.replace('/', '_')}.lock", "w")  # noqa: SIM115 (kept open)
+        lock = open(folder / f".gpu-{name.replace('/', '_')}.lock", "wb")  # noqa: SIM115 (kept open)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:

@@ -25,7 +25,7 @@ class PeakMemory:
         self._start: int | None = None
         with contextlib.suppress(OSError, AttributeError):
             ctypes.CDLL(None).malloc_trim(0)  # what earlier jobs have freed is not this one's
-            CLEAR.write_text(RESET_PEAK)
+            CLEAR.write_text(RESET_PEAK, encoding="utf-8")
             self._start = _resident("VmRSS")
 
     def peak(self, device: torch.device) -> int | None:
@@ -38,7 +38,7 @@ class PeakMemory:
 
 
 def _resident(name: str) -> int:
-    found = re.search(rf"^{name}:\s+(\d+) kB", STATUS.read_text(), re.MULTILINE)
+    found = re.search(rf"^{name}:\s+(\d+) kB", STATUS.read_text(encoding="utf-8"), re.MULTILINE)
     if found is None:
         raise OSError(f"{STATUS}: no {name}")
     return 1024 * int(found.group(1))

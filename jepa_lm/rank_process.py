@@ -23,7 +23,7 @@ def main(path: Path) -> int:
 
     schema.register()
     try:
-        train(OmegaConf.create(json.loads(path.read_text())))
+        train(OmegaConf.create(json.loads(path.read_text(encoding="utf-8"))))
     except EveryRankError as error:
         return error.exit_code
     except (UserError, RankError) as error:

@@ -57,11 +57,12 @@ def git_state() -> dict[str, Any]:
     def git(*arguments: str) -> str | None:
         try:
             done = subprocess.run(
-                ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=10
+                ["git", "-C", str(folder), *arguments], capture_output=True, timeout=10
             )
         except (OSError, subprocess.TimeoutExpired):
             return None
-        return done.stdout.strip() if done.returncode == 0 else None
+        # A difference may be of files in any encoding.
+        return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else None
 
     changes = git("status", "--porcelain", "--untracked-files=no")
     difference = git("diff", "HEAD") if changes else None

@@ -19,7 +19,7 @@ def run_records(checkpoint: Path) -> dict[str, Any]:
     folder = checkpoint.parent.parent
     summary, overrides = folder / "summary.json", folder / ".hydra" / "overrides.yaml"
     return {
-        "summary": json.loads(summary.read_text()) if summary.is_file() else None,
+        "summary": json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else None,
         "overrides": list(OmegaConf.load(overrides)) if overrides.is_file() else None,
     }
 

@@ -247,7 +247,7 @@ class _Export:
         write_json(self.folder / "export.json", account)
         write_json(self.folder / "submission.json", said)
         card = model_card(said, account, self.run_config, records)
-        (self.folder / "model_card.md").write_text(card)
+        (self.folder / "model_card.md").write_text(card, encoding="utf-8")
 
     def _judge(self, account: dict[str, Any]) -> None:
         if not account["fits"]:

@@ -75,7 +75,8 @@ def round_trip(
     with fresh_python(
         *("-m", "jepa_lm.artifact.round_trip", json.dumps(settings)),
         stdout=subprocess.PIPE,
-        text=True,
+        encoding="utf-8",
+        errors="replace",
     ) as process:
         try:
             printed, _ = process.communicate()

@@ -34,7 +34,7 @@ def write_minified(folder: Path) -> Path:
     shutil.rmtree(folder / "code", ignore_errors=True)
     for path, text in _minified().items():
         (written / path).parent.mkdir(parents=True, exist_ok=True)
-        (written / path).write_text(text)
+        (written / path).write_bytes(text.encode())
     return written
 
 
@@ -46,7 +46,10 @@ def minified_bytes() -> int:
 def _minified() -> dict[Path, str]:
     """This package's minified source by path in the package."""
     package = Path(jepa_lm.__file__).parent
-    return {path.relative_to(package): minify(path.read_text()) for path in package.rglob("*.py")}
+    return {
+        path.relative_to(package): minify(path.read_text(encoding="utf-8"))
+        for path in package.rglob("*.py")
+    }
 
 
 @functools.cache

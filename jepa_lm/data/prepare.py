@@ -83,7 +83,7 @@ def prepare(
     if not (folder / "corpus.json").is_file():
         _build(corpus, tokenizer, folder)
     model = folder / "tokenizer.model"
-    text_bytes = json.loads((folder / "corpus.json").read_text())["text_bytes"]
+    text_bytes = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))["text_bytes"]
     return Prepared(
         train=sorted(folder.glob("train_*.bin")),
         val=sorted(folder.glob("val_*.bin")),
@@ -118,7 +118,9 @@ def _build(corpus: TextCorpus, tokenizer: SentencePieceBPE | ByteTokenizer, fold
                 if text_bytes[split] == 0:
                     raise UserError(f"data: the {split} split holds no text")
         built.save(building / "tokenizer.model")
-        (building / "corpus.json").write_text(json.dumps({"text_bytes": text_bytes}))
+        (building / "corpus.json").write_text(
+            json.dumps({"text_bytes": text_bytes}), encoding="utf-8"
+        )
         try:
             os.replace(building, folder)
         except OSError:

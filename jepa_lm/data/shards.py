@@ -91,7 +91,7 @@ def check_token_ids(paths: Iterable[Path], vocab_size: int) -> None:
         stat = path.stat()
         stamp = [stat.st_size, stat.st_mtime_ns, vocab_size]
         record = path.parent / "checked.json"
-        known = json.loads(record.read_text()) if record.is_file() else {}
+        known = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
         if known.get(path.name) == stamp:
             continue
         tokens = open_shard(path)
@@ -107,7 +107,7 @@ def check_token_ids(paths: Iterable[Path], vocab_size: int) -> None:
                 )
         known[path.name] = stamp
         temporary = record.with_suffix(".tmp")
-        temporary.write_text(json.dumps(known))
+        temporary.write_text(json.dumps(known), encoding="utf-8")
         temporary.replace(record)
 
 

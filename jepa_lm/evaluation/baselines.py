@@ -48,7 +48,7 @@ def cached_baselines(text: bytes, prefix: bytes, cache_dir: Path) -> dict[str, f
     key = hashlib.sha256(len(text).to_bytes(8, "little") + text + prefix).hexdigest()[:20]
     path = cache_dir / "baselines" / f"{key}.json"
     if path.is_file():
-        return json.loads(path.read_text())
+        return json.loads(path.read_text(encoding="utf-8"))
     found = compressor_baselines(text, prefix)
     path.parent.mkdir(parents=True, exist_ok=True)
     write_json(path, found)

@@ -86,7 +86,7 @@ def _shared(subject: Subject) -> dict[str, Any]:
         return shared_settings(subject.run)
     beside = subject.source.parent / "export.json"
     try:
-        return dict(json.loads(beside.read_text())["run"])
+        return dict(json.loads(beside.read_text(encoding="utf-8"))["run"])
     except (OSError, ValueError, KeyError, TypeError):  # the file was moved away from it
         return {}
 

@@ -19,7 +19,7 @@ class _AppendingWriter(_ExperimentWriter):
         if not path.is_file():
             return
         _cut_half_row(path)
-        with open(path, newline="") as file:
+        with open(path, newline="", encoding="utf-8") as file:
             self.metrics_keys = next(csv.reader(file), [])
         if not self.metrics_keys:
             path.unlink()
@@ -28,7 +28,10 @@ class _AppendingWriter(_ExperimentWriter):
         """The same rows under more columns; the file is there at any moment."""
         path = Path(self.metrics_file_path)
         temporary = path.with_name(f".{path.name}.tmp")
-        with open(path, newline="") as before, open(temporary, "w", newline="") as after:
+        with (
+            open(path, newline="", encoding="utf-8") as before,
+            open(temporary, "w", newline="", encoding="utf-8") as after,
+        ):
             writer = csv.DictWriter(after, fieldnames=fieldnames)
             writer.writeheader()
             writer.writerows(csv.DictReader(before))

@@ -81,7 +81,7 @@ class WandbRun(WandbLogger, Keeper):
 
     def _kept_id(self) -> str | None:
         path = self.folder / ID_FILE
-        return path.read_text().strip() or None if path.is_file() else None
+        return path.read_text(encoding="utf-8").strip() or None if path.is_file() else None
 
     @property
     @rank_zero_experiment
@@ -107,7 +107,7 @@ class WandbRun(WandbLogger, Keeper):
                 f"logger=wandb: {reason}; log in with `wandb login` or WANDB_API_KEY, or set "
                 "logger.wandb.offline=true"
             ) from error
-        (self.folder / ID_FILE).write_text(f"{run.id}\n")
+        (self.folder / ID_FILE).write_text(f"{run.id}\n", encoding="utf-8")
         run.define_metric(STEP)
         run.define_metric("*", step_metric=STEP, step_sync=True)
         for metric in BEST:

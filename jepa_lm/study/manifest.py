@@ -99,7 +99,7 @@ def load(folder: Path) -> Manifest:
     """
     path = folder / FILE
     try:
-        raw = json.loads(path.read_text())
+        raw = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(
             f"{folder}: no {FILE} there; name the folder of a sweep or study"

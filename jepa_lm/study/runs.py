@@ -76,7 +76,7 @@ class Run:
         path = self.folder / "metrics.csv"
         if not path.is_file():
             return found
-        with open(path, newline="") as file:
+        with open(path, newline="", encoding="utf-8") as file:
             for row in csv.DictReader(file):
                 for name, text in row.items():
                     # Most cells are empty, and a kill may leave half a row.
@@ -116,7 +116,7 @@ def read_yaml(path: Path) -> Mapping[str, Any]:
 
 def _read_json(path: Path) -> Mapping[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
