@@ -77,7 +77,7 @@ def prepare(
                 "tokenizers folder above them; name it with data.tokenizer.model=FILE"
             )
         built = tokenizer.build((), published)
-        check_token_ids((*train, *val), built.vocab_size)
+        check_token_ids((*train, *val), built.vocab_size, notes=cache_dir / "checked")
         return Prepared(train, val, built, None)
     folder = cache_dir / "prepared" / _cache_key(corpus, tokenizer)
     if not (folder / "corpus.json").is_file():

@@ -6,14 +6,17 @@ read through a memory map, so a run over ten billion tokens holds none of them i
 
 from __future__ import annotations
 
-import json
+import contextlib
+import hashlib
 import os
 from collections.abc import Iterable
+from contextlib import ExitStack
 from pathlib import Path
 
 import numpy as np
 
 from jepa_lm.errors import UserError
+from jepa_lm.files import replacing, sweep_up
 
 MAGIC = 20240520
 VERSION = 1
@@ -21,17 +24,20 @@ HEADER_WORDS = 256
 HEADER_BYTES = 4 * HEADER_WORDS
 MAX_VOCAB = 1 << 16
 """Tokens are uint16."""
+BLOCK = 1 << 24
+"""Tokens looked at at a time."""
 
 
 class ShardWriter:
-    """Appends tokens to one shard file; the header is written on close. Use as a context manager."""
+    """Appends tokens to one shard file, which bears its name when it is complete. A context manager."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.tokens = 0
 
     def __enter__(self) -> ShardWriter:
-        self._file = open(self.path, "wb")
+        self._open = ExitStack()
+        self._file = self._open.enter_context(replacing(self.path))
         self._file.write(bytes(HEADER_BYTES))
         return self
 
@@ -41,12 +47,14 @@ class ShardWriter:
         self._file.write(array.tobytes())
         self.tokens += len(array)
 
-    def __exit__(self, *exc: object) -> None:
-        header = np.zeros(HEADER_WORDS, dtype="<i4")
-        header[:3] = MAGIC, VERSION, self.tokens
-        self._file.seek(0)
-        self._file.write(header.tobytes())
-        self._file.close()
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        with self._open:
+            if error is not None:
+                raise error
+            header = np.zeros(HEADER_WORDS, dtype="<i4")
+            header[:3] = MAGIC, VERSION, self.tokens
+            self._file.seek(0)
+            self._file.write(header.tobytes())
 
 
 def open_shard(path: Path) -> np.ndarray:
@@ -81,57 +89,58 @@ def open_shard(path: Path) -> np.ndarray:
     return np.memmap(path, dtype="<u2", mode="r", offset=HEADER_BYTES, shape=(tokens,))
 
 
-def check_token_ids(paths: Iterable[Path], vocab_size: int) -> None:
-    """Read every token once and refuse ids >= vocab_size; files already read are remembered.
+def check_token_ids(paths: Iterable[Path], vocab_size: int, notes: Path | None = None) -> None:
+    """Read every token once and refuse ids >= vocab_size.
 
-    The memory of what was checked lies beside the shards in `checked.json`, keyed by size and
-    modification time, so a second run over 20 GB starts at once.
+    Args:
+        notes: a folder that remembers what was read, so that a second run over 20 GB starts at once: an
+            empty file for each version of a shard, whose name says all, so that nothing in it can be
+            damaged or half written. None, or a folder that cannot be written: everything is read.
     """
     for path in paths:
-        stat = path.stat()
-        stamp = [stat.st_size, stat.st_mtime_ns, vocab_size]
-        record = path.parent / "checked.json"
-        known = json.loads(record.read_text(encoding="utf-8")) if record.is_file() else {}
-        if known.get(path.name) == stamp:
+        note = notes / _version(path, vocab_size) if notes is not None else None
+        if note is not None and os.path.exists(note):
             continue
         tokens = open_shard(path)
-        block = 1 << 24
-        for start in range(0, len(tokens), block):
-            largest = int(tokens[start : start + block].max())
-            if largest >= vocab_size:
-                where = start + int(np.argmax(tokens[start : start + block] >= vocab_size))
+        for start in range(0, len(tokens), BLOCK):
+            part = tokens[start : start + BLOCK]
+            if int(part.max()) >= vocab_size:
+                where = start + int(np.argmax(part >= vocab_size))
                 raise UserError(
                     f"data: {path} holds token id {int(tokens[where])} at position {where}, but "
                     f"data.tokenizer.vocab_size={vocab_size}; choose the tokenizer the shards were "
                     "made with"
                 )
-        known[path.name] = stamp
-        temporary = record.with_suffix(".tmp")
-        temporary.write_text(json.dumps(known), encoding="utf-8")
-        temporary.replace(record)
+        if note is not None:
+            with contextlib.suppress(OSError):
+                note.parent.mkdir(parents=True, exist_ok=True)
+                note.touch()
 
 
 def without_special_ids(path: Path, first: int, folder: Path) -> Path:
     """A copy of a shard without the ids below `first`, the others moved down by it; made once.
 
-    The copy's name holds the original's size and modification time, so a changed shard is read anew.
-
     Raises:
         UserError: the shard holds nothing else.
     """
-    stat = path.stat()
-    copy = folder / f"{path.stem}-{stat.st_size}-{stat.st_mtime_ns}.bin"
-    if copy.is_file():
+    copy = folder / f"{_version(path, first)}.bin"
+    with contextlib.suppress(UserError):  # not there, or damaged since
+        open_shard(copy)
         return copy
     folder.mkdir(parents=True, exist_ok=True)
-    tokens, block = open_shard(path), 1 << 24
-    temporary = copy.with_suffix(f".{os.getpid()}.tmp")
-    with ShardWriter(temporary) as writer:
-        for start in range(0, len(tokens), block):
-            part = tokens[start : start + block]
+    sweep_up(folder)
+    tokens = open_shard(path)
+    with ShardWriter(copy) as writer:
+        for start in range(0, len(tokens), BLOCK):
+            part = tokens[start : start + BLOCK]
             writer.write(part[part >= first] - first)
-    if writer.tokens == 0:
-        temporary.unlink()
-        raise UserError(f"data: {path} holds nothing but ids below {first}")
-    temporary.replace(copy)
+        if writer.tokens == 0:
+            raise UserError(f"data: {path} holds nothing but ids below {first}")
     return copy
+
+
+def _version(path: Path, about: int) -> str:
+    """A file name for what is known about a shard; another one, or a changed one, has another."""
+    stat = path.stat()
+    told = [str(path.resolve()), stat.st_size, stat.st_mtime_ns, about]
+    return hashlib.sha256(repr(told).encode()).hexdigest()

@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import os
+import sys
+
 import numpy as np
 import pytest
 import torch
 
-from jepa_lm.data.shards import HEADER_BYTES, ShardWriter, check_token_ids, open_shard
+from jepa_lm.data import shards as shard_files
+from jepa_lm.data.shards import (
+    HEADER_BYTES,
+    ShardWriter,
+    check_token_ids,
+    open_shard,
+    without_special_ids,
+)
 from jepa_lm.data.stream import ShuffleOrder, TokenStream, TrainBatches, make_order
 from jepa_lm.errors import UserError
+from jepa_lm.files import HOST
 
 
 def write(path, ids):
@@ -70,17 +81,97 @@ def test_a_damaged_shard_is_one_clear_line(tmp_path, how, words):
     assert "\n" not in str(caught.value)
 
 
-def test_token_ids_are_checked_once(tmp_path):
-    path = write(tmp_path / "a.bin", [1, 2, 3, 700, 4])
+def test_token_ids_are_checked_once(tmp_path, monkeypatch):
+    path, notes = write(tmp_path / "a.bin", [1, 2, 3, 700, 4]), tmp_path / "cache" / "checked"
     with pytest.raises(UserError, match=r"token id 700 at position 3, but .*vocab_size=512"):
-        check_token_ids([path], 512)
-    check_token_ids([path], 1024)
-    assert (tmp_path / "checked.json").is_file()
+        check_token_ids([path], 512, notes)
+    check_token_ids([path], 1024, notes)
+    with monkeypatch.context() as patched:
+        patched.setattr(shard_files, "open_shard", None)  # not read again
+        check_token_ids([path], 1024, notes)
     with pytest.raises(UserError, match="token id 700"):
-        check_token_ids([path], 512)  # the memory is of another vocabulary
+        check_token_ids([path], 512, notes)  # the memory is of another vocabulary
+    assert set(os.listdir(tmp_path)) == {"a.bin", "cache"}  # nothing is written beside the data
     write(path, [1, 2, 3, 7000, 4, 4])
     with pytest.raises(UserError, match="token id 7000"):
-        check_token_ids([path], 1024)  # the file has changed
+        check_token_ids([path], 1024, notes)  # the file has changed
+
+
+def test_where_no_note_can_be_kept_the_ids_are_still_checked(tmp_path):
+    path = write(tmp_path / "a.bin", [1, 700])
+    for left in ("", "{", "[]"):  # of an earlier version
+        (tmp_path / "checked.json").write_text(left)
+        check_token_ids([path], 1024, tmp_path / "a.bin" / "no folder")
+    with pytest.raises(UserError, match="token id 700"):
+        check_token_ids([path], 512, tmp_path / "a.bin" / "no folder")
+
+
+def begun_together(call, processes=4):
+    """How many of several processes that begin a call at the same moment fail."""
+    ready, go = os.pipe()
+    children = []
+    for _ in range(processes):
+        child = os.fork()
+        if child == 0:
+            try:
+                os.close(go)
+                os.read(ready, 1)  # until the other end is closed
+                call()
+                os._exit(0)
+            except BaseException as error:
+                print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
+                os._exit(1)
+        children.append(child)
+    os.close(ready)
+    os.close(go)
+    return sum(os.waitpid(child, 0)[1] != 0 for child in children)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="forks")
+def test_processes_that_begin_together_on_new_shards_do_not_disturb_one_another(tmp_path):
+    for start in range(5):
+        folder = tmp_path / str(start)
+        folder.mkdir()
+        paths = [write(folder / f"t_{i}.bin", np.arange(2000) % 450) for i in range(4)]
+
+        def prepared(folder=folder, paths=paths):
+            cache = folder / "cache"
+            copies = [without_special_ids(path, 4, cache / "without") for path in paths]
+            check_token_ids([*paths, *copies], 450, cache / "checked")
+            assert all(len(open_shard(copy)) == 1980 for copy in copies)
+
+        assert begun_together(prepared) == 0
+        assert not list(folder.rglob("*.tmp"))
+
+
+def test_a_copy_without_special_ids_is_told_apart_by_folder_and_built_again_when_damaged(tmp_path):
+    ids = {"a": [1, 5, 6], "b": [1, 7, 8]}
+    paths = {name: tmp_path / name / "t.bin" for name in ids}
+    for name, path in paths.items():
+        path.parent.mkdir()
+        write(path, ids[name])
+        os.utime(path, (10**9, 10**9))  # as unpacked from an archive
+    copies = {name: without_special_ids(path, 4, tmp_path / "c") for name, path in paths.items()}
+    assert {name: open_shard(copy).tolist() for name, copy in copies.items()} == {
+        "a": [1, 2],
+        "b": [3, 4],
+    }
+    left = tmp_path / "c" / f".{HOST}-999999999-00.tmp"
+    left.write_bytes(b"of a killed process")
+    os.truncate(copies["a"], 100)
+    assert open_shard(without_special_ids(paths["a"], 4, tmp_path / "c")).tolist() == [1, 2]
+    assert not left.exists()
+    with pytest.raises(UserError, match="nothing but ids below 9"):
+        without_special_ids(paths["a"], 9, tmp_path / "c")
+    assert len(os.listdir(tmp_path / "c")) == 2
+
+
+def test_a_shard_appears_when_it_is_complete(tmp_path):
+    path = write(tmp_path / "a.bin", [1, 2])
+    with pytest.raises(OverflowError), ShardWriter(path) as shard:
+        shard.write([3, 70_000])
+    assert open_shard(path).tolist() == [1, 2]
+    assert os.listdir(tmp_path) == ["a.bin"]
 
 
 def test_stream_is_an_endless_circle(shards):
