@@ -121,7 +121,7 @@ def _newest_run(key: str, value: str, patterns: tuple[str, ...], but: Path | Non
     raise UserError(f"{key}={value}: no {' or '.join(patterns)} in any run below {LOGS.resolve()}")
 
 
-def find_checkpoint(value: str) -> Path:
+def find_checkpoint(value: str, trust: Trust | None = None) -> Path:
     """The checkpoint that `ckpt_path` names: a file, a run folder, or `last`.
 
     In a folder it is the one of the most steps that is whole; damaged ones are named and passed over.
@@ -137,12 +137,12 @@ def find_checkpoint(value: str) -> Path:
         raise UserError(f"ckpt_path={value}: neither a file nor a folder")
     folder = path if path.is_dir() else _newest_run("ckpt_path", value, CHECKPOINTS)
     for place in (folder / "checkpoints", folder):
-        if (found := newest_whole(place)) is not None:
+        if (found := newest_whole(place, trust)) is not None:
             return found
     raise UserError(f"ckpt_path={value}: no {' or '.join(CHECKPOINTS)} in {folder}")
 
 
-def find_resume(value: str, run_dir: Path) -> Path | None:
+def find_resume(value: str, run_dir: Path, trust: Trust | None = None) -> Path | None:
     """The checkpoint that a training run goes on from; None to start at step 0.
 
     `auto` looks into the run's own folder, and starts where there is none yet; `last` takes the newest other
@@ -152,10 +152,11 @@ def find_resume(value: str, run_dir: Path) -> Path | None:
         UserError: nothing there, or nothing whole.
     """
     if value == AUTO:
-        return newest_whole(run_dir / "checkpoints")
+        return newest_whole(run_dir / "checkpoints", trust)
     if value == LAST and not as_path(value).exists():
-        return find_checkpoint(str(_newest_run("ckpt_path", value, CHECKPOINTS, but=run_dir)))
-    return find_checkpoint(value)
+        newest = _newest_run("ckpt_path", value, CHECKPOINTS, but=run_dir)
+        return find_checkpoint(str(newest), trust)
+    return find_checkpoint(value, trust)
 
 
 def checkpoints_in(folder: Path, pattern: str = "*.ckpt") -> list[Path]:
@@ -179,7 +180,7 @@ def _step(path: Path) -> float:
     return int(named[1]) if named else float("inf")
 
 
-def newest_whole(folder: Path) -> Path | None:
+def newest_whole(folder: Path, trust: Trust | None = None) -> Path | None:
     """The checkpoint of the most steps in a folder that is not damaged; None where there is none at all.
 
     Raises:
@@ -187,7 +188,7 @@ def newest_whole(folder: Path) -> Path | None:
     """
     paths = checkpoints_in(folder)
     for path in paths:
-        reason = damage(path) or _unreadable(path)
+        reason = damage(path) or _unreadable(path, trust)
         if reason is None:
             return path
         warn(f"{path}: damaged ({reason})")
@@ -196,10 +197,10 @@ def newest_whole(folder: Path) -> Path | None:
     return None
 
 
-def _unreadable(path: Path) -> str | None:
+def _unreadable(path: Path, trust: Trust | None) -> str | None:
     """Why a file whose tensors are whole is no checkpoint: its list of contents has no checksum."""
     try:
-        read_checkpoint(path)
+        read_checkpoint(path, trust)
     except UserError as error:
         return str(error)
     return None

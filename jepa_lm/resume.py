@@ -8,11 +8,12 @@ from typing import Any
 from jepa_lm.checkpoint import portable, read_checkpoint
 from jepa_lm.errors import UserError
 from jepa_lm.lit import LanguageModelTask
+from jepa_lm.trusted import Trust
 
 
-def check_resumable(resume: Path, task: LanguageModelTask) -> None:
+def check_resumable(resume: Path, task: LanguageModelTask, trust: Trust | None = None) -> None:
     """Refuse to continue a run of another model, or with other parts beside it."""
-    checkpoint = read_checkpoint(resume)
+    checkpoint = read_checkpoint(resume, trust)
     before = _leaves("model", portable(checkpoint["hyper_parameters"]["config"]["model"]))
     now = _leaves("model", portable(task.config["model"]))
     for key in sorted(before.keys() | now.keys()):

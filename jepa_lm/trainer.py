@@ -15,6 +15,7 @@ from lightning.pytorch.profilers import PassThroughProfiler
 from jepa_lm.callbacks.checkpoints import AtomicCheckpointIO, SaveCheckpoints
 from jepa_lm.config import build
 from jepa_lm.errors import UserError
+from jepa_lm.trusted import Trust
 
 
 def check_devices(settings: dict[str, Any]) -> None:
@@ -60,7 +61,7 @@ def make_trainer(config: dict[str, Any]) -> pl.Trainer:
             "use_distributed_sampler": False,
             "profiler": _profiler(settings.pop("profiler", None)),
             "callbacks": [*build("callbacks", config["callbacks"]).values(), saver],
-            "plugins": [AtomicCheckpointIO()],
+            "plugins": [AtomicCheckpointIO(Trust.of(config))],
             "logger": [*build("logger", config["logger"]).values()],
         }
         trainer: pl.Trainer = build("trainer", settings | ours)

@@ -38,6 +38,7 @@ from jepa_lm.sampling import check_sampling
 from jepa_lm.stopping import Stopped
 from jepa_lm.summary import OUT, announce, report, show_sample, summarize
 from jepa_lm.trainer import check_devices, make_trainer, quiet_lightning
+from jepa_lm.trusted import Trust
 
 RECORDS = ("summary.json", CONFIG_FILE, ".hydra/overrides.yaml")
 """Small files of a run folder that loggers keep, where they exist."""
@@ -71,7 +72,8 @@ def train(cfg: DictConfig) -> float | None:
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     run_dir = Path(config["paths"]["run_dir"])
     fill_in(config, "train", resume=config["ckpt_path"] is not None)
-    resume = find_resume(config["ckpt_path"], run_dir) if config["ckpt_path"] else None
+    trust = Trust.of(config)
+    resume = find_resume(config["ckpt_path"], run_dir, trust) if config["ckpt_path"] else None
     # The ranks that are started from here take the same one.
     config["ckpt_path"] = None if resume is None else str(resume)
     memory = PeakMemory()
@@ -83,7 +85,7 @@ def train(cfg: DictConfig) -> float | None:
     task.recipe.configure(task, clock)  # a parameter without a group is refused before data is read
     about = sizes(task) | {"config_hash": config_hash(given), "memory": memory, "git": git}
     if resume is not None:
-        check_resumable(resume, task)
+        check_resumable(resume, task, trust)
     run_dir.mkdir(parents=True, exist_ok=True)
     data: TokenData = build("data", config["data"])
     data.prepare_data()  # before the trainer: an error in the data comes before anything is started

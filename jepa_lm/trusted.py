@@ -136,12 +136,20 @@ def build_part(part: str, node: Any, source: str, trust: Trust) -> Any:
     Raises:
         UserError: a class of elsewhere, a reference, arguments that do not fit.
     """
+    check_part(part, node, source, trust)
+    try:
+        return build(part, node, _finder(part, trust))
+    except UserError as error:
+        raise UserError(f"{source}: {error}") from error
+
+
+def check_part(part: str, node: Any, source: str, trust: Trust) -> None:
+    """Refuse what `build_part` would refuse before it builds anything."""
     try:
         _refuse_references(part, node)
         check_node(part, node, _finder(part, trust))
-        return build(part, node, _finder(part, trust))
     except UserError as error:
-        raise type(error)(f"{source}: {error}") from error
+        raise UserError(f"{source}: {error}") from error
 
 
 def _refuse_references(path: str, node: Any) -> None:
@@ -196,18 +204,16 @@ def bounded_modules(limits: Limits, tensors: int, values: int | None = None) -> 
             says of bytes.
     """
     left = {
-        "parameters": min(tensors, limits.tensors),
-        "values": limits.bytes if values is None else values,
-        "parts": limits.blocks * MODULES_A_BLOCK,
+        f"the {tensors} tensors that the file names": min(tensors, limits.tensors),
+        "limits.bytes or the format allow in values": limits.bytes if values is None else values,
+        f"limits.blocks={limits.blocks} allows in parts": limits.blocks * MODULES_A_BLOCK,
     }
+    of_tensors, of_values, of_parts = left
 
-    def take(name: str, count: int) -> None:
-        left[name] -= count
-        if left[name] < 0:
-            raise UserError(
-                f"its config asks for more than the {tensors} tensors that it names, or for more {name} "
-                f"than limits allow ({limits})"
-            )
+    def take(what: str, count: int) -> None:
+        left[what] -= count
+        if left[what] < 0:
+            raise UserError(f"its config asks for more than {what}")
 
     def parameter_added(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         if parameter is not None:
@@ -216,11 +222,11 @@ def bounded_modules(limits: Limits, tensors: int, values: int | None = None) -> 
                     f"its config asks for a tensor of {parameter.numel()} values; "
                     f"limits.tensor_values={limits.tensor_values}"
                 )
-            take("parameters", 1)
-            take("values", parameter.numel())
+            take(of_tensors, 1)
+            take(of_values, parameter.numel())
 
     def module_added(module: nn.Module, name: str, part: nn.Module | None) -> None:
-        take("parts", 1)
+        take(of_parts, 1)
 
     handles = (
         register_module_parameter_registration_hook(parameter_added),

@@ -43,7 +43,7 @@ def test_a_wrapped_module_would_be_seen(small, tmp_path, monkeypatch):
     fit(small("trainer.max_steps=3"))
     path = tmp_path / "run" / "checkpoints" / "last.ckpt"
     assert [k for k in weights(path) if "_orig_mod" in k]
-    with pytest.raises(RuntimeError, match="_orig_mod"):
+    with pytest.raises(UserError, match="_orig_mod"):
         inference_model(read_checkpoint(path))
 
 

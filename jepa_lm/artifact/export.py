@@ -90,7 +90,7 @@ class _Export:
     def __init__(self, config: dict[str, Any], settings: dict[str, Any]) -> None:
         self.config, self.settings = config, settings
         self.trust = Trust.of(config)
-        self.path = find_checkpoint(config["ckpt_path"])
+        self.path = find_checkpoint(config["ckpt_path"], self.trust)
         self.checkpoint = read_checkpoint(self.path, self.trust)
         self.run_config = self.checkpoint["hyper_parameters"]["config"]
         self.subject = checkpoint_subject(self.path, self.checkpoint, self.trust)

@@ -21,13 +21,22 @@ from jepa_lm.agreement import agree
 from jepa_lm.checkpoint import LAST_FILE, checkpoints_in, read_checkpoint
 from jepa_lm.errors import UserError
 from jepa_lm.files import sweep_up, write_bytes
+from jepa_lm.trusted import Trust
 
 if TYPE_CHECKING:
     from jepa_lm.lit import LanguageModelTask
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """A checkpoint gets its name when it is complete and on the disk."""
+    """A checkpoint gets its name when it is complete and on the disk.
+
+    Args:
+        trust: how far a checkpoint that is read is trusted.
+    """
+
+    def __init__(self, trust: Trust | None = None) -> None:
+        super().__init__()
+        self.trust = trust
 
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
@@ -54,7 +63,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
         """What is in it, on the CPU, by the one reader that there is."""
-        return read_checkpoint(Path(path))
+        return read_checkpoint(Path(path), self.trust)
 
 
 class SaveCheckpoints(Checkpoint):

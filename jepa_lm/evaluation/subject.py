@@ -13,7 +13,7 @@ from jepa_lm.checkpoint import find_checkpoint, find_file, inference_model, read
 from jepa_lm.data.token_data import TokenData
 from jepa_lm.errors import UserError
 from jepa_lm.model import LanguageModel
-from jepa_lm.trusted import Trust, build_part
+from jepa_lm.trusted import Trust, build_part, check_part
 
 
 class Subject(NamedTuple):
@@ -47,12 +47,17 @@ def load_subject(ckpt: str | None, artifact: str | None, trust: Trust | None = N
         )
     trust = trust or Trust()
     if ckpt is not None:
-        path = find_checkpoint(ckpt)
+        path = find_checkpoint(ckpt, trust)
         return checkpoint_subject(path, read_checkpoint(path, trust), trust)
     assert artifact is not None
     path = find_file("artifact_path", artifact, ("artifact.*",))
     loaded = load_artifact(path, trust)
     meta = loaded.meta
+    here = {
+        **meta["data"],
+        "cache_dir": "",
+    }  # an artifact names no folder of the machine it comes from
+    check_part("data", here, f"artifact_path={path}", trust)
     return Subject(
         source=path,
         model=loaded.model,
@@ -68,10 +73,11 @@ def load_subject(ckpt: str | None, artifact: str | None, trust: Trust | None = N
 
 def checkpoint_subject(path: Path, checkpoint: dict[str, Any], trust: Trust) -> Subject:
     """What a checkpoint that has been read holds."""
-    run = checkpoint["hyper_parameters"]["config"]
+    run, source = checkpoint["hyper_parameters"]["config"], f"ckpt_path={path}"
+    check_part("data", run["data"], source, trust)
     return Subject(
         source=path,
-        model=inference_model(checkpoint, f"ckpt_path={path}", trust),
+        model=inference_model(checkpoint, source, trust),
         data=run["data"],
         precision=run["trainer"]["precision"],
         tokenizer=checkpoint["tokenizer"],
@@ -92,6 +98,12 @@ def load_data(subject: Subject, changes: dict[str, Any]) -> TokenData:
     data = build_part("data", {**subject.data, **changes}, source, subject.trust)
     if not isinstance(data, TokenData):
         raise UserError(f"{source}: its config builds a {type(data).__name__}, not a TokenData")
+    logits = data.val_batch_tokens * subject.model.vocab_size
+    if logits > subject.trust.limits.tensor_values:
+        raise UserError(
+            f"eval.batch_tokens={data.val_batch_tokens}: {logits} logits at a time, "
+            f"limits.tensor_values={subject.trust.limits.tensor_values}; set fewer"
+        )
     data.prepare_data()
     data.setup()
     if subject.tokenizer != data.tokenizer.fingerprint:

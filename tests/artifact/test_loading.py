@@ -117,17 +117,6 @@ def test_the_data_of_an_artifact_can_call_nothing_else(exported, tmp_path):
     assert not (tmp_path / "owned").exists()
 
 
-@pytest.mark.parametrize("part", ["model", "data", "optimizer", "quantization"])
-def test_a_config_inside_a_checkpoint_can_call_nothing_else(trained, tmp_path, part):
-    """Every part that a reader of checkpoints builds."""
-    checkpoint = torch.load(trained.checkpoint, weights_only=True)
-    planted = {"_target_": "os.system", "command": f"touch {tmp_path}/owned"}
-    checkpoint["hyper_parameters"]["config"][part]["planted"] = [planted]
-    torch.save(checkpoint, tmp_path / "evil.ckpt")
-    with pytest.raises(UserError, match=r"asks to call 'os\.system'"):
-        read_checkpoint(tmp_path / "evil.ckpt")
-
-
 def test_a_pickle_is_not_an_artifact_and_is_not_run(tmp_path):
     class Evil:
         def __reduce__(self):
@@ -170,7 +159,7 @@ def test_malformed_files_are_one_clear_line(exported, tmp_path):
                 load_artifact(path)
             assert "\n" not in str(caught.value)
     with pytest.raises(UserError, match="no readable header"):
-        load_artifact(forge(tmp_path, b"x" * 50))
+        load_artifact(forge(tmp_path, bytes(50)))
     with pytest.raises(UserError, match="no such file"):
         load_artifact(tmp_path / "nothing")
 
@@ -225,14 +214,14 @@ def test_weights_that_were_changed_after_the_export_are_refused(exported, tmp_pa
 def test_a_config_that_asks_for_more_than_its_tensors_builds_nothing(exported, tmp_path):
     """Neither a million layers nor a table of terabytes takes time or memory."""
     tensors, meta = unpack(exported.file)
-    for part, key, value in (
-        ("backbone", "layers", 10**9),
-        ("embedding", "vocab_size", 1 << 40),
-        ("bigram", "buckets", 1 << 24),
+    for part, key, value, words in (
+        ("backbone", "layers", 10**9, "more than the 36 tensors that the file names"),
+        ("embedding", "vocab_size", 1 << 40, r"a tensor of 70368744177664 values; limits\."),
+        ("bigram", "buckets", 1 << 24, "more than limits.bytes or the format allow in values"),
     ):
         changed = copy.deepcopy(meta)
         changed["model"][part][key] = value
-        with pytest.raises(UserError, match="asks for more than the 36 tensors that it names"):
+        with pytest.raises(UserError, match=words):
             load_artifact(pack(tmp_path, tensors, changed))
 
 
