@@ -24,7 +24,7 @@ from jepa_lm.checkpoint import empty_model, load_strictly
 from jepa_lm.errors import UserError
 from jepa_lm.model import LanguageModel
 from jepa_lm.quantization.formats import Parts, unpack_parts
-from jepa_lm.trusted import Trust, plain
+from jepa_lm.trusted import Trust, check_part, plain
 
 META_KEY = "jepa_lm"
 PART = "::"
@@ -70,6 +70,8 @@ def load_artifact(path: Path, trust: Trust | None = None) -> Loaded:
     streams = from_file(path)
     try:
         meta = _metadata(streams[0])
+        # It names no folder of the machine it comes from.
+        check_part("data", {**meta["data"], "cache_dir": ""}, "the file", trust)
         stored: dict[str, Tensor] = {}
         while streams:
             _header(streams[0])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,12 @@ import hydra
 import pytest
 from hydra.core.global_hydra import GlobalHydra
 
+from jepa_lm import run
+from jepa_lm.artifact.__main__ import main as look
 from jepa_lm.cli import CONF
+from jepa_lm.errors import UserError
 from jepa_lm.run import export
+from tests.artifact.hostile import SECRET, artifact_with, bounded, checkpoint_with
 
 
 @dataclass(frozen=True)
@@ -35,3 +40,44 @@ def exported(trained, tmp_path_factory) -> Exported:
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         export(hydra.compose("export", [f"ckpt_path={trained.folder}", f"paths.run_dir={folder}"]))
     return Exported(folder, json.loads((folder / "export.json").read_text()))
+
+
+@pytest.fixture
+def canary(tmp_path, monkeypatch):
+    """A file that appears when something out of a file is run."""
+    path = tmp_path / "made"
+    monkeypatch.setenv("SECRET", SECRET)
+    monkeypatch.setenv("OWNED", str(path))
+    monkeypatch.delitem(sys.modules, "tests.artifact.owned", raising=False)
+    return path
+
+
+@pytest.fixture
+def go(compose, small, exported, trained, tmp_path, capsys):
+    """go(route, place, value) hands such a file to what the command line calls; the refusal as text."""
+
+    def refused(route: str, place: tuple[str, ...], value: object) -> str:
+        make = artifact_with if "artifact" in route else checkpoint_with
+        source = exported.file if "artifact" in route else trained.checkpoint
+        file = make(source, tmp_path, place, value)
+        with bounded():
+            return refusal(route, file)
+
+    def refusal(route: str, file) -> str:
+        if route == "look at artifact":
+            assert look([str(file)]) == 2
+            return capsys.readouterr().err
+        commands = {
+            "eval artifact": (run.evaluate, compose, "eval", f"artifact_path={file}"),
+            "eval checkpoint": (run.evaluate, compose, "eval", f"ckpt_path={file}"),
+            "export checkpoint": (run.export, compose, "export", f"ckpt_path={file}"),
+            "resume": (run.train, small, f"ckpt_path={file}"),
+        }
+        command, composed, *words = commands[route]
+        cfg = composed(*words)
+        with pytest.raises(UserError) as caught:
+            command(cfg)
+        return str(caught.value)
+
+    refused.refusal = refusal  # type: ignore[attr-defined]
+    return refused

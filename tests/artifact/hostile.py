@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import io
-import os
-import resource
 import signal
 import zipfile
 from collections.abc import Callable, Iterator
@@ -61,6 +59,7 @@ def forms(made: Path) -> dict[str, Any]:
     }
 
 
+ROUTES = ("eval artifact", "look at artifact", "eval checkpoint", "export checkpoint", "resume")
 PLACES = [("model", "bigram"), ("data", "corpus"), ("quantization", "rules")]
 """Parts that are built out of files."""
 
@@ -175,7 +174,7 @@ def bounded() -> Iterator[None]:
     assert peak is None or peak < MOST_BYTES
 
 
-def limit_memory() -> None:
-    """In a process of its own: an allocation far beyond what is allowed fails at once."""
-    resource.setrlimit(resource.RLIMIT_AS, (16 << 30, 16 << 30))
-    os.environ["SECRET"] = SECRET
+def clear(text: str, canary: Path) -> bool:
+    """One line that ends somewhere, names no secret, and nothing was run."""
+    line = text.strip()
+    return "\n" not in line and len(line) < 700 and SECRET not in line and not canary.exists()

@@ -4,75 +4,23 @@ from __future__ import annotations
 
 import importlib
 import os
-import sys
 
 import pytest
 import torch
 
 from jepa_lm import run
-from jepa_lm.artifact.__main__ import main as look
 from jepa_lm.config import resolve
 from jepa_lm.errors import UserError
 from jepa_lm.training import train
 from jepa_lm.trusted import Limits, Trust, plain
 from tests.artifact.hostile import (
     PLACES,
-    SECRET,
-    artifact_with,
+    ROUTES,
     bombs,
     bounded,
-    checkpoint_with,
+    clear,
     forms,
 )
-
-ROUTES = ("eval artifact", "look at artifact", "eval checkpoint", "export checkpoint", "resume")
-
-
-@pytest.fixture
-def canary(tmp_path, monkeypatch):
-    """A file that appears when something out of a file is run."""
-    path = tmp_path / "made"
-    monkeypatch.setenv("SECRET", SECRET)
-    monkeypatch.setenv("OWNED", str(path))
-    monkeypatch.delitem(sys.modules, "tests.artifact.owned", raising=False)
-    return path
-
-
-@pytest.fixture
-def go(compose, small, exported, trained, tmp_path, capsys):
-    """go(route, place, value) hands such a file to what the command line calls; the refusal as text."""
-
-    def refused(route: str, place: tuple[str, ...], value: object) -> str:
-        make = artifact_with if "artifact" in route else checkpoint_with
-        source = exported.file if "artifact" in route else trained.checkpoint
-        file = make(source, tmp_path, place, value)
-        with bounded():
-            return refusal(route, file)
-
-    def refusal(route: str, file) -> str:
-        if route == "look at artifact":
-            assert look([str(file)]) == 2
-            return capsys.readouterr().err
-        commands = {
-            "eval artifact": (run.evaluate, compose, "eval", f"artifact_path={file}"),
-            "eval checkpoint": (run.evaluate, compose, "eval", f"ckpt_path={file}"),
-            "export checkpoint": (run.export, compose, "export", f"ckpt_path={file}"),
-            "resume": (train, small, f"ckpt_path={file}"),
-        }
-        command, composed, *words = commands[route]
-        cfg = composed(*words)
-        with pytest.raises(UserError) as caught:
-            command(cfg)
-        return str(caught.value)
-
-    refused.refusal = refusal  # type: ignore[attr-defined]
-    return refused
-
-
-def clear(text: str, canary) -> bool:
-    """One line that ends somewhere, names no secret, and nothing was run."""
-    line = text.strip()
-    return "\n" not in line and len(line) < 700 and SECRET not in line and not canary.exists()
 
 
 @pytest.mark.parametrize("route", ROUTES)
