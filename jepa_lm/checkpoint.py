@@ -68,7 +68,8 @@ def as_path(value: str) -> Path:
     try:
         path.exists()
     except (OSError, ValueError) as error:  # a name that is too long, a zero byte
-        raise UserError(f"{value[:80]!r}: no path ({error})") from error
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{value[:80]!r}: no path ({reason})") from error
     return path
 
 
