@@ -134,7 +134,7 @@ def check_node(path: str, node: Any, find: Find = find_anything) -> None:
     """Check a node and everything below it."""
     if isinstance(node, Mapping):
         if "_target_" in node:
-            _check_call(path, node, find(path, node["_target_"]))
+            _check_call(path, node, find)
         for key, value in node.items():
             check_node(f"{path}.{key}", value, find)
     elif isinstance(node, list):
@@ -142,8 +142,9 @@ def check_node(path: str, node: Any, find: Find = find_anything) -> None:
             check_node(f"{path}[{i}]", value, find)
 
 
-def _check_call(path: str, node: Mapping[str, Any], target: Any) -> None:
+def _check_call(path: str, node: Mapping[str, Any], find: Find) -> None:
     """Hold a node's keys and values against the signature of what it names."""
+    target = find(path, node["_target_"])
     parameters = inspect.signature(target).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
         return
@@ -158,7 +159,15 @@ def _check_call(path: str, node: Mapping[str, Any], target: Any) -> None:
         if key not in parameters:
             known = [f"{path}.{name}" for name in parameters if name != "self"]
             raise unknown_key(f"{path}.{key}", known, node["_target_"].rpartition(".")[2])
-        check_type(f"{path}.{key}", value, hints.get(key, Any))
+        hint = hints.get(key, Any)
+        check_type(f"{path}.{key}", value, hint)
+        if isinstance(value, Mapping) and "_target_" in value and not value.get("_partial_"):
+            made = find(f"{path}.{key}", value["_target_"])
+            if not _makes(made, hint):
+                raise UserError(
+                    f"{path}.{key}._target_={value['_target_']}: makes no {_spell(hint)}, which "
+                    f"{node['_target_'].rpartition('.')[2]} takes"
+                )
     for name, parameter in parameters.items():
         required = parameter.default is parameter.empty and parameter.kind is parameter.KEYWORD_ONLY
         if required and name not in node and not node.get("_partial_"):
@@ -201,6 +210,17 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, Mapping)
     ours = getattr(hint, "__module__", "").startswith(("jepa_lm", "torch.nn"))
     return not (ours and isinstance(value, SCALARS))
+
+
+def _makes(target: Any, hint: Any) -> bool:
+    """Whether what a target makes can be what a hint asks for; True where nobody can tell."""
+    if typing.get_origin(hint) in (typing.Union, types.UnionType):
+        return any(_makes(target, option) for option in typing.get_args(hint))
+    if hint is Any or not isinstance(target, type) or not isinstance(hint, type):
+        return True
+    if getattr(hint, "_is_protocol", False):
+        return all(hasattr(target, name) for name in vars(hint) if not name.startswith("_"))
+    return issubclass(target, hint)
 
 
 def _spell(hint: Any) -> str:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,7 +21,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from jepa_lm.config import build, check_node
+from jepa_lm.config import Find, build, check_node
 from jepa_lm.errors import UserError
 
 MOST_NODES, MOST_DEPTH, MOST_TEXT = 20_000, 40, 1 << 16
@@ -146,6 +146,8 @@ def build_part(part: str, node: Any, source: str, trust: Trust) -> Any:
 def check_part(part: str, node: Any, source: str, trust: Trust) -> None:
     """Refuse what `build_part` would refuse before it builds anything."""
     try:
+        if not isinstance(node, dict) or "_target_" not in node:
+            raise UserError(f"{part}: names nothing to build")
         _refuse_references(part, node)
         check_node(part, node, _finder(part, trust))
     except UserError as error:
@@ -165,18 +167,19 @@ def _refuse_references(path: str, node: Any) -> None:
         raise UserError(f"{path}={node[:80]!r}: a file cannot refer to anything; refused")
 
 
-def _finder(part: str, trust: Trust) -> Any:
+def _finder(part: str, trust: Trust) -> Find:
     room = ROOMS[part]
+    modules = room.modules + trust.modules
 
     def find(path: str, target: Any) -> type:
+        found: Any = None
         module, _, name = target.rpartition(".") if isinstance(target, str) else ("", "", "")
-        inside = _below(module, room.modules)
-        if inside or _below(module, trust.modules):
-            try:
+        if _below(module, modules):
+            with suppress(ImportError):
                 found = getattr(importlib.import_module(module), name, None)
-            except ImportError:
-                found = None
-            if isinstance(found, type) and (not inside or _is_of(found, room)):
+            # Defined there: what a module imports from elsewhere is not its own.
+            own = isinstance(found, type) and _below(found.__module__, modules)
+            if own and (issubclass(found, room.base) or not _below(found.__module__, room.modules)):
                 return found
         raise UserError(
             f"{path}._target_={target!r}: its config asks to call what is no class of "
@@ -184,11 +187,6 @@ def _finder(part: str, trust: Trust) -> Any:
         )
 
     return find
-
-
-def _is_of(found: type, room: Room) -> bool:
-    """Defined there, not imported from elsewhere."""
-    return _below(found.__module__, room.modules) and issubclass(found, room.base)
 
 
 def _below(module: str, modules: tuple[str, ...]) -> bool:

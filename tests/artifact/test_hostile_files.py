@@ -12,7 +12,7 @@ from jepa_lm import run
 from jepa_lm.config import resolve
 from jepa_lm.errors import UserError
 from jepa_lm.training import train
-from jepa_lm.trusted import Limits, Trust, plain
+from jepa_lm.trusted import Limits, Trust, check_part, plain
 from tests.artifact.hostile import (
     PLACES,
     ROUTES,
@@ -70,6 +70,8 @@ def test_what_looks_like_a_reference_is_plain_text_elsewhere(small, compose, tmp
 
 
 MINE = """
+from subprocess import Popen
+
 from jepa_lm.model.heads import TanhSoftcap
 
 class Mine(TanhSoftcap):
@@ -97,6 +99,9 @@ def test_a_module_of_ones_own_is_built_when_the_user_names_it_and_only_then(
     with pytest.raises(UserError, match=r"my_parts\.Mine"):
         run.evaluate(compose("eval", f"artifact_path={tmp_path / 'x'}"))
     train(small(*own, "trainer.max_steps=3", "ckpt_path=auto"))
+    # What a trusted module has imported is not trusted with it.
+    with pytest.raises(UserError, match=r"my_parts\.Popen"):
+        check_part("model", {"_target_": "my_parts.Popen"}, "a file", Trust(("my_parts",)))
 
 
 def test_limits_are_the_users_to_set(compose, trained):
