@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 import re
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from jepa_lm.artifact.publishing import counting
 from jepa_lm.checkpoint_file import damage, load, step_of
 from jepa_lm.errors import UserError, warn
 from jepa_lm.model import LanguageModel
@@ -27,6 +29,8 @@ STARTED = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(-\d+)?")
 """Name of a run's folder, or of its sweep's: when it was started."""
 SAVED = re.compile(r"step-(\d+)\.ckpt")
 CHECKPOINTS = ("checkpoints/*.ckpt", "*.ckpt")
+TRIES = 10
+"""Looks into a folder in which a training removes what has just been found there."""
 DEEPEST = 6
 """Levels below `runs` that are searched: a job of a study lies three below its sweep."""
 
@@ -52,6 +56,8 @@ def find_file(key: str, value: str, patterns: tuple[str, ...]) -> Path:
     found = _files_in(path, patterns)
     if not found:
         raise UserError(f"{key}={value}: no {' or '.join(patterns)} in {path}")
+    if len(found) > 1 and (named := counting(found)) is not None:
+        return named  # a kill during an export has left another
     if len(found) > 1:
         names = ", ".join(sorted(f.name for f in found)[:5])
         raise UserError(f"{key}={value}: several files in {path} ({names}); name one of them")
@@ -87,10 +93,8 @@ def runs_below(folder: Path) -> list[Path]:
     for kind in KINDS:
         for runs in folder.glob(f"**/{kind}"):
             for depth in range(1, DEEPEST):
-                below = (
-                    f for f in runs.glob("*/" * depth) if f.name not in ("checkpoints", ".hydra")
-                )
-                found.update(f for f in below if _is_run(f))
+                below = (f for f in runs.glob("*/" * depth) if not f.name.startswith("."))
+                found.update(f for f in below if f.name != "checkpoints" and _is_run(f))
     return sorted(found, key=_started)
 
 
@@ -167,9 +171,10 @@ def checkpoints_in(folder: Path, pattern: str = "*.ckpt") -> list[Path]:
     """
     found: dict[tuple[int, int], Path] = {}
     for path in sorted(folder.glob(pattern), key=lambda f: f.name == LAST_FILE):
-        if path.is_file():  # neither a dangling link nor a pipe
-            status = path.stat()
-            found[status.st_dev, status.st_ino] = path
+        with suppress(FileNotFoundError):  # a training beside may remove it
+            if path.is_file():  # neither a dangling link nor a pipe
+                status = path.stat()
+                found[status.st_dev, status.st_ino] = path
     return sorted(found.values(), key=lambda f: (_step(f), f.name == LAST_FILE), reverse=True)
 
 
@@ -187,15 +192,19 @@ def newest_whole(folder: Path, trust: Trust | None = None) -> Path | None:
     Raises:
         UserError: all of them are damaged.
     """
-    paths = checkpoints_in(folder)
-    for path in paths:
-        reason = damage(path) or _unreadable(path, trust)
-        if reason is None:
-            return path
-        warn(f"{path}: damaged ({reason})")
-    if paths:
-        raise UserError(f"ckpt_path={folder}: every checkpoint there is damaged")
-    return None
+    for _ in range(TRIES):
+        paths = checkpoints_in(folder)
+        for path in paths:
+            reason = damage(path) or _unreadable(path, trust)
+            if reason is None:
+                return path
+            if path.exists():
+                warn(f"{path}: damaged ({reason})")
+        if not paths:
+            return None
+        if all(path.exists() for path in paths):
+            break
+    raise UserError(f"ckpt_path={folder}: every checkpoint there is damaged")
 
 
 def _unreadable(path: Path, trust: Trust | None) -> str | None:

@@ -1,4 +1,4 @@
-"""Files that are complete or not there, and JSON that was not written by us, read within bounds.
+"""Files that are complete or not there, and JSON and YAML that were not written by us, read within bounds.
 
 A file is written beside its name, under a name that no other process uses, forced to the disk and renamed: a
 kill or a full disk leaves the earlier file as it was. What a killed process has left is swept up later.
@@ -11,6 +11,7 @@ import json
 import math
 import os
 import secrets
+import shutil
 import socket
 import zlib
 from collections.abc import Iterator
@@ -18,9 +19,16 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, Any
 
+import yaml
+
+from jepa_lm.errors import UserError
+
 BEING_WRITTEN = ".tmp"
 MOST_JSON = 64 << 20
 """Bytes of a file of JSON that is read. In memory it takes many times as much."""
+MOST_YAML, MOST_DEPTH = 1 << 16, 40
+"""Bytes and levels of a file of YAML that is read; reading takes seconds a megabyte."""
+YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
 
 
@@ -31,8 +39,7 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
     Raises:
         OSError: naming `path`, whose earlier contents are as they were.
     """
-    # Short whatever the final name is: a file system allows 255 bytes.
-    beside = path.with_name(f".{HOST}-{os.getpid()}-{secrets.token_hex(6)}{BEING_WRITTEN}")
+    beside = _own_name(path.parent)
     try:
         with open(beside, "xb") as file:
             yield file
@@ -44,6 +51,73 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
         if isinstance(error, OSError) and error.filename in (None, str(beside), beside):
             raise OSError(error.errno, error.strerror, str(path)) from error
         raise
+
+
+def _own_name(folder: Path) -> Path:
+    """A path that no other process uses; short whatever becomes of it: file systems allow 255 bytes."""
+    return folder / f".{HOST}-{os.getpid()}-{secrets.token_hex(6)}{BEING_WRITTEN}"
+
+
+@contextmanager
+def staging(folder: Path) -> Iterator[Path]:
+    """A hidden folder for files that belong together, until they take their places in `folder`.
+
+    Errors about a file in it name the file's place.
+    """
+    beside = _own_name(folder)
+    beside.mkdir()
+    try:
+        with _named(beside, folder):
+            yield beside
+    finally:
+        _remove(beside)
+
+
+@contextmanager
+def held(path: Path, folder: Path) -> Iterator[Path]:
+    """Another name in `folder` of the file that `path` is now, whatever other processes make of `path`.
+
+    Errors about it name `path`.
+
+    Raises:
+        FileNotFoundError: it is gone already.
+    """
+    beside = _own_name(folder)
+    try:
+        link_or_copy(path, beside)
+        with _named(beside, path):
+            yield beside
+    finally:
+        _remove(beside)
+
+
+def link_or_copy(path: Path, second: Path) -> None:
+    """Give a file a second name; where the disk knows no such thing, a copy has to do."""
+    try:
+        os.link(path, second)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        try:
+            shutil.copyfile(path, second)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(second)) from error
+
+
+@contextmanager
+def _named(inside: Path, outside: Path) -> Iterator[None]:
+    """Errors name what the user knows."""
+    try:
+        yield
+    except UserError as error:
+        if str(inside) not in str(error):
+            raise
+        raise type(error)(str(error).replace(str(inside), str(outside))) from error
+    except OSError as error:
+        if str(inside) not in str(error.filename):
+            raise
+        name = str(error.filename).replace(str(inside), str(outside))
+        raise OSError(error.errno, error.strerror, name) from error
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
@@ -77,16 +151,41 @@ def read_json(path: Path, most_bytes: int = MOST_JSON) -> Any:
     Raises:
         OSError: it cannot be read. ValueError: it is too large, damaged, or nested too deeply.
     """
+    try:
+        return json.loads(_bounded(path, most_bytes))
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def read_yaml(path: Path, most_bytes: int = MOST_YAML) -> Any:
+    """What a file of YAML holds: plain values, no part of it by reference to another.
+
+    Raises:
+        OSError: it cannot be read. ValueError: it is too large, damaged, nested too deeply, or refers to
+            parts of itself.
+    """
+    data, depth = _bounded(path, most_bytes), 0
+    try:
+        for event in yaml.parse(data, Loader=YAML):
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("refers to a part of itself")
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > MOST_DEPTH:
+                raise ValueError("nested too deeply")
+        return yaml.load(data, Loader=YAML)
+    except (yaml.YAMLError, TypeError, AttributeError, LookupError) as error:
+        raise ValueError(f"no YAML ({type(error).__name__})") from error
+
+
+def _bounded(path: Path, most_bytes: int) -> bytes:
     if not path.is_file() and path.exists():
         raise ValueError("not a file")  # a folder, or a pipe that would never end
     with open(path, "rb") as file:
         data = file.read(most_bytes + 1)
     if len(data) > most_bytes:
         raise ValueError(f"more than {most_bytes} bytes")
-    try:
-        return json.loads(data)
-    except RecursionError as error:
-        raise ValueError("nested too deeply") from error
+    return data
 
 
 def read_object(path: Path) -> dict[str, Any]:
@@ -121,4 +220,7 @@ def _lives(process: int) -> bool:
 
 def _remove(path: Path) -> None:
     with contextlib.suppress(OSError):
-        path.unlink()
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

@@ -1,27 +1,62 @@
-"""submission.json and the model card: what the run's own records say, and nothing else."""
+"""submission.json and the model card: what the run's own records say, and nothing else.
+
+Records may be missing, of a run that failed, or edited by hand: what they do not say is left out. No text of
+theirs is markup of the card.
+"""
 
 from __future__ import annotations
 
-import json
+import re
+import shlex
 import time
 from collections import defaultdict
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from omegaconf import OmegaConf
+
+from jepa_lm.artifact.publishing import DIGEST_KEY
+from jepa_lm.errors import warn
+from jepa_lm.files import read_json, read_yaml
 
 TEMPLATE = "model_card.md.j2"
+MARKUP = re.compile(r"[\\`*_{}\[\]<>#|~&$!]")
+LONGEST = 2000
+"""Letters of one text in the card."""
+LARGEST = 1e18
+"""Number of a record that is believed."""
 
 
 def run_records(checkpoint: Path) -> dict[str, Any]:
-    """`summary`, and the command line's `overrides`, from the run's folder; None for what is not there."""
+    """`summary`, and the command line's `overrides`, from the run's folder; None for what is not there.
+
+    What cannot be read is not there, with a warning.
+    """
+    found: dict[str, Any] = {"summary": None, "overrides": None}
+    if checkpoint.parent.name != "checkpoints":
+        return found
     folder = checkpoint.parent.parent
-    summary, overrides = folder / "summary.json", folder / ".hydra" / "overrides.yaml"
+    summary = _read(read_json, folder / "summary.json", dict)
+    overrides = _read(read_yaml, folder / ".hydra" / "overrides.yaml", list)
     return {
-        "summary": json.loads(summary.read_text(encoding="utf-8")) if summary.is_file() else None,
-        "overrides": list(OmegaConf.load(overrides)) if overrides.is_file() else None,
+        "summary": summary,
+        "overrides": None if overrides is None else [str(word) for word in overrides],
     }
+
+
+def _read(read: Callable[[Path], Any], path: Path, kind: type) -> Any:
+    try:
+        found = read(path)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError) as error:
+        warn(f"{path}: cannot be read ({error}); the card goes without it")
+        return None
+    if isinstance(found, kind):
+        return found
+    warn(f"{path}: holds a {type(found).__name__}, so the card goes without it")
+    return None
 
 
 def submission(
@@ -45,6 +80,7 @@ def submission(
         "val_protocol": protocol,
         "val_tokens": scores and scores["artifact"]["tokens"],
         "val_complete": scores and account["scored_all"],
+        DIGEST_KEY: account[DIGEST_KEY],
         "bytes_total": account["total"],
         "bytes_model": account["bytes"],
         "bytes_code": account["code_bytes"],
@@ -52,23 +88,24 @@ def submission(
         "fits": account["fits"],
         "seed": run["seed"],
         "steps": account["steps"],
-        "training_seconds": summary.get("seconds"),
-        "training_status": summary.get("status"),
-        "config_hash": summary.get("config_hash"),
-        "git": summary.get("git"),
+        "training_seconds": _number(summary, "seconds"),
+        "training_status": _text(summary, "status"),
+        "config_hash": _text(summary, "config_hash"),
+        "git": _below(summary, "git") or None,
     }
 
 
 def in_words(account: dict[str, Any], run: dict[str, Any]) -> str:
     """One sentence on the model."""
-    backbone = run["model"]["backbone"]
-    kind = backbone["_target_"].rpartition(".")[2]
+    backbone, weight = _below(run["model"], "backbone"), _number(run["jepa"], "weight")
     objective = "cross entropy alone"
     if "_target_" in run["jepa"]:
-        objective = f"a latent loss of weight {run['jepa']['weight']:g} beside cross entropy"
+        of_weight = "" if weight is None else f" of weight {weight:g}"
+        objective = f"a latent loss{of_weight} beside cross entropy"
     return (
-        f"{kind}, {backbone['layers']} layers of width {run['model']['dim']}, "
-        f"{account['parameters']:,} parameters, {objective}, stored as {_formats(account)}"
+        f"{_class(backbone)}, {backbone.get('layers', '?')} layers of width "
+        f"{run['model'].get('dim', '?')}, {account['parameters']:,} parameters, {objective}, stored as "
+        f"{', '.join(entry['format'] for entry in by_format(account['tensors']))}"
     )
 
 
@@ -79,34 +116,34 @@ def model_card(
     records: dict[str, Any],
 ) -> str:
     """The card in Markdown."""
-    folder = Path(__file__).parent
     environment = Environment(
-        loader=FileSystemLoader(folder),
+        loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
+    environment.filters |= {"shown": in_markdown, "versions": _versions}
+    overrides, summary = records["overrides"], records["summary"]
+    command = overrides and shlex.join(["python", "train.py", *overrides])
     return environment.get_template(TEMPLATE).render(
         submission=submission,
         account=account,
-        run=run,
-        summary=records["summary"],
-        overrides=records["overrides"],
+        command=command and "".join(c if c.isprintable() else "?" for c in command),
+        training=_training(account, run, summary or {}),
+        finished=summary is not None and summary.get("status") == "finished",
         sentence=in_words(account, run),
         formats=by_format(account["tensors"]),
         file=Path(account["artifact"]).name,
-        corpus=run["data"]["corpus"]["_target_"].rpartition(".")[2],
-        tokenizer=run["data"]["tokenizer"]["_target_"].rpartition(".")[2],
+        sha256=account[DIGEST_KEY],
     )
 
 
-def _best(scores: dict[str, Any]) -> tuple[str | None, Any]:
-    """The protocol with the most context that was scored, and its scores."""
-    for protocol in ("sliding", "standard"):
-        if protocol in scores:
-            return protocol, scores[protocol]
-    return None, None
+def in_markdown(value: Any) -> str:
+    """A text that Markdown shows as it is, on one line."""
+    text = " ".join(str(value).split())
+    text = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
+    return MARKUP.sub(r"\\\g<0>", "".join(c if c.isprintable() else "?" for c in text))
 
 
 def by_format(tensors: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -120,5 +157,62 @@ def by_format(tensors: list[dict[str, Any]]) -> list[dict[str, Any]]:
     return sorted(({"format": k, **v} for k, v in found.items()), key=lambda e: -e["values"])
 
 
-def _formats(account: dict[str, Any]) -> str:
-    return ", ".join(entry["format"] for entry in by_format(account["tensors"]))
+def _training(
+    account: dict[str, Any], run: dict[str, Any], summary: dict[str, Any]
+) -> list[tuple[str, str]]:
+    """Rows of the card's table; of the summary only what it says."""
+    data, parameters, git = run["data"], _below(summary, "parameters"), _below(summary, "git")
+    shipped, extra = _number(parameters, "shipped"), _number(parameters, "training_only")
+    seconds, batch = _number(summary, "seconds"), _number(data, "batch_tokens")
+    text = f"{_class(_below(data, 'corpus'))}, {_class(_below(data, 'tokenizer'))}"
+    said: dict[str, str | None] = {
+        "data": f"{text}, sequences of {data['seq_len']} tokens",
+        "seed": str(run["seed"]),
+        "steps": f"{account['steps']:,}" + ("" if batch is None else f" of {batch:,} tokens"),
+        "seconds of training": None if seconds is None else f"{seconds:.1f}",
+        "status": _text(summary, "status"),
+        "parameters": None
+        if shipped is None or extra is None
+        else f"{shipped:,} shipped, {extra:,} for training only",
+        "config hash": _text(summary, "config_hash"),
+        "git commit": f"{git.get('commit')}{', with changes' * bool(git.get('dirty'))}" * bool(git),
+        "versions": _versions(_below(summary, "versions")),
+        "precision": run["trainer"]["precision"],
+        "weights": account["weights"],
+        "temperature": str(account["temperature"]["temperature"]),
+    }
+    return [(name, words) for name, words in said.items() if words]
+
+
+def _best(scores: dict[str, Any]) -> tuple[str | None, Any]:
+    """The protocol with the most context that was scored, and its scores."""
+    for protocol in ("sliding", "standard"):
+        if protocol in scores:
+            return protocol, scores[protocol]
+    return None, None
+
+
+def _versions(found: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {version}" for name, version in found.items())
+
+
+def _class(node: Mapping[str, Any]) -> str:
+    """The name of the class that a node makes."""
+    return str(node.get("_target_", "?")).rpartition(".")[2]
+
+
+def _below(node: Mapping[str, Any], key: str) -> dict[str, Any]:
+    found = node.get(key)
+    return found if isinstance(found, dict) else {}
+
+
+def _text(node: Mapping[str, Any], key: str) -> str | None:
+    found = node.get(key)
+    return found if isinstance(found, str) else None
+
+
+def _number(node: Mapping[str, Any], key: str) -> int | float | None:
+    found = node.get(key)
+    if isinstance(found, bool) or not isinstance(found, int | float):
+        return None
+    return found if abs(found) < LARGEST else None

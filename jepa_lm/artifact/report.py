@@ -9,6 +9,7 @@ from rich.console import Console
 from rich.table import Table
 
 from jepa_lm.artifact.card import by_format
+from jepa_lm.errors import LossError, OverCapError
 
 
 def print_account(account: dict[str, Any], folder: Path) -> None:
@@ -26,6 +27,28 @@ def print_account(account: dict[str, Any], folder: Path) -> None:
     if not account["fits"]:
         console.print(_ways(account["ways_under"]))
     console.print(f"written to {folder / 'export.json'}", soft_wrap=True)
+
+
+def judge(account: dict[str, Any], max_bpb_loss: float) -> None:
+    """Fail where the file is too large or has lost too much.
+
+    Raises:
+        OverCapError, LossError: in figures, and what would be better.
+    """
+    if not account["fits"]:
+        raise OverCapError(
+            f"export.cap_bytes={account['cap']}: artifact {account['bytes']} + code "
+            f"{account['code_bytes']} = {account['total']} bytes, over by {-account['headroom']}; "
+            f"{ways_in_words(account['ways_under'])}"
+        )
+    for protocol, scores in account["round_trip"].items():
+        if not scores["bpb_loss"] <= max_bpb_loss:  # no number is no pass
+            raise LossError(
+                f"export.max_bpb_loss={max_bpb_loss:g}: the file scores "
+                f"{scores['artifact']['bpb']:.4f} ({protocol}), {scores['bpb_loss']:.4f} above its "
+                "checkpoint; choose more bits, GPTQ (+quantization/gptq=training), or training on stored "
+                "weights (quantization.training.start)"
+            )
 
 
 def ways_in_words(ways: list[dict[str, Any]]) -> str:

@@ -18,7 +18,15 @@ from jepa_lm.errors import UserError
 from jepa_lm.evaluation.bpb import Score, score_from_sums
 from jepa_lm.evaluation.protocols import score_split
 from jepa_lm.evaluation.scoring import Scorer
-from jepa_lm.evaluation.subject import Subject, load_data, load_subject, pick_device
+from jepa_lm.evaluation.subject import (
+    Held,
+    Subject,
+    load_data,
+    load_subject,
+    pick_device,
+    read_subject,
+    weights_of,
+)
 from jepa_lm.process import fresh_python, tune
 from jepa_lm.trusted import Trust
 
@@ -40,7 +48,8 @@ def check_stride(names: list[str], stride: int, seq_len: int) -> None:
 
 def round_trip(
     artifact: Path,
-    checkpoint: Path,
+    checkpoint: Held,
+    weights: str,
     *,
     protocols: list[str],
     stride: int,
@@ -52,6 +61,7 @@ def round_trip(
     """Load the file in a fresh process, strictly, and score it beside its checkpoint.
 
     Args:
+        weights: hash of those that the file was made of; others are no checkpoint of it.
         stride: of sliding windows. max_tokens: of the validation split that are read, None for all.
 
     Returns:
@@ -63,7 +73,8 @@ def round_trip(
     """
     settings = {
         "artifact": str(artifact),
-        "checkpoint": str(checkpoint),
+        "checkpoint": [checkpoint.key, str(checkpoint.path), str(checkpoint.file)],
+        "weights": weights,
         "protocols": protocols,
         "stride": stride,
         "max_tokens": max_tokens,
@@ -72,6 +83,16 @@ def round_trip(
         "trust": list(trust.modules),
         "limits": asdict(trust.limits),
     }
+    answer = _asked(settings)
+    if "error" in answer:
+        raise UserError(
+            f"export: a fresh process cannot load and score {artifact}: {answer['error']}"
+        )
+    return answer
+
+
+def _asked(settings: dict[str, Any]) -> dict[str, Any]:
+    """What the fresh process answers; `error` where it has none."""
     with fresh_python(
         *("-m", "jepa_lm.artifact.round_trip", json.dumps(settings)),
         stdout=subprocess.PIPE,
@@ -84,10 +105,9 @@ def round_trip(
             process.kill()
             raise
     found = [line for line in printed.splitlines() if line.startswith(RESULT)]
-    answer = json.loads(found[-1].removeprefix(RESULT)) if found else {}
-    if "error" in answer or process.returncode:
-        reason = answer.get("error", f"it ended with exit code {process.returncode}")
-        raise UserError(f"export: a fresh process cannot load and score {artifact}: {reason}")
+    if not found or process.returncode:
+        return {"error": f"it ended with exit code {process.returncode}"}
+    answer: dict[str, Any] = json.loads(found[-1].removeprefix(RESULT))
     return answer
 
 
@@ -97,10 +117,13 @@ def _scores(settings: dict[str, Any]) -> dict[str, Any]:
     if not settings["protocols"]:
         load_artifact(Path(artifact), trust)
         return {"round_trip": {}, "scored_all": False}
+    key, path, file = settings["checkpoint"]
     subjects = {
-        "checkpoint": load_subject(settings["checkpoint"], None, trust),
+        "checkpoint": read_subject(Held(key, Path(path), Path(file)), trust),
         "artifact": load_subject(None, artifact, trust),
     }
+    if weights_of(subjects["checkpoint"]) != settings["weights"]:
+        raise UserError(f"{key}={path}: it was changed while it was exported; export it again")
     data = load_data(subjects["artifact"], {"cache_dir": settings["cache"]})
     whole = data.streams["val"].total
     data.limit_validation(settings["max_tokens"])
@@ -125,14 +148,18 @@ def _score(subject: Subject, data: TokenData, protocol: str, asked: dict[str, An
     return score_from_sums(*score_split(scorer, data, settings, subject).tolist())
 
 
-def main(argument: str) -> int:
-    """Print one line of JSON: the scores, or what went wrong."""
-    tune()
+def answer_to(settings: dict[str, Any]) -> dict[str, Any]:
+    """The scores, or what went wrong."""
     try:
-        answer = _scores(json.loads(argument))
-    except UserError as error:
-        answer = {"error": str(error)}
-    print(RESULT + json.dumps(answer), flush=True)
+        return _scores(settings)
+    except (UserError, OSError, MemoryError) as error:
+        return {"error": " ".join(str(error).split()) or type(error).__name__}
+
+
+def main(argument: str) -> int:
+    """Print the answer as one line of JSON."""
+    tune()
+    print(RESULT + json.dumps(answer_to(json.loads(argument))), flush=True)
     return 0
 
 

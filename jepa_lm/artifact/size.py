@@ -5,10 +5,10 @@ from __future__ import annotations
 import ast
 import functools
 import re
-import shutil
 from pathlib import Path
 
 import jepa_lm
+from jepa_lm.artifact.publishing import CODE, MARK
 from jepa_lm.errors import UserError
 
 FULL, MINIFIED = "full", "minified"
@@ -30,11 +30,11 @@ def code_bytes(package: Path | None = None) -> int:
 
 def write_minified(folder: Path) -> Path:
     """Write this package, minified, to `folder/code/jepa_lm`; returns that folder."""
-    written = folder / "code" / "jepa_lm"
-    shutil.rmtree(folder / "code", ignore_errors=True)
+    written = folder / CODE / "jepa_lm"
     for path, text in _minified().items():
         (written / path).parent.mkdir(parents=True, exist_ok=True)
         (written / path).write_bytes(text.encode())
+    (folder / CODE / MARK).touch()
     return written
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from jepa_lm.artifact.compression import Compressed, compress_best
 from jepa_lm.artifact.container import FORMAT_VERSION, MAX_BYTES, header_bytes, to_file
 from jepa_lm.artifact.loading import META_KEY, PART, compact_json, weights_hash
 from jepa_lm.errors import UserError
+from jepa_lm.files import write_bytes
 from jepa_lm.model import LanguageModel
 from jepa_lm.quantization.formats import Format, Parts, unpack_parts
 
@@ -52,6 +54,8 @@ class Written:
 
     path: Path
     bytes: int
+    sha256: str
+    """Of the file, as `sha256sum` shows it."""
     codecs: list[str]
     """Of each stream."""
     compressors: dict[str, int]
@@ -85,13 +89,13 @@ def write_artifact(
     compressed = compress_model(packed, meta, streams=streams, codecs=codecs)
     largest = max(compressed, key=lambda stream: len(stream.data))
     path = folder / f"artifact.{EXTENSIONS[largest.codec]}"
-    for extension in EXTENSIONS.values():  # of an earlier export into this folder
-        (folder / f"artifact.{extension}").unlink(missing_ok=True)
-    path.write_bytes(to_file(compressed))
+    data = to_file(compressed)
+    write_bytes(path, data)
     outside = header_bytes(len(compressed))
     return Written(
         path=path,
         bytes=path.stat().st_size,
+        sha256=hashlib.sha256(data).hexdigest(),
         codecs=[stream.codec for stream in compressed],
         compressors={c: outside + sum(stream.sizes[c] for stream in compressed) for c in codecs},
         tensors=[

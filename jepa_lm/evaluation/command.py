@@ -2,28 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import math
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
 from omegaconf import DictConfig
-from rich.console import Console
-from rich.table import Table
 
 from jepa_lm import process
+from jepa_lm.artifact.publishing import ACCOUNT, belongs
 from jepa_lm.config import check_node, check_schema, resolve
 from jepa_lm.data.token_data import TokenData
-from jepa_lm.errors import UserError, warn
+from jepa_lm.errors import RankError, UserError, warn
 from jepa_lm.evaluation.baselines import cached_baselines, split_text
 from jepa_lm.evaluation.bpb import audit_bytes, score_from_sums
 from jepa_lm.evaluation.protocols import check_protocol, details, score_split
+from jepa_lm.evaluation.report import print_result
 from jepa_lm.evaluation.scoring import Scorer
-from jepa_lm.evaluation.subject import Subject, load_data, load_subject, pick_device
+from jepa_lm.evaluation.subject import (
+    Held,
+    Subject,
+    held_subject,
+    load_data,
+    pick_device,
+    read_subject,
+    weights_of,
+)
 from jepa_lm.evaluation.temperature import SEARCH, check_temperature
-from jepa_lm.files import write_json
+from jepa_lm.files import read_object, sweep_up, write_json
+from jepa_lm.locks import only_writer
 from jepa_lm.loggers.recording import recording_job
 from jepa_lm.loggers.settings import shared_settings
 from jepa_lm.precision import resolve_precision
@@ -48,20 +57,29 @@ def evaluate(cfg: DictConfig) -> float:
     check_schema(config, EvalConfig)
     check_node("logger", config["logger"])
     _check(config["eval"], config["devices"])
-    subject, data = _load(config)
+    folder, trust = Path(config["paths"]["run_dir"]), Trust.of(config)
     device = pick_device(config["device"])
     if device.type == "cuda" and config["devices"] > torch.cuda.device_count():
         raise UserError(
             f"devices={config['devices']}: this machine has {torch.cuda.device_count()} GPUs"
         )
-    path = Path(config["paths"]["run_dir"]) / "eval.json"
-    shared = _shared(subject)
-    with recording_job(config, "eval", run=subject.run, shared=shared) as records:
-        result = _result(config, subject, data, device)
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with only_writer(folder, "hydra.run.dir"):
+        sweep_up(folder)
+        named = config["ckpt_path"], config["artifact_path"]
+        with held_subject(*named, folder, trust) as found:
+            return _evaluate(config, found, trust, device, folder / "eval.json")
+
+
+def _evaluate(
+    config: dict[str, Any], found: Held, trust: Trust, device: torch.device, path: Path
+) -> float:
+    """Score what was found, record the result at `path`, show it."""
+    subject, data = _load(config, found, trust)
+    with recording_job(config, "eval", run=subject.run, shared=_shared(subject)) as records:
+        result = _result(config, found, subject, data, device)
         write_json(path, result)
         records.summary(result, [path])
-    _print(result, path)
+    print_result(result, path)
     if not result["in_time"]:
         warn(
             f"scoring took {result['seconds']:.0f} s, more than "
@@ -81,36 +99,44 @@ def _check(settings: dict[str, Any], devices: int) -> None:
 
 
 def _shared(subject: Subject) -> dict[str, Any]:
-    """What W&B runs of the subject's training share; an artifact's is in the export.json beside it."""
+    """What W&B runs of the subject's training share; an artifact's is in the export.json that names it."""
     if subject.run:
         return shared_settings(subject.run)
-    beside = subject.source.parent / "export.json"
-    try:
-        return dict(json.loads(beside.read_text(encoding="utf-8"))["run"])
-    except (OSError, ValueError, KeyError, TypeError):  # the file was moved away from it
+    if not belongs(subject.source):  # another export's, or the file was moved away from it
         return {}
+    shared = read_object(subject.source.parent / ACCOUNT).get("run")
+    return shared if isinstance(shared, dict) else {}
 
 
 def _result(
-    config: dict[str, Any], subject: Subject, data: TokenData, device: torch.device
+    config: dict[str, Any], found: Held, subject: Subject, data: TokenData, device: torch.device
 ) -> dict[str, Any]:
     """Score; returns the contents of eval.json."""
     settings = config["eval"]
-    sums, seconds = _measure(config, subject, data, device)
+    source_bytes, weights = found.file.stat().st_size, weights_of(subject)
+    sums, seconds = _measure(config, found, weights, subject, data, device)
+    score = score_from_sums(*sums)
+    precision = resolve_precision(_given(settings["precision"], subject.precision), device.type)
+    if not math.isfinite(score.bpb):
+        raise UserError(
+            f"{found.key}={found.path}: its score is no number in {precision}; eval.precision=32-true "
+            "has a larger range"
+        )
     result = {
         "protocol": settings["protocol"],
         **details(settings, subject),
-        **score_from_sums(*sums).as_dict(),
+        **score.as_dict(),
         "seconds": seconds,
         "max_seconds": settings["max_seconds"],
         "in_time": seconds <= settings["max_seconds"],
         "seq_len": data.seq_len,
         "temperature": _temperature(settings, subject),
-        "precision": _precision(settings, subject, device),
+        "precision": precision,
         "device": device.type,
         "devices": config["devices"],
         "source": str(subject.source),
-        "source_bytes": subject.source.stat().st_size,
+        "source_bytes": source_bytes,
+        "weights_sha256": weights,
         "versions": versions(),
         "git": git_state(),
     }
@@ -125,37 +151,67 @@ def _result(
     return result
 
 
-def _load(config: dict[str, Any]) -> tuple[Subject, TokenData]:
+def _load(config: dict[str, Any], found: Held, trust: Trust) -> tuple[Subject, TokenData]:
     """The model and the validation data that it was trained beside."""
-    settings = config["eval"]
-    subject = load_subject(config["ckpt_path"], config["artifact_path"], Trust.of(config))
+    settings, subject = config["eval"], read_subject(found, trust)
+    batch_tokens = _given(settings["batch_tokens"], subject.data["val_batch_tokens"])
     changes = {
         "cache_dir": config["paths"]["cache"],
-        "seq_len": settings["seq_len"] or subject.data["seq_len"],
-        "val_batch_tokens": settings["batch_tokens"] or subject.data["val_batch_tokens"],
+        "seq_len": _given(settings["seq_len"], subject.data["seq_len"]),
+        "val_batch_tokens": batch_tokens,
     }
     return subject, load_data(subject, changes)
 
 
+def _given(value: Any, otherwise: Any) -> Any:
+    """A setting, or what stands for null. Zero is a setting."""
+    return otherwise if value is None else value
+
+
 def _measure(
-    config: dict[str, Any], subject: Subject, data: TokenData, device: torch.device
+    config: dict[str, Any],
+    found: Held,
+    weights: str,
+    subject: Subject,
+    data: TokenData,
+    device: torch.device,
 ) -> tuple[list[float], float]:
     """Nats, targets and bytes over all processes, and the seconds it took."""
-    if config["devices"] == 1:
+    count = config["devices"]
+    if count == 1:
         return _share(config, subject, data, device, rank=0, world_size=1)
     from lightning.fabric import Fabric  # seconds to import, for several processes alone
+    from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    fabric = Fabric(accelerator=device.type, devices=config["devices"], strategy="ddp_spawn")
-    return fabric.launch(_worker, config)  # type: ignore[arg-type]
+    fabric = Fabric(accelerator=device.type, devices=count, strategy="ddp_spawn")
+    try:
+        return fabric.launch(_worker, config, found, weights)  # type: ignore[arg-type]
+    except ProcessRaisedException as error:
+        kind, _, message = str(error).strip().rpartition("\n")[2].partition(": ")
+        if kind != f"{UserError.__module__}.{UserError.__qualname__}":
+            raise
+        raise UserError(message) from error
+    except ProcessExitedException as error:
+        raise RankError(f"devices={count}: {error}") from error
 
 
-def _worker(fabric: Fabric, config: dict[str, Any]) -> tuple[list[float], float]:
-    """One of several processes: it loads everything itself and scores its share."""
+def _worker(
+    fabric: Fabric, config: dict[str, Any], found: Held, weights: str
+) -> tuple[list[float], float]:
+    """One of several processes: it loads everything itself and scores its share.
+
+    Args:
+        weights: hash of those that all of them score.
+    """
     process.tune()
     if fabric.device.type == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // fabric.world_size))
-    subject, data = _load(config)
+    subject, data = _load(config, found, Trust.of(config))
+    if weights_of(subject) != weights:
+        raise UserError(
+            f"{found.key}={found.path}: it was changed while it was loaded; run it again"
+        )
     sums, seconds = _share(
         config, subject, data, fabric.device, rank=fabric.global_rank, world_size=fabric.world_size
     )
@@ -180,7 +236,7 @@ def _share(
     world_size: int,
 ) -> tuple[list[float], float]:
     settings = config["eval"]
-    precision = settings["precision"] or subject.precision
+    precision = _given(settings["precision"], subject.precision)
     scorer = Scorer.of(subject.model, data.tokenizer, device, precision)._replace(
         temperature=_temperature(settings, subject), rank=rank, world_size=world_size
     )
@@ -190,12 +246,7 @@ def _share(
 
 
 def _temperature(settings: dict[str, Any], subject: Subject) -> float:
-    given = settings["temperature"]
-    return subject.temperature if given is None else float(given)
-
-
-def _precision(settings: dict[str, Any], subject: Subject, device: torch.device) -> str:
-    return resolve_precision(settings["precision"] or subject.precision, device.type)
+    return float(_given(settings["temperature"], subject.temperature))
 
 
 def _audit(data: TokenData) -> dict[str, Any]:
@@ -210,47 +261,3 @@ def _audit(data: TokenData) -> dict[str, Any]:
         "matches": audit.matches,
         "lossless": audit.lossless,
     }
-
-
-def _protocol_in_words(result: dict[str, Any]) -> str:
-    words = f"{result['protocol']}, windows of {result['seq_len']} tokens"
-    if result["protocol"] == "sliding":
-        return f"{words}, stride {result['stride']}"
-    if result["protocol"] == "stream":
-        return "stream, " + (
-            "state carried over the whole text"
-            if result["reset"] == "none"
-            else "state empty at the start of each document"
-        )
-    return words
-
-
-def _print(result: dict[str, Any], path: Path) -> None:
-    console = Console(highlight=False)
-    table = Table(title=Path(result["source"]).name, show_header=False)
-    table.add_row("protocol", _protocol_in_words(result))
-    table.add_row("nats per token", f"{result['nll']:.6f}")
-    table.add_row("bits per byte", f"[bold]{result['bpb']:.6f}[/bold]")
-    table.add_row("tokens", f"{result['tokens']:,}")
-    table.add_row("bytes", f"{result['bytes']:,}")
-    if result["temperature"] != 1:
-        table.add_row("temperature", f"{result['temperature']:g}")
-    table.add_row("seconds", f"{result['seconds']:.1f} of {result['max_seconds']:g}")
-    if "audit" in result:
-        audit = result["audit"]
-        ok = (
-            "matches the decoded text"
-            if audit["matches"]
-            else "[red]DIFFERS from the decoded text[/red]"
-        )
-        table.add_row("byte count", f"{ok} ({audit['decoded_bytes']:,} bytes)")
-        if audit["lossless"] is False:
-            table.add_row(
-                "lossy tokenizer",
-                f"the source has {audit['source_bytes']:,} bytes: "
-                f"{result['bpb'] * result['bytes'] / audit['source_bytes']:.6f} bits per source byte",
-            )
-    for name, bits in result.get("baselines", {}).items():
-        table.add_row(f"for comparison: {name}", f"{bits:.3f} bits per byte")
-    console.print(table)
-    console.print(f"written to {path}", soft_wrap=True)

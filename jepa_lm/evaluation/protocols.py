@@ -51,8 +51,13 @@ def check_protocol(settings: dict[str, Any], devices: int) -> None:
 def details(settings: dict[str, Any], subject: Subject) -> dict[str, Any]:
     """What a report says about the protocol beside its name."""
     if settings["protocol"] == "sliding":
-        return {"stride": settings["stride"] or subject.stride}
+        return {"stride": _stride(settings, subject)}
     return {key: settings[key] for key in OWN_SETTINGS[settings["protocol"]]}
+
+
+def _stride(settings: dict[str, Any], subject: Subject) -> int:
+    given = settings["stride"]
+    return subject.stride if given is None else int(given)
 
 
 def score_split(
@@ -67,7 +72,7 @@ def score_split(
     if settings["protocol"] == "standard":
         return score_windows(scorer, data.val_windows())
     if settings["protocol"] == "sliding":
-        stride = settings["stride"] or subject.stride
+        stride = _stride(settings, subject)
         windows = SlidingWindows(
             stream, seq_len=data.seq_len, stride=stride, rows=data.val_rows, device=scorer.device
         )

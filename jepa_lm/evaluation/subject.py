@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from jepa_lm.artifact.loading import load_artifact
-from jepa_lm.checkpoint import find_checkpoint, find_file, inference_model, read_checkpoint
+from jepa_lm.artifact.loading import load_artifact, weights_hash
+from jepa_lm.artifact.publishing import ARTIFACTS
+from jepa_lm.checkpoint import (
+    TRIES,
+    find_checkpoint,
+    find_file,
+    inference_model,
+    read_checkpoint,
+)
 from jepa_lm.data.token_data import TokenData
 from jepa_lm.errors import UserError
+from jepa_lm.files import held
 from jepa_lm.model import LanguageModel
 from jepa_lm.trusted import Trust, build_part, check_part
 
@@ -35,23 +44,74 @@ class Subject(NamedTuple):
     """How far the file is trusted."""
 
 
+class Held(NamedTuple):
+    """What is scored, found once: other processes may replace or remove it meanwhile."""
+
+    key: str
+    """The setting that named it."""
+    path: Path
+    """As it was found, for people."""
+    file: Path
+    """A name of it that stays."""
+
+
+@contextmanager
+def held_subject(
+    ckpt: str | None, artifact: str | None, folder: Path, trust: Trust
+) -> Iterator[Held]:
+    """Find the checkpoint or the artifact, and keep it under another name in `folder` inside the block.
+
+    Raises:
+        UserError: none or both given, or nothing there that is whole.
+    """
+    with ExitStack() as stack:
+        for _ in range(TRIES):
+            key, path = find_subject(ckpt, artifact, trust)
+            with suppress(FileNotFoundError):  # removed since, by a training beside
+                file = stack.enter_context(held(path, folder))
+                break
+        else:
+            raise UserError(f"{key}={path}: removed as often as it was found; name another file")
+        yield Held(key, path, file)
+
+
+def find_subject(ckpt: str | None, artifact: str | None, trust: Trust) -> tuple[str, Path]:
+    """The setting that names what is scored, and its file.
+
+    Raises:
+        UserError: none or both given, or nothing there that is whole.
+    """
+    if (ckpt is None) == (artifact is None):
+        raise UserError(
+            f"set ckpt_path or artifact_path, one of them (ckpt_path={ckpt}, artifact_path={artifact})"
+        )
+    if ckpt is not None:
+        return "ckpt_path", find_checkpoint(ckpt, trust)
+    assert artifact is not None
+    return "artifact_path", find_file("artifact_path", artifact, (ARTIFACTS,))
+
+
 def load_subject(ckpt: str | None, artifact: str | None, trust: Trust | None = None) -> Subject:
     """Load the checkpoint or the artifact.
 
     Raises:
         UserError: none or both given, or a damaged file.
     """
-    if (ckpt is None) == (artifact is None):
-        raise UserError(
-            f"set ckpt_path or artifact_path, one of them (ckpt_path={ckpt}, artifact_path={artifact})"
-        )
     trust = trust or Trust()
-    if ckpt is not None:
-        path = find_checkpoint(ckpt, trust)
-        return checkpoint_subject(path, read_checkpoint(path, trust), trust)
-    assert artifact is not None
-    path = find_file("artifact_path", artifact, ("artifact.*",))
-    loaded = load_artifact(path, trust)
+    key, path = find_subject(ckpt, artifact, trust)
+    return read_subject(Held(key, path, path), trust)
+
+
+def read_subject(found: Held, trust: Trust) -> Subject:
+    """Load what was found.
+
+    Raises:
+        UserError: a damaged file, or one that asks for what it may not.
+    """
+    path = found.path
+    if found.key == "ckpt_path":
+        return checkpoint_subject(path, read_checkpoint(found.file, trust), trust)
+    loaded = load_artifact(found.file, trust)
     meta = loaded.meta
     here = {
         **meta["data"],
@@ -86,6 +146,22 @@ def checkpoint_subject(path: Path, checkpoint: dict[str, Any], trust: Trust) -> 
         run=run,
         trust=trust,
     )
+
+
+def weights_of(subject: Subject) -> str:
+    """SHA-256 of the weights that are scored.
+
+    Raises:
+        UserError: some of them are no numbers.
+    """
+    weights = dict(subject.model.named_parameters())
+    for name, weight in weights.items():
+        if not torch.isfinite(weight).all():
+            raise UserError(
+                f"{subject.source}: {name} holds values that are no numbers, so it can be neither scored "
+                "nor exported; take an earlier checkpoint"
+            )
+    return weights_hash(weights)
 
 
 def load_data(subject: Subject, changes: dict[str, Any]) -> TokenData:

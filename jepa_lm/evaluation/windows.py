@@ -26,7 +26,7 @@ class StandardWindows(torch.utils.data.Dataset[Batch]):
         self, stream: TokenStream, *, seq_len: int, rows: int, limit: int | None = None
     ) -> None:
         self.stream, self.seq_len, self.rows = stream, seq_len, rows
-        self.tokens = min(limit or stream.total, stream.total)
+        self.tokens = stream.total if limit is None else min(limit, stream.total)
         self.full, self.tail = divmod(self.tokens - 1, seq_len)
 
     def __len__(self) -> int:

@@ -7,7 +7,9 @@ Legend: B rows, T positions, C inputs of a matrix.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from itertools import islice
 from typing import Any
 
@@ -16,11 +18,11 @@ from torch import Tensor, nn
 
 from jepa_lm.console import shown
 from jepa_lm.data.stream import TokenStream
-from jepa_lm.errors import UserError
+from jepa_lm.errors import UserError, warn
 from jepa_lm.evaluation.windows import StandardWindows
 from jepa_lm.model import LanguageModel
 from jepa_lm.quantization.formats import Format, Integer, Parts, unpack_parts
-from jepa_lm.quantization.gptq import gptq, output_error
+from jepa_lm.quantization.gptq import NotPositiveDefiniteError, gptq, output_error
 from jepa_lm.sampling import draws
 
 TRAINING, OWN = "training", "own"
@@ -60,7 +62,8 @@ def calibrate(
 ) -> tuple[dict[str, Parts], dict[str, Any]]:
     """Stored parts of every matrix that has integers as its format.
 
-    Of GPTQ and plain rounding each matrix keeps what changes its outputs on this text less.
+    Of GPTQ and plain rounding each matrix keeps what changes its outputs on this text less. Where GPTQ has no
+    solution there is rounding alone, with a warning.
 
     Args:
         batches: token ids [B, T].
@@ -79,23 +82,42 @@ def calibrate(
     for name in shown(names, "GPTQ", len(names)):
         kind = formats[name]
         assert isinstance(kind, Integer)
-        weight, H = parameters[name].detach().float().cpu(), hessians.pop(name)
-        options: dict[str, Parts] = {
-            "rounding": kind.pack(weight),
-            "gptq": kind.store(
-                *gptq(weight, H, kind, damping=settings.damping, act_order=settings.act_order)
-            ),
-        }
-        errors = {
-            way: output_error(weight, unpack_parts(kind.spec(), parts, weight.shape), H)
-            for way, parts in options.items()
-        }
-        kept = "gptq" if errors["gptq"] < errors["rounding"] else "rounding"
-        found[name] = options[kept]
-        rows.append({"name": name, "kept": kept, "squared_error": errors})
+        weight = parameters[name].detach().float().cpu()
+        found[name], row = _fitted(weight, hessians.pop(name), kind, settings)
+        rows.append({"name": name, **row})
+    failed = [row["name"] for row in rows if "gptq" not in row["squared_error"]]
+    if failed:
+        warn(
+            f"GPTQ: {len(failed)} of {len(rows)} matrices are rounded ({', '.join(failed[:3])}...): what "
+            "they read gives no positive definite matrix; more quantization.gptq.tokens or a larger "
+            "quantization.gptq.damping can help"
+        )
     share = sum(row["kept"] == "gptq" for row in rows) / len(rows)
-    report = {"text": settings.text, "tokens": tokens, "kept_gptq": share, "matrices": rows}
+    report = {
+        "text": settings.text,
+        "tokens": tokens,
+        "kept_gptq": share,
+        "not_factored": failed,
+        "matrices": rows,
+    }
     return found, report
+
+
+def _fitted(
+    weight: Tensor, H: Tensor, kind: Integer, settings: Calibration
+) -> tuple[Parts, dict[str, Any]]:
+    """The stored parts of one matrix; which way they were found, and the error of each that there is."""
+    options: dict[str, Parts] = {"rounding": kind.pack(weight)}
+    with suppress(NotPositiveDefiniteError):
+        options["gptq"] = kind.store(
+            *gptq(weight, H, kind, damping=settings.damping, act_order=settings.act_order)
+        )
+    errors = {
+        way: output_error(weight, unpack_parts(kind.spec(), parts, weight.shape), H)
+        for way, parts in options.items()
+    }
+    kept = "gptq" if errors.get("gptq", math.inf) < errors["rounding"] else "rounding"
+    return options[kept], {"kept": kept, "squared_error": errors}
 
 
 @torch.inference_mode()

@@ -16,6 +16,13 @@ from torch import Tensor
 
 from jepa_lm.quantization.formats import Integer
 
+MORE = (1, 10, 100)
+"""Times the damping: what is tried where H cannot be factored."""
+
+
+class NotPositiveDefiniteError(ValueError):
+    """The inputs' second moments have no Cholesky factor, as far as floating-point numbers can tell."""
+
 
 def gptq(
     weight: Tensor,
@@ -37,6 +44,9 @@ def gptq(
 
     Returns:
         q [R, C] float, whole numbers, and scales [R, K, 1], as `Integer.quantize` gives them.
+
+    Raises:
+        NotPositiveDefiniteError: H is not, and damping it more does not help.
     """
     R, C = weight.shape
     _, scale = kind.quantize(weight)
@@ -69,8 +79,18 @@ def output_error(weight: Tensor, stored: Tensor, hessian: Tensor) -> float:
 
 
 def _factor(H: Tensor, damping: float) -> Tensor:
-    """The upper Cholesky factor of (H + damping)^-1."""
+    """The upper Cholesky factor of (H + damping)^-1.
+
+    Raises:
+        NotPositiveDefiniteError: with no damping of `MORE`.
+    """
     mean = H.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
-    damped = H + damping * mean * torch.eye(len(H), dtype=H.dtype, device=H.device)
-    inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
-    return torch.linalg.cholesky(inverse, upper=True)
+    for times in MORE:
+        damped = H + times * damping * mean * torch.eye(len(H), dtype=H.dtype, device=H.device)
+        factor, failed = torch.linalg.cholesky_ex(damped)
+        if failed:
+            continue
+        upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True)
+        if not failed and torch.isfinite(upper).all():
+            return upper
+    raise NotPositiveDefiniteError(f"not with {MORE[-1]} times the damping either")

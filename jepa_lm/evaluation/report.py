@@ -1,0 +1,54 @@
+"""What eval.py shows of eval.json."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+
+def print_result(result: dict[str, Any], path: Path) -> None:
+    """A table on stdout, and where the record is."""
+    console = Console(highlight=False)
+    table = Table(title=Path(result["source"]).name, show_header=False)
+    table.add_row("protocol", _protocol_in_words(result))
+    table.add_row("nats per token", f"{result['nll']:.6f}")
+    table.add_row("bits per byte", f"[bold]{result['bpb']:.6f}[/bold]")
+    table.add_row("tokens", f"{result['tokens']:,}")
+    table.add_row("bytes", f"{result['bytes']:,}")
+    if result["temperature"] != 1:
+        table.add_row("temperature", f"{result['temperature']:g}")
+    table.add_row("seconds", f"{result['seconds']:.1f} of {result['max_seconds']:g}")
+    if "audit" in result:
+        audit = result["audit"]
+        ok = (
+            "matches the decoded text"
+            if audit["matches"]
+            else "[red]DIFFERS from the decoded text[/red]"
+        )
+        table.add_row("byte count", f"{ok} ({audit['decoded_bytes']:,} bytes)")
+        if audit["lossless"] is False:
+            table.add_row(
+                "lossy tokenizer",
+                f"the source has {audit['source_bytes']:,} bytes: "
+                f"{result['bpb'] * result['bytes'] / audit['source_bytes']:.6f} bits per source byte",
+            )
+    for name, bits in result.get("baselines", {}).items():
+        table.add_row(f"for comparison: {name}", f"{bits:.3f} bits per byte")
+    console.print(table)
+    console.print(f"written to {path}", soft_wrap=True)
+
+
+def _protocol_in_words(result: dict[str, Any]) -> str:
+    words = f"{result['protocol']}, windows of {result['seq_len']} tokens"
+    if result["protocol"] == "sliding":
+        return f"{words}, stride {result['stride']}"
+    if result["protocol"] == "stream":
+        return "stream, " + (
+            "state carried over the whole text"
+            if result["reset"] == "none"
+            else "state empty at the start of each document"
+        )
+    return words
