@@ -151,8 +151,17 @@ def read_json(path: Path, most_bytes: int = MOST_JSON) -> Any:
     Raises:
         OSError: it cannot be read. ValueError: it is too large, damaged, or nested too deeply.
     """
+    return from_json(_bounded(path, most_bytes))
+
+
+def from_json(data: str | bytes) -> Any:
+    """What a JSON text holds.
+
+    Raises:
+        ValueError: it is damaged, or nested too deeply.
+    """
     try:
-        return json.loads(_bounded(path, most_bytes))
+        return json.loads(data)
     except RecursionError as error:
         raise ValueError("nested too deeply") from error
 

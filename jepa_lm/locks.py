@@ -35,10 +35,32 @@ def only_writer(folder: Path, key: str) -> Iterator[None]:
             f"{key}={folder}: another process is writing there; wait until it is through, or name "
             "another folder"
         ) from error
-    except NotImplementedError:  # a network disk without locks
-        warn(f"{folder}: this disk knows no locks; let no second process write there")
+    except NotImplementedError:
+        _warn_without_locks(folder)
     try:
         yield
     finally:
         with suppress(OSError):
             lock.release()
+
+
+@contextmanager
+def taking_turns(file: Path) -> Iterator[None]:
+    """Hold a file's lock, once whoever has it is through."""
+    lock = FileLock(file, timeout=1)
+    try:
+        lock.acquire()
+    except Timeout:
+        warn(f"{file.parent}: another process is writing there; waiting for it")
+        lock.acquire(timeout=-1)
+    except NotImplementedError:
+        _warn_without_locks(file.parent)
+    try:
+        yield
+    finally:
+        with suppress(OSError):
+            lock.release()
+
+
+def _warn_without_locks(folder: Path) -> None:
+    warn(f"{folder}: this disk, of a network, knows no locks; let no second process write there")

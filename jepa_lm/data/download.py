@@ -5,17 +5,19 @@ the repo's layout below the destination.
 
 Deviation from `hf_hub_download`: huggingface_hub 2.x removes a broken download's temporary file,
 so the next call starts from zero. Here the partial file stays, and only the rest is requested
-(Range), through the hub client's own session with its token, proxies and redirects.
+(Range). What arrives is held against the listing while it arrives: never a byte more is kept.
 
 `downloads.json` in the destination remembers the repo's listing and which files were verified, so
-that later starts neither touch the network nor hash 20 GB again.
+that later starts neither touch the network nor hash 20 GB again. What has changed since, or never
+was right, is fetched anew.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
-import json
+import os
+import shutil
 import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
@@ -23,24 +25,22 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from jepa_lm.data.hub_listing import (
-    ON_DISK_HINT,
-    RemoteFile,
-    Source,
-    Wanted,
-    choose,
-    endpoint,
-    http_error,
-    list_repo,
-    one_line,
-)
+from jepa_lm.data.hub_client import HubError, endpoint, get, told
+from jepa_lm.data.hub_listing import RemoteFile, Source, Wanted, choose, list_repo
 from jepa_lm.data.shards import open_shard
-from jepa_lm.errors import UserError
+from jepa_lm.errors import UserError, warn
+from jepa_lm.files import read_object, sweep_up, write_json
+from jepa_lm.locks import taking_turns
 
 ATTEMPTS = 5
-"""Failures in a row, without one new byte, after which a download is given up."""
+"""Failures in a row, with next to nothing new, after which a download is given up."""
 BACKOFF_SECONDS = 1.0
 """Wait after a failure that followed progress; it doubles with each further one in a row."""
+PROGRESS_BYTES = 1 << 16
+"""What an attempt has to bring to count as progress."""
+UNFINISHED = ".incomplete"
+RECORD = "downloads.json"
+ON_DISK_HINT = "data.path=FOLDER can point at shards already on disk"
 
 
 @dataclass(frozen=True)
@@ -77,21 +77,21 @@ def download_shards(
     """
     source = Source(repo_id, root, revision)
     record = _Record(destination, source)
-    with contextlib.suppress(UserError):
+    with contextlib.suppress(UserError, OSError):
         # The record may be older than what is asked for now: ask the hub before complaining.
         wanted = choose(record.listing, folder, train_shards, tokenizer_file, source)
         if all(record.is_verified(file) for file in chain(*wanted)):
             return _local(wanted, destination)
     with _writing_to(destination):
+        sweep_up(destination)
         record = _Record(destination, source)  # another process may have written while we waited
-        record.listing = list_repo(source)
+        record.listing = _listing(source)
         wanted = choose(record.listing, folder, train_shards, tokenizer_file, source)
-        for file in chain(*wanted):
-            if not record.is_verified(file):
-                if not file.below(destination).is_file():
-                    _fetch(file, file.below(destination), source)
-                _verify(file, file.below(destination), is_shard=file not in wanted.tokenizer)
-                record.remember(file)
+        missing = [file for file in chain(*wanted) if not record.is_verified(file)]
+        _check_space(missing, destination)
+        for file in missing:
+            _obtain(file, destination, source, is_shard=file not in wanted.tokenizer)
+            record.remember(file)
         record.save()
     return _local(wanted, destination)
 
@@ -107,109 +107,169 @@ def _writing_to(destination: Path) -> Iterator[None]:
 
     A disk that is full or not writable becomes a UserError.
     """
-    from huggingface_hub.utils import WeakFileLock
-
     try:
         destination.mkdir(parents=True, exist_ok=True)
-        with WeakFileLock(destination / ".download.lock"):
+        with taking_turns(destination / ".download.lock"):
             yield
     except OSError as error:
         raise UserError(f"data: cannot write to {destination}: {error}") from error
 
 
-def _fetch(file: RemoteFile, target: Path, source: Source) -> None:
+def _listing(source: Source) -> list[RemoteFile]:
+    failures = 0
+    while True:
+        try:
+            return list_repo(source)
+        except HubError as error:
+            failures += 1
+            if not error.busy or failures == ATTEMPTS:
+                raise UserError(
+                    f"data: cannot list {source.root}/ of {source} at {told(endpoint())}: {error}; "
+                    f"{ON_DISK_HINT}"
+                ) from error
+            time.sleep(BACKOFF_SECONDS * 2**failures)
+
+
+def _check_space(missing: list[RemoteFile], destination: Path) -> None:
+    needed = 0
+    for file in missing:
+        target = file.below(destination)
+        if not target.is_file():
+            part = _unfinished(file, target)
+            needed += file.size - (part.stat().st_size if part.is_file() else 0)
+    free = shutil.disk_usage(destination).free
+    if needed > free:
+        raise UserError(
+            f"data: {needed / 1e9:,.1f} GB are to be downloaded, and {destination} has {free / 1e9:,.1f} GB "
+            f"free; name another disk with paths.cache=FOLDER, or {ON_DISK_HINT}"
+        )
+
+
+def _obtain(file: RemoteFile, destination: Path, source: Source, *, is_shard: bool) -> None:
+    """Make sure that a file is there as the listing says; what is not right is fetched anew, once.
+
+    Raises:
+        UserError: the hub does not give it, or gives another (which is deleted).
+    """
+    target = file.below(destination)
+    fresh = False
+    while True:
+        if not target.is_file():
+            fresh = _fetch(file, target, source.url(file.path))
+        problem = _problem(file, target, is_shard)
+        if problem is None:
+            return
+        target.unlink()
+        if fresh:
+            raise UserError(f"{problem}; the file was deleted, start again to fetch it anew")
+        warn(f"{problem}; it is fetched anew")
+
+
+def _fetch(file: RemoteFile, target: Path, url: str) -> bool:
     """Download one file to `target`; bytes of an earlier, broken download are not asked for again.
+
+    Returns:
+        Whether all of it came now.
 
     Raises:
         UserError: refused by the hub, or `ATTEMPTS` failures in a row without progress.
     """
-    from huggingface_hub import hf_hub_url
-    from huggingface_hub.utils import build_hf_headers, tqdm
+    from huggingface_hub.utils import tqdm
 
-    at = {"repo_type": "dataset", "revision": source.revision, "endpoint": endpoint()}
-    url = hf_hub_url(source.repo_id, file.path, **at)
-    # A compressed answer would have other lengths than the file.
-    headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
+    partial = _unfinished(file, target)
     target.parent.mkdir(parents=True, exist_ok=True)
-    # The content's id is part of the name: halves of two versions never join.
-    partial = target.with_name(f"{target.name}.{file.content_id[:16]}.incomplete")
+    _remove_versions(target, partial)
     partial.touch()
-    have = best = partial.stat().st_size
+    if partial.stat().st_size > file.size:
+        os.truncate(partial, 0)
+    first = have = best = partial.stat().st_size
     failures = 0
     with tqdm(total=file.size, initial=have, unit="B", unit_scale=True, desc=file.name) as bar:
         while have < file.size:
-            problem = _append_rest(url, headers, partial, file, bar)
+            problem = _append_rest(url, partial, file.size, bar)
             have = partial.stat().st_size
-            failures = 0 if have > best else failures + 1
+            failures = 0 if have >= best + PROGRESS_BYTES else failures + 1
             best = max(best, have)
-            if failures >= ATTEMPTS:
-                raise UserError(
-                    f"data: {url} stopped at {have} of {file.size} bytes ({problem}); start again "
-                    f"to fetch only the rest, or {ON_DISK_HINT}"
-                )
             if have < file.size:
+                if failures >= ATTEMPTS:
+                    raise UserError(
+                        f"data: {told(url)} stopped at {have} of {file.size} bytes ({problem}); start "
+                        f"again to fetch only the rest, or {ON_DISK_HINT}"
+                    )
                 time.sleep(BACKOFF_SECONDS * 2**failures)
     partial.replace(target)
+    return first == 0
 
 
-def _append_rest(
-    url: str, headers: dict[str, str], partial: Path, file: RemoteFile, bar: Any
-) -> str:
+def _unfinished(file: RemoteFile, target: Path) -> Path:
+    """The content's id is part of the name: halves of two versions never join."""
+    return target.with_name(f"{target.name}.{file.content_id[:16]}{UNFINISHED}")
+
+
+def _remove_versions(target: Path, wanted: Path) -> None:
+    """Remove unfinished downloads of what the repo held under this name before."""
+    for path in target.parent.iterdir():
+        version_of = path.name.removesuffix(UNFINISHED).rpartition(".")[0]
+        if path != wanted and path.suffix == UNFINISHED and version_of == target.name:
+            path.unlink()
+
+
+def _append_rest(url: str, partial: Path, size: int, bar: Any) -> str:
     """Request once what `partial` still lacks; returns what went wrong, if it stays incomplete.
 
     Raises:
         UserError: an error that trying again does not mend.
     """
-    from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
-    from huggingface_hub.utils import get_session, hf_raise_for_status
-
     have = partial.stat().st_size
-    if have:
-        headers = {**headers, "Range": f"bytes={have}-"}
+    longer = HubError(f"it sends more than the {size} bytes that its listing says; refused")
     try:
-        with get_session().stream(
-            "GET", url, headers=headers, timeout=HF_HUB_DOWNLOAD_TIMEOUT
-        ) as response:
-            hf_raise_for_status(response)
-            resumed = response.status_code == 206
-            bar.update(0 if resumed else -have)  # a server may ignore the range
-            with open(partial, "ab" if resumed else "wb") as output:
-                for chunk in response.iter_bytes():
-                    output.write(chunk)
-                    bar.update(len(chunk))
-    except (http_error(), ConnectionError) as error:
-        status = getattr(getattr(error, "response", None), "status_code", 500)
-        if status >= 500 or status in (408, 429):
-            return one_line(error)
-        if status == 416:  # there is no rest
-            partial.unlink()
-            raise UserError(
-                f"data: {url} has fewer than the {file.size} bytes that its listing says; the part "
-                "fetched was deleted, start again"
-            ) from error
-        raise UserError(f"data: cannot get {url}: {one_line(error)}; {ON_DISK_HINT}") from error
+        with get(url, have) as answer:
+            if answer.status != 206:  # a server may ignore the range
+                bar.update(-have)
+                have = 0
+            if have + (answer.length or 0) > size:
+                raise longer
+            with open(partial, "ab" if have else "wb") as output:
+                for piece in answer.body:
+                    have += len(piece)
+                    if have > size:
+                        raise longer
+                    output.write(piece)
+                    bar.update(len(piece))
+                os.fsync(output.fileno())
+    except HubError as error:
+        if error.broken or error.busy:
+            return str(error)
+        what = f"it has fewer than the {size} bytes that its listing says"
+        what = what if error.status == 416 else str(error)
+        raise UserError(f"data: cannot get {told(url)}: {what}; {ON_DISK_HINT}") from error
     return "the connection ended early"
 
 
-def _verify(file: RemoteFile, target: Path, *, is_shard: bool) -> None:
-    """Check size, a shard's header, and sha256 where the listing gives one.
-
-    Raises:
-        UserError: the file is not what the listing promises; it has been deleted.
-    """
-    try:
-        if is_shard:
+def _problem(file: RemoteFile, target: Path, is_shard: bool) -> str | None:
+    """What is wrong with a file: a shard's header, its size, or its hash."""
+    if is_shard:
+        try:
             open_shard(target)
-        if (size := target.stat().st_size) != file.size:
-            raise UserError(f"data: {target} has {size} bytes, but its listing says {file.size}")
-        if file.sha256:
-            with open(target, "rb") as content:
-                digest = hashlib.file_digest(content, "sha256").hexdigest()
-            if digest != file.sha256:
-                raise UserError(f"data: {target} has sha256 {digest}, published is {file.sha256}")
-    except UserError as error:
-        target.unlink()
-        raise UserError(f"{error}; the file was deleted, start again to fetch it anew") from error
+        except UserError as error:
+            return str(error)
+    if (size := target.stat().st_size) != file.size:
+        return f"data: {target} has {size} bytes, but its listing says {file.size}"
+    kind, digest = _digest(file, target)
+    if digest != file.content_id:
+        return f"data: {target} has {kind} {digest}, published is {file.content_id}"
+    return None
+
+
+def _digest(file: RemoteFile, target: Path) -> tuple[str, str]:
+    """The hash that the listing gives: sha256 of the content, or git's id of it."""
+    kind = "sha256" if len(file.content_id) == 64 else "sha1"
+    made = hashlib.new(kind, usedforsecurity=False)
+    if file.sha256 is None:
+        made.update(b"blob %d\0" % file.size)
+    with open(target, "rb") as content:
+        digest = hashlib.file_digest(content, lambda: made).hexdigest()
+    return (kind if file.sha256 else "the git id"), digest
 
 
 class _Record:
@@ -220,9 +280,13 @@ class _Record:
         self._destination, self._source = destination, source
         self._verified: dict[str, Any] = {}
         # Missing, damaged or another repo's: the hub has the truth, and files can be hashed again.
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            known = json.loads((destination / "downloads.json").read_text(encoding="utf-8"))
-            self._verified = dict(known["verified"])
+        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
+            known = read_object(destination / RECORD)
+            self._verified = {
+                path: stamp
+                for path, stamp in known["verified"].items()
+                if isinstance(stamp, list) and not any(isinstance(x, list | dict) for x in stamp)
+            }
             if known["source"] == asdict(source):
                 self.listing = [RemoteFile(**entry) for entry in known["files"]]
 
@@ -238,9 +302,7 @@ class _Record:
     def save(self) -> None:
         files = [asdict(file) for file in self.listing]
         known = {"source": asdict(self._source), "files": files, "verified": self._verified}
-        temporary = self._destination / "downloads.tmp"
-        temporary.write_text(json.dumps(known), encoding="utf-8")
-        temporary.replace(self._destination / "downloads.json")
+        write_json(self._destination / RECORD, known)
 
     def _stamp(self, file: RemoteFile) -> list[Any]:
         stat = file.below(self._destination).stat()

@@ -5,23 +5,31 @@ The repo keeps everything below `datasets/`: folders such as `fineweb10B_sp1024`
 `fineweb_1024_bpe.model`. Files are found by listing the repo and matching names, so the nesting
 between does not matter.
 
-huggingface_hub is imported only inside functions: where everything is on disk, nothing needs it.
+A listing is not trusted: its size is bounded, types and hashes are checked, and no path leads out of the
+folder or could not be a file's name.
 """
 
 from __future__ import annotations
 
-import os
-import textwrap
+import re
+import time
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import NamedTuple
-from urllib.parse import urlsplit
+from typing import Any, NamedTuple
+from urllib.parse import quote, urljoin, urlsplit
 
+from jepa_lm.data.hub_client import HubError, endpoint, get, literal
 from jepa_lm.errors import UserError
+from jepa_lm.files import from_json
 
-CONNECT_SECONDS = 10.0
-ON_DISK_HINT = "data.path=FOLDER can point at shards already on disk"
+MOST_PAGES, MOST_FILES, MOST_SECONDS = 1000, 100_000, 300
+"""Of a listing. Pages hold 1,000 files, and the challenge's repo has some 500."""
+PAGE_BYTES = 8 << 20
+MOST_BYTES = 1 << 60
+"""Of a file."""
+MOST_LETTERS = 200
+"""Bytes of a file's or folder's name; a file system allows 255, and an unfinished file's name is longer."""
 
 
 @dataclass(frozen=True)
@@ -33,15 +41,42 @@ class Source:
     def __str__(self) -> str:
         return f"{self.repo_id} ({self.revision})"
 
+    @property
+    def listing_url(self) -> str:
+        """Of the first page."""
+        place = f"{quote(self.revision, safe='')}/{quote(self.root)}".rstrip("/")
+        api = f"{endpoint()}/api/datasets/{quote(self.repo_id)}"
+        return f"{api}/tree/{place}?recursive=true&expand=false"
+
+    def url(self, path: str) -> str:
+        """Of a file."""
+        place = f"{quote(self.revision, safe='')}/{quote(path)}"
+        return f"{endpoint()}/datasets/{quote(self.repo_id)}/resolve/{place}"
+
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One file of the repo: path from the repo's root, size in bytes, git id, sha256 if LFS."""
+    """One file of the repo: path from the repo's root, size in bytes, git id, sha256 if LFS.
+
+    Raises:
+        ValueError: a listing that says anything else.
+    """
 
     path: str
     size: int
     blob: str
     sha256: str | None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.path, str):
+            raise ValueError(f"a file whose path is {_brief(self.path)}")
+        if type(self.size) is not int or not 0 <= self.size < MOST_BYTES:
+            raise ValueError(f"{_brief(self.path)} with a size of {_brief(self.size)}")
+        if not _is_hash(self.blob, 40, 64) or not (
+            self.sha256 is None or _is_hash(self.sha256, 64)
+        ):
+            wrong = self.blob if self.sha256 is None else self.sha256
+            raise ValueError(f"{_brief(self.path)} with a hash of {_brief(wrong)}")
 
     @property
     def name(self) -> str:
@@ -56,11 +91,29 @@ class RemoteFile:
         return self.sha256 or self.blob
 
     def below(self, destination: Path) -> Path:
-        """The local path, refused if it could leave the destination on any system."""
+        """The local path, refused if it could leave the destination or be no file's on any system."""
         windows = PureWindowsPath(self.path)  # splits at both kinds of slash
-        if windows.anchor or ".." in windows.parts or "\0" in self.path:
-            raise UserError(f"data: the repo lists an unsafe path, {self.path!r}; refused")
+        if windows.anchor or ".." in windows.parts or ":" in self.path:
+            raise UserError(f"data: the repo lists an unsafe path, {_brief(self.path)}; refused")
+        if not self.path.isprintable() or any(
+            len(part.encode()) > MOST_LETTERS for part in windows.parts
+        ):
+            raise UserError(
+                f"data: the repo lists {_brief(self.path)}, which is no name of a file; refused"
+            )
         return destination / self.path
+
+
+def _is_hash(value: Any, *lengths: int) -> bool:
+    return (
+        isinstance(value, str) and len(value) in lengths and bool(re.fullmatch("[0-9a-f]+", value))
+    )
+
+
+def _brief(value: Any) -> str:
+    """What a listing says, for a message."""
+    text = literal(value) if isinstance(value, str) else literal(repr(value))
+    return text if len(text) <= 100 else f"{text[:80]}... ({len(text)} letters)"
 
 
 class Wanted(NamedTuple):
@@ -72,32 +125,73 @@ class Wanted(NamedTuple):
 
 
 def list_repo(source: Source) -> list[RemoteFile]:
-    """List every file below the root; a UserError says why that is not possible."""
-    from huggingface_hub import HfApi
-    from huggingface_hub.hf_api import RepoFile
-    from huggingface_hub.utils import get_session
+    """Every file below the root.
 
+    Raises:
+        HubError: no listing, or none to believe.
+    """
+    url = source.listing_url
+    files: dict[str, RemoteFile] = {}
+    began = time.monotonic()
+    for _ in range(MOST_PAGES):
+        entries, following = _page(url)
+        for entry in entries:
+            if (file := _file(entry)) is not None:
+                if file.path in files:
+                    raise HubError(f"it lists {_brief(file.path)} twice")
+                files[file.path] = file
+        if following is None:
+            return list(files.values())
+        following = _same_hub(url, following)
+        if len(files) > MOST_FILES or time.monotonic() - began > MOST_SECONDS:
+            break
+        url = following
+    raise HubError(
+        f"it has no end within {MOST_PAGES} pages, {MOST_FILES} files or {MOST_SECONDS} s"
+    )
+
+
+def _same_hub(url: str, following: str) -> str:
+    """The next page's address; another server would get the token."""
     try:
-        _ = urlsplit(endpoint()).port  # a malformed address is a ValueError here
-        # The listing retries for half a minute, warning each time; see first if anyone is there.
-        get_session().head(endpoint(), timeout=CONNECT_SECONDS)
-        entries = HfApi(endpoint=endpoint()).list_repo_tree(
-            source.repo_id,
-            path_in_repo=source.root or None,
-            recursive=True,
-            revision=source.revision,
-            repo_type="dataset",
-        )
-        return [
-            RemoteFile(e.path, e.size, e.blob_id, e.lfs.sha256 if e.lfs else None)
-            for e in entries
-            if isinstance(e, RepoFile)
-        ]
-    except (http_error(), ConnectionError, ValueError, KeyError, TypeError) as error:
-        raise UserError(
-            f"data: cannot list {source.root}/ of {source} at {endpoint()}: {one_line(error)}; "
-            f"{ON_DISK_HINT}"
-        ) from error
+        joined = urljoin(url, following)
+        if urlsplit(joined)[:2] == urlsplit(url)[:2]:
+            return joined
+    except ValueError:
+        pass
+    raise HubError(f"its next page lies elsewhere, {_brief(following)}")
+
+
+def _page(url: str) -> tuple[list[Any], str | None]:
+    """Entries of one page, and the address of the next."""
+    data = bytearray()
+    with get(url) as answer:
+        for piece in answer.body:
+            data += piece
+            if len(data) > PAGE_BYTES:
+                raise HubError(f"a page of it has more than {PAGE_BYTES} bytes")
+    try:
+        entries = from_json(bytes(data))
+    except ValueError as error:
+        raise HubError(f"it is no listing ({error})") from error
+    if not isinstance(entries, list):
+        raise HubError(f"it is no list of files but {_brief(entries)}")
+    return entries, answer.next_page
+
+
+def _file(entry: Any) -> RemoteFile | None:
+    """A file of a listing; None for a folder."""
+    try:
+        if entry["type"] != "file":
+            return None
+        lfs = entry.get("lfs")
+        return RemoteFile(entry["path"], entry["size"], entry["oid"], lfs["oid"] if lfs else None)
+    except KeyError as error:
+        raise HubError(f"it lists {_brief(entry)} without {error}") from error
+    except (AttributeError, TypeError) as error:
+        raise HubError(f"it lists {_brief(entry)}, which is no file") from error
+    except ValueError as error:
+        raise HubError(f"it lists {error}") from error
 
 
 def choose(
@@ -117,7 +211,7 @@ def choose(
         problem = "is ambiguous" if found else "does not exist"
         names = found or [PurePosixPath(parent).name for parent in parents]
         raise UserError(
-            f"data.corpus.folder={folder} {problem} in {source}; choose one of: {', '.join(names)}"
+            f"data.corpus.folder={folder} {problem} in {source}; choose one of: {_some(names)}"
         )
     shards = [file for file in shards if file.parent == found[0]]
     train = [file for file in shards if fnmatch(file.name, "fineweb_train_*.bin")]
@@ -125,7 +219,7 @@ def choose(
     if not 1 <= train_shards <= len(train):
         raise UserError(
             f"data.corpus.train_shards={train_shards}: {folder} in {source} has {len(train)} "
-            f"training shards; choose 1 to {len(train)}"
+            f"training shards{f'; choose 1 to {len(train)}' if train else ''}"
         )
     if not val:
         raise UserError(f"data: {folder} in {source} has no validation shards (fineweb_val_*.bin)")
@@ -133,27 +227,12 @@ def choose(
     if tokenizer_file and not tokenizer:
         models = sorted({file.name for file in listing if file.name.endswith(".model")})
         raise UserError(
-            f"data.tokenizer: {source} has no {tokenizer_file}; choose one of: {', '.join(models)}"
+            f"data.tokenizer: {source} has no {tokenizer_file}; choose one of: {_some(models)}"
         )
     return Wanted(train[:train_shards], val, tokenizer[:1])
 
 
-def endpoint() -> str:
-    """The hub's address, read at call time; huggingface_hub itself reads it only when imported."""
-    return (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
-
-
-def http_error() -> type[Exception]:
-    """HTTPError of the hub's client: httpx in huggingface_hub 1.x, httpx2 in 2.x.
-
-    The hub's own error derives from it, and from OSError, by which a full disk would be retried.
-    """
-    from huggingface_hub.errors import HfHubHTTPError
-
-    base = HfHubHTTPError.__bases__[0]
-    assert issubclass(base, Exception)
-    return base
-
-
-def one_line(error: BaseException) -> str:
-    return textwrap.shorten(str(error) or type(error).__name__, width=200, placeholder=" ...")
+def _some(names: list[str], most: int = 12) -> str:
+    """Names for a message; those of a lying listing have no end."""
+    more = [f"and {len(names) - most} more"] if len(names) > most else []
+    return ", ".join([*map(_brief, names[:most]), *more]) or "none"

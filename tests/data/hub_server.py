@@ -8,7 +8,9 @@ hub redirects to its CDN, and every GET of content understands Range. Faults can
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
+import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
@@ -24,6 +26,7 @@ class Request:
     method: str
     path: str
     range: str | None
+    token: str | None = None
     sent: int = 0
 
 
@@ -39,6 +42,14 @@ class HubServer:
         instead: path to the content to serve in place of what the listing describes.
         ignore_range: answer 200 with everything, as some proxies do.
         statuses: path to status codes; each GET of the path takes the next one.
+        error: the body of such an answer.
+        entries: path to what its entry in the listing says instead; None leaves a key out.
+        listing: what is served in place of a page of the listing.
+        next_page: address of the page after each, or "endless" for pages without end.
+        headers: path to further headers of its content.
+        redirects: path to an address that its content is at.
+        unsized: paths whose content is sent without its length, again and again, for up to 64 MB.
+        drip: path to seconds between the bytes of an answer: of its body, or with its headers.
     """
 
     files: dict[str, bytes]
@@ -49,6 +60,14 @@ class HubServer:
     instead: dict[str, bytes] = field(default_factory=dict)
     ignore_range: bool = False
     statuses: dict[str, list[int]] = field(default_factory=dict)
+    entries: dict[str, dict[str, object]] = field(default_factory=dict)
+    listing: bytes | None = None
+    next_page: str | None = None
+    headers: dict[str, dict[str, str]] = field(default_factory=dict)
+    redirects: dict[str, str] = field(default_factory=dict)
+    unsized: set[str] = field(default_factory=set)
+    error: bytes = b"busy"
+    drip: dict[str, tuple[str, float]] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
 
     def __enter__(self) -> HubServer:
@@ -89,7 +108,9 @@ class _Handler(BaseHTTPRequestHandler):
         hub = self.server_hub
         url = urlsplit(self.path)
         path = unquote(url.path)
-        self.seen = Request(self.command, path, self.headers.get("Range"))
+        self.seen = Request(
+            self.command, path, self.headers.get("Range"), self.headers.get("Authorization")
+        )
         hub.requests.append(self.seen)
         tree = f"/api/datasets/{hub.repo_id}/tree/main"
         resolve = f"/datasets/{hub.repo_id}/resolve/main/"
@@ -117,7 +138,15 @@ class _Handler(BaseHTTPRequestHandler):
             following = f"{address}?recursive=true&cursor={start + hub.page_size}"
             headers["Link"] = f'<{following}>; rel="next"'
         page = entries[start : start + hub.page_size]
-        self._send(200, json.dumps(page).encode(), headers)
+        if hub.next_page == "endless":
+            headers["Link"] = (
+                f'<{hub.url}{urlsplit(self.path).path}?cursor={start + 1}>; rel="next"'
+            )
+            page = [{**self._entry(paths[0]), "path": f"datasets/{start}"}]
+        elif hub.next_page:
+            headers["Link"] = f'<{hub.next_page}>; rel="next"'
+        body = json.dumps(page).encode() if hub.listing is None else hub.listing
+        self._send(200, body, headers)
 
     def _entry(self, path: str) -> dict[str, object]:
         content = self.server_hub.files[path]
@@ -126,7 +155,8 @@ class _Handler(BaseHTTPRequestHandler):
         if self.server_hub.lfs:
             sha256 = hashlib.sha256(content).hexdigest()
             entry["lfs"] = {"oid": sha256, "size": len(content), "pointerSize": 134}
-        return entry
+        entry |= self.server_hub.entries.get(path, {})
+        return {key: value for key, value in entry.items() if value is not None}
 
     def _content(self, path: str, *, direct: bool) -> None:
         hub = self.server_hub
@@ -134,11 +164,15 @@ class _Handler(BaseHTTPRequestHandler):
             self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
             return
         if self.command == "GET" and hub.statuses.get(path):
-            self._send(hub.statuses[path].pop(0), b"busy")
+            self._send(hub.statuses[path].pop(0), hub.error)
             return
         listed = hub.files[path]
         etag = f'"{hashlib.sha256(listed).hexdigest()}"'
         headers = {"ETag": etag, "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+        headers |= hub.headers.get(path, {})
+        if path in hub.redirects:
+            self._send(302, b"", headers | {"Location": hub.redirects[path]})
+            return
         if not direct:
             headers |= {"X-Linked-Etag": etag, "X-Linked-Size": str(len(listed))}
             headers["Location"] = f"{hub.url}/cdn/{quote(path)}"
@@ -153,8 +187,38 @@ class _Handler(BaseHTTPRequestHandler):
                 return
             status = 206
             headers["Content-Range"] = f"bytes {start}-{len(content) - 1}/{len(content)}"
+        if path in hub.unsized:
+            self._send_endlessly(content)
+            return
+        if path in hub.drip:
+            self._send_slowly(content, *hub.drip[path])
+            return
         cuts = hub.cuts.get(path) if self.command == "GET" else None
         self._send(status, content[start:], headers, cut_after=cuts.pop(0) if cuts else None)
+
+    def _send_endlessly(self, content: bytes) -> None:
+        self.send_response(200)
+        self.send_header("Connection", "close")
+        self.end_headers()
+        try:
+            while self.seen.sent < 64 << 20:
+                self.wfile.write(content)
+                self.seen.sent += len(content)
+        except OSError:
+            pass  # the client has hung up
+
+    def _send_slowly(self, content: bytes, where: str, seconds: float) -> None:
+        """A byte at a time, until the client hangs up."""
+        head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(content)}\r\n".encode()
+        slow = itertools.chain(b"X: ", itertools.repeat(120)) if where == "headers" else content
+        self.close_connection = True
+        try:
+            self.wfile.write(head if where == "headers" else head + b"\r\n")
+            for byte in slow:
+                self.wfile.write(bytes([byte]))
+                time.sleep(seconds)
+        except OSError:
+            pass
 
     def _send(
         self,

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import subprocess
 import sys
+from collections import namedtuple
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -13,10 +16,12 @@ import numpy as np
 import pytest
 from hub_server import HubServer
 
-from jepa_lm.data import download
+from jepa_lm.data import download, hub_listing
 from jepa_lm.data.download import Downloaded, download_shards
 from jepa_lm.data.shards import HEADER_BYTES, ShardWriter, open_shard
 from jepa_lm.errors import UserError
+from jepa_lm.files import HOST
+from tests.forks import begun_together
 
 FOLDER = "datasets/datasets/fineweb10B_sp1024"
 TRAIN = [f"{FOLDER}/fineweb_train_{i:06d}.bin" for i in range(3)]
@@ -202,21 +207,70 @@ def test_a_file_already_there_is_verified_and_kept(
     mine.write_bytes(hub.files[TRAIN[0]])
     fetch()
     assert hub.downloads(TRAIN[0]) == []
-    (tmp_path / "shards/downloads.json").write_text("{damaged")
+
+
+SOURCE = {"repo_id": "willdepueoai/parameter-golf", "root": "datasets", "revision": "main"}
+OF_ANOTHER_KIND = {"path": 5, "size": 1, "blob": "a" * 40, "sha256": None}
+LEADS_OUT = OF_ANOTHER_KIND | {"path": "../fineweb_train_0.bin"}
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        "",
+        "{damaged",
+        "[]",
+        "[" * 100_000,
+        json.dumps({"verified": 5, "source": SOURCE, "files": []}),
+        json.dumps({"verified": {}, "source": SOURCE, "files": [OF_ANOTHER_KIND]}),
+        json.dumps({"verified": {}, "source": SOURCE, "files": [LEADS_OUT, 5]}),
+        '{"verified": {"x": ' + "[" * 900 + "]" * 900 + "}}",
+    ],
+)
+def test_a_damaged_record_is_made_anew_without_fetching_again(
+    hub: HubServer, fetch: Fetch, tmp_path: Path, record: str
+) -> None:
+    fetch()
+    (tmp_path / "shards/downloads.json").write_text(record)
     hub.requests.clear()
     fetch()
+    assert hub.requests
     assert not any(hub.downloads(path) for path in hub.files)
+    hub.requests.clear()
+    fetch()
+    assert hub.requests == []
 
 
-def test_a_file_changed_after_verification_is_noticed(
-    hub: HubServer, fetch: Fetch, tmp_path: Path
+def test_a_file_changed_after_verification_is_fetched_anew(
+    hub: HubServer, fetch: Fetch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     got = fetch()
-    with open(got.train[0], "r+b") as file:
-        file.truncate(5000)
-    assert "truncated" in refused(fetch)
+    os.truncate(got.train[0], 5000)
     assert fetch() == got
     assert got.train[0].read_bytes() == hub.files[TRAIN[0]]
+    assert "is truncated" in capfd.readouterr().err
+
+
+@pytest.mark.parametrize("length", [10_000, 401_024, 500_000])
+def test_what_a_killed_process_left_is_checked_and_swept_up(
+    hub: HubServer, fetch: Fetch, tmp_path: Path, length: int
+) -> None:
+    target = tmp_path / "shards" / TRAIN[0]
+    target.parent.mkdir(parents=True)
+    version = hashlib.sha256(hub.files[TRAIN[0]]).hexdigest()[:16]
+    for name in (version, "f" * 16):  # of this version, and of one that the repo no longer has
+        target.with_name(f"{target.name}.{name}.incomplete").write_bytes(b"j" * length)
+    (tmp_path / "shards" / f".{HOST}-999999999-00.tmp").write_bytes(b"half a record")
+    assert fetch().train[0].read_bytes() == hub.files[TRAIN[0]]
+    assert not [*(tmp_path / "shards").rglob("*.incomplete"), *(tmp_path / "shards").glob("*.tmp")]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="forks")
+def test_processes_that_begin_together_fetch_each_file_once(
+    hub: HubServer, fetch: Fetch, tmp_path: Path
+) -> None:
+    assert begun_together(fetch, 3) == 0
+    assert {len(hub.downloads(path)) for path in [*TRAIN[:2], VAL, TOKENIZER]} == {1}
 
 
 def test_more_shards_later_fetches_only_the_new_one(hub: HubServer, fetch: Fetch) -> None:
@@ -274,19 +328,30 @@ def test_content_of_another_length_than_listed(
     hub.instead[TRAIN[0]] = (content + bytes(1000))[: len(content) + change]
     message = refused(fetch)
     assert "fineweb_train_000000.bin" in message
-    assert "fewer than" in message or "too long" in message
-    assert not list((tmp_path / "shards").rglob("fineweb_train_000000.bin*"))
+    assert "fewer than" in message or "more than" in message
+    assert not (tmp_path / "shards" / TRAIN[0]).exists()
     hub.instead.clear()
     assert fetch().train[0].read_bytes() == content
 
 
-def test_a_tokenizer_without_published_hash_is_checked_by_size(
+def test_a_body_without_end_is_cut_off(hub: HubServer, fetch: Fetch, tmp_path: Path) -> None:
+    hub.unsized = {TRAIN[0]}
+    message = refused(fetch)
+    assert f"more than the {len(hub.files[TRAIN[0]])} bytes that its listing says" in message
+    (kept,) = (tmp_path / "shards").rglob("fineweb_train_000000.bin*")
+    assert kept.stat().st_size <= len(hub.files[TRAIN[0]])
+    assert hub.downloads(TRAIN[0])[0].sent < 32 << 20
+
+
+def test_content_without_lfs_is_held_against_its_git_id(
     hub: HubServer, fetch: Fetch, tmp_path: Path
 ) -> None:
     hub.lfs = False
-    hub.instead[TOKENIZER] = hub.files[TOKENIZER] + b"!"
-    assert "its listing says 21" in refused(fetch)
+    hub.instead[TOKENIZER] = hub.files[TOKENIZER].replace(b"model", b"MODEL")
+    assert "has the git id" in refused(fetch)
     assert not (tmp_path / "shards" / TOKENIZER).exists()
+    hub.instead.clear()
+    fetch()
 
 
 def test_unknown_folder_lists_the_available(hub: HubServer, fetch: Fetch) -> None:
@@ -327,10 +392,10 @@ def test_server_gone(
     assert "data.path=FOLDER" in message
 
 
-@pytest.mark.parametrize("endpoint", ["nowhere", "http://[nowhere", "http://127.0.0.1:port"])
+@pytest.mark.parametrize("endpoint", ["nowhere", "http://[nowhere", "http://h:port", "ftp://h"])
 def test_malformed_endpoint(fetch: Fetch, monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
     monkeypatch.setenv("HF_ENDPOINT", endpoint)
-    assert f"at {endpoint}" in refused(fetch)
+    assert f"HF_ENDPOINT={endpoint}: no address" in refused(fetch)
 
 
 def test_server_gone_but_everything_is_there(
@@ -357,6 +422,173 @@ def test_a_file_refused_by_the_hub_is_not_asked_for_again(hub: HubServer, fetch:
 def test_destination_that_cannot_be_written(hub: HubServer, fetch: Fetch, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     assert "cannot write" in refused(fetch, destination=tmp_path / "file")
+
+
+LISTED: dict[str, dict[str, Any]] = {
+    "a file whose path is 5": {"path": 5},
+    "without 'path'": {"path": None},
+    "with a size of x": {"size": "x"},
+    "with a size of -5": {"size": -5},
+    "with a size of 1.5": {"size": 1.5},
+    "with a size of True": {"size": True},
+    "without 'size'": {"size": None},
+    "with a hash of ../../x/": {"lfs": {"oid": "../../x/"}},
+    "with a hash of 5": {"lfs": {"oid": 5}},
+    "without 'oid'": {"oid": None},
+    "with a hash of /../../owned": {"lfs": None, "oid": "/../../owned"},
+    "which is no file": {"lfs": "text"},
+    "twice": {"path": TRAIN[1]},
+    r"fineweb_train_\n\x1b[31m.bin, which is no name": {
+        "path": f"{FOLDER}/fineweb_train_\n\x1b[31m.bin"
+    },
+    r"fineweb_train_\ud800.bin, which is no name": {"path": f"{FOLDER}/fineweb_train_\ud800.bin"},
+    "(354 letters), which is no name": {"path": f"{FOLDER}/fineweb_train_{'0' * 300}.bin"},
+    "1,000,000,000.0 GB are to be downloaded": {"size": 10**18},
+}
+
+
+@pytest.mark.parametrize("words", LISTED)
+def test_a_listing_is_not_believed(
+    hub: HubServer, fetch: Fetch, tmp_path: Path, words: str
+) -> None:
+    hub.entries[TRAIN[0]] = LISTED[words]
+    message = refused(fetch, train_shards=3)
+    assert words in message
+    assert message.isprintable()
+    assert [path.name for path in tmp_path.iterdir()] == ["shards"]
+    assert not any(hub.downloads(path) for path in hub.files)
+
+
+@pytest.mark.parametrize(
+    ("page", "words"),
+    [
+        (b"<html>please log in</html>", "no listing"),
+        (b"[" * 100_000 + b"]" * 100_000, "nested too deeply"),
+        (b"null", "no list of files but None"),
+        (b'["a", "b"]', "lists a, which is no file"),
+        (b"[" + b" " * (9 << 20) + b"]", "more than 8388608 bytes"),
+    ],
+)
+def test_a_page_that_is_no_listing(hub: HubServer, fetch: Fetch, page: bytes, words: str) -> None:
+    hub.listing = page
+    assert words in refused(fetch)
+
+
+@pytest.mark.parametrize(
+    "address", ["file:///etc/passwd", "http://localhost:9/?c=1", "//[", "?c=" + "1" * 70_000]
+)
+def test_pages_that_lie_elsewhere_are_not_asked_for(
+    hub: HubServer, fetch: Fetch, address: str
+) -> None:
+    hub.next_page = address
+    message = refused(fetch)
+    assert "URL too long" in message if len(address) > 100 else address in message
+    assert len(hub.requests) == 1
+
+
+def test_pages_without_end_are_given_up(
+    hub: HubServer, fetch: Fetch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hub_listing, "MOST_FILES", 20)
+    hub.next_page = "endless"
+    assert "no end within" in refused(fetch)
+    assert len(hub.requests) < 25
+
+
+@pytest.mark.parametrize(
+    ("address", "words"),
+    [
+        ("file:///etc/passwd", "an address that is none"),
+        (f"/datasets/willdepueoai/parameter-golf/resolve/main/{TRAIN[0]}", "more than 10 times"),
+    ],
+)
+def test_where_a_file_may_not_be(hub: HubServer, fetch: Fetch, address: str, words: str) -> None:
+    hub.redirects[TRAIN[0]] = address
+    assert words in refused(fetch)
+
+
+def test_the_token_goes_to_the_hub_alone(
+    hub: HubServer, fetch: Fetch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", "hf_secret")
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1,localhost")
+    with HubServer(dict(hub.files)) as elsewhere:
+        address = elsewhere.url.replace("127.0.0.1", "localhost")
+        hub.redirects[TRAIN[0]] = f"{address}/cdn/{TRAIN[0]}"
+        fetch()
+    assert {request.token for request in hub.requests} == {"Bearer hf_secret"}
+    assert [request.token for request in elsewhere.requests] == [None]
+
+
+def test_a_packed_answer_is_not_unpacked(hub: HubServer, fetch: Fetch) -> None:
+    hub.headers[TRAIN[0]] = {"Content-Encoding": "zstd"}
+    assert "packed (zstd)" in refused(fetch)
+
+
+@pytest.mark.parametrize("where", ["headers", "body"])
+def test_an_answer_that_trickles_in_is_given_up(
+    hub: HubServer, fetch: Fetch, monkeypatch: pytest.MonkeyPatch, where: str
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
+    monkeypatch.setattr(download, "ATTEMPTS", 2)
+    hub.drip[TRAIN[0]] = (where, 0.02)
+    message = refused(fetch)
+    assert "no answer within 0.6 seconds" in message or "less than 1024 bytes a second" in message
+
+
+def test_a_byte_at_each_attempt_is_no_progress(hub: HubServer, fetch: Fetch) -> None:
+    hub.cuts[TRAIN[0]] = [1] * 100
+    assert "stopped at" in refused(fetch)
+    assert len(hub.downloads(TRAIN[0])) == download.ATTEMPTS
+
+
+def test_files_larger_than_the_free_space_are_not_begun(
+    hub: HubServer, fetch: Fetch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    free = namedtuple("free", "free")
+    monkeypatch.setattr(download.shutil, "disk_usage", lambda path: free(1_000_000))
+    message = refused(fetch)
+    assert "paths.cache=FOLDER" in message
+    assert not any(hub.downloads(path) for path in hub.files)
+
+
+def test_what_an_error_says_is_shown_safely(hub: HubServer, fetch: Fetch) -> None:
+    hub.statuses[TRAIN[0]] = [403]
+    hub.error = b"\x1b[31mno\nentry\xe2\x80\xae" + b"x" * 100_000
+    message = refused(fetch)
+    assert r"403 Forbidden: \x1b[31mno entry\u202ex" in message
+    assert len(message) < 600
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "words"),
+    [
+        (
+            "HTTPS_PROXY",
+            "socks5://me:secret@host:1",
+            "HTTPS_PROXY=socks5://...: a SOCKS proxy needs",
+        ),
+        ("all_proxy", "carrier-pigeon://host", "all_proxy"),
+        ("SSL_CERT_FILE", "/nowhere", "SSL_CERT_FILE"),
+        ("HF_TOKEN", "hf_secret\x01", "HF_TOKEN holds what no token can hold"),
+    ],
+)
+def test_a_setting_of_the_environment_that_the_client_cannot_take(
+    hub: HubServer, fetch: Fetch, monkeypatch: pytest.MonkeyPatch, name: str, value: str, words: str
+) -> None:
+    from huggingface_hub.utils import close_session
+
+    for other in ("SSL_CERT_FILE", "SSL_CERT_DIR"):
+        monkeypatch.delenv(other, raising=False)
+    monkeypatch.setenv(name, value)
+    monkeypatch.setitem(sys.modules, "socksio", None)  # not installed
+    close_session()
+    message = refused(fetch)
+    close_session()
+    assert words in message
+    assert "secret" not in message
 
 
 @pytest.mark.parametrize("escape", ["../../", "/", "..\\..\\", "C:\\"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 
 import numpy as np
 import pytest
@@ -20,6 +19,7 @@ from jepa_lm.data.shards import (
 from jepa_lm.data.stream import ShuffleOrder, TokenStream, TrainBatches, make_order
 from jepa_lm.errors import UserError
 from jepa_lm.files import HOST
+from tests.forks import begun_together
 
 
 def write(path, ids):
@@ -104,27 +104,6 @@ def test_where_no_note_can_be_kept_the_ids_are_still_checked(tmp_path):
         check_token_ids([path], 1024, tmp_path / "a.bin" / "no folder")
     with pytest.raises(UserError, match="token id 700"):
         check_token_ids([path], 512, tmp_path / "a.bin" / "no folder")
-
-
-def begun_together(call, processes=4):
-    """How many of several processes that begin a call at the same moment fail."""
-    ready, go = os.pipe()
-    children = []
-    for _ in range(processes):
-        child = os.fork()
-        if child == 0:
-            try:
-                os.close(go)
-                os.read(ready, 1)  # until the other end is closed
-                call()
-                os._exit(0)
-            except BaseException as error:
-                print(f"{type(error).__name__}: {error}", file=sys.stderr, flush=True)
-                os._exit(1)
-        children.append(child)
-    os.close(ready)
-    os.close(go)
-    return sum(os.waitpid(child, 0)[1] != 0 for child in children)
 
 
 @pytest.mark.skipif(os.name == "nt", reason="forks")

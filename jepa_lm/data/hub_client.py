@@ -1,0 +1,259 @@
+"""Requests to the Hugging Face hub, with bounds on what an answer may take, whoever gives it.
+
+The hub client's own session does the work, with its token, proxies and certificates. Its listing and its
+error messages are not used: they read whole answers into memory, of any size, for as long as these take.
+Here a thread reads an answer, so that one which trickles in comes to an end, be it in its headers.
+
+huggingface_hub is imported only inside functions: where everything is on disk, nothing needs it.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import time
+from collections.abc import Generator, Iterator
+from contextlib import closing, contextmanager, suppress
+from queue import Empty, Queue
+from threading import Event, Thread
+from typing import Any, NamedTuple, TypeVar
+from urllib.parse import urlsplit
+
+from jepa_lm.errors import UserError
+
+T = TypeVar("T")
+
+SLOWEST = 1024
+"""Bytes a second, over the time-out, below which an answer counts as stalled."""
+PATIENCE = 3
+"""Time-outs that connecting, redirects and headers may take together."""
+REDIRECTS = 10
+MOST_OF_AN_ERROR = 4096
+"""Bytes that are read of what comes with an error status."""
+ENVIRONMENT = (
+    "HTTPS_PROXY",
+    "HTTP_PROXY",
+    "ALL_PROXY",
+    "NO_PROXY",
+    "SSL_CERT_FILE",
+    "SSL_CERT_DIR",
+)
+"""Read by the client when it is made, in capitals or small letters."""
+
+
+class HubError(Exception):
+    """What is wrong with an answer, in words to follow an address.
+
+    Args:
+        status: of the answer, if it is an error status. broken: the connection is at fault, not the answer.
+    """
+
+    def __init__(self, text: str, status: int = 0, broken: bool = False) -> None:
+        super().__init__(text)
+        self.status, self.broken = status, broken
+
+    @property
+    def busy(self) -> bool:
+        """Whether the server may answer later."""
+        return self.status >= 500 or self.status in (408, 429)
+
+
+class Answer(NamedTuple):
+    """Status 200, or 206 for the rest that was asked for; links of a listing; the body in pieces."""
+
+    status: int
+    length: int | None
+    next_page: str | None
+    body: Iterator[bytes]
+
+
+@contextmanager
+def get(url: str, start: int = 0) -> Iterator[Answer]:
+    """What an address of the hub answers, from byte `start` on.
+
+    Raises:
+        HubError: here or while the body is read. UserError: the client cannot be set up.
+    """
+    session, headers, seconds = _client()
+    if start:
+        headers["Range"] = f"bytes={start}-"
+    answers = _read(session, url, {"headers": headers, "timeout": seconds})
+    with closing(_prompt(answers, PATIENCE * seconds)) as items:
+        response = next(items)
+        body = _steady(items, seconds)
+        if response.status_code not in (200, 206):
+            raise HubError(_in_words(response, body), response.status_code)
+        encoding = response.headers.get("Content-Encoding", "identity")
+        if encoding != "identity":
+            raise HubError(f"the answer is packed ({one_line(encoding)}), which was not asked for")
+        part = re.match(r"bytes ([0-9]{1,18})-", response.headers.get("Content-Range", ""))
+        if response.status_code == 206 and int(part[1] if part else start) != start:
+            raise HubError(f"the answer is not the part from byte {start} on that was asked for")
+        length = re.fullmatch(r"[0-9]{1,18}", response.headers.get("Content-Length", ""))
+        yield Answer(
+            response.status_code,
+            int(length[0]) if length else None,
+            response.links.get("next", {}).get("url"),
+            body,
+        )
+
+
+def _client() -> tuple[Any, dict[str, str], float]:
+    """The session, headers of a request, and seconds that an answer may pause."""
+    try:
+        from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
+        from huggingface_hub.utils import build_hf_headers, get_session
+
+        # A packed answer would have other lengths than the file, and could unpack to any size.
+        headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
+        session = get_session()
+    except Exception as error:  # of the environment's settings, each by another library
+        raise UserError(_about_environment(error)) from error
+    if not all(value.isascii() and value.isprintable() for value in headers.values()):
+        raise UserError("data: HF_TOKEN holds what no token can hold; set it anew or unset it")
+    return session, headers, max(0.1, HF_HUB_DOWNLOAD_TIMEOUT)
+
+
+def _about_environment(error: Exception) -> str:
+    found = {
+        name: os.environ[name]
+        for upper in ENVIRONMENT
+        for name in (upper, upper.lower())
+        if os.environ.get(name)
+    }
+    socks = [name for name, value in found.items() if value.lower().startswith("socks")]
+    if isinstance(error, ImportError) and socks:
+        scheme = literal(found[socks[0]].partition("://")[0])
+        return (
+            f"data: {socks[0]}={scheme}://...: a SOCKS proxy needs one more package; "
+            f"pip install socksio, or unset {socks[0]}"
+        )
+    names = [*found, *(name for name in os.environ if name.startswith("HF_"))]
+    return f"data: the hub's client cannot be set up ({one_line(error)}); check {', '.join(names) or 'it'}"
+
+
+def _read(session: Any, url: str, settings: dict[str, Any]) -> Iterator[Any]:
+    """The response, once it is no redirect, then its body as it is sent."""
+    try:
+        request = session.build_request("GET", url, **settings)
+        for _ in range(REDIRECTS):
+            # By hand: the client would read the whole body of each redirect.
+            with closing(session.send(request, stream=True, follow_redirects=False)) as response:
+                if not response.has_redirect_location:
+                    yield response
+                    yield from response.iter_raw()
+                    return
+                request = response.next_request  # without the token, if it goes elsewhere
+                if request is None or request.url.scheme not in ("http", "https"):
+                    raise HubError("the answer sends us to an address that is none")
+        raise HubError(f"the answer sends us on more than {REDIRECTS} times")
+    except HubError:
+        raise
+    except (http_error(), OSError) as error:
+        raise HubError(one_line(error), broken=True) from error
+    except Exception as error:  # the client's, about addresses and headers that are none
+        raise HubError(one_line(error)) from error
+
+
+def _prompt(items: Iterator[T], seconds: float) -> Generator[T]:
+    """The same items, made by a thread that is left to itself when one takes longer than `seconds`."""
+    made: Queue[tuple[T | None, BaseException | None]] = Queue(maxsize=1)
+    gone = Event()
+
+    def make() -> None:
+        try:
+            for item in items:
+                made.put((item, None))
+                if gone.is_set():
+                    return
+            made.put((None, StopIteration()))
+        except BaseException as error:
+            made.put((None, error))
+
+    Thread(target=make, daemon=True).start()
+    try:
+        while True:
+            item, error = made.get(timeout=seconds)
+            if isinstance(error, StopIteration):
+                return
+            if error is not None:
+                raise error
+            yield item  # type: ignore[misc]
+    except Empty:
+        raise HubError(f"no answer within {seconds:g} seconds", broken=True) from None
+    finally:
+        gone.set()
+        with suppress(Empty):  # the thread may be waiting to put one more
+            made.get_nowait()
+
+
+def _steady(pieces: Iterator[bytes], seconds: float) -> Iterator[bytes]:
+    """The same pieces, unless they come too slowly."""
+    began, got = time.monotonic(), 0
+    for piece in pieces:
+        got += len(piece)
+        passed = time.monotonic() - began
+        if passed >= seconds:
+            if got < SLOWEST * passed:
+                raise HubError(f"less than {SLOWEST} bytes a second", broken=True)
+            began, got = time.monotonic(), 0
+        yield piece
+
+
+def _in_words(response: Any, body: Iterator[bytes]) -> str:
+    """What an error says of itself: in a header, or at the start of its body."""
+    said = response.headers.get("X-Error-Message") or response.headers.get("X-Error-Code") or ""
+    if not said:
+        data = bytearray()
+        with suppress(HubError):  # the status is what counts
+            while len(data) < MOST_OF_AN_ERROR and (piece := next(body, b"")):
+                data += piece
+        said = data[:MOST_OF_AN_ERROR].decode(errors="replace")
+    later = response.headers.get("Retry-After")
+    words = [f"{response.status_code} {response.reason_phrase}".strip(), said]
+    words += [f"asks to wait for {later} s"] if later else []
+    return one_line(": ".join(word for word in words if word))
+
+
+def endpoint() -> str:
+    """The hub's address, read at call time; huggingface_hub itself reads it only when imported.
+
+    Raises:
+        UserError: HF_ENDPOINT is no address.
+    """
+    address = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
+    try:
+        parts = urlsplit(address)
+        right = parts.scheme in ("http", "https") and bool(parts.hostname)
+        _ = parts.port
+    except ValueError:
+        right = False
+    if not right:
+        raise UserError(
+            f"HF_ENDPOINT={told(address)}: no address of a hub; such as https://huggingface.co"
+        )
+    return address
+
+
+def told(url: str) -> str:
+    """An address for a message, without the password that may be in it."""
+    return literal(re.sub(r"//[^/@]*@", "//", url))
+
+
+def literal(text: str) -> str:
+    """The same with what cannot be seen as an escape."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def http_error() -> type[Exception]:
+    """HTTPError of the hub's client: httpx in huggingface_hub 1.x, httpx2 in 2.x."""
+    from huggingface_hub.errors import HfHubHTTPError
+
+    base = HfHubHTTPError.__bases__[0]
+    assert issubclass(base, Exception)
+    return base
+
+
+def one_line(error: BaseException | str) -> str:
+    text = literal(" ".join(str(error).split())) or type(error).__name__
+    return text if len(text) <= 200 else f"{text[:196]} ..."
