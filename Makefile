@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: install demo test test-slow lint bench figures clean
+.PHONY: install demo test test-slow fuzz lint bench figures clean
 
 install: $(STAMP)
 
@@ -24,6 +24,9 @@ test: install
 
 test-slow: install
 	$(BIN)/python -m pytest -m slow -q -n 2 --dist loadfile --no-loadscope-reorder
+
+fuzz: install
+	$(BIN)/python -m tests.fuzz
 
 lint: install
 	$(BIN)/ruff format --check .

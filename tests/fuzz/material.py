@@ -1,0 +1,54 @@
+"""What the readers of files of ours begin with: a small run and its export, made when first asked for."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import hydra
+from hydra.core.global_hydra import GlobalHydra
+
+from jepa_lm import run as commands
+from jepa_lm import schema
+from jepa_lm.cli import CONF
+from jepa_lm.data.corpora import Austen
+from tests.conftest import SMALL
+
+
+@dataclass(frozen=True)
+class Material:
+    """A folder with `run` and `export` in it, or one where they are to be made."""
+
+    folder: Path
+
+    @property
+    def run(self) -> Path:
+        """A finished run of a few steps on some English."""
+        folder = self.folder / "run"
+        if not folder.exists():
+            text = self.folder / "emma.txt"
+            blocks = Austen().blocks("train")
+            text.write_text("".join(next(blocks).text for _ in range(4))[:60_000], encoding="utf-8")
+            _command(
+                "train", folder, *SMALL, f"data.path={text}", f"paths.cache={self.folder / 'cache'}"
+            )
+        return folder
+
+    @property
+    def export(self) -> Path:
+        """Its artifact, in a folder with the account of it."""
+        folder = self.folder / "export"
+        if not folder.exists():
+            _command("export", folder, f"ckpt_path={self.run}")
+        return folder
+
+
+def _command(name: str, folder: Path, *overrides: str) -> None:
+    schema.register()
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose(name, overrides=[f"paths.run_dir={folder}", *overrides])
+    with contextlib.redirect_stdout(sys.stderr):
+        getattr(commands, name)(cfg)

@@ -1,0 +1,30 @@
+"""A fixed sample of what `make fuzz` reads: every mutant is refused by one clear line, or read as it is."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.fuzz.__main__ import in_a_process
+from tests.fuzz.frame import READERS
+from tests.fuzz.material import Material
+
+pytestmark = pytest.mark.slow
+SAMPLE = 1000
+
+
+@pytest.fixture(scope="module")
+def material(trained, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("material")
+    (folder / "run").symlink_to(trained.folder)
+    _ = Material(folder).export
+    return folder
+
+
+@pytest.mark.parametrize("reader", READERS)
+def test_a_sample_of_mutants_does_nothing_wrong(reader, material):
+    each = SAMPLE // len(READERS)
+    found = in_a_process(reader, 0, each, material)
+    assert found["wrong"] == []
+    assert sum(found["ends"].values()) == each
+    # Every reader meets both: what is still sound, and what is not.
+    assert {end.split()[-1] for end in found["ends"]} == {"read", "refused"}
