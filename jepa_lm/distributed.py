@@ -25,8 +25,10 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from jepa_lm.errors import RankError
-from jepa_lm.files import write_json
+from jepa_lm.files import write_text
 from jepa_lm.process import PARENT, fresh_python
+from jepa_lm.run_folder import Record
+from jepa_lm.streams import tell
 
 POLL_SECONDS = 1.0
 GRACE_SECONDS = 20.0
@@ -47,6 +49,8 @@ class Launcher(_SubprocessScriptLauncher):
 
     config_path: Path | None = None
     """The resolved config that every rank trains."""
+    record: Record | None = None
+    """Of the run."""
     lost: str | None = None
     """Which rank is gone, and how it went."""
 
@@ -95,12 +99,9 @@ class Launcher(_SubprocessScriptLauncher):
             self.lost = f"rank {rank} {how}"
             self.kill_others()
             if not self._done.wait(GRACE_SECONDS):
-                assert self.config_path is not None
-                write_json(
-                    self.config_path.parent / "summary.json",
-                    {"status": "failed", "error": self.lost},
-                )
-                print(f"error: {self.lost}; the others cannot go on", file=sys.stderr, flush=True)
+                assert self.record is not None
+                self.record.fail(self.lost)
+                tell(f"error: {self.lost}; the others cannot go on")
                 os._exit(RankError.exit_code)
             return
 
@@ -127,7 +128,7 @@ class DDP(DDPStrategy):
 
 
 @contextmanager
-def ranks_of(trainer: pl.Trainer, config: dict[str, Any], run_dir: Path) -> Iterator[None]:
+def ranks_of(trainer: pl.Trainer, config: dict[str, Any], record: Record) -> Iterator[None]:
     """A run over several processes: inside, they work together; afterwards no trace of them is left.
 
     Raises:
@@ -138,9 +139,9 @@ def ranks_of(trainer: pl.Trainer, config: dict[str, Any], run_dir: Path) -> Iter
         yield
         return
     before = {name: os.environ.get(name) for name in VARIABLES}
-    launcher.config_path = run_dir / "ranks.json"
+    launcher.config_path, launcher.record = record.folder / "ranks.json", record
     if not launcher.cluster_environment.creates_processes_externally:
-        launcher.config_path.write_text(json.dumps(config), encoding="utf-8")
+        write_text(launcher.config_path, json.dumps(config))  # with infinities, which JSON lacks
     try:
         yield
     except RuntimeError as error:  # what a collective raises whose other end is gone
@@ -148,7 +149,7 @@ def ranks_of(trainer: pl.Trainer, config: dict[str, Any], run_dir: Path) -> Iter
         if lost is None:
             raise
         raise RankError(
-            f"{lost}, so training stopped; go on from the last checkpoint with ckpt_path={run_dir}"
+            f"{lost}, so training stopped; go on from the last checkpoint with ckpt_path={record.folder}"
         ) from error
     finally:
         launcher.finished()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import errno
-import sys
+
+from jepa_lm.streams import tell
 
 
 class UserError(ValueError):
@@ -55,4 +56,4 @@ class RankError(RuntimeError):
 
 def warn(text: str) -> None:
     """One line on stderr about something that does not stop a run."""
-    print(f"warning: {' '.join(text.split())}", file=sys.stderr, flush=True)
+    tell(f"warning: {' '.join(text.split())}")

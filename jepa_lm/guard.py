@@ -1,12 +1,15 @@
 """Watches for losses and gradients that are no numbers, without waiting for the device at each step.
 
 Values of every step are kept where they were computed and read together at log points and before a
-checkpoint, so the report names the step, the component and the rank that came first.
+checkpoint, so the report names the step, the component and the rank that came first. What a checkpoint will
+hold is looked at before it is written: the last update may have spoilt it without another loss to show it.
 """
 
 from __future__ import annotations
 
 import math
+from collections import defaultdict
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple
 
@@ -55,6 +58,25 @@ class FiniteGuard:
         self._seen.append((step, name, value.detach()))
         if len(self._seen) == MOST:
             self._read()
+
+    def look(self, step: int, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        """Look at all values of named tensors, in few reductions; waits for the device.
+
+        Args:
+            step: after which they are looked at.
+        """
+        if self._seen:
+            self._read()  # what came first is told
+        by_device: dict[torch.device, list[tuple[str, Tensor]]] = defaultdict(list)
+        for name, tensor in tensors:
+            if tensor.is_floating_point() and tensor.numel():
+                by_device[tensor.device].append((name, tensor.detach()))
+        for named in by_device.values():
+            largest = torch._foreach_norm([tensor for _, tensor in named], math.inf)
+            values = torch.stack([value.double() for value in largest]).tolist()
+            for (name, _), value in zip(named, values, strict=True):
+                if self._found is None and not math.isfinite(value):
+                    self._found = Finding(step, name, value)
 
     def _read(self) -> None:
         seen, self._seen = self._seen, []

@@ -37,10 +37,12 @@ from jepa_lm.optim.ghost import run_ghost_steps
 from jepa_lm.optim.recipe import OptimizerRecipe
 from jepa_lm.quantization.policy import Policy
 from jepa_lm.quantization.training import StoredWeights
+from jepa_lm.resumed import Resumed
 from jepa_lm.run_state import load_run_state, save_run_state
 from jepa_lm.side_by_side import SideBySide
 from jepa_lm.stopping import StopRequest
 from jepa_lm.training_log import TrainingLog
+from jepa_lm.validation import catch_up, record_scores
 
 
 class LanguageModelTask(LightningModule):
@@ -84,6 +86,8 @@ class LanguageModelTask(LightningModule):
         averages; `quantized`, the shipped ones as stored, where it has trained on stored weights."""
         self.live: dict[str, float] = {}
         """Newest training figures, for the progress bar and the summary."""
+        self.resumed: Resumed | None = None
+        """Where the run goes on; None where it starts."""
         self.losses = self._losses
         if config["compile"]:
             # The function is compiled, not the module: checkpoint keys stay clean.
@@ -262,6 +266,7 @@ class LanguageModelTask(LightningModule):
         if self.trainer.world_size > 1:
             self.clock.exchange = partial(agree, self)
             self.clock.exchange_every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        catch_up(self)
         self.clock.start()
         self.training_log.begin(self.trainer.global_step)
 
@@ -299,11 +304,7 @@ class LanguageModelTask(LightningModule):
         """Add up over ranks, choose what ships, log the scores."""
         assert self._scoring is not None
         self.scores = self._scoring.scores()
-        if self.clock is not None:  # with each score, so that it can be drawn over time
-            self.log("train/seconds", self.clock.elapsed)
-        for name, score in self.scores.items():
-            end = "" if name == "shipped" else f"_{name}"
-            self.log_dict({f"val/nll{end}": score.nll, f"val/bpb{end}": score.bpb})
+        record_scores(self)
 
     def on_validation_end(self) -> None:
         """Run the clock again."""

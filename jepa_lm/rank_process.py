@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import sys
 from pathlib import Path
@@ -14,16 +13,13 @@ def main(path: Path) -> int:
     """Train this rank's share; returns the exit code. Errors that every rank has are told by rank 0."""
     process.stop_with_parent()  # before slow imports
     process.tune()
-    from omegaconf import OmegaConf
-
-    from jepa_lm import schema
     from jepa_lm.errors import EveryRankError, RankError, UserError
+    from jepa_lm.files import read_json
     from jepa_lm.stopping import Stopped
-    from jepa_lm.training import train
+    from jepa_lm.training import train_resolved
 
-    schema.register()
     try:
-        train(OmegaConf.create(json.loads(path.read_text(encoding="utf-8"))))
+        train_resolved(read_json(path))
     except EveryRankError as error:
         return error.exit_code
     except (UserError, RankError) as error:

@@ -6,18 +6,46 @@ from generators of its own, so one random state stands for all.
 
 from __future__ import annotations
 
+import functools
+import hashlib
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
 from torch import Tensor
+
+from jepa_lm.data.stream import TokenStream
+from jepa_lm.data.token_data import TokenData
+from jepa_lm.errors import UserError
 
 if TYPE_CHECKING:
     from jepa_lm.lit import LanguageModelTask
 
+WHOLE, SAMPLES, SAMPLED = 1 << 20, 64, 1 << 12
+"""Texts of up to so many tokens are compared whole, longer ones by so many pieces of so many."""
+NUMBER = (int, float)
+NEEDED: dict[tuple[str, ...], type | tuple[type, ...]] = {
+    ("clock", "step"): int,
+    ("clock", "elapsed"): NUMBER,
+    ("random", "cpu"): Tensor,
+    ("skipped",): int,
+    ("averages", "taken"): int,
+    ("averages", "best"): (str, type(None)),
+    ("averages", "lr_factor"): (*NUMBER, type(None)),
+    ("optimizer_states",): list,
+    ("lr_schedulers",): list,
+    ("loops", "fit_loop"): dict,
+}
+"""What a run that goes on reads of a checkpoint, beside what every reader does."""
+
 
 def save_run_state(task: LanguageModelTask, checkpoint: dict[str, Any]) -> None:
     """Write it into a checkpoint, as plain containers and tensors."""
-    checkpoint["tokenizer"] = task.trainer.datamodule.data.tokenizer.fingerprint  # type: ignore[attr-defined]
+    data: TokenData = task.trainer.datamodule.data  # type: ignore[attr-defined]
+    checkpoint["tokenizer"] = data.tokenizer.fingerprint
+    checkpoint["texts"] = fingerprints(data)
+    checkpoint["ranks"] = task.trainer.world_size
     checkpoint["shipped"] = task.averages.shipped()
     checkpoint["averages"] = task.averages.bookkeeping()
     if task.clock is not None:
@@ -41,6 +69,64 @@ def load_run_state(task: LanguageModelTask, checkpoint: dict[str, Any]) -> None:
         task.stored.first_step = checkpoint.get("stored_since")
     if task.watch is not None and "watch" in checkpoint:
         task.watch.load_state_dict(checkpoint["watch"])
+
+
+def check_run_state(checkpoint: Mapping[str, Any], source: str) -> None:
+    """Refuse a checkpoint that a run cannot go on from, though its model may be whole.
+
+    Raises:
+        UserError: naming what it lacks.
+    """
+    for where, kind in NEEDED.items():
+        node: Any = checkpoint
+        for key in where:
+            node = node.get(key) if isinstance(node, Mapping) else None
+        if not isinstance(node, kind) or isinstance(node, bool):
+            raise _lacks(source, ".".join(where))
+    try:
+        (optimizer,), (scheduler,) = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
+        optimizer_groups(optimizer["param_groups"])
+        if not all(isinstance(state, dict) for state in optimizer["state"].values()):
+            raise _lacks(source, "optimizer_states")
+        if (
+            not isinstance(scheduler["last_epoch"], int)
+            or not {"factor", "momentum"} <= scheduler.keys()
+        ):
+            raise _lacks(source, "lr_schedulers")
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise _lacks(source, "optimizer_states") from error
+
+
+def _lacks(source: str, what: str) -> UserError:
+    return UserError(
+        f"{source}: holds no usable {what!r}, so no run can go on from it; was it written by another version "
+        "of jepa_lm?"
+    )
+
+
+def optimizer_groups(groups: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What moments belong to: each group's name and algorithm, and how many tensors it has."""
+    return [f"{g['name']} ({g['algorithm']}, {len(g['params'])} tensors)" for g in groups]
+
+
+@functools.lru_cache(maxsize=1)
+def fingerprints(data: TokenData) -> dict[str, str]:
+    """What identifies each split's tokens, wherever its files lie."""
+    return {split: _fingerprint(stream) for split, stream in data.streams.items()}
+
+
+def _fingerprint(stream: TokenStream) -> str:
+    found = hashlib.sha256(f"{stream.total} tokens".encode())
+    if stream.total <= WHOLE:
+        starts, length = [0], stream.total
+    else:
+        starts = np.linspace(0, stream.total - SAMPLED, SAMPLES).astype(np.int64).tolist()
+        length = SAMPLED
+    tokens = np.empty(length, dtype=np.int64)
+    for start in starts:
+        stream.read(start, tokens)
+        found.update(tokens.astype("<u4").tobytes())
+    return found.hexdigest()[:16]
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:

@@ -55,9 +55,13 @@ def sample_text(
 
 
 def start_of_text(tokenizer: Tokenizer, prompt: str | None = None) -> list[int]:
-    """Ids that a text starts with: BOS where there is one, else a line break, then the prompt."""
+    """Ids that a text starts with: BOS where there is one, else a line break, then the prompt.
+
+    At least one: a tokenizer that drops white space starts with the first of its tokens that is text.
+    """
     ids = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
-    return ids + tokenizer.encode(prompt or ("" if ids else "\n")).tolist()
+    ids += [int(token) for token in tokenizer.encode(prompt or ("" if ids else "\n"))]
+    return ids or [int((tokenizer.token_bytes().base > 0).argmax())]
 
 
 def draws(

@@ -185,8 +185,10 @@ class ExportConfig:
 
 
 def register() -> None:
-    """Make the skeletons known to Hydra, `${times:4,${model.dim}}` and `${gpus:}` to the configs."""
+    """Make the skeletons known to Hydra; `${times:4,${model.dim}}`, `${smaller:64,${data.seq_len}}` and
+    `${gpus:}` to the configs."""
     OmegaConf.register_new_resolver("times", lambda a, b: a * b, replace=True)
+    OmegaConf.register_new_resolver("smaller", min, replace=True)
     OmegaConf.register_new_resolver("gpus", gpus.count, replace=True)
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)

@@ -1,8 +1,8 @@
 """Signals that ask a run to stop: it ends after the step it is in, on every rank after the same one.
 
-Ctrl-C (SIGINT) validates and saves; what clusters send before they kill (SIGTERM, SIGUSR1, SIGUSR2)
-saves alone. A handler only notes the signal: the training loop acts on it, several ranks after they
-have agreed on it together with the clock.
+Ctrl-C (SIGINT) validates and saves; what clusters send before they kill (SIGTERM, SIGUSR1, SIGUSR2) and
+what a terminal sends that is closed (SIGHUP) saves alone. A handler only notes the signal: the training
+loop acts on it, several ranks after they have agreed on it together with the clock.
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from types import FrameType
 from typing import Any
 
 from jepa_lm.errors import warn
+from jepa_lm.streams import tell
 
-NAMES = ("SIGINT", "SIGUSR1", "SIGUSR2", "SIGTERM")
-"""By urgency; a rank that got a more urgent one decides for all."""
+NAMES = ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGTERM")
+"""By urgency; a rank that got a more urgent one decides for all. Not every system has all of them."""
 Handler = Callable[[int, FrameType | None], Any]
 
 
@@ -80,10 +81,12 @@ class StopRequest:
             urgency = 1 + NAMES.index(name)
             if speak and urgency > self.asked:
                 after = "and a validation; Ctrl-C again stops at once" if urgency == 1 else ""
-                print(f"{name}: stopping after this step {after}".rstrip(), file=sys.stderr)
+                tell(f"{name}: stopping after this step {after}".rstrip())
             self.asked = max(self.asked, urgency)
 
         known = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
+        # `nohup` starts a program with this one ignored, so that it outlives its terminal.
+        known = [s for s in known if s.name != "SIGHUP" or signal.getsignal(s) != signal.SIG_IGN]
         before = {signum: signal.signal(signum, note) for signum in known}
         try:
             yield

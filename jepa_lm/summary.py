@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import os
+import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from rich.console import Console
+from lightning.pytorch.profilers import Profiler
 from rich.panel import Panel
 from rich.table import Table
 
 from jepa_lm import gpus
+from jepa_lm.console import Screen, as_written, showing
 from jepa_lm.data.token_data import TokenData
 from jepa_lm.describe import flops_per_token
 from jepa_lm.errors import warn
@@ -22,9 +24,10 @@ from jepa_lm.evaluation.probe import TOP
 from jepa_lm.lit import LanguageModelTask
 from jepa_lm.records import source_hash, versions
 from jepa_lm.sampling import sample_text
+from jepa_lm.streams import suppressed
 
-ERR = Console(stderr=True, highlight=False)
-OUT = Console(highlight=False)
+ERR = Screen(stderr=True)
+OUT = Screen()
 SCORED = {
     "raw": "of the raw weights",
     "ema": "of their exponential moving average",
@@ -48,11 +51,11 @@ def announce(task: LanguageModelTask, about: dict[str, Any], resume: Path | None
     ]
     if task.frozen:
         lines.append(f"frozen on purpose: {', '.join(task.frozen)}")
-    if config["jepa"]["weight"] and "_target_" not in config["jepa"]:
-        warn(f"jepa.weight={config['jepa']['weight']} does nothing with objective=none")
     if resume is not None:
         lines.append(f"continues {resume}")
-    ERR.print(Panel("\n".join(lines), title=config["task_name"], expand=False))
+    with suppressed(sys.stderr):
+        title = as_written(config["task_name"])
+        ERR.print(Panel(as_written("\n".join(lines)), title=title, expand=False))
 
 
 def summarize(
@@ -145,7 +148,33 @@ def _validation(task: LanguageModelTask, score: Score) -> dict[str, Any]:
     return {**score.as_dict(), "weights": task.averages.shipped(), **others}
 
 
-def report(summary: dict[str, Any], run_dir: Path) -> None:
+def show(
+    summary: dict[str, Any],
+    run_dir: Path,
+    task: LanguageModelTask,
+    data: TokenData,
+    profiler: Profiler,
+) -> None:
+    """Tables and words for the terminal. Everything that they show is recorded already."""
+    with showing("the scores"):
+        OUT.print(_scores(summary))
+        for text in summary["unfinished"]:
+            warn(text)
+        OUT.print(f"written to {run_dir}", soft_wrap=True)
+    if task.watch is not None and task.watch.figures:
+        with showing("the predicted latents"):
+            words = "\n".join(task.watch.in_words())
+            OUT.print(Panel(words, title="predicted latents", width=100))
+    if profile := profiler.summary():
+        with showing("the profile"):
+            OUT.print(as_written(profile), soft_wrap=True)
+    if task.config["sample"] and summary["status"] == "finished":
+        with showing("a sample"):
+            text = as_written(_sample(task, data).strip())
+            OUT.print(Panel(text, title="what the model writes", width=100))
+
+
+def _scores(summary: dict[str, Any]) -> Table:
     table = Table(title=f"training {summary['status']}", show_header=False)
     table.add_row("steps", f"{summary['steps']:,}")
     table.add_row("tokens", f"{summary['tokens']:,}")
@@ -160,15 +189,12 @@ def report(summary: dict[str, Any], run_dir: Path) -> None:
     for name, accuracy in summary.get("probe", {}).items():
         shown = ", ".join(f"{accuracy[f'top{k}']:.1%}" for k in TOP)
         table.add_row(f"{name}: among the best 1, 5, 10", shown)
-    OUT.print(table)
-    for text in summary["unfinished"]:
-        warn(text)
-    OUT.print(f"written to {run_dir}", soft_wrap=True)
+    return table
 
 
-def show_sample(task: LanguageModelTask, data: TokenData, config: dict[str, Any]) -> None:
+def _sample(task: LanguageModelTask, data: TokenData) -> str:
+    config = task.config
     with torch.random.fork_rng():
-        text = sample_text(
+        return sample_text(
             task.shipped, data.tokenizer, context=config["data"]["seq_len"], **config["sampling"]
         )
-    OUT.print(Panel(text.strip(), title="what the model writes", width=100))

@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import OrderedDict
+from collections.abc import Callable, Mapping
 from contextlib import nullcontext
+from functools import wraps
 from typing import Any
 
 import lightning.pytorch as pl
@@ -14,8 +16,49 @@ from lightning.pytorch.profilers import PassThroughProfiler
 
 from jepa_lm.callbacks.checkpoints import AtomicCheckpointIO, SaveCheckpoints
 from jepa_lm.config import build
-from jepa_lm.errors import UserError
+from jepa_lm.errors import UserError, warn
 from jepa_lm.trusted import Trust
+
+ELSEWHERE = {
+    "max_epochs": "a run ends with trainer.max_steps or trainer.max_time",
+    "min_epochs": "a run ends with trainer.max_steps or trainer.max_time",
+    "min_steps": "a run ends with trainer.max_steps or trainer.max_time",
+    "limit_train_batches": "it would repeat the same batches; set trainer.max_steps, or data.train_tokens",
+    "overfit_batches": "set data.train_tokens, as debug=overfit does",
+    "fast_dev_run": "debug=tiny is a short run",
+    "barebones": "logger=none logs nothing",
+    "check_val_every_n_epoch": "set trainer.val_check_interval, in steps",
+    "num_sanity_val_steps": "nothing is validated before a run; debug=tiny is a short one",
+    "limit_test_batches": "eval.py scores, all of the split",
+    "limit_predict_batches": "nothing is predicted in batches",
+    "reload_dataloaders_every_n_epochs": "the data has no epochs",
+    "use_distributed_sampler": "ranks take their share of each batch as it is",
+    "enable_checkpointing": "set checkpoint.every_n_steps=null for one at the end",
+    "enable_model_summary": "describe=true shows what would be trained",
+    "callbacks": "add one with +callbacks.NAME._target_=...",
+    "logger": "choose with logger=",
+    "plugins": "set trainer.precision, trainer.strategy or trainer.accelerator",
+}
+"""Settings of Lightning's Trainer that this project does not have, and what it has instead."""
+COUNTS = ("val_check_interval", "log_every_n_steps", "accumulate_grad_batches")
+
+
+def check_settings(settings: Mapping[str, Any]) -> None:
+    """Refuse settings that would do nothing here, or something else.
+
+    Raises:
+        UserError: naming the setting, and what to use.
+    """
+    for key, instead in ELSEWHERE.items():
+        if settings.get(key) is not None:
+            raise UserError(f"trainer.{key}={settings[key]}: not used here; {instead}")
+    for key in COUNTS:
+        if (value := settings.get(key)) is not None and value < 1:
+            raise UserError(f"trainer.{key}={value}: at least 1")
+    if (algorithm := settings.get("gradient_clip_algorithm")) not in (None, "norm"):
+        raise UserError(
+            f"trainer.gradient_clip_algorithm={algorithm}: gradients are clipped by norm"
+        )
 
 
 def check_devices(settings: dict[str, Any]) -> None:
@@ -39,15 +82,11 @@ def check_devices(settings: dict[str, Any]) -> None:
 def make_trainer(config: dict[str, Any]) -> pl.Trainer:
     """Lightning's Trainer; our own settings are taken out or translated."""
     settings = dict(config["trainer"])
-    if (algorithm := settings.get("gradient_clip_algorithm")) not in (None, "norm"):
-        raise UserError(
-            f"trainer.gradient_clip_algorithm={algorithm}: gradients are clipped by norm"
-        )
     saver = SaveCheckpoints(
         folder=f"{config['paths']['run_dir']}/checkpoints", **config["checkpoint"]
     )
     settings.pop("max_time")
-    settings["max_steps"] = settings["max_steps"] or -1
+    settings["max_steps"] = -1 if settings["max_steps"] is None else settings["max_steps"]
     every = settings.pop("val_check_interval")
     if every is not None:
         # Lightning counts micro-batches; a user means optimizer steps.
@@ -83,6 +122,21 @@ def _trim(trainer: pl.Trainer) -> None:
     loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     # It would inspect the signature of `training_step` before each call.
     loop._build_kwargs = _arguments  # type: ignore[method-assign]
+    for logger in trainer.loggers:
+        logger.finalize = _tried(logger.finalize)  # type: ignore[assignment, method-assign]
+
+
+def _tried(finalize: Callable[[str], None]) -> Callable[[str], None]:
+    """Lightning calls it when training is over: a logger's trouble must not cost the run its score."""
+
+    @wraps(finalize)
+    def tried(status: str) -> None:
+        try:
+            finalize(status)
+        except Exception as error:
+            warn(f"a logger could not write everything out ({type(error).__name__}: {error})")
+
+    return tried
 
 
 def _arguments(kwargs: OrderedDict[str, Any], batch: Any, batch_idx: int) -> OrderedDict[str, Any]:

@@ -28,6 +28,7 @@ from jepa_lm.artifact.writing import Packed, Written, pack_model, write_artifact
 from jepa_lm.checkpoint import portable, read_checkpoint, shipped_weights
 from jepa_lm.cli import CONF
 from jepa_lm.config import check_node, check_schema, resolve
+from jepa_lm.console import showing
 from jepa_lm.data.token_data import TokenData
 from jepa_lm.evaluation.scoring import Scorer
 from jepa_lm.evaluation.subject import (
@@ -144,7 +145,8 @@ class _Export:
             publish(staged, self.folder)
         records.summary(account, [self.folder / ACCOUNT])
         records.artifact("artifact", [Path(account["artifact"]), self.folder / CARD])
-        print_account(account, self.folder)
+        with showing("the account"):
+            print_account(account, self.folder)
         judge(account, self.settings["max_bpb_loss"])
         return float(account["total"])
 

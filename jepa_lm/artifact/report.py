@@ -5,17 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
 
 from jepa_lm.artifact.card import by_format
+from jepa_lm.console import Screen, as_written
 from jepa_lm.errors import LossError, OverCapError
 
 
 def print_account(account: dict[str, Any], folder: Path) -> None:
     """Tables on stdout."""
-    console = Console(highlight=False)
-    table = Table(title=Path(account["artifact"]).name, show_header=False)
+    console = Screen(markup=True)  # of our own words; those of others go through `as_written`
+    table = Table(title=as_written(Path(account["artifact"]).name), show_header=False)
     for row in _stored(account) + _compression(account) + _scores(account):
         table.add_row(*row)
     table.add_row("artifact on disk", f"[bold]{account['bytes']:,}[/bold] bytes")
@@ -26,7 +26,7 @@ def print_account(account: dict[str, Any], folder: Path) -> None:
     console.print(table)
     if not account["fits"]:
         console.print(_ways(account["ways_under"]))
-    console.print(f"written to {folder / 'export.json'}", soft_wrap=True)
+    console.print(as_written(f"written to {folder / 'export.json'}"), soft_wrap=True)
 
 
 def judge(account: dict[str, Any], max_bpb_loss: float) -> None:
@@ -101,6 +101,6 @@ def _ways(ways: list[dict[str, Any]]) -> Table:
     for column in ("override", "total bytes", "BPB"):
         table.add_column(column, overflow="fold")
     for way in ways:
-        row = (" ".join(way["overrides"]), f"{way['total']:,}", f"{way['bpb_loss']:+.4f}")
+        row = (as_written(" ".join(way["overrides"])), f"{way['total']:,}", f"{way['bpb_loss']:+.4f}")
         table.add_row(*row)
     return table

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import os
-import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,11 +16,12 @@ import torch
 from lightning.fabric.plugins.io.torch_io import TorchCheckpointIO
 from lightning.pytorch import Trainer
 from lightning.pytorch.callbacks import Checkpoint
+from torch import Tensor
 
 from jepa_lm.agreement import agree
-from jepa_lm.checkpoint import LAST_FILE, checkpoints_in, read_checkpoint
+from jepa_lm.checkpoint import LAST_FILE, SAVED, read_checkpoint
 from jepa_lm.errors import UserError
-from jepa_lm.files import sweep_up, write_bytes
+from jepa_lm.files import held, sweep_up, write_bytes
 from jepa_lm.trusted import Trust
 
 if TYPE_CHECKING:
@@ -45,12 +46,13 @@ class AtomicCheckpointIO(TorchCheckpointIO):
 
         Raises:
             UserError: the disk is full or the folder cannot be written to.
+            OSError: the run's folder is gone.
         """
         path = Path(path)
         buffer = io.BytesIO()
         torch.save(checkpoint, buffer)
+        path.parent.mkdir(exist_ok=True)  # but not the run's folder, if that is gone
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
             write_bytes(path, buffer.getbuffer())
         except OSError as error:
             size = buffer.getbuffer().nbytes
@@ -118,6 +120,7 @@ class SaveCheckpoints(Checkpoint):
         now = trainer.global_step, task.averages.shipped()
         if now == self._saved:
             return
+        task.guard.look(trainer.global_step, _values(trainer, task))
         agree(task, 0.0)  # no checkpoint of weights that are no numbers
         with task.not_training():
             for logger in trainer.loggers:
@@ -125,18 +128,26 @@ class SaveCheckpoints(Checkpoint):
             path = self.folder / f"step-{trainer.global_step}.ckpt"
             trainer.save_checkpoint(path)
             if trainer.is_global_zero:
-                _name_again(path, self.folder / LAST_FILE)
-                for old in checkpoints_in(self.folder, "step-*.ckpt")[self.keep :]:
+                with held(path, self.folder) as again:
+                    os.replace(again, self.folder / LAST_FILE)
+                for old in _by_step(self.folder)[self.keep :]:
                     old.unlink(missing_ok=True)
         self.newest, self._saved = path, now
 
 
-def _name_again(path: Path, last: Path) -> None:
-    """Give the file a second name; where the disk knows no such thing, a copy has to do."""
-    temporary = last.with_name(f".{last.name}.tmp")
-    temporary.unlink(missing_ok=True)
-    try:
-        os.link(path, temporary)
-    except OSError:
-        shutil.copyfile(path, temporary)
-    os.replace(temporary, last)
+def _values(trainer: Trainer, task: LanguageModelTask) -> Iterator[tuple[str, Tensor]]:
+    """What a checkpoint will hold, by name."""
+    yield from task.state_dict().items()
+    names: dict[Tensor, str] = {parameter: name for name, parameter in task.named_parameters()}
+    for optimizer in trainer.optimizers:
+        for parameter, state in optimizer.state.items():
+            for key, value in state.items():
+                if isinstance(value, Tensor):
+                    yield f"{key} of {names.get(parameter, 'a parameter')}", value
+
+
+def _by_step(folder: Path) -> list[Path]:
+    """Our own checkpoints, the newest first. Times of files say when somebody copied them."""
+    named = ((SAVED.fullmatch(path.name), path) for path in folder.glob("step-*.ckpt"))
+    found = [(int(match[1]), path) for match, path in named if match is not None]
+    return [path for _, path in sorted(found, reverse=True)]

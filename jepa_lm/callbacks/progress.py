@@ -2,15 +2,34 @@
 
 from __future__ import annotations
 
-from typing import Any
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec
 
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
-from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from jepa_lm.console import Screen
+from jepa_lm.streams import suppressed
 
 PLAIN_LINES = 10
 """Where there is no terminal, a run prints about this many lines instead of a bar."""
+
+
+P = ParamSpec("P")
+
+
+def shown(method: Callable[P, None]) -> Callable[P, None]:
+    """Training goes on without a bar where the terminal was closed or the log's disk is full."""
+
+    @wraps(method)
+    def tried(*args: P.args, **kwargs: P.kwargs) -> None:
+        with suppressed(sys.stderr):
+            method(*args, **kwargs)
+
+    return tried
 
 
 class TrainingBar(ProgressBar):
@@ -21,7 +40,7 @@ class TrainingBar(ProgressBar):
 
     def __init__(self) -> None:
         super().__init__()
-        self._console = Console(stderr=True)
+        self._console = Screen(stderr=True)
         self._bar: Progress | None = None
         self._shown = -1
         self._lines = -1
@@ -35,6 +54,7 @@ class TrainingBar(ProgressBar):
         """Undo `disable`."""
         self._enabled = True
 
+    @shown
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Open the bar."""
         self._shown = trainer.global_step
@@ -68,6 +88,7 @@ class TrainingBar(ProgressBar):
         )
         self._show(live["train/progress"], figures)
 
+    @shown
     def _show(self, progress: float, figures: str) -> None:
         if self._bar is not None:
             self._bar.update(self._task, completed=progress, figures=figures, refresh=True)
@@ -75,13 +96,15 @@ class TrainingBar(ProgressBar):
             line = int(progress * PLAIN_LINES)
             if line > self._lines:
                 self._lines = line
-                self._console.print(f"training {progress:4.0%}  {figures}", highlight=False)
+                self._console.print(f"training {progress:4.0%}  {figures}")
 
+    @shown
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Say what takes the time now."""
         if self._bar is not None:
             self._bar.update(self._task, description="validating", refresh=True)
 
+    @shown
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Show the score in the bar's place."""
         if self._bar is not None:
@@ -91,9 +114,9 @@ class TrainingBar(ProgressBar):
             self._console.print(
                 f"validation at step {trainer.global_step}: {score.bpb:.4f} bits per byte "
                 f"({score.nll:.4f} nats per token)",
-                highlight=False,
             )
 
+    @shown
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Close the bar where the clock stands."""
         if self._bar is not None:
@@ -106,6 +129,7 @@ class TrainingBar(ProgressBar):
         """Close the bar, so that the message is not drawn over."""
         self._close()
 
+    @shown
     def _close(self) -> None:
         if self._bar is not None:
             self._bar.stop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Subset
 
@@ -46,7 +47,10 @@ class TokenDataModule(LightningDataModule):
         assert self.trainer is not None
         windows = self.data.val_windows()
         mine = range(self.trainer.global_rank, len(windows), self.trainer.world_size)
-        return DataLoader(Subset(windows, mine), batch_size=None, pin_memory=self._pin())
+        # Of its own generator, or a validation would move on the random numbers of training.
+        own = torch.Generator()
+        chosen = Subset(windows, mine)
+        return DataLoader(chosen, batch_size=None, pin_memory=self._pin(), generator=own)
 
     def _pin(self) -> bool:
         assert self.trainer is not None

@@ -14,6 +14,7 @@ from omegaconf import DictConfig
 from jepa_lm import process
 from jepa_lm.artifact.publishing import ACCOUNT, belongs
 from jepa_lm.config import check_node, check_schema, resolve
+from jepa_lm.console import showing
 from jepa_lm.data.token_data import TokenData
 from jepa_lm.errors import RankError, UserError, warn
 from jepa_lm.evaluation.baselines import cached_baselines, split_text
@@ -79,7 +80,8 @@ def _evaluate(
         result = _result(config, found, subject, data, device)
         write_json(path, result)
         records.summary(result, [path])
-    print_result(result, path)
+    with showing("the score"):
+        print_result(result, path)
     if not result["in_time"]:
         warn(
             f"scoring took {result['seconds']:.0f} s, more than "

@@ -31,6 +31,9 @@ def check_protocol(settings: dict[str, Any], devices: int) -> None:
     protocol = settings["protocol"]
     if protocol not in OWN_SETTINGS:
         raise UserError(f"eval.protocol={protocol}: one of {', '.join(OWN_SETTINGS)}")
+    for key in ("stride", "seq_len", "batch_tokens"):
+        if settings[key] is not None and settings[key] < 1:
+            raise UserError(f"eval.{key}={settings[key]}: at least 1, or null for the run's own")
     for owner, keys in OWN_SETTINGS.items():
         for key in keys:
             if owner != protocol and settings[key] is not None:

@@ -5,14 +5,15 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
 from rich.table import Table
+
+from jepa_lm.console import Screen, as_written
 
 
 def print_result(result: dict[str, Any], path: Path) -> None:
     """A table on stdout, and where the record is."""
-    console = Console(highlight=False)
-    table = Table(title=Path(result["source"]).name, show_header=False)
+    console = Screen(markup=True)  # of our own words; those of others go through `as_written`
+    table = Table(title=as_written(Path(result["source"]).name), show_header=False)
     table.add_row("protocol", _protocol_in_words(result))
     table.add_row("nats per token", f"{result['nll']:.6f}")
     table.add_row("bits per byte", f"[bold]{result['bpb']:.6f}[/bold]")
@@ -38,7 +39,7 @@ def print_result(result: dict[str, Any], path: Path) -> None:
     for name, bits in result.get("baselines", {}).items():
         table.add_row(f"for comparison: {name}", f"{bits:.3f} bits per byte")
     console.print(table)
-    console.print(f"written to {path}", soft_wrap=True)
+    console.print(as_written(f"written to {path}"), soft_wrap=True)
 
 
 def _protocol_in_words(result: dict[str, Any]) -> str:

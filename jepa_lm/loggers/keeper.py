@@ -20,6 +20,9 @@ class Ending(NamedTuple):
 class Keeper:
     """A logger that keeps what a run ends with, and that we close. Each method may do nothing."""
 
+    def goes_on(self, step: int) -> None:
+        """The run goes on after this many steps: what was kept of later ones will come again."""
+
     def log_summary(self, summary: Mapping[str, Any], files: Sequence[Path] = ()) -> None:
         """Keep a run's final figures, and copies of the small files that hold them."""
 

@@ -14,6 +14,7 @@ from jepa_lm.config import build
 from jepa_lm.errors import warn
 from jepa_lm.loggers.keeper import Ending, Keeper
 from jepa_lm.loggers.settings import fill_in
+from jepa_lm.resumed import Resumed
 from jepa_lm.stopping import StopRequest
 
 if TYPE_CHECKING:
@@ -30,6 +31,16 @@ class Records:
 
     def __init__(self, loggers: Iterable[Logger]) -> None:
         self.loggers = list(loggers)
+
+    def goes_on(self, step: int) -> None:
+        """The run goes on after this many steps.
+
+        Raises:
+            UserError: records that cannot be read.
+        """
+        for logger in self.loggers:
+            if isinstance(logger, Keeper):
+                logger.goes_on(step)
 
     def config(self, config: Mapping[str, Any]) -> None:
         """What the run was started with; starts a W&B run.
@@ -64,16 +75,22 @@ class Records:
 
 @contextmanager
 def recording(
-    loggers: Iterable[Logger], config: Mapping[str, Any], stop: StopRequest | None = None
+    loggers: Iterable[Logger],
+    config: Mapping[str, Any],
+    stop: StopRequest | None = None,
+    resumed: Resumed | None = None,
 ) -> Iterator[Records]:
     """Give the loggers the config; afterwards tell them how the run ended, and close them.
 
     Args:
         stop: says whether a signal ended the run.
+        resumed: where the run goes on.
     """
     records = Records(loggers)
     ending = ENDED_AT_ONCE
     try:
+        if resumed is not None:
+            records.goes_on(resumed.step)
         records.config(config)
         yield records
         ending = FINISHED

@@ -32,6 +32,10 @@ class TensorBoardRun(TensorBoardLogger, Keeper):
                 "logger=tensorboard: tensorboard is not installed; pip install tensorboard"
             ) from error
 
+    def goes_on(self, step: int) -> None:
+        """Let TensorBoard hide what an event file of an earlier start has from there on."""
+        self._kwargs["purge_step"] = step
+
     @rank_zero_only
     def log_summary(self, summary: Mapping[str, Any], files: Sequence[Path] = ()) -> None:
         """Write all of it as text, and the validation beside the settings."""

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
 from jepa_lm.errors import UserError
+from jepa_lm.files import write_text
 from jepa_lm.loggers.keeper import Ending, Keeper
 
 ID_FILE = "wandb_id"
@@ -107,7 +108,7 @@ class WandbRun(WandbLogger, Keeper):
                 f"logger=wandb: {reason}; log in with `wandb login` or WANDB_API_KEY, or set "
                 "logger.wandb.offline=true"
             ) from error
-        (self.folder / ID_FILE).write_text(f"{run.id}\n", encoding="utf-8")
+        write_text(self.folder / ID_FILE, f"{run.id}\n")
         run.define_metric(STEP)
         run.define_metric("*", step_metric=STEP, step_sync=True)
         for metric in BEST:
