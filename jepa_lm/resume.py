@@ -6,13 +6,14 @@ keys, and what only the data and the checkpoint can say: tokenizer, texts, ranks
 
 from __future__ import annotations
 
-import json
+import copy
 from collections.abc import Mapping
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
+from torch.optim import Optimizer
 
 from jepa_lm.checkpoint import portable, read_checkpoint
 from jepa_lm.data.token_data import TokenData
@@ -21,7 +22,7 @@ from jepa_lm.lit import LanguageModelTask
 from jepa_lm.loggers.metrics_csv import validated
 from jepa_lm.resumed import Resumed
 from jepa_lm.run_folder import set_later_aside
-from jepa_lm.run_state import check_run_state, fingerprints, optimizer_groups
+from jepa_lm.run_state import check_moments, check_run_state, fingerprints, lacks, optimizer_groups
 from jepa_lm.trusted import Trust
 
 Facts = dict[str, Any]
@@ -91,7 +92,7 @@ RULES = (
     Rule("optimizer.freeze", REFUSED, GROUPS),
     Rule("optimizer groups", REFUSED, GROUPS),
     Rule("optimizer*", FREE),
-    Rule("quantization of a run that trains on it", REFUSED, "its weights have settled in it"),
+    Rule("stored *", REFUSED, "the run trains on weights as they are stored"),
     Rule("trainer.precision", TOLD, "from here on the run computes otherwise"),
     Rule("trainer*", FREE),
 )
@@ -141,7 +142,17 @@ def go_on(resume: Path, task: LanguageModelTask, data: TokenData, trainer: pl.Tr
     source = f"ckpt_path={resume}"
     checkpoint = read_checkpoint(resume, Trust.of(task.config))
     check_run_state(checkpoint, source)
-    compare(facts_of_checkpoint(checkpoint), facts_of_run(task, data, trainer, checkpoint), source)
+    try:  # what Lightning will read
+        trainer.fit_loop.load_state_dict(copy.deepcopy(checkpoint["loops"]["fit_loop"]))
+    except (AttributeError, KeyError, TypeError, ValueError) as error:
+        raise lacks(source, "loops.fit_loop") from error
+    if not trainer.global_step == checkpoint["global_step"] == checkpoint["clock"]["step"]:
+        raise lacks(source, "loops.fit_loop")
+    assert task.clock is not None
+    optimizer, _ = task.recipe.configure(task, task.clock)
+    now = facts_of_run(task, data, trainer.world_size, optimizer, checkpoint)
+    compare(facts_of_checkpoint(checkpoint), now, source)
+    check_moments(checkpoint["optimizer_states"][0]["state"], optimizer, source)
     step, run_dir = checkpoint["global_step"], Path(task.config["paths"]["run_dir"])
     if trainer.is_global_zero:
         set_later_aside(run_dir, resume, step)
@@ -158,25 +169,27 @@ def facts_of_checkpoint(checkpoint: Mapping[str, Any]) -> Facts:
         "validation text": texts.get("val"),
         "ranks of data.order=stream": _ranks(config, checkpoint.get("ranks", UNKNOWN)),
         "optimizer groups": optimizer_groups(checkpoint["optimizer_states"][0]["param_groups"]),
-        "quantization of a run that trains on it": _quantization(config, checkpoint),
+        **_stored(config, checkpoint),
         **{f"tensor {name}": tuple(x.shape) for name, x in checkpoint["state_dict"].items()},
     }
 
 
 def facts_of_run(
-    task: LanguageModelTask, data: TokenData, trainer: pl.Trainer, checkpoint: Mapping[str, Any]
+    task: LanguageModelTask,
+    data: TokenData,
+    ranks: int,
+    optimizer: Optimizer,
+    checkpoint: Mapping[str, Any],
 ) -> Facts:
     """The same of a run that has not started; the checkpoint says whether it trains on stored weights."""
-    assert task.clock is not None
-    optimizer, _ = task.recipe.configure(task, task.clock)
     texts = fingerprints(data)
     return _settings(task.config) | {
         "tokenizer": data.tokenizer.fingerprint,
         "training text": texts["train"],
         "validation text": texts["val"],
-        "ranks of data.order=stream": _ranks(task.config, trainer.world_size),
+        "ranks of data.order=stream": _ranks(task.config, ranks),
         "optimizer groups": optimizer_groups(optimizer.param_groups),
-        "quantization of a run that trains on it": _quantization(task.config, checkpoint),
+        **_stored(task.config, checkpoint),
         **{f"tensor {name}": tuple(x.shape) for name, x in task.state_dict().items()},
     }
 
@@ -186,11 +199,11 @@ def _ranks(config: Mapping[str, Any], ranks: Any) -> Any:
     return ranks if config["data"]["order"] == "stream" else None
 
 
-def _quantization(config: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> str | None:
+def _stored(config: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> Facts:
     """Formats, where the checkpoint's run has begun to train on them."""
     if checkpoint.get("stored_since") is None:
-        return None
-    return json.dumps(config["quantization"], sort_keys=True)
+        return {}
+    return leaves(config["quantization"], "stored quantization")
 
 
 def _settings(config: Mapping[str, Any]) -> Facts:

@@ -22,6 +22,7 @@ from jepa_lm.errors import UserError, disk_error
 from jepa_lm.files import read_object, sweep_up, write_json, write_text
 from jepa_lm.locks import only_writer
 from jepa_lm.loggers.metrics_csv import FILE as METRICS
+from jepa_lm.loggers.wandb_run import ID_FILE
 from jepa_lm.records import CONFIG_FILE
 from jepa_lm.trusted import Trust
 
@@ -74,7 +75,7 @@ def _require_one_run(run_dir: Path, asked: str | None, resume: Path | None) -> N
             f"another folder with {KEY}"
         )
     # It was killed or it failed before its first checkpoint: it starts anew, and so do its records.
-    for path in found:
+    for path in [*found, *run_dir.glob(ID_FILE)]:
         path.unlink()
     shutil.rmtree(run_dir / EVENTS, ignore_errors=True)
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.optim import Optimizer
 
 from jepa_lm.data.stream import TokenStream
 from jepa_lm.data.token_data import TokenData
@@ -82,22 +83,37 @@ def check_run_state(checkpoint: Mapping[str, Any], source: str) -> None:
         for key in where:
             node = node.get(key) if isinstance(node, Mapping) else None
         if not isinstance(node, kind) or isinstance(node, bool):
-            raise _lacks(source, ".".join(where))
+            raise lacks(source, ".".join(where))
     try:
         (optimizer,), (scheduler,) = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
         optimizer_groups(optimizer["param_groups"])
         if not all(isinstance(state, dict) for state in optimizer["state"].values()):
-            raise _lacks(source, "optimizer_states")
+            raise lacks(source, "optimizer_states")
         if (
             not isinstance(scheduler["last_epoch"], int)
             or not {"factor", "momentum"} <= scheduler.keys()
         ):
-            raise _lacks(source, "lr_schedulers")
+            raise lacks(source, "lr_schedulers")
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise _lacks(source, "optimizer_states") from error
+        raise lacks(source, "optimizer_states") from error
 
 
-def _lacks(source: str, what: str) -> UserError:
+def check_moments(saved: Mapping[Any, Any], optimizer: Optimizer, source: str) -> None:
+    """Refuse moments of other shapes than the parameters that they would be given to, by position.
+
+    Raises:
+        UserError: naming where they are.
+    """
+    parameters = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
+    for place, state in saved.items():
+        for key, value in state.items():
+            fits = isinstance(value, Tensor) and place in parameters
+            if not fits or value.shape not in ((), parameters[place].shape):
+                raise lacks(source, f"optimizer_states.{place}.{key}")
+
+
+def lacks(source: str, what: str) -> UserError:
+    """The error for a checkpoint that a run cannot go on from."""
     return UserError(
         f"{source}: holds no usable {what!r}, so no run can go on from it; was it written by another version "
         "of jepa_lm?"

@@ -12,6 +12,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.profilers import PassThroughProfiler
 
 from jepa_lm.callbacks.checkpoints import AtomicCheckpointIO, SaveCheckpoints
@@ -93,15 +94,19 @@ def make_trainer(config: dict[str, Any]) -> pl.Trainer:
         settings["val_check_interval"] = every * settings["accumulate_grad_batches"]
         settings["check_val_every_n_epoch"] = None
     try:
+        loggers = [*build("logger", config["logger"]).values()]
+        callbacks = build("callbacks", config["callbacks"]).values()
         ours = {
             "max_epochs": -1,
             "num_sanity_val_steps": 0,
             "enable_model_summary": False,
             "use_distributed_sampler": False,
             "profiler": _profiler(settings.pop("profiler", None)),
-            "callbacks": [*build("callbacks", config["callbacks"]).values(), saver],
+            # Lightning's monitor of learning rates refuses to have nowhere to write them.
+            "callbacks": [c for c in callbacks if loggers or not isinstance(c, LearningRateMonitor)]
+            + [saver],
             "plugins": [AtomicCheckpointIO(Trust.of(config))],
-            "logger": [*build("logger", config["logger"]).values()],
+            "logger": loggers,
         }
         trainer: pl.Trainer = build("trainer", settings | ours)
     except Exception as error:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
+import subprocess
 from functools import partial
 
 import pytest
@@ -13,13 +13,11 @@ from lightning.pytorch.callbacks import Callback
 
 from jepa_lm import training
 from jepa_lm.callbacks.checkpoints import AtomicCheckpointIO
-from jepa_lm.checkpoint import (
-    checkpoints_in,
-    find_checkpoint,
-    find_resume,
-    read_checkpoint,
-)
+from jepa_lm.checkpoint import checkpoints_in, read_checkpoint
 from jepa_lm.errors import UserError
+from jepa_lm.files import HOST
+from jepa_lm.lit import LanguageModelTask
+from jepa_lm.loggers.metrics_csv import AppendingCSVLogger, validated
 from jepa_lm.optim.clock import ProgressClock
 from jepa_lm.run import train
 from tests.runs import rows
@@ -52,37 +50,6 @@ def test_settings_that_save_nothing_are_refused(small, key):
         train(small(f"checkpoint.{key}"))
 
 
-def test_a_run_killed_before_its_first_checkpoint_starts_at_step_0_and_says_so(
-    small, tmp_path, capsys
-):
-    folder = tmp_path / "run"
-    (folder / "checkpoints").mkdir(parents=True)
-    train(small(f"ckpt_path={folder}"))
-    assert f"{folder} has no checkpoint yet; training starts at step 0" in capsys.readouterr().err
-    assert [row["step"] for row in rows(folder) if row["train/ce"]] == ["1", "3", "5"]
-
-
-def test_last_is_the_newest_run_even_if_an_older_one_has_checkpoints(
-    trained, tmp_path, monkeypatch, capsys
-):
-    """Going on from another run than the one that was killed would be worse than starting anew."""
-    monkeypatch.chdir(tmp_path)
-    old = tmp_path / "logs" / "train" / "runs" / "old" / "checkpoints"
-    new = tmp_path / "logs" / "train" / "runs" / "new" / "checkpoints"
-    own = tmp_path / "logs" / "train" / "runs" / "own"
-    old.mkdir(parents=True)
-    shutil.copy(trained.checkpoint, old / "last.ckpt")
-    found = find_resume("last", own)
-    assert found is not None
-    assert found.absolute() == old / "last.ckpt"
-    new.mkdir(parents=True)
-    os.utime(old, (1, 1))
-    (own / "checkpoints").mkdir(parents=True)
-    assert find_resume("last", own) is None
-    assert "runs/new has no checkpoint yet" in capsys.readouterr().err
-    assert find_checkpoint("last").absolute() == old / "last.ckpt"
-
-
 def test_auto_goes_on_in_the_own_folder_or_starts(small, tmp_path):
     """What a requeued job runs: the same command again."""
     command = small("ckpt_path=auto", "trainer.max_steps=4")
@@ -113,9 +80,14 @@ def test_a_write_that_fails_leaves_what_was_there(tmp_path, monkeypatch):
 def test_what_a_killed_write_left_is_swept_up(small, tmp_path):
     folder = tmp_path / "run" / "checkpoints"
     folder.mkdir(parents=True)
-    (folder / ".step-3.ckpt.tmp").write_bytes(b"half")
-    train(small())
-    assert names(folder) == ["last.ckpt", "step-3.ckpt", "step-6.ckpt"]
+    gone = subprocess.Popen(["true"])
+    gone.wait()
+    left = [place / f".{HOST}-{gone.pid}-abc.tmp" for place in (folder, folder.parent)]
+    for path in left:
+        path.write_bytes(b"half")
+    train(small("trainer.max_steps=3"))
+    assert names(folder) == ["last.ckpt", "step-3.ckpt"]
+    assert not left[1].exists()
 
 
 class Ticks:
@@ -191,8 +163,7 @@ def test_a_resumed_wall_clock_run_has_the_whole_state(small, tmp_path, monkeypat
         keys = [key for key in a if key.startswith(f".{part}")]
         assert keys, part
         for key in keys:
-            same = torch.equal(a[key], b[key]) if torch.is_tensor(a[key]) else a[key] == b[key]
-            assert same, key
+            assert same(a[key], b[key]), key
     assert any("target.encoder" in key for key in a)
     assert any("averages.swa" in key for key in a)
     assert a[".clock.elapsed"] > 8
@@ -239,8 +210,10 @@ def test_a_run_that_has_used_up_its_seconds_trains_no_further(small, tmp_path, m
     monkeypatch.setattr(training, "ProgressClock", partial(ProgressClock, now=Ticks()))
     train(small(*budget))
     first = json.loads((tmp_path / "run" / "summary.json").read_text())
+    recorded = rows(tmp_path / "run")
     got = train(small(*budget))
     again = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert rows(tmp_path / "run") == recorded  # scored again, and not written again
     assert again["steps"] == first["steps"]
     assert again["seconds"] == pytest.approx(first["seconds"], abs=0.5)
     assert got == first["val"]["bpb"]
@@ -257,10 +230,75 @@ def test_new_settings_count_after_a_resume(small, tmp_path):
     assert (group["initial_lr"], group["weight_decay"]) == (1e-5, 0.3)
 
 
-def test_another_number_of_micro_batches_is_refused(small, trained):
-    more = ("trainer.accumulate_grad_batches=2", "trainer.max_steps=9")
-    with pytest.raises(UserError, match=r"accumulate_grad_batches=1, now 2"):
-        train(small(f"ckpt_path={trained.folder}", *more))
+class Killed(BaseException):
+    """Ends a run as nothing that is handled would."""
+
+
+@pytest.mark.parametrize("ship", ["ema", "best"])
+def test_a_kill_in_a_validation_loses_no_row_and_no_choice(small, tmp_path, monkeypatch, ship):
+    """The checkpoint of a step is written before its validation, which is due when the run goes on."""
+    common = (
+        *(
+            "trainer.val_check_interval=2",
+            "checkpoint.every_n_steps=2",
+            "trainer.log_every_n_steps=1",
+        ),
+        *("trainer.limit_val_batches=1", "average.decay=0.5", f"average.ship={ship}"),
+        *("trainer.max_steps=5", "ckpt_path=auto", "checkpoint.keep=9"),
+    )
+    validate = LanguageModelTask.validation_step
+
+    def dies(self, batch, index):
+        if self.trainer.global_step == 4:
+            raise Killed
+        return validate(self, batch, index)
+
+    train(small(*common, run_dir=tmp_path / "whole"))
+    monkeypatch.setattr(LanguageModelTask, "validation_step", dies)
+    with pytest.raises(Killed):
+        train(small(*common, run_dir=tmp_path / "killed"))
+    monkeypatch.setattr(LanguageModelTask, "validation_step", validate)
+    train(small(*common, run_dir=tmp_path / "killed"))
+    assert [timeless(row) for row in rows(tmp_path / "killed")] == [
+        timeless(row) for row in rows(tmp_path / "whole")
+    ]
+    for name in ("step-4.ckpt", "last.ckpt"):
+        whole, killed = (
+            flat("", read_checkpoint(tmp_path / run / "checkpoints" / name))
+            for run in ("whole", "killed")
+        )
+        kept = [
+            k for k in whole if k.startswith((".state_dict", ".optimizer", ".averages", ".random"))
+        ]
+        assert all(same(whole[key], killed[key]) for key in kept)
+
+
+def timeless(row) -> dict[str, str]:
+    """A row without what a clock decides."""
+    return {k: v for k, v in row.items() if k not in ("train/seconds", "train/tokens_per_second")}
+
+
+def same(one, two) -> bool:
+    return torch.equal(one, two) if torch.is_tensor(one) else one == two
+
+
+def test_rows_that_come_again_are_taken_out_and_a_recorded_validation_is_seen(tmp_path):
+    logger = AppendingCSVLogger(save_dir=str(tmp_path))
+    for step in range(4):
+        logger.log_metrics({"train/ce": float(step)}, step)
+        logger.log_metrics({"val/bpb": 2.0}, step) if step == 1 else None
+    logger.save()
+    with open(tmp_path / "metrics.csv", "a") as file:
+        file.write("4,half")
+    assert validated(tmp_path, 2)
+    assert not validated(tmp_path, 3)
+    AppendingCSVLogger(save_dir=str(tmp_path)).goes_on(2)
+    assert [(row["step"], row["val/bpb"]) for row in rows(tmp_path)] == [
+        ("0", ""),
+        ("1", ""),
+        ("1", "2.0"),
+    ]
+    assert [path.name for path in tmp_path.iterdir()] == ["metrics.csv"]
 
 
 def test_a_copy_in_the_place_of_a_second_name_takes_no_ones_place(small, tmp_path, monkeypatch):

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import os
 import signal
+import sys
 
 import pytest
 import torch
@@ -47,7 +50,7 @@ def signalled(small, monkeypatch):
     return run
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGUSR1", "SIGUSR2"])
+@pytest.mark.parametrize("name", ["SIGTERM", "SIGHUP", "SIGUSR2"])
 def test_preemption_saves_without_a_validation(signalled, small, tmp_path, trained, name):
     signum = getattr(signal, name)
     with pytest.raises(Stopped, match=name) as stopped:
@@ -103,6 +106,34 @@ def test_handlers_are_put_back(small, tmp_path):
     train(small("trainer.max_steps=1", "trainer.limit_val_batches=1"))
     after = [signal.getsignal(s) for s in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)]
     assert before == after
+
+
+def test_a_run_that_is_to_outlive_its_terminal_does():
+    """`nohup` starts it with the signal ignored."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        request = StopRequest()
+        with request.listening(speak=True):
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert not request.asked
+        assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)
+
+
+def test_a_terminal_that_was_closed_takes_no_words(monkeypatch):
+    """SIGHUP comes because it was; writing to it fails inside of the handler."""
+
+    class Closed(io.StringIO):
+        def write(self, text: str) -> int:
+            raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(sys, "stderr", Closed())
+    request = StopRequest()
+    with request.listening(speak=True):
+        os.kill(os.getpid(), signal.SIGHUP)
+    request.agreed = request.asked
+    assert (request.signum, request.hurried) == (signal.SIGHUP, True)
 
 
 def test_a_second_ctrl_c_stops_at_once_and_the_more_urgent_signal_wins():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import sys
 
@@ -152,7 +153,9 @@ def test_a_stopped_run_goes_on_under_its_id(at_step_4, small, tmp_path, name, pr
 def test_a_run_that_starts_anew_is_another_one(small, tmp_path):
     short = (*OFFLINE, "trainer.max_steps=1", "trainer.log_every_n_steps=1")
     train(small(*short))
-    train(small(*short))  # in the same folder, but from its start
+    shutil.rmtree(tmp_path / "run" / "checkpoints")
+    (tmp_path / "run" / "summary.json").unlink()  # as if it was killed before it saved anything
+    train(small(*short, "ckpt_path=auto"))  # in the same folder, but from its start
     first, second = wandb_file.runs_in(tmp_path / "run")
     assert first.id != second.id
 

@@ -93,11 +93,6 @@ def test_the_detached_loss_reaches_the_trunk_through_a_shared_clip_alone(small, 
     assert not same(state(tmp_path / "a", "model."), state(plain(clip), "model."))
 
 
-def test_a_weight_under_none_is_said_to_be_inert(small, capsys):
-    train(small("objective=none", "jepa.weight=0.3"))
-    assert "does nothing with objective=none" in capsys.readouterr().err
-
-
 # ---- training
 
 

@@ -1,0 +1,184 @@
+"""What a checkpoint depends on is compared, line by line of one table."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+
+from jepa_lm.checkpoint import read_checkpoint
+from jepa_lm.config import resolve
+from jepa_lm.errors import UserError
+from jepa_lm.resume import (
+    FREE,
+    NO_RULE,
+    REFUSED,
+    RULES,
+    TOLD,
+    UNKNOWN,
+    compare,
+    facts_of_checkpoint,
+    leaves,
+    rule_of,
+)
+from jepa_lm.run import train
+from jepa_lm.run_state import NEEDED, check_run_state
+
+EXAMPLES = {
+    "task_name": FREE,
+    "tags": FREE,
+    "study.name": FREE,
+    "paths.run_dir": FREE,
+    "logger.csv.save_dir": FREE,
+    "callbacks.progress_bar._target_": FREE,
+    "checkpoint.keep": FREE,
+    "ckpt_path": FREE,
+    "describe": FREE,
+    "compile": FREE,
+    "sample": FREE,
+    "sampling.seed": FREE,
+    "probe": FREE,
+    "eval.stride": FREE,
+    "temperature": FREE,
+    "trust": FREE,
+    "limits.bytes": FREE,
+    "guard.skip": FREE,
+    "average.decay": FREE,
+    "ce_weight": FREE,
+    "z_loss_weight": FREE,
+    "quantization.rules.weights.format.bits": FREE,
+    "data.seq_len": REFUSED,
+    "data.batch_tokens": REFUSED,
+    "data.order": REFUSED,
+    "data.train_tokens": REFUSED,
+    "trainer.accumulate_grad_batches": REFUSED,
+    "ranks of data.order=stream": REFUSED,
+    "tokenizer": REFUSED,
+    "training text": REFUSED,
+    "validation text": TOLD,
+    "data.seed": REFUSED,
+    "seed": REFUSED,
+    "jepa.regularizers.sigreg.seed": REFUSED,
+    "data.corpus.path": FREE,
+    "model.kernel": FREE,
+    "model.backbone.layers": REFUSED,
+    "jepa.schedule._target_": FREE,
+    "jepa.target._target_": REFUSED,
+    "jepa.weight": FREE,
+    "tensor model.embedding.table.weight": REFUSED,
+    "optimizer.groups.matrices.match": REFUSED,
+    "optimizer.groups.matrices.algorithm": REFUSED,
+    "optimizer.freeze": REFUSED,
+    "optimizer groups": REFUSED,
+    "optimizer.groups.matrices.lr": FREE,
+    "stored quantization.training.clip": REFUSED,
+    "trainer.precision": TOLD,
+    "trainer.max_steps": FREE,
+    "a setting of another version": REFUSED,
+}
+"""A fact for each rule, in their order, and one that no rule knows."""
+
+
+@pytest.mark.parametrize(("fact", "then"), EXAMPLES.items())
+def test_a_fact_that_differs_is_refused_told_or_free(capsys, fact, then):
+    compare({fact: 1}, {fact: 1}, "ckpt_path=x")
+    compare({fact: UNKNOWN}, {fact: 1}, "ckpt_path=x")
+    told = f"ckpt_path=x: was trained with another {fact} (1, now None); "
+    if then == REFUSED:
+        with pytest.raises(UserError) as refused:
+            compare({fact: 1}, {}, "ckpt_path=x")
+        assert str(refused.value).startswith(told)
+        assert len(str(refused.value)) > len(told) + 10
+    else:
+        compare({fact: 1}, {}, "ckpt_path=x")
+    assert (told in capsys.readouterr().err) == (then == TOLD)
+
+
+def test_each_rule_decides_a_fact_of_its_own():
+    """None is shadowed by one before it, and none is without a test."""
+    assert [rule_of(fact) for fact in EXAMPLES] == [*RULES, NO_RULE]
+
+
+@pytest.mark.parametrize("objective", ["none", "vicreg", "chunk", "llm_jepa", "lewm"])
+def test_every_setting_there_is_has_a_rule(compose, objective):
+    config = resolve(compose("train", f"objective={objective}", "logger=many"))
+    assert [key for key in leaves(config) if rule_of(key) is NO_RULE] == []
+
+
+MAY_BE = (
+    (("averages", "best"), None),
+    (("averages", "lr_factor"), None),
+    (("loops", "fit_loop"), {"a": 1}),  # Lightning says so itself, see below
+)
+"""What a checkpoint may hold there, as far as we look."""
+OTHER = {
+    "data.batch_tokens=512": r"another data\.batch_tokens \(256, now 512\); the place in the data",
+    "data.order=stream": r"another data\.order \(shuffle, now stream\)",
+    "optimizer.freeze=[vector]": r"another optimizer groups \(",
+    "objective=vicreg": r"another jepa\._target_ \(None, now jepa_lm",
+    "average.decay=0.9": r"another tensor averages\.ema\.",
+}
+
+
+@pytest.mark.parametrize("other", OTHER)
+def test_a_run_does_not_go_on_as_another_one(small, trained, other):
+    """F23: a batch of another size went on at another token, and nobody said so."""
+    with pytest.raises(UserError, match=OTHER[other]):
+        train(small(f"ckpt_path={trained.folder}", other))
+
+
+def test_another_text_is_seen_wherever_its_file_lies(small, trained, tmp_path, small_text):
+    text = small_text.read_text()
+    (tmp_path / "same.txt").write_text(text)
+    moved = small(f"ckpt_path={trained.folder}", run_dir=tmp_path / "moved")
+    moved.data.path = str(tmp_path / "same.txt")
+    assert train(moved) == pytest.approx(trained.bpb, abs=1e-12)
+    (tmp_path / "other.txt").write_text(text.replace("Emma", "Anne"))
+    changed = small(f"ckpt_path={trained.folder}", run_dir=tmp_path / "changed")
+    changed.data.path = str(tmp_path / "other.txt")
+    with pytest.raises(UserError, match=r"another (tokenizer|training text) \("):
+        train(changed)
+
+
+def test_stored_weights_stay_those_that_the_run_has_trained_on(trained):
+    checkpoint = read_checkpoint(trained.checkpoint)
+    other = copy.deepcopy(checkpoint)
+    other["hyper_parameters"]["config"]["quantization"]["training"]["clip"] = 0.9
+    compare(facts_of_checkpoint(checkpoint), facts_of_checkpoint(other), "ckpt_path=x")
+    for state in (checkpoint, other):
+        state["stored_since"] = 3
+    with pytest.raises(
+        UserError, match=r"another stored quantization\.training\.clip \(None, now 0\.9\)"
+    ):
+        compare(facts_of_checkpoint(checkpoint), facts_of_checkpoint(other), "ckpt_path=x")
+
+
+@pytest.mark.parametrize(
+    "where", [*NEEDED, ("optimizer_states", 0, "param_groups"), ("lr_schedulers", 0)]
+)
+def test_a_checkpoint_of_another_version_is_refused_in_one_line(trained, where):
+    """F25."""
+    checkpoint = copy.deepcopy(read_checkpoint(trained.checkpoint))
+    check_run_state(checkpoint, "ckpt_path=x")
+    node = checkpoint
+    for key in where[:-1]:
+        node = node[key]
+    for value in (None, [1], 0.5j, {"a": 1}):
+        if (where, value) in MAY_BE:
+            continue
+        node[where[-1]] = value
+        with pytest.raises(UserError, match=r"ckpt_path=x: holds no usable .*another version"):
+            check_run_state(checkpoint, "ckpt_path=x")
+
+
+@pytest.mark.parametrize("where", [("loops", "fit_loop"), ("optimizer_states", 0, "state", 0)])
+def test_what_lightning_and_the_optimizer_would_read_is_looked_at(small, trained, tmp_path, where):
+    checkpoint = read_checkpoint(trained.checkpoint)
+    node = checkpoint
+    for key in where[:-1]:
+        node = node[key]
+    node[where[-1]] = {"a": torch.ones(1, 2)}
+    torch.save(checkpoint, tmp_path / "step-6.ckpt")
+    with pytest.raises(UserError, match=r"holds no usable '(loops|optimizer_states\.0)"):
+        train(small(f"ckpt_path={tmp_path}/step-6.ckpt"))

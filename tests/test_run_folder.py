@@ -1,0 +1,168 @@
+"""One process writes to a run's folder, and its records are of one run."""
+
+from __future__ import annotations
+
+import json
+import shutil
+
+import pytest
+from lightning.pytorch.callbacks import Callback
+
+from jepa_lm import rank_process, training
+from jepa_lm.checkpoint import read_checkpoint
+from jepa_lm.errors import UserError
+from jepa_lm.files import write_json
+from jepa_lm.locks import only_writer
+from jepa_lm.run import train
+from jepa_lm.run_folder import Record, claimed, set_later_aside
+
+
+def files(folder) -> set[str]:
+    return {str(path.relative_to(folder)) for path in folder.rglob("*") if path.is_file()} - {
+        ".lock"
+    }
+
+
+@pytest.fixture
+def killed(tmp_path):
+    """What a run leaves that was killed before its first checkpoint, in an old folder of logs."""
+    folder = tmp_path / "run"
+    (folder / "tensorboard").mkdir(parents=True)
+    (folder / "checkpoints").mkdir()
+    for name in ("metrics.csv", "config.json", "wandb_id", "tensorboard/events", "notes.txt"):
+        (folder / name).write_text("x")
+    return folder
+
+
+def test_a_second_run_in_the_same_folder_is_told_so(small, tmp_path):
+    """S16."""
+    with (
+        only_writer(tmp_path / "run", "x"),
+        pytest.raises(UserError, match=r"hydra\.run\.dir=.*run: another process is writing there"),
+    ):
+        train(small())
+    assert files(tmp_path / "run") == set()
+
+
+def test_a_new_run_in_the_folder_of_another_is_refused(killed):
+    """F22."""
+    before = files(killed)
+    with (
+        pytest.raises(UserError, match=r"metrics\.csv, config\.json\); ckpt_path=auto goes on"),
+        claimed(killed, None),
+    ):
+        pass
+    assert files(killed) == before
+
+
+def test_a_run_from_elsewhere_in_the_folder_of_another_is_refused_too(killed, trained):
+    with pytest.raises(UserError, match="earlier run"), claimed(killed, str(trained.checkpoint)):
+        pass
+
+
+def test_a_run_that_was_killed_before_its_first_checkpoint_starts_clean(killed):
+    with claimed(killed, "auto") as resume:
+        assert resume is None
+        assert files(killed) == {"notes.txt"}
+
+
+def test_a_finished_run_whose_checkpoints_are_gone_is_not_wiped(killed):
+    write_json(killed / "summary.json", {"status": "finished", "val": {"bpb": 1.0}})
+    with pytest.raises(UserError, match="holds a finished run"), claimed(killed, "auto"):
+        pass
+    assert (killed / "metrics.csv").is_file()
+
+
+def test_an_empty_folder_is_as_good_as_none(tmp_path):
+    (tmp_path / ".hydra").mkdir()
+    with claimed(tmp_path, None) as resume:
+        assert resume is None
+
+
+def test_later_checkpoints_are_set_aside_when_damaged_and_kept_when_whole(trained, tmp_path):
+    """Counted among the newest, a damaged one would push out those that are whole."""
+    shutil.copytree(trained.folder / "checkpoints", tmp_path / "checkpoints")
+    first, later = (tmp_path / "checkpoints" / f"step-{n}.ckpt" for n in (3, 6))
+    with pytest.raises(UserError, match=r"holds a later checkpoint, step-6\.ckpt"):
+        set_later_aside(tmp_path, first, 3)
+    later.write_bytes(later.read_bytes()[:5000])
+    set_later_aside(tmp_path, first, 3)
+    assert not later.exists()
+    assert (tmp_path / "checkpoints" / "step-6.ckpt.damaged").is_file()
+
+
+def test_a_refused_start_takes_no_score_away(tmp_path):
+    score = {"status": "finished", "val": {"bpb": 1.0}}
+    write_json(tmp_path / "summary.json", score)
+    Record(tmp_path, step=6).fail("refused", 6)
+    assert json.loads((tmp_path / "summary.json").read_text()) == score
+    going = Record(tmp_path, step=6)
+    going.fail("no number", 7)
+    assert json.loads((tmp_path / "summary.json").read_text())["status"] == "failed"
+    going.write(score)
+    going.fail("a rank was lost when all was over")
+    assert json.loads((tmp_path / "summary.json").read_text()) == score
+
+
+class AtStep3(Callback):
+    """Does something after the third step, before it is logged."""
+
+    def __init__(self, act) -> None:
+        self.act = act
+
+    def on_before_optimizer_step(self, trainer, task, optimizer):
+        if trainer.global_step == 2:
+            self.act(task)
+
+
+@pytest.fixture
+def at_step_3(small, monkeypatch):
+    make = training.make_trainer
+
+    def run(act, *overrides):
+        def with_act(config):
+            trainer = make(config)
+            trainer.callbacks.insert(0, AtStep3(act))
+            return trainer
+
+        monkeypatch.setattr(training, "make_trainer", with_act)
+        train(small(*overrides))
+
+    return run
+
+
+@pytest.mark.parametrize("logger", ["csv", "none"])
+def test_a_folder_that_vanishes_ends_the_run_in_one_line(at_step_3, tmp_path, logger):
+    """S12."""
+    with pytest.raises(UserError, match=r"hydra\.run\.dir=.*: the folder of this run is gone"):
+        at_step_3(lambda task: shutil.rmtree(tmp_path / "run"), f"logger={logger}")
+    assert not (tmp_path / "run").exists()
+
+
+def test_weights_that_are_no_numbers_are_never_saved(at_step_3, tmp_path):
+    """S8: the last update spoils them, and no loss after it would show that."""
+
+    def spoil(task):
+        task.averages.ema.model.embedding.table.weight[0, 0] = float("nan")
+
+    short = ("trainer.max_steps=3", "checkpoint.every_n_steps=2", "average.decay=0.5")
+    with pytest.raises(
+        UserError,
+        match=r"^averages\.ema\S+weight is nan at step 3: .*the last checkpoint .*step-2\.ckpt$",
+    ):
+        at_step_3(spoil, *short)
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
+    folder = tmp_path / "run" / "checkpoints"
+    assert {path.name for path in folder.iterdir()} == {"step-2.ckpt", "last.ckpt"}
+    assert read_checkpoint(folder / "last.ckpt")["global_step"] == 2
+
+
+def test_a_rank_takes_texts_as_they_are(tmp_path, monkeypatch):
+    """The first rank has resolved them; `${...}` in a prompt is a prompt."""
+    given = {"sampling": {"prompt": "${oc.env:HOME} ???"}, "clip": float("inf")}
+    (tmp_path / "ranks.json").write_text(json.dumps(given))
+    taken = []
+    monkeypatch.setattr(training, "train_resolved", taken.append)
+    monkeypatch.setattr(rank_process.process, "stop_with_parent", lambda: None)
+    assert rank_process.main(tmp_path / "ranks.json") == 0
+    assert taken == [given]

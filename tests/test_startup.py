@@ -1,0 +1,74 @@
+"""Values that fit their types and are refused all the same, before anything is built."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+
+from jepa_lm.config import resolve
+from jepa_lm.errors import UserError
+from jepa_lm.run import train
+from jepa_lm.startup import check_processor, check_start, require_objective
+from jepa_lm.trainer import ELSEWHERE, check_settings
+
+
+@pytest.fixture(scope="module")
+def whole(trained):
+    return resolve(trained.config)
+
+
+def changed(config, key, value) -> dict:
+    config = copy.deepcopy(config)
+    node = config
+    *where, last = key.split(".")
+    for part in where:
+        node = node[part]
+    node[last] = value
+    return config
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
+        ("seed", -1, r"seed=-1: a seed is a whole number from 0 to 4294967295"),
+        ("seed", 2**32, r"seed=4294967296: a seed"),
+        ("data.seed", -5, r"data\.seed=-5: a seed"),
+        ("sampling.seed", 2**64, r"sampling\.seed=\d+: a seed"),
+        ("jepa", {"regularizers": [{"seed": -1}]}, r"jepa\.regularizers\[0\]\.seed=-1: a seed"),
+        ("eval.stride", 0, r"eval\.stride=0: from 1 to data\.seq_len=32"),
+        ("eval.stride", 33, r"eval\.stride=33: from 1 to data\.seq_len=32"),
+        ("sampling.tokens", -1, r"sampling\.tokens=-1"),
+        ("temperature", -1, r"temperature=-1"),
+        ("trainer.precision", "16-mixed", r"trainer\.precision=16-mixed: needs a GPU"),
+        ("model.kernel", "triton", r"model\.kernel=triton: needs trainer=gpu"),
+        ("trainer.log_every_n_steps", 0, r"trainer\.log_every_n_steps=0: at least 1"),
+        ("trainer.val_check_interval", 0, r"trainer\.val_check_interval=0: at least 1"),
+    ],
+)
+def test_a_value_that_could_only_fail_later_is_refused(whole, key, value, told):
+    """S15, F21."""
+    check_start(whole)
+    with pytest.raises(UserError, match=told):
+        check_start(changed(whole, key, value))
+
+
+def test_a_gpu_may_compute_in_float16(whole):
+    check_processor(changed(whole, "trainer", {"accelerator": "gpu", "precision": "16-mixed"}))
+
+
+@pytest.mark.parametrize("key", ELSEWHERE)
+def test_settings_of_lightning_that_would_do_something_else_here_are_refused(key):
+    """F20: limit_train_batches trained on the same batches again and again."""
+    check_settings({key: None, "max_steps": 5})
+    with pytest.raises(UserError, match=rf"trainer\.{key}=2: not used here; \w"):
+        check_settings({key: 2})
+
+
+def test_a_weight_of_nothing_is_refused_in_a_single_run(small):
+    with pytest.raises(
+        UserError, match=r"jepa\.weight=0\.3: .*objective=none; choose an objective"
+    ):
+        train(small("objective=none", "jepa.weight=0.3"))
+    require_objective({"jepa": {"weight": 0.0}})
+    require_objective({"jepa": {"weight": 0.3, "_target_": "x"}})
