@@ -52,22 +52,21 @@ def train(cfg: DictConfig) -> float | None:
     Raises:
         UserError: anything in the config or the data that a user can mend.
     """
-    config = resolve(cfg)
-    job = hydra_job(Path(config["paths"]["run_dir"]))
-    if job is None or job.hydra.mode is not RunMode.MULTIRUN:
-        require_objective(config)
-    return train_resolved(config, cfg)
+    return train_resolved(resolve(cfg), cfg)
 
 
 def train_resolved(config: dict[str, Any], cfg: DictConfig | None = None) -> float | None:
     """The same from plain containers, which are filled in here and there.
 
     Args:
-        cfg: what they were resolved from, for the folder's `.hydra/`.
+        cfg: what they were resolved from, where this process composed it; for the folder's `.hydra/`.
     """
     given, git = copy.deepcopy(config), git_state()
     source_hash()  # now: the files may change during a long run
     _settle(config)
+    job = hydra_job(Path(config["paths"]["run_dir"]))
+    if cfg is not None and (job is None or job.hydra.mode is not RunMode.MULTIRUN):
+        require_objective(config)
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     fill_in(config, "train", resume=config["ckpt_path"] is not None)
     memory = PeakMemory()

@@ -70,7 +70,9 @@ def test_download_train_and_score(compose, tmp_path, monkeypatch, kind):
         monkeypatch.setenv("HF_ENDPOINT", hub.url)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         first = train(compose("train", *settings))
-    again = train(compose("train", *settings))  # the server is gone, the shards are there
+    again = train(
+        compose("train", *settings, run_dir=tmp_path / "again")
+    )  # the server is gone, the shards are there
     assert first == again
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     val = np.frombuffer(files[name][1024:], dtype="<u2")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 import torch
 from lightning.pytorch import Callback
@@ -32,8 +34,9 @@ class Watcher(Callback):
 
 
 @pytest.fixture
-def watched(small, monkeypatch):
+def watched(small, tmp_path, monkeypatch):
     """watched(overrides...) trains and returns the watcher."""
+    runs: list[Path] = []
 
     def run(*overrides):
         watcher = Watcher()
@@ -45,7 +48,8 @@ def watched(small, monkeypatch):
             return trainer
 
         monkeypatch.setattr(training, "make_trainer", with_watcher)
-        train(small(*overrides))
+        runs.append(tmp_path / str(len(runs)))
+        train(small(*overrides, run_dir=runs[-1]))
         monkeypatch.setattr(training, "make_trainer", make)
         return watcher
 
