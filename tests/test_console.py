@@ -57,7 +57,7 @@ def test_whatever_fails_after_the_score_leaves_the_run_finished(
 
 
 def test_an_evaluation_that_cannot_be_shown_has_its_score(trained, compose, tmp_path, monkeypatch):
-    monkeypatch.setattr(command, "_print", raises)
+    monkeypatch.setattr(command, "print_result", raises)
     cheap = ("eval.audit=false", "eval.baselines=false")
     score = evaluate(compose("eval", f"ckpt_path={trained.folder}", *cheap))
     assert json.loads((tmp_path / "run" / "eval.json").read_text())["bpb"] == score

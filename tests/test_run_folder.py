@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 from lightning.pytorch.callbacks import Callback
@@ -15,6 +16,7 @@ from jepa_lm.files import write_json
 from jepa_lm.locks import only_writer
 from jepa_lm.run import train
 from jepa_lm.run_folder import Record, claimed, set_later_aside
+from jepa_lm.study.execution import _job_words
 
 
 def files(folder) -> set[str]:
@@ -64,6 +66,15 @@ def test_a_run_that_was_killed_before_its_first_checkpoint_starts_clean(killed):
     with claimed(killed, "auto") as resume:
         assert resume is None
         assert files(killed) == {"notes.txt"}
+
+
+def test_a_job_of_a_sweep_that_is_tried_again_may_start_clean(killed):
+    job = SimpleNamespace(folder="run", overrides=["seed=1"])
+    config = {"ckpt_path": None, "logger": {}}
+    assert "ckpt_path=auto" in _job_words(job, config, None, killed.parent)
+    assert "ckpt_path=auto" not in _job_words(
+        job, config, None, killed
+    )  # there is no such folder yet
 
 
 def test_a_finished_run_whose_checkpoints_are_gone_is_not_wiped(killed):

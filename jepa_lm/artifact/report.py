@@ -101,6 +101,10 @@ def _ways(ways: list[dict[str, Any]]) -> Table:
     for column in ("override", "total bytes", "BPB"):
         table.add_column(column, overflow="fold")
     for way in ways:
-        row = (as_written(" ".join(way["overrides"])), f"{way['total']:,}", f"{way['bpb_loss']:+.4f}")
+        row = (
+            as_written(" ".join(way["overrides"])),
+            f"{way['total']:,}",
+            f"{way['bpb_loss']:+.4f}",
+        )
         table.add_row(*row)
     return table

@@ -178,7 +178,7 @@ def check_unchanged(manifest: Manifest, configs: Mapping[str, Any], folder: Path
 def _job_words(job: Job, config: Mapping[str, Any], manifest: Manifest, folder: Path) -> list[str]:
     """The overrides of a job, with its folder, its checkpoint and its place on a dashboard."""
     words = [*job.overrides, f"hydra.sweep.subdir={job.folder}"]
-    if config["ckpt_path"] is None and (folder / job.folder / "checkpoints").is_dir():
+    if config["ckpt_path"] is None and (folder / job.folder).is_dir():  # begun, or failed
         words.append("ckpt_path=auto")
     dashboard = config["logger"].get("wandb")
     if dashboard is not None:
