@@ -111,7 +111,7 @@ class Reader:
         how = rng.choice([".gz", ".zst"])
         pack = gzip.compress if how == ".gz" else zstandard.compress
         if rng.random() < 0.04:
-            return _single(name + how, pack(bytes(rng.choice([1 << 20, 1 << 26]))))
+            return _single(name + how, pack(bytes(rng.choice([1 << 20, 1 << 23]))))
         data = pack(whole)
         data = rng.choice([
             data, data, flipped(data, rng), cut(data, rng), spliced(data, rng), data + data, data + b"junk",
@@ -145,7 +145,8 @@ class Reader:
             "other/c.txt": PLAIN[::-1][:50],
             "text/v/d.txt": b"d\n",
         }
-        paths = ["text", "other", "text/a.txt", "text/v", ".", "text/b.txt", *TEXTS]
+        words = [text for text in TEXTS if len(text) <= 300]  # a line repeats them
+        paths = ["text", "other", "text/a.txt", "text/v", ".", "text/b.txt", *words]
         share = rng.choice([*FLOATS, 0.1, 0.5, 0.999, 1e-9, 1, 0])
         val_path = rng.choice([None, *paths]) if rng.random() < 0.6 else None
         return Text(files, rng.choice(paths) if rng.random() < 0.5 else "text", val_path, share)
