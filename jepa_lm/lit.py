@@ -80,7 +80,8 @@ class LanguageModelTask(LightningModule):
         self.guard = FiniteGuard(**config["guard"])
         self.stop = StopRequest()
         self.compiler = ClockStopsForCompiler()
-        self.byte_counter: ByteCounter | None = None
+        self.train_bytes: ByteCounter | None = None
+        self.val_bytes: ByteCounter | None = None
         self.scores: dict[str, Score] = {}
         """Of the newest validation, by weights: `shipped`; `raw`, `ema` and `swa` where the run keeps
         averages; `quantized`, the shipped ones as stored, where it has trained on stored weights."""
@@ -103,9 +104,10 @@ class LanguageModelTask(LightningModule):
         return self.averages.models(self.model)[self.averages.shipped()]
 
     def setup(self, stage: str) -> None:
-        """Learn from the tokenizer how many bytes each token stands for."""
-        table = self.trainer.datamodule.data.tokenizer.token_bytes()  # type: ignore[attr-defined]
-        self.byte_counter = ByteCounter(table).to(self.device)
+        """Learn from the data how many bytes each token stands for."""
+        data = self.trainer.datamodule.data  # type: ignore[attr-defined]
+        self.train_bytes = data.byte_counter("train").to(self.device)
+        self.val_bytes = data.byte_counter("val").to(self.device)
 
     def configure_optimizers(self) -> Any:
         """Muon and AdamW in one optimizer; the scheduler follows the clock after each step."""

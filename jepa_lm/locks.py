@@ -14,6 +14,8 @@ from filelock import FileLock, Timeout
 from jepa_lm.errors import UserError, warn
 
 FILE = ".lock"
+PATIENCE = 1.0
+"""Seconds of waiting before a process says what it waits for."""
 
 
 @contextmanager
@@ -45,18 +47,20 @@ def only_writer(folder: Path, key: str) -> Iterator[None]:
 
 
 @contextmanager
-def taking_turns(file: Path) -> Iterator[None]:
-    """Hold a file's lock, once whoever has it is through."""
-    lock = FileLock(file, timeout=1)
+def taking_turns(file: Path, wait: bool = True) -> Iterator[bool]:
+    """Hold a file's lock, once whoever has it is through; without `wait`, false where somebody has it."""
+    lock, mine = FileLock(file, timeout=PATIENCE if wait else 0), True
     try:
         lock.acquire()
     except Timeout:
-        warn(f"{file.parent}: another process is writing there; waiting for it")
-        lock.acquire(timeout=-1)
+        mine = wait
+        if wait:
+            warn(f"{file.parent}: another process is writing there; waiting for it")
+            lock.acquire(timeout=-1)
     except NotImplementedError:
         _warn_without_locks(file.parent)
     try:
-        yield
+        yield mine
     finally:
         with suppress(OSError):
             lock.release()

@@ -29,9 +29,9 @@ class SideBySide:
 
     def take(self, batch: Batch) -> None:
         """Score a batch."""
-        assert self._task.byte_counter is not None
+        assert self._task.val_bytes is not None
         for name, model in self._models.items():
-            score_batch(model, batch, self._task.byte_counter, self._meters[name])
+            score_batch(model, batch, self._task.val_bytes, self._meters[name])
 
     def scores(self) -> dict[str, Score]:
         """Sums over all batches of all ranks; the averages choose what ships by them.

@@ -37,7 +37,9 @@ SCORED = {
 """What else a validation scores, in words."""
 
 
-def announce(task: LanguageModelTask, about: dict[str, Any], resume: Path | None) -> None:
+def announce(
+    task: LanguageModelTask, data: TokenData, about: dict[str, Any], resume: Path | None
+) -> None:
     config = task.config
     budget = {k: v for k, v in about["budget"].items() if v is not None}
     limit = " or ".join(
@@ -48,7 +50,10 @@ def announce(task: LanguageModelTask, about: dict[str, Any], resume: Path | None
         f"{about['parameters']['training_only']:,} for training only",
         f"{about['tokens_per_step']:,} tokens a step in sequences of {config['data']['seq_len']}, "
         f"{config['trainer']['precision']}, for {limit}",
+        data.in_words(),
     ]
+    for caution in data.cautions():
+        warn(caution)
     if task.frozen:
         lines.append(f"frozen on purpose: {', '.join(task.frozen)}")
     if resume is not None:

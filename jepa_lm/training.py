@@ -92,7 +92,7 @@ def train_resolved(config: dict[str, Any], cfg: DictConfig | None = None) -> flo
             if cfg is not None:
                 keep_overrides(cfg, run_dir)
             write_json(run_dir / CONFIG_FILE, given)
-            announce(task, about, resume)
+            announce(task, data, about, resume)
         _run(trainer, task, data, about)
     if task.stop.signum is not None:
         raise Stopped(task.stop.signum)

@@ -55,11 +55,11 @@ class TrainingLog:
         """Read the figures and hand them to the loggers; waits for the device."""
         assert self._due is not None
         assert task.clock is not None
-        assert task.byte_counter is not None
+        assert task.train_bytes is not None
         assert self.gradient_norm is not None
         (batch, ce, loss), self._due = self._due, None
         (scale, components), self.objective = self.objective, (0.0, {})
-        n_bytes = task.byte_counter(batch["inputs"], batch["targets"]).sum()
+        n_bytes = task.train_bytes(batch["inputs"], batch["targets"]).sum()
         read = (ce, loss, self.gradient_norm, n_bytes, *components.values())
         nats, total, norm, counted, *values = torch.stack([x.float() for x in read]).tolist()
         now, step = time.perf_counter(), task.clock.step + 1

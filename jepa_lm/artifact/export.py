@@ -176,7 +176,9 @@ class _Export:
         return search_temperature(scorer, train, seq_len=data.seq_len, rows=data.val_rows)
 
     def _scorer(self, model: LanguageModel) -> Scorer:
-        return Scorer.of(model, self.data.tokenizer, self.device, self.subject.precision)
+        """Scores training text."""
+        counter = self.data.byte_counter("train")
+        return Scorer.of(model, counter, self.device, self.subject.precision)
 
     def _meta(self, temperature: float) -> dict[str, Any]:
         """What travels in the file beside the weights."""

@@ -141,7 +141,8 @@ def _scores(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _score(subject: Subject, data: TokenData, protocol: str, asked: dict[str, Any]) -> Score:
     device = pick_device(asked["device"])
-    scorer = Scorer.of(subject.model, data.tokenizer, device, subject.precision)._replace(
+    counter = data.byte_counter("val")
+    scorer = Scorer.of(subject.model, counter, device, subject.precision)._replace(
         temperature=subject.temperature
     )
     settings = {"protocol": protocol, "stride": asked["stride"]}

@@ -10,26 +10,28 @@ import lzma
 import os
 import re
 from collections.abc import Iterator
+from functools import cached_property
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import Protocol
 
-from jepa_lm.data.text_files import text_files
+from jepa_lm.data.documents import Block
+from jepa_lm.data.text_files import TextFile
+from jepa_lm.data.text_folders import listed, text_files
+from jepa_lm.data.text_splits import hold_out, without
 from jepa_lm.errors import UserError
 
 SPLITS = ("train", "val")
-
-
-class Block(NamedTuple):
-    """A piece of text; `starts_document` where a new document begins."""
-
-    text: str
-    starts_document: bool
+HASHED_BYTES = 1 << 28
+"""Text of up to this size is known by its content, which takes a second; more by sizes, times and ends."""
 
 
 class TextCorpus(Protocol):
     """Text that still has to be tokenized."""
+
+    remarks: list[str]
+    """What was left out, for the first lines of a run."""
 
     def fingerprint(self) -> str:
         """Changes whenever the text or the split changes."""
@@ -49,6 +51,9 @@ class Austen:
 
     VALIDATION = "persuasion"
     _chapter = re.compile(r"^(?:VOLUME [IVX]+\n)?chapter \w+$", re.MULTILINE | re.IGNORECASE)
+
+    def __init__(self) -> None:
+        self.remarks: list[str] = []
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
@@ -83,11 +88,11 @@ class Austen:
 
 
 class TextFiles:
-    """A user's text: a file, a folder of .txt, .md and .jsonl files, or a .jsonl file.
+    """A user's text: a file, a folder of .txt, .md and .jsonl files, each of them compressed or not.
 
     A plain file is one document; each line of a .jsonl is one (its `text` field). Validation is
-    `val_path`, or the last files of a folder that make up `val_fraction` of its bytes, or the end
-    of a single file, cut at a line.
+    `val_path`, or the last `val_fraction` of all bytes, cut at a line end. What validates is left out of
+    training where it lies in `path` as well.
 
     Args:
         path: file or folder. val_path: file or folder, or None.
@@ -104,28 +109,45 @@ class TextFiles:
             )
         if not 0 < val_fraction < 1:
             raise UserError(f"data.corpus.val_fraction={val_fraction}: must lie between 0 and 1")
-        files = text_files("data.path", Path(os.path.expanduser(path)))
+        self._fraction = val_fraction
+        self._files, self.remarks = text_files("data.path", path)
+        self._held_out: list[TextFile] | None = None
         if val_path is not None:
-            held_out = text_files("data.val_path", Path(os.path.expanduser(val_path)))
-        elif len(files) > 1:
-            total = sum(f.size for f in files)
-            held_out = [files.pop()]
-            while len(files) > 1 and sum(f.size for f in held_out) < val_fraction * total:
-                held_out.insert(0, files.pop())
-        else:
-            files, held_out = files[0].cut(1 - val_fraction)
-        self._files = {"train": files, "val": held_out}
+            self._held_out, more = text_files("data.val_path", val_path)
+            self.remarks += more
+            self._files, left_out = without(self._files, self._held_out)
+            if not self._files:
+                raise UserError(
+                    f"data.val_path={val_path}: all of data.path={path} is in it, so nothing is left to "
+                    "train on; name other text"
+                )
+            if left_out:
+                names = listed([file.path for file in left_out])
+                self.remarks.append(
+                    f"data.val_path={val_path}: is in data.path as well; left out of training: {names}"
+                )
+
+    @cached_property
+    def _splits(self) -> dict[str, list[TextFile]]:
+        """Files of each split; cut here because it takes reading them."""
+        if self._held_out is not None:
+            return {"train": self._files, "val": self._held_out}
+        train, val = hold_out(self._files, self._fraction)
+        return {"train": train, "val": val}
 
     def fingerprint(self) -> str:
-        parts = [f"{split} {f.stamp()}" for split in SPLITS for f in self._files[split]]
+        files = [*self._files, *(self._held_out or ())]
+        hashed = sum(file.path.stat().st_size for file in files) <= HASHED_BYTES
+        how = self._fraction if self._held_out is None else len(self._held_out)
+        parts = [f"{how}", *(file.stamp(hashed) for file in files)]
         return "text-" + hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
     def blocks(self, split: str) -> Iterator[Block]:
-        for file in self._files[split]:
-            yield from (Block(*block) for block in file.blocks())
+        for file in self._splits[split]:
+            yield from file.blocks()
 
     def size(self) -> int:
-        return sum(f.size for split in SPLITS for f in self._files[split])
+        return sum(file.size for split in SPLITS for file in self._splits[split])
 
 
 class FineWeb:
@@ -155,6 +177,11 @@ class FineWeb:
             raise UserError(f"data.corpus.train_shards={train_shards}: at least 1")
         if special_ids < 0:
             raise UserError(f"data.corpus.special_ids={special_ids}: 0 or more")
+        if path is not None and not path.strip():
+            raise UserError(
+                "data.path: is empty; name a folder with shards, or null to download them"
+            )
+        self.remarks: list[str] = []
         self.special_ids = special_ids
         self.folder, self.tokenizer_file, self.train_shards = folder, tokenizer_file, train_shards
         self.path, self.repo_id, self.revision = path, repo_id, revision

@@ -2,45 +2,50 @@
 
     text -> tokenizer (given, published or trained) -> [BOS] document [BOS] document ... -> shards
 
-A cached folder appears under its final name only when it is complete, so a killed run leaves no
-half-built data, and two runs that build the same data at once do no harm.
+See `prepared_folder` for what happens when two runs build the same data, or one is killed.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
-import os
-import shutil
-import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
 from jepa_lm.data.corpora import SPLITS, FineWeb, TextCorpus
+from jepa_lm.data.documents import recut
+from jepa_lm.data.prepared_folder import (
+    Manifest,
+    SourceText,
+    place_to_build,
+    read_manifest,
+    write_manifest,
+)
 from jepa_lm.data.shards import ShardWriter, check_token_ids, open_shard, without_special_ids
 from jepa_lm.data.tokenizers import ByteTokenizer, SentencePieceBPE, Tokenizer
 from jepa_lm.errors import UserError
 
-FORMAT = 1
+FORMAT = 2
 """Goes into the cache key; raise it when prepared data would come out differently."""
 SHARD_TOKENS = 100_000_000
 """As in the published export."""
 SHOW_PROGRESS_BYTES = 50_000_000
 """Smaller corpora are encoded before a bar would be read."""
+MODEL = "tokenizer.model"
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Data ready to train on. `text_bytes` are the source's bytes per split, None where unknown."""
+    """Data ready to train on. `texts` is what each split was before tokenization, None where unknown."""
 
     train: list[Path]
     val: list[Path]
     tokenizer: Tokenizer
-    text_bytes: dict[str, int] | None
+    texts: dict[str, SourceText] | None
 
 
 def prepare(
@@ -79,16 +84,16 @@ def prepare(
         built = tokenizer.build((), published)
         check_token_ids((*train, *val), built.vocab_size, notes=cache_dir / "checked")
         return Prepared(train, val, built, None)
-    folder = cache_dir / "prepared" / _cache_key(corpus, tokenizer)
-    if not (folder / "corpus.json").is_file():
-        _build(corpus, tokenizer, folder)
-    model = folder / "tokenizer.model"
-    text_bytes = json.loads((folder / "corpus.json").read_text(encoding="utf-8"))["text_bytes"]
+    key = _cache_key(corpus, tokenizer)
+    folder = cache_dir / "prepared" / key
+    manifest = read_manifest(folder)
+    if manifest is None:
+        manifest = _make(corpus, tokenizer, folder)
     return Prepared(
-        train=sorted(folder.glob("train_*.bin")),
-        val=sorted(folder.glob("val_*.bin")),
-        tokenizer=tokenizer.build((), model if model.is_file() else None),
-        text_bytes=text_bytes,
+        train=[folder / name for name in manifest.files if name.startswith("train_")],
+        val=[folder / name for name in manifest.files if name.startswith("val_")],
+        tokenizer=tokenizer.build((), folder / MODEL if MODEL in manifest.files else None),
+        texts=manifest.texts,
     )
 
 
@@ -101,46 +106,82 @@ def _cache_key(corpus: TextCorpus, tokenizer: SentencePieceBPE | ByteTokenizer) 
     return hashlib.sha256("\n".join(about).encode()).hexdigest()[:20]
 
 
+def _make(
+    corpus: TextCorpus, tokenizer: SentencePieceBPE | ByteTokenizer, folder: Path
+) -> Manifest:
+    with place_to_build(folder) as new:
+        if new is not None:
+            _build(corpus, tokenizer, new)
+            if _cache_key(corpus, tokenizer) != folder.name:
+                raise UserError("data: the text changed while it was read; start again")
+    manifest = read_manifest(folder)
+    if manifest is None:
+        raise UserError(f"data: {folder} does not hold what was just written there; check the disk")
+    return manifest
+
+
 def _build(corpus: TextCorpus, tokenizer: SentencePieceBPE | ByteTokenizer, folder: Path) -> None:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    building = Path(tempfile.mkdtemp(prefix=f"{folder.name}.", dir=folder.parent))
-    try:
-        built = tokenizer.build((block.text for block in corpus.blocks("train")), None)
-        text_bytes = {}
-        quiet = corpus.size() < SHOW_PROGRESS_BYTES
-        with Progress(console=Console(stderr=True), disable=quiet, transient=True) as bar:
-            task = bar.add_task("encoding the text", total=corpus.size())
-            for split in SPLITS:
-                text_bytes[split] = 0
-                for seen in _encode(corpus, built, split, building):
-                    text_bytes[split] += seen
-                    bar.update(task, advance=seen)
-                if text_bytes[split] == 0:
-                    raise UserError(f"data: the {split} split holds no text")
-        built.save(building / "tokenizer.model")
-        (building / "corpus.json").write_text(
-            json.dumps({"text_bytes": text_bytes}), encoding="utf-8"
-        )
-        try:
-            os.replace(building, folder)
-        except OSError:
-            if not (folder / "corpus.json").is_file():  # else another run finished first: use its
-                raise
-    finally:
-        shutil.rmtree(building, ignore_errors=True)
+    built = tokenizer.build(_training_text(corpus), None)
+    texts = {}
+    quiet = corpus.size() < SHOW_PROGRESS_BYTES
+    with Progress(console=Console(stderr=True), disable=quiet, transient=True) as bar:
+        task = bar.add_task("encoding the text", total=corpus.size())
+        for split in SPLITS:
+            writer = _SplitWriter(built, folder, split)
+            for seen in writer.write(corpus):
+                bar.update(task, advance=seen)
+            texts[split] = writer.text()
+            if texts[split].bytes == 0:
+                raise UserError(f"data: the {split} split holds no text")
+    built.save(folder / MODEL)
+    write_manifest(folder, texts)
 
 
-def _encode(corpus: TextCorpus, tokenizer: Tokenizer, split: str, folder: Path) -> Iterator[int]:
-    """Write a split's shards; yields the bytes of each block of text as it is done."""
-    blocks = corpus.blocks(split)
-    block = next(blocks, None)
-    number = 0
-    while block is not None:
-        with ShardWriter(folder / f"{split}_{number:06d}.bin") as shard:
-            while block is not None and shard.tokens < SHARD_TOKENS:
-                if block.starts_document and tokenizer.bos_id is not None:
-                    shard.write([tokenizer.bos_id])
-                shard.write(tokenizer.encode(block.text))
-                yield len(block.text.encode())
-                block = next(blocks, None)
-        number += 1
+def _training_text(corpus: TextCorpus) -> Iterator[str]:
+    """What a tokenizer is trained on; documents begin on lines of their own."""
+    for block in corpus.blocks("train"):
+        yield f"\n{block.text}" if block.starts_document else block.text
+
+
+class _SplitWriter:
+    """Writes a split's shards, and keeps account of its text."""
+
+    def __init__(self, tokenizer: Tokenizer, folder: Path, split: str) -> None:
+        self._tokenizer, self._folder, self._split = tokenizer, folder, split
+        self._table = tokenizer.token_bytes()
+        self._bytes, self._counted, self._hash = 0, 0, hashlib.sha256()
+        self._last: int | None = None
+
+    def write(self, corpus: TextCorpus) -> Iterator[int]:
+        """Yields the bytes of each block of text as it is done."""
+        blocks = recut(corpus.blocks(self._split), self._tokenizer)
+        block = next(blocks, None)
+        number = 0
+        while block is not None:
+            path = self._folder / f"{self._split}_{number:06d}.bin"
+            with ShardWriter(path) as shard:
+                while block is not None and shard.tokens < SHARD_TOKENS:
+                    ids = self._tokenizer.encode(block.text).astype(np.int64)
+                    if block.starts_document and self._tokenizer.bos_id is not None:
+                        ids = np.concatenate(([self._tokenizer.bos_id], ids))
+                    shard.write(ids)
+                    yield self._count(block.text.encode(), ids)
+                    block = next(blocks, None)
+            if shard.tokens == 0:  # a tokenizer may leave nothing of a text
+                path.unlink()
+            number += 1
+
+    def _count(self, text: bytes, ids: np.ndarray) -> int:
+        self._bytes += len(text)
+        self._hash.update(text)
+        if len(ids):
+            first = self._table.base[ids[0]]
+            if self._last is not None:
+                first = self._table.count(np.array([self._last]), ids[:1])[0]
+            self._counted += int(first + self._table.count(ids[:-1], ids[1:]).sum())
+            self._last = int(ids[-1])
+        return len(text)
+
+    def text(self) -> SourceText:
+        """What was written so far, before tokenization."""
+        return SourceText(self._bytes, self._counted, self._hash.hexdigest())

@@ -2,114 +2,122 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import sys
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
+from typing import BinaryIO
 
+from jepa_lm.data.documents import Block
+from jepa_lm.data.text_formats import HEAD, opened
 from jepa_lm.errors import UserError
 
 BLOCK_BYTES = 1 << 20
 """Text is handed on in blocks of about this size."""
-MAX_JSON_LINE = 1 << 26
+MAX_JSON_LINE = 1 << 25
 """A document of a .jsonl may have this many bytes."""
-PLAIN_SUFFIXES = {".txt", ".md"}
-JSON_SUFFIX = ".jsonl"
+PLAIN = {".txt", ".md"}
+JSON_LINES = {".jsonl", ".ndjson"}
+PACKED = {".gz", ".zst"}
+
+
+def suffix(path: Path) -> str:
+    """What a name says of a file, in small letters, without what says how it is compressed."""
+    name = Path(path.name.lower())
+    return Path(name.stem).suffix if name.suffix in PACKED else name.suffix
 
 
 @dataclass(frozen=True)
 class TextFile:
-    """The bytes [start, stop) of a file. `key` is the setting that named it, for messages."""
+    """The bytes [start, stop) of a file's text, to its end where stop is None.
+
+    `key` is the setting that named the file, for messages; `json` says that each line is a document.
+    """
 
     key: str
     path: Path
-    start: int
-    stop: int
+    json: bool = False
+    start: int = 0
+    stop: int | None = None
 
     @property
     def size(self) -> int:
-        """Bytes of text."""
-        return self.stop - self.start
+        """Bytes of text; a compressed file is read for it."""
+        stop = _length(self.key, _version(self.path)) if self.stop is None else self.stop
+        return stop - self.start
 
-    def stamp(self) -> str:
-        """Changes when the file or the part of it changes."""
-        stat = self.path.stat()
-        return f"{self.path.resolve()} {stat.st_size} {stat.st_mtime_ns} {self.start} {self.stop}"
+    def split(self, where: int) -> tuple[TextFile, TextFile]:
+        """What lies before and after a byte of the file."""
+        return replace(self, stop=where), replace(self, start=where)
 
-    def cut(self, fraction: float) -> tuple[list[TextFile], list[TextFile]]:
-        """Split in two after the line that ends past `fraction` of the bytes.
+    def stamp(self, hashed: bool) -> str:
+        """Changes when the text changes: a hash of the file, or of its ends with its size and time."""
+        version = _version(self.path)
+        return f"{_digest(version) if hashed else _sampled(version)} {self.json}"
 
-        A file without line ends is cut between two characters.
-        """
-        aim = self.start + int(fraction * self.size)
-        with open(self.path, "rb") as file:
-            file.seek(aim)
-            rest = file.readline(BLOCK_BYTES)
-            where = aim + len(rest)
-            if not rest.endswith(b"\n") or where >= self.stop:
-                # no line ends here: step over the continuation bytes of a character
-                where = aim + next((i for i, b in enumerate(rest) if b & 0xC0 != 0x80), 0)
-                if self.path.suffix == JSON_SUFFIX:
-                    where = self._last_line_start()
-        if not self.start < where < self.stop:
-            raise UserError(
-                f"{self.key}={self.path}: {self.size} bytes are too few to hold out a validation "
-                "split; give more text or set data.val_path"
-            )
-        return [replace(self, stop=where)], [replace(self, start=where)]
+    def same_bytes(self, other: TextFile) -> bool:
+        """Whether two files are one, or hold the same bytes."""
+        mine, theirs = _version(self.path), _version(other.path)
+        if os.path.samefile(self.path, other.path):
+            return True
+        return mine[1] == theirs[1] and _digest(mine) == _digest(theirs)
 
-    def _last_line_start(self) -> int:
-        """Where the last line of the file begins."""
-        with open(self.path, "rb") as file:
-            file.seek(max(0, self.stop - MAX_JSON_LINE))
-            tail = file.read(MAX_JSON_LINE).rstrip(b"\n")
-        newline = tail.rfind(b"\n")
-        return self.stop if newline < 0 else max(0, self.stop - MAX_JSON_LINE) + newline + 1
+    def head(self) -> bytes:
+        """The first bytes of the text."""
+        with opened(self.key, self.path) as file:
+            return file.read(HEAD)
 
-    def blocks(self) -> Iterator[tuple[str, bool]]:
-        """(text, starts a document) in order."""
-        if self.path.suffix == JSON_SUFFIX:
-            yield from ((text, True) for text in self._json_documents())
-        else:
-            yield from self._plain_blocks()
+    @contextmanager
+    def open(self) -> Iterator[BinaryIO]:
+        """The text from `start` on."""
+        with opened(self.key, self.path) as file:
+            if file.seekable():
+                file.seek(self.start)
+            else:
+                left = self.start
+                while left and (skipped := file.read(min(BLOCK_BYTES, left))):
+                    left -= len(skipped)
+            yield file
 
-    def _plain_blocks(self) -> Iterator[tuple[str, bool]]:
+    def chunks(self) -> Iterator[bytes]:
+        """The text in order, in pieces of up to `BLOCK_BYTES`."""
+        with self.open() as file:
+            left = sys.maxsize if self.stop is None else self.stop - self.start
+            while data := file.read(min(BLOCK_BYTES, left)):
+                yield data
+                left -= len(data)
+
+    def blocks(self) -> Iterator[Block]:
+        """The documents in order."""
+        return self._json_documents() if self.json else self._plain_blocks()
+
+    def _plain_blocks(self) -> Iterator[Block]:
         first, carry, at = True, b"", self.start
-        with open(self.path, "rb") as file:
-            file.seek(self.start)
-            while at < self.stop:
-                data = carry + file.read(min(BLOCK_BYTES, self.stop - at))
-                read_to = file.tell()
-                cut = len(data) if read_to >= self.stop else _block_end(data)
-                yield self._decode(data[:cut], at - len(carry)), first
-                first, carry, at = False, data[cut:], read_to
+        for chunk in self.chunks():
+            data = carry + chunk
+            cut = _block_end(data)
+            yield Block(self._decode(data[:cut], at), first)
+            first, carry, at = False, data[cut:], at + cut
+        if carry:
+            yield Block(self._decode(carry, at), first)
 
-    def _json_documents(self) -> Iterator[str]:
-        with open(self.path, "rb") as file:
-            file.seek(self.start)
-            number = 0
-            while file.tell() < self.stop and (line := file.readline(MAX_JSON_LINE)):
-                number += 1
+    def _json_documents(self) -> Iterator[Block]:
+        with self.open() as file:
+            at, number = self.start, 0
+            while (self.stop is None or at < self.stop) and (line := file.readline(MAX_JSON_LINE)):
+                at, number = at + len(line), number + 1
                 where = f"{self.key}={self.path}: line {number} of this part"
                 if len(line) == MAX_JSON_LINE:
                     raise UserError(
                         f"{where} is longer than {MAX_JSON_LINE} bytes; split the document"
                     )
-                if not line.strip():
-                    continue
-                try:
-                    text = json.loads(line)["text"]
-                except (ValueError, KeyError, TypeError) as error:
-                    raise UserError(f'{where} is not a JSON object with a "text" field') from error
-                if not isinstance(text, str):
-                    raise UserError(f'{where}: "text" is {type(text).__name__}, expected a string')
-                try:
-                    text.encode()
-                except UnicodeEncodeError as error:
-                    raise UserError(
-                        f"{where} holds half a surrogate pair, which is no text"
-                    ) from error
-                yield text
+                if line.strip():
+                    yield Block(_document(line, where), True)
 
     def _decode(self, data: bytes, offset: int) -> str:
         try:
@@ -119,6 +127,35 @@ class TextFile:
                 f"{self.key}={self.path}: not UTF-8 at byte {offset + error.start}; convert the file "
                 "(for example with iconv) first"
             ) from error
+
+
+def _document(line: bytes, where: str) -> str:
+    """The text of a line of JSON."""
+    try:
+        text = json.loads(line)["text"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(
+            f'{where} is not a JSON object with a "text" field; each line is one, as {{"text": "..."}} '
+            "(jq -c .[] FILE makes lines of a list, jq -c . FILE of an object over several lines)"
+        ) from error
+    if not isinstance(text, str):
+        raise UserError(f'{where}: "text" is {type(text).__name__}, expected a string')
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{where} holds half a surrogate pair, which is no text") from error
+    return text
+
+
+def holds_documents(head: bytes) -> bool:
+    """Whether a file that begins so has a JSON object with a text on each line."""
+    line = head.lstrip().partition(b"\n")[0]
+    if len(line) >= HEAD // 2:  # a long document: what there is of the line tells
+        return line.startswith(b"{") and b'"text"' in line
+    try:
+        return isinstance(json.loads(line)["text"], str)
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return False
 
 
 def _block_end(data: bytes) -> int:
@@ -132,19 +169,33 @@ def _block_end(data: bytes) -> int:
     return len(data)
 
 
-def text_files(key: str, path: Path) -> list[TextFile]:
-    """The non-empty text files at a path, sorted by name; `key` names the setting in messages."""
-    if not path.exists():
-        raise UserError(f"{key}={path}: no such file or folder")
-    if path.is_file():
-        if path.stat().st_size == 0:
-            raise UserError(f"{key}={path}: the file is empty; give a file with text")
-        return [TextFile(key, path, 0, path.stat().st_size)]
-    wanted = {*PLAIN_SUFFIXES, JSON_SUFFIX}
-    found = [p for p in sorted(path.rglob("*")) if p.is_file() and p.suffix in wanted]
-    files = [TextFile(key, p, 0, p.stat().st_size) for p in found if p.stat().st_size > 0]
-    if not files:
-        raise UserError(
-            f"{key}={path}: holds no text; expected files ending in {', '.join(sorted(wanted))}"
-        )
-    return files
+Version = tuple[Path, int, int, int, int]
+
+
+def _version(path: Path) -> Version:
+    """What tells a file from an earlier one of its name, within one process."""
+    stat = path.stat()
+    return path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
+
+
+@cache
+def _length(key: str, version: Version) -> int:
+    with opened(key, version[0]) as file:
+        if file.seekable():
+            return file.seek(0, os.SEEK_END)
+        return sum(len(chunk) for chunk in iter(lambda: file.read(BLOCK_BYTES), b""))
+
+
+@cache
+def _digest(version: Version) -> str:
+    with open(version[0], "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sampled(version: Version) -> str:
+    path, size, changed, _, _ = version
+    with open(path, "rb") as file:
+        ends = file.read(1 << 16)
+        file.seek(max(0, size - (1 << 16)))
+        ends += file.read(1 << 16)
+    return f"{size} {changed} {hashlib.sha256(ends).hexdigest()}"

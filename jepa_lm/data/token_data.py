@@ -8,8 +8,10 @@ from pathlib import Path
 from jepa_lm.data.corpora import Austen, FineWeb, TextCorpus
 from jepa_lm.data.prepare import Prepared, prepare
 from jepa_lm.data.stream import TokenStream
+from jepa_lm.data.text_splits import MOST_HELD_OUT
 from jepa_lm.data.tokenizers import ByteTokenizer, SentencePieceBPE
 from jepa_lm.errors import UserError
+from jepa_lm.evaluation.bpb import ByteCounter
 from jepa_lm.evaluation.windows import StandardWindows
 
 
@@ -44,21 +46,24 @@ class TokenData:
         for key, value in (("seq_len", seq_len), ("batch_tokens", batch_tokens)):
             if value < 1:
                 raise UserError(f"data.{key}={value}: at least 1")
-        if isinstance(corpus, Austen) and (path is not None or val_path is not None):
-            raise UserError(
-                f"data.path={path or val_path}: the embedded corpus reads no files (debug=tiny reads it "
-                "always); add data=text, or data/corpus=text to keep the tokenizer"
-            )
+        for key, named in (("path", path), ("val_path", val_path)):
+            if isinstance(corpus, Austen) and named is not None:
+                raise UserError(
+                    f"data.{key}={named}: the embedded corpus, which debug=tiny chooses whatever data= says, "
+                    "reads no files; add data/corpus=text"
+                )
         self.corpus, self.tokenizer_spec = corpus, tokenizer
         self.seq_len, self.batch_tokens = seq_len, batch_tokens
         self.val_batch_tokens, self.order, self.seed = val_batch_tokens, order, seed
         self.train_tokens = train_tokens
         self.cache_dir = Path(os.path.expanduser(cache_dir))
         self.prepared: Prepared | None = None
+        self.streams: dict[str, TokenStream] = {}
 
     def prepare_data(self) -> None:
         """Build or download the shards; runs on one process of each node."""
-        prepare(self.corpus, self.tokenizer_spec, self.cache_dir)
+        if self.prepared is None:
+            self.prepared = prepare(self.corpus, self.tokenizer_spec, self.cache_dir)
 
     def setup(self) -> None:
         """Open what `prepare_data` left on disk; runs on every process.
@@ -66,9 +71,10 @@ class TokenData:
         Raises:
             UserError: sequences or batches that the data is too short for.
         """
-        if self.prepared is not None:
+        if self.streams:
             return
-        self.prepared = prepare(self.corpus, self.tokenizer_spec, self.cache_dir)
+        self.prepare_data()
+        assert self.prepared is not None
         self.tokenizer = self.prepared.tokenizer
         self.streams = {
             "train": TokenStream(self.prepared.train, self.train_tokens),
@@ -88,6 +94,41 @@ class TokenData:
                 f"data.batch_tokens={self.batch_tokens}: the training split holds {train} tokens; "
                 f"choose at most {train - 1}, or more text"
             )
+
+    def byte_counter(self, split: str) -> ByteCounter:
+        """Counts bytes of tokens so that those of a whole split are the bytes of its text.
+
+        That is the text before tokenization, where it is known: a tokenizer that changes a text must not
+        change what its score is divided by.
+        """
+        assert self.prepared is not None
+        table, texts = self.tokenizer.token_bytes(), self.prepared.texts
+        if texts is None or not texts[split].counted:
+            return ByteCounter(table)
+        return ByteCounter(table, texts[split].bytes / texts[split].counted)
+
+    def in_words(self) -> str:
+        """The size of each split and the share that validates, for the first lines of a run."""
+        sizes, unit = self._sizes()
+        share = sizes["val"] / sum(sizes.values())
+        return f"{sizes['train']:,} {unit} of text to train on, {sizes['val']:,} ({share:.0%}) to validate on"
+
+    def cautions(self) -> list[str]:
+        """What a user should know of the text before it is trained on."""
+        sizes, _ = self._sizes()
+        share, found = sizes["val"] / sum(sizes.values()), list(self.corpus.remarks)
+        if share > MOST_HELD_OUT and not isinstance(self.corpus, FineWeb):
+            found.append(
+                f"{share:.0%} of the text is held out for validation and not trained on; "
+                "data.corpus.val_fraction or data.val_path change that"
+            )
+        return found
+
+    def _sizes(self) -> tuple[dict[str, int], str]:
+        assert self.prepared is not None
+        if self.prepared.texts is not None:
+            return {split: text.bytes for split, text in self.prepared.texts.items()}, "bytes"
+        return {split: stream.total for split, stream in self.streams.items()}, "tokens"
 
     def micro_batch_tokens(self, world_size: int, accumulate: int) -> int:
         """Tokens of one rank's micro-batch.

@@ -7,9 +7,8 @@ also knows how many bytes of text each token stands for; see `TokenBytes`.
 from __future__ import annotations
 
 import hashlib
-import io
 import os
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -17,12 +16,18 @@ from typing import Protocol
 import numpy as np
 import sentencepiece
 
+from jepa_lm.data.sentencepiece_model import model_settings
+from jepa_lm.data.shards import MAX_VOCAB
+from jepa_lm.data.tokenizer_training import train_bpe
 from jepa_lm.errors import UserError
+from jepa_lm.files import write_bytes
 
 SPACE = "\u2581"
 """SentencePiece writes a space as this character, so a literal one in the text needs care."""
 SPECIAL_IDS = 4
 """byte260: PAD, BOS, EOS, UNK stand before the 256 bytes."""
+MOST_MODEL = 1 << 26
+"""Bytes of a .model file that is read; one of 65,536 pieces has about 1 MB."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +57,13 @@ class Tokenizer(Protocol):
 
     def encode(self, text: str) -> np.ndarray:
         """Token ids of a text, without BOS."""
+        ...
+
+    def safe_cut(self, text: str, first: int) -> int:
+        """The last place from `first` on where the ids of both parts are those of the whole text.
+
+        0 where no place is certain.
+        """
         ...
 
     def decode(self, ids: Sequence[int]) -> bytes:
@@ -91,6 +103,10 @@ class ByteTokenizer:
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint16) + self._offset
 
+    def safe_cut(self, text: str, first: int) -> int:
+        """Anywhere: bytes know no neighbours."""
+        return len(text)
+
     def save(self, path: Path) -> None:
         """Nothing to keep."""
 
@@ -118,10 +134,18 @@ class SentencePieceTokenizer:
 
     def __init__(self, model: bytes, *, vocab_size: int, source: str) -> None:
         try:
+            if not model:
+                raise ValueError("empty")  # the library takes it for a model that comes later
             self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
-        except (RuntimeError, OSError) as error:
-            raise UserError(f"data.tokenizer: {source} is not a SentencePiece model") from error
-        found = self._pieces.get_piece_size()
+            found = self._pieces.get_piece_size()
+            # Read here: what is no text would be an error later.
+            pieces = [self._pieces.id_to_piece(i) for i in range(found)]
+            self._pieces.decode([self._pieces.unk_id()])
+            self._settings = model_settings(model)
+        except (RuntimeError, OSError, ValueError, IndexError) as error:
+            raise UserError(
+                f"data.tokenizer: {source} is not a SentencePiece model, or is damaged"
+            ) from error
         if found != vocab_size:
             raise UserError(
                 f"data.tokenizer.vocab_size={vocab_size}: {source} has {found} pieces; set "
@@ -132,12 +156,21 @@ class SentencePieceTokenizer:
         self.bos_id = bos if bos >= 0 else None
         self.fingerprint = hashlib.sha256(model).hexdigest()
         # A dummy prefix is a space that the model adds to a document and the decoder drops again.
-        self._dummy_prefix = self._pieces.encode("a", out_type=str)[0].startswith(SPACE)
+        first = self._pieces.encode("a", out_type=str)
+        self._dummy_prefix = bool(first) and first[0].startswith(SPACE)
         self._space_ids = [self._pieces.piece_to_id(f"<0x{b:02X}>") for b in SPACE.encode()]
         self._byte_fallback = self._pieces.is_byte(self._space_ids[0])
+        # Merging never joins what no piece joins. An unused piece is taken apart by what was merged last.
+        merges = self._settings.bpe and not any(map(self._pieces.is_unused, range(found)))
+        self._neighbours: set[str] | None = None
+        """Pairs of characters that are neighbours in a piece; None where text must not be cut at all."""
+        if merges and self._settings.keeps_text:
+            spelled = (piece.replace(" ", SPACE) for piece in pieces)
+            self._neighbours = {p[i : i + 2] for p in spelled for i in range(len(p) - 1)}
 
     def encode(self, text: str) -> np.ndarray:
-        if SPACE not in text or self._dummy_prefix or not self._byte_fallback:
+        kept = self._settings.keeps_text and self._settings.marks_spaces and self._byte_fallback
+        if SPACE not in text or not kept:
             return np.asarray(self._pieces.encode(text), dtype=np.uint16)
         # A literal U+2581 would come back as a space: spell it in byte tokens.
         parts = [self._pieces.encode(part) for part in text.split(SPACE)]
@@ -146,9 +179,24 @@ class SentencePieceTokenizer:
             ids += self._space_ids + part
         return np.asarray(ids, dtype=np.uint16)
 
+    def safe_cut(self, text: str, first: int) -> int:
+        if self._neighbours is None:
+            return 0
+        places = range(len(text) - 1, max(first, 1) - 1, -1)
+        return next((i for i in places if self._may_cut(text[i - 1 : i + 1])), 0)
+
+    def _may_cut(self, pair: str) -> bool:
+        assert self._neighbours is not None
+        pair = pair.replace(" ", SPACE)
+        if pair in self._neighbours:
+            return False
+        # Without bytes, unknown characters that follow each other are one token.
+        known = (self._pieces.piece_to_id(character) != self._pieces.unk_id() for character in pair)
+        return self._byte_fallback or any(known)
+
     def save(self, path: Path) -> None:
         """Write the .model file."""
-        path.write_bytes(self._model)
+        write_bytes(path, self._model)
 
     def decode(self, ids: Sequence[int]) -> bytes:
         return self._pieces.decode([int(i) for i in ids]).encode()
@@ -187,53 +235,28 @@ class SentencePieceBPE:
     """
 
     def __init__(self, *, vocab_size: int, model: str | None, train_bytes: int) -> None:
+        if not 1 <= vocab_size <= MAX_VOCAB:
+            raise UserError(
+                f"data.tokenizer.vocab_size={vocab_size}: 1 to {MAX_VOCAB}, since tokens are kept in 16 bits"
+            )
+        if train_bytes < 1:
+            raise UserError(f"data.tokenizer.train_bytes={train_bytes}: at least 1")
         self.vocab_size, self.model, self.train_bytes = vocab_size, model, train_bytes
 
     def build(self, train_text: Iterable[str], published: Path | None) -> SentencePieceTokenizer:
         """The tokenizer; `train_text` is read only when one has to be trained."""
         path = Path(os.path.expanduser(self.model)) if self.model is not None else published
         if path is None:
-            model, source = self._train(train_text), "the trained tokenizer"
-        elif path.is_file():
-            model, source = path.read_bytes(), str(path)
-        else:
-            raise UserError(f"data.tokenizer.model={path}: no such file; expected a .model file")
-        return SentencePieceTokenizer(model, vocab_size=self.vocab_size, source=source)
-
-    def _train(self, text: Iterable[str]) -> bytes:
-        out = io.BytesIO()
-        try:
-            sentencepiece.SentencePieceTrainer.train(
-                sentence_iterator=_lines(text, self.train_bytes),
-                model_writer=out,
-                model_type="bpe",
-                vocab_size=self.vocab_size,
-                byte_fallback=True,
-                normalization_rule_name="identity",
-                add_dummy_prefix=False,
-                remove_extra_whitespaces=False,
-                character_coverage=0.9999,
-                max_sentence_length=1 << 24,
-                unk_id=0,
-                bos_id=1,
-                eos_id=2,
-                pad_id=-1,
-                minloglevel=2,
+            model = train_bpe(train_text, vocab_size=self.vocab_size, train_bytes=self.train_bytes)
+            return SentencePieceTokenizer(
+                model, vocab_size=self.vocab_size, source="the trained tokenizer"
             )
-        except (RuntimeError, OSError) as error:
-            reason = " ".join(str(error).rpartition("] ")[2].split())
+        if not os.path.isfile(path):
+            raise UserError(f"data.tokenizer.model={path}: no such file; expected a .model file")
+        with open(path, "rb") as file:
+            model = file.read(MOST_MODEL + 1)
+        if len(model) > MOST_MODEL:
             raise UserError(
-                f"data.tokenizer.vocab_size={self.vocab_size}: no tokenizer of this size can be "
-                f"trained on this text ({reason}); set another size or use data=byte260"
-            ) from error
-        return out.getvalue()
-
-
-def _lines(blocks: Iterable[str], limit: int) -> Iterator[str]:
-    """Lines of the first `limit` bytes of text, without line ends and without empty ones."""
-    seen = 0
-    for block in blocks:
-        yield from filter(None, block.split("\n"))
-        seen += len(block)
-        if seen >= limit:
-            return
+                f"data.tokenizer.model={path}: more than {MOST_MODEL} bytes, which no SentencePiece model has"
+            )
+        return SentencePieceTokenizer(model, vocab_size=self.vocab_size, source=str(path))

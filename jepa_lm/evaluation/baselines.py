@@ -3,24 +3,34 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import lzma
+from contextlib import suppress
 from pathlib import Path
 
 import brotli
 import numpy as np
 
-from jepa_lm.data.stream import TokenStream
-from jepa_lm.data.tokenizers import Tokenizer
-from jepa_lm.evaluation.bpb import decoded_documents
-from jepa_lm.files import write_json
+from jepa_lm.data.corpora import FineWeb
+from jepa_lm.data.token_data import TokenData
+from jepa_lm.evaluation.byte_audit import decoded_documents
+from jepa_lm.files import read_object, sweep_up, write_json
+
+NAMES = ("xz", "brotli", "xz after the training text", "brotli after the training text")
 
 
-def split_text(stream: TokenStream, tokenizer: Tokenizer, limit: int) -> bytes:
-    """The decoded text of a split, its first `limit` bytes at most."""
+def split_text(data: TokenData, split: str, limit: int) -> bytes:
+    """The text of a split, its first `limit` bytes at most; decoded where there are only tokens."""
+    if not isinstance(data.corpus, FineWeb):
+        found = bytearray()
+        for block in data.corpus.blocks(split):
+            found += block.text.encode()
+            if len(found) >= limit:
+                break
+        return bytes(found[:limit])
+    stream = data.streams[split]
     tokens = np.empty(min(stream.total, limit), dtype=np.int64)
     stream.read(0, tokens)
-    return b"".join(decoded_documents(tokens, tokenizer))[:limit]
+    return b"".join(decoded_documents(tokens, data.tokenizer))[:limit]
 
 
 def compressor_baselines(text: bytes, prefix: bytes) -> dict[str, float]:
@@ -35,21 +45,23 @@ def compressor_baselines(text: bytes, prefix: bytes) -> dict[str, float]:
     def br(data: bytes) -> int:
         return len(brotli.compress(data, quality=11, lgwin=24))
 
-    return {
-        "xz": bits(xz(text)),
-        "brotli": bits(br(text)),
-        "xz after the training text": bits(xz(prefix + text) - xz(prefix)),
-        "brotli after the training text": bits(br(prefix + text) - br(prefix)),
-    }
+    sizes = (xz(text), br(text), xz(prefix + text) - xz(prefix), br(prefix + text) - br(prefix))
+    return dict(zip(NAMES, map(bits, sizes), strict=True))
 
 
 def cached_baselines(text: bytes, prefix: bytes, cache_dir: Path) -> dict[str, float]:
-    """`compressor_baselines`, remembered: brotli takes some 15 s over the embedded corpus."""
+    """`compressor_baselines`, remembered: brotli takes some 15 s over the embedded corpus.
+
+    A memory that is damaged is made anew; a cache that cannot be written to remembers nothing.
+    """
     key = hashlib.sha256(len(text).to_bytes(8, "little") + text + prefix).hexdigest()[:20]
     path = cache_dir / "baselines" / f"{key}.json"
-    if path.is_file():
-        return json.loads(path.read_text(encoding="utf-8"))
+    known = read_object(path)
+    if known.keys() == set(NAMES) and all(isinstance(bits, float) for bits in known.values()):
+        return known
     found = compressor_baselines(text, prefix)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_json(path, found)
+    with suppress(OSError):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        sweep_up(path.parent)
+        write_json(path, found)
     return found

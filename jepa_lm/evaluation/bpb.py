@@ -1,42 +1,45 @@
-"""Bits per byte: total nats / ln 2 / total bytes of the text, and the audit of the byte count.
+"""Bits per byte: total nats / ln 2 / total bytes of the text.
 
-A token table says how many bytes each target stands for (`TokenBytes`); the audit decodes the
-split and compares, because wrong tables have made published scores look up to 20 % better.
-Legend: B windows, T targets, V vocabulary.
+A token table says how many bytes each target stands for (`TokenBytes`). Where the text before tokenization
+is known, a whole split counts its bytes and no others. Legend: B windows, T targets, V vocabulary.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import pairwise
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from jepa_lm.data.stream import Batch, TokenStream
-from jepa_lm.data.tokenizers import TokenBytes, Tokenizer
+from jepa_lm.data.stream import Batch
+from jepa_lm.data.tokenizers import TokenBytes
 from jepa_lm.model import LanguageModel, token_nll
 
 
 class ByteCounter(nn.Module):
-    """`TokenBytes` as tensors that follow the model to its device and stay out of checkpoints."""
+    """`TokenBytes` as tensors that follow the model to its device and stay out of checkpoints.
+
+    Args:
+        scale: bytes of text for each byte of the table; another number than 1 where the tokenizer does not
+            keep the text (a normalised space, an unknown character).
+    """
 
     base: Tensor
     leading_space: Tensor
     boundary: Tensor
 
-    def __init__(self, table: TokenBytes) -> None:
+    def __init__(self, table: TokenBytes, scale: float = 1.0) -> None:
         super().__init__()
+        self.scale = scale
         for name in ("base", "leading_space", "boundary"):
             self.register_buffer(name, torch.from_numpy(getattr(table, name)), persistent=False)
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Bytes of each target, int64; inputs are the tokens before them, both [B, T]."""
+        """Bytes of each target, int64 (scaled: float64); inputs are the tokens before them; all [B, T]."""
         space = self.leading_space[targets] & ~self.boundary[inputs]
-        return self.base[targets] + space
+        counted = self.base[targets] + space
+        return counted if self.scale == 1 else counted.double() * self.scale
 
 
 @dataclass(frozen=True)
@@ -80,7 +83,7 @@ class BPBMeter(nn.Module):
 def score_from_sums(nats: float, tokens: float, n_bytes: float) -> Score:
     """A score from total nats, targets and bytes."""
     bpb = nats / math.log(2) / n_bytes if n_bytes else math.nan
-    return Score(nll=nats / max(tokens, 1), bpb=bpb, tokens=int(tokens), bytes=int(n_bytes))
+    return Score(nll=nats / max(tokens, 1), bpb=bpb, tokens=int(tokens), bytes=round(n_bytes))
 
 
 def score_batch(
@@ -104,43 +107,3 @@ def score_batch(
     if temperature != 1.0:
         logits = logits / temperature
     meter.update(token_nll(logits, targets), byte_counter(inputs[:, -scored:], targets))
-
-
-@dataclass(frozen=True)
-class ByteAudit:
-    """Bytes by the table and bytes of the decoded text; `source` is the text before tokenization."""
-
-    table: int
-    decoded: int
-    source: int | None
-
-    @property
-    def matches(self) -> bool:
-        """The table tells the truth about the decoded text."""
-        return self.table == self.decoded
-
-    @property
-    def lossless(self) -> bool | None:
-        """The tokenizer kept every byte; None when the source is not at hand."""
-        return None if self.source is None else self.decoded == self.source
-
-
-def decoded_documents(tokens: np.ndarray, tokenizer: Tokenizer) -> Iterator[bytes]:
-    """The text of each document among the tokens; a BOS starts one."""
-    starts = [] if tokenizer.bos_id is None else np.flatnonzero(tokens == tokenizer.bos_id).tolist()
-    for a, b in pairwise(sorted({0, *starts, len(tokens)})):
-        yield tokenizer.decode(tokens[a:b].tolist())
-
-
-def audit_bytes(stream: TokenStream, tokenizer: Tokenizer, source: int | None) -> ByteAudit:
-    """Count a split's bytes by table and by really decoding it, document by document.
-
-    Every token but the first is a target. Without BOS the first token is text that no target
-    stands for; its bytes are counted on both sides, so that the text is compared whole.
-    """
-    tokens = np.empty(stream.total, dtype=np.int64)
-    stream.read(0, tokens)
-    table = tokenizer.token_bytes()
-    counted = int(table.count(tokens[:-1], tokens[1:]).sum()) + int(table.base[tokens[0]])
-    decoded = sum(len(text) for text in decoded_documents(tokens, tokenizer))
-    return ByteAudit(table=counted, decoded=decoded, source=source)

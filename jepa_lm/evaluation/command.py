@@ -18,7 +18,8 @@ from jepa_lm.console import showing
 from jepa_lm.data.token_data import TokenData
 from jepa_lm.errors import RankError, UserError, warn
 from jepa_lm.evaluation.baselines import cached_baselines, split_text
-from jepa_lm.evaluation.bpb import audit_bytes, score_from_sums
+from jepa_lm.evaluation.bpb import score_from_sums
+from jepa_lm.evaluation.byte_audit import audit_bytes
 from jepa_lm.evaluation.protocols import check_protocol, details, score_split
 from jepa_lm.evaluation.report import print_result
 from jepa_lm.evaluation.scoring import Scorer
@@ -146,8 +147,7 @@ def _result(
         result["audit"] = _audit(data)
     if settings["baselines"]:
         limit = settings["baseline_bytes"]
-        text = split_text(data.streams["val"], data.tokenizer, limit)
-        prefix = split_text(data.streams["train"], data.tokenizer, limit)
+        text, prefix = (split_text(data, split, limit) for split in ("val", "train"))
         result["baselines"] = cached_baselines(text, prefix, data.cache_dir)
         result["baselines_read_bytes"] = {"validation": len(text), "training": len(prefix)}
     return result
@@ -239,7 +239,7 @@ def _share(
 ) -> tuple[list[float], float]:
     settings = config["eval"]
     precision = _given(settings["precision"], subject.precision)
-    scorer = Scorer.of(subject.model, data.tokenizer, device, precision)._replace(
+    scorer = Scorer.of(subject.model, data.byte_counter("val"), device, precision)._replace(
         temperature=_temperature(settings, subject), rank=rank, world_size=world_size
     )
     began = time.perf_counter()
@@ -253,13 +253,6 @@ def _temperature(settings: dict[str, Any], subject: Subject) -> float:
 
 def _audit(data: TokenData) -> dict[str, Any]:
     assert data.prepared is not None
-    text_bytes = data.prepared.text_bytes
-    source = None if text_bytes is None else text_bytes["val"]
-    audit = audit_bytes(data.streams["val"], data.tokenizer, source)
-    return {
-        "table_bytes": audit.table,
-        "decoded_bytes": audit.decoded,
-        "source_bytes": audit.source,
-        "matches": audit.matches,
-        "lossless": audit.lossless,
-    }
+    texts = data.prepared.texts
+    source = None if texts is None else texts["val"]
+    return audit_bytes(data.streams["val"], data.tokenizer, source).as_dict()

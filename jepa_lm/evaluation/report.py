@@ -23,19 +23,7 @@ def print_result(result: dict[str, Any], path: Path) -> None:
         table.add_row("temperature", f"{result['temperature']:g}")
     table.add_row("seconds", f"{result['seconds']:.1f} of {result['max_seconds']:g}")
     if "audit" in result:
-        audit = result["audit"]
-        ok = (
-            "matches the decoded text"
-            if audit["matches"]
-            else "[red]DIFFERS from the decoded text[/red]"
-        )
-        table.add_row("byte count", f"{ok} ({audit['decoded_bytes']:,} bytes)")
-        if audit["lossless"] is False:
-            table.add_row(
-                "lossy tokenizer",
-                f"the source has {audit['source_bytes']:,} bytes: "
-                f"{result['bpb'] * result['bytes'] / audit['source_bytes']:.6f} bits per source byte",
-            )
+        table.add_row("byte count", byte_count_in_words(result["audit"]))
     for name, bits in result.get("baselines", {}).items():
         table.add_row(f"for comparison: {name}", f"{bits:.3f} bits per byte")
     console.print(table)
@@ -53,3 +41,19 @@ def _protocol_in_words(result: dict[str, Any]) -> str:
             else "state empty at the start of each document"
         )
     return words
+
+
+def byte_count_in_words(audit: dict[str, Any]) -> str:
+    """What the score was divided by, and how that was checked."""
+    decoded = f"{audit['decoded_bytes']:,} bytes"
+    if audit["lossless"] is False:
+        return (
+            f"{audit['source_bytes']:,} bytes of the text itself; the tokenizer does not keep it: decoded it "
+            f"is another one of {decoded}"
+        )
+    if audit["matches"]:
+        same = ", which is the text itself" if audit["lossless"] else ""
+        return f"matches the decoded text{same} ({decoded})"
+    if audit["lossless"]:
+        return f"{decoded} of the text itself; the tokenizer's table of bytes is wrong"
+    return f"[red]DIFFERS from the decoded text[/red] ({decoded})"

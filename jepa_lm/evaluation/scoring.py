@@ -14,7 +14,6 @@ from torch import Tensor
 
 from jepa_lm.console import shown
 from jepa_lm.data.stream import Batch, TokenStream
-from jepa_lm.data.tokenizers import Tokenizer
 from jepa_lm.evaluation.bpb import BPBMeter, ByteCounter, score_batch
 from jepa_lm.model import LanguageModel, TextState, token_nll
 from jepa_lm.precision import AUTOCAST, resolve_precision
@@ -34,11 +33,10 @@ class Scorer(NamedTuple):
 
     @classmethod
     def of(
-        cls, model: LanguageModel, tokenizer: Tokenizer, device: torch.device, precision: str
+        cls, model: LanguageModel, byte_counter: ByteCounter, device: torch.device, precision: str
     ) -> Scorer:
         """One process's scorer; `precision` may be `auto`."""
-        counter = ByteCounter(tokenizer.token_bytes())
-        return cls(model, counter, device, resolve_precision(precision, device.type))
+        return cls(model, byte_counter, device, resolve_precision(precision, device.type))
 
     def prepare(self) -> BPBMeter:
         """Move everything to the device; returns an empty meter there."""

@@ -66,7 +66,7 @@ def test_prepared_austen_holds_every_byte_and_a_bos_per_chapter(cache):
     assert (tokens == prepared.tokenizer.bos_id).sum() == 24
     assert tokens[0] == prepared.tokenizer.bos_id
     assert prepared.tokenizer.decode(tokens.tolist()).decode() == joined(Austen(), "val")
-    assert prepared.text_bytes["val"] == len(joined(Austen(), "val").encode())
+    assert prepared.texts["val"].bytes == len(joined(Austen(), "val").encode())
     again = prepare(Austen(), BPE, cache)
     assert again.train == prepared.train
     assert again.tokenizer.fingerprint == prepared.tokenizer.fingerprint
@@ -77,10 +77,10 @@ def test_a_killed_preparation_leaves_nothing_that_looks_finished(tmp_path, monke
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr("jepa_lm.data.prepare.json.dumps", dies)
+        patch.setattr("jepa_lm.data.prepare.write_manifest", dies)
         with pytest.raises(KeyboardInterrupt):
             prepare(Austen(), ByteTokenizer(vocab_size=260), tmp_path)
-    assert list((tmp_path / "prepared").iterdir()) == []
+    assert [path.name for path in (tmp_path / "prepared").iterdir()] == ["locks"]
     assert prepare(Austen(), ByteTokenizer(vocab_size=260), tmp_path).val
 
 
@@ -274,7 +274,7 @@ def data_of(cache, **changes) -> TokenData:
         ({"seq_len": 10_000_000}, "data.seq_len=10000000: the training split holds"),
         ({"batch_tokens": 10_000_000}, "data.batch_tokens=10000000: the training split holds"),
         ({"seq_len": 0}, "data.seq_len=0: at least 1"),
-        ({"path": "x.txt"}, "the embedded corpus reads no files"),
+        ({"path": "x.txt"}, "the embedded corpus, which debug=tiny chooses"),
     ],
 )
 def test_data_too_short_is_named(cache, changes, words):

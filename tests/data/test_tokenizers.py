@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from jepa_lm.data.corpora import Austen
+from jepa_lm.data.tokenizer_training import LINE, training_lines
 from jepa_lm.data.tokenizers import (
     SPACE,
     ByteTokenizer,
@@ -177,5 +178,76 @@ def test_errors_name_the_setting(tmp_path):
         )
     with pytest.raises(UserError, match="no such file"):
         SentencePieceBPE(vocab_size=9, model=str(tmp_path / "no"), train_bytes=1).build((), None)
-    with pytest.raises(UserError, match=r"vocab_size=5000: no tokenizer of this size"):
-        SentencePieceBPE(vocab_size=5000, model=None, train_bytes=9).build(["a short text"], None)
+
+
+@pytest.mark.parametrize(
+    ("text", "size", "words"),
+    [
+        (["a short text"], 5000, r"it has pieces for 286 at most; set that or fewer"),
+        (["a short text"], 100, r"its bytes and characters take 268 pieces; set that or more"),
+        (["\n\n\n"], 300, "it holds nothing but line ends; give more text"),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_trained_says_why_and_what_to_do(text, size, words):
+    with pytest.raises(UserError, match=rf"^data\.tokenizer\.vocab_size={size}: .*{words}"):
+        SentencePieceBPE(vocab_size=size, model=None, train_bytes=1000).build(text, None)
+
+
+@pytest.mark.parametrize("size", [0, -5, 65_537, 70_000])
+def test_a_vocabulary_that_does_not_fit_16_bits_is_refused_before_anything_is_read(size):
+    with pytest.raises(UserError, match=rf"^data\.tokenizer\.vocab_size={size}: 1 to 65536"):
+        SentencePieceBPE(vocab_size=size, model="/no/such/file", train_bytes=1000)
+
+
+def test_what_goes_wrong_in_the_text_is_not_blamed_on_the_vocabulary():
+    def text(error):
+        yield "some words that are read before\n" * 50
+        raise error
+
+    spec = SentencePieceBPE(vocab_size=300, model=None, train_bytes=10_000)
+    for error in (
+        UserError("data.path=x: line 8 is no text"),
+        OSError("gone"),
+        KeyboardInterrupt(),
+    ):
+        with pytest.raises(type(error)) as caught:
+            spec.build(text(error), None)
+        assert caught.value is error
+
+
+def test_lines_that_the_trainer_would_leave_out_are_trained_on():
+    """Those with its sign for unknown characters, and those of more than 16 MiB."""
+    text = "".join(f"\u2585 number {i} of the words\n" for i in range(300))
+    tokenizer = SentencePieceBPE(vocab_size=300, model=None, train_bytes=10**6).build([text], None)
+    assert tokenizer.decode(tokenizer.encode(text).tolist()) == text.encode()
+    assert len(tokenizer.encode("number")) < 4
+    line = "ab" * (1 << 20)
+    cut = [len(part) for part in training_lines([line, line[1:], "\n", "end"], 10**8)]
+    assert cut == [LINE, LINE, LINE, LINE - 1, 3]
+
+
+def test_a_damaged_model_is_one_line(tmp_path):
+    whole = bytearray(trained()._model)
+    rng = np.random.default_rng(0)
+    path, refused = tmp_path / "t.model", 0
+    for i in range(150):
+        model = whole[: rng.integers(len(whole))] if i % 3 == 0 else whole.copy()
+        if model and i % 3:
+            places = rng.integers(len(model), size=8)
+            model[int(places[0]) : int(places[0]) + i % 2 * 9] = b""
+            for place in places % len(model):
+                model[place] = rng.integers(256)
+        path.write_bytes(model)
+        try:
+            found = SentencePieceBPE(vocab_size=400, model=str(path), train_bytes=1).build((), None)
+        except UserError as error:
+            refused += "\n" not in str(error)
+        else:
+            found.decode(found.encode("some text \u2581 \u00e9\0").tolist())
+            found.token_bytes()
+            found.safe_cut("some text", 1)
+    assert refused > 100
+    for content, words in ((b"", "is not a SentencePiece"), (bytes(1 << 27), "more than")):
+        path.write_bytes(content)
+        with pytest.raises(UserError, match=words):
+            SentencePieceBPE(vocab_size=400, model=str(path), train_bytes=1).build((), None)

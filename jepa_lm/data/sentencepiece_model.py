@@ -1,0 +1,88 @@
+"""What a SentencePiece model file says of itself, which the library has no way to ask for.
+
+The file is a protocol buffer. The classes for it that come with the library run with one version of
+protobuf alone, and four settings are wanted, so they are read from the bytes; the library has parsed the
+file before, so that it is well formed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+TRAINER, NORMALIZER = 2, 3
+BPE = 2
+"""Of the model types; 1 is unigram, 3 words, 4 characters."""
+
+
+@dataclass(frozen=True)
+class ModelSettings:
+    """How a model cuts text.
+
+    Args:
+        bpe: it merges pairs of neighbours, and nothing else.
+        keeps_text: it changes nothing in a text first: no normalisation, no added or removed spaces.
+        marks_spaces: a space is U+2581 in its pieces.
+    """
+
+    bpe: bool
+    keeps_text: bool
+    marks_spaces: bool
+
+
+def model_settings(model: bytes) -> ModelSettings:
+    """The settings of a serialized model.
+
+    Raises:
+        ValueError: it is no protocol buffer.
+    """
+    fields = list(_fields(model))
+    trainer, normalizer = (dict(_fields(_part(fields, n))) for n in (TRAINER, NORMALIZER))
+    changes = bool(normalizer.get(2))  # precompiled_charsmap
+    added, removed, escaped = (bool(normalizer.get(field, 1)) for field in (3, 4, 5))
+    return ModelSettings(
+        bpe=trainer.get(3, 1) == BPE,
+        keeps_text=not (changes or added or removed),
+        marks_spaces=escaped,
+    )
+
+
+def _part(fields: list[tuple[int, int | bytes]], number: int) -> bytes:
+    """A message inside; where it is there in several places, they are one."""
+    return b"".join(value for n, value in fields if n == number and isinstance(value, bytes))
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """Number and value of each field; of a field that is there twice the last one counts."""
+    at = 0
+    try:
+        while at < len(message):
+            tag, at = _varint(message, at)
+            number, kind = tag >> 3, tag & 7
+            if kind == 0:
+                value, at = _varint(message, at)
+                yield number, value
+            elif kind in (1, 2, 5):
+                size = {1: 8, 5: 4}.get(kind)
+                if size is None:
+                    size, at = _varint(message, at)
+                if at + size > len(message):
+                    raise ValueError("a field goes on after the end")
+                yield number, message[at : at + size]
+                at += size
+            else:
+                raise ValueError(f"a field of kind {kind}")
+    except IndexError as error:
+        raise ValueError("ends within a number") from error
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = message[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return value, at
+        if shift > 63:
+            raise ValueError("a number of more than 64 bits")
