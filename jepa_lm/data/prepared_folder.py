@@ -20,7 +20,7 @@ from jepa_lm.files import read_object, write_json
 from jepa_lm.locks import taking_turns
 
 MANIFEST = "corpus.json"
-BUILDING = ".building"
+LOCKS, BUILDING = ".locks", ".building"
 HASHED_BYTES = 1 << 28
 """Folders of up to this size are compared by content, which takes a second; larger ones by sizes."""
 
@@ -82,7 +82,7 @@ def place_to_build(folder: Path) -> Iterator[Path | None]:
     Raises:
         UserError: the cache is closed to the user. OSError: the disk is full.
     """
-    locks, building = folder.parent / "locks", folder.with_name(folder.name + BUILDING)
+    locks, building = folder.parent / LOCKS, folder.with_name(folder.name + BUILDING)
     try:
         locks.mkdir(parents=True, exist_ok=True)
         (locks / folder.name).touch()

@@ -73,7 +73,7 @@ class TextFile:
             return file.read(HEAD)
 
     @contextmanager
-    def open(self) -> Iterator[BinaryIO]:
+    def reading(self) -> Iterator[BinaryIO]:
         """The text from `start` on."""
         with opened(self.key, self.path) as file:
             if file.seekable():
@@ -86,7 +86,7 @@ class TextFile:
 
     def chunks(self) -> Iterator[bytes]:
         """The text in order, in pieces of up to `BLOCK_BYTES`."""
-        with self.open() as file:
+        with self.reading() as file:
             left = sys.maxsize if self.stop is None else self.stop - self.start
             while data := file.read(min(BLOCK_BYTES, left)):
                 yield data
@@ -107,17 +107,22 @@ class TextFile:
             yield Block(self._decode(carry, at), first)
 
     def _json_documents(self) -> Iterator[Block]:
-        with self.open() as file:
-            at, number = self.start, 0
+        with self.reading() as file:
+            at = self.start
             while (self.stop is None or at < self.stop) and (line := file.readline(MAX_JSON_LINE)):
-                at, number = at + len(line), number + 1
-                where = f"{self.key}={self.path}: line {number} of this part"
-                if len(line) == MAX_JSON_LINE:
-                    raise UserError(
-                        f"{where} is longer than {MAX_JSON_LINE} bytes; split the document"
+                try:
+                    if len(line) == MAX_JSON_LINE:
+                        raise ValueError(
+                            f"is longer than {MAX_JSON_LINE} bytes; split the document"
+                        )
+                    if line.strip():
+                        yield Block(_document(line), True)
+                except ValueError as error:
+                    number = 1 + sum(
+                        c.count(b"\n") for c in replace(self, start=0, stop=at).chunks()
                     )
-                if line.strip():
-                    yield Block(_document(line, where), True)
+                    raise UserError(f"{self.key}={self.path}: line {number} {error}") from error
+                at += len(line)
 
     def _decode(self, data: bytes, offset: int) -> str:
         try:
@@ -129,21 +134,25 @@ class TextFile:
             ) from error
 
 
-def _document(line: bytes, where: str) -> str:
-    """The text of a line of JSON."""
+def _document(line: bytes) -> str:
+    """The text of a line of JSON.
+
+    Raises:
+        ValueError: what is wrong with the line.
+    """
     try:
         text = json.loads(line)["text"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(
-            f'{where} is not a JSON object with a "text" field; each line is one, as {{"text": "..."}} '
+        raise ValueError(
+            'is not a JSON object with a "text" field; each line is one, as {"text": "..."} '
             "(jq -c .[] FILE makes lines of a list, jq -c . FILE of an object over several lines)"
         ) from error
     if not isinstance(text, str):
-        raise UserError(f'{where}: "text" is {type(text).__name__}, expected a string')
+        raise ValueError(f'has a "text" that is {type(text).__name__}, expected a string')
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise UserError(f"{where} holds half a surrogate pair, which is no text") from error
+        raise ValueError("holds half a surrogate pair, which is no text") from error
     return text
 
 

@@ -87,6 +87,6 @@ def _line_starts(file: TextFile, aim: int) -> list[int]:
 
 def _character_start(file: TextFile, aim: int) -> int:
     """The first character that starts at `aim` or after it."""
-    with file.split(aim)[1].open() as text:
+    with file.split(aim)[1].reading() as text:
         rest = text.read(4)
     return aim + next((i for i, byte in enumerate(rest) if byte & 0xC0 != 0x80), 0)

@@ -46,6 +46,8 @@ class TokenData:
         for key, value in (("seq_len", seq_len), ("batch_tokens", batch_tokens)):
             if value < 1:
                 raise UserError(f"data.{key}={value}: at least 1")
+        if not cache_dir.strip():
+            raise UserError("data.cache_dir: is empty; name a folder for prepared data")
         for key, named in (("path", path), ("val_path", val_path)):
             if isinstance(corpus, Austen) and named is not None:
                 raise UserError(

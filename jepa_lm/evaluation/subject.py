@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
@@ -164,13 +165,29 @@ def weights_of(subject: Subject) -> str:
     return weights_hash(weights)
 
 
+def _require_text(source: str, data: Mapping[str, Any]) -> None:
+    """Say in a line which of the files that the data was read from has moved."""
+    tokenizer = data.get("tokenizer")
+    model = tokenizer.get("model") if isinstance(tokenizer, Mapping) else None
+    named = {"path": data.get("path"), "val_path": data.get("val_path"), "tokenizer.model": model}
+    for key, path in named.items():
+        if isinstance(path, str) and path and not os.path.exists(os.path.expanduser(path)):
+            where = os.path.abspath(os.path.expanduser(path))
+            raise UserError(
+                f"{source}: was trained with data.{key}={path}, and {where} is not there any more; put it "
+                "back, or a link to where it is now"
+            )
+
+
 def load_data(subject: Subject, changes: dict[str, Any]) -> TokenData:
     """The data that the model was trained beside, with some settings changed.
 
     Raises:
-        UserError: the data's tokenizer is not the model's any more, or its config asks for what it may not.
+        UserError: the data or its tokenizer is not there any more, or another one, or its config asks for
+            what it may not.
     """
     source = str(subject.source)
+    _require_text(source, subject.data)
     data = build_part("data", {**subject.data, **changes}, source, subject.trust)
     if not isinstance(data, TokenData):
         raise UserError(f"{source}: its config builds a {type(data).__name__}, not a TokenData")

@@ -80,7 +80,7 @@ def test_a_killed_preparation_leaves_nothing_that_looks_finished(tmp_path, monke
         patch.setattr("jepa_lm.data.prepare.write_manifest", dies)
         with pytest.raises(KeyboardInterrupt):
             prepare(Austen(), ByteTokenizer(vocab_size=260), tmp_path)
-    assert [path.name for path in (tmp_path / "prepared").iterdir()] == ["locks"]
+    assert [path.name for path in (tmp_path / "prepared").iterdir()] == [".locks"]
     assert prepare(Austen(), ByteTokenizer(vocab_size=260), tmp_path).val
 
 
@@ -162,7 +162,7 @@ def test_a_large_file_is_not_read_whole(tmp_path):
         ("a.txt", b"x", "too few to hold out"),
         ("a.jsonl", b'{"text": "a"}\n' * 30 + b"{oops\n" * 9, "is not a JSON object"),
         ("a.jsonl", b'{"body": "a"}\n' * 30, 'is not a JSON object with a "text" field'),
-        ("a.jsonl", b'{"text": 7}\n' * 30, '"text" is int, expected a string'),
+        ("a.jsonl", b'{"text": 7}\n' * 30, 'has a "text" that is int, expected a string'),
         ("a.jsonl", b'{"text": "\\ud800"}\n' * 30, "half a surrogate pair"),
         ("a.jsonl", b'{"text": "one document only"}\n', "too few to hold out"),
     ],

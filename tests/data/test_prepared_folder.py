@@ -57,7 +57,7 @@ def test_a_damaged_cache_is_built_again(tmp_path, text, name, damage):
     assert path.exists() == (damage != "gone")
     assert contents(made(text, cache)) == whole
     assert sorted(p.name for p in (cache / "prepared").iterdir()) == sorted(
-        [path.parent.name, "locks"]
+        [path.parent.name, ".locks"]
     )
 
 
@@ -90,10 +90,10 @@ def test_what_killed_processes_were_building_is_swept_up_and_what_lives_is_not(t
     prepared = tmp_path / "cache" / "prepared"
     for name in ("dead", "alive"):
         (prepared / f"{name}.building" / "new").mkdir(parents=True)
-    (prepared / "locks").mkdir()
-    with locks.taking_turns(prepared / "locks" / "alive"):
+    (prepared / ".locks").mkdir()
+    with locks.taking_turns(prepared / ".locks" / "alive"):
         key = made(text, tmp_path / "cache").train[0].parent.name
-    assert sorted(p.name for p in prepared.iterdir()) == sorted([key, "alive.building", "locks"])
+    assert sorted(p.name for p in prepared.iterdir()) == sorted([key, "alive.building", ".locks"])
     (prepared / f"{key}.building" / "new").mkdir(parents=True)  # killed while it built the same
     (prepared / key / "corpus.json").unlink()
     made(text, tmp_path / "cache")
@@ -130,4 +130,4 @@ def test_text_that_changes_while_it_is_read_is_not_taken(tmp_path, text, monkeyp
     monkeypatch.setattr(preparing, "_build", and_changes)
     with pytest.raises(UserError, match="the text changed while it was read"):
         made(text, tmp_path / "cache")
-    assert [p.name for p in (tmp_path / "cache" / "prepared").iterdir()] == ["locks"]
+    assert [p.name for p in (tmp_path / "cache" / "prepared").iterdir()] == [".locks"]

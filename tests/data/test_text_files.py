@@ -220,18 +220,20 @@ def test_other_formats_are_refused_with_the_command_that_makes_text_of_them(
 
 
 @pytest.mark.parametrize(
-    "content",
+    ("content", "line"),
     [
-        json.dumps([{"text": "a"}, {"text": "b"}], indent=1),
-        json.dumps({"text": "a", "more": 1}, indent=1),
-        "\n".join(['{"text": "a"}'] * 40 + ['{"x": ' + "[" * 100_000 + "]" * 100_000 + "}"] * 9),
+        (json.dumps([{"text": "a"}, {"text": "b"}], indent=1), 1),
+        (json.dumps({"text": "a", "more": 1}, indent=1), 1),
+        ("\n".join(['{"text": "a"}'] * 40 + ['{"x": ' + "[" * 9000 + "]" * 9000 + "}"] * 9), 41),
     ],
     ids=["a list", "over several lines", "deep"],
 )
 @pytest.mark.parametrize("name", ["a.jsonl", "a.json"])
-def test_json_of_another_shape_is_one_line_that_says_what_is_expected(tmp_path, content, name):
+def test_json_of_another_shape_is_one_line_that_says_what_is_expected(
+    tmp_path, content, line, name
+):
     (tmp_path / name).write_text(content)
-    with pytest.raises(UserError, match=r"line \d+ of this part is not a JSON object") as caught:
+    with pytest.raises(UserError, match=rf": line {line} is not a JSON object") as caught:
         in_all(corpus(tmp_path / name))
     assert "jq -c .[] FILE" in str(caught.value)
 

@@ -14,7 +14,9 @@ from jepa_lm.checkpoint import inference_model, read_checkpoint
 from jepa_lm.data.shards import ShardWriter
 from jepa_lm.data.stream import TokenStream
 from jepa_lm.data.tokenizers import TokenBytes
+from jepa_lm.errors import UserError
 from jepa_lm.evaluation.bpb import BPBMeter, ByteCounter
+from jepa_lm.evaluation.subject import load_data, load_subject
 from jepa_lm.evaluation.windows import StandardWindows
 from jepa_lm.run import evaluate
 
@@ -145,3 +147,25 @@ def test_meter_adds_up():
     assert (score.tokens, score.bytes) == (8, 14)
     assert score.nll == pytest.approx(math.log(2) * 10 / 8)
     assert score.bpb == pytest.approx(10 / 14)
+
+
+@pytest.mark.parametrize("key", ["path", "val_path", "tokenizer.model"])
+def test_text_that_has_moved_is_one_line_that_names_it(trained, tmp_path, key):
+    subject, gone = load_subject(str(trained.folder), None), str(tmp_path / "gone")
+    if key == "tokenizer.model":
+        changed = {"tokenizer": {**subject.data["tokenizer"], "model": gone}}
+    else:
+        changed = {key: gone, "corpus": {**subject.data["corpus"], key: gone}}
+    with pytest.raises(
+        UserError, match=rf"trained with data\.{key}={gone}, .*put it back, or a link"
+    ):
+        load_data(subject._replace(data={**subject.data, **changed}), {})
+
+
+def test_a_link_to_where_the_text_is_now_is_as_good(trained, tmp_path, small_text):
+    subject, link = load_subject(str(trained.folder), None), tmp_path / "link.txt"
+    link.symlink_to(small_text)
+    moved = {"path": str(link), "corpus": {**subject.data["corpus"], "path": str(link)}}
+    there = load_data(subject, {})
+    again = load_data(subject._replace(data={**subject.data, **moved}), {})
+    assert again.prepared.train == there.prepared.train
