@@ -75,20 +75,22 @@ def staging(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def held(path: Path, folder: Path) -> Iterator[Path]:
-    """Another name in `folder` of the file that `path` is now, whatever other processes make of `path`.
+    """Another name of the file that `path` is now, whatever other processes make of `path`.
 
-    Errors about it name `path`.
+    It lies in `folder` or, where that is on another disk, beside `path`. Errors about it name `path`.
 
     Raises:
         FileNotFoundError: it is gone already.
     """
-    beside = _own_name(folder)
+    second = _linked(path, folder) or _linked(path, path.parent)
+    kept = second or _own_name(folder)
     try:
-        link_or_copy(path, beside)
-        with _named(beside, path):
-            yield beside
+        if second is None:
+            _copy(path, kept)
+        with _named(kept, path):
+            yield kept
     finally:
-        _remove(beside)
+        _remove(kept)
 
 
 def link_or_copy(path: Path, second: Path) -> None:
@@ -98,10 +100,28 @@ def link_or_copy(path: Path, second: Path) -> None:
     except FileNotFoundError:
         raise
     except OSError:
-        try:
-            shutil.copyfile(path, second)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(second)) from error
+        _copy(path, second)
+
+
+def _linked(path: Path, folder: Path) -> Path | None:
+    """A second name in a folder; None where there can be none."""
+    second = _own_name(folder)
+    try:
+        os.link(path, second)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return None
+    return second
+
+
+def _copy(path: Path, second: Path) -> None:
+    try:
+        shutil.copyfile(path, second)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(second)) from error
 
 
 @contextmanager

@@ -28,7 +28,12 @@ def only_writer(folder: Path, key: str) -> Iterator[None]:
     Raises:
         UserError: another process holds it.
     """
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"{key}={folder}: no folder can be made there ({error.strerror})"
+        ) from error
     lock = FileLock(folder / FILE, timeout=0)
     try:
         lock.acquire()

@@ -37,7 +37,7 @@ from jepa_lm.files import read_object, sweep_up, write_json
 from jepa_lm.locks import only_writer
 from jepa_lm.loggers.recording import recording_job
 from jepa_lm.loggers.settings import shared_settings
-from jepa_lm.precision import resolve_precision
+from jepa_lm.precision import AUTOCAST, resolve_precision
 from jepa_lm.records import git_state, versions
 from jepa_lm.schema import EvalConfig
 from jepa_lm.trusted import Trust
@@ -97,6 +97,16 @@ def _check(settings: dict[str, Any], devices: int) -> None:
         check_temperature("eval.temperature", settings["temperature"])
         if settings["temperature"] == SEARCH:
             raise UserError("eval.temperature=search: export.py searches it, on training tokens")
+    for key in ("seq_len", "batch_tokens", "stride"):
+        if settings[key] is not None and settings[key] < 1:
+            raise UserError(f"eval.{key}={settings[key]}: at least 1, or null for the run's own")
+    if settings["baseline_bytes"] < 1:
+        raise UserError(f"eval.baseline_bytes={settings['baseline_bytes']}: at least 1")
+    if not settings["max_seconds"] > 0:
+        raise UserError(f"eval.max_seconds={settings['max_seconds']}: a number more than 0")
+    named = settings["precision"]
+    if named is not None and named not in ("auto", *AUTOCAST):
+        raise UserError(f"eval.precision={named}: one of auto, {', '.join(AUTOCAST)}")
     if devices < 1:
         raise UserError(f"devices={devices}: at least 1")
 
@@ -122,8 +132,8 @@ def _result(
     precision = resolve_precision(_given(settings["precision"], subject.precision), device.type)
     if not math.isfinite(score.bpb):
         raise UserError(
-            f"{found.key}={found.path}: its score is no number in {precision}; eval.precision=32-true "
-            "has a larger range"
+            f"{found.key}={found.path}: its score is no number (precision {precision}, temperature "
+            f"{_temperature(settings, subject):g}); eval.precision=32-true has the largest range"
         )
     result = {
         "protocol": settings["protocol"],
@@ -162,7 +172,12 @@ def _load(config: dict[str, Any], found: Held, trust: Trust) -> tuple[Subject, T
         "seq_len": _given(settings["seq_len"], subject.data["seq_len"]),
         "val_batch_tokens": batch_tokens,
     }
-    return subject, load_data(subject, changes)
+    try:
+        return subject, load_data(subject, changes)
+    except UserError as error:
+        if settings["seq_len"] is None:
+            raise
+        raise UserError(str(error).replace("data.seq_len=", "eval.seq_len=")) from error
 
 
 def _given(value: Any, otherwise: Any) -> Any:

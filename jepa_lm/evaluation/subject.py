@@ -21,7 +21,7 @@ from jepa_lm.checkpoint import (
 )
 from jepa_lm.data.token_data import TokenData
 from jepa_lm.errors import UserError
-from jepa_lm.files import held
+from jepa_lm.files import held, sweep_up
 from jepa_lm.model import LanguageModel
 from jepa_lm.trusted import Trust, build_part, check_part
 
@@ -68,6 +68,7 @@ def held_subject(
     with ExitStack() as stack:
         for _ in range(TRIES):
             key, path = find_subject(ckpt, artifact, trust)
+            sweep_up(path.parent)  # names that a killed process held
             with suppress(FileNotFoundError):  # removed since, by a training beside
                 file = stack.enter_context(held(path, folder))
                 break
@@ -216,9 +217,12 @@ def pick_device(name: str) -> torch.device:
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    advice = f"device={name}: not to be had here; auto, cpu, cuda or cuda:N"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise UserError(f"device={name}: not to be had here; auto, cpu, cuda or cuda:N") from error
+        raise UserError(advice) from error
+    if device.type not in ("cpu", "cuda"):
+        raise UserError(advice)
     return device

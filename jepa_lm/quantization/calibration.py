@@ -27,6 +27,7 @@ from jepa_lm.sampling import draws
 
 TRAINING, OWN = "training", "own"
 BATCH_TOKENS = 4096
+LARGEST_SEED = 2**32 - 1
 
 
 class Calibration:
@@ -45,11 +46,13 @@ class Calibration:
             raise UserError(f"quantization.gptq.text={text}: {TRAINING} or {OWN}")
         if tokens < 1:
             raise UserError(f"quantization.gptq.tokens={tokens}: at least 1")
-        if damping <= 0:
+        if not 0 < damping < math.inf:
             raise UserError(
-                f"quantization.gptq.damping={damping}: more than 0, for example 0.01; without it inputs "
-                "that always go together have no inverse"
+                f"quantization.gptq.damping={damping}: a number more than 0, for example 0.01; without "
+                "it inputs that always go together have no inverse"
             )
+        if not 0 <= seed <= LARGEST_SEED:
+            raise UserError(f"quantization.gptq.seed={seed}: 0 to {LARGEST_SEED}")
         self.text, self.tokens, self.seed = text, tokens, seed
         self.damping, self.act_order = damping, act_order
 

@@ -71,7 +71,7 @@ class Cast:
 
     def __init__(self, *, dtype: str) -> None:
         if dtype not in CASTS:
-            raise UserError(f"quantization: dtype={dtype}: one of {', '.join(CASTS)}")
+            raise UserError(f"dtype={dtype}: one of {', '.join(CASTS)}")
         self.name, self.dtype = dtype, CASTS[dtype]
 
     def pack(self, weight: Tensor) -> dict[str, Tensor]:
@@ -156,12 +156,12 @@ class Integer:
         self, *, bits: int, group: int | None, clip: float | Sequence[float], scale_dtype: str
     ) -> None:
         if not 2 <= bits <= 8:
-            raise UserError(f"quantization: bits={bits}: 2 to 8")
+            raise UserError(f"bits={bits}: 2 to 8")
         if group is not None and group < 1:
-            raise UserError(f"quantization: group={group}: at least 1 column, or null for rows")
+            raise UserError(f"group={group}: at least 1 column, or null for rows")
         clips = [clip] if isinstance(clip, int | float) else list(clip)
         if not clips or not all(0 < c <= 1 for c in clips):
-            raise UserError(f"quantization: clip={clip}: one or more quantiles in (0, 1]")
+            raise UserError(f"clip={clip}: one or more quantiles in (0, 1]")
         _check_scale_dtype(scale_dtype)
         self.bits, self.group, self.clips, self.scale_dtype = bits, group, clips, scale_dtype
         self.limit = 2 ** (bits - 1) - 1
@@ -297,7 +297,7 @@ def _require_finite(scale: Tensor) -> None:
 
 def _check_scale_dtype(name: str) -> None:
     if name not in SCALES:
-        raise UserError(f"quantization: scale_dtype={name}: one of {', '.join(SCALES)}")
+        raise UserError(f"scale_dtype={name}: one of {', '.join(SCALES)}")
 
 
 def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor, nn
 
+from jepa_lm.config import check_type, unknown_key
 from jepa_lm.errors import UserError
 from jepa_lm.optim.routing import ROLES, matches, parameter_roles
 from jepa_lm.quantization.calibration import Calibration
@@ -23,6 +25,10 @@ class Rule:
     format: Format
     ndim: int | None = None
     """None: any."""
+
+
+RULE = {"match": list[str], "min_values": int, "format": Any, "ndim": int | None}
+"""Settings of a rule, and their types."""
 
 
 class Policy:
@@ -43,7 +49,9 @@ class Policy:
     ) -> None:
         self.gptq = gptq
         self.training = training or TrainingPlan(start=None, lr_below=None, clip=None)
-        self.rules = {name: Rule(**rule) for name, rule in rules.items()}
+        self.rules = {
+            name: _rule(f"quantization.rules.{name}", rule) for name, rule in rules.items()
+        }
 
     def assign(self, model: nn.Module) -> dict[str, Format]:
         """The format of each parameter, by name.
@@ -73,3 +81,25 @@ class Policy:
             f"quantization.rules: no rule takes {name} ({role}, {parameter.numel()} values); add one "
             'that matches "*"'
         )
+
+
+def _rule(path: str, node: Any) -> Rule:
+    """A rule out of its node.
+
+    Raises:
+        UserError: naming the setting that is missing, unknown or of the wrong type.
+    """
+    if not isinstance(node, Mapping):
+        raise UserError(f"{path}={node}: a rule has {', '.join(RULE)}")
+    for key in node:
+        if key not in RULE:
+            raise unknown_key(f"{path}.{key}", [f"{path}.{name}" for name in RULE], "a rule")
+    for key, hint in RULE.items():
+        if key not in node and key != "ndim":
+            raise UserError(f"{path}.{key} is not set; a rule has {', '.join(RULE)}")
+        check_type(f"{path}.{key}", node.get(key), hint)
+    if not all(hasattr(node["format"], part) for part in ("name", "pack", "snap", "spec")):
+        raise UserError(
+            f"{path}.format={node['format']}: a format of jepa_lm.quantization.formats with its _target_"
+        )
+    return Rule(**node)

@@ -10,37 +10,14 @@ import sys
 import pytest
 import torch
 
-from jepa_lm.artifact import layout, round_trip
+from jepa_lm.artifact import layout
 from jepa_lm.artifact.loading import load_artifact
-from jepa_lm.artifact.round_trip import answer_to
 from jepa_lm.artifact.size import code_bytes, minify, write_minified
 from jepa_lm.errors import LossError, OverCapError, UserError
 from jepa_lm.run import export
 from tests.conftest import REPO
 
 QUICK = ("export.codecs=[zlib]", "export.protocols=[]")
-
-
-@pytest.fixture
-def exporting(trained, compose, tmp_path, monkeypatch):
-    """exporting(overrides...) exports the shared run and gives the account.
-
-    What a fresh process would answer comes from this one, which is seconds faster; `exported` has a real one.
-    """
-    monkeypatch.setattr(
-        round_trip, "_asked", lambda asked: answer_to(json.loads(json.dumps(asked)))
-    )
-
-    def run(*overrides: str) -> dict:
-        export(compose("export", f"ckpt_path={trained.folder}", *overrides))
-        return account()
-
-    def account() -> dict:
-        return json.loads((tmp_path / "run" / "export.json").read_text())
-
-    run.account = account
-    run.folder = tmp_path / "run"
-    return run
 
 
 def test_account_is_of_the_files_on_disk(exported):
