@@ -15,6 +15,7 @@ from tests.conftest import OFFLINE
 pytest.importorskip("wandb")
 
 
+@pytest.mark.usefixtures("answers_here")
 def test_evaluation_and_export_stand_beside_their_training(logged, compose, tmp_path):
     cheap = ("eval.audit=false", "eval.baselines=false")
     out, of_file = tmp_path / "export", tmp_path / "of_file"

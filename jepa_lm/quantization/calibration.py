@@ -91,7 +91,7 @@ def calibrate(
     failed = [row["name"] for row in rows if "gptq" not in row["squared_error"]]
     if failed:
         warn(
-            f"GPTQ: {len(failed)} of {len(rows)} matrices are rounded ({', '.join(failed[:3])}...): what "
+            f"GPTQ: {len(failed)} of {len(rows)} matrices are rounded ({', '.join(failed)}): what "
             "they read gives no positive definite matrix; more quantization.gptq.tokens or a larger "
             "quantization.gptq.damping can help"
         )

@@ -13,9 +13,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 
 from jepa_lm import run
-from jepa_lm.artifact import round_trip
 from jepa_lm.artifact.__main__ import main as look
-from jepa_lm.artifact.round_trip import answer_to
 from jepa_lm.cli import CONF
 from jepa_lm.errors import UserError
 from jepa_lm.run import export
@@ -45,14 +43,8 @@ def exported(trained, tmp_path_factory) -> Exported:
 
 
 @pytest.fixture
-def exporting(trained, compose, tmp_path, monkeypatch):
-    """exporting(overrides...) exports the shared run and gives the account.
-
-    What a fresh process would answer comes from this one, which is seconds faster; `exported` has a real one.
-    """
-    monkeypatch.setattr(
-        round_trip, "_asked", lambda asked: answer_to(json.loads(json.dumps(asked)))
-    )
+def exporting(trained, compose, tmp_path, answers_here):
+    """exporting(overrides...) exports the shared run and gives the account; `exported` has a real process."""
 
     def run(*overrides: str) -> dict:
         export(compose("export", f"ckpt_path={trained.folder}", *overrides))

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from jepa_lm.artifact import export as export_module
 from jepa_lm.artifact import round_trip
 from jepa_lm.artifact.card import in_markdown, model_card, run_records, submission
 from jepa_lm.checkpoint import find_checkpoint
@@ -142,6 +143,13 @@ def test_weights_that_are_no_numbers_are_neither_exported_nor_scored(
     assert [p.name for p in (tmp_path / "run").iterdir()] == [".lock"]
 
 
+def test_an_export_that_cannot_be_shown_is_whole(exporting, monkeypatch, capsys):
+    monkeypatch.setattr(export_module, "print_account", _raises)
+    account = exporting(*QUICK)
+    assert account["bytes"] == (exporting.folder / "artifact.zlib").stat().st_size
+    assert "warning: the account cannot be shown (ValueError: x)" in capsys.readouterr().err
+
+
 def test_two_exports_or_evaluations_in_one_folder_are_refused_in_one_line(
     trained, compose, tmp_path
 ):
@@ -228,6 +236,10 @@ def test_no_text_of_a_record_is_markup_of_the_card(exported, trained, tmp_path):
     assert f"| status | {shown} |" in card
     assert "    python train.py 'task_name=a b' 'x=$(reboot)' 'y=1?# z'\n" in card
     assert "\x1b" not in card
+
+
+def _raises(*_):
+    raise ValueError("x")
 
 
 def _run_config(trained) -> dict:

@@ -4,19 +4,22 @@ from __future__ import annotations
 
 import json
 from itertools import pairwise
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
 from hydra.core.global_hydra import GlobalHydra
+from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from jepa_lm.config import build, resolve
 from jepa_lm.data.shards import ShardWriter
 from jepa_lm.data.stream import TokenStream
 from jepa_lm.data.tokenizers import ByteTokenizer
-from jepa_lm.errors import UserError
+from jepa_lm.errors import RankError, UserError
 from jepa_lm.evaluation.bpb import ByteCounter
+from jepa_lm.evaluation.command import _worker
 from jepa_lm.evaluation.scoring import (
     Scorer,
     documents,
@@ -24,6 +27,7 @@ from jepa_lm.evaluation.scoring import (
     score_stream,
     score_windows,
 )
+from jepa_lm.evaluation.subject import Held
 from jepa_lm.evaluation.windows import SlidingWindows
 from jepa_lm.run import evaluate, train
 from tests.model.test_mamba2 import LOOKS_BACK, TINY, noisy
@@ -243,11 +247,60 @@ def test_too_slow_is_said(recurrent, compose, tmp_path, capsys):
         (("eval.temperature=search",), r"eval\.temperature=search: export\.py searches it"),
         (("eval.temperature=-1",), r"eval\.temperature=-1: a positive number"),
         (("eval=sliding", "eval.stride=33"), r"eval\.stride=33: 1 to the window length 32"),
+        (("eval=sliding", "eval.stride=0"), r"eval\.stride=0: at least 1, or null"),
+        (("eval.seq_len=0",), r"eval\.seq_len=0: at least 1, or null"),
+        (("eval.seq_len=99999999",), r"eval\.seq_len=99999999: the training split holds"),
+        (("eval.batch_tokens=-4",), r"eval\.batch_tokens=-4: at least 1, or null"),
+        (("eval.baseline_bytes=0",), r"eval\.baseline_bytes=0: at least 1"),
+        (("eval.max_seconds=nan",), r"eval\.max_seconds=nan: a number more than 0"),
+        (("eval.precision=half",), r"eval\.precision=half: one of auto, 32-true"),
+        (("device=meta",), r"device=meta: not to be had here"),
     ],
 )
 def test_settings_that_cannot_be_are_named(recurrent, compose, overrides, words):
     with pytest.raises(UserError, match=words):
         evaluate(compose("eval", f"ckpt_path={recurrent}", *QUICK, *overrides))
+
+
+def test_a_score_that_is_no_number_is_no_result(trained, compose, tmp_path, monkeypatch):
+    nothing = torch.tensor([float("nan"), 1.0, 1.0])
+    monkeypatch.setattr("jepa_lm.evaluation.command.score_split", lambda *_: nothing)
+    with pytest.raises(UserError, match=r"last\.ckpt: its score is no number \(precision 32-true"):
+        evaluate(compose("eval", f"ckpt_path={trained.folder}", *QUICK))
+    assert not (tmp_path / "run" / "eval.json").exists()
+
+
+def test_processes_that_share_the_work_score_the_same_weights(trained, compose):
+    """Each reads the file by itself; a stand-in for one of them reads other weights than the first."""
+    config = resolve(compose("eval", f"ckpt_path={trained.folder}", *QUICK))
+    held = Held("ckpt_path", trained.checkpoint, trained.checkpoint)
+    fabric = SimpleNamespace(device=CPU, world_size=1)
+    with pytest.raises(UserError, match=r"last\.ckpt: it was changed while it was loaded"):
+        _worker(fabric, config, held, "of other weights")
+
+
+@pytest.mark.parametrize(
+    ("raised", "kind", "words"),
+    [
+        ("Traceback\n\njepa_lm.errors.UserError: a=1: no", UserError, r"^a=1: no$"),
+        ("Traceback\n\nRuntimeError: a bug", ProcessRaisedException, "RuntimeError: a bug"),
+        (None, RankError, r"devices=2: process 1 was killed"),
+    ],
+)
+def test_an_error_of_a_process_that_shares_the_work_is_one_line(
+    trained, compose, monkeypatch, raised, kind, words
+):
+    def launch(*_):
+        if raised is None:
+            raise ProcessExitedException(
+                "process 1 was killed", error_index=1, error_pid=1, exit_code=-9
+            )
+        raise ProcessRaisedException(raised, error_index=1, error_pid=1)
+
+    monkeypatch.setattr("lightning.fabric.Fabric.launch", launch)
+    two = (f"ckpt_path={trained.folder}", *QUICK, "devices=2", "device=cpu")
+    with pytest.raises(kind, match=words):
+        evaluate(compose("eval", *two))
 
 
 def test_a_transformer_is_told_why_it_cannot_stream(trained, compose):

@@ -75,6 +75,7 @@ def test_it_reads_training_tokens_and_no_others(scorer_and_data, monkeypatch):
         search_temperature(scorer, data.streams["val"], **sizes)
 
 
+@pytest.mark.usefixtures("answers_here")
 def test_the_validation_text_does_not_change_it(trained, compose, tmp_path, monkeypatch):
     """The whole command with another validation text gives the same temperature."""
     found = []
@@ -93,6 +94,7 @@ def test_the_validation_text_does_not_change_it(trained, compose, tmp_path, monk
     assert found[0] == found[1]
 
 
+@pytest.mark.usefixtures("answers_here")
 def test_it_travels_with_the_artifact_and_divides_its_logits(trained, compose, tmp_path):
     export(
         compose(

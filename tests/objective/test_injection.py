@@ -64,6 +64,7 @@ def test_a_tail_shorter_than_a_chunk_gets_nothing(build):
 # ---- what a run says
 
 
+@pytest.mark.usefixtures("answers_here")
 @pytest.mark.parametrize("name", ["vicreg", "chunk"])
 def test_an_artifact_holds_what_inference_needs_and_nothing_else(
     small, compose: Compose, tmp_path, name

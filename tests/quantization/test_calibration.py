@@ -104,6 +104,32 @@ def test_rounding_stays_where_gptq_is_worse(model, monkeypatch):
         assert all(torch.equal(kept[k], plain[k]) for k in plain)
 
 
+def test_a_matrix_that_gptq_has_no_solution_for_is_rounded_and_named(model, monkeypatch, capsys):
+    net, formats = model
+    odd = "backbone.blocks.1.mlp.down.weight"
+    hessians = calibration.input_hessians
+
+    def indefinite(*arguments):
+        found, tokens = hessians(*arguments)
+        found[odd] = -torch.eye(len(found[odd]))
+        return found, tokens
+
+    monkeypatch.setattr(calibration, "input_hessians", indefinite)
+    parts, report = calibrate(net, formats, [ids(4)], settings())
+    assert report["not_factored"] == [odd]
+    (row,) = [row for row in report["matrices"] if row["name"] == odd]
+    assert row["kept"] == "rounding"
+    assert row["squared_error"].keys() == {"rounding"}
+    plain = formats[odd].pack(net.get_parameter(odd).detach())
+    assert all(torch.equal(parts[odd][k], plain[k]) for k in plain)
+    assert report["kept_gptq"] > 0.8
+    warning = capsys.readouterr().err
+    assert warning.startswith(
+        f"warning: GPTQ: 1 of {len(report['matrices'])} matrices are rounded ({odd}"
+    )
+    assert warning.count("\n") == 1
+
+
 def test_a_policy_without_integer_matrices_is_refused(small):
     task = LanguageModelTask(resolve(small("quantization=none")))
     with pytest.raises(UserError, match=r"quantization\.gptq: no matrix of this policy"):
@@ -115,7 +141,9 @@ def test_a_policy_without_integer_matrices_is_refused(small):
     [
         ({"text": "validation"}, r"quantization\.gptq\.text=validation: training or own"),
         ({"tokens": 0}, r"quantization\.gptq\.tokens=0"),
-        ({"damping": 0.0}, r"quantization\.gptq\.damping=0\.0: more than 0"),
+        ({"damping": 0.0}, r"quantization\.gptq\.damping=0\.0: a number more than 0"),
+        ({"damping": float("nan")}, r"quantization\.gptq\.damping=nan: a number more than 0"),
+        ({"seed": -1}, r"quantization\.gptq\.seed=-1: 0 to 4294967295"),
     ],
 )
 def test_wrong_settings_are_refused(changes, words):
@@ -143,6 +171,7 @@ def test_training_text_is_the_first_training_tokens(tmp_path):
     assert torch.cat([b.reshape(-1) for b in read]).tolist() == list(range(100))
 
 
+@pytest.mark.usefixtures("answers_here")
 @pytest.mark.parametrize("text", ["training", "own"])
 def test_an_export_with_gptq_reads_no_validation_text(
     trained, compose, tmp_path, monkeypatch, text

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from jepa_lm.quantization.formats import Integer
-from jepa_lm.quantization.gptq import gptq, output_error
+from jepa_lm.quantization.gptq import NotPositiveDefiniteError, gptq, output_error
 
 
 def integer(bits=4, group=None) -> Integer:
@@ -99,3 +99,22 @@ def test_inputs_that_were_never_seen_do_no_harm():
     assert torch.equal(q[:, 3], kind.quantize(weight)[0][:, 0, 3])
     silent, _ = gptq(weight, torch.zeros(12, 12), kind, damping=0.01, act_order=True)
     assert torch.equal(silent, kind.quantize(weight)[0][:, 0])
+
+
+@pytest.mark.parametrize("value", [-1.0, float("nan"), float("inf")])
+def test_inputs_without_a_positive_definite_matrix_are_said(value):
+    weight, hessian = problem(5, 12)
+    hessian[4, 4] = value
+    with pytest.raises(NotPositiveDefiniteError):
+        gptq(weight, hessian - 50 * torch.eye(12), integer(), damping=1e-6, act_order=True)
+
+
+def test_more_damping_is_tried_before():
+    """Rounding errors of long sums leave a matrix slightly indefinite."""
+    kind, (weight, hessian) = integer(), problem(20, 12)
+    least = torch.linalg.eigvalsh(hessian)[0]
+    hessian -= (least + 0.05 * hessian.diagonal().mean()) * torch.eye(12)
+    q, scale = gptq(weight, hessian, kind, damping=0.01, act_order=True)
+    damped = hessian + 0.1 * hessian.diagonal().mean() * torch.eye(12)
+    assert torch.equal(q, gptq(weight, damped, kind, damping=1e-9, act_order=True)[0])
+    assert torch.equal(scale, kind.quantize(weight)[1])

@@ -7,6 +7,7 @@ import torch
 
 from jepa_lm.config import build, check_node, resolve
 from jepa_lm.errors import UserError
+from jepa_lm.quantization.formats import Cast
 from jepa_lm.quantization.policy import Policy
 from jepa_lm.quantization.training import stored_copy
 from jepa_lm.run import train
@@ -80,3 +81,23 @@ def test_a_policy_that_does_not_fit_is_refused_before_training(small):
         UserError, match=r"quantization\.rules\.blocks\.match=backbone.*fits no parameter"
     ):
         train(small("model=mamba2", "quantization=mixed_int6_int8"))
+
+
+RULE = {"match": ["*"], "min_values": 0, "format": Cast(dtype="float16")}
+
+
+@pytest.mark.parametrize(
+    ("rule", "words"),
+    [
+        (None, r"rules\.all=None: a rule has match, min_values, format, ndim"),
+        (RULE | {"match": "matrix"}, r"rules\.all\.match=matrix: expected list"),
+        (RULE | {"min_values": "a"}, r"rules\.all\.min_values=a: expected a whole number"),
+        (RULE | {"ndim": 1.5}, r"rules\.all\.ndim=1\.5: expected a whole number or null"),
+        (RULE | {"format": "int8"}, r"rules\.all\.format=int8: a format of jepa_lm"),
+        (RULE | {"bits": 8}, r"rules\.all\.bits: a rule has no such setting"),
+        ({"format": RULE["format"]}, r"rules\.all\.match is not set; a rule has match"),
+    ],
+)
+def test_a_rule_that_is_none_is_named(rule, words):
+    with pytest.raises(UserError, match=words):
+        Policy(rules={"all": rule})

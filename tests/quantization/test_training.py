@@ -198,6 +198,7 @@ def test_it_begins_in_time_under_a_wall_clock_budget(small):
     assert seen == [False] * 5 + [True] * 5
 
 
+@pytest.mark.usefixtures("answers_here")
 def test_validation_scores_what_would_be_exported(spied, compose, small, tmp_path):
     from jepa_lm.run import evaluate, export
 
