@@ -22,7 +22,7 @@ def left_to_the_locale(source: str) -> list[str]:
         text = (name in ("read_text", "write_text") and a_method) or bool(
             words & {"text", "universal_newlines"} and words & PIPES
         )
-        if name in ("open", "fdopen"):
+        if name in ("open", "fdopen") and ast.unparse(call.func) != "os.open":  # gives a number
             constants = [node for part in call.args for node in ast.walk(part)]
             text = not any(
                 isinstance(node, ast.Constant) and node.value in ("rb", "wb", "ab", "xb", "r+b")
