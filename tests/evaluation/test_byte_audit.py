@@ -109,12 +109,16 @@ def lossy(tmp_path_factory):
     return folder
 
 
-def test_scores_divide_by_the_bytes_of_the_text_itself_everywhere(lossy, small, compose, tmp_path):
+def test_scores_divide_by_the_bytes_of_the_text_itself_everywhere(
+    lossy, small, compose, tmp_path, capsys
+):
     run = tmp_path / "lossy"
     settings = (f"data.path={lossy}/text.txt", f"data.tokenizer.model={lossy}/tok.model")
     train(small(*settings, "trainer.max_steps=2", run_dir=run))
     corpus = TextFiles(path=f"{lossy}/text.txt", val_path=None, val_fraction=0.05)
     size = {s: sum(len(b.text.encode()) for b in corpus.blocks(s)) for s in ("train", "val")}
+    told = f"{size['train']:,} bytes of text to train on, {size['val']:,} ("
+    assert told in capsys.readouterr().err
     val = json.loads((run / "summary.json").read_text())["val"]
     assert val["bytes"] == size["val"]
     assert val["bpb"] == pytest.approx(val["nll"] * val["tokens"] / math.log(2) / size["val"])
