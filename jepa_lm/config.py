@@ -23,6 +23,8 @@ from jepa_lm.schema import TrainConfig
 
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 SCALARS = (bool, int, float, str)
+LONGEST_VALUE = 100
+"""Letters of a value in a message."""
 OURS_IN_TRAINER = {
     "max_steps": int | None,
     "max_time": float | None,
@@ -81,7 +83,9 @@ def find_anything(path: str, target: Any) -> Any:
     try:
         return get_object(target)
     except Exception as error:  # importing runs the user's own code
-        raise UserError(f"{path}._target_={target}: cannot be imported ({error})") from error
+        raise UserError(
+            f"{path}._target_={shown(target)}: cannot be imported ({shown(error)})"
+        ) from error
 
 
 def build(path: str, node: Any, find: Find = find_anything) -> Any:
@@ -124,7 +128,7 @@ def build(path: str, node: Any, find: Find = find_anything) -> Any:
             raise
         except Exception as error:
             raise UserError(
-                f"{part}: {value['_target_']} cannot be made ({type(error).__name__}: {error})"
+                f"{part}: {value['_target_']} cannot be made ({type(error).__name__}: {shown(error)})"
             ) from error
 
     return made(path, node)
@@ -165,7 +169,7 @@ def _check_call(path: str, node: Mapping[str, Any], find: Find) -> None:
             made = find(f"{path}.{key}", value["_target_"])
             if not _makes(made, hint):
                 raise UserError(
-                    f"{path}.{key}._target_={value['_target_']}: makes no {_spell(hint)}, which "
+                    f"{path}.{key}._target_={shown(value['_target_'])}: makes no {_spell(hint)}, which "
                     f"{node['_target_'].rpartition('.')[2]} takes"
                 )
     for name, parameter in parameters.items():
@@ -176,7 +180,7 @@ def _check_call(path: str, node: Mapping[str, Any], find: Find) -> None:
 
 def unknown_key(key: str, known: Iterable[str], where: str) -> UserError:
     """The error for a key that nobody reads, with the nearest key that somebody does."""
-    known = list(known)
+    known, key = list(known), shown(key)
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known[:12])}"
     return UserError(f"{key}: {where} has no such setting; {hint}")
@@ -185,7 +189,13 @@ def unknown_key(key: str, known: Iterable[str], where: str) -> UserError:
 def check_type(key: str, value: Any, hint: Any) -> None:
     """Raise UserError unless a value fits a type hint; hints about other classes pass."""
     if not _fits(value, hint):
-        raise UserError(f"{key}={value}: expected {_spell(hint)}")
+        raise UserError(f"{key}={shown(value)}: expected {_spell(hint)}")
+
+
+def shown(value: Any) -> str:
+    """A value in a message: as it is, or its beginning."""
+    text = str(value)
+    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
 
 def _fits(value: Any, hint: Any) -> bool:

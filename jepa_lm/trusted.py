@@ -21,7 +21,7 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from jepa_lm.config import Find, build, check_node
+from jepa_lm.config import Find, build, check_node, shown
 from jepa_lm.errors import UserError
 
 MOST_NODES, MOST_DEPTH, MOST_TEXT = 20_000, 40, 1 << 16
@@ -164,7 +164,7 @@ def _refuse_references(path: str, node: Any) -> None:
         for i, value in enumerate(node):
             _refuse_references(f"{path}[{i}]", value)
     elif isinstance(node, str) and REFERENCE in node:
-        raise UserError(f"{path}={node[:80]!r}: a file cannot refer to anything; refused")
+        raise UserError(f"{path}={shown(node)!r}: a file cannot refer to anything; refused")
 
 
 def _finder(part: str, trust: Trust) -> Find:
@@ -182,7 +182,7 @@ def _finder(part: str, trust: Trust) -> Find:
             if own and (issubclass(found, room.base) or not _below(found.__module__, room.modules)):
                 return found
         raise UserError(
-            f"{path}._target_={target!r}: its config asks to call what is no class of "
+            f"{path}._target_={shown(target)!r}: its config asks to call what is no class of "
             f"{', '.join(room.modules)}; refused (a module of your own: trust=[its_name])"
         )
 
