@@ -219,7 +219,7 @@ def _fits(value: Any, hint: Any) -> bool:
     if container in (dict, Mapping):
         return isinstance(value, Mapping)
     ours = getattr(hint, "__module__", "").startswith(("jepa_lm", "torch.nn"))
-    return not (ours and isinstance(value, SCALARS))
+    return not (ours and (value is None or isinstance(value, SCALARS)))
 
 
 def _makes(target: Any, hint: Any) -> bool:

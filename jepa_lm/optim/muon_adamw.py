@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
+from jepa_lm.config import check_type
 from jepa_lm.errors import UserError
 from jepa_lm.optim.muon import NS_DTYPES, UPDATE_SCALES, ShardedUpdate, update_alone
 from jepa_lm.optim.sharding import world_size
@@ -33,6 +34,17 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "adamw": {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.0},
 }
 """Settings of each algorithm; a group must set `lr` and may set these."""
+HINTS: dict[str, Any] = {
+    "lr": float,
+    "betas": list[float] | tuple,
+    **{
+        key: float if isinstance(value, float) else type(value)
+        for defaults in DEFAULTS.values()
+        for key, value in defaults.items()
+        if key != "betas"
+    },
+}
+"""Types of settings."""
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -132,6 +144,9 @@ def _complete(group: dict[str, Any]) -> dict[str, Any]:
         )
     if "lr" not in group:
         raise UserError(f"optimizer.groups.{name}.lr is not set")
+    for key, value in group.items():
+        if key in HINTS:
+            check_type(f"optimizer.groups.{name}.{key}", value, HINTS[key])
     group = DEFAULTS[algorithm] | group
     if algorithm == "muon":
         for key, table in (("update_scale", UPDATE_SCALES), ("ns_dtype", NS_DTYPES)):

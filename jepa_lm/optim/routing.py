@@ -14,6 +14,7 @@ from typing import Any
 
 from torch import nn
 
+from jepa_lm.config import check_type
 from jepa_lm.errors import UserError
 
 ROLES = ("matrix", "embedding", "conv", "head", "vector")
@@ -82,6 +83,9 @@ def route(model: nn.Module, rules: Mapping[str, Mapping[str, Any]]) -> list[dict
     Raises:
         UserError: a trainable parameter that no rule takes.
     """
+    for group, rule in rules.items():
+        check_type(f"optimizer.groups.{group}", rule, Mapping)
+        check_type(f"optimizer.groups.{group}.match", rule.get("match"), list[str])
     roles = parameter_roles(model)
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     taken: dict[str, list[str]] = {group: [] for group in rules}

@@ -96,7 +96,7 @@ class Reader:
         tensor = state.pop(name)
         others: list[Any] = [
             tensor.reshape(-1)[: rng.randrange(tensor.numel() + 1)].clone(), tensor.to(torch.int64),
-            tensor.double(), tensor.half(), torch.zeros(1).expand(1 << rng.randrange(60)), tensor.mT if tensor.ndim > 1 else tensor,
+            tensor.double(), tensor.half(), torch.zeros(1).expand(1 << rng.randrange(60)),
             torch.zeros(0), tensor.to_sparse(), torch.empty(5, device="meta"), junk(rng),
         ]  # fmt: skip
         change = rng.randrange(len(others) + 2)

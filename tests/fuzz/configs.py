@@ -1,4 +1,4 @@
-"""Configs out of files: models, data and quantization of every preset, as evaluation and export build them."""
+"""Configs out of files: models, data and quantization of every preset, as they are built from files."""
 
 from __future__ import annotations
 
