@@ -215,7 +215,7 @@ def _fits(value: Any, hint: Any) -> bool:
     container = origin or hint
     if container in (list, Sequence, tuple):
         entry = next(iter(typing.get_args(hint)), Any)
-        return isinstance(value, list) and all(_fits(v, entry) for v in value)
+        return isinstance(value, list | tuple) and all(_fits(v, entry) for v in value)
     if container in (dict, Mapping):
         return isinstance(value, Mapping)
     ours = getattr(hint, "__module__", "").startswith(("jepa_lm", "torch.nn"))

@@ -36,7 +36,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 """Settings of each algorithm; a group must set `lr` and may set these."""
 HINTS: dict[str, Any] = {
     "lr": float,
-    "betas": list[float] | tuple,
+    "betas": list[float],
     **{
         key: float if isinstance(value, float) else type(value)
         for defaults in DEFAULTS.values()
