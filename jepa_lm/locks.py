@@ -54,7 +54,8 @@ def only_writer(folder: Path, key: str) -> Iterator[None]:
 @contextmanager
 def taking_turns(file: Path, wait: bool = True) -> Iterator[bool]:
     """Hold a file's lock, once whoever has it is through; without `wait`, false where somebody has it."""
-    lock, mine = FileLock(file, timeout=PATIENCE if wait else 0), True
+    # Members of a group may share a cache.
+    lock, mine = FileLock(file, timeout=PATIENCE if wait else 0, mode=0o664), True
     try:
         lock.acquire()
     except Timeout:
