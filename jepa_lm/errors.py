@@ -31,17 +31,26 @@ class SweepError(UserError):
 
 DISK = {
     getattr(errno, name)
-    for name in ("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EFBIG", "ENOTDIR")
+    for name in (
+        *("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EFBIG", "EIO"),
+        *("ENOTDIR", "EISDIR", "EEXIST", "ENAMETOOLONG", "ELOOP"),
+    )
     if hasattr(errno, name)
 }
-"""Errors of a disk that is full or of a file or folder that is closed to the user."""
+"""Errors of a disk that is full, of a file that is closed to the user, of a name that can be none."""
+
+
+LONGEST = 300
+"""Letters of a path that a message shows."""
 
 
 def disk_error(error: OSError) -> UserError | None:
     """The same as one line, if it is about the disk."""
     if error.errno not in DISK:
         return None
-    return UserError(f"{error.filename or 'the run folder'}: {error.strerror}")
+    name = str(error.filename or "the run folder")
+    shown = name if len(name) <= LONGEST else f"{name[:LONGEST]}..."
+    return UserError(f"{shown}: {error.strerror}")
 
 
 class EveryRankError(UserError):

@@ -22,7 +22,7 @@ def check_start(config: Mapping[str, Any]) -> None:
     Raises:
         UserError: naming the key, the value and what would be right.
     """
-    for key, seed in _seeds("", config):
+    for key, seed in sorted(_seeds("", config), key=lambda found: found[0].count(".")):
         if isinstance(seed, int) and not 0 <= seed <= LARGEST_SEED:
             raise UserError(f"{key}={seed}: a seed is a whole number from 0 to {LARGEST_SEED}")
     check_settings(config["trainer"])

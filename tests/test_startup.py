@@ -6,6 +6,7 @@ import copy
 
 import pytest
 
+from jepa_lm.cli import CONF
 from jepa_lm.config import resolve
 from jepa_lm.errors import UserError
 from jepa_lm.run import train
@@ -72,3 +73,11 @@ def test_a_weight_of_nothing_is_refused_in_a_single_run(small):
         train(small("objective=none", "jepa.weight=0.3"))
     require_objective({"jepa": {"weight": 0.0}})
     require_objective({"jepa": {"weight": 0.3, "_target_": "x"}})
+
+
+@pytest.mark.parametrize("experiment", sorted(p.stem for p in (CONF / "experiment").glob("*.yaml")))
+def test_every_preset_shrinks_to_a_run_that_sliding_windows_can_score(compose, experiment):
+    """Two of them kept strides of 128 and 512 over windows of 64."""
+    config = resolve(compose("train", f"experiment={experiment}", "debug=tiny"))
+    check_start(config)
+    assert config["eval"]["stride"] <= config["data"]["seq_len"] == 64

@@ -14,6 +14,7 @@ from jepa_lm.errors import UserError
 from jepa_lm.model import LanguageModel
 from jepa_lm.objective.moment import Moment
 from jepa_lm.objective.regularizers import Regularizer
+from jepa_lm.objective.taps import INJECTOR
 from jepa_lm.objective.targets import EmbeddingTable
 from jepa_lm.optim.clock import ProgressClock
 
@@ -34,8 +35,18 @@ def check_length(objective: LatentPrediction, model: LanguageModel, seq_len: int
             f"jepa.reach={reach}: stops gradients above jepa.context.tap={objective.context.tap}, so "
             "nothing of the trunk would be trained; reach further or tap later"
         )
+    positions = seq_len
+    for side, tap in (("context", objective.context.tap), ("target", objective.target.tap)):
+        if model.injector is not None and str(tap).startswith(INJECTOR):
+            chunk = model.injector.chunk
+            positions = seq_len // chunk
+            if not positions:
+                raise UserError(
+                    f"jepa.{side}.tap={tap}: data.seq_len={seq_len} holds no whole chunk of "
+                    f"model.injector.chunk={chunk} positions; set data.seq_len to {chunk} or more"
+                )
     pooling = objective.context.pooling
-    objective.alignment.check(seq_len if pooling is None else pooling.latents(seq_len))
+    objective.alignment.check(positions if pooling is None else pooling.latents(positions))
 
 
 def check_hinges(objective: LatentPrediction, model: LanguageModel) -> None:

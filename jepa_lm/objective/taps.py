@@ -15,6 +15,8 @@ from jepa_lm.errors import UserError
 from jepa_lm.model import Encoded, LanguageModel
 
 Tap = str | int | list[int]
+INJECTOR = "injector"
+"""Taps of this beginning have a latent for each whole chunk."""
 NAMES = ("final", "last", "embedding", "boundary", "injector_latent", "injector_prediction")
 
 
@@ -32,7 +34,7 @@ def check_tap(model: LanguageModel, tap: Tap, key: str) -> None:
     if isinstance(tap, str):
         if tap not in NAMES:
             raise UserError(f"{key}={tap}: one of {', '.join(NAMES)}, a block or a list of blocks")
-        if tap.startswith("injector") and model.injector is None:
+        if tap.startswith(INJECTOR) and model.injector is None:
             raise UserError(f"{key}={tap}: the model has no injector; add model/injector=chunk")
         if tap == "boundary" and model.backbone.skips < 1:
             raise UserError(f"{key}=boundary: a backbone of one block has no encoder half")
@@ -53,7 +55,7 @@ def read_tap(model: LanguageModel, encoded: Encoded, tap: Tap) -> Tensor:
         return encoded.last
     if tap == "embedding":
         return encoded.embedded.x
-    if isinstance(tap, str) and tap.startswith("injector"):
+    if isinstance(tap, str) and tap.startswith(INJECTOR):
         assert encoded.injected is not None
         injected = encoded.injected
         return injected.latents if tap == "injector_latent" else injected.predictions

@@ -13,6 +13,18 @@ MISTAKES = [
     (("objective=vicreg", "data.seq_len=16"), "data.seq_len to 32"),
     (("objective=patch", "jepa.context.pooling.size=7"), "size=7: must divide data.seq_len=32"),
     (("objective=chunk_loss_only", "data.seq_len=20"), "must divide data.seq_len=20"),
+    (
+        ("objective=chunk", "data.seq_len=7", "data.batch_tokens=7"),
+        "no whole chunk of model.*chunk=8 pos",
+    ),
+    (
+        (
+            "objective=chunk",
+            "jepa.alignment._target_=jepa_lm.objective.alignment.Offsets",
+            "+jepa.alignment.offsets=[4]",
+        ),
+        "only 4 latents",
+    ),
     (("objective=lewm", "jepa.context.tap=12"), "block 12 does not exist.*0..2"),
     (("objective=lewm", "jepa.context.tap=fnal"), "jepa.context.tap=fnal: one of final"),
     (("objective=recipes/pr1556",), "block 3 does not exist"),
