@@ -63,13 +63,15 @@ def fresh_python(
     variables: Mapping[str, str] | None = None,
     **settings: Any,
 ) -> subprocess.Popen:
-    """Start a Python of its own that finds this package wherever it is called from.
+    """Start a Python of its own that finds what this one finds, wherever it is called from.
+
+    That is this package and modules of the user's own, but nothing that happens to lie in the current folder.
 
     Args:
         path: where to look for the package instead. variables: more for its environment.
         settings: of `subprocess.Popen`.
     """
     package = path or Path(__file__).resolve().parent.parent
-    paths = [str(package), *filter(None, [os.environ.get("PYTHONPATH")])]
+    paths = [str(package), *(os.path.abspath(folder) for folder in sys.path)]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **(variables or {})}
-    return subprocess.Popen([sys.executable, *arguments], env=environment, **settings)
+    return subprocess.Popen([sys.executable, "-P", *arguments], env=environment, **settings)

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from jepa_lm.artifact.codecs import COMPRESSORS, compress, pieces
 from jepa_lm.console import bars
+from jepa_lm.errors import UserError
 from jepa_lm.process import fresh_python
 
 HERE = 1 << 20
@@ -64,6 +65,7 @@ def _in_a_process(codec: str, raw: bytes, took: Callable[[int], object]) -> byte
     process = fresh_python(
         "-m", "jepa_lm.artifact.codecs", codec, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
+    packed = b""
     with process:
         assert process.stdin is not None
         assert process.stdout is not None
@@ -73,9 +75,14 @@ def _in_a_process(codec: str, raw: bytes, took: Callable[[int], object]) -> byte
                 took(len(piece))
             process.stdin.close()
             packed = process.stdout.read()
+        except BrokenPipeError:  # it has ended
+            pass
         except BaseException:
             process.kill()
             raise
-    if process.returncode:
-        raise RuntimeError(f"the process of {codec} ended with exit code {process.returncode}")
+    if process.returncode or not packed:
+        raise UserError(
+            f"export.codecs: the process of {codec} ended with exit code {process.returncode}, perhaps "
+            f"for want of memory; leave {codec} out or free some"
+        )
     return packed

@@ -55,6 +55,10 @@ def from_file(path: Path) -> list[bytes]:
     """
     if not path.is_file():
         raise UserError(f"artifact_path={path}: no such file; export.py writes artifact.<ext>")
+    if (size := path.stat().st_size) > MAX_BYTES + MAX_BYTES // 16:  # what does not compress grows
+        raise UserError(
+            f"artifact_path={path}: {size} bytes are no artifact, which has {MAX_BYTES} at most"
+        )
     data = path.read_bytes()
     if not data.startswith(MAGIC):
         raise UserError(f"artifact_path={path}: not an artifact of export.py (or an empty file)")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import lzma
+import subprocess
 import tracemalloc
 import zlib
 
@@ -15,6 +16,7 @@ import zstandard
 from jepa_lm.artifact import compression
 from jepa_lm.artifact.codecs import COMPRESSORS, compress, decompress
 from jepa_lm.artifact.compression import compress_best
+from jepa_lm.artifact.container import from_file
 from jepa_lm.artifact.layout import (
     DTYPES,
     dtypes_worth_planes,
@@ -23,6 +25,7 @@ from jepa_lm.artifact.layout import (
     to_planes,
 )
 from jepa_lm.errors import UserError
+from jepa_lm.process import fresh_python
 
 
 def numbers(count: int, seed: int = 0) -> bytes:
@@ -84,8 +87,44 @@ def test_a_codec_that_dies_is_no_success(monkeypatch):
     monkeypatch.setattr(compression, "pieces", lambda raw: iter(()))
     assert compress_best([b""], ["zlib"])[0].data == compress("zlib", b"")
     monkeypatch.setitem(compression.COMPRESSORS, "missing", None)
-    with pytest.raises(RuntimeError, match="the process of missing ended with exit code 1"):
+    with pytest.raises(UserError, match="the process of missing ended with exit code 1"):
         compress_best([b""], ["missing"])
+    monkeypatch.undo()
+    monkeypatch.setattr(compression, "HERE", 0)
+    monkeypatch.setattr(compression, "fresh_python", _killed_at_once)
+    with pytest.raises(UserError, match="the process of zlib ended with exit code -9"):
+        compress_best([numbers(3_000_000)], ["zlib"])
+
+
+def _killed_at_once(*arguments, **settings):
+    process = fresh_python(*arguments, **settings)
+    process.kill()
+    process.wait()
+    return process
+
+
+def test_a_fresh_process_runs_nothing_that_lies_in_the_current_folder(monkeypatch, tmp_path):
+    """A folder with an artifact of somebody else's may hold modules of theirs as well."""
+    (tmp_path / "brotli.py").write_text("open('made', 'w', encoding='utf-8')")
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "of_the_user.py").write_text("print('found')")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend("mine")
+    monkeypatch.setattr(compression, "HERE", 0)
+    raw = numbers(1000)
+    (packed,) = compress_best([raw], ["brotli"])
+    assert decompress("brotli", packed.data, len(raw)) == raw
+    assert not (tmp_path / "made").exists()
+    with fresh_python("-m", "of_the_user", stdout=subprocess.PIPE) as process:
+        assert process.communicate()[0].strip() == b"found"
+
+
+def test_a_file_larger_than_any_artifact_is_not_read(tmp_path):
+    path = tmp_path / "artifact.br"
+    with open(path, "wb") as file:
+        file.truncate(1 << 40)  # a hole that takes no place on the disk
+    with pytest.raises(UserError, match=r"artifact\.br: 1099511627776 bytes are no artifact"):
+        from_file(path)
 
 
 @pytest.mark.parametrize("dtype", DTYPES)
