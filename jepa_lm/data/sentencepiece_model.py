@@ -21,13 +21,12 @@ class ModelSettings:
 
     Args:
         bpe: it merges pairs of neighbours, and nothing else.
-        keeps_text: it changes nothing in a text first: no normalisation, no added or removed spaces.
-        marks_spaces: a space is U+2581 in its pieces.
+        keeps_text: first it makes each space U+2581, and nothing else: it does not normalise, nor add or
+            remove spaces.
     """
 
     bpe: bool
     keeps_text: bool
-    marks_spaces: bool
 
 
 def model_settings(model: bytes) -> ModelSettings:
@@ -42,8 +41,7 @@ def model_settings(model: bytes) -> ModelSettings:
     added, removed, escaped = (bool(normalizer.get(field, 1)) for field in (3, 4, 5))
     return ModelSettings(
         bpe=trainer.get(3, 1) == BPE,
-        keeps_text=not (changes or added or removed),
-        marks_spaces=escaped,
+        keeps_text=escaped and not (changes or added or removed),
     )
 
 

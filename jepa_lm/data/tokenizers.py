@@ -133,24 +133,25 @@ class SentencePieceTokenizer:
     """
 
     def __init__(self, model: bytes, *, vocab_size: int, source: str) -> None:
+        damaged = UserError(f"data.tokenizer: {source} is not a SentencePiece model, or is damaged")
+        if not model:  # the library takes it for a model that comes later
+            raise damaged
         try:
-            if not model:
-                raise ValueError("empty")  # the library takes it for a model that comes later
             self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
-            found = self._pieces.get_piece_size()
-            # Read here: what is no text would be an error later.
-            pieces = [self._pieces.id_to_piece(i) for i in range(found)]
-            self._pieces.decode([self._pieces.unk_id()])
-            self._settings = model_settings(model)
-        except (RuntimeError, OSError, ValueError, IndexError) as error:
-            raise UserError(
-                f"data.tokenizer: {source} is not a SentencePiece model, or is damaged"
-            ) from error
+        except (RuntimeError, OSError, ValueError) as error:
+            raise damaged from error
+        found = self._pieces.get_piece_size()
         if found != vocab_size:
             raise UserError(
                 f"data.tokenizer.vocab_size={vocab_size}: {source} has {found} pieces; set "
                 f"data.tokenizer.vocab_size={found} or choose another tokenizer"
             )
+        try:  # what is no text would be an error later
+            pieces = [self._pieces.id_to_piece(i) for i in range(found)]
+            self._pieces.decode([self._pieces.unk_id()])
+            settings = model_settings(model)
+        except (RuntimeError, ValueError, IndexError) as error:
+            raise damaged from error
         self.vocab_size, self._model = vocab_size, model
         bos = self._pieces.bos_id()
         self.bos_id = bos if bos >= 0 else None
@@ -160,17 +161,17 @@ class SentencePieceTokenizer:
         self._dummy_prefix = bool(first) and first[0].startswith(SPACE)
         self._space_ids = [self._pieces.piece_to_id(f"<0x{b:02X}>") for b in SPACE.encode()]
         self._byte_fallback = self._pieces.is_byte(self._space_ids[0])
-        # Merging never joins what no piece joins. An unused piece is taken apart by what was merged last.
-        merges = self._settings.bpe and not any(map(self._pieces.is_unused, range(found)))
+        self._spells_spaces = settings.keeps_text and self._byte_fallback
         self._neighbours: set[str] | None = None
         """Pairs of characters that are neighbours in a piece; None where text must not be cut at all."""
-        if merges and self._settings.keeps_text:
+        # Merging never joins what no piece joins. An unused piece is taken apart by what was merged last.
+        merges = settings.bpe and not any(map(self._pieces.is_unused, range(found)))
+        if merges and settings.keeps_text:
             spelled = (piece.replace(" ", SPACE) for piece in pieces)
             self._neighbours = {p[i : i + 2] for p in spelled for i in range(len(p) - 1)}
 
     def encode(self, text: str) -> np.ndarray:
-        kept = self._settings.keeps_text and self._settings.marks_spaces and self._byte_fallback
-        if SPACE not in text or not kept:
+        if SPACE not in text or not self._spells_spaces:
             return np.asarray(self._pieces.encode(text), dtype=np.uint16)
         # A literal U+2581 would come back as a space: spell it in byte tokens.
         parts = [self._pieces.encode(part) for part in text.split(SPACE)]
