@@ -8,19 +8,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 from jepa_lm.errors import UserError
-from jepa_lm.files import read_object, write_json
+from jepa_lm.files import read_object, staging, sweep_up, write_json
 from jepa_lm.locks import taking_turns
 
 MANIFEST = "corpus.json"
-LOCKS, BUILDING = ".locks", ".building"
+LOCKS = ".locks"
 HASHED_BYTES = 1 << 28
 """Folders of up to this size are compared by content, which takes a second; larger ones by sizes."""
 
@@ -82,38 +81,30 @@ def place_to_build(folder: Path) -> Iterator[Path | None]:
     Raises:
         UserError: the cache is closed to the user. OSError: the disk is full.
     """
-    locks, building = folder.parent / LOCKS, folder.with_name(folder.name + BUILDING)
-    try:
-        locks.mkdir(parents=True, exist_ok=True)
-        (locks / folder.name).touch()
-    except OSError as error:
-        raise UserError(
-            f"data.cache_dir: cannot write to {folder.parent} ({error.strerror}), and the data is not there "
-            "whole; name another folder"
-        ) from error
-    with taking_turns(locks / folder.name):
-        if read_manifest(folder) is not None:
-            yield None
-            return
-        _sweep_up(folder.parent, locks)
-        shutil.rmtree(building, ignore_errors=True)
+    with ExitStack() as stack:
         try:
-            new = building / "new"
-            new.mkdir(parents=True)
-            yield new
+            locks = folder.parent / LOCKS
+            locks.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(taking_turns(locks / folder.name))
+            if read_manifest(folder) is not None:
+                yield None
+                return
+            sweep_up(folder.parent)  # what killed processes were building
+            building = stack.enter_context(staging(folder.parent))
+        except OSError as error:
+            raise UserError(
+                f"data.cache_dir: cannot write to {folder.parent} ({error.strerror}), and the data is not "
+                "there whole; name another folder"
+            ) from error
+        new = building / "new"
+        new.mkdir()
+        yield new
+        if (
+            read_manifest(folder) is None
+        ):  # on a disk without locks another process may have been first
             if folder.exists():
                 folder.rename(building / "damaged")
             new.rename(folder)
-        finally:
-            shutil.rmtree(building, ignore_errors=True)
-
-
-def _sweep_up(prepared: Path, locks: Path) -> None:
-    """Remove what killed processes were building. Whoever still builds holds its lock."""
-    for left in prepared.glob(f"*{BUILDING}"):
-        with taking_turns(locks / left.name.removesuffix(BUILDING), wait=False) as ended:
-            if ended:
-                shutil.rmtree(left, ignore_errors=True)
 
 
 def _checksum(said: dict[str, Any]) -> str:

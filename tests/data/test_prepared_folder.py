@@ -6,6 +6,8 @@ import errno
 import hashlib
 import os
 import shutil
+import subprocess
+import sys
 import threading
 from pathlib import Path
 
@@ -13,10 +15,12 @@ import pytest
 
 from jepa_lm import locks
 from jepa_lm.data import prepare as preparing
+from jepa_lm.data import prepared_folder
 from jepa_lm.data.corpora import TextFiles
 from jepa_lm.data.prepare import Prepared, prepare
 from jepa_lm.data.tokenizers import SentencePieceBPE
 from jepa_lm.errors import UserError
+from jepa_lm.files import BEING_WRITTEN, HOST
 
 BPE = SentencePieceBPE(vocab_size=300, model=None, train_bytes=20_000)
 
@@ -88,16 +92,13 @@ def test_two_at_once_build_once_and_both_have_it(tmp_path, text, monkeypatch):
 
 def test_what_killed_processes_were_building_is_swept_up_and_what_lives_is_not(tmp_path, text):
     prepared = tmp_path / "cache" / "prepared"
-    for name in ("dead", "alive"):
-        (prepared / f"{name}.building" / "new").mkdir(parents=True)
-    (prepared / ".locks").mkdir()
-    with locks.taking_turns(prepared / ".locks" / "alive"):
-        key = made(text, tmp_path / "cache").train[0].parent.name
-    assert sorted(p.name for p in prepared.iterdir()) == sorted([key, "alive.building", ".locks"])
-    (prepared / f"{key}.building" / "new").mkdir(parents=True)  # killed while it built the same
-    (prepared / key / "corpus.json").unlink()
-    made(text, tmp_path / "cache")
-    assert not (prepared / f"{key}.building").exists()
+    ended = subprocess.Popen([sys.executable, "-c", ""])
+    ended.wait()
+    for process in (ended.pid, os.getpid()):
+        (prepared / f".{HOST}-{process}-x{BEING_WRITTEN}" / "new").mkdir(parents=True)
+    key = made(text, tmp_path / "cache").train[0].parent.name
+    alive = f".{HOST}-{os.getpid()}-x{BEING_WRITTEN}"
+    assert {path.name for path in prepared.iterdir()} == {key, alive, ".locks"}
 
 
 def test_a_cache_that_is_closed_to_the_user_is_used_while_it_is_whole(tmp_path, text, monkeypatch):
@@ -109,10 +110,11 @@ def test_a_cache_that_is_closed_to_the_user_is_used_while_it_is_whole(tmp_path, 
 
     for call in ("touch", "rename", "write_bytes", "write_text", "unlink"):
         monkeypatch.setattr(Path, call, closed)
+    monkeypatch.setattr(prepared_folder, "taking_turns", closed)
     assert made(text, cache).train == before.train
     monkeypatch.undo()
     before.train[0].unlink()
-    monkeypatch.setattr(Path, "touch", closed)
+    monkeypatch.setattr(prepared_folder, "taking_turns", closed)
     with pytest.raises(
         UserError, match=r"^data\.cache_dir: cannot write to .*prepared \(Read-only"
     ):

@@ -87,7 +87,9 @@ class Reader:
         lines = [{"text": line, "id": i} for i, line in enumerate(LINES)]
         for _ in range(rng.choice([1, 1, 5])):
             at = rng.randrange(len(lines))
-            lines[at] = rng.choice([damaged(lines[at], rng), {"text": junk(rng)}, junk(rng)])
+            lines[at] = rng.choice(
+                [damaged({"text": LINES[at], "id": at}, rng), {"text": junk(rng)}, junk(rng)]
+            )
         return _single("a.jsonl", b"".join(json.dumps(line).encode() + b"\n" for line in lines))
 
     def shape(self, rng: random.Random) -> Text:
