@@ -200,8 +200,9 @@ PARQUET = b"PAR1" + bytes(100) + b"PAR1"
         (b"\xfd7zXZ\0" + bytes(9), "xz", "unxz -k"),
         (b"PK\x03\x04" + bytes(9), "zip", "unzip"),
         (bytes(257) + b"ustar\0" + bytes(9), "tar", "tar xf"),
-        (gzip.compress(bytes(257) + b"ustar\0" + bytes(9)), "tar", "tar xf"),
+        (gzip.compress(bytes(257) + b"ustar\0" + bytes(9), mtime=0), "tar", "tar xf"),
     ],
+    ids=["parquet", "bzip2", "xz", "zip", "tar", "tar.gz"],
 )
 def test_other_formats_are_refused_with_the_command_that_makes_text_of_them(
     tmp_path, content, kind, way
