@@ -10,6 +10,7 @@ import dataclasses
 import difflib
 import functools
 import inspect
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -33,6 +34,12 @@ OURS_IN_TRAINER = {
 """Settings under `trainer` that we read before Lightning's Trainer does."""
 
 
+SETTINGS = ("data", "model", "jepa", "optimizer", "trainer")
+"""Nodes that every training has."""
+REQUIRED = (*OURS_IN_TRAINER, "accelerator", "devices", "precision", "accumulate_grad_batches")
+"""Of the trainer: settings that may be null and must not be deleted."""
+
+
 def resolve(cfg: DictConfig) -> dict[str, Any]:
     """Plain containers without interpolations; what checkpoints and loggers get."""
     config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
@@ -41,8 +48,11 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
 
 
 def check_schema(config: Mapping[str, Any], schema: type, path: str = "") -> None:
-    """Refuse keys that a typed skeleton does not have: `+key=value` gets past Hydra."""
+    """Refuse keys that a typed skeleton does not have, and lack of those it has: `+key=value` and `~key`."""
     known = {f.name: f.type for f in dataclasses.fields(schema)}
+    for name in known:
+        if name not in config:
+            raise UserError(f"{path}{name}: is not there; a command without ~{path}{name} has it")
     for key, value in config.items():
         if key not in known:
             raise unknown_key(f"{path}{key}", [f"{path}{name}" for name in known], "the config")
@@ -59,6 +69,11 @@ def check(config: Mapping[str, Any]) -> None:
         UserError: an unknown key or a value of the wrong type.
     """
     check_schema(config, TrainConfig)
+    for name in SETTINGS:
+        check_type(name, config.get(name), Mapping)
+    for key in REQUIRED:
+        if key not in config["trainer"]:
+            raise UserError(f"trainer.{key}: is not there; null is no limit")
     check_type("jepa.weight", config["jepa"].get("weight", 0.0), float)
     trainer = dict(config["trainer"])
     for key, hint in OURS_IN_TRAINER.items():
@@ -190,6 +205,9 @@ def check_type(key: str, value: Any, hint: Any) -> None:
     """Raise UserError unless a value fits a type hint; hints about other classes pass."""
     if not _fits(value, hint):
         raise UserError(f"{key}={shown(value)}: expected {_spell(hint)}")
+    if isinstance(value, Mapping) and "_target_" not in value:
+        for part, entry in value.items():
+            check_type(f"{key}.{part}", entry, _of_entries(hint))
 
 
 def shown(value: Any) -> str:
@@ -207,7 +225,8 @@ def _fits(value: Any, hint: Any) -> bool:
     if hint is type(None):
         return value is None
     if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
+        a_number = isinstance(value, int | float) and not isinstance(value, bool)
+        return a_number and abs(value) <= sys.float_info.max  # and so neither NaN nor infinite
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if hint in (bool, str):
@@ -220,6 +239,14 @@ def _fits(value: Any, hint: Any) -> bool:
         return isinstance(value, Mapping)
     ours = getattr(hint, "__module__", "").startswith(("jepa_lm", "torch.nn"))
     return not (ours and (value is None or isinstance(value, SCALARS)))
+
+
+def _of_entries(hint: Any) -> Any:
+    """What a hint says of a mapping's values."""
+    for option in (hint, *typing.get_args(hint)):
+        if typing.get_origin(option) in (dict, Mapping):
+            return typing.get_args(option)[1]
+    return Any
 
 
 def _makes(target: Any, hint: Any) -> bool:
@@ -241,6 +268,12 @@ def _spell(hint: Any) -> str:
         return " or ".join(_spell(option) for option in options)
     if hint is type(None):
         return "null"
+    container = typing.get_origin(hint) or hint
+    if container in (list, Sequence, tuple):
+        entry = next(iter(typing.get_args(hint)), Any)
+        return "a list" if entry is Any else f"a list, each of it {_spell(entry)}"
+    if container in (dict, Mapping):
+        return "settings by name"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(
         hint, getattr(hint, "__name__", str(hint))
     )

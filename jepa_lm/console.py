@@ -10,10 +10,12 @@ from contextlib import contextmanager
 from typing import Any, TypeVar
 
 from rich.console import Console
+from rich.panel import Panel
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from jepa_lm.errors import warn
+from jepa_lm.shown import literal
 from jepa_lm.streams import suppressed
 
 T = TypeVar("T")
@@ -22,8 +24,10 @@ T = TypeVar("T")
 class Screen(Console):
     """Rich's console for what others wrote as well: strings are shown as they are, without markup."""
 
-    def __init__(self, **settings: Any) -> None:
-        super().__init__(**{"highlight": False, "markup": False, "emoji": False, **settings})
+    def render_str(self, text: str, **settings: Any) -> Text:
+        """Every text that is no `Text` comes through here, cells of tables as well."""
+        settings |= {"markup": False, "emoji": False, "highlight": False}
+        return super().render_str(literal(text), **settings)
 
     def on_broken_pipe(self) -> None:
         """An error like any other; Rich would end the program."""
@@ -49,16 +53,22 @@ def showing(what: str) -> Iterator[None]:
 
 def as_written(text: str) -> Text:
     """A text of a user, a file or a model: no markup, and no codes that a terminal would obey."""
-    return Text("".join(c if c.isprintable() or c in "\n\t" else "\ufffd" for c in text))
+    return Text(literal(text, keep="\n\t"))
+
+
+def panel(lines: Iterable[str], title: str, **settings: Any) -> Panel:
+    """Lines in a frame; rich itself takes a title for markup."""
+    shown = Text("\n".join(literal(line, keep="\t") for line in lines))
+    return Panel(shown, title=Text(literal(title)), **settings)
 
 
 def bars() -> Progress:
     """Several bars, one below the other; they vanish when all is done."""
-    console = Console(stderr=True)
+    console = Screen(stderr=True)
     return Progress(
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %"),
+        TextColumn("{task.percentage:>3.0f} %", markup=False),
         TimeElapsedColumn(),
         console=console,
         transient=True,

@@ -10,7 +10,9 @@ import argparse
 import sys
 from typing import Any
 
+from jepa_lm.crash import command
 from jepa_lm.errors import UserError
+from jepa_lm.streams import say
 
 STEP, SECONDS = "trainer/global_step", "train/seconds"
 NAME = "JEPA language models"
@@ -137,16 +139,15 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--name", default=NAME, help="of the workspace")
     parser.add_argument("--json", action="store_true", help="print it, save nothing")
     asked = parser.parse_args(arguments)
-    try:
-        space = workspace(asked.entity, asked.project, asked.name)
-        if asked.json:
-            print(serialised(space))
-        else:
-            _save(space)
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    return command(lambda: _do(asked))
+
+
+def _do(asked: argparse.Namespace) -> None:
+    space = workspace(asked.entity, asked.project, asked.name)
+    if asked.json:
+        print(serialised(space))
+    else:
+        _save(space)
 
 
 def _save(space: Any) -> None:
@@ -157,7 +158,7 @@ def _save(space: Any) -> None:
     except (wandb.errors.Error, OSError, ValueError) as error:
         reason = " ".join(str(error).split()).rstrip(".")
         raise UserError(f"--entity {space.entity} --project {space.project}: {reason}") from error
-    print(space.url)
+    say(space.url)
 
 
 if __name__ == "__main__":

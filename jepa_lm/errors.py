@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-import errno
+import re
+import sys
+
+from yaml import YAMLError
 
 from jepa_lm.streams import tell
 
@@ -29,28 +32,42 @@ class SweepError(UserError):
     exit_code = 5
 
 
-DISK = {
-    getattr(errno, name)
-    for name in (
-        *("ENOSPC", "EDQUOT", "EROFS", "EACCES", "EPERM", "EFBIG", "EIO"),
-        *("ENOTDIR", "EISDIR", "EEXIST", "ENAMETOOLONG", "ELOOP"),
-    )
-    if hasattr(errno, name)
-}
-"""Errors of a disk that is full, of a file that is closed to the user, of a name that can be none."""
-
-
 LONGEST = 300
 """Letters of a path that a message shows."""
 
 
-def disk_error(error: OSError) -> UserError | None:
-    """The same as one line, if it is about the disk."""
-    if error.errno not in DISK:
+def system_error(error: OSError) -> UserError:
+    """What the system says about a file, a disk or a connection, as one line."""
+    if error.strerror is None:
+        return UserError(str(error) or type(error).__name__)
+    names = [str(name) for name in (error.filename, error.filename2) if name is not None]
+    shown = [name if len(name) <= LONGEST else f"{name[:LONGEST]}..." for name in names]
+    return UserError(f"{' and '.join(shown) or 'the system'}: {error.strerror}")
+
+
+def memory_error(error: Exception) -> UserError | None:
+    """The same where memory ran out, of the host or of a GPU."""
+    torch = sys.modules.get("torch")
+    if not (
+        isinstance(error, MemoryError)
+        or (torch is not None and isinstance(error, torch.OutOfMemoryError))
+        or (isinstance(error, RuntimeError) and "can't allocate memory" in str(error))
+    ):
         return None
-    name = str(error.filename or "the run folder")
-    shown = name if len(name) <= LONGEST else f"{name[:LONGEST]}..."
-    return UserError(f"{shown}: {error.strerror}")
+    size = re.search(r"tried to allocate [0-9.]+ \w+", str(error), re.IGNORECASE)
+    return UserError(
+        f"out of memory{f' ({size[0].lower()})' if size else ''}: lower data.batch_tokens, or raise "
+        "trainer.accumulate_grad_batches, or choose a smaller model"
+    )
+
+
+def yaml_error(error: YAMLError) -> str:
+    """File, line and what is wrong, in one line."""
+    mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
+    if mark is None:
+        return " ".join(str(error).split())
+    said = [getattr(error, key) for key in ("context", "problem", "note") if getattr(error, key)]
+    return f"{mark.name}, line {mark.line + 1}: {', '.join(said)}"
 
 
 class EveryRankError(UserError):
@@ -66,3 +83,11 @@ class RankError(RuntimeError):
 def warn(text: str) -> None:
     """One line on stderr about something that does not stop a run."""
     tell(f"warning: {' '.join(text.split())}")
+
+
+def in_words(error: BaseException) -> str:
+    """What the record of a run says about its failure."""
+    if isinstance(error, OSError):
+        return str(system_error(error))
+    known = isinstance(error, UserError | RankError)
+    return str(error) if known else f"{type(error).__name__}: {error}"

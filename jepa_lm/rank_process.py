@@ -13,23 +13,22 @@ def main(path: Path) -> int:
     """Train this rank's share; returns the exit code. Errors that every rank has are told by rank 0."""
     process.stop_with_parent()  # before slow imports
     process.tune()
-    from jepa_lm.errors import EveryRankError, RankError, UserError
+    from jepa_lm.crash import command
+    from jepa_lm.errors import EveryRankError
     from jepa_lm.files import read_json
     from jepa_lm.stopping import Stopped
     from jepa_lm.training import train_resolved
 
-    try:
-        train_resolved(read_json(path))
-    except EveryRankError as error:
-        return error.exit_code
-    except (UserError, RankError) as error:
-        print(f"error: rank {os.environ['LOCAL_RANK']}: {error}", file=sys.stderr)
-        return error.exit_code
-    except Stopped as stopped:
-        return stopped.exit_code
-    except KeyboardInterrupt:
-        return 130
-    return 0
+    def share() -> int:
+        try:
+            train_resolved(read_json(path))
+        except EveryRankError as error:
+            return error.exit_code
+        except Stopped as stopped:
+            return stopped.exit_code
+        return 0
+
+    return command(share, path.parent, name=f"rank {os.environ['LOCAL_RANK']}: ")
 
 
 if __name__ == "__main__":

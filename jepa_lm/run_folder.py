@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
 from jepa_lm.checkpoint import AUTO, SAVED, damage, find_resume
-from jepa_lm.errors import UserError, disk_error
+from jepa_lm.errors import UserError, system_error
 from jepa_lm.files import read_object, sweep_up, write_json, write_text
 from jepa_lm.locks import only_writer
 from jepa_lm.loggers.metrics_csv import FILE as METRICS
@@ -129,8 +129,8 @@ class Record:
             with suppress(OSError):
                 write_json(self.folder / SUMMARY, {"status": "failed", "error": error})
 
-    def explain(self, error: OSError) -> UserError | None:
-        """An error of the disk in one line; None when it is about something else."""
+    def explain(self, error: OSError) -> UserError:
+        """What the system says of a file in one line, and of a folder that is gone as such."""
         named = (
             Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
         )
@@ -140,7 +140,7 @@ class Record:
                 f"{KEY}={self.folder}: the folder of this run is gone ({error.strerror or error}); "
                 "training stopped"
             )
-        return disk_error(error)
+        return system_error(error)
 
 
 def hydra_job(run_dir: Path) -> DictConfig | None:

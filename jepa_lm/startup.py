@@ -16,15 +16,35 @@ LARGEST_SEED = 2**32 - 1
 """That every generator in use takes."""
 
 
+AT_LEAST = {"ce_weight": 0, "z_loss_weight": 0, "model.dim": 1, "trainer.gradient_clip_val": 0}
+"""Numbers that no class of ours checks, by dotted key."""
+
+
 def check_start(config: Mapping[str, Any]) -> None:
     """Check a resolved training config, which has passed `config.check`, before anything is built.
 
     Raises:
         UserError: naming the key, the value and what would be right.
     """
+    check_values(config)
+    check_processor(config)
+
+
+def check_values(config: Mapping[str, Any]) -> None:
+    """The part of it that does not depend on this machine, for the plan of a sweep as well.
+
+    Raises:
+        UserError: naming the key, the value and what would be right.
+    """
     for key, seed in sorted(_seeds("", config), key=lambda found: found[0].count(".")):
-        if isinstance(seed, int) and not 0 <= seed <= LARGEST_SEED:
-            raise UserError(f"{key}={seed}: a seed is a whole number from 0 to {LARGEST_SEED}")
+        if isinstance(seed, int):
+            check_seed(key, seed)
+    for key, least in AT_LEAST.items():
+        node, _, name = key.rpartition(".")
+        value = (config[node] if node else config).get(name)
+        if value is not None and value < least:
+            raise UserError(f"{key}={value}: at least {least}")
+    require_objective(config)
     check_settings(config["trainer"])
     check_sampling(config["sampling"])
     check_temperature("temperature", config["temperature"])
@@ -34,7 +54,12 @@ def check_start(config: Mapping[str, Any]) -> None:
             f"eval.stride={stride}: from 1 to data.seq_len={seq_len}, or eval.py eval=sliding could not "
             "score this run"
         )
-    check_processor(config)
+
+
+def check_seed(key: str, seed: int) -> None:
+    """Refuse a seed that NumPy does not take."""
+    if not 0 <= seed <= LARGEST_SEED:
+        raise UserError(f"{key}={seed}: a seed is a whole number from 0 to {LARGEST_SEED}")
 
 
 def check_processor(config: Mapping[str, Any]) -> None:
@@ -58,7 +83,7 @@ def check_processor(config: Mapping[str, Any]) -> None:
 
 
 def require_objective(config: Mapping[str, Any]) -> None:
-    """Refuse a weight of nothing. For single runs: a sweep over objectives says so in its plan.
+    """Refuse a weight of nothing. A sweep over objectives takes it out, and says so in its plan.
 
     Raises:
         UserError: `jepa.weight` is set and there is no objective.

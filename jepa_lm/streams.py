@@ -12,14 +12,22 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from typing import TextIO
 
+from jepa_lm.shown import literal
+
 STRICT = ("strict", "surrogateescape")
 """Ways of a stream to treat characters that raise an error where its encoding lacks one."""
+
+
+def say(text: str) -> None:
+    """A line on stdout: a result, which fails where it cannot be written."""
+    replace_characters(sys.stdout)
+    print(literal(text), flush=True)
 
 
 def tell(text: str) -> None:
     """A line on stderr, if that can be written to; in a signal handler it may be busy."""
     with suppress(RuntimeError), suppressed(sys.stderr):
-        print(text, file=sys.stderr, flush=True)
+        print(literal(text), file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -40,11 +48,11 @@ def suppressed(
 
 
 def replace_characters(stream: TextIO | None) -> None:
-    """From now on, characters that the stream's encoding lacks become question marks."""
+    """From now on, characters that the stream's encoding lacks are shown as escapes."""
     reconfigure = getattr(stream, "reconfigure", None)
     if reconfigure is not None and getattr(stream, "errors", None) in STRICT:
         with suppress(OSError, ValueError):
-            reconfigure(errors="replace")
+            reconfigure(errors="backslashreplace")
 
 
 def give_up(stream: TextIO | None) -> None:

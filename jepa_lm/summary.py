@@ -11,11 +11,10 @@ from typing import Any
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.profilers import Profiler
-from rich.panel import Panel
 from rich.table import Table
 
 from jepa_lm import gpus
-from jepa_lm.console import Screen, as_written, showing
+from jepa_lm.console import Screen, as_written, panel, showing
 from jepa_lm.data.token_data import TokenData
 from jepa_lm.describe import flops_per_token
 from jepa_lm.errors import warn
@@ -59,8 +58,7 @@ def announce(
     if resume is not None:
         lines.append(f"continues {resume}")
     with suppressed(sys.stderr):
-        title = as_written(config["task_name"])
-        ERR.print(Panel(as_written("\n".join(lines)), title=title, expand=False))
+        ERR.print(panel(lines, config["task_name"], expand=False))
 
 
 def summarize(
@@ -168,15 +166,14 @@ def show(
         OUT.print(f"written to {run_dir}", soft_wrap=True)
     if task.watch is not None and task.watch.figures:
         with showing("the predicted latents"):
-            words = "\n".join(task.watch.in_words())
-            OUT.print(Panel(words, title="predicted latents", width=100))
+            OUT.print(panel(task.watch.in_words(), "predicted latents", width=100))
     if profile := profiler.summary():
         with showing("the profile"):
             OUT.print(as_written(profile), soft_wrap=True)
     if task.config["sample"] and summary["status"] == "finished":
         with showing("a sample"):
-            text = as_written(_sample(task, data).strip())
-            OUT.print(Panel(text, title="what the model writes", width=100))
+            lines = _sample(task, data).strip().split("\n")
+            OUT.print(panel(lines, "what the model writes", width=100))
 
 
 def _scores(summary: dict[str, Any]) -> Table:

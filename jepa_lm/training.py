@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import lightning.pytorch as pl
-from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from jepa_lm.callbacks.checkpoints import SaveCheckpoints
@@ -20,7 +19,7 @@ from jepa_lm.data.datamodule import TokenDataModule
 from jepa_lm.data.token_data import TokenData
 from jepa_lm.describe import describe, sizes
 from jepa_lm.distributed import ranks_of
-from jepa_lm.errors import warn
+from jepa_lm.errors import in_words, warn
 from jepa_lm.evaluation.probe import probe
 from jepa_lm.files import write_json
 from jepa_lm.lit import LanguageModelTask
@@ -32,8 +31,8 @@ from jepa_lm.optim.clock import ProgressClock
 from jepa_lm.precision import resolve_precision
 from jepa_lm.records import CONFIG_FILE, config_hash, git_state, source_hash
 from jepa_lm.resume import go_on
-from jepa_lm.run_folder import SUMMARY, Record, claimed, hydra_job, keep_overrides
-from jepa_lm.startup import check_start, require_objective
+from jepa_lm.run_folder import SUMMARY, Record, claimed, keep_overrides
+from jepa_lm.startup import check_start
 from jepa_lm.stopping import Stopped
 from jepa_lm.summary import announce, show, summarize
 from jepa_lm.trainer import check_devices, make_trainer, quiet_lightning
@@ -64,9 +63,6 @@ def train_resolved(config: dict[str, Any], cfg: DictConfig | None = None) -> flo
     given, git = copy.deepcopy(config), git_state()
     source_hash()  # now: the files may change during a long run
     _settle(config)
-    job = hydra_job(Path(config["paths"]["run_dir"]))
-    if cfg is not None and (job is None or job.hydra.mode is not RunMode.MULTIRUN):
-        require_objective(config)
     pl.seed_everything(config["seed"], workers=True, verbose=False)
     fill_in(config, "train", resume=config["ckpt_path"] is not None)
     memory = PeakMemory()
@@ -150,15 +146,14 @@ def _fit(trainer: pl.Trainer, task: LanguageModelTask, data: TokenDataModule) ->
 
 @contextmanager
 def _recorded(trainer: pl.Trainer, record: Record) -> Iterator[None]:
-    """A failure is written into summary.json, and one of the disk is told in one line."""
+    """A failure is written into summary.json, and what the system says of a file is told in one line."""
     try:
         yield
     except Exception as error:
         if trainer.is_global_zero:
-            record.fail(str(error), trainer.global_step)
-        about_the_disk = record.explain(error) if isinstance(error, OSError) else None
-        if about_the_disk is not None:
-            raise about_the_disk from error
+            record.fail(in_words(error), trainer.global_step)
+        if isinstance(error, OSError):
+            raise record.explain(error) from error
         raise
 
 

@@ -69,14 +69,14 @@ def test_characters_that_a_terminal_lacks_are_replaced(monkeypatch):
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii", errors="strict"))
     with showing("the scores"):
         Screen().print("caf\u00e9 \u2192 \U0001f600")
-    assert raw.getvalue().decode() == "caf? ? ?\n"
+    assert raw.getvalue().decode() == "caf\\xe9 \\u2192 \\U0001f600\n"
 
 
 def test_what_others_wrote_is_no_markup_and_no_code_of_a_terminal(monkeypatch):
     out = io.StringIO()
     monkeypatch.setattr(sys, "stdout", out)
     Screen().print("[red]a[/red] :smile:", as_written("[b]\x1b[31mx\x9b\n"))
-    assert out.getvalue() == "[red]a[/red] :smile: [b]\ufffd[31mx\ufffd\n\n"
+    assert out.getvalue() == "[red]a[/red] :smile: [b]\\x1b[31mx\\x9b\n\n"
 
 
 def test_a_closed_terminal_takes_no_warning_and_does_no_harm(monkeypatch):

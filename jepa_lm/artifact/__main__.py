@@ -6,10 +6,11 @@ import sys
 from collections import Counter
 from pathlib import Path
 
-from rich.console import Console
 from rich.table import Table
 
 from jepa_lm.artifact.loading import load_artifact
+from jepa_lm.console import Screen
+from jepa_lm.crash import command
 from jepa_lm.errors import UserError
 
 
@@ -51,20 +52,18 @@ def contents(path: Path) -> list[tuple[str, str]]:
 
 
 def main(arguments: list[str]) -> int:
-    """The exit code: 0, or 2 with one line on what is wrong."""
+    """The exit code: 0, or 2 with one line on what is wrong; see `jepa_lm.crash`."""
+    return command(lambda: _show(arguments))
+
+
+def _show(arguments: list[str]) -> None:
     if len(arguments) != 1:
-        print("error: python -m jepa_lm.artifact FILE", file=sys.stderr)
-        return UserError.exit_code
-    try:
-        rows = contents(Path(arguments[0]))
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    table = Table(title=Path(arguments[0]).name, show_header=False)
-    for row in rows:
+        raise UserError("python -m jepa_lm.artifact FILE")
+    path = Path(arguments[0])
+    table = Table(title=path.name, show_header=False)
+    for row in contents(path):
         table.add_row(*row)
-    Console(highlight=False).print(table)
-    return 0
+    Screen().print(table)
 
 
 if __name__ == "__main__":

@@ -6,19 +6,20 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from jepa_lm.artifact.card import by_format
-from jepa_lm.console import Screen, as_written
+from jepa_lm.console import Screen
 from jepa_lm.errors import LossError, OverCapError
 
 
 def print_account(account: dict[str, Any], folder: Path) -> None:
     """Tables on stdout."""
-    console = Screen(markup=True)  # of our own words; those of others go through `as_written`
-    table = Table(title=as_written(Path(account["artifact"]).name), show_header=False)
+    console = Screen()
+    table = Table(title=Path(account["artifact"]).name, show_header=False)
     for row in _stored(account) + _compression(account) + _scores(account):
         table.add_row(*row)
-    table.add_row("artifact on disk", f"[bold]{account['bytes']:,}[/bold] bytes")
+    table.add_row("artifact on disk", Text(f"{account['bytes']:,} bytes", style="bold"))
     off = account["predicted"]["off"]
     table.add_row("predicted", f"{account['predicted']['bytes']:,} bytes ({off:+.1%})")
     table.add_row(f"code, {account['code']}", f"{account['code_bytes']:,} bytes")
@@ -26,7 +27,7 @@ def print_account(account: dict[str, Any], folder: Path) -> None:
     console.print(table)
     if not account["fits"]:
         console.print(_ways(account["ways_under"]))
-    console.print(as_written(f"written to {folder / 'export.json'}"), soft_wrap=True)
+    console.print(f"written to {folder / 'export.json'}", soft_wrap=True)
 
 
 def judge(account: dict[str, Any], max_bpb_loss: float) -> None:
@@ -102,7 +103,7 @@ def _ways(ways: list[dict[str, Any]]) -> Table:
         table.add_column(column, overflow="fold")
     for way in ways:
         row = (
-            as_written(" ".join(way["overrides"])),
+            " ".join(way["overrides"]),
             f"{way['total']:,}",
             f"{way['bpb_loss']:+.4f}",
         )

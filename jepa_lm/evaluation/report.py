@@ -6,17 +6,18 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
-from jepa_lm.console import Screen, as_written
+from jepa_lm.console import Screen
 
 
 def print_result(result: dict[str, Any], path: Path) -> None:
     """A table on stdout, and where the record is."""
-    console = Screen(markup=True)  # of our own words; those of others go through `as_written`
-    table = Table(title=as_written(Path(result["source"]).name), show_header=False)
+    console = Screen()
+    table = Table(title=Path(result["source"]).name, show_header=False)
     table.add_row("protocol", _protocol_in_words(result))
     table.add_row("nats per token", f"{result['nll']:.6f}")
-    table.add_row("bits per byte", f"[bold]{result['bpb']:.6f}[/bold]")
+    table.add_row("bits per byte", Text(f"{result['bpb']:.6f}", style="bold"))
     table.add_row("tokens", f"{result['tokens']:,}")
     table.add_row("bytes", f"{result['bytes']:,}")
     if result["temperature"] != 1:
@@ -27,7 +28,7 @@ def print_result(result: dict[str, Any], path: Path) -> None:
     for name, bits in result.get("baselines", {}).items():
         table.add_row(f"for comparison: {name}", f"{bits:.3f} bits per byte")
     console.print(table)
-    console.print(as_written(f"written to {path}"), soft_wrap=True)
+    console.print(f"written to {path}", soft_wrap=True)
 
 
 def _protocol_in_words(result: dict[str, Any]) -> str:

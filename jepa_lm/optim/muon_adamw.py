@@ -127,6 +127,20 @@ class MuonAdamW(torch.optim.Optimizer):
         )
 
 
+def _check_values(name: str, group: dict[str, Any], like: dict[str, Any]) -> None:
+    """Numbers are not negative, and everything is of the kind of its default."""
+    for key, default in like.items():
+        path, value = f"optimizer.groups.{name}.{key}", group[key]
+        if isinstance(default, tuple):
+            check_type(path, list(value) if isinstance(value, tuple) else value, list[float])
+            if len(value) != len(default) or not all(0 <= beta < 1 for beta in value):
+                raise UserError(f"{path}={value}: {len(default)} numbers from 0 to below 1")
+        else:
+            check_type(path, value, float if isinstance(default, float) else type(default))
+            if not isinstance(value, str) and value < 0:
+                raise UserError(f"{path}={value}: 0 or more")
+
+
 def _complete(group: dict[str, Any]) -> dict[str, Any]:
     """A group with its algorithm's defaults filled in."""
     group = dict(group)
@@ -148,6 +162,7 @@ def _complete(group: dict[str, Any]) -> dict[str, Any]:
         if key in HINTS:
             check_type(f"optimizer.groups.{name}.{key}", value, HINTS[key])
     group = DEFAULTS[algorithm] | group
+    _check_values(name, group, {"lr": 0.0, **DEFAULTS[algorithm]})
     if algorithm == "muon":
         for key, table in (("update_scale", UPDATE_SCALES), ("ns_dtype", NS_DTYPES)):
             if group[key] not in table:

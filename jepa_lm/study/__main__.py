@@ -11,9 +11,10 @@ import json
 import sys
 from pathlib import Path
 
-from rich.console import Console
-
+from jepa_lm.console import Screen
+from jepa_lm.crash import command
 from jepa_lm.errors import UserError, warn
+from jepa_lm.streams import say
 from jepa_lm.study import store
 
 USAGE = (
@@ -26,25 +27,24 @@ PIPED_WIDTH = 200
 
 
 def main(arguments: list[str]) -> int:
-    """The exit code: 0, or 2 with one line on what is wrong."""
-    try:
-        match arguments:
-            case ["ls", *rest] if not _options(rest) - {"--json"} and len(_names(rest)) <= 1:
-                _list(Path((*_names(rest), "logs")[0]), as_json="--json" in rest)
-            case ["compare", left, right]:
-                _compare(Path(left), Path(right))
-            case [folder] if folder not in ("ls", "compare") and not folder.startswith("-"):
-                _report(Path(folder))
-            case ["--help" | "-h"]:
-                print(__doc__)
-            case ["compare", *runs]:
-                raise UserError(f"compare: {len(runs)} given; it takes two runs")
-            case _:
-                raise UserError(f"{' '.join(arguments) or 'nothing given'}: expected {USAGE}")
-    except UserError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return error.exit_code
-    return 0
+    """The exit code: 0, or 2 with one line on what is wrong; see `jepa_lm.crash`."""
+    return command(lambda: _do(arguments))
+
+
+def _do(arguments: list[str]) -> None:
+    match arguments:
+        case ["ls", *rest] if not _options(rest) - {"--json"} and len(_names(rest)) <= 1:
+            _list(Path((*_names(rest), "logs")[0]), as_json="--json" in rest)
+        case ["compare", left, right]:
+            _compare(Path(left), Path(right))
+        case [folder] if folder not in ("ls", "compare") and not folder.startswith("-"):
+            _report(Path(folder))
+        case ["--help" | "-h"]:
+            print(__doc__)
+        case ["compare", *runs]:
+            raise UserError(f"compare: {len(runs)} given; it takes two runs")
+        case _:
+            raise UserError(f"{' '.join(arguments) or 'nothing given'}: expected {USAGE}")
 
 
 def _report(folder: Path) -> None:
@@ -53,7 +53,7 @@ def _report(folder: Path) -> None:
 
     if not folder.is_dir():
         raise store.missing(folder)
-    print(f"written to {tell(folder, sys.stdout)}")
+    say(f"written to {tell(folder, sys.stdout)}")
 
 
 def _list(folder: Path, *, as_json: bool) -> None:
@@ -71,9 +71,9 @@ def _compare(left: Path, right: Path) -> None:
     print("One run each: the spread between seeds is not known.")
 
 
-def _console() -> Console:
+def _console() -> Screen:
     """As wide as the terminal; wide enough for a path where there is none."""
-    return Console(highlight=False, width=None if sys.stdout.isatty() else PIPED_WIDTH)
+    return Screen(width=None if sys.stdout.isatty() else PIPED_WIDTH)
 
 
 def _options(words: list[str]) -> set[str]:

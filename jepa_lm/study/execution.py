@@ -22,10 +22,13 @@ from jepa_lm.config import check, resolve
 from jepa_lm.errors import SweepError, UserError, warn
 from jepa_lm.files import write_json
 from jepa_lm.records import config_hash
+from jepa_lm.shown import override, quoted
+from jepa_lm.startup import check_values
+from jepa_lm.streams import tell
 from jepa_lm.study.arms import describe_differences, differences
 from jepa_lm.study.manifest import FILE, Job, Manifest, load
 from jepa_lm.study.plan import plan_study, plan_sweep
-from jepa_lm.study.request import Composed, read_request
+from jepa_lm.study.request import NONE, WEIGHT, Composed, read_request
 from jepa_lm.study.runs import Run
 from jepa_lm.study.search import Search
 from jepa_lm.study.statistics import MINIMUM_PAIRS
@@ -92,7 +95,9 @@ def run(
     manifest.save(folder)
     todo = [job for job in manifest.jobs if not Run(folder / job.folder).finished]
     done = len(manifest.jobs) - len(todo)
-    print(f"{len(manifest.jobs)} jobs in {folder}, {done} of them finished before", file=sys.stderr)
+    tell(f"{len(manifest.jobs)} jobs in {folder}, {done} of them finished before")
+    for note in manifest.notes:
+        warn(note)
     words = [_job_words(job, configs[job.folder], manifest, folder) for job in todo]
     for job in todo:
         if Run(folder / job.folder).status == "failed":  # what it says is about the last attempt
@@ -103,7 +108,7 @@ def run(
     except Exception as error:  # a worker was killed, and its launcher gave up
         warn(f"the launcher stopped: {error or type(error).__name__}")
     except BaseException:  # a signal
-        print(f"the same command with hydra.sweep.dir={folder} goes on", file=sys.stderr)
+        tell(f"the same command with {override('hydra.sweep.dir', folder)} goes on")
         raise
     returned = dict(zip((job.folder for job in todo), results, strict=False))
     for name, result in returned.items():
@@ -126,15 +131,20 @@ def conclude(
         more = [f"and {len(failed) - MOST_REASONS} more"] if len(failed) > MOST_REASONS else []
         raise SweepError(
             f"{len(failed)} of {len(manifest.jobs)} jobs failed; {'; '.join([*told, *more])}; the same "
-            f"command with hydra.sweep.dir={folder} tries them again"
+            f"command with {override('hydra.sweep.dir', folder)} tries them again"
         )
     return list(returned.values())
 
 
 def _compose(loader: ConfigLoader, config: DictConfig, words: Sequence[str]) -> Composed:
     """What a job's command line stands for; seeds are put in without composing anew."""
-    composed = loader.load_sweep_config(config, list(words))
+    words = list(words)
+    composed = loader.load_sweep_config(config, words)
     objective = str(composed.hydra.runtime.choices.get("objective"))
+    if objective == NONE:
+        kept = [word for word in words if word.lstrip("+").partition("=")[0] != WEIGHT]
+        if kept != words:
+            words, composed = kept, loader.load_sweep_config(config, kept)
     with open_dict(composed):
         del composed["hydra"]
     composed.paths.run_dir = "."  # known when the job runs
@@ -143,8 +153,10 @@ def _compose(loader: ConfigLoader, config: DictConfig, words: Sequence[str]) -> 
         composed.seed = seed
         return resolve(composed)
 
-    check(resolved(composed.seed))
-    return Composed(objective, composed.seed, resolved)
+    first = resolved(composed.seed)
+    check(first)
+    check_values(first)
+    return Composed(tuple(words), objective, composed.seed, resolved)
 
 
 def check_unchanged(manifest: Manifest, configs: Mapping[str, Any], folder: Path) -> None:
@@ -183,7 +195,7 @@ def _job_words(job: Job, config: Mapping[str, Any], manifest: Manifest, folder: 
     dashboard = config["logger"].get("wandb")
     if dashboard is not None:
         ours = {"group": wandb_group(manifest, folder), "name": job.folder}
-        words += [f"logger.wandb.{k}='{v}'" for k, v in ours.items() if dashboard[k] is None]
+        words += [f"logger.wandb.{k}={quoted(v)}" for k, v in ours.items() if dashboard[k] is None]
     return words
 
 
@@ -208,10 +220,10 @@ def report(manifest: Manifest, folder: Path) -> None:
     """Write the report beside the runs and say what it says; runs that are on W&B get it there, too."""
     from jepa_lm.loggers.report import attach_report
     from jepa_lm.loggers.settings import wandb_settings
-    from jepa_lm.study.report import tell
+    from jepa_lm.study.report import tell as tell_verdicts
 
-    html = tell(folder, sys.stderr)
-    print(f"report: {html}", file=sys.stderr)
+    html = tell_verdicts(folder, sys.stderr)
+    tell(f"report: {html}")
     configs = (Run(folder / job.folder).config for job in manifest.jobs)
     settings = next((found for config in configs if (found := wandb_settings(config))), None)
     if settings is not None:

@@ -81,6 +81,8 @@ class Manifest:
     identities: tuple[Identity, ...] = ()
     not_applicable: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Reasons by treatment and arm."""
+    notes: tuple[str, ...] = ()
+    """What the plan leaves out of what was asked for."""
 
     def group(self, name: str) -> Group:
         """The group of that name."""

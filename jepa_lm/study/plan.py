@@ -17,6 +17,7 @@ from typing import Any
 from jepa_lm.config import check_type, unknown_key
 from jepa_lm.errors import UserError
 from jepa_lm.records import config_hash
+from jepa_lm.startup import check_seed
 from jepa_lm.study.arms import (
     Arm,
     below,
@@ -27,10 +28,10 @@ from jepa_lm.study.arms import (
     read_arms,
 )
 from jepa_lm.study.manifest import Comparison, Group, Identity, Job, Manifest
-from jepa_lm.study.request import SEED, WEIGHT, Compose, Composed, Request
+from jepa_lm.study.request import NONE, SEED, WEIGHT, Compose, Composed, Request
 from jepa_lm.study.verdict import BASELINES
 
-TREATMENT, NONE = "treatment", "none"
+TREATMENT = "treatment"
 LONGEST_NAME = 80
 SETTINGS = {"name": str, "match": str, "arms": dict}
 """Of a study, with their types."""
@@ -46,11 +47,38 @@ class Planner:
     configs: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Resolved, by folder."""
     groups: dict[str, Group] = field(default_factory=dict)
+    without_loss: int = 0
+    """Combinations with a weight and no loss to weigh."""
+    objectives: set[str] = field(default_factory=set)
+
+    def settle(self, cell: dict[str, str], composed: Composed) -> dict[str, str]:
+        """What tells a combination from the others: no weight where there is no loss to weigh."""
+        self.objectives.add(composed.objective)
+        if composed.objective != NONE or WEIGHT not in cell:
+            return cell
+        self.without_loss += 1
+        return {key: value for key, value in cell.items() if key != WEIGHT}
+
+    def notes(self, request: Request) -> tuple[str, ...]:
+        """What is left out of what was asked for.
+
+        Raises:
+            UserError: weights, and no objective that has a loss.
+        """
+        weights = request.weights()
+        if not weights or NONE not in self.objectives:
+            return ()
+        if self.objectives == {NONE}:
+            raise UserError(
+                f"{weights}: objective=none has no loss to weigh; choose one, such as objective=vicreg"
+            )
+        several = self.without_loss > 1
+        once = f", so {self.without_loss} combinations with it are run as one" if several else ""
+        return (f"objective=none has no loss to weigh: it runs without {weights}{once}",)
 
     def add(
         self,
         name: str,
-        words: Sequence[str],
         composed: Composed,
         seeds: Sequence[int],
         *,
@@ -66,7 +94,7 @@ class Planner:
             if key not in self.jobs:
                 folder = f"{name}/seed-{seed + offset}"
                 assert folder not in self.configs, f"two jobs in {folder}"
-                at_seed = [w for w in words if not w.startswith(f"{SEED}=")]
+                at_seed = [w for w in composed.words if not w.startswith(f"{SEED}=")]
                 overrides = (*at_seed, f"{SEED}={seed + offset}")
                 self.jobs[key] = Job(folder, overrides, key)
                 self.configs[folder] = config
@@ -96,21 +124,16 @@ def plan_sweep(request: Request, compose: Compose, name: str) -> tuple[Manifest,
     """
     planner = Planner(compose)
     seeds = request.seeds(compose)
-    objectives: set[str] = set()
     inert: list[tuple[Group, Mapping[str, str]]] = []
     active: list[tuple[Group, Mapping[str, str]]] = []
     for cell in request.cells():
-        words = request.fixed_with(cell)
-        composed = compose(words)
-        group = planner.add(slug(cell), words, composed, seeds, settings=cell)
+        composed = compose(request.fixed_with(cell))
+        cell = planner.settle(cell, composed)
+        if slug(cell) in planner.groups:
+            continue
+        group = planner.add(slug(cell), composed, seeds, settings=cell)
         weight = composed.resolved(seeds[0])["jepa"]["weight"]
-        objectives.add(composed.objective)
         (active if weight and composed.objective != NONE else inert).append((group, cell))
-    if WEIGHT in request.axes and objectives == {NONE}:
-        raise UserError(
-            f"{WEIGHT}={','.join(request.axes[WEIGHT])}: objective=none has no loss to weigh; choose one, "
-            "such as objective=vicreg"
-        )
     comparisons = [
         Comparison(group.name, control.name, _role(control), _between(planner, group, control))
         for group, cell in active
@@ -159,13 +182,15 @@ def plan_study(
     identities: list[Identity] = []
     not_applicable: dict[str, dict[str, str]] = {}
     for cell in request.cells():
-        words = request.fixed_with(cell)
-        composed = compose(words)
+        composed = compose(request.fixed_with(cell))
+        cell = planner.settle(cell, composed)
+        if _arm_name(cell, TREATMENT) in planner.groups:
+            continue
         config = composed.resolved(seeds[0])
         check_budget(study["match"], config)
         _check_treatment(arms, composed.objective, config)
         treatment = planner.add(
-            _arm_name(cell, TREATMENT), words, composed, seeds, says="as configured", settings=cell
+            _arm_name(cell, TREATMENT), composed, seeds, says="as configured", settings=cell
         )
         reasons = {arm.name: arm.why_not(composed.objective, config) for arm in arms}
         not_applicable[treatment.name] = {k: v for k, v in reasons.items() if v is not None}
@@ -253,11 +278,14 @@ def _add_arm(
     named = {key: value for key, value in cell.items() if not below(key, arm.replaced())}
     words = [*request.fixed_with(left, gone), *arm.set, *scaled]
     composed = planner.compose(words)
+    for seed in seeds:
+        check_seed(
+            f"study.arms.{arm.name}.seed_offset={arm.seed_offset}: {SEED}", seed + arm.seed_offset
+        )
     found = differences(treatment, composed.resolved(seeds[0] + arm.seed_offset))
     check_declared(arm, found)
     return planner.add(
         _arm_name(named, arm.name),
-        words,
         composed,
         seeds[:1] if arm.same_as is not None else seeds,
         says=arm.says,
@@ -287,4 +315,5 @@ def manifest_of(
         jobs=tuple(planner.jobs.values()),
         groups=tuple(planner.groups.values()),
         comparisons=tuple(comparisons),
+        notes=planner.notes(request),
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,9 +11,12 @@ from typing import Any
 from hydra.core.override_parser.types import IntervalSweep, Override
 
 from jepa_lm.errors import UserError
+from jepa_lm.startup import check_seed
 from jepa_lm.study.arms import below
 
 SEED, WEIGHT = "seed", "jepa.weight"
+NONE = "none"
+"""The option of the group `objective` that has no loss to weigh."""
 OF_THE_SWEEP = ("study", "sweep")
 """Words of the command line that say what is swept; a job knows nothing of them."""
 
@@ -21,6 +25,8 @@ OF_THE_SWEEP = ("study", "sweep")
 class Composed:
     """What a command line stands for."""
 
+    words: tuple[str, ...]
+    """The command line, without a weight where there is no objective to weigh."""
     objective: str
     """The chosen option of the group `objective`."""
     seed: int
@@ -67,10 +73,22 @@ class Request:
         given = self.axes.get(SEED)
         if given is None:
             return [compose(self.fixed_with(self.cells()[0])).seed]
-        try:
-            return [int(value) for value in given]
-        except ValueError as error:
-            raise UserError(f"seed={','.join(given)}: expected whole numbers") from error
+        if not all(re.fullmatch(r"[+-]?[0-9]{1,20}", value) for value in given):
+            raise UserError(f"seed={','.join(given)}: expected whole numbers")
+        seeds = [int(value) for value in given]
+        for i, seed in enumerate(seeds):
+            check_seed(SEED, seed)
+            if seed in seeds[:i]:
+                raise UserError(
+                    f"seed={','.join(given)}: {seed} is there twice, and would be one run"
+                )
+        return seeds
+
+    def weights(self) -> str:
+        """What the command line says of the weight; empty where it does not."""
+        if WEIGHT in self.axes:
+            return f"{WEIGHT}={','.join(self.axes[WEIGHT])}"
+        return next((w for w in self.fixed if w.lstrip("+").partition("=")[0] == WEIGHT), "")
 
     def fixed_with(self, cell: Mapping[str, str], without: Sequence[str] = ()) -> list[str]:
         """The command line of a combination, without the seed and without some keys."""

@@ -93,8 +93,9 @@ class Search:
 
     def _add(self, planner: Planner, values: dict[str, Any]) -> Group:
         cell = {k: f"{v:.{DIGITS}g}" if isinstance(v, float) else str(v) for k, v in values.items()}
-        words = self.request.fixed_with(cell)
-        return planner.add(slug(cell), words, self.compose(words), self.seeds, settings=cell)
+        composed = self.compose(self.request.fixed_with(cell))
+        cell = planner.settle(cell, composed)
+        return planner.add(slug(cell), composed, self.seeds, settings=cell)
 
 
 def _state(failed: bool) -> dict[str, Any]:

@@ -67,7 +67,7 @@ def print_entries(found: list[Entry], folder: Path, console: Console) -> None:
     for e in found:
         numbers = (_cell(e.weight), _cell(e.seed), words.count(e.steps), words.score(e.bpb))
         table.add_row(e.folder, _cell(e.task), _cell(e.objective), *numbers, e.status)
-    console.print(table, markup=False)
+    console.print(table)
 
 
 def as_json(found: list[Entry]) -> list[dict[str, Any]]:
@@ -93,8 +93,8 @@ def open_run(folder: Path) -> Run:
 
 def print_comparison(left: Run, right: Run, console: Console) -> list[str]:
     """Scores, differing settings and differing records of two runs; returns why not to compare them."""
-    console.print(_scores(left, right), markup=False)
-    console.print(_settings(config_of(left), config_of(right)), markup=False)
+    console.print(_scores(left, right))
+    console.print(_settings(config_of(left), config_of(right)))
     ours, theirs = told(left), told(right)
     records = {
         key: (ours.get(key, words.NOTHING), theirs.get(key, words.NOTHING))
@@ -102,7 +102,7 @@ def print_comparison(left: Run, right: Run, console: Console) -> list[str]:
         if ours.get(key) != theirs.get(key)
     }
     if records:
-        console.print(_pairs("records that differ", records), markup=False)
+        console.print(_pairs("records that differ", records))
     elif ours:
         console.print("their records are equal: versions, source, data, machine")
     match = "steps" if budget_of(left) == budget_of(right) == "steps" else None

@@ -118,5 +118,5 @@ def test_a_study_of_few_seeds_is_warned_of(plan, seeds, few):
 def test_wandb_gets_the_study_and_the_arm(plan):
     done = plan("study=ablation", "objective=lewm", "logger=wandb", "seed=1,2")
     job = next(job for job in done.launched if "hydra.sweep.subdir=placebo/seed-2" in job)
-    assert "logger.wandb.group='ablation sweep'" in job
-    assert "logger.wandb.name='placebo/seed-2'" in job
+    assert 'logger.wandb.group="ablation sweep"' in job
+    assert 'logger.wandb.name="placebo/seed-2"' in job
