@@ -9,6 +9,8 @@ import sys
 import pytest
 
 from jepa_lm import cli
+from jepa_lm.errors import UserError
+from jepa_lm.explaining import check_words
 from tests.conftest import REPO
 
 
@@ -35,7 +37,7 @@ MISTAKES = [
     ("objective=nune", "objective=nune", "did you mean none?"),
     ("seed=abc", "seed", "Value 'abc'"),
     ("compile=maybe", "compile", "not a valid bool"),
-    ("a=b=c", "mismatched input", ""),
+    ("a=b=c", "a=b=c: cannot be read", "if it is text: 'a=\"b=c\"'"),
     # what Hydra lets through
     ("+trainer.max_stepz=3", "trainer.max_stepz", "did you mean trainer.max_steps?"),
     ("+jepa.wieght=0.1", "jepa.wieght", "did you mean jepa.weight?"),
@@ -64,7 +66,7 @@ MISTAKES = [
         "data.path=a.txt",
         "reads no files; add data/corpus=text",
     ),
-    ("data=text data.path=", "data.path: is empty", "name a file or a folder"),
+    ('data=text data.path=""', "data.path: is empty", "name a file or a folder"),
     ("data.tokenizer.vocab_size=70000", "vocab_size=70000", "1 to 65536"),
     ("data.seq_len=9999999", "data.seq_len=9999999", "choose at most"),
     ("data.batch_tokens=1000", "data.batch_tokens=1000", "must be a multiple"),
@@ -93,6 +95,54 @@ MISTAKES = [
     ("optimizer.ghost_steps=-1", "optimizer.ghost_steps=-1", "0 or more"),
     ("temperature=hot", "temperature=hot", "a positive number, or search"),
 ]
+
+
+WORDS = [
+    ("seed=", "seed=: nothing follows; null unsets a setting"),
+    ("=3", "=3: what is set?"),
+    ("objective=null", "objective=null: choose one of base, chunk"),
+    ("+debug=null", "choose one of overfit, profiler, tiny, or leave the word out"),
+    ("sweep=5", "sweep=5: choose one of jepa_weight"),
+    ("data.tokenizer=bytes256", "is chosen from a group; data/tokenizer=bytes256"),
+    ("hydra.sweeper=basic", "hydra/sweeper=basic"),
+]
+
+
+@pytest.mark.parametrize(("word", "said"), WORDS)
+def test_a_word_that_hydra_would_misread_is_named_before_it_does(word, said):
+    check_words(["seed=1", "model.dim=64", "~debug", "tags=[]", "task_name=a=b"])
+    with pytest.raises(UserError) as told:
+        check_words(["seed=1", word])
+    assert said in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (
+            ["--lr", "0.1"],
+            "unrecognized arguments: --lr; settings are key=value words without dashes",
+        ),
+        (["--experimental-rerun=config.pickle"], "would run a file's contents"),
+        (["-m", "--cfg=job"], "one of them at a time"),
+        (["--resolve"], "--resolve: goes with --cfg"),
+        (["seed"], "seed: a setting is given as key=value"),
+        (["task_name='a"], "a quotation mark that is not closed"),
+    ],
+)
+def test_a_flag_or_a_word_that_is_none(command, words, said):
+    code, line = command("eval", *words)
+    assert code == 2
+    assert said in line
+
+
+def test_flags_may_stand_behind_the_overrides(command, monkeypatch, tmp_path):
+    """What argparse alone takes for unknown arguments."""
+    scored = []
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(cli.run, "evaluate", lambda cfg: scored.append(cfg.ckpt_path))
+    assert command("eval", "ckpt_path=a,b", "-m", "task_name=b")[0] == 0
+    assert scored == ["a", "b"]
 
 
 @pytest.mark.parametrize(("override", "key", "right"), MISTAKES)

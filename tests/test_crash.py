@@ -137,7 +137,7 @@ def test_a_rank_keeps_its_bug_in_the_runs_folder(monkeypatch, tmp_path, capsys):
     from jepa_lm import process, training
 
     monkeypatch.setattr(process, "stop_with_parent", lambda: None)
-    monkeypatch.setattr(training, "train", bug)
+    monkeypatch.setattr(training, "train_resolved", bug)
     monkeypatch.setenv("LOCAL_RANK", "3")
     (tmp_path / "ranks.json").write_text("{}", encoding="utf-8")
     assert rank_process.main(tmp_path / "ranks.json") == 70

@@ -19,7 +19,10 @@ SEARCHED = ("jepa.weight=interval(0,1)", "seed=1,2")
 
 def compose(words):
     return Composed(
-        "patch", 1, lambda seed: {"words": list(words), "seed": seed, "data": {}, "trainer": {}}
+        tuple(words),
+        "patch",
+        1,
+        lambda seed: {"words": list(words), "seed": seed, "data": {}, "trainer": {}},
     )
 
 
