@@ -65,6 +65,16 @@ def test_a_damaged_cache_is_built_again(tmp_path, text, name, damage):
     )
 
 
+def test_another_number_of_bytes_of_text_is_noticed(tmp_path, text):
+    before = made(text, tmp_path / "cache")
+    record = before.train[0].parent / "corpus.json"
+    size = f'"bytes": {before.texts["val"].bytes},'
+    changed = record.read_text().replace(size, size.replace(" ", " 1"))
+    assert changed != record.read_text()
+    record.write_text(changed)
+    assert made(text, tmp_path / "cache").texts == before.texts
+
+
 def test_a_cache_that_is_wiped_while_it_is_used_heals(tmp_path, text):
     cache = tmp_path / "cache"
     whole = contents(made(text, cache))

@@ -252,6 +252,7 @@ def test_text_is_known_by_its_content(tmp_path, monkeypatch):
     before, times = corpus(path).fingerprint(), (path.stat().st_atime_ns, path.stat().st_mtime_ns)
     path.rename(tmp_path / "moved.txt")
     assert corpus(tmp_path / "moved.txt").fingerprint() == before
+    assert corpus(tmp_path / "moved.txt", fraction=0.1).fingerprint() != before
     path.write_text(LINES.replace("7", "8"))  # of the same size
     os.utime(path, ns=times)
     assert corpus(path).fingerprint() != before
