@@ -5,22 +5,31 @@ from __future__ import annotations
 import sys
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from rich.table import Table
+from yaml import YAMLError
 
 from jepa_lm.artifact.loading import load_artifact
+from jepa_lm.artifact.publishing import ARTIFACTS
+from jepa_lm.checkpoint import as_path, find_file
+from jepa_lm.config import check_type
 from jepa_lm.console import Screen
 from jepa_lm.crash import command
 from jepa_lm.errors import UserError
+from jepa_lm.schema import LimitsOfFiles
+from jepa_lm.trusted import Trust
 
 
-def contents(path: Path) -> list[tuple[str, str]]:
+def contents(path: Path, trust: Trust | None = None) -> list[tuple[str, str]]:
     """What there is to say about the file, as names and values.
 
     Raises:
         UserError: it is not a sound artifact.
     """
-    loaded = load_artifact(path)
+    loaded = load_artifact(path, trust)
     meta, model = loaded.meta, loaded.model
     git = meta["git"]
     values: Counter[str] = Counter()
@@ -33,14 +42,14 @@ def contents(path: Path) -> list[tuple[str, str]]:
     total = sum(values.values())
     rows = [
         ("bytes on disk", f"{path.stat().st_size:,}"),
-        ("bits per weight on disk", f"{8 * path.stat().st_size / total:.3f}"),
+        ("bits per weight on disk", f"{8 * path.stat().st_size / max(1, total):.3f}"),
         ("format version", str(meta["format_version"])),
-        ("model", f"{meta['model']['_target_']} on {meta['model']['backbone']['_target_']}"),
+        ("model", f"{meta['model']['_target_']} on {_class(meta['model'].get('backbone'))}"),
         ("width, layers, vocabulary", f"{model.dim}, {model.layers}, {model.vocab_size}"),
         ("parameters", f"{total:,}"),
     ]
     for kind, count in values.most_common():
-        share = f"{count / total:.1%}"
+        share = f"{count / max(1, total):.1%}"
         rows.append((f"stored as {kind}", f"{tensors[kind]} tensors, {count:,} values, {share}"))
     return [
         *rows,
@@ -51,19 +60,41 @@ def contents(path: Path) -> list[tuple[str, str]]:
     ]
 
 
+def _class(node: Any) -> str:
+    return str(node.get("_target_")) if isinstance(node, dict) else "no backbone"
+
+
 def main(arguments: list[str]) -> int:
     """The exit code: 0, or 2 with one line on what is wrong; see `jepa_lm.crash`."""
     return command(lambda: _show(arguments))
 
 
 def _show(arguments: list[str]) -> None:
-    if len(arguments) != 1:
-        raise UserError("python -m jepa_lm.artifact FILE")
-    path = Path(arguments[0])
+    words = [word for word in arguments if word.startswith(("trust=", "limits."))]
+    named = [word for word in arguments if word not in words]
+    if len(named) != 1 or named[0].startswith("-"):
+        raise UserError("python -m jepa_lm.artifact FILE [trust=[my_module]] [limits.bytes=...]")
+    path = as_path(named[0])
+    if path.is_dir():
+        path = find_file("artifact_path", named[0], (ARTIFACTS,))
     table = Table(title=path.name, show_header=False)
-    for row in contents(path):
+    for row in contents(path, _trust(words)):
         table.add_row(*row)
     Screen().print(table)
+
+
+def _trust(words: list[str]) -> Trust:
+    """`trust=` and `limits.` as the other commands have them."""
+    known = OmegaConf.create({"trust": [], "limits": OmegaConf.structured(LimitsOfFiles)})
+    OmegaConf.set_struct(known, True)
+    try:
+        given = OmegaConf.to_container(OmegaConf.merge(known, OmegaConf.from_dotlist(words)))
+    except (OmegaConfBaseException, YAMLError) as error:
+        reason = str(error).split("full_key", 1)[0]
+        raise UserError(f"{' '.join(words)}: {' '.join(reason.split())}") from error
+    assert isinstance(given, dict)
+    check_type("trust", given["trust"], list[str])
+    return Trust.of({str(key): value for key, value in given.items()})
 
 
 if __name__ == "__main__":

@@ -6,8 +6,6 @@ theirs is markup of the card.
 
 from __future__ import annotations
 
-import re
-import shlex
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -19,9 +17,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from jepa_lm.artifact.publishing import DIGEST_KEY
 from jepa_lm.errors import warn
 from jepa_lm.files import read_json, read_yaml
+from jepa_lm.shown import markdown, shell
 
 TEMPLATE = "model_card.md.j2"
-MARKUP = re.compile(r"[\\`*_{}\[\]<>#|~&$!]")
 LONGEST = 2000
 """Letters of one text in the card."""
 LARGEST = 1e18
@@ -125,11 +123,10 @@ def model_card(
     )
     environment.filters |= {"shown": in_markdown, "versions": _versions}
     overrides, summary = records["overrides"], records["summary"]
-    command = overrides and shlex.join(["python", "train.py", *overrides])
     return environment.get_template(TEMPLATE).render(
         submission=submission,
         account=account,
-        command=command and "".join(c if c.isprintable() else "?" for c in command),
+        command=overrides and shell(["python", "train.py", *overrides]),
         training=_training(account, run, summary or {}),
         finished=summary is not None and summary.get("status") == "finished",
         sentence=in_words(account, run),
@@ -142,8 +139,7 @@ def model_card(
 def in_markdown(value: Any) -> str:
     """A text that Markdown shows as it is, on one line."""
     text = " ".join(str(value).split())
-    text = text if len(text) <= LONGEST else f"{text[:LONGEST]}..."
-    return MARKUP.sub(r"\\\g<0>", "".join(c if c.isprintable() else "?" for c in text))
+    return markdown(text if len(text) <= LONGEST else f"{text[:LONGEST]}...")
 
 
 def by_format(tensors: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -7,6 +7,7 @@ tokens, against the weights as trained; bytes by the codec that was best for the
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,7 +72,8 @@ def ways_under(
         if predicted + min(attempt.code.values()) <= MARGIN * attempt.cap:
             stored = stored_copy(scorer.model, formats)
             loss = _bpb(scorer._replace(model=stored), windows) - before
-            options.append((loss, override, formats))
+            if math.isfinite(loss):
+                options.append((loss, override, formats))
     tried = set()
     for loss, override, formats in sorted(options, key=lambda option: option[0]):
         if len(found) == WANTED:

@@ -11,6 +11,7 @@ from rich.text import Text
 from jepa_lm.artifact.card import by_format
 from jepa_lm.console import Screen
 from jepa_lm.errors import LossError, OverCapError
+from jepa_lm.shown import shell
 
 
 def print_account(account: dict[str, Any], folder: Path) -> None:
@@ -57,7 +58,7 @@ def ways_in_words(ways: list[dict[str, Any]]) -> str:
     if not ways:
         return "nothing that was tried fits; choose a smaller model"
     return "it would fit with " + ", or with ".join(
-        f"{' '.join(way['overrides'])} ({way['total']} bytes, BPB {way['bpb_loss']:+.4f})"
+        f"{shell(way['overrides'])} ({way['total']} bytes, BPB {way['bpb_loss']:+.4f})"
         for way in ways
     )
 
@@ -103,7 +104,7 @@ def _ways(ways: list[dict[str, Any]]) -> Table:
         table.add_column(column, overflow="fold")
     for way in ways:
         row = (
-            " ".join(way["overrides"]),
+            shell(way["overrides"]),
             f"{way['total']:,}",
             f"{way['bpb_loss']:+.4f}",
         )

@@ -32,7 +32,11 @@ RIDGE = 1e-3
 
 
 def sample_windows(stream: TokenStream, seq_len: int, tokens: int, rows: int) -> Iterable[Batch]:
-    """Evenly spaced windows of a split, about so many tokens, in batches of `rows`."""
+    """Evenly spaced windows of a split, about so many tokens, in batches of `rows`.
+
+    A split that is shorter than a window is one.
+    """
+    seq_len = min(seq_len, stream.total - 1)
     count = max(1, min(tokens, stream.total - 1) // seq_len)
     starts = np.linspace(0, stream.total - seq_len - 1, count).astype(np.int64)
     for first in range(0, count, rows):

@@ -45,17 +45,26 @@ def search_temperature(
 
     Returns:
         `temperature`, `tokens` it was searched on, and `nll` per token of each one tried.
+
+    Raises:
+        UserError: no score is a number.
     """
     windows = StandardWindows(train, seq_len=seq_len, rows=rows, limit=TOKENS + 1)
     tried = mean_nll(scorer, windows, COARSE)
-    best = min(tried, key=tried.__getitem__)
-    tried |= mean_nll(scorer, windows, tuple(round(best + step, 4) for step in FINE))
-    best = min(tried, key=tried.__getitem__)
+    tried |= mean_nll(scorer, windows, tuple(round(_best(tried) + step, 4) for step in FINE))
+    best = _best(tried)
     return {
         "temperature": best,
         "tokens": windows.tokens - 1,
         "nll": {f"{t:g}": tried[t] for t in sorted(tried)},
     }
+
+
+def _best(tried: dict[float, float]) -> float:
+    found = {t: nll for t, nll in tried.items() if math.isfinite(nll)}
+    if not found:
+        raise UserError("temperature=search: no score of the training text is a number")
+    return min(found, key=found.__getitem__)
 
 
 @torch.inference_mode()

@@ -230,11 +230,11 @@ def test_no_text_of_a_record_is_markup_of_the_card(exported, trained, tmp_path):
     given = dict.fromkeys(("author", "github_id", "blurb")) | {"name": hostile}
     said = submission(given, exported.account, _run_config(trained), records)
     card = model_card(said, exported.account, _run_config(trained), records)
-    shown = r"a \# b \| c \<script\> \`x\` \[l\](u) \{\{ 7\*7 \}\} ?\[31m"
-    assert in_markdown(hostile) == shown
+    shown = in_markdown(hostile)
+    assert shown == r"a # b \| c &lt;script&gt; \`x\` [l]\(u) {{ 7\*7 }} \\x1b[31m"
     assert card.startswith(f"# {shown}\n")
     assert f"| status | {shown} |" in card
-    assert "    python train.py 'task_name=a b' 'x=$(reboot)' 'y=1?# z'\n" in card
+    assert "    python train.py 'task_name=a b' 'x=$(reboot)' $'y=1\\n# z'\n" in card
     assert "\x1b" not in card
 
 

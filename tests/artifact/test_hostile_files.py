@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from jepa_lm import run
+from jepa_lm.artifact.__main__ import main as look
 from jepa_lm.config import resolve
 from jepa_lm.errors import UserError
 from jepa_lm.training import train
@@ -98,6 +99,8 @@ def test_a_module_of_ones_own_is_built_when_the_user_names_it_and_only_then(
     run.export(compose("export", checkpoint, *quick, "trust=[my_parts]"))
     with pytest.raises(UserError, match=r"my_parts\.Mine"):
         run.evaluate(compose("eval", f"artifact_path={tmp_path / 'x'}"))
+    assert look([str(tmp_path / "x")]) == 2
+    assert look([str(tmp_path / "x"), "trust=[my_parts]"]) == 0
     train(small(*own, "trainer.max_steps=3", "ckpt_path=auto"))
     # What a trusted module has imported is not trusted with it.
     with pytest.raises(UserError, match=r"my_parts\.Popen"):

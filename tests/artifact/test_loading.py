@@ -248,18 +248,3 @@ def test_the_hash_is_of_names_and_values():
     assert weights_hash(one) == weights_hash(dict(reversed(one.items())))
     assert weights_hash(one) != weights_hash({"a": torch.zeros(2), "b": torch.ones(2)})
     assert weights_hash(one) != weights_hash({**one, "b": torch.tensor([0.0, 1e-9])})
-
-
-def test_the_command_line_says_what_is_inside(exported, capsys, tmp_path):
-    from jepa_lm.artifact.__main__ import main
-
-    account = exported.account
-    assert main([str(exported.file)]) == 0
-    shown = " ".join(capsys.readouterr().out.split())
-    assert f"{account['bytes']:,}" in shown
-    assert "stored as int 8" in shown
-    assert "stored as cast float16" in shown
-    (tmp_path / "broken").write_bytes(b"nothing of the kind")
-    assert main([str(tmp_path / "broken")]) == 2
-    assert capsys.readouterr().err.startswith(f"error: artifact_path={tmp_path / 'broken'}: not an")
-    assert main([]) == 2

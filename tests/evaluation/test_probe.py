@@ -36,15 +36,17 @@ def test_windows_lie_inside_the_split(tmp_path, trained):
     assert data.seq_len == 32
 
     class Ramp(TokenStream):
-        def __init__(self):
-            self.total = 1000
+        def __init__(self, total):
+            self.total = total
 
         def read(self, start, out):
             assert start >= 0
-            assert start + len(out) <= 1000
+            assert start + len(out) <= self.total
             out[:] = range(start, start + len(out))
 
-    batches = list(sample_windows(Ramp(), 32, 320, rows=4))
+    (short,) = sample_windows(Ramp(20), 32, 320, rows=4)
+    assert short["inputs"].shape == (1, 19)
+    batches = list(sample_windows(Ramp(1000), 32, 320, rows=4))
     assert [len(b["inputs"]) for b in batches] == [4, 4, 2]
     assert all(torch.equal(b["inputs"] + 1, b["targets"]) for b in batches)
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import math
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -12,6 +14,7 @@ from jepa_lm.checkpoint import inference_model, read_checkpoint
 from jepa_lm.data.stream import TokenStream
 from jepa_lm.data.token_data import TokenData
 from jepa_lm.errors import UserError
+from jepa_lm.evaluation import temperature
 from jepa_lm.evaluation.bpb import ByteCounter
 from jepa_lm.evaluation.scoring import Scorer
 from jepa_lm.evaluation.subject import load_data, load_subject
@@ -56,6 +59,22 @@ def test_the_search_undoes_a_factor_on_the_logits(scorer_and_data, factor):
     assert found["temperature"] / factor == pytest.approx(plain["temperature"], rel=0.15)
     assert len(found["nll"]) == len(COARSE) + 6
     assert found["nll"][f"{found['temperature']:g}"] == min(found["nll"].values())
+
+
+@pytest.mark.parametrize("numbers", [(), (1.3,)])
+def test_scores_that_are_no_numbers_are_not_the_best(scorer_and_data, monkeypatch, numbers):
+    scorer, data = scorer_and_data
+
+    def nll(scorer, windows, temperatures):
+        return {t: 2.0 if t in numbers else math.nan for t in temperatures}
+
+    monkeypatch.setattr(temperature, "mean_nll", nll)
+    found = None
+    with (
+        nullcontext() if numbers else pytest.raises(UserError, match="temperature=search: no score")
+    ):
+        found = search_temperature(scorer, data.streams["train"], seq_len=data.seq_len, rows=8)
+    assert (found or {}).get("temperature") == (numbers or (None,))[0]
 
 
 def test_it_reads_training_tokens_and_no_others(scorer_and_data, monkeypatch):

@@ -90,7 +90,7 @@ RULE = {"match": ["*"], "min_values": 0, "format": Cast(dtype="float16")}
     ("rule", "words"),
     [
         (None, r"rules\.all=None: a rule has match, min_values, format, ndim"),
-        (RULE | {"match": "matrix"}, r"rules\.all\.match=matrix: expected list"),
+        (RULE | {"match": "matrix"}, r"rules\.all\.match=matrix: expected a list"),
         (RULE | {"min_values": "a"}, r"rules\.all\.min_values=a: expected a whole number"),
         (RULE | {"ndim": 1.5}, r"rules\.all\.ndim=1\.5: expected a whole number or null"),
         (RULE | {"format": "int8"}, r"rules\.all\.format=int8: a format of jepa_lm"),
