@@ -175,5 +175,6 @@ def test_a_rank_takes_texts_as_they_are(tmp_path, monkeypatch):
     taken = []
     monkeypatch.setattr(training, "train_resolved", taken.append)
     monkeypatch.setattr(rank_process.process, "stop_with_parent", lambda: None)
+    monkeypatch.setenv("LOCAL_RANK", "1")
     assert rank_process.main(tmp_path / "ranks.json") == 0
     assert taken == [given]

@@ -207,7 +207,7 @@ def test_what_is_left_open_is_filled_in():
     ("override", "says"),
     [
         ("logger.wandb.offline=maybe", "logger.wandb.offline=maybe: expected true or false"),
-        ("logger.wandb.tags=a", "logger.wandb.tags=a: expected list"),
+        ("logger.wandb.tags=a", "logger.wandb.tags=a: expected a list"),
         ("+logger.wandb.grup=a", "did you mean logger.wandb.group"),
     ],
 )

@@ -141,7 +141,7 @@ def test_wrong_settings_are_refused_before_anything_is_read(compose, override, w
 
 def test_a_stride_that_the_windows_cannot_have_is_refused_at_once(exporting):
     with pytest.raises(UserError, match=r"export\.stride=64: 1 to the window length 32"):
-        exporting("export.protocols=[sliding]")
+        exporting("export.protocols=[sliding]", "export.stride=64")
     assert [path.name for path in exporting.folder.iterdir()] == [".lock"]
 
 
