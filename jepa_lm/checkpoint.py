@@ -46,7 +46,7 @@ def find_file(key: str, value: str, patterns: tuple[str, ...]) -> Path:
     Raises:
         UserError: nothing there, or several.
     """
-    path = as_path(value)
+    path = as_path(key, value)
     if path.is_file():
         return path
     if path.exists() and not path.is_dir():
@@ -64,7 +64,7 @@ def find_file(key: str, value: str, patterns: tuple[str, ...]) -> Path:
     return found[0]
 
 
-def as_path(value: str) -> Path:
+def as_path(key: str, value: str) -> Path:
     """The path that a setting holds.
 
     Raises:
@@ -75,7 +75,7 @@ def as_path(value: str) -> Path:
         path.exists()
     except (OSError, ValueError) as error:  # a name that is too long, a zero byte
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{value[:80]!r}: no path ({reason})") from error
+        raise UserError(f"{key}={value[:80]!r}: no path ({reason})") from error
     return path
 
 
@@ -134,7 +134,7 @@ def find_checkpoint(value: str, trust: Trust | None = None) -> Path:
     Raises:
         UserError: nothing there, or nothing whole.
     """
-    path = as_path(value)
+    path = as_path("ckpt_path", value)
     if path.is_file():
         _require_whole(path)
         return path
@@ -158,7 +158,7 @@ def find_resume(value: str, run_dir: Path, trust: Trust | None = None) -> Path |
     """
     if value == AUTO:
         return newest_whole(run_dir / "checkpoints", trust)
-    if value == LAST and not as_path(value).exists():
+    if value == LAST and not as_path("ckpt_path", value).exists():
         newest = _newest_run("ckpt_path", value, CHECKPOINTS, but=run_dir)
         return find_checkpoint(str(newest), trust)
     return find_checkpoint(value, trust)

@@ -74,7 +74,7 @@ def _show(arguments: list[str]) -> None:
     named = [word for word in arguments if word not in words]
     if len(named) != 1 or named[0].startswith("-"):
         raise UserError("python -m jepa_lm.artifact FILE [trust=[my_module]] [limits.bytes=...]")
-    path = as_path(named[0])
+    path = as_path("artifact_path", named[0])
     if path.is_dir():
         path = find_file("artifact_path", named[0], (ARTIFACTS,))
     table = Table(title=path.name, show_header=False)

@@ -55,6 +55,7 @@ def test_a_fresh_process_scores_the_artifact_like_the_checkpoint(exported, train
     assert result["bpb"] != trained.bpb  # it is the quantized model that was scored
 
 
+@pytest.mark.usefixtures("answers_here")
 def test_float32_export_scores_exactly(trained, compose, tmp_path):
     run_dir = tmp_path / "run"
     export(compose("export", f"ckpt_path={trained.folder}", "quantization=none"))
