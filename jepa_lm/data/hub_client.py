@@ -20,6 +20,7 @@ from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from jepa_lm.errors import UserError
+from jepa_lm.shown import literal
 
 T = TypeVar("T")
 
@@ -238,11 +239,6 @@ def endpoint() -> str:
 def told(url: str) -> str:
     """An address for a message, without the password that may be in it."""
     return literal(re.sub(r"//[^/@]*@", "//", url))
-
-
-def literal(text: str) -> str:
-    """The same with what cannot be seen as an escape."""
-    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def http_error() -> type[Exception]:

@@ -19,9 +19,10 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, NamedTuple
 from urllib.parse import quote, urljoin, urlsplit
 
-from jepa_lm.data.hub_client import HubError, endpoint, get, literal
+from jepa_lm.data.hub_client import HubError, endpoint, get
 from jepa_lm.errors import UserError
 from jepa_lm.files import from_json
+from jepa_lm.shown import literal
 
 MOST_PAGES, MOST_FILES, MOST_SECONDS = 1000, 100_000, 300
 """Of a listing. Pages hold 1,000 files, and the challenge's repo has some 500."""

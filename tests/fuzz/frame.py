@@ -2,7 +2,8 @@
 
 Wrong is: anything but success or a UserError; a message that is no clear line or shows a secret of the
 environment; success with other contents than the file's; a file made outside of the reader's folder, a
-program or a connection begun, a module imported that the file names; over 5 s or 1 GB; a process that ends.
+program or a connection begun, a module imported that the file names; over 5 s of work, 1 GB; the end of the
+process.
 """
 
 from __future__ import annotations
