@@ -25,7 +25,7 @@ from jepa_lm.shown import literal
 T = TypeVar("T")
 
 SLOWEST = 1024
-"""Bytes a second, over the time-out, below which an answer counts as stalled."""
+"""Bytes a second, over half the time-out, below which an answer counts as stalled."""
 PATIENCE = 3
 """Time-outs that connecting, redirects and headers may take together."""
 REDIRECTS = 10
@@ -189,15 +189,16 @@ def _prompt(items: Iterator[T], seconds: float) -> Generator[T]:
 
 
 def _steady(pieces: Iterator[bytes], seconds: float) -> Iterator[bytes]:
-    """The same pieces, unless they come too slowly."""
-    began, got = time.monotonic(), 0
+    """The same pieces, unless they trickle in; a pause before a piece is the time-out's matter."""
+    began, got, count = time.monotonic(), 0, 0
     for piece in pieces:
-        got += len(piece)
+        got, count = got + len(piece), count + 1
         passed = time.monotonic() - began
-        if passed >= seconds:
-            if got < SLOWEST * passed:
+        if passed >= seconds / 2:
+            if got >= SLOWEST * passed:
+                began, got, count = time.monotonic(), 0, 0
+            elif count > 1:
                 raise HubError(f"less than {SLOWEST} bytes a second", broken=True)
-            began, got = time.monotonic(), 0
         yield piece
 
 
