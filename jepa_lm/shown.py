@@ -31,7 +31,7 @@ def literal(text: str, *, keep: str = "") -> str:
     kept = JOINERS + keep
     return "".join(
         c
-        if c in kept or unicodedata.category(c) not in UNSEEN
+        if c in kept or (unicodedata.category(c) not in UNSEEN and ord(c) & 0xFFFE != 0xFFFE)
         else c.encode("unicode_escape").decode()
         for c in text
     )

@@ -24,6 +24,8 @@ USAGE = (
 
 
 PIPED_WIDTH = 200
+MOST_TOLD = 5
+"""Damaged entries that a list names."""
 
 
 def main(arguments: list[str]) -> int:
@@ -53,7 +55,7 @@ def _report(folder: Path) -> None:
 
     if not folder.is_dir():
         raise store.missing(folder)
-    say(f"written to {tell(folder, sys.stdout)}")
+    say(f"written to {tell(folder, say)}")
 
 
 def _list(folder: Path, *, as_json: bool) -> None:
@@ -62,12 +64,20 @@ def _list(folder: Path, *, as_json: bool) -> None:
         print(json.dumps(store.as_json(found), indent=2))
     else:
         store.print_entries(found, folder, _console())
+    damaged = [f"{entry.folder}: {text}" for entry in found for text in entry.damage]
+    for text in damaged[:MOST_TOLD]:
+        warn(text)
+    if len(damaged) > MOST_TOLD:
+        warn(f"and {len(damaged) - MOST_TOLD} more entries of records that cannot be believed")
 
 
 def _compare(left: Path, right: Path) -> None:
-    problems = store.print_comparison(store.open_run(left), store.open_run(right), _console())
-    for text in problems:
+    runs = store.open_run(left), store.open_run(right)
+    for text in store.print_comparison(*runs, _console()):
         warn(f"these runs are not comparable: {text}")
+    for run in runs:
+        for text in run.damage:
+            warn(f"{run.folder}: {text}")
     print("One run each: the spread between seeds is not known.")
 
 

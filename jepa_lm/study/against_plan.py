@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from jepa_lm.study.manifest import Identity, Manifest
-from jepa_lm.study.runs import Run
+from jepa_lm.study.runs import DAMAGED, Run
 
 
 @dataclass(frozen=True)
@@ -36,6 +36,11 @@ def other_configs(plan: Manifest, runs: Mapping[str, Run]) -> list[str]:
         for job in plan.jobs
         if (recorded := runs[job.folder].summary.get("config_hash")) and recorded != job.config_hash
     ]
+
+
+def damaged(runs: Mapping[str, Run]) -> list[str]:
+    """What records hold that cannot be, and was left out of everything."""
+    return [f"{below}: {text}" for below, run in runs.items() for text in run.damage]
 
 
 def identity_in_words(folder: Path, identity: Identity) -> str:
@@ -75,6 +80,8 @@ def _reason(run: Run) -> tuple[str, str]:
     """Status and reason of a run without a score."""
     if not run.folder.is_dir():
         return "not started", "there is no folder"
+    if run.status == DAMAGED:
+        return DAMAGED, "; ".join(run.damage)
     if error := run.summary.get("error"):
         return run.status, " ".join(str(error).split())
     if run.status == "finished":

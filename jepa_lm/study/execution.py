@@ -7,8 +7,8 @@ checkpoints, failed ones are tried again, and a job whose config has changed is 
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
+from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +19,11 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, open_dict
 
 from jepa_lm.config import check, resolve
+from jepa_lm.crash import bugs_kept
 from jepa_lm.errors import SweepError, UserError, warn
-from jepa_lm.files import write_json
-from jepa_lm.records import config_hash
+from jepa_lm.files import sweep_up, write_json
+from jepa_lm.locks import only_writer
+from jepa_lm.records import CONFIG_FILE, config_hash
 from jepa_lm.shown import override, quoted
 from jepa_lm.startup import check_values
 from jepa_lm.streams import tell
@@ -29,11 +31,12 @@ from jepa_lm.study.arms import describe_differences, differences
 from jepa_lm.study.manifest import FILE, Job, Manifest, load
 from jepa_lm.study.plan import plan_study, plan_sweep
 from jepa_lm.study.request import NONE, WEIGHT, Composed, read_request
-from jepa_lm.study.runs import Run
+from jepa_lm.study.runs import Run, find_runs
 from jepa_lm.study.search import Search
 from jepa_lm.study.statistics import MINIMUM_PAIRS
 
 MOST_REASONS = 5
+FOLDER_KEY = "hydra.sweep.dir"
 
 
 def sweep(
@@ -66,9 +69,10 @@ def sweep(
                 f"hydra.sweeper.trials={trials}: a search has no controls; without study={config.study.name}"
             )
         search = Search(asked, compose, config.task_name, config.hydra.sweeper)
-        for manifest, configs in search.batches(folder):
-            returned = run(manifest, configs, folder, launcher)
-        return conclude(manifest, folder, returned)
+        with only_writer(folder, FOLDER_KEY), bugs_kept(folder):
+            for manifest, configs in search.batches(folder):
+                returned = run(manifest, configs, folder, launcher)
+            return conclude(manifest, folder, returned)
     if asked.intervals:
         key = next(iter(asked.intervals))
         raise UserError(
@@ -83,7 +87,9 @@ def sweep(
             warn(
                 f"seed: {pairs} of them; a verdict needs {MINIMUM_PAIRS} or more: 'seed=range(1,6)'"
             )
-    return conclude(manifest, folder, run(manifest, configs, folder, launcher))
+    with only_writer(folder, FOLDER_KEY), bugs_kept(folder):
+        sweep_up(folder)
+        return conclude(manifest, folder, run(manifest, configs, folder, launcher))
 
 
 def run(
@@ -91,7 +97,6 @@ def run(
 ) -> dict[str, JobReturn]:
     """Launch what is not finished; returns what the launcher did, by folder."""
     check_unchanged(manifest, configs, folder)
-    folder.mkdir(parents=True, exist_ok=True)
     manifest.save(folder)
     todo = [job for job in manifest.jobs if not Run(folder / job.folder).finished]
     done = len(manifest.jobs) - len(todo)
@@ -105,7 +110,7 @@ def run(
     results: Sequence[JobReturn] = []
     try:
         results = launcher.launch(words, initial_job_idx=done) if words else []
-    except Exception as error:  # a worker was killed, and its launcher gave up
+    except BrokenExecutor as error:  # a worker was killed, and its launcher gave up
         warn(f"the launcher stopped: {error or type(error).__name__}")
     except BaseException:  # a signal
         tell(f"the same command with {override('hydra.sweep.dir', folder)} goes on")
@@ -173,7 +178,14 @@ def check_unchanged(manifest: Manifest, configs: Mapping[str, Any], folder: Path
                 f"{manifest.kind} {manifest.name}; name another folder"
             )
     for job in manifest.jobs:
-        ran = Run(folder / job.folder).config
+        recorded = Run(folder / job.folder)
+        ran = recorded.config
+        lacking = [f"{CONFIG_FILE} has no {key}" for key in ("data", "trainer") if key not in ran]
+        for problem in (*recorded.damage, *(lacking if ran else ())):
+            raise UserError(
+                f"{FOLDER_KEY}={folder}: the records of {job.folder} are damaged ({problem}); name another "
+                f"folder, or delete {folder / job.folder}"
+            )
         if ran and config_hash(ran) != job.config_hash:
             found = differences(ran, configs[job.folder])
             raise UserError(
@@ -181,8 +193,8 @@ def check_unchanged(manifest: Manifest, configs: Mapping[str, Any], folder: Path
                 f"({describe_differences(found)}); name another folder, or delete {folder / job.folder}"
             )
     known = {job.folder for job in manifest.jobs}
-    others = [p.parent.relative_to(folder) for p in folder.glob("**/summary.json")]
-    left = [str(p) for p in others if str(p) not in known]
+    others = [str(found.folder.relative_to(folder)) for found in find_runs(folder) if found.summary]
+    left = [name for name in others if name not in known]
     if left:
         warn(f"{folder}: {len(left)} runs there are not part of this sweep, {left[0]} for one")
 
@@ -222,11 +234,11 @@ def report(manifest: Manifest, folder: Path) -> None:
     from jepa_lm.loggers.settings import wandb_settings
     from jepa_lm.study.report import tell as tell_verdicts
 
-    html = tell_verdicts(folder, sys.stderr)
+    html = tell_verdicts(folder, tell)
     tell(f"report: {html}")
     configs = (Run(folder / job.folder).config for job in manifest.jobs)
     settings = next((found for config in configs if (found := wandb_settings(config))), None)
     if settings is not None:
         attach_report(
-            html, settings=settings, group=settings["group"] or wandb_group(manifest, folder)
+            html, settings=settings, group=settings.get("group") or wandb_group(manifest, folder)
         )

@@ -9,6 +9,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.transforms import offset_copy
 
+from jepa_lm.shown import literal
 from jepa_lm.study import words
 from jepa_lm.study.figure_styles import PANEL, Panel, Style
 from jepa_lm.study.request import WEIGHT
@@ -138,4 +139,5 @@ def _number(text: str | None) -> float | None:
 
 
 def _short(text: str) -> str:
+    text = literal(text)
     return text if len(text) <= LABEL else f"{text[: LABEL - 1]}…"

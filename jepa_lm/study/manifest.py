@@ -6,14 +6,15 @@ holds two groups against each other, seed by seed. The runs' own records say how
 
 from __future__ import annotations
 
-import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 from jepa_lm.errors import UserError
-from jepa_lm.files import write_json
+from jepa_lm.files import read_json, write_json
+from jepa_lm.shown import literal
+from jepa_lm.study.recorded import read
 
 FILE = "study.json"
 FORMAT = 1
@@ -97,35 +98,52 @@ def load(folder: Path) -> Manifest:
     """Read study.json.
 
     Raises:
-        UserError: there is none, or it is of another version.
+        UserError: there is none, it is of another version, or it is no plan of a sweep in this folder.
     """
     path = folder / FILE
+    wrong: list[str] = []
     try:
-        raw = json.loads(path.read_text(encoding="utf-8"))
+        raw = read_json(path)
+        if not isinstance(raw, dict) or raw.get("format") != FORMAT:
+            raise UserError(f"{path}: written by another version of jepa_lm")
+        plan = read(Manifest, raw, "", wrong)
     except FileNotFoundError as error:
         raise UserError(
             f"{folder}: no {FILE} there; name the folder of a sweep or study"
         ) from error
+    except UserError:
+        raise
     except (OSError, ValueError) as error:
         raise UserError(f"{path}: cannot be read ({error})") from error
-    if raw.pop("format", None) != FORMAT:
-        raise UserError(f"{path}: written by another version of jepa_lm")
-    return Manifest(
-        name=raw["name"],
-        kind=raw["kind"],
-        match=raw["match"],
-        command=tuple(raw["command"]),
-        jobs=tuple(Job(j["folder"], tuple(j["overrides"]), j["config_hash"]) for j in raw["jobs"]),
-        groups=tuple(Group(**g) for g in raw["groups"]),
-        comparisons=tuple(
-            Comparison(
-                c["of"],
-                c["against"],
-                c["role"],
-                {k: (a, b) for k, (a, b) in c["differences"].items()},
-            )
-            for c in raw["comparisons"]
-        ),
-        identities=tuple(Identity(tuple(i["runs"]), i["says"]) for i in raw["identities"]),
-        not_applicable=raw["not_applicable"],
-    )
+    assert isinstance(plan, Manifest)
+    for problem in (*wrong, *_inconsistent(plan)):
+        raise UserError(f"{path}: is no plan of a sweep ({problem})")
+    return plan
+
+
+def _inconsistent(plan: Manifest) -> Iterator[str]:
+    """What names something that is not there, or leads out of the folder."""
+    folders = [job.folder for job in plan.jobs]
+    groups = [group.name for group in plan.groups]
+    for kind, names in (("jobs", folders), ("groups", groups)):
+        if len(set(names)) < len(names):
+            yield f"two {kind} have one name"
+    for folder in folders:
+        parts = PurePath(folder).parts
+        if (
+            not parts
+            or PurePath(folder).is_absolute()
+            or ".." in parts
+            or literal(folder) != folder
+        ):
+            yield f"{folder[:100]!r} is no folder below it"
+    known = set(folders)
+    for group in plan.groups:
+        if not known.issuperset(group.runs.values()):
+            yield f"group {group.name[:100]!r} has a run that is no job"
+    for comparison in plan.comparisons:
+        if not {comparison.of, comparison.against} <= set(groups):
+            yield f"{comparison.of[:100]!r} is compared, and there is no such group"
+    for identity in plan.identities:
+        if not known.issuperset(identity.runs):
+            yield f"{identity.says[:100]!r} is about runs that are no jobs"

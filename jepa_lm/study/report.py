@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import re
-import shlex
 import time
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from jepa_lm.errors import warn
+from jepa_lm.files import write_text
+from jepa_lm.shown import literal, markdown, shell
 from jepa_lm.study import figures, tables, words
 from jepa_lm.study.figure_styles import Style, styles
 from jepa_lm.study.results import Results, Treatment, collect
@@ -52,14 +54,12 @@ def _write(results: Results) -> Path:
     context = _context(results)
     for name in (MARKDOWN, HTML):
         text = _environment(name).get_template(f"{name}.j2").render(context)
-        temporary = results.folder / f".{name}.tmp"
-        temporary.write_text(text, encoding="utf-8")
-        temporary.replace(results.folder / name)
+        write_text(results.folder / name, text)
     return results.folder / HTML
 
 
-def tell(folder: Path, file: TextIO) -> Path:
-    """Write the report and print its verdicts.
+def tell(folder: Path, say: Callable[[str], None]) -> Path:
+    """Write the report and say its verdicts, a line each.
 
     Returns:
         The HTML file.
@@ -68,12 +68,12 @@ def tell(folder: Path, file: TextIO) -> Path:
         UserError: the folder has no study.json.
     """
     results = collect(folder)
-    print(headline(results), file=file)
+    say(headline(results))
     for treatment in results.treatments:
         name = (
             f"{treatment.arm.label} ({word_of(treatment)}): " if len(results.treatments) > 1 else ""
         )
-        print(f"{name}{treatment.sentence}", file=file)
+        say(f"{name}{treatment.sentence}")
         for text in treatment.apart:
             warn(f"{treatment.arm.name} and its controls are not comparable: {text}")
     for text in (*results.apart, *results.warnings):
@@ -112,7 +112,7 @@ def _context(results: Results) -> dict[str, Any]:
     return {
         "name": results.manifest.name,
         "kind": results.manifest.kind,
-        "command": shlex.join(results.manifest.command),
+        "command": shell(results.manifest.command),
         "built": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "headline": headline(results),
         "cards": [_card(t, look, i, alone) for i, t in enumerate(results.treatments)],
@@ -156,9 +156,9 @@ def _numbers(treatment: Treatment) -> list[str]:
 
 
 def _notices(results: Results) -> list[str]:
-    """What is missing."""
+    """What is missing, or was left out."""
     missing, planned = len(results.failures), len(results.runs)
-    said = []
+    said = list(results.manifest.notes)
     if missing:
         runs = f"{missing} of {words.number_of(planned, 'planned run')}"
         said.append(
@@ -195,19 +195,18 @@ def _environment(name: str) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    environment.filters |= {"md": _markdown, "tied": _tied}
+    if name == HTML:  # in Markdown, macros give lines
+        environment.finalize = _visible
+    environment.filters |= {"md": markdown, "tied": _tied}
     return environment
+
+
+def _visible(value: Any) -> Any:
+    """Every text of others, as it was written; what is markup already is ours."""
+    return literal(value) if type(value) is str else value
 
 
 def _tied(text: str) -> str:
     """No line ends inside of `p = 0.01` and `95 %`."""
     text = re.sub(r"\b([pn]) ([=<]) (?=[0-9])", rf"\1{TIED}\2{TIED}", text)
     return re.sub(r"(?<=[0-9]) %", f"{TIED}%", text)
-
-
-def _markdown(text: str) -> str:
-    """Text that stays text in a paragraph or a cell of Markdown."""
-    for sign, safe in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;")):
-        text = text.replace(sign, safe)
-    text = re.sub(r"([\\`*|])", r"\\\1", text).replace("](", "]\\(")
-    return " ".join(text.split())

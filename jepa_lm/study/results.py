@@ -18,6 +18,7 @@ from jepa_lm.study import manifest, statistics
 from jepa_lm.study.against_plan import (
     Failure,
     broken,
+    damaged,
     failures,
     identity_in_words,
     other_configs,
@@ -29,6 +30,7 @@ from jepa_lm.study.manifest import Comparison, Group, Identity, Manifest
 from jepa_lm.study.request import WEIGHT
 from jepa_lm.study.runs import Run
 from jepa_lm.study.statistics import Effect, t_interval
+from jepa_lm.study.trained import too_little
 from jepa_lm.study.verdict import BASELINES, verdict
 
 BUDGET = ("trainer.max_steps", "trainer.max_time")
@@ -175,7 +177,12 @@ def collect(folder: Path) -> Results:
         arms=arms,
         treatments=treatments,
         apart=() if treatments else tuple(apart(everything, plan.match)),
-        warnings=(*broken(identities), *other_configs(plan, runs), *together(by_arm)),
+        warnings=(
+            *broken(identities),
+            *other_configs(plan, runs),
+            *damaged(runs),
+            *together(by_arm),
+        ),
         failures=tuple(failures(plan, runs)),
         identities=identities,
     )
@@ -252,5 +259,7 @@ def _judged(treatment: Arm, controls: Mapping[str, Arm]) -> tuple[Mapping[str, E
     )
     if effects.keys().isdisjoint(BASELINES):
         return effects, NO_VERDICT, "It is not held against weight 0, so nothing can be said of it."
-    said = verdict(effects)
+    role = next(role for role in BASELINES if role in effects)
+    runs = (*treatment.runs.values(), *controls[role].runs.values())
+    said = verdict(effects, too_little=too_little(runs, effects[role].margin))
     return effects, said.word, said.sentence

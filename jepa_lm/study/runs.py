@@ -1,19 +1,31 @@
-"""What a run folder holds: summary.json, config.json and metrics.csv."""
+"""What a run folder holds: summary.json, config.json and metrics.csv, each as far as it can be believed."""
 
 from __future__ import annotations
 
-import csv
-import json
-import math
+import os
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from omegaconf import OmegaConf
-
+from jepa_lm.files import read_json, read_yaml
 from jepa_lm.records import CONFIG_FILE
+from jepa_lm.study.recorded import LARGEST_COUNT, LARGEST_NUMBER, MisfitError, read
+from jepa_lm.study.shapes import Config, Summary
+
+SUMMARY_FILE, METRICS_FILE = "summary.json", "metrics.csv"
+MOST_BYTES = 16 << 20
+"""Of a record that is read; real ones have some 10,000."""
+HIGHEST_SCORE = 1e6
+"""Bits per byte, and nats per token, that are believed."""
+LONGEST_LINE = 1 << 16
+"""Letters of a row of metrics.csv."""
+OF_WANDB = re.compile(r"(offline-)?run-.*|latest-run")
+"""Folders below `wandb`, which hold copies of the records."""
+DAMAGED = "damaged"
+"""Status of a run whose summary.json cannot be read."""
 
 
 @dataclass(frozen=True)
@@ -22,20 +34,34 @@ class Run:
 
     folder: Path
 
-    @cached_property
+    @property
     def summary(self) -> Mapping[str, Any]:
         """summary.json; empty while the run is not over or was killed."""
-        return _read_json(self.folder / "summary.json")
+        return self._summary[0]
 
-    @cached_property
+    @property
     def config(self) -> Mapping[str, Any]:
         """config.json: the resolved config that it was started with."""
-        return _read_json(self.folder / CONFIG_FILE)
+        return self._config[0]
+
+    @property
+    def damage(self) -> list[str]:
+        """What of its records cannot be believed, and was left out."""
+        return [*self._summary[1], *self._config[1]]
+
+    @cached_property
+    def _summary(self) -> tuple[Mapping[str, Any], list[str]]:
+        return _record(self.folder / SUMMARY_FILE, Summary)
+
+    @cached_property
+    def _config(self) -> tuple[Mapping[str, Any], list[str]]:
+        return _record(self.folder / CONFIG_FILE, Config)
 
     @property
     def status(self) -> str:
-        """finished, failed, interrupted, or unfinished: no summary yet."""
-        return str(self.summary.get("status", "unfinished"))
+        """finished, failed, interrupted, unfinished: no summary yet, or damaged."""
+        nothing = DAMAGED if self._summary[1] else "unfinished"
+        return str(self.summary.get("status", nothing))
 
     @property
     def finished(self) -> bool:
@@ -45,13 +71,13 @@ class Run:
     @cached_property
     def objective(self) -> str | None:
         """The option of the group `objective`, or what the config tells of it."""
-        node: Any = read_yaml(self.folder / ".hydra" / "hydra.yaml")
+        node: Any = below_hydra(self.folder, "hydra.yaml")
         for key in ("hydra", "runtime", "choices", "objective"):
             node = node.get(key) if isinstance(node, dict) else None
-        if node is not None:
-            return str(node)
+        if isinstance(node, str):
+            return node
         jepa = self.config.get("jepa")
-        if not isinstance(jepa, dict):
+        if jepa is None:
             return None
         return str(jepa["_target_"]).rpartition(".")[2] if "_target_" in jepa else "none"
 
@@ -73,50 +99,77 @@ class Run:
     def _columns(self) -> Mapping[str, list[tuple[int, float]]]:
         """Every column that has numbers."""
         found: dict[str, list[tuple[int, float]]] = {}
-        path = self.folder / "metrics.csv"
-        if not path.is_file():
+        rows = _rows(self.folder / METRICS_FILE)
+        names = next(rows, [])
+        if "step" not in names:
             return found
-        with open(path, newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                for name, text in row.items():
-                    # Most cells are empty, and a kill may leave half a row.
-                    if text and (point := _point(row.get("step"), text)) is not None:
-                        found.setdefault(name, []).append(point)
+        for row in rows:
+            # Most cells are empty, and a kill may leave half a row.
+            cells = dict(zip(names, row, strict=False))
+            for name, text in cells.items():
+                if text and (point := _point(cells["step"], text)) is not None:
+                    found.setdefault(name, []).append(point)
         return found
 
 
 def find_runs(folder: Path) -> Iterator[Run]:
-    """Every run below a folder, by name: folders with a config.json or summary.json of a training."""
-    records = [*folder.rglob(CONFIG_FILE), *folder.rglob("summary.json")]
-    for path in sorted({path.parent for path in records}):
+    """Every run below a folder, by name: folders with a config.json or summary.json of a training.
+
+    W&B's copies of them are no runs.
+    """
+    found = []
+    for place, folders, files in os.walk(folder):
+        if Path(place).name == "wandb":
+            folders[:] = [name for name in folders if not OF_WANDB.fullmatch(name)]
+        if CONFIG_FILE in files or SUMMARY_FILE in files:
+            found.append(Path(place))
+    for path in sorted(found):
         yield Run(path)
 
 
-def _point(step: str | None, text: Any) -> tuple[int, float] | None:
+def below_hydra(folder: Path, name: str) -> Mapping[str, Any]:
+    """A file of Hydra's, without its references resolved; empty if there is none or it is broken."""
     try:
-        point = int(step or ""), float(text)
-    except (TypeError, ValueError):
+        found = read(dict[str, Any], read_yaml(folder / ".hydra" / name), name, [])
+    except (OSError, ValueError):
+        return {}
+    assert isinstance(found, dict)
+    return found
+
+
+def _record(path: Path, shape: Any) -> tuple[Mapping[str, Any], list[str]]:
+    """What of a file of JSON fits its shape, and a line for each thing that does not."""
+    wrong: list[str] = []
+    try:
+        found = read(shape, read_json(path, MOST_BYTES), "", wrong)
+    except FileNotFoundError:
+        return {}, []
+    except MisfitError:
+        return {}, [f"{path.name} holds no object"]
+    except (OSError, ValueError) as error:
+        return {}, [f"{path.name} cannot be read ({' '.join(str(error).split())})"]
+    return found, [f"{path.name}: {text}" for text in wrong]
+
+
+def _rows(path: Path) -> Iterator[list[str]]:
+    """Rows of a file that has no quotes; what is damaged in one row stays in it."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            while line := file.readline(LONGEST_LINE):
+                yield line.rstrip("\n").split(",")
+    except OSError:
+        return
+
+
+def _point(step: str, text: str) -> tuple[int, float] | None:
+    try:
+        point = int(step), float(text)
+    except ValueError:
         return None
-    return point if math.isfinite(point[1]) else None
+    fits = 0 <= point[0] <= LARGEST_COUNT and abs(point[1]) <= LARGEST_NUMBER
+    return point if fits else None
 
 
 def _score(summary: Mapping[str, Any], name: str) -> float | None:
-    value = (summary.get("val") or {}).get(name)
-    return None if value is None or not math.isfinite(value) else float(value)
-
-
-def read_yaml(path: Path) -> Mapping[str, Any]:
-    """A file of Hydra's, without its references resolved; empty if there is none or it is broken."""
-    try:
-        found = OmegaConf.to_container(OmegaConf.load(path))
-    except Exception:  # of the disk, of YAML, of OmegaConf; there is no base that they share
-        return {}
-    return {str(k): v for k, v in found.items()} if isinstance(found, dict) else {}
-
-
-def _read_json(path: Path) -> Mapping[str, Any]:
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    value: float | None = (summary.get("val") or {}).get(name)
+    return value if value is not None and 0 <= value <= HIGHEST_SCORE else None

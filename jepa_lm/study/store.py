@@ -17,7 +17,7 @@ from jepa_lm.errors import UserError
 from jepa_lm.study import words
 from jepa_lm.study.arms import differences
 from jepa_lm.study.comparable import apart, told
-from jepa_lm.study.runs import Run, find_runs, read_yaml
+from jepa_lm.study.runs import Run, below_hydra, find_runs
 
 LIKE = ("status", "seed", "steps", "tokens", "seconds", "tokens_per_second", "config_hash")
 """Of summary.json, beside the scores."""
@@ -40,6 +40,8 @@ class Entry:
     status: str
     written: float
     """Seconds since 1970."""
+    damage: list[str]
+    """What of its records cannot be believed."""
 
 
 def entries(folder: Path) -> list[Entry]:
@@ -111,7 +113,7 @@ def print_comparison(left: Run, right: Run, console: Console) -> list[str]:
 
 def config_of(run: Run) -> Mapping[str, Any]:
     """config.json; of runs that have none, what Hydra wrote, in which references are not resolved."""
-    return run.config or read_yaml(run.folder / ".hydra" / "config.yaml")
+    return run.config or below_hydra(run.folder, "config.yaml")
 
 
 def budget_of(run: Run) -> str | None:
@@ -134,11 +136,11 @@ def missing(folder: Path) -> UserError:
 
 def _entry(run: Run) -> Entry:
     config, summary = config_of(run), run.summary
-    jepa = config.get("jepa")
+    jepa, task = config.get("jepa"), config.get("task_name")
     weight = jepa.get("weight") if isinstance(jepa, dict) else None
     return Entry(
         folder=str(run.folder),
-        task=config.get("task_name"),
+        task=task if isinstance(task, str) else None,
         objective=run.objective,
         weight=weight if isinstance(weight, int | float) else None,
         seed=summary.get("seed", config.get("seed")),
@@ -146,6 +148,7 @@ def _entry(run: Run) -> Entry:
         bpb=run.bpb,
         status=run.status,
         written=_written(run),
+        damage=run.damage,
     )
 
 
@@ -153,8 +156,15 @@ def _written(run: Run) -> float:
     """When it ended, or else when its newest record was written."""
     try:
         return datetime.strptime(run.summary["written"], "%Y-%m-%dT%H:%M:%S%z").timestamp()
-    except (KeyError, TypeError, ValueError):
-        return max(path.stat().st_mtime for path in run.folder.glob("*.json"))
+    except (KeyError, ValueError, OverflowError):
+        return max(map(_changed, run.folder.glob("*.json")), default=0.0)
+
+
+def _changed(path: Path) -> float:
+    try:
+        return path.stat().st_mtime
+    except OSError:  # it is gone, or a link to nothing
+        return 0.0
 
 
 def _scores(left: Run, right: Run) -> Table:

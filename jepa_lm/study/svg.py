@@ -7,6 +7,7 @@ here; the page then sets them for light and dark. Text stays text.
 from __future__ import annotations
 
 import io
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,6 +16,8 @@ from xml.etree import ElementTree
 import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
+
+from jepa_lm.shown import literal
 
 INK, MUTED, RULE = "#010101", "#020202", "#030303"
 SERIES = tuple(f"#0a0a{i:02x}" for i in range(6))
@@ -52,7 +55,9 @@ SETTINGS: dict[Any, Any] = {
 @contextmanager
 def drawing() -> Iterator[None]:
     """Settings for what is drawn inside; matplotlib's own come back after it."""
-    with matplotlib.rc_context(SETTINGS):
+    with matplotlib.rc_context(SETTINGS), warnings.catch_warnings():
+        # Text is drawn by the browser; here it is only measured.
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
         yield
 
 
@@ -81,7 +86,7 @@ def inline(figure: Figure, name: str, says: str) -> str:
         element.attrib.update({k: _adapted(k, v, name) for k, v in attributes.items()})
     for key in ("width", "height", "version"):
         root.attrib.pop(key, None)
-    root.attrib |= {"role": "img", "aria-label": says}
+    root.attrib |= {"role": "img", "aria-label": literal(says)}
     return ElementTree.tostring(root, encoding="unicode")
 
 

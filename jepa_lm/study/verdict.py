@@ -9,8 +9,9 @@ Each control gives a standing; the baseline's decides, and a gain has to hold ag
     open         none of these
 
 Equivalence goes before significance: the margin was fixed as what does not matter, and with enough
-seeds any difference, however small, becomes significant. The one exception is a gain that is shown to
-meet the challenge's rule, which the challenge would pay for whatever it is in bits per byte.
+seeds any difference, however small, becomes significant. There are two exceptions: a gain that is shown to
+meet the challenge's rule, which the challenge would pay for whatever it is in bits per byte, and runs so
+short that arms cannot have parted (see `jepa_lm.study.trained`), which show no difference and nothing else.
 """
 
 from __future__ import annotations
@@ -52,7 +53,9 @@ class Verdict:
     sentence: str
 
 
-def verdict(effects: Mapping[str, Effect], alpha: float = ALPHA) -> Verdict:
+def verdict(
+    effects: Mapping[str, Effect], alpha: float = ALPHA, *, too_little: str = ""
+) -> Verdict:
     """Judge a treatment by its comparisons.
 
     Args:
@@ -60,6 +63,7 @@ def verdict(effects: Mapping[str, Effect], alpha: float = ALPHA) -> Verdict:
             count for Holm's correction alone. Effects that were not adjusted are adjusted among
             themselves; a caller with a larger family adjusts them first.
         alpha: level of the tests for a difference and for equivalence.
+        too_little: why scores that are equal show no equivalence; empty where they do.
 
     Raises:
         ValueError: no baseline among the roles.
@@ -73,6 +77,9 @@ def verdict(effects: Mapping[str, Effect], alpha: float = ALPHA) -> Verdict:
     match standing(baseline, alpha):
         case "too few":
             return Verdict("too few seeds", _too_few(baseline, name))
+        case "equivalent" if too_little:
+            said = f"No difference from {name} is shown: {numbers(baseline)}. {too_little}"
+            return Verdict("no difference shown", said)
         case "equivalent":
             return Verdict("equivalent", _equivalent(baseline, name, alpha))
         case "open":
