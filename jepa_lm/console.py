@@ -11,7 +11,7 @@ from typing import Any, TypeVar
 
 from rich.console import Console
 from rich.panel import Panel
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColumn
 from rich.text import Text
 
 from jepa_lm.errors import warn
@@ -62,13 +62,21 @@ def panel(lines: Iterable[str], title: str, **settings: Any) -> Panel:
     return Panel(shown, title=Text(literal(title)), **settings)
 
 
+class Words(TextColumn):
+    """A column of a bar, as it is."""
+
+    def render(self, task: Task) -> Text:
+        """Rich would take it for markup."""
+        return Text(literal(self.text_format.format(task=task)))
+
+
 def bars() -> Progress:
     """Several bars, one below the other; they vanish when all is done."""
     console = Screen(stderr=True)
     return Progress(
-        TextColumn("{task.description}", markup=False),
+        Words("{task.description}"),
         BarColumn(),
-        TextColumn("{task.percentage:>3.0f} %", markup=False),
+        Words("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
         console=console,
         transient=True,

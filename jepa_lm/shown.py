@@ -74,6 +74,10 @@ def _word(text: str) -> str:
     told = text.replace("\\", "\\\\").replace("'", "\\'")
     # A byte of a file name that is no text.
     told = re.sub(r"[\udc80-\udcff]", lambda byte: f"\\x{ord(byte[0]) - 0xDC00:02x}", told)
+    # Of shells, `\\x9b` is a byte and `\\u009b` a character.
+    told = re.sub(
+        r"[\x80-\xff]", lambda c: c[0] if c[0].isprintable() else f"\\u{ord(c[0]):04x}", told
+    )
     return f"$'{literal(told)}'"
 
 

@@ -14,7 +14,7 @@ from jepa_lm import cli, training
 from jepa_lm.errors import UserError
 from jepa_lm.loggers.keeper import Ending
 from jepa_lm.loggers.settings import fill_in, shared_settings
-from jepa_lm.loggers.wandb_run import WandbRun
+from jepa_lm.loggers.wandb_run import ID_FILE, WandbRun
 from jepa_lm.run import train
 from jepa_lm.stopping import Stopped
 from tests import wandb_file
@@ -201,6 +201,52 @@ def test_what_is_left_open_is_filled_in():
     assert shared_settings(without) == {"group": "t", "tags": []}
     fill_in(without, "train")
     assert without["logger"] == {"csv": {}}
+
+
+def test_what_wandb_would_not_take_is_refused_or_made_to_fit():
+    """F17, F29."""
+
+    def filled(task="t", shared=None, **wandb):
+        config = {"task_name": task, "tags": [], "logger": {"wandb": {"tags": [], **wandb}}}
+        fill_in(config, "eval", shared=shared)
+        return config["logger"]["wandb"]
+
+    for wandb, says in (
+        ({"tags": ["a", "b" * 65]}, r"tags=b+: has 65 letters; W&B takes tags of 1 to 64"),
+        ({"tags": [""]}, "tags=: has 0 letters"),
+        ({"name": "n" * 129}, r"logger\.wandb\.name=n+\.\.\.: has 129 letters; W&B takes 128"),
+        (
+            {"project": "a/b#c"},
+            r"logger\.wandb\.project=a/b#c: W&B takes no / # in a project's name",
+        ),
+    ):
+        with pytest.raises(UserError, match=says):
+            filled(**wandb)
+    assert filled(tags=["a" * 64, "b", "b"])["tags"] == ["a" * 64, "b"]
+    long = filled(task="t" * 300)["group"]
+    assert (len(long), long[:119]) == (128, "t" * 119)
+    assert long != filled(task="t" * 301)["group"]
+    # As another program, or a hand, may have left it beside an artifact.
+    damaged = {"group": 5, "name": ["n"], "tags": "abc", "project": None, "entity": "e", "x": "y"}
+    assert filled(shared=damaged) == {
+        "group": "t",
+        "job_type": "eval",
+        "entity": "e",
+        "tags": [],
+        "resume": False,
+    }
+    assert filled(shared={"tags": ["b" * 70, 3, ""]})["tags"][0].startswith("b" * 55 + "-")
+
+
+def test_a_kept_id_that_is_none_is_named(tmp_path):
+    logger = object.__new__(WandbRun)
+    logger.folder = tmp_path
+    for content, kept in ((b"", None), (b"ab_1-2\n", "ab_1-2")):
+        (tmp_path / ID_FILE).write_bytes(content)
+        assert logger._kept_id() == kept
+    (tmp_path / ID_FILE).write_bytes(b"../a\x1b[31m")
+    with pytest.raises(UserError, match="holds no id of a W&B run; delete it"):
+        logger._kept_id()
 
 
 @pytest.mark.parametrize(

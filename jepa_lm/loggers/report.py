@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jepa_lm.loggers.keeper import Ending
+from jepa_lm.loggers.settings import as_shared, fitted
 from jepa_lm.loggers.wandb_run import WandbRun
 
 
@@ -27,13 +28,14 @@ def attach_report(
     Raises:
         UserError: W&B is not installed or cannot be reached.
     """
+    shared = as_shared(settings)
     run = WandbRun(
-        project=settings.get("project"),
-        entity=settings.get("entity"),
-        name=f"{group} report",
-        group=group,
+        project=shared.get("project"),
+        entity=shared.get("entity"),
+        name=fitted(f"{group} report"),
+        group=fitted(group),
         job_type="report",
-        tags=list(settings.get("tags") or []),
+        tags=shared["tags"],
         offline=bool(settings.get("offline")),
         log_model=False,
         save_dir=str(html.parent),

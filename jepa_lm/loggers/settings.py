@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping
 from typing import Any
 
+from jepa_lm.errors import UserError
+
+LONGEST_TAG, LONGEST_NAME = 64, 128
+"""Letters that W&B takes."""
+NOT_IN_PROJECTS = "/\\#?%:"
 SHARED = ("project", "entity", "group", "name", "tags")
 """Settings that the evaluation and the export of a run take from its training."""
 
 
 def wandb_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """The node `logger.wandb`; empty without it."""
-    found = (config.get("logger") or {}).get("wandb") or {}
-    assert isinstance(found, dict)
-    return found
+    found = config.get("logger") or {}
+    node = found.get("wandb") if isinstance(found, dict) else None
+    return node if isinstance(node, dict) else {}
 
 
 def shared_settings(run: Mapping[str, Any]) -> dict[str, Any]:
@@ -22,8 +28,16 @@ def shared_settings(run: Mapping[str, Any]) -> dict[str, Any]:
     Args:
         run: the resolved config of the training, which need not have used W&B.
     """
-    settings = {"group": run["task_name"], "tags": run["tags"], **_given(wandb_settings(run))}
-    return {key: settings[key] for key in SHARED if key in settings}
+    own = {"group": run.get("task_name"), "tags": run.get("tags")}
+    return as_shared(own | _given(wandb_settings(run)))
+
+
+def as_shared(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """What of it can be what it should, wherever it was read: texts, and a list of them."""
+    found = {k: v for k in SHARED if isinstance(v := settings.get(k), str) and k != "tags"}
+    tags = settings.get("tags")
+    known = [tag for tag in tags if isinstance(tag, str) and tag] if isinstance(tags, list) else []
+    return found | {"tags": known}
 
 
 def fill_in(
@@ -39,15 +53,50 @@ def fill_in(
         config: resolved; it is changed. job_type: train, eval or export.
         shared: what the training run has set, see `shared_settings`; its tags are added.
         resume: go on with the W&B run of the folder.
+
+    Raises:
+        UserError: a tag, a name or a project that W&B would not take.
     """
     settings = wandb_settings(config)
     if not settings:
         return
-    of_run = dict(shared or {})
+    _check(settings)
+    of_run = as_shared(shared or {})
     tags = [*of_run.pop("tags", []), *(settings.get("tags") or [])]
     defaults = {"group": config["task_name"], "job_type": job_type, **of_run}
-    settings |= defaults | _given(settings)
-    settings |= {"tags": list(dict.fromkeys(tags)), "resume": resume}
+    settings |= {key: fitted(value) for key, value in defaults.items()} | _given(settings)
+    settings |= {
+        "tags": list(dict.fromkeys(fitted(tag, LONGEST_TAG) for tag in tags)),
+        "resume": resume,
+    }
+
+
+def fitted(text: str, most: int = LONGEST_NAME) -> str:
+    """A text that W&B takes: of a longer one its beginning, and a digest that tells it from others."""
+    if len(text) <= most:
+        return text
+    digest = hashlib.sha256(text.encode(errors="replace")).hexdigest()[:8]
+    return f"{text[: most - 9]}-{digest}"
+
+
+def _check(settings: Mapping[str, Any]) -> None:
+    """Refuse what the user has set and W&B would not take, some of it only when the run is over."""
+    for tag in settings.get("tags") or []:
+        if not 1 <= len(tag) <= LONGEST_TAG:
+            raise UserError(
+                f"tags={tag[:80]}: has {len(tag)} letters; W&B takes tags of 1 to {LONGEST_TAG}"
+            )
+    for key in ("project", "entity", "name", "group", "job_type"):
+        value = settings.get(key) or ""
+        if len(value) > LONGEST_NAME:
+            raise UserError(
+                f"logger.wandb.{key}={value[:80]}...: has {len(value)} letters; W&B takes {LONGEST_NAME}"
+            )
+    project = settings.get("project") or ""
+    if found := [sign for sign in NOT_IN_PROJECTS if sign in project]:
+        raise UserError(
+            f"logger.wandb.project={project}: W&B takes no {' '.join(found)} in a project's name"
+        )
 
 
 def _given(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import glob
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -82,7 +83,12 @@ class WandbRun(WandbLogger, Keeper):
 
     def _kept_id(self) -> str | None:
         path = self.folder / ID_FILE
-        return path.read_text(encoding="utf-8").strip() or None if path.is_file() else None
+        if not path.is_file():
+            return None
+        kept = path.read_bytes()[:1000].decode(errors="replace").strip()
+        if kept and not re.fullmatch(r"[A-Za-z0-9_-]{1,128}", kept):
+            raise UserError(f"{path}: holds no id of a W&B run; delete it to start another one")
+        return kept or None
 
     @property
     @rank_zero_experiment
@@ -102,11 +108,12 @@ class WandbRun(WandbLogger, Keeper):
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
             run = wandb.init(**asked)
-        except wandb.errors.Error as error:
+        except (wandb.errors.Error, ValueError) as error:
             reason = " ".join(str(error).split()).rstrip(".")
+            remedy = "log in with `wandb login` or WANDB_API_KEY, or set logger.wandb.offline=true"
+            of_settings = "nvalid" in reason or isinstance(error, ValueError)
             raise UserError(
-                f"logger=wandb: {reason}; log in with `wandb login` or WANDB_API_KEY, or set "
-                "logger.wandb.offline=true"
+                f"logger=wandb: {reason}" + ("" if of_settings else f"; {remedy}")
             ) from error
         write_text(self.folder / ID_FILE, f"{run.id}\n")
         run.define_metric(STEP)

@@ -8,6 +8,7 @@ to differ in exactly the keys that the arm declares.
 
 from __future__ import annotations
 
+import re
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
@@ -17,6 +18,7 @@ from jepa_lm.config import check_type, unknown_key
 from jepa_lm.errors import UserError
 from jepa_lm.records import relevant
 
+NAME = re.compile(r"\w[\w.-]{0,59}", re.ASCII)
 ABSENT = "(absent)"
 """In the place of a key that only one side has."""
 
@@ -76,6 +78,10 @@ def read_arms(node: Mapping[str, Any]) -> list[Arm]:
         path = f"study.arms.{name}"
         if settings is None:
             continue
+        if not NAME.fullmatch(name):
+            raise UserError(
+                f"{path[:100]}: an arm has a name of up to 60 letters, digits, dots, - and _, like its folder"
+            )
         if not isinstance(settings, Mapping) or "role" not in settings:
             raise UserError(f"{path}: needs at least a role, such as none, weight_0 or placebo")
         for key, value in settings.items():

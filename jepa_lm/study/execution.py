@@ -20,9 +20,10 @@ from omegaconf import DictConfig, open_dict
 
 from jepa_lm.config import check, resolve
 from jepa_lm.crash import bugs_kept
-from jepa_lm.errors import SweepError, UserError, warn
+from jepa_lm.errors import SweepError, UserError, in_words, warn
 from jepa_lm.files import sweep_up, write_json
 from jepa_lm.locks import only_writer
+from jepa_lm.loggers.settings import fitted
 from jepa_lm.records import CONFIG_FILE, config_hash
 from jepa_lm.shown import override, quoted
 from jepa_lm.startup import check_values
@@ -206,7 +207,7 @@ def _job_words(job: Job, config: Mapping[str, Any], manifest: Manifest, folder: 
         words.append("ckpt_path=auto")
     dashboard = config["logger"].get("wandb")
     if dashboard is not None:
-        ours = {"group": wandb_group(manifest, folder), "name": job.folder}
+        ours = {"group": fitted(wandb_group(manifest, folder)), "name": fitted(job.folder)}
         words += [f"logger.wandb.{k}={quoted(v)}" for k, v in ours.items() if dashboard[k] is None]
     return words
 
@@ -239,6 +240,8 @@ def report(manifest: Manifest, folder: Path) -> None:
     configs = (Run(folder / job.folder).config for job in manifest.jobs)
     settings = next((found for config in configs if (found := wandb_settings(config))), None)
     if settings is not None:
-        attach_report(
-            html, settings=settings, group=settings.get("group") or wandb_group(manifest, folder)
-        )
+        group = settings.get("group") or wandb_group(manifest, folder)
+        try:
+            attach_report(html, settings=settings, group=str(group))
+        except Exception as error:  # whatever a service says: the report is in the folder
+            warn(f"logger=wandb: the report is not there: {in_words(error)}")

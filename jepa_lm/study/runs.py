@@ -107,7 +107,7 @@ class Run:
             # Most cells are empty, and a kill may leave half a row.
             cells = dict(zip(names, row, strict=False))
             for name, text in cells.items():
-                if text and (point := _point(cells["step"], text)) is not None:
+                if text and (point := _point(cells.get("step", ""), text)) is not None:
                     found.setdefault(name, []).append(point)
         return found
 

@@ -11,6 +11,7 @@ import pytest
 from hydra.core.plugins import Plugins
 
 from jepa_lm import cli
+from jepa_lm.shown import quoted
 from jepa_lm.study import execution, manifest
 from tests.conftest import SMALL
 
@@ -44,7 +45,7 @@ Plan = Callable[..., Planned]
 def plan(monkeypatch, capsys, tmp_path, small_text) -> Plan:
     """plan(words...) is `python train.py words...` up to the launch of its jobs."""
 
-    def run(*words: str, folder: Path = tmp_path / "sweep") -> Planned:
+    def run(*words: str, folder: Path = tmp_path / "sweep", quote: bool = False) -> Planned:
         launched: list[list[str]] = []
 
         def launch(self, job_overrides, initial_job_idx):
@@ -56,7 +57,8 @@ def plan(monkeypatch, capsys, tmp_path, small_text) -> Plan:
         monkeypatch.setattr(launcher, "launch", launch)
         monkeypatch.setattr(execution, "report", lambda *_: None)
         monkeypatch.setattr(execution, "failures", lambda *_: {})
-        common = (*SMALL, f"data.path={small_text}", f"hydra.sweep.dir={folder}")
+        place = quoted(str(folder)) if quote else folder
+        common = (*SMALL, f"data.path={small_text}", f"hydra.sweep.dir={place}")
         flags = [word for word in words if word == "-m"]  # before the first word, says argparse
         words = tuple(word for word in words if word != "-m")
         monkeypatch.setattr(sys, "argv", ["train.py", *flags, *common, *words])

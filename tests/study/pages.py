@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass, field
 from html import unescape
 from html.parser import HTMLParser
@@ -80,9 +81,7 @@ def markdown_tables(text: str) -> list[list[list[str]]]:
 
 
 def _plain(cell: str) -> str:
-    for escaped, sign in (("\0", "|"), ("\\*", "*"), ("\\`", "`"), ("\\(", "(")):
-        cell = cell.replace(escaped, sign)
-    return unescape(cell).strip()
+    return unescape(re.sub(r"\\([^A-Za-z0-9\s])", r"\1", cell.replace("\0", "|"))).strip()
 
 
 class _Reader(HTMLParser):

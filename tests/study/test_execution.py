@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from omegaconf import OmegaConf
 
+from jepa_lm.locks import only_writer
 from jepa_lm.study import execution
 from jepa_lm.study.manifest import Job, Manifest
 from tests.study.pages import AGAINST
@@ -99,6 +102,27 @@ def test_more_values_are_more_jobs(plan, keep_configs):
     )
 
 
+def test_a_second_sweep_in_a_folder_is_refused_while_the_first_writes(plan, tmp_path):
+    """S16."""
+    with only_writer(tmp_path / "sweep", "x"):
+        done = plan("-m", "seed=1,2")
+        assert done.code == 2
+        assert done.told == [
+            f"error: hydra.sweep.dir={tmp_path}/sweep: another process is writing there; wait until it is "
+            "through, or name another folder"
+        ]
+    assert plan("-m", "seed=1,2").code == 0
+
+
+def test_damaged_records_of_a_job_are_named(plan, keep_configs):
+    first = plan("-m", "objective=patch", "seed=1")
+    finish(first, "all/seed-1")
+    (first.folder / "all/seed-1/config.json").write_text('{"data": {}}', encoding="utf-8")
+    again = plan("-m", "objective=patch", "seed=1")
+    assert again.code == 2
+    assert "the records of all/seed-1 are damaged (config.json has no trainer)" in again.error
+
+
 def test_a_folder_holds_one_sweep_or_study(plan):
     first = plan("study=ablation", "objective=patch", "seed=1,2,3")
     other = plan("-m", "objective=patch", "seed=1,2,3")
@@ -113,6 +137,19 @@ def test_a_study_of_few_seeds_is_warned_of(plan, seeds, few):
     done = plan("study=ablation", "objective=patch", f"seed={seeds}")
     warned = [line for line in done.told if "a verdict needs 3 or more" in line]
     assert [line.startswith("warning: seed: 2 of them;") for line in warned] == [True] * few
+
+
+def test_words_of_a_job_are_what_they_say(plan, tmp_path):
+    """F18, F29: an apostrophe in the folder of a sweep, and names that W&B would not take."""
+    folder = tmp_path / ("it's ${x} " + "a" * 150)
+    done = plan("-m", "logger=wandb", "seed=1", folder=folder, quote=True)
+    assert done.code == 0, done.error
+    (job,) = done.launched
+    words = {o.key_or_group: o.value() for o in OverridesParser.create().parse_overrides(job)}
+    config = OmegaConf.create({"group": words["logger.wandb.group"]})
+    group = OmegaConf.to_container(config, resolve=True)["group"]
+    assert group.startswith("train it's ${x} aaa")
+    assert len(group) == 128
 
 
 def test_wandb_gets_the_study_and_the_arm(plan):

@@ -215,7 +215,31 @@ def test_controls_differ_in_nothing_but_the_objective(plan, objective):
         assert set(groups(done)[comparison.against]) == {"1", "2"}
 
 
-def test_weights_of_none_are_controls_beside_those_of_an_objective(plan):
-    done = plan("-m", "objective=none,patch", "jepa.weight=0,0.1")
+def test_none_has_no_weight_and_runs_once(plan):
+    done = plan("-m", "objective=none,patch", "jepa.weight=0,0.1,0.3")
     assert done.code == 0, done.error
-    assert {c.of for c in done.plan.comparisons} == {"objective-patch_jepa.weight-0.1"}
+    assert [g.name for g in done.plan.groups][:2] == [
+        "objective-none",
+        "objective-patch_jepa.weight-0",
+    ]
+    assert len(done.plan.jobs) == 4
+    assert not any("weight" in word for word in done.launched[0])
+    assert {c.of for c in done.plan.comparisons} == {
+        "objective-patch_jepa.weight-0.1",
+        "objective-patch_jepa.weight-0.3",
+    }
+    note = (
+        "objective=none has no loss to weigh: it runs without jepa.weight=0,0.1,0.3, so 3 combinations with "
+        "it are run as one"
+    )
+    assert done.plan.notes == (note,)
+    assert f"warning: {note}" in done.told
+
+
+def test_one_weight_for_several_objectives_is_none_of_nones(plan):
+    done = plan("-m", "objective=none,patch", "jepa.weight=0.1")
+    assert done.code == 0, done.error
+    assert done.plan.notes == (
+        "objective=none has no loss to weigh: it runs without jepa.weight=0.1",
+    )
+    assert [g.settings for g in done.plan.groups] == [{"objective": "none"}, {"objective": "patch"}]

@@ -16,6 +16,11 @@ MISTAKES = [
     (("study.arms.weight_0.same_as=non",), "same_as=non: there is no such arm"),
     (("study.arms.placebo.set=abc",), "study.arms.placebo.set=abc: expected"),
     (("seed=a,b",), "seed=a,b: expected whole numbers"),
+    (
+        ("+study.arms.x={role:other,scale:{jepa.weight:abc}}",),
+        "scale.jepa.weight=abc: expected a number",
+    ),
+    ((f"+study.arms.{'a' * 61}={{role:other}}",), "an arm has a name of up to 60 letters"),
     (("jepa.weight=interval(0,1)",), "jepa.weight: an interval is for a search"),
     (("jepa.weight=interval(1,0)",), "the first number has to be less than the second"),
     (("hydra.sweeper.trials=3",), "hydra.sweeper.trials=3: a search has no controls"),
@@ -58,6 +63,15 @@ def test_a_mistake_is_one_line_before_anything_runs(plan, words, message):
             "hydra/launcher=job_lib: no such option; did you mean joblib?",
         ),
         (("-m", "objective=patch", "jepa.weight=0,a"), "jepa.weight=a: expected a number"),
+        (("-m", "seed=1,1.5"), "seed=1,1.5: expected whole numbers"),
+        (("-m", "seed=-1,2"), "seed=-1: a seed is a whole number from 0 to 4294967295"),
+        (("-m", "seed=1,4294967296"), "seed=4294967296: a seed is a whole number from 0"),
+        (("-m", "seed=3,1,3"), "seed=3,1,3: 3 is there twice"),
+        (("-m", "seed=1,2", "ce_weight=-1"), "ce_weight=-1.0: at least 0"),
+        (
+            ("-m", "jepa.weight=0.1", "seed=1,2"),
+            "jepa.weight=0.1: objective=none has no loss to weigh",
+        ),
         (
             ("sweep=jepa_weight",),
             "jepa.weight=0,0.05,0.1,0.15: objective=none has no loss to weigh",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import re
 import statistics
 from html import unescape
@@ -12,7 +13,8 @@ import pytest
 from scipy import stats
 
 from jepa_lm.errors import UserError
-from jepa_lm.study.report import write_report
+from jepa_lm.study.report import headline, write_report
+from jepa_lm.study.results import collect
 from tests.study.pages import AGAINST, Report, markdown_tables, report
 from tests.study.sweeps import NATS, paired, study, write_run
 
@@ -173,6 +175,33 @@ def test_other_outcomes(tmp_path, scores, word, headline):
     assert f"## {LABEL}: {word}" in made.markdown
 
 
+SHORT = {"steps": 12}
+NO_LOG = {"every": 200}
+
+
+@pytest.mark.parametrize(
+    ("bpb", "runs", "reason"),
+    [
+        (1.7, {}, None),
+        (3.4, {}, "hardly trained: they are 5% below the score of an untrained one"),
+        (3.0, {"summary": SHORT, **NO_LOG}, "Each step of training still brings 0.0"),
+        (1.7, NO_LOG, None),
+    ],
+    ids=["trained", "untrained", "a dozen steps", "few log points"],
+)
+def test_a_short_study_is_not_headlined_equivalent(tmp_path, bpb, runs, reason):
+    """A study of 12 steps was: arms that start alike cannot have parted by then."""
+    nll = {"val": {"nll": bpb * math.log(1024) / 3.59}}
+    about = {**runs, "summary": {**nll, **runs.get("summary", {})}}
+    scores = paired(bpb, 0.0)
+    found = collect(study(tmp_path, scores, against=AGAINST, runs=dict.fromkeys(scores, about)))
+    if reason is None:
+        assert headline(found) == f"{LABEL} is equivalent to its control."
+    else:
+        assert headline(found) == f"{LABEL}: no difference shown."
+        assert reason in found.treatments[0].sentence
+
+
 def test_arms_that_are_not_comparable_get_no_verdict(tmp_path):
     other = {"treatment": {"summary": {"precision": "bf16-mixed"}}}
     made = report(study(tmp_path, paired(1.7, -0.02), against=AGAINST, runs=other))
@@ -275,35 +304,50 @@ def test_an_identity_that_does_not_hold_is_told_first(tmp_path):
     assert "the records of 0 and 2 agree to the last digit" in made.page.text
 
 
-NASTY = '<script>alert(1)</script> $x_2$ | "quoted" & [a](http://b) `c` *d*'
+NASTY = (
+    '<script>alert(1)</script> $x_2$ | "quoted" & [a](http://b) `c` *d* [red]e[/red] {0} %s :smile: _f_ '
+    "it's \\n #g"
+)
+UNSEEN = "\x1b[31m\n\u202e"
+"""What acts on a terminal, and how it is shown."""
+SHOWN = r"\x1b[31m\n\u202e"
 
 
 def test_what_users_wrote_stays_text(tmp_path):
     scores = paired(1.7, -0.01)
-    scores = {"control": scores["control"], NASTY: scores["treatment"]}
+    name = NASTY + UNSEEN
+    scores = {"control": scores["control"], name: scores["treatment"]}
     folder = study(
         tmp_path,
         scores,
-        against={NASTY: {"weight_0": "control"}},
-        settings={NASTY: {"objective": NASTY, "jepa.weight": "0.1"}},
-        differences={NASTY: (0.0, NASTY)},
-        command=("python", "train.py", NASTY),
-        name=NASTY,
+        against={name: {"weight_0": "control"}},
+        settings={name: {"objective": name, "jepa.weight": "0.1"}},
+        differences={name: (0.0, name)},
+        command=("python", "train.py", name),
+        name=name,
         planned={"control": ("9",)},
+        runs={name: {"objective": r'"\e[31m\u202E<i>"', "config": {"task_name": name}}},
+        notes=(name,),
     )
     (folder / "5").mkdir(exist_ok=True)
     (folder / "5" / "summary.json").write_text(json.dumps({"status": "failed", "error": NASTY}))
     made = report(folder)
     assert not made.page.all("script")
     assert not made.page.all("a", href="http://b")
-    assert made.tables["Scores by arm"][2][0] == NASTY
+    assert made.tables["Scores by arm"][2][0] == NASTY + SHOWN
+    for page in (made.html, made.markdown):
+        assert not re.search("[\x00-\x09\x0b-\x1f\u202e]", page)
     assert made.tables["Runs without a score"][1][3] == NASTY
-    assert NASTY in made.page.one("title").text
+    assert NASTY + SHOWN in made.page.one("title").text
     assert "<script" not in made.markdown
     assert "](http" not in made.markdown.replace("\\(", "")
     for table in markdown_tables(made.markdown):
         assert len({len(row) for row in table}) == 1
-    assert [row[0] for row in markdown_tables(made.markdown)[1]] == ["arm", "control", NASTY]
+    assert [row[0] for row in markdown_tables(made.markdown)[1]] == [
+        "arm",
+        "control",
+        NASTY + SHOWN,
+    ]
 
 
 def test_it_is_built_again_in_place(helps):

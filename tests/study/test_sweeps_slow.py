@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from jepa_lm.locks import only_writer
 from jepa_lm.study import manifest
 from jepa_lm.study.runs import Run, find_runs
 from tests.conftest import REPO, SMALL
@@ -94,6 +95,25 @@ def test_ctrl_c_stops_the_sweep_and_not_only_its_job(tmp_path, small_text):
     code, err = finish(process)
     assert code == 130, err
     assert [run.status for run in find_runs(folder)] == ["interrupted"]
+
+
+def test_two_sweeps_in_one_folder_are_one_and_a_refusal(tmp_path, small_text):
+    """S16: the second is told in a line; what a killed one held is free."""
+    folder = tmp_path / "sweep"
+    first = sweep(folder, small_text, "-m", "seed=1,2", "trainer.max_steps=100000")
+    while not (folder / "all/seed-1/metrics.csv").exists() and first.poll() is None:
+        time.sleep(0.05)
+    code, err = finish(sweep(folder, small_text, "-m", "seed=1,2", "trainer.max_steps=100000"))
+    assert code == 2
+    assert err.splitlines() == [
+        f"error: hydra.sweep.dir={folder}: another process is writing there; wait until it is through, or "
+        "name another folder"
+    ]
+    assert first.poll() is None
+    first.kill()
+    first.wait()
+    with only_writer(folder, "hydra.sweep.dir"):
+        pass
 
 
 def test_each_worker_has_a_gpu_of_its_own(tmp_path, small_text, monkeypatch):

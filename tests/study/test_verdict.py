@@ -68,6 +68,20 @@ def test_the_table_of_verdicts(weight_0, placebo, word, says):
     assert not any(text in found.sentence for text in ("None", "nan", ".."))
 
 
+@pytest.mark.parametrize("tie", [TIE, TINY, SAME])
+def test_runs_that_cannot_have_parted_are_not_called_equivalent(tie):
+    found = verdict({"weight_0": tie, "placebo": TIE}, too_little="They have hardly trained.")
+    assert found.word == "no difference shown"
+    assert found.sentence.startswith("No difference from weight 0 is shown: ")
+    assert found.sentence.endswith(" They have hardly trained.")
+    for apart, word in (
+        (GAIN, "better, no placebo"),
+        (LOSS, "hurts"),
+        (VAGUE, "no difference shown"),
+    ):
+        assert verdict({"weight_0": apart}, too_little="They have hardly trained.").word == word
+
+
 def test_a_sentence_in_full():
     found = verdict({"weight_0": of(-0.02, nats=-0.03), "placebo": of(-0.01)}).sentence
     assert found == (
