@@ -28,6 +28,9 @@ test-slow: install
 fuzz: install
 	$(BIN)/python -m tests.fuzz
 
+kills: install
+	$(BIN)/python -m tests.kills
+
 lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .

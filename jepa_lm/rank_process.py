@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from pathlib import Path
 
 from jepa_lm import process
+
+PATIENCE = 5.0
+"""Seconds."""
 
 
 def main(path: Path) -> int:
@@ -26,6 +30,11 @@ def main(path: Path) -> int:
             return error.exit_code
         except Stopped as stopped:
             return stopped.exit_code
+        except RuntimeError:
+            # A collective raises it whose other end is gone: then this process is ended meanwhile, as rank 0
+            # is gone as well, or ends the others because of the lost one. Else it is our own bug.
+            time.sleep(PATIENCE)
+            raise
         return 0
 
     return command(share, path.parent, name=f"rank {os.environ['LOCAL_RANK']}: ")

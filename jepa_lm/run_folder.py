@@ -158,6 +158,7 @@ def keep_overrides(cfg: DictConfig, run_dir: Path) -> None:
         return
     folder = run_dir / ".hydra"
     folder.mkdir(exist_ok=True)
+    sweep_up(folder)
     parts = {"config": cfg, "hydra": OmegaConf.masked_copy(job, "hydra")}
     for name, node in (parts | {"overrides": job.hydra.overrides.task}).items():
         write_text(folder / f"{name}.yaml", OmegaConf.to_yaml(node))

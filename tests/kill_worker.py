@@ -1,99 +1,163 @@
-"""Trains one run again and again, killed by SIGKILL at another moment each time, until it is done.
+"""SIGKILL at chosen moments: work is done again and again in forked children until one is through.
 
-Arguments: the run's composed config (YAML); how many kills; a seed; a file for what happened (JSON).
-Every attempt is a process of its own, forked after the imports, which are most of a start. (`jepa_lm.run`
-would import when it is called.)
+Forked after the imports, which are most of a start. `python -m tests.kills` says what work.
 """
 
 from __future__ import annotations
 
-import json
 import os
-import random
 import signal
+import subprocess
 import sys
 import threading
+import traceback
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import NamedTuple
 
-from omegaconf import OmegaConf
+from lightning.fabric.loggers.csv_logs import _ExperimentWriter
 
-from jepa_lm import schema
-from jepa_lm.training import train
+from jepa_lm.lit import LanguageModelTask
+from jepa_lm.loggers.metrics_csv import _AppendingWriter
 
-WRITES = ("half", "complete", "named", "linked", "kept")
-"""Moments of a checkpoint's write: half on the disk, complete but unnamed, named but not linked as
-last.ckpt, linked but not yet renamed, renamed with the old ones still there."""
+KILLED = -signal.SIGKILL
+LOST_RANK = 4
+"""Exit code of a run whose other rank was killed."""
+START, STEP = 1.0, 0.2
+"""Seconds: within which a start is killed; what a step takes at most."""
+
+
+class Plan(NamedTuple):
+    """When a child dies.
+
+    `start`: within `START` seconds. `step`: a while after its step `number`. `validation`: before its batch
+    `number` of a validation. `rows`: with half a row of metrics.csv on the disk. `half`, `complete`: a file
+    is half written, or whole but without its name. `named`: a file has its name, but is not last.ckpt yet.
+    `linked`: it has a second name, but not that one. `kept`: it is last.ckpt, and older ones are still
+    there. `other`: another rank dies, after step `number`.
+    """
+
+    kind: str
+    number: int = 1
+    """Which of these moments."""
+    share: float = 0.5
+    """Of `START` or `STEP`."""
 
 
 def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def kill_in_write(moment: str, after: int) -> None:
-    """Die in the write number `after` of this attempt."""
-    writes = [0]
-    fsync, replace, link, unlink = os.fsync, os.replace, os.link, Path.unlink
+def until_done(work: Callable[[], object], plans: Iterable[Plan]) -> list[tuple[str, int]]:
+    """Do the work in a child for each plan, and at last without one.
 
-    def on_fsync(descriptor: int) -> None:
-        writes[0] += 1
-        if writes[0] == after and moment == "half":
-            os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
-            die()
-        fsync(descriptor)
-        if writes[0] == after and moment == "complete":
-            die()
-
-    def on_replace(source: Path, target: Path) -> None:
-        if writes[0] == after and moment == "linked" and Path(target).name == "last.ckpt":
-            die()
-        replace(source, target)
-        if writes[0] == after and moment == "named" and Path(target).name != "last.ckpt":
-            die()
-
-    def on_unlink(path: Path, missing_ok: bool = False) -> None:
-        if writes[0] == after and moment == "kept" and path.name.startswith("step-"):
-            die()
-        unlink(path, missing_ok=missing_ok)
-
-    os.fsync, os.replace, os.link, Path.unlink = on_fsync, on_replace, link, on_unlink
-
-
-def attempt(config: str, plan: tuple[str, float] | None) -> None:
-    """Train in this process; with a plan, until it kills it."""
-    if plan is not None and plan[0] == "time":
-        timer = threading.Timer(plan[1], die)
-        timer.daemon = True
-        timer.start()
-    elif plan is not None:
-        kill_in_write(plan[0], int(plan[1]))
-    train(OmegaConf.load(config))
-
-
-def main() -> None:
-    config, kills, seed, out = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
-    schema.register()
-    draw = random.Random(seed)
-    plans: list[tuple[str, float] | None] = [
-        (WRITES[i % len(WRITES)], draw.randint(1, 3))
-        if i % 2
-        else ("time", draw.uniform(0.05, 2.5))
-        for i in range(kills)
-    ]
+    Returns:
+        for each child, what should kill it and how it ended.
+    """
     history = []
-    for plan in [*plans, None]:
+    for plan in (*plans, None):
+        sys.stdout.flush()
         child = os.fork()
         if child == 0:
+            import faulthandler
+
+            faulthandler.dump_traceback_later(40, exit=True)
             code = 1
             try:
-                attempt(config, plan)
-                code = 0
+                if plan is not None:
+                    arm(plan)
+                code = int(work() or 0)
+            except BaseException:
+                traceback.print_exc()
             finally:
                 os._exit(code)
         status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
-        history.append({"plan": plan, "status": status})
-        assert status in (0, -signal.SIGKILL), history
-    Path(out).write_text(json.dumps(history))
+        history.append(("nothing" if plan is None else plan.kind, status))
+        assert status in (0, KILLED, LOST_RANK), history
+    return history
 
 
-if __name__ == "__main__":
-    main()
+def arm(plan: Plan) -> None:
+    """Make this process die as planned."""
+    left = [plan.number]
+
+    def now() -> bool:
+        """Whether this is the moment."""
+        left[0] -= 1
+        return left[0] == 0
+
+    if plan.kind == "start":
+        _later(plan.share * START)
+    elif plan.kind in ("step", "other"):
+        act = (lambda: _later(plan.share * STEP)) if plan.kind == "step" else _other
+        _before(LanguageModelTask, "lr_scheduler_step", now, act)
+    elif plan.kind == "validation":
+        _before(LanguageModelTask, "validation_step", now, die)
+    elif plan.kind == "rows":
+        _in_rows(now)
+    else:
+        _in_write(plan.kind, now)
+
+
+def _later(seconds: float) -> None:
+    timer = threading.Timer(seconds, die)
+    timer.daemon = True
+    timer.start()
+
+
+def _before(owner: type, name: str, now: Callable[[], bool], act: Callable[[], object]) -> None:
+    """Act before a call of a method, if it is the one."""
+    original = getattr(owner, name)
+
+    def wrapped(self, *arguments, **settings):
+        if now():
+            act()
+        return original(self, *arguments, **settings)
+
+    setattr(owner, name, wrapped)
+
+
+def _other() -> None:
+    """Kill the rank that this process has started; it finds out by itself."""
+    children = subprocess.run(["pgrep", "-P", str(os.getpid())], capture_output=True, text=True)
+    os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
+
+
+def _in_rows(now: Callable[[], bool]) -> None:
+    save = _ExperimentWriter.save
+
+    def saves(self) -> None:
+        waiting, path = bool(self.metrics), Path(self.metrics_file_path)
+        save(self)
+        if waiting and now():
+            os.truncate(path, path.stat().st_size - 7)
+            die()
+
+    _AppendingWriter.save = saves  # type: ignore[method-assign]
+
+
+def _in_write(kind: str, now: Callable[[], bool]) -> None:
+    fsync, replace, unlink = os.fsync, os.replace, Path.unlink
+
+    def on_fsync(descriptor: int) -> None:
+        if kind == "half" and now():
+            os.ftruncate(descriptor, os.fstat(descriptor).st_size // 2)
+            die()
+        fsync(descriptor)
+        if kind == "complete" and now():
+            die()
+
+    def on_replace(source: Path, target: Path) -> None:
+        last = Path(target).name == "last.ckpt"
+        if kind == "linked" and last and now():
+            die()
+        replace(source, target)
+        if kind == "named" and not last and now():
+            die()
+
+    def on_unlink(path: Path, missing_ok: bool = False) -> None:
+        if kind == "kept" and path.name.startswith("step-") and now():
+            die()
+        unlink(path, missing_ok=missing_ok)
+
+    os.fsync, os.replace, Path.unlink = on_fsync, on_replace, on_unlink  # type: ignore

@@ -54,16 +54,17 @@ def _cut_half_row(path: Path) -> None:
 
 
 def _read(path: Path) -> tuple[list[str], list[Row]]:
-    """Columns and rows.
+    """Columns and rows, without one that a kill left half written.
 
     Raises:
         UserError: the file is no table of this kind.
     """
+    data = path.read_bytes()
     try:
-        with open(path, newline="", encoding="utf-8") as file:
-            reader = csv.DictReader(file)
-            rows = [{key: row.get(key) or "" for key in reader.fieldnames or ()} for row in reader]
-            return list(reader.fieldnames or ()), rows
+        whole = data[: data.rfind(b"\n") + 1].decode()
+        reader = csv.DictReader(io.StringIO(whole, newline=""))
+        rows = [{key: row.get(key) or "" for key in reader.fieldnames or ()} for row in reader]
+        return list(reader.fieldnames or ()), rows
     except (csv.Error, ValueError) as error:
         raise UserError(f"{path}: damaged ({error}); move it away to go on without it") from error
 

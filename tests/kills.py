@@ -1,0 +1,333 @@
+"""60 SIGKILLs over ten kinds of work: `make kills`, or `python -m tests.kills [NAME...]`.
+
+Each work is done undisturbed, and once more in a folder where it is killed again and again and gone on with
+by the same command. What is left must be the same: every tensor and number of the last checkpoint, every row
+of metrics.csv, the score; of an export, of a cache, every byte.
+"""
+
+from __future__ import annotations
+
+import csv
+import itertools
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import hydra
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from rich.console import Console
+from rich.table import Table
+
+from jepa_lm import schema, training
+from jepa_lm.artifact.loading import load_artifact
+from jepa_lm.checkpoint import read_checkpoint
+from jepa_lm.cli import CONF, launch
+from jepa_lm.data.corpora import Austen
+from jepa_lm.errors import RankError
+from jepa_lm.lit import LanguageModelTask
+from jepa_lm.optim.clock import ProgressClock
+from tests.conftest import SMALL, SMALL_MAMBA2
+from tests.kill_worker import KILLED, LOST_RANK, Plan, until_done
+
+MOMENTS = ("start", "step", "half", "validation", "kept", "rows", "complete", "linked", "named")
+SOME_STEPS = 5
+"""A child that dies at a step does so after at most so many of its own."""
+COMMON = (
+    *("trainer.log_every_n_steps=1", "trainer.val_check_interval=3", "checkpoint.every_n_steps=3"),
+    *("trainer.limit_val_batches=2", "trainer.max_steps=28", "ckpt_path=auto", "sample=false"),
+)
+BY_THE_CLOCK = {"train/seconds", "train/tokens_per_second"}
+SECONDS_A_STEP = 0.25
+
+
+class DifferenceError(AssertionError):
+    """What was killed is not what was not."""
+
+
+class Result(NamedTuple):
+    """What became of one kind of work."""
+
+    kills: Counter[str]
+    compared: dict[str, int]
+    seconds: float
+
+
+# ---- comparing
+
+
+def leaves(path: str, value: Any) -> dict[str, Any]:
+    """A nested state as one mapping."""
+    parts = value.items() if isinstance(value, dict) else None
+    if isinstance(value, list | tuple):
+        parts = enumerate(value)
+    if parts is None:
+        return {path: value}
+    return {k: v for key, node in parts for k, v in leaves(f"{path}.{key}", node).items()}
+
+
+def same(one: Any, two: Any) -> bool:
+    if torch.is_tensor(one):
+        return torch.is_tensor(two) and torch.equal(one, two) and one.dtype == two.dtype
+    return type(one) is type(two) and one == two
+
+
+def rows_of(folder: Path, *, timed: bool) -> list[dict[str, str]]:
+    with open(folder / "metrics.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    left_out = {"train/tokens_per_second"} if timed else BY_THE_CLOCK
+    return [{k: v for k, v in row.items() if k not in left_out} for row in rows]
+
+
+def compare_runs(whole: Path, killed: Path, *, timed: bool = False) -> dict[str, int]:
+    """Everything that two run folders hold, but where they are and what a clock says.
+
+    Args:
+        timed: the clock was a simulated one, so what it says is compared.
+    """
+    a, b = (leaves("", _state(folder, timed)) for folder in (whole, killed))
+    differing = [key for key in sorted(a.keys() | b.keys()) if not same(a.get(key), b.get(key))]
+    if differing:
+        raise DifferenceError(f"{killed}: {len(differing)} values differ, {differing[:3]}")
+    rows = [rows_of(folder, timed=timed) for folder in (whole, killed)]
+    if rows[0] != rows[1]:
+        pairs = itertools.zip_longest(*rows)
+        first = next(i for i, (x, y) in enumerate(pairs) if x != y)
+        raise DifferenceError(f"{killed}: row {first}: {[r[first : first + 1] for r in rows]}")
+    scores = [json.loads((f / "summary.json").read_text())["val"] for f in (whole, killed)]
+    names = [sorted(p.name for p in (f / "checkpoints").iterdir()) for f in (whole, killed)]
+    if scores[0] != scores[1] or names[0] != names[1] or _left_behind(killed):
+        raise DifferenceError(f"{killed}: {scores} {names} {_left_behind(killed)}")
+    return {
+        "tensors": sum(torch.is_tensor(value) for value in a.values()),
+        "rows": len(rows[0]),
+        "validations": sum(bool(row.get("val/bpb")) for row in rows[0]),
+    }
+
+
+def _state(folder: Path, timed: bool) -> dict[str, Any]:
+    state = read_checkpoint(folder / "checkpoints" / "last.ckpt")
+    left_out = {"hyper_parameters", "loops", "callbacks"}  # paths; Lightning's counts of this start
+    if not timed:
+        state["clock"].pop("elapsed")
+    return {key: value for key, value in state.items() if key not in left_out}
+
+
+def _left_behind(folder: Path) -> list[str]:
+    return [str(path) for path in folder.rglob(".*.tmp")]
+
+
+def compare_files(whole: Path, killed: Path, *ignored: str) -> dict[str, int]:
+    """Every byte of every file in two folders."""
+    a, b = (
+        {
+            str(p.relative_to(folder)): p.read_bytes()
+            for p in folder.rglob("*")
+            if p.is_file() and not any(word in p.name for word in ignored)
+        }
+        for folder in (whole, killed)
+    )
+    if a != b:
+        odd = [name for name in sorted(a.keys() | b.keys()) if a.get(name) != b.get(name)]
+        raise DifferenceError(f"{killed}: files differ: {odd[:5]}")
+    return {"files": len(a), "bytes": sum(map(len, a.values()))}
+
+
+# ---- kinds of work
+
+
+class Work:
+    """A kind of work: how it is done in a folder, when it is killed, what is compared."""
+
+    def __init__(self, *words: str, sizes: tuple[str, ...] = SMALL, timed: bool = False) -> None:
+        self.words, self.sizes, self.timed = (*COMMON, *words), sizes, timed
+
+    def prepare(self, place: Path) -> None:
+        """Once, before anything is done in this place."""
+
+    def do(self, folder: Path, place: Path) -> object:
+        """In a child."""
+        GlobalHydra.instance().clear()
+        words = [*self.sizes, *self.words, f"data.path={place.parent}/text.txt"]
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            cfg = hydra.compose("train", [*words, f"paths.run_dir={folder}"])
+        try:
+            training.train(cfg)
+        except RankError as error:
+            return error.exit_code
+        return 0
+
+    def plans(self, moments: list[str], draw: random.Random) -> list[Plan]:
+        return [Plan(kind, _number(kind, draw), draw.random()) for kind in moments]
+
+    def compare(self, whole: Path, killed: Path) -> dict[str, int]:
+        return compare_runs(whole, killed, timed=self.timed)
+
+
+def _number(kind: str, draw: random.Random) -> int:
+    return draw.randint(1, SOME_STEPS) if kind in ("step", "rows", "other") else draw.randint(1, 2)
+
+
+class Simulated(Work):
+    """A wall-clock budget, by a clock that moves on with each step, so that it can be repeated."""
+
+    def do(self, folder: Path, place: Path) -> object:
+        now = [0.0]
+        scheduled = LanguageModelTask.lr_scheduler_step
+
+        def ticks(self, *arguments: Any) -> None:
+            now[0] += SECONDS_A_STEP
+            scheduled(self, *arguments)
+
+        def clock(**limits: Any) -> ProgressClock:
+            return ProgressClock(now=lambda: now[0], **limits)
+
+        LanguageModelTask.lr_scheduler_step = ticks  # type: ignore[method-assign]
+        training.ProgressClock = clock  # type: ignore[assignment, misc]
+        return super().do(folder, place)
+
+
+class Ranks(Work):
+    """Two processes; either of them is killed."""
+
+    def plans(self, moments: list[str], draw: random.Random) -> list[Plan]:
+        plans = super().plans(moments, draw)
+        return [p._replace(kind="other") if i % 3 == 1 else p for i, p in enumerate(plans)]
+
+
+class Sweep(Work):
+    """Two jobs, by the command line."""
+
+    def do(self, folder: Path, place: Path) -> object:
+        words = [word for word in self.words if not word.startswith("ckpt_path")]
+        own = (f"data.path={place.parent}/text.txt", f"hydra.sweep.dir={folder}", "seed=1,2")
+        sys.argv = ["train.py", "-m", *self.sizes, *words, "trainer.max_steps=14", *own]
+        return launch("train")
+
+    def compare(self, whole: Path, killed: Path) -> dict[str, int]:
+        found: Counter[str] = Counter()
+        for job in ("all/seed-1", "all/seed-2"):
+            found.update(compare_runs(whole / job, killed / job))
+        return dict(found)
+
+
+class Export(Work):
+    """An export over an earlier one: the artifact there is whole at any moment."""
+
+    def prepare(self, place: Path) -> None:
+        until_done(lambda: Work("trainer.max_steps=3").do(place / "run", place), [])
+
+    def do(self, folder: Path, place: Path) -> object:
+        if (artifacts := list(folder.glob("artifact.*"))) != []:
+            for path in artifacts:
+                load_artifact(path)
+        policy = "int4_gptq" if artifacts else "int8"
+        for quantization in dict.fromkeys((policy, "int4_gptq")):
+            sys.argv = ["export.py", f"ckpt_path={place}/run", f"hydra.run.dir={folder}"]
+            sys.argv += [
+                "export.protocols=[]",
+                f"quantization={quantization}",
+                "export.codecs=[zlib]",
+            ]
+            if code := launch("export"):
+                return code
+        return 0
+
+    def plans(self, moments: list[str], draw: random.Random) -> list[Plan]:
+        kinds = ("half", "complete", "named", "start")
+        return [Plan(kinds[i % 4], draw.randint(1, 5), draw.random()) for i in range(len(moments))]
+
+    def compare(self, whole: Path, killed: Path) -> dict[str, int]:
+        return compare_files(whole, killed, ".json", ".md", ".yaml", ".log", ".lock")
+
+
+class Cache(Work):
+    """Text is prepared in an empty cache."""
+
+    def do(self, folder: Path, place: Path) -> object:
+        self.words = (*COMMON, f"paths.cache={folder}", "describe=false", "trainer.max_steps=1")
+        super().do(Path(tempfile.mkdtemp(dir=place)), place)
+        return 0
+
+    def plans(self, moments: list[str], draw: random.Random) -> list[Plan]:
+        kinds = ("start", "half", "complete", "start", "named")
+        return [Plan(kinds[i % 5], draw.randint(1, 3), draw.random()) for i in range(len(moments))]
+
+    def compare(self, whole: Path, killed: Path) -> dict[str, int]:
+        return compare_files(whole, killed, ".lock")
+
+
+QAT = ("quantization.training.start=0.3", "quantization=int6", "objective=patch")
+TIMED = ("trainer.max_steps=null", "trainer.max_time=7")
+WORKS: dict[str, Work] = {
+    "EMA, vicreg, the best ships": Work(
+        "objective=vicreg", "average.decay=0.9", "average.ship=best"
+    ),
+    "SWA": Work("average.swa=true", "optimizer.schedule.lr.fraction=0.8", "objective=lewm"),
+    "QAT": Work(*QAT),
+    "Mamba-2": Work("objective=lewm", "model=mamba2", sizes=SMALL_MAMBA2),
+    "accumulation, stream": Work("trainer.accumulate_grad_batches=4", "data.order=stream"),
+    "wall clock": Simulated("objective=vicreg", "average.swa=true", *TIMED, timed=True),
+    "two ranks": Ranks("trainer=ddp_sim", "trainer.precision=32-true", "average.decay=0.9"),
+    "a sweep": Sweep(),
+    "an export over an export": Export(),
+    "filling the cache": Cache(),
+}
+KILLS_EACH = 6
+
+
+def check(name: str, place: Path, moments: list[str], seed: int) -> Result:
+    """Do a work twice, once undisturbed; compare.
+
+    Raises:
+        DifferenceError: naming what differs.
+    """
+    work, began = WORKS[name], time.monotonic()
+    whole, killed = place / "whole", place / "killed"
+    work.prepare(place)
+    until_done(lambda: work.do(whole, place), [])
+    history = until_done(lambda: work.do(killed, place), work.plans(moments, random.Random(seed)))
+    kills = Counter(kind for kind, status in history if status in (KILLED, LOST_RANK))
+    return Result(kills, work.compare(whole, killed), time.monotonic() - began)
+
+
+def main(names: list[str]) -> int:
+    torch.set_num_threads(1)
+    schema.register()
+    base = Path(tempfile.mkdtemp(prefix="kills-"))
+    os.environ.setdefault("JEPA_LM_CACHE", str(base / "cache"))
+    blocks = Austen().blocks("train")
+    (base / "text.txt").write_text("".join(next(blocks).text for _ in range(4))[:60_000])
+    table = Table(title=f"killed and gone on with, in {base}")
+    for column in ("work", "kills", "at", "the same", "seconds"):
+        table.add_column(column)
+    total, failed = 0, 0
+    moments = itertools.cycle(MOMENTS)
+    for number, name in enumerate(WORKS):
+        mine = list(itertools.islice(moments, KILLS_EACH))
+        if names and name not in names:
+            continue
+        (place := base / str(number)).mkdir()
+        try:
+            kills, compared, seconds = check(name, place, mine, number)
+        except AssertionError as error:
+            failed += 1
+            table.add_row(name, "", "", f"FAILED: {error}", "")
+            continue
+        total += kills.total()
+        same = ", ".join(f"{count:,} {what}" for what, count in compared.items())
+        at = ", ".join(f"{kind} {count}" for kind, count in kills.items())
+        table.add_row(name, str(kills.total()), at, same, f"{seconds:.0f}")
+    Console(width=150).print(table)
+    print(f"{total} kills, {failed} of the works ended otherwise")
+    return int(failed > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
