@@ -23,6 +23,7 @@ from jepa_lm.agreement import agree, require_one_start
 from jepa_lm.callbacks.compiling import ClockStopsForCompiler
 from jepa_lm.callbacks.measuring import MeasureObjective
 from jepa_lm.callbacks.stored import TrainOnStoredWeights
+from jepa_lm.clipping import clip_gradients
 from jepa_lm.config import build
 from jepa_lm.data.stream import Batch
 from jepa_lm.evaluation.bpb import ByteCounter, Score
@@ -236,19 +237,7 @@ class LanguageModelTask(LightningModule):
         gradient_clip_algorithm: str | None = None,
     ) -> None:
         """Measure the norm of the gradient, clip by it, and leave the step out if it is no number."""
-        parameters = [p for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
-        norms = torch._foreach_norm([p.grad for p in parameters]) if parameters else ()
-        norm = torch.stack(norms).norm() if norms else torch.zeros((), device=self.device)
-        step = self.trainer.global_step + 1
-        scaled = self.trainer.precision == "16-mixed"  # there the loss scaler leaves bad steps out
-        if not scaled:
-            self.guard.see(step, "gradient", norm)
-        if gradient_clip_val is not None:
-            nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm, foreach=True)
-        self.training_log.gradient_norm = norm
-        if self.guard.skip and not scaled and self.guard.skips(step, norm, self.global_rank):
-            optimizer.zero_grad()
-            self.training_log.drop()
+        clip_gradients(self, optimizer, gradient_clip_val)
 
     def __setattr__(self, name: str, value: Any) -> None:
         """Lightning sets this string some 46 times a step; through `nn.Module` that takes 80 us."""

@@ -20,6 +20,7 @@ from jepa_lm.lit import LanguageModelTask
 from jepa_lm.loggers.metrics_csv import AppendingCSVLogger, validated
 from jepa_lm.optim.clock import ProgressClock
 from jepa_lm.run import train
+from tests.comparing import compare_runs, leaves, same
 from tests.runs import rows
 
 
@@ -123,19 +124,6 @@ def under_a_budget(small, monkeypatch, *overrides, run_dir) -> None:
     train(small(*EVERYTHING, *budget, *overrides, run_dir=run_dir))
 
 
-def flat(prefix, value) -> dict:
-    """A nested state as one mapping of leaves."""
-    if isinstance(value, dict):
-        return {
-            k: v for key, node in value.items() for k, v in flat(f"{prefix}.{key}", node).items()
-        }
-    if isinstance(value, list | tuple):
-        return {
-            k: v for i, node in enumerate(value) for k, v in flat(f"{prefix}.{i}", node).items()
-        }
-    return {prefix: value}
-
-
 def test_a_resumed_wall_clock_run_has_the_whole_state(small, tmp_path, monkeypatch):
     """Weights, optimizer, averages, data position, random state, clock, objective, scheduler."""
     under_a_budget(small, monkeypatch, run_dir=tmp_path / "whole")
@@ -147,7 +135,7 @@ def test_a_resumed_wall_clock_run_has_the_whole_state(small, tmp_path, monkeypat
     middle = saved[len(saved) // 2]
     under_a_budget(small, monkeypatch, f"ckpt_path={middle}", run_dir=tmp_path / "rest")
     a, b = (
-        flat("", read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt"))
+        leaves("", read_checkpoint(tmp_path / name / "checkpoints" / "last.ckpt"))
         for name in ("whole", "rest")
     )
     ours = (
@@ -259,27 +247,7 @@ def test_a_kill_in_a_validation_loses_no_row_and_no_choice(small, tmp_path, monk
         train(small(*common, run_dir=tmp_path / "killed"))
     monkeypatch.setattr(LanguageModelTask, "validation_step", validate)
     train(small(*common, run_dir=tmp_path / "killed"))
-    assert [timeless(row) for row in rows(tmp_path / "killed")] == [
-        timeless(row) for row in rows(tmp_path / "whole")
-    ]
-    for name in ("step-4.ckpt", "last.ckpt"):
-        whole, killed = (
-            flat("", read_checkpoint(tmp_path / run / "checkpoints" / name))
-            for run in ("whole", "killed")
-        )
-        kept = [
-            k for k in whole if k.startswith((".state_dict", ".optimizer", ".averages", ".random"))
-        ]
-        assert all(same(whole[key], killed[key]) for key in kept)
-
-
-def timeless(row) -> dict[str, str]:
-    """A row without what a clock decides."""
-    return {k: v for k, v in row.items() if k not in ("train/seconds", "train/tokens_per_second")}
-
-
-def same(one, two) -> bool:
-    return torch.equal(one, two) if torch.is_tensor(one) else one == two
+    compare_runs(tmp_path / "whole", tmp_path / "killed")
 
 
 def test_rows_that_come_again_are_taken_out_and_a_recorded_validation_is_seen(tmp_path):
