@@ -29,7 +29,7 @@ from tests.fuzz.material import Material
 from tests.fuzz.mutations import VARIABLE
 from tests.fuzz.watch import Watch
 
-READERS = ("shards", "tokenizer", "jsonl", "hub", "artifact", "checkpoint", "configs")
+READERS = ("shards", "tokenizer", "jsonl", "hub", "artifact", "checkpoint", "configs", "records")
 """Modules of this package, each with a class `Reader`."""
 NO_END = 60.0
 """Seconds after which a process is ended that has not come to the end of a mutant."""

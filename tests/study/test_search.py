@@ -76,7 +76,7 @@ def test_tpe_learns_from_the_scores_and_random_does_not(tmp_path, sampler, learn
     """Optuna's TPE draws ten times at random before it learns."""
     settings = {"sampler": sampler, "trials": 30}
     low = run(search(SEARCHED[0], **settings), tmp_path / "low", weight)
-    high = run(search(SEARCHED[0], **settings), tmp_path / "high", lambda s, _: -weight(s))
+    high = run(search(SEARCHED[0], **settings), tmp_path / "high", lambda s, _: 1 - weight(s))
     means = [sum(map(weight, drawn[10:])) / 20 for drawn in (low, high)]
     assert (low != high) == learns
     assert (means[0] < 0.35 and means[1] > 0.65) == learns
