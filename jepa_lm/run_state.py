@@ -19,6 +19,8 @@ from torch.optim import Optimizer
 from jepa_lm.data.stream import TokenStream
 from jepa_lm.data.token_data import TokenData
 from jepa_lm.errors import UserError
+from jepa_lm.objective.watch import is_saved_watch
+from jepa_lm.optim.muon_adamw import MOMENTS
 
 if TYPE_CHECKING:
     from jepa_lm.lit import LanguageModelTask
@@ -85,17 +87,24 @@ def check_run_state(checkpoint: Mapping[str, Any], source: str) -> None:
         if not isinstance(node, kind) or isinstance(node, bool):
             raise lacks(source, ".".join(where))
     try:
-        (optimizer,), (scheduler,) = checkpoint["optimizer_states"], checkpoint["lr_schedulers"]
+        (optimizer,) = checkpoint["optimizer_states"]
         optimizer_groups(optimizer["param_groups"])
-        if not all(isinstance(state, dict) for state in optimizer["state"].values()):
-            raise lacks(source, "optimizer_states")
-        if (
-            not isinstance(scheduler["last_epoch"], int)
-            or not {"factor", "momentum"} <= scheduler.keys()
-        ):
+        usable = all(isinstance(state, dict) for state in optimizer["state"].values())
+    except (AttributeError, KeyError, TypeError, ValueError):
+        usable = False
+    if not usable:
+        raise lacks(source, "optimizer_states")
+    match checkpoint["lr_schedulers"]:
+        case [{"last_epoch": int(), "factor": int() | float(), "momentum": int() | float() | None}]:
+            pass
+        case _:
             raise lacks(source, "lr_schedulers")
-    except (AttributeError, KeyError, TypeError, ValueError) as error:
-        raise lacks(source, "optimizer_states") from error
+    try:
+        torch.Generator().set_state(checkpoint["random"]["cpu"].cpu())
+    except (RuntimeError, TypeError) as error:
+        raise lacks(source, "random.cpu") from error
+    if "watch" in checkpoint and not is_saved_watch(checkpoint["watch"]):
+        raise lacks(source, "watch")
 
 
 def check_moments(saved: Mapping[Any, Any], optimizer: Optimizer, source: str) -> None:
@@ -104,11 +113,17 @@ def check_moments(saved: Mapping[Any, Any], optimizer: Optimizer, source: str) -
     Raises:
         UserError: naming where they are.
     """
-    parameters = dict(enumerate(p for group in optimizer.param_groups for p in group["params"]))
+    groups = [(g["algorithm"], p) for g in optimizer.param_groups for p in g["params"]]
     for place, state in saved.items():
+        if place not in range(len(groups)):
+            raise lacks(source, f"optimizer_states.{place}")
+        algorithm, parameter = groups[place]
+        expected = MOMENTS[algorithm]
+        for key in state.keys() ^ expected if state else ():
+            raise lacks(source, f"optimizer_states.{place}.{key}")
         for key, value in state.items():
-            fits = isinstance(value, Tensor) and place in parameters
-            if not fits or value.shape not in ((), parameters[place].shape):
+            shape = () if key == "step" else parameter.shape
+            if not isinstance(value, Tensor) or value.shape != shape or value.is_complex():
                 raise lacks(source, f"optimizer_states.{place}.{key}")
 
 

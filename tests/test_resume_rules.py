@@ -172,13 +172,28 @@ def test_a_checkpoint_of_another_version_is_refused_in_one_line(trained, where):
             check_run_state(checkpoint, "ckpt_path=x")
 
 
-@pytest.mark.parametrize("where", [("loops", "fit_loop"), ("optimizer_states", 0, "state", 0)])
-def test_what_lightning_and_the_optimizer_would_read_is_looked_at(small, trained, tmp_path, where):
+@pytest.mark.parametrize(
+    ("where", "value"),
+    [
+        (("loops", "fit_loop"), {"a": torch.ones(1, 2)}),
+        (("optimizer_states", 0, "state", 0), {"a": torch.ones(1, 2)}),
+        (("optimizer_states", 0, "state", 999), {}),
+        (("optimizer_states", 0, "state", 0, "step"), torch.ones(3)),
+        (("lr_schedulers", 0, "factor"), "x"),
+        (("random", "cpu"), torch.zeros(3)),
+        (("random", "cpu"), torch.zeros(9, dtype=torch.uint8)),
+        (("watch",), {"figures": 5}),
+        (("watch",), {"figures": {}, "warnings": [], "low": {}, "raised": {"a": 1}}),
+    ],
+)
+def test_what_lightning_and_the_optimizer_would_read_is_looked_at(
+    small, trained, tmp_path, where, value
+):
     checkpoint = read_checkpoint(trained.checkpoint)
     node = checkpoint
     for key in where[:-1]:
         node = node[key]
-    node[where[-1]] = {"a": torch.ones(1, 2)}
+    node[where[-1]] = value
     torch.save(checkpoint, tmp_path / "step-6.ckpt")
-    with pytest.raises(UserError, match=r"holds no usable '(loops|optimizer_states\.0)"):
+    with pytest.raises(UserError, match=rf"holds no usable '{where[0]}"):
         train(small(f"ckpt_path={tmp_path}/step-6.ckpt"))

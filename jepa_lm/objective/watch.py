@@ -182,3 +182,18 @@ class Watch:
                 f"{f['trunk_gradient_cosine']:+.2f} with cross entropy's"
             )
         return lines + [f"warning: {text}" for text in self.warnings]
+
+
+def is_saved_watch(state: Any) -> bool:
+    """Whether what a checkpoint holds can be what `Watch.state_dict` gave."""
+    try:
+        figures, warnings, low = state["figures"], state["warnings"], state["low"]
+        kept = (
+            all(isinstance(value, int | float) for value in figures.values()),
+            all(isinstance(warning, str) for warning in warnings),
+            all(isinstance(steps, int) for steps in low.values()),
+            state["raised"] is None or state["raised"].keys() == set(Collapse._fields),
+        )
+    except (AttributeError, KeyError, TypeError):
+        return False
+    return all(kept)

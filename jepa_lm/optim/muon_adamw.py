@@ -34,6 +34,8 @@ DEFAULTS: dict[str, dict[str, Any]] = {
     "adamw": {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.0},
 }
 """Settings of each algorithm; a group must set `lr` and may set these."""
+MOMENTS = {"muon": {"momentum_buffer"}, "adamw": {"step", "exp_avg", "exp_avg_sq"}}
+"""What each keeps of a parameter that it has updated."""
 HINTS: dict[str, Any] = {
     "lr": float,
     "betas": list[float],
