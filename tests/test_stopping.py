@@ -30,6 +30,14 @@ class SignalAt(Callback):
             os.kill(os.getpid(), self.signum)
 
 
+@pytest.fixture(autouse=True)
+def in_a_terminal():
+    """Tests that are started by nohup ignore SIGHUP."""
+    before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    signal.signal(signal.SIGHUP, before)
+
+
 @pytest.fixture
 def signalled(small, monkeypatch):
     """signalled(step, signum, overrides...) trains until the signal comes."""
