@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import functools
 import gc
 import json
 import os
@@ -86,12 +88,20 @@ def compose(tmp_path: Path, small_text: Path) -> Compose:
     """compose("train", overrides...) is what the command line would compose."""
 
     def make(command: str, *overrides: str, run_dir: Path | None = None) -> DictConfig:
-        GlobalHydra.instance().clear()
-        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            where = f"paths.run_dir={run_dir or tmp_path / 'run'}"
-            return hydra.compose(command, overrides=[where, *overrides])
+        cfg = copy.deepcopy(_composed(command, overrides))
+        if not any(word.startswith("paths.run_dir=") for word in overrides):
+            cfg.paths.run_dir = str(run_dir or tmp_path / "run")
+        return cfg
 
     return make
+
+
+@functools.lru_cache(maxsize=None)
+def _composed(command: str, overrides: tuple[str, ...]) -> DictConfig:
+    """Hydra takes half a second for each."""
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        return hydra.compose(command, overrides=list(overrides))
 
 
 @pytest.fixture
