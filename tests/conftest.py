@@ -96,7 +96,7 @@ def compose(tmp_path: Path, small_text: Path) -> Compose:
     return make
 
 
-@functools.lru_cache(maxsize=None)
+@functools.cache
 def _composed(command: str, overrides: tuple[str, ...]) -> DictConfig:
     """Hydra takes half a second for each."""
     GlobalHydra.instance().clear()

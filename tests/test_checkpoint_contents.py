@@ -31,6 +31,7 @@ def test_a_dictconfig_in_a_checkpoint_would_be_seen(trained, tmp_path):
         read_checkpoint(tmp_path / "bad.ckpt")
 
 
+@pytest.mark.slow
 def test_a_wrapped_module_would_be_seen(small, tmp_path, monkeypatch):
     """The planted bug of trap 32: compiling the module by wrapping it renames its keys."""
     setup = LanguageModelTask.setup

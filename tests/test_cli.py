@@ -172,6 +172,7 @@ def test_mistakes_of_eval_and_export(command, name, overrides, words):
     assert words in line
 
 
+@pytest.mark.slow
 def test_over_the_cap_is_exit_code_three(command, trained):
     code, line = command("export", f"ckpt_path={trained.folder}", "export.cap_bytes=1000")
     assert code == 3
@@ -208,6 +209,7 @@ def test_a_mistyped_key_is_answered_without_loading_torch():
     assert not imported & {"torch", "lightning", "numpy", "sentencepiece"}
 
 
+@pytest.mark.slow
 def test_stdout_of_describe_is_json_only(tmp_path):
     import json
 

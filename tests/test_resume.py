@@ -164,6 +164,7 @@ class ForgetsTheClock(Callback):
         task.clock._before = 0.0
 
 
+@pytest.mark.slow
 def test_a_lost_clock_would_be_seen(small, tmp_path, monkeypatch):
     make = training.make_trainer
 

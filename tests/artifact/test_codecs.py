@@ -74,6 +74,7 @@ def test_the_smallest_codec_wins_for_each_stream():
         assert decompress(stream.codec, stream.data, stream.raw_bytes) == raw
 
 
+@pytest.mark.slow
 def test_codecs_in_processes_of_their_own_give_the_same_bytes(monkeypatch):
     streams = [numbers(200_000), numbers(2_500_000, seed=1)]
     monkeypatch.setattr(compression, "HERE", 1 << 40)

@@ -88,6 +88,7 @@ def test_a_tensor_lost_on_the_way_to_the_file_fails_the_command(exporting, monke
     assert [path.name for path in exporting.folder.iterdir()] == [".lock"]
 
 
+@pytest.mark.slow
 def test_over_the_cap_exits_three_and_names_measured_ways(exporting, trained):
     whole = exporting(*QUICK, "export.code=minified")
     cap = whole["total"] - whole["bytes"] // 5
@@ -108,6 +109,7 @@ def test_over_the_cap_exits_three_and_names_measured_ways(exporting, trained):
     assert again["total"] == pytest.approx(ways[0]["total"], abs=300)
 
 
+@pytest.mark.slow
 def test_minified_code_is_a_way_that_loses_nothing(exporting):
     full = exporting(*QUICK)
     with pytest.raises(OverCapError, match=r"export\.code=minified"):
@@ -200,6 +202,7 @@ def test_a_change_to_the_runs_own_policy(exporting):
     assert {row["format"] for row in account["tensors"]} == {"int5", "float16"}
 
 
+@pytest.mark.slow
 def test_minified_code_is_smaller_and_loads_the_file(exported, tmp_path):
     package = write_minified(tmp_path)
     assert code_bytes(package) < 0.75 * code_bytes()

@@ -49,6 +49,7 @@ def test_every_part_that_is_built_out_of_a_checkpoint_is_looked_at(go, canary, p
     assert "numpy.savetxt" in told
 
 
+@pytest.mark.slow
 def test_archives_that_take_more_than_they_hold_are_refused(go, trained, tmp_path, canary):
     file = tmp_path / "bomb.ckpt"
     for name, make in bombs(trained.checkpoint).items():
@@ -80,6 +81,7 @@ class Mine(TanhSoftcap):
 """
 
 
+@pytest.mark.slow
 def test_a_module_of_ones_own_is_built_when_the_user_names_it_and_only_then(
     small, compose, tmp_path, monkeypatch
 ):

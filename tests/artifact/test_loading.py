@@ -35,6 +35,7 @@ def test_keys_are_those_of_a_fresh_inference_model(exported, trained):
     assert {n for n, _ in loaded.model.named_parameters()} == names
 
 
+@pytest.mark.slow
 def test_a_fresh_process_scores_the_artifact_like_the_checkpoint(exported, trained, tmp_path):
     """Nothing of a live model can help: another process, other objects, strict loading."""
     done = subprocess.run(

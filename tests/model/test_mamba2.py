@@ -217,6 +217,7 @@ def test_training_steps_reach_every_parameter(compose):
     assert all(p.grad is not None and p.grad.abs().max() > 0 for p in model.parameters())
 
 
+@pytest.mark.slow
 def test_a_whole_model_compiles_without_a_graph_break(compose):
     model, text = language_model(compose).float(), ids(20)
     compiled = torch.compile(lambda x: model(x)[0], fullgraph=True, backend="aot_eager")

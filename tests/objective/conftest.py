@@ -16,6 +16,8 @@ OBJECTIVES = ("vicreg", "vicreg_published", "patch", "lewm", "chunk", "chunk_los
 RECIPES = tuple(
     f"recipes/pr{n}" for n in (1006, 1312, 2027, 1116, 1277, 1330, 1443, 1556, 2142, 896, 1012)
 )
+EVERY = (*OBJECTIVES, *(pytest.param(name, marks=pytest.mark.slow) for name in RECIPES))
+"""Recipes are compositions of the same parts: what holds for each is looked at in the slow tests."""
 NOW = "jepa.schedule=null"
 """The objective from the first step on."""
 ZERO = "jepa.predictor.output_start=zero"

@@ -17,7 +17,15 @@ from jepa_lm.optim.clock import ProgressClock
 from jepa_lm.run import train
 from tests.objective.conftest import noise
 
-ALL = ("none", "vicreg", "patch", "lewm", "chunk", "llm_jepa", "recipes/pr1116")
+ALL = (
+    "none",
+    "vicreg",
+    "patch",
+    "lewm",
+    "chunk",
+    "llm_jepa",
+    pytest.param("recipes/pr1116", marks=pytest.mark.slow),
+)
 IN_ONE_PIECE = {"none", "patch", "lewm", "chunk", "llm_jepa"}
 """Objectives that draw nothing on the host while the loss is computed."""
 

@@ -9,8 +9,7 @@ from jepa_lm.describe import count_parameters, flops_per_token
 from jepa_lm.errors import UserError
 from tests.objective.conftest import (
     DEEP_ENOUGH,
-    OBJECTIVES,
-    RECIPES,
+    EVERY,
     at,
     auxiliary,
     compared,
@@ -21,7 +20,7 @@ from tests.objective.conftest import (
 GUARDED = ("vicreg", "lewm", "chunk")
 
 
-@pytest.mark.parametrize("name", OBJECTIVES + RECIPES)
+@pytest.mark.parametrize("name", EVERY)
 def test_the_placebo_differs_in_whose_target_it_is_alone(build, name):
     """Same parameters, FLOPs and form; every row is held against the target of another row."""
     more = DEEP_ENOUGH.get(name, ())
@@ -61,6 +60,7 @@ def test_the_placebo_draws_anew_for_each_micro_batch_and_the_same_after_a_resume
     assert len({t.sum(dim=(1, 2)).argmax().item() for t in drawn}) > 3
 
 
+@pytest.mark.slow
 def test_a_placebo_cannot_be_predicted(build):
     """Each row repeats one random token, so a row's latents say all about its own and nothing of others."""
     last = {}

@@ -43,7 +43,9 @@ def test_diagnostics_are_logged_on_their_interval(small, tmp_path):
     assert summary(tmp_path / "run")["jepa"]["collapse"] is None
 
 
-@pytest.mark.parametrize("objective", ["vicreg", "recipes/pr1556"])  # the latter has dropout
+@pytest.mark.parametrize(
+    "objective", ["vicreg", pytest.param("recipes/pr1556", marks=pytest.mark.slow)]
+)  # the latter has dropout
 def test_measuring_changes_nothing(small, tmp_path, objective):
     for name, every in (("often", 1), ("never", 1000)):
         more = (f"jepa.diagnostics.every={every}", *DEEP_ENOUGH.get(objective, ()))
@@ -78,6 +80,7 @@ def test_the_distance_of_a_copy_is_logged(small, tmp_path):
     assert metrics(tmp_path / "run", "jepa/target_variance")  # weight 0: measured all the same
 
 
+@pytest.mark.slow
 def test_collapse_sets_off_the_alarm(small, tmp_path, capsys):
     """No mask, no regularizer, no stop-gradient: a perfect loss, and nothing left to predict."""
     overrides = (

@@ -9,10 +9,9 @@ from jepa_lm.model import token_nll
 from jepa_lm.objective.gradients import gradients, norm, reach_table
 from tests.objective.conftest import (
     DEEP_ENOUGH,
+    EVERY,
     FROZEN,
     NOW,
-    OBJECTIVES,
-    RECIPES,
     ZERO,
     at,
     auxiliary,
@@ -22,7 +21,7 @@ from tests.objective.conftest import (
 )
 
 
-@pytest.mark.parametrize("name", [*OBJECTIVES, *RECIPES])
+@pytest.mark.parametrize("name", EVERY)
 def test_every_parameter_moves_within_two_active_steps(build, name):
     more = ("jepa.ce_schedule=null", *DEEP_ENOUGH.get(name, ()))
     assert moved_nothing(build(f"objective={name}", NOW, *more)) == []
@@ -42,7 +41,7 @@ def moved_nothing(task) -> list[str]:
     return [n for n, p in task.named_parameters() if torch.equal(p, before[n])]
 
 
-@pytest.mark.parametrize("name", [o for o in (*OBJECTIVES, *RECIPES) if o != "vicreg_published"])
+@pytest.mark.parametrize("name", [o for o in EVERY if o != "vicreg_published"])
 def test_every_objective_trains_the_other_backbone(build, name):
     """An objective knows of taps, not of attention: all parameters of Mamba-2 move, too.
 
@@ -58,7 +57,7 @@ def start_norms(build, name) -> dict[str, float]:
     return {n: p.grad.norm().item() for n, p in task.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("name", [o for o in (*OBJECTIVES, *RECIPES) if o != "vicreg_published"])
+@pytest.mark.parametrize("name", [o for o in EVERY if o != "vicreg_published"])
 def test_gradients_at_the_start_are_finite_and_bounded(build, name):
     """Trap 11."""
     norms = start_norms(build, name)

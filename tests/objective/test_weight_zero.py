@@ -9,10 +9,9 @@ from jepa_lm.errors import UserError
 from jepa_lm.run import train
 from tests.objective.conftest import (
     DEEP_ENOUGH,
+    EVERY,
     FROZEN,
     NOW,
-    OBJECTIVES,
-    RECIPES,
     ZERO,
     auxiliary,
     random_batch,
@@ -47,7 +46,7 @@ def plain(tmp_path_factory, small_text):
 # ---- controls
 
 
-@pytest.mark.parametrize("name", [o for o in (*OBJECTIVES, *RECIPES) if o != "chunk"])
+@pytest.mark.parametrize("name", [o for o in EVERY if o != "chunk"])
 def test_weight_zero_with_modules_present_is_none_step_for_step(small, plain, tmp_path, name):
     more = DEEP_ENOUGH.get(name, ())
     train(small(f"objective={name}", "jepa.weight=0", *more, run_dir=tmp_path / "zero"))
@@ -55,6 +54,7 @@ def test_weight_zero_with_modules_present_is_none_step_for_step(small, plain, tm
     assert summary(tmp_path / "zero")["val"] == summary(plain(*more))["val"]
 
 
+@pytest.mark.slow
 def test_chunk_has_its_three_controls(small, plain, tmp_path):
     """No module; injection alone; the loss without injection, whose trunk is that of no module."""
     runs = {
@@ -86,6 +86,7 @@ def test_injection_alone_leaves_projector_and_predictor_at_their_start(small, bu
     assert moved == {"inject.weight"}
 
 
+@pytest.mark.slow
 def test_the_detached_loss_reaches_the_trunk_through_a_shared_clip_alone(small, plain, tmp_path):
     """What systems.md says of #832."""
     clip = "trainer.gradient_clip_val=0.3"

@@ -35,6 +35,7 @@ def test_a_decay_that_never_moves_is_refused(small, decay):
         train(small(f"average.decay={decay}"))
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("answers_here")
 def test_the_average_is_scored_exported_and_resumed(small, compose, tmp_path):
     common = (DECAY, "checkpoint.every_n_steps=4", "objective=lewm")

@@ -24,6 +24,7 @@ BFLOAT16_ROUNDING = 2.0**-8
 """Of numbers up to 2, more than Newton-Schulz gives."""
 
 
+@pytest.mark.slow
 def test_ranks_that_share_the_work_end_like_one_process(tmp_path):
     """One test, as pytest's workers would each start ranks of their own for several."""
     results = tmp_path / "found.json"

@@ -15,6 +15,10 @@ from jepa_lm.shown import quoted
 from jepa_lm.study import execution, manifest
 from tests.conftest import SMALL
 
+WITHOUT_OTHERS = tuple(
+    f"study.arms.{arm}=null" for arm in ("placebo", "prediction_only", "regularizers_only")
+)
+"""Hydra takes half a second to compose each arm, where a test is about another one."""
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
 

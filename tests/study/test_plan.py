@@ -8,6 +8,7 @@ from jepa_lm.errors import UserError
 from jepa_lm.records import config_hash
 from jepa_lm.study.arms import Arm, below, check_declared, differences, flat
 from jepa_lm.study.plan import slug
+from tests.study.conftest import WITHOUT_OTHERS
 
 
 def groups(planned) -> dict[str, dict[str, str]]:
@@ -84,6 +85,7 @@ def test_arms_win_over_the_command_line(plan):
     assert len(set(hashes)) == len(hashes)
 
 
+@pytest.mark.slow
 def test_every_objective_has_its_controls_and_all_share_none(plan):
     """The study of docs/studies.md."""
     objectives = ("vicreg", "patch", "lewm", "chunk", "llm_jepa")
@@ -107,34 +109,15 @@ def test_a_weight_that_is_swept_has_one_control(plan):
     assert len([j for j in done.plan.jobs if j.folder.startswith("weight_0")]) == 1
 
 
+@pytest.mark.slow
 def test_a_scaled_arm_of_each_swept_value(plan):
     arm = "+study.arms.half={role:half,scale:{jepa.weight:0.5}}"
-    done = plan("study=ablation", "objective=patch", "jepa.weight=0.1,0.3", arm)
+    done = plan("study=ablation", "objective=patch", "jepa.weight=0.1,0.3", arm, *WITHOUT_OTHERS)
     assert done.code == 0, done.error
     given = {c.of: c.differences["jepa.weight"] for c in done.plan.comparisons if c.role == "half"}
     assert given == {
         "jepa.weight-0.1/treatment": (0.05, 0.1),
         "jepa.weight-0.3/treatment": (0.15, 0.3),
-    }
-
-
-def test_chunk_has_three_controls_of_its_own(plan):
-    done = plan("study=ablation", "objective=chunk", "data.seq_len=32", "seed=1,2")
-    assert done.code == 0, done.error
-    roles = against(done)
-    assert roles["weight_0"] == "injection_only"
-    assert roles["loss_only"] == "loss_only"
-    assert roles["no_module"] == "no_module"
-    assert "none" not in roles
-    assert done.plan.identities == ()
-
-
-def test_the_published_frozen_predictor_is_an_arm_of_patch(plan):
-    done = plan("study=ablation", "objective=patch", "seed=1,2")
-    comparison = next(c for c in done.plan.comparisons if c.role == "as_published")
-    assert dict(comparison.differences) == {
-        "jepa.predictor.output_start": ("zero", "orthogonal"),
-        "optimizer.freeze": (["objective.predictor.*"], []),
     }
 
 
@@ -152,7 +135,9 @@ def test_an_arm_set_to_null_is_left_out(plan):
 
 
 def test_without_none_weight_0_is_the_control_of_every_seed(plan):
-    done = plan("study=ablation", "objective=lewm", "study.arms.none=null", "seed=1,2")
+    done = plan(
+        "study=ablation", "objective=lewm", "study.arms.none=null", "seed=1,2", *WITHOUT_OTHERS
+    )
     assert against(done)["weight_0"] == "weight_0"
     assert len(groups(done)["weight_0"]) == 2
     assert done.plan.identities == ()
@@ -175,7 +160,7 @@ def test_fewer_steps_on_one_side(plan):
 
 def test_equal_time_on_request(plan):
     timed = ("study.match=time", "trainer.max_time=5", "trainer.max_steps=null")
-    assert plan("study=ablation", "objective=lewm", *timed).plan.match == "time"
+    assert plan("study=ablation", "objective=lewm", *timed, *WITHOUT_OTHERS).plan.match == "time"
 
 
 def test_names_of_folders_are_safe_and_distinct():
@@ -203,7 +188,7 @@ def test_every_declared_key_has_to_differ():
 
 @pytest.mark.parametrize("objective", ["patch", "chunk"])
 def test_controls_differ_in_nothing_but_the_objective(plan, objective):
-    """Trap 25: equal seeds, data order and compilation, whatever conf/study declares."""
+    """Trap 25: equal seeds, data order and compilation, whatever conf/study declares; chunk has its own."""
     done = plan("study=ablation", f"objective={objective}", "data.seq_len=32", "seed=1,2")
     assert done.code == 0, done.error
     for comparison in done.plan.comparisons:
@@ -213,6 +198,21 @@ def test_controls_differ_in_nothing_but_the_objective(plan, objective):
         ]
         assert other == [], comparison.against
         assert set(groups(done)[comparison.against]) == {"1", "2"}
+    if objective == "chunk":
+        roles = against(done)
+        assert [roles[r] for r in ("weight_0", "loss_only", "no_module")] == [
+            "injection_only",
+            "loss_only",
+            "no_module",
+        ]
+        assert "none" not in roles
+        assert done.plan.identities == ()
+    else:
+        published = next(c for c in done.plan.comparisons if c.role == "as_published")
+        assert dict(published.differences) == {
+            "jepa.predictor.output_start": ("zero", "orthogonal"),
+            "optimizer.freeze": (["objective.predictor.*"], []),
+        }
 
 
 def test_none_has_no_weight_and_runs_once(plan):

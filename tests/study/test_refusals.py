@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from tests.study.conftest import WITHOUT_OTHERS
+
 MISTAKES = [
     (("study.match=time",), "study.match=time: needs trainer.max_time and trainer.max_steps=null"),
     (
@@ -89,7 +91,7 @@ def test_a_mistake_in_a_sweep_is_one_line_before_anything_runs(plan, words, mess
 def test_an_arm_on_another_code_path_or_data_is_refused(plan, word):
     """Trap 25."""
     arm = f"+study.arms.other={{role:other,set:['jepa.weight=0.2','{word}'],changes:[jepa.weight]}}"
-    done = plan("study=ablation", "objective=patch", arm)
+    done = plan("study=ablation", "objective=patch", arm, *WITHOUT_OTHERS)
     assert done.code == 2
     assert f"study.arms.other: differs from the treatment in {word.split('=')[0]} (" in done.error
 
@@ -97,7 +99,7 @@ def test_an_arm_on_another_code_path_or_data_is_refused(plan, word):
 def test_an_arm_that_the_command_line_overrules_is_refused(plan):
     """The planted bug of trap 37: an arm that leaves the command line's word in the last place."""
     arm = "+study.arms.low={role:weight_0,set:[],changes:[jepa.weight]}"
-    done = plan("study=ablation", "objective=lewm", "jepa.weight=0.3", arm)
+    done = plan("study=ablation", "objective=lewm", "jepa.weight=0.3", arm, *WITHOUT_OTHERS)
     assert done.code == 2
     assert "study.arms.low: declares a change of jepa.weight" in done.error
     assert "same run" in done.error
@@ -106,7 +108,7 @@ def test_an_arm_that_the_command_line_overrules_is_refused(plan):
 
 def test_an_arm_that_changes_more_than_it_says_is_refused(plan):
     arm = "+study.arms.wide={role:other,set:['jepa.weight=0.2','ce_weight=0.5'],changes:[jepa.weight]}"
-    done = plan("study=ablation", "objective=patch", arm)
+    done = plan("study=ablation", "objective=patch", arm, *WITHOUT_OTHERS)
     assert done.code == 2
     assert (
         "study.arms.wide: differs from the treatment in ce_weight (1.0 there, 0.5 here)"

@@ -153,6 +153,7 @@ def most(rate: float) -> float:
     return float(stats.binom.ppf(0.9995, STUDIES, rate))
 
 
+@pytest.mark.slow
 def test_studies_without_effect_are_rarely_called_anything():
     found = words(0, STUDIES, 0.0, 0.0, spread=0.01)
     assert np.isin(found, ["helps", "hurts"]).sum() <= most(0.05)
@@ -160,6 +161,7 @@ def test_studies_without_effect_are_rarely_called_anything():
     assert (found == "hurts").sum() <= most(0.025)
 
 
+@pytest.mark.slow
 def test_a_gain_that_the_placebo_has_too_is_rarely_called_help():
     """Parameters and computation help here, the latents do not; weight 0 alone would be fooled."""
     found = words(1, STUDIES, -0.05, -0.05, spread=0.01)
