@@ -61,7 +61,7 @@ def until_done(work: Callable[[], object], plans: Iterable[Plan]) -> list[tuple[
         if child == 0:
             import faulthandler
 
-            faulthandler.dump_traceback_later(40, exit=True)
+            faulthandler.dump_traceback_later(600, exit=True)  # a child that hangs
             code = 1
             try:
                 if plan is not None:
