@@ -5,10 +5,13 @@ Groups are `Any` here; `jepa_lm.config` checks them against the classes that the
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, OmegaConf
 
 from jepa_lm import gpus
@@ -184,12 +187,25 @@ class ExportConfig:
     paths: Paths = field(default_factory=Paths)
 
 
+def run_folder() -> str:
+    """The folder of this run, or of the one that `--cfg job` shows, which makes none."""
+    hydra = HydraConfig.get()
+    made = None if OmegaConf.is_missing(hydra.runtime, "output_dir") else hydra.runtime.output_dir
+    return str(made or hydra.run.dir)
+
+
+RESOLVERS: dict[str, Callable[..., Any]] = {
+    "times": operator.mul,  # ${times:4,${model.dim}}
+    "smaller": min,  # ${smaller:64,${data.seq_len}}
+    "gpus": gpus.count,
+    "run_folder": run_folder,
+}
+
+
 def register() -> None:
-    """Make the skeletons known to Hydra; `${times:4,${model.dim}}`, `${smaller:64,${data.seq_len}}` and
-    `${gpus:}` to the configs."""
-    OmegaConf.register_new_resolver("times", lambda a, b: a * b, replace=True)
-    OmegaConf.register_new_resolver("smaller", min, replace=True)
-    OmegaConf.register_new_resolver("gpus", gpus.count, replace=True)
+    """Make the skeletons known to Hydra, and the resolvers to the configs."""
+    for name, resolver in RESOLVERS.items():
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
     store = ConfigStore.instance()
     store.store(name="train_schema", node=TrainConfig)
     store.store(name="eval_schema", node=EvalConfig)

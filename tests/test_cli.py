@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import os
 import subprocess
 import sys
 
 import pytest
+import yaml
 
 from jepa_lm import cli
 from jepa_lm.errors import UserError
@@ -194,6 +196,23 @@ def test_last_is_the_newest_run(command, trained, monkeypatch, tmp_path):
     assert find_checkpoint("last").parts[-3] == "new"
 
 
+SHOWN = [("train",), ("eval",), ("export",)] + [
+    pytest.param(("train", f"experiment={path.stem}"), marks=pytest.mark.slow)
+    for path in sorted((REPO / "conf" / "experiment").glob("*.yaml"))
+]
+
+
+@pytest.mark.parametrize("words", SHOWN)
+def test_a_config_is_shown_resolved_and_no_folder_is_made(monkeypatch, capsys, tmp_path, words):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [f"{words[0]}.py", *words[1:], "--cfg", "job", "--resolve"])
+    assert cli.launch(words[0]) == 0
+    shown = yaml.safe_load(capsys.readouterr().out)
+    assert shown["paths"]["run_dir"].startswith("logs/")
+    assert "${" not in json.dumps(shown)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_mistyped_key_is_answered_without_loading_torch():
     """What makes the answer quick: nothing heavy is imported before the config is composed."""
     done = subprocess.run(
@@ -211,8 +230,6 @@ def test_a_mistyped_key_is_answered_without_loading_torch():
 
 @pytest.mark.slow
 def test_stdout_of_describe_is_json_only(tmp_path):
-    import json
-
     done = subprocess.run(
         [sys.executable, "train.py", "describe=true", f"hydra.run.dir={tmp_path}"],
         capture_output=True,
