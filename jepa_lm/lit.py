@@ -133,10 +133,10 @@ class LanguageModelTask(LightningModule):
             if self.trainer.world_size == 1:  # several ranks agree while the clock advances
                 agree(self, self.clock.elapsed)
             self.live = self.training_log.write(self)
+        if self.objective is not None:  # before the clock moves on, too: as published (#1581)
+            self.objective.after_step(self.model, self.clock)
         self.clock.advance()
         scheduler.step()
-        if self.objective is not None:
-            self.objective.after_step(self.model, self.clock)
         self.averages.update(self.model, step=self.clock.step, lr_factor=scheduler.factor)
         if self.trainer.world_size == 1:
             self.stop.agreed = self.stop.asked
@@ -172,7 +172,7 @@ class LanguageModelTask(LightningModule):
         if objective is not None:
             weight *= objective.ce_scale(self.clock)
             scale = objective.scale(self.clock)
-        self._active = scale != 0
+            self._active = objective.active(self.clock)
         loss, ce, components = self.losses(batch, self.moment(batch_idx) if self._active else None)
         loss = loss if weight == 1 else weight * loss
         if self._active:

@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from jepa_lm.errors import UserError
+from jepa_lm.errors import UserError, warn
 from jepa_lm.evaluation.temperature import check_temperature
 from jepa_lm.sampling import check_sampling
 from jepa_lm.trainer import check_settings
@@ -28,6 +28,7 @@ def check_start(config: Mapping[str, Any]) -> None:
     """
     check_values(config)
     check_processor(config)
+    tell_limits(config)
 
 
 def check_values(config: Mapping[str, Any]) -> None:
@@ -36,7 +37,7 @@ def check_values(config: Mapping[str, Any]) -> None:
     Raises:
         UserError: naming the key, the value and what would be right.
     """
-    for key, seed in sorted(_seeds("", config), key=lambda found: found[0].count(".")):
+    for key, seed in sorted(_named("seed", config), key=lambda found: found[0].count(".")):
         if isinstance(seed, int):
             check_seed(key, seed)
     for key, least in AT_LEAST.items():
@@ -82,6 +83,14 @@ def check_processor(config: Mapping[str, Any]) -> None:
         raise UserError("trainer.precision=16-mixed: needs a GPU; bf16-mixed or 32-true on a CPU")
 
 
+def tell_limits(config: Mapping[str, Any]) -> None:
+    """Say which schedules follow a limit that this run does not have, and so the other one."""
+    others = {"steps": "time", "time": "steps"}
+    for key, over in _named("over", config):
+        if over in others and config["trainer"][f"max_{over}"] is None:
+            warn(f"{key}={over}: trainer.max_{over} is not set, so it follows the {others[over]}")
+
+
 def require_objective(config: Mapping[str, Any]) -> None:
     """Refuse a weight of nothing. A sweep over objectives takes it out, and says so in its plan.
 
@@ -96,14 +105,14 @@ def require_objective(config: Mapping[str, Any]) -> None:
         )
 
 
-def _seeds(path: str, node: Any) -> Iterator[tuple[str, Any]]:
-    """Every setting whose name is `seed`."""
+def _named(name: str, node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting of this name, with its dotted key."""
     if isinstance(node, Mapping):
         for key, value in node.items():
             below = f"{path}.{key}" if path else str(key)
-            if key == "seed":
+            if key == name:
                 yield below, value
-            yield from _seeds(below, value)
+            yield from _named(name, value, below)
     elif isinstance(node, list):
         for i, value in enumerate(node):
-            yield from _seeds(f"{path}[{i}]", value)
+            yield from _named(name, value, f"{path}[{i}]")

@@ -39,6 +39,7 @@ from jepa_lm.optim.schedule import Schedule
 from jepa_lm.precision import full_precision
 
 DRAWS = ("shared", "per_rank")
+WHEN_ZERO = ("skip", "multiply")
 
 
 @dataclass
@@ -76,6 +77,8 @@ class LatentPrediction(nn.Module):
             so parameters, FLOPs and form are the same and there is nothing to predict.
         reach: the objective trains only the last n blocks of the trunk; None trains all of it.
         global_statistics: regularizers see the rows of all ranks.
+        when_zero: where its schedule gives 0 the objective is left out (`skip`), so that the optimizer leaves
+            its modules alone, or multiplied by 0 (`multiply`), so that their moments run on (#832).
         draws: random spans and the like are `shared` by all ranks, or drawn `per_rank`. Those of a
             regularizer stay shared with `global_statistics`: joint samples need the same directions.
         context, target, alignment, distance: the parts, see their modules.
@@ -110,6 +113,7 @@ class LatentPrediction(nn.Module):
         reach: int | None = None,
         global_statistics: bool = False,
         draws: str = "shared",
+        when_zero: str = "skip",
     ) -> None:
         super().__init__()
         weights = dict(
@@ -122,10 +126,13 @@ class LatentPrediction(nn.Module):
                 raise UserError(f"jepa.{key}={value}: must not be negative")
         if draws not in DRAWS:
             raise UserError(f"jepa.draws={draws}: one of {', '.join(DRAWS)}")
+        if when_zero not in WHEN_ZERO:
+            raise UserError(f"jepa.when_zero={when_zero}: one of {', '.join(WHEN_ZERO)}")
         self.weight, self.prediction_weight = weight, prediction_weight
         self.regularizers_weight, self.placebo = regularizers_weight, placebo
         self.schedule, self.ce_schedule = schedule, ce_schedule
         self.reach, self.global_statistics, self.draws = reach, global_statistics, draws
+        self.when_zero = when_zero
         self.context, self.target, self.alignment = context, target, alignment
         self.projector, self.predictor = projector, predictor
         self.normalisation, self.distance = normalisation, distance
@@ -171,6 +178,10 @@ class LatentPrediction(nn.Module):
         if not self.weight:
             return 0.0
         return self.weight * (1.0 if self.schedule is None else self.schedule(clock))
+
+    def active(self, clock: ProgressClock) -> bool:
+        """Whether it is part of the loss now; with weight 0 it never is."""
+        return bool(self.weight) and (self.when_zero == "multiply" or self.scale(clock) != 0)
 
     def ce_scale(self, clock: ProgressClock) -> float:
         """What the cross entropy is multiplied by now."""

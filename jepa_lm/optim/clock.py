@@ -1,5 +1,8 @@
 """The one clock of a run: progress in [0, 1] = max(step / max_steps, elapsed / max_time).
 
+A schedule may follow one of the two limits alone: #832 lowers its learning rate by the wall clock while its
+phases follow the steps.
+
 Learning rates, momentum, loss weights and the end of training all read it, so that no phase is
 missed when a wall-clock budget ends a run early. Validation and measurements stop the clock. Ranks
 agree on it: every `exchange_every` steps they take rank 0's elapsed time and between exchanges they
@@ -13,6 +16,9 @@ from collections.abc import Callable
 from typing import Any
 
 from jepa_lm.errors import UserError
+
+OVER = ("budget", "steps", "time")
+"""What a schedule may run over: the limit that is reached first, or one of them."""
 
 
 class ProgressClock:
@@ -99,21 +105,30 @@ class ProgressClock:
     @property
     def progress(self) -> float:
         """Share of the budget that is done, in [0, 1]."""
-        by_steps = self.step / self.max_steps if self.max_steps else 0.0
-        by_time = self.elapsed / self.max_time if self.max_time else 0.0
-        return min(1.0, max(by_steps, by_time))
+        return self.share_done("budget")
+
+    def share_done(self, over: str) -> float:
+        """Share that is done, in [0, 1], of one of `OVER`; a limit that is not set gives way to the other."""
+        shares = {}
+        if self.max_steps is not None:
+            shares["steps"] = self.step / self.max_steps
+        if self.max_time is not None:
+            shares["time"] = self.elapsed / self.max_time
+        return min(1.0, shares[over] if over in shares else max(shares.values()))
 
     @property
     def done(self) -> bool:
         """The budget is used up."""
         return self.progress >= 1.0
 
-    def share_of(self, steps: int) -> float:
-        """Share of the budget that this many steps take, at the pace so far."""
-        by_steps = steps / self.max_steps if self.max_steps else 0.0
-        if self.max_time and self.step:
-            return max(by_steps, steps * self.elapsed / self.step / self.max_time)
-        return by_steps
+    def share_of(self, steps: int, over: str = "budget") -> float:
+        """Share that this many steps take, at the pace so far, of one of `OVER`."""
+        shares = {}
+        if self.max_steps is not None:
+            shares["steps"] = steps / self.max_steps
+        if self.max_time is not None and self.step:
+            shares["time"] = steps * self.elapsed / self.step / self.max_time
+        return shares[over] if over in shares else max(shares.values(), default=0.0)
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs."""

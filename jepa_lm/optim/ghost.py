@@ -1,7 +1,9 @@
 """Ghost warm-up (#903): steps before the first one that leave the optimizer's moments and nothing else.
 
 Weights and averages go back to their start, AdamW's counters to zero, the data to its first batch, and
-no time is counted. Muon and AdamW then begin with a direction, and whatever compiles has compiled.
+no time is counted. Muon and AdamW then begin with a direction, and whatever compiles has compiled. As
+published, these steps know no schedule of the momentum (they take the group's own), no weights as they are
+stored, and no clipping.
 """
 
 from __future__ import annotations
@@ -33,19 +35,14 @@ def run_ghost_steps(task: LanguageModelTask, steps: int) -> None:
     start = {name: tensor.clone() for name, tensor in task.state_dict().items()}
     batches = iter(trainer.datamodule.train_dataloader())  # type: ignore[attr-defined]
     accumulate = trainer.accumulate_grad_batches
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), optimizer.own_momentum():
         for _ in range(steps):
-            if task.stored is not None and task.trains_stored():
-                task.stored.swap_in()
             for micro_batch in range(accumulate):
                 batch = trainer.strategy.batch_to_device(next(batches), task.device)
                 loss = trainer.strategy.training_step(batch, micro_batch)
                 assert isinstance(loss, torch.Tensor)
                 trainer.strategy.backward(loss / accumulate, optimizer)
-            if task.stored is not None:
-                task.stored.swap_out()
             task.on_before_optimizer_step(optimizer)
-            task.configure_gradient_clipping(optimizer, trainer.gradient_clip_val)
             optimizer.step()
             optimizer.zero_grad()
     task.load_state_dict(start)

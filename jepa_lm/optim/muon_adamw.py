@@ -9,7 +9,8 @@ AdamW's groups are updated while the ranks exchange what they found.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -62,6 +63,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
         super().__init__([_complete(group) for group in groups], defaults={})
+        self._momenta = [group.get("momentum") for group in self.param_groups]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -90,6 +92,21 @@ class MuonAdamW(torch.optim.Optimizer):
         super().load_state_dict(state_dict)
         for group, settings in zip(self.param_groups, own, strict=True):
             group.update(settings)
+
+    @contextmanager
+    def own_momentum(self) -> Iterator[None]:
+        """Muon's momentum is that of its groups inside, whatever a schedule has written there."""
+        written = [group.get("momentum") for group in self.param_groups]
+        self._set_momenta(self._momenta)
+        try:
+            yield
+        finally:
+            self._set_momenta(written)
+
+    def _set_momenta(self, momenta: list[float | None]) -> None:
+        for group, momentum in zip(self.param_groups, momenta, strict=True):
+            if momentum is not None:
+                group["momentum"] = momentum
 
     def zero_counters(self) -> None:
         """Forget how many steps AdamW's moments were averaged over, but not the moments."""

@@ -3,7 +3,8 @@
 A parameter's role comes from the type of the module that owns it: `matrix` (weight of a Linear),
 `embedding` (weight of an Embedding), `conv` (of a convolution), `vector` (everything else: gains,
 scales, biases, skip weights). A module may name another role in `parameter_role` (the untied
-output head is `head`). Rules are tried in order and the first that fits takes the parameter.
+output head is `head`). A rule that names a parameter, by a pattern, takes it before one that names its
+role; among equals the first one does.
 """
 
 from __future__ import annotations
@@ -90,15 +91,18 @@ def route(model: nn.Module, rules: Mapping[str, Mapping[str, Any]]) -> list[dict
     parameters = {n: p for n, p in model.named_parameters() if p.requires_grad}
     taken: dict[str, list[str]] = {group: [] for group in rules}
     for name in parameters:
-        for group, rule in rules.items():
-            if any(matches(entry, name, roles[name]) for entry in rule["match"]):
-                taken[group].append(name)
-                break
-        else:
+        fitting = [
+            (entry in ROLES, group)
+            for group, rule in rules.items()
+            for entry in rule["match"]
+            if matches(entry, name, roles[name])
+        ]
+        if not fitting:
             raise UserError(
                 f"optimizer.groups: no group takes {name} (role {roles[name]}); add its role to a "
                 "group's match, or list it in optimizer.freeze to leave it at its start"
             )
+        taken[min(fitting, key=lambda fit: fit[0])[1]].append(name)
     return [
         {**{k: v for k, v in rule.items() if k != "match"}}
         | {"name": group, "params": [parameters[name] for name in taken[group]]}

@@ -1,7 +1,8 @@
 """Schedules: functions of the progress clock that drive learning rates, momentum and loss weights.
 
 A schedule maps a clock to a number. Those of learning rates and of loss weights are factors on a
-value that stands elsewhere in the config.
+value that stands elsewhere in the config. `over` is what its shares are shares of: the `budget` (the limit
+that is reached first, so that no phase is missed), its `steps`, or its `time`.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from jepa_lm.errors import UserError
-from jepa_lm.optim.clock import ProgressClock
+from jepa_lm.optim.clock import OVER, ProgressClock
 
 
 class Schedule(Protocol):
@@ -26,6 +27,12 @@ class Schedule(Protocol):
     def phases(self) -> list[dict[str, Any]]:
         """What the schedule does, phase by phase, in plain values for `describe=true`."""
         ...
+
+
+def _known(name: str, over: str) -> str:
+    if over not in OVER:
+        raise UserError(f"schedule {name}: over={over}, one of {', '.join(OVER)}")
+    return over
 
 
 class Constant:
@@ -48,7 +55,9 @@ class Warmdown:
     count at the pace measured so far, as the challenge's scripts convert them.
     """
 
-    def __init__(self, *, fraction: float | None, steps: int | None, end: float) -> None:
+    def __init__(
+        self, *, fraction: float | None, steps: int | None, end: float, over: str = "budget"
+    ) -> None:
         if (fraction is None) == (steps is None):
             raise UserError(
                 f"optimizer.schedule.lr: set fraction or steps, not both (fraction={fraction}, "
@@ -57,10 +66,13 @@ class Warmdown:
         if fraction is not None and not 0 <= fraction <= 1:
             raise UserError(f"optimizer.schedule.lr.fraction={fraction}: must lie in 0 to 1")
         self.fraction, self.steps, self.end = fraction, steps, end
+        self.over = _known("Warmdown", over)
 
     def __call__(self, clock: ProgressClock) -> float:
-        length = self.fraction if self.fraction is not None else clock.share_of(self.steps or 0)
-        left = 1.0 - clock.progress
+        length = self.fraction
+        if length is None:
+            length = clock.share_of(self.steps or 0, self.over)
+        left = 1.0 - clock.share_done(self.over)
         if left >= length:
             return 1.0
         return self.end + (1.0 - self.end) * left / length
@@ -122,7 +134,7 @@ class Phased:
     value counts.
     """
 
-    def __init__(self, *, points: Sequence[Sequence[float]]) -> None:
+    def __init__(self, *, points: Sequence[Sequence[float]], over: str = "budget") -> None:
         where = [point[0] for point in points]
         ordered = where == sorted(where) and all(0 <= x <= 1 for x in where)
         if not points or any(len(p) != 2 for p in points) or not ordered:
@@ -131,9 +143,10 @@ class Phased:
                 "progress rising from 0 to 1"
             )
         self.points = [(float(x), float(y)) for x, y in points]
+        self.over = _known("Phased", over)
 
     def __call__(self, clock: ProgressClock) -> float:
-        now = clock.progress
+        now = clock.share_done(self.over)
         value = self.points[0][1]
         for (x0, y0), (x1, y1) in zip(self.points, self.points[1:], strict=False):
             if now >= x1:
@@ -149,11 +162,11 @@ class Phased:
 class Linear:
     """From `start` to `end` with the share of the budget that is done."""
 
-    def __init__(self, *, start: float, end: float) -> None:
-        self.start, self.end = start, end
+    def __init__(self, *, start: float, end: float, over: str = "budget") -> None:
+        self.start, self.end, self.over = start, end, _known("Linear", over)
 
     def __call__(self, clock: ProgressClock) -> float:
-        return self.start + (self.end - self.start) * clock.progress
+        return self.start + (self.end - self.start) * clock.share_done(self.over)
 
     def phases(self) -> list[dict[str, Any]]:
         return [{"linear": [self.start, self.end], "until": 1.0}]
@@ -162,13 +175,13 @@ class Linear:
 class LogAnneal:
     """From `start` to `end` by a constant factor per share of the budget."""
 
-    def __init__(self, *, start: float, end: float) -> None:
+    def __init__(self, *, start: float, end: float, over: str = "budget") -> None:
         if start <= 0 or end <= 0:
             raise UserError(f"schedule LogAnneal: start={start}, end={end}: both must be positive")
-        self.start, self.end = start, end
+        self.start, self.end, self.over = start, end, _known("LogAnneal", over)
 
     def __call__(self, clock: ProgressClock) -> float:
-        return float(self.start * (self.end / self.start) ** clock.progress)
+        return float(self.start * (self.end / self.start) ** clock.share_done(self.over))
 
     def phases(self) -> list[dict[str, Any]]:
         return [{"logarithmic": [self.start, self.end], "until": 1.0}]

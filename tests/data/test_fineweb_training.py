@@ -2,18 +2,17 @@
 
 from __future__ import annotations
 
-import io
 import json
 
 import numpy as np
 import pytest
-import sentencepiece
 from hub_server import HubServer
 
 from jepa_lm.data.corpora import Austen
 from jepa_lm.data.shards import ShardWriter
 from jepa_lm.data.tokenizers import ByteTokenizer, SentencePieceTokenizer
 from jepa_lm.run import train
+from tests.tokenizers import published_bpe
 
 SIZES = [
     "data.seq_len=64",
@@ -27,21 +26,6 @@ SIZES = [
     "trainer.precision=32-true",
     "sample=false",
 ]
-
-
-def published_bpe() -> bytes:
-    """A tokenizer of the challenge's kind: normalising, with a dummy prefix."""
-    out = io.BytesIO()
-    text = (b.text for b in Austen().blocks("train"))
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=(line for t in text for line in t.split("\n") if line),
-        model_writer=out,
-        model_type="bpe",
-        vocab_size=1024,
-        byte_fallback=True,
-        minloglevel=2,
-    )
-    return out.getvalue()
 
 
 def shard_bytes(tmp_path, tokenizer, split) -> bytes:

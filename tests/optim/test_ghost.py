@@ -106,6 +106,7 @@ def test_the_moments_are_those_of_plain_steps(small, watched, monkeypatch):
         "trainer.max_steps=3",
         "optimizer.schedule.lr.fraction=0",
         "optimizer.schedule.muon_momentum.steps=1000000",
+        "optimizer.groups.matrices.momentum=0.85",  # where the schedule starts
     )
     train(small(*constant))
     monkeypatch.setattr(training, "make_trainer", make)

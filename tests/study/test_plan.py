@@ -11,6 +11,10 @@ from jepa_lm.study.plan import slug
 from tests.study.conftest import WITHOUT_OTHERS
 
 
+PUBLISHED = ("as_published", "record_script")
+"""Arms of patch, whose predictor is in no group of the optimizer."""
+
+
 def groups(planned) -> dict[str, dict[str, str]]:
     return {g.name: dict(g.runs) for g in planned.plan.groups}
 
@@ -192,7 +196,7 @@ def test_controls_differ_in_nothing_but_the_objective(plan, objective):
     done = plan("study=ablation", f"objective={objective}", "data.seq_len=32", "seed=1,2")
     assert done.code == 0, done.error
     for comparison in done.plan.comparisons:
-        own = ("optimizer.freeze",) if comparison.role == "as_published" else ()
+        own = ("optimizer.freeze",) if comparison.role in PUBLISHED else ()
         other = [
             k for k in comparison.differences if not below(k, ("jepa", "model.injector", *own))
         ]
@@ -208,10 +212,16 @@ def test_controls_differ_in_nothing_but_the_objective(plan, objective):
         assert "none" not in roles
         assert done.plan.identities == ()
     else:
-        published = next(c for c in done.plan.comparisons if c.role == "as_published")
-        assert dict(published.differences) == {
+        differences = {c.role: dict(c.differences) for c in done.plan.comparisons}
+        frozen = {"optimizer.freeze": (["objective.predictor.*"], [])}
+        assert differences["as_published"] == {
+            "jepa.predictor.start": ("default", "orthogonal"),
+            "jepa.predictor.output_start": (None, "orthogonal"),
+            **frozen,
+        }
+        assert differences["record_script"] == {
             "jepa.predictor.output_start": ("zero", "orthogonal"),
-            "optimizer.freeze": (["objective.predictor.*"], []),
+            **frozen,
         }
 
 
