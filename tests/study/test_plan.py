@@ -10,7 +10,6 @@ from jepa_lm.study.arms import Arm, below, check_declared, differences, flat
 from jepa_lm.study.plan import slug
 from tests.study.conftest import WITHOUT_OTHERS
 
-
 PUBLISHED = ("as_published", "record_script")
 """Arms of patch, whose predictor is in no group of the optimizer."""
 
