@@ -107,6 +107,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         f"{ADAM}.vectors.weight_decay": 0.0,
         f"{ADAM}.embeddings.lr": 0.05,
         f"{ADAM}.embeddings.weight_decay": 0.0,
+        "trainer.accumulate_grad_batches": 8,
         "trainer.gradient_clip_val": None,
         f"{LR}.steps": 1200,
         "average.decay": 0.9999,
@@ -422,6 +423,17 @@ def at(config: dict[str, Any], key: str) -> Any:
 TABLES = {name: TRUNK | table for name, table in SYSTEMS.items()} | {
     name: LEWM | sizes for name, sizes in LEWM_SIZES.items()
 }
+
+
+def test_eight_gpus_draw_as_many_span_sets_as_eight_micro_batches(compose):
+    one, eight = (
+        resolve(compose("train", f"experiment=pr1581_span_vicreg{more}")) for more in ("", "_8gpu")
+    )
+    changed = differences(one, eight)
+    assert changed["jepa.draws"] == ("shared", "per_rank")
+    assert changed["trainer.accumulate_grad_batches"] == (8, 1)
+    assert {key for key in changed if not key.startswith("trainer.")} == {"jepa.draws"}
+    assert eight["trainer"]["devices"] == 8
 
 
 @pytest.mark.parametrize("preset", TABLES)

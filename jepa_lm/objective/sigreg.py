@@ -187,6 +187,7 @@ class SIGReg(Regularizer):
         knots, low, high: K knots from low to high. window: see above.
         per_step: each time step is a sample whose rows are the batch; else all B N rows are one.
         max_steps: at most this many random time steps in the per-step form, None for all.
+        with_replacement: a time step may be drawn twice, as in #903's script.
         standardise: first bring each dim of the rows to mean 0 and std 1 (unbiased, at least 1e-6),
             with gradients through both; scale is then no longer held.
         fresh: draw new directions for every micro-batch instead of keeping the first.
@@ -214,6 +215,7 @@ class SIGReg(Regularizer):
         standardise: bool,
         fresh: bool,
         seed: int,
+        with_replacement: bool = False,
         schedule: Schedule | None = None,
     ) -> None:
         super().__init__(tensor=tensor, weight=weight, schedule=schedule)
@@ -223,6 +225,7 @@ class SIGReg(Regularizer):
             )
         self.t, self.weights = knot_weights(low, high, knots, window)
         self.dim, self.per_step, self.max_steps = dim, per_step, max_steps
+        self.with_replacement = with_replacement
         self.standardise, self.fresh, self.seed = standardise, fresh, seed
         start = unit_directions(dim, directions, torch.Generator().manual_seed(seed))
         self.register_buffer("directions", start)
@@ -247,6 +250,9 @@ class SIGReg(Regularizer):
     def _steps(self, length: int, moment: Moment) -> Tensor:
         """The time steps that count now."""
         generator = moment.generator(self.seed, "sigreg steps")
+        if self.with_replacement:
+            assert self.max_steps is not None
+            return torch.randint(length, (self.max_steps,), generator=generator)
         return torch.randperm(length, generator=generator)[: self.max_steps]
 
     @torch.compiler.disable  # draws on the host

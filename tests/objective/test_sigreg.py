@@ -132,6 +132,14 @@ def test_random_steps_and_fresh_directions_follow_the_moment():
     assert fresh(x, at(1)) != fresh(x, at(2))
 
 
+@pytest.mark.parametrize("twice", [False, True])
+def test_a_time_step_is_drawn_twice_on_request_alone(twice):
+    term = sigreg(per_step=True, max_steps=30, with_replacement=twice)
+    drawn = [term._steps(40, at(step)).tolist() for step in range(5)]
+    assert all(len(steps) == 30 and set(steps) <= set(range(40)) for steps in drawn)
+    assert any(len(set(steps)) < 30 for steps in drawn) == twice
+
+
 @pytest.mark.parametrize("changes", [dict(knots=1), dict(low=4.0), dict(tensor="latents")])
 def test_bad_settings_are_refused(changes):
     with pytest.raises(UserError):

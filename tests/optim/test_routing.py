@@ -136,3 +136,48 @@ def test_first_rule_that_fits_takes_the_parameter():
     assert [id(p) for p in groups["special"]] == [id(model["b"].weight), id(model["b"].bias)]
     assert [id(p) for p in groups["matrices"]] == [id(model["a"].weight)]
     assert [id(p) for p in groups["rest"]] == [id(model["a"].bias)]
+
+
+MUON, BIGRAM = "matrices", ("model.bigram.expand.weight", "model.value_embedding.expand.weight")
+ROUTES = {
+    "pr1581_span_vicreg": {"objective.predictor.up.weight": MUON, "objective.context.view.vector": "vectors"},
+    "pr1243_jepardy": {**dict.fromkeys(BIGRAM, "vectors"), "objective.predictor.down.weight": MUON},
+    "pr832_byte_chunk": {BIGRAM[0]: MUON, "model.injector.inject.weight": "auxiliary"},
+    "pr903_lewm_bpe": {"objective.predictor.parts.out.linear.weight": MUON, "model.head.reduce.weight": MUON,
+                       "model.embedding.expand.weight": MUON, "model.logit_bias": "vectors",
+                       "model.backbone.blocks.0.mixer.conv1d.weight": "vectors"},
+    "pr1196_llm_jepa": {"objective.predictor.up.weight": "auxiliary"},
+}  # fmt: skip
+"""What each published system routes in a way of its own. In all of them matrices of the blocks go to Muon,
+tables to the embeddings' AdamW, gains, mixes, biases and skip weights to the vectors'."""
+
+
+@pytest.mark.parametrize("preset", ROUTES)
+def test_parameters_of_a_published_system_go_where_they_went(compose, preset):
+    words = (f"experiment={preset}", "debug=tiny")
+    task = LanguageModelTask(
+        resolve(compose("train", *words)), ProgressClock(max_steps=1, max_time=None)
+    )
+    optimizer, _ = task.recipe.configure(task, task.clock)
+    names = {id(p): name for name, p in task.named_parameters()}
+    found = {names[id(p)]: g["name"] for g in optimizer.param_groups for p in g["params"]}
+    assert ROUTES[preset].items() <= found.items()
+    for name, group in found.items():
+        if name.endswith("table.weight"):
+            assert group == "embeddings", name
+        elif name.startswith("model.backbone"):
+            is_matrix = name.endswith("weight") and "norm" not in name and "conv1d" not in name
+            assert group == (MUON if is_matrix else "vectors"), name
+
+
+def test_a_pattern_wins_over_a_role_and_the_first_group_among_equals():
+    model = torch.nn.Sequential(
+        torch.nn.Linear(2, 2, bias=False), torch.nn.Linear(2, 2, bias=False)
+    )
+    rules = {
+        "a": {"match": ["matrix"]},
+        "b": {"match": ["1.*"]},
+        "c": {"match": ["1.weight", "matrix"]},
+    }
+    found = {g["name"]: [id(p) for p in g["params"]] for g in route(model, rules)}
+    assert found == {"a": [id(model[0].weight)], "b": [id(model[1].weight)]}
