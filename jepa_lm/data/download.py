@@ -20,17 +20,19 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from jepa_lm.data.download_record import Record
 from jepa_lm.data.hub_client import HubError, endpoint, get, told
 from jepa_lm.data.hub_listing import RemoteFile, Source, Wanted, choose, list_repo
 from jepa_lm.data.shards import open_shard
 from jepa_lm.errors import UserError, warn
-from jepa_lm.files import read_object, sweep_up, write_json
+from jepa_lm.files import sweep_up
 from jepa_lm.locks import taking_turns
+from jepa_lm.streams import tell
 
 ATTEMPTS = 5
 """Failures in a row, with next to nothing new, after which a download is given up."""
@@ -39,7 +41,8 @@ BACKOFF_SECONDS = 1.0
 PROGRESS_BYTES = 1 << 16
 """What an attempt has to bring to count as progress."""
 UNFINISHED = ".incomplete"
-RECORD = "downloads.json"
+TOLD_BYTES = 1_000_000_000
+"""What is to be downloaded above this size is told before its first byte."""
 ON_DISK_HINT = "data.path=FOLDER can point at shards already on disk"
 
 
@@ -76,7 +79,7 @@ def download_shards(
             full, or a file that is not what the repo promises (it is deleted).
     """
     source = Source(repo_id, root, revision)
-    record = _Record(destination, source)
+    record = Record(destination, source)
     with contextlib.suppress(UserError, OSError):
         # The record may be older than what is asked for now: ask the hub before complaining.
         wanted = choose(record.listing, folder, train_shards, tokenizer_file, source)
@@ -84,13 +87,21 @@ def download_shards(
             return _local(wanted, destination)
     with _writing_to(destination):
         sweep_up(destination)
-        record = _Record(destination, source)  # another process may have written while we waited
+        record = Record(destination, source)  # another process may have written while we waited
         record.listing = _listing(source)
         wanted = choose(record.listing, folder, train_shards, tokenizer_file, source)
+        for file in chain(*wanted):
+            if not record.is_verified(file) and _is_right(file, destination, wanted):
+                record.remember(file)
         missing = [file for file in chain(*wanted) if not record.is_verified(file)]
-        _check_space(missing, destination)
+        needed = sum(_rest(file, destination) for file in missing)
+        _check_space(needed, destination)
+        if needed > TOLD_BYTES:
+            # By the process that holds the lock, the first rank where it starts the others: nobody else
+            # knows what is missing, and the others find all of it there.
+            tell(_in_words(len(missing), needed, source, destination, train_shards))
         for file in missing:
-            _obtain(file, destination, source, is_shard=file not in wanted.tokenizer)
+            _obtain(file, destination, source, wanted)
             record.remember(file)
         record.save()
     return _local(wanted, destination)
@@ -130,13 +141,14 @@ def _listing(source: Source) -> list[RemoteFile]:
             time.sleep(BACKOFF_SECONDS * 2**failures)
 
 
-def _check_space(missing: list[RemoteFile], destination: Path) -> None:
-    needed = 0
-    for file in missing:
-        target = file.below(destination)
-        if not target.is_file():
-            part = _unfinished(file, target)
-            needed += file.size - (part.stat().st_size if part.is_file() else 0)
+def _rest(file: RemoteFile, destination: Path) -> int:
+    """Bytes of a file that are not in the destination yet."""
+    part = _unfinished(file, file.below(destination))
+    have = part.stat().st_size if part.is_file() else 0
+    return file.size - have if have <= file.size else file.size  # too long: begun anew
+
+
+def _check_space(needed: int, destination: Path) -> None:
     free = shutil.disk_usage(destination).free
     if needed > free:
         raise UserError(
@@ -145,24 +157,42 @@ def _check_space(missing: list[RemoteFile], destination: Path) -> None:
         )
 
 
-def _obtain(file: RemoteFile, destination: Path, source: Source, *, is_shard: bool) -> None:
-    """Make sure that a file is there as the listing says; what is not right is fetched anew, once.
+def _in_words(files: int, needed: int, source: Source, destination: Path, train_shards: int) -> str:
+    """What comes, from where, to where, and what makes it less."""
+    return (
+        f"data: downloading {files:,} file{'' if files == 1 else 's'}, {needed / 1e9:,.1f} GB, from {source} "
+        f"at {told(endpoint())} to {destination}; a smaller data.corpus.train_shards={train_shards} makes it "
+        f"less, paths.cache=FOLDER names another place, and {ON_DISK_HINT}"
+    )
+
+
+def _is_right(file: RemoteFile, destination: Path, wanted: Wanted) -> bool:
+    """Whether a file lies there as the listing says; one that is not right is removed."""
+    target = file.below(destination)
+    if not target.is_file():
+        return False
+    problem = _problem(file, target, wanted)
+    if problem is not None:
+        target.unlink()
+        warn(f"{problem}; it is fetched anew, {file.size:,} bytes")
+    return problem is None
+
+
+def _obtain(file: RemoteFile, destination: Path, source: Source, wanted: Wanted) -> None:
+    """Fetch a file; what was begun earlier and then is not right is fetched anew, once.
 
     Raises:
         UserError: the hub does not give it, or gives another (which is deleted).
     """
     target = file.below(destination)
-    fresh = False
-    while True:
-        if not target.is_file():
-            fresh = _fetch(file, target, source.url(file.path))
-        problem = _problem(file, target, is_shard)
-        if problem is None:
+    if not _fetch(file, target, source.url(file.path)):
+        if _is_right(file, destination, wanted):
             return
+        _fetch(file, target, source.url(file.path))
+    problem = _problem(file, target, wanted)
+    if problem is not None:
         target.unlink()
-        if fresh:
-            raise UserError(f"{problem}; the file was deleted, start again to fetch it anew")
-        warn(f"{problem}; it is fetched anew")
+        raise UserError(f"{problem}; the file was deleted, start again to fetch it anew")
 
 
 def _fetch(file: RemoteFile, target: Path, url: str) -> bool:
@@ -246,9 +276,9 @@ def _append_rest(url: str, partial: Path, size: int, bar: Any) -> str:
     return "the connection ended early"
 
 
-def _problem(file: RemoteFile, target: Path, is_shard: bool) -> str | None:
+def _problem(file: RemoteFile, target: Path, wanted: Wanted) -> str | None:
     """What is wrong with a file: a shard's header, its size, or its hash."""
-    if is_shard:
+    if file not in wanted.tokenizer:
         try:
             open_shard(target)
         except UserError as error:
@@ -270,40 +300,3 @@ def _digest(file: RemoteFile, target: Path) -> tuple[str, str]:
     with open(target, "rb") as content:
         digest = hashlib.file_digest(content, lambda: made).hexdigest()
     return (kind if file.sha256 else "the git id"), digest
-
-
-class _Record:
-    """What is known of a destination without asking the hub, kept in its `downloads.json`."""
-
-    def __init__(self, destination: Path, source: Source) -> None:
-        self.listing: list[RemoteFile] = []
-        self._destination, self._source = destination, source
-        self._verified: dict[str, Any] = {}
-        # Missing, damaged or another repo's: the hub has the truth, and files can be hashed again.
-        with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
-            known = read_object(destination / RECORD)
-            self._verified = {
-                path: stamp
-                for path, stamp in known["verified"].items()
-                if isinstance(stamp, list) and not any(isinstance(x, list | dict) for x in stamp)
-            }
-            if known["source"] == asdict(source):
-                self.listing = [RemoteFile(**entry) for entry in known["files"]]
-
-    def is_verified(self, file: RemoteFile) -> bool:
-        """Whether the local file was checked against this listing and has not changed since."""
-        exists = file.below(self._destination).is_file()
-        return exists and self._verified.get(file.path) == self._stamp(file)
-
-    def remember(self, file: RemoteFile) -> None:
-        self._verified[file.path] = self._stamp(file)
-        self.save()
-
-    def save(self) -> None:
-        files = [asdict(file) for file in self.listing]
-        known = {"source": asdict(self._source), "files": files, "verified": self._verified}
-        write_json(self._destination / RECORD, known)
-
-    def _stamp(self, file: RemoteFile) -> list[Any]:
-        stat = file.below(self._destination).stat()
-        return [stat.st_size, stat.st_mtime_ns, file.content_id]

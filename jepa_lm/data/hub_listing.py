@@ -24,8 +24,8 @@ from jepa_lm.errors import UserError
 from jepa_lm.files import from_json
 from jepa_lm.shown import literal
 
-MOST_PAGES, MOST_FILES, MOST_SECONDS = 1000, 100_000, 300
-"""Of a listing. Pages hold 1,000 files, and the challenge's repo has some 500."""
+MOST_PAGES, MOST_FILES, MOST_SECONDS = 100, 100_000, 300
+"""Of a listing, which stays below 1 GB. Pages hold 1,000 files, and the challenge's repo has some 500."""
 PAGE_BYTES = 8 << 20
 MOST_BYTES = 1 << 60
 """Of a file."""

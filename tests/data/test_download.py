@@ -280,6 +280,86 @@ def test_more_shards_later_fetches_only_the_new_one(hub: HubServer, fetch: Fetch
     assert [path for path in hub.files if hub.downloads(path)] == [TRAIN[2]]
 
 
+def announced(capfd: pytest.CaptureFixture[str]) -> list[str]:
+    """Lines about the size of a download."""
+    return [line for line in capfd.readouterr().err.splitlines() if "downloading" in line]
+
+
+def test_more_than_a_gigabyte_is_told(
+    hub: HubServer, fetch: Fetch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """As its listing says; that it then sends less is another matter."""
+    refused(fetch, folder="fineweb10B_sp999")
+    hub.entries[VAL] = {"size": 999_000_000}
+    refused(fetch)
+    assert announced(capfd) == []
+    hub.entries[VAL] = {"size": 1_250_000_000}
+    refused(fetch)
+    (line,) = announced(capfd)
+    assert line.startswith(
+        "data: downloading 2 files, 1.2 GB, from willdepueoai/parameter-golf (main) "
+        f"at {hub.url} to {tmp_path}/shards; "  # the training shards are there
+    )
+    for setting in ("data.corpus.train_shards=2", "paths.cache=FOLDER", "data.path=FOLDER"):
+        assert setting in line
+
+
+def test_it_is_told_before_the_first_byte_and_never_of_what_is_there(
+    hub: HubServer, fetch: Fetch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[str, list[str]]] = []
+
+    def tell(text: str) -> None:
+        told.append((text.split(", ")[0], [path for path in hub.files if hub.downloads(path)]))
+
+    monkeypatch.setattr(download, "tell", tell)
+    monkeypatch.setattr(download, "TOLD_BYTES", 0)
+    monkeypatch.setattr(download, "ATTEMPTS", 1)
+    hub.cuts[TRAIN[1]] = [50_000]
+    refused(fetch)
+    assert told.pop() == ("data: downloading 4 files", [])
+    hub.requests.clear()
+    rest = sum(len(hub.files[path]) for path in (TRAIN[1], VAL, TOKENIZER)) - 50_000
+    monkeypatch.setattr(download, "TOLD_BYTES", rest)  # no more than that is to come
+    fetch()
+    assert told == []
+    fetch()
+    monkeypatch.setattr(download, "TOLD_BYTES", len(hub.files[TRAIN[2]]) - 1)
+    hub.requests.clear()
+    fetch(train_shards=3)
+    assert told == [("data: downloading 1 file", [])]
+
+
+def test_files_of_an_older_version_count_as_not_there(
+    hub: HubServer,
+    fetch: Fetch,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """The planted bug: what lies there under the name is taken for downloaded, and 16 GB come untold."""
+    got = fetch()
+    for path in TRAIN[:2]:
+        hub.files[path] = hub.files[path][:-2] + b"\1\0"
+    (got.train[0].parents[3] / "downloads.json").unlink()
+    monkeypatch.setattr(download, "TOLD_BYTES", 2 * len(hub.files[VAL]) - 1)
+    assert fetch() == got
+    assert got.train[0].read_bytes() == hub.files[TRAIN[0]]
+    (line,) = announced(capfd)
+    assert line.startswith("data: downloading 2 files")
+
+
+@pytest.mark.skipif(os.name == "nt", reason="forks")
+def test_of_processes_that_begin_together_one_tells(
+    hub: HubServer,
+    fetch: Fetch,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setattr(download, "TOLD_BYTES", 0)
+    assert begun_together(fetch, 3) == 0
+    assert len(announced(capfd)) == 1
+
+
 def published_truncated(content: bytes) -> bytes:
     return content[:-1000]
 
