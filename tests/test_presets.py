@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from jepa_lm.cli import CONF
 from jepa_lm.config import build, check, resolve
 from jepa_lm.describe import count_parameters
 from jepa_lm.study.arms import below, differences
@@ -51,6 +52,7 @@ TRUNK = {
 }
 SYSTEMS: dict[str, dict[str, Any]] = {
     "pr1581_span_vicreg": {
+        "data.corpus.train_shards": 1,
         "data.tokenizer.vocab_size": 1024,
         "data.seq_len": 1024,
         "data.batch_tokens": 262_144,
@@ -117,6 +119,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         f"{STORED}.rest.format.dtype": "float16",
     },
     "pr1243_jepardy": {
+        "data.corpus.train_shards": 80,
         "data.tokenizer.vocab_size": 1024,
         "data.seq_len": 2048,
         "data.batch_tokens": 786_432,
@@ -187,6 +190,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         f"{STORED}.weights.min_values": 65_537,
     },
     "pr832_byte_chunk": {
+        "data.corpus.train_shards": 80,
         "data.tokenizer.vocab_size": 260,
         "data.seq_len": 4096,
         "data.batch_tokens": 393_216,
@@ -254,6 +258,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         f"{STORED}.rest.format.dtype": "float16",
     },
     "pr1196_llm_jepa": {
+        "data.corpus.train_shards": 1,
         "data.tokenizer.vocab_size": 1024,
         "data.seq_len": 1024,
         "data.batch_tokens": 524_288,
@@ -317,6 +322,7 @@ LEWM = {
     f"{GUARDS}.sigreg.max_steps": 64,
     f"{GUARDS}.sigreg.standardise": False,
     f"{GUARDS}.sigreg.fresh": False,
+    "data.corpus.train_shards": 1,
     "data.order": "stream",
     "data.batch_tokens": 524_288,
     "model.backbone._target_": "jepa_lm.model.mamba2.Mamba2",
@@ -444,6 +450,15 @@ def test_a_preset_has_every_published_number(compose, preset):
     assert wrong == {}
 
 
+UNKNOWN = ("pr1581_span_vicreg", "pr1196_llm_jepa", "pr903_lewm_bpe", "pr903_lewm_byte")
+
+
+@pytest.mark.parametrize("preset", TABLES)
+def test_a_number_of_shards_that_nobody_published_is_said_to_be_unknown(preset):
+    said = (CONF / "experiment" / f"{preset}.yaml").read_text()
+    assert ("published run read is unknown" in said) == (preset in UNKNOWN)
+
+
 def test_a_wrong_number_would_be_seen(compose):
     """The planted bug of trap 38: the right shapes and a wrong learning rate."""
     wrong = f"{MUON}.lr=0.02"
@@ -460,6 +475,7 @@ def test_the_isolation_lane_is_1243_on_bytes(compose):
     other = [key for key in differences(whole, lane) if not below(key, text)]
     assert all(key.endswith("vocab_size") for key in other), other
     assert lane["data"]["tokenizer"]["vocab_size"] == 260
+    assert lane["data"]["corpus"]["train_shards"] == 80
     without = resolve(
         compose("train", "experiment=pr1243_isolation_byte", "average.decay=null", "objective=none")
     )

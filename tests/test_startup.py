@@ -7,7 +7,7 @@ import copy
 import pytest
 
 from jepa_lm.cli import CONF
-from jepa_lm.config import resolve
+from jepa_lm.config import check, resolve
 from jepa_lm.errors import UserError
 from jepa_lm.run import train
 from jepa_lm.startup import check_processor, check_start, require_objective
@@ -79,5 +79,7 @@ def test_a_weight_of_nothing_is_refused_in_a_single_run(small):
 def test_every_preset_shrinks_to_a_run_that_sliding_windows_can_score(compose, experiment):
     """Two of them kept strides of 128 and 512 over windows of 64."""
     config = resolve(compose("train", f"experiment={experiment}", "debug=tiny"))
+    check(config)
     check_start(config)
+    assert config["data"]["corpus"] == {"_target_": "jepa_lm.data.corpora.Austen"}, "it downloads"
     assert config["eval"]["stride"] <= config["data"]["seq_len"] == 64

@@ -210,7 +210,7 @@ class FineWeb:
         if len(found["train"]) < self.train_shards:
             raise UserError(
                 f"data.corpus.train_shards={self.train_shards}: data.path={folder} holds "
-                f"{len(found['train'])}"
+                f"{len(found['train'])}; choose at most that many"
             )
         return found["train"][: self.train_shards], found["val"], self._tokenizer_near(folder)
 

@@ -26,6 +26,7 @@ class TokenData:
         seed: of the shuffle. cache_dir: where prepared data is kept.
         train_tokens: use only the first n training tokens, None for all.
         path, val_path: a user's files; read through `corpus`, named here to refuse a path that nobody reads.
+        train_shards: of FineWeb; read through `corpus`, named here so that any other may stand beside it.
     """
 
     def __init__(
@@ -42,6 +43,7 @@ class TokenData:
         train_tokens: int | None = None,
         path: str | None = None,
         val_path: str | None = None,
+        train_shards: int = 1,
     ) -> None:
         for key, value in (("seq_len", seq_len), ("batch_tokens", batch_tokens)):
             if value < 1:

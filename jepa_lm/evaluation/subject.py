@@ -19,6 +19,7 @@ from jepa_lm.checkpoint import (
     inference_model,
     read_checkpoint,
 )
+from jepa_lm.data.corpora import FineWeb
 from jepa_lm.data.token_data import TokenData
 from jepa_lm.errors import UserError
 from jepa_lm.files import held, sweep_up
@@ -183,6 +184,9 @@ def _require_text(source: str, data: Mapping[str, Any]) -> None:
 def load_data(subject: Subject, changes: dict[str, Any]) -> TokenData:
     """The data that the model was trained beside, with some settings changed.
 
+    Of FineWeb one training shard is downloaded: what reads training text (a temperature, GPTQ, the baselines)
+    reads its beginning.
+
     Raises:
         UserError: the data or its tokenizer is not there any more, or another one, or its config asks for
             what it may not.
@@ -198,6 +202,8 @@ def load_data(subject: Subject, changes: dict[str, Any]) -> TokenData:
             f"eval.batch_tokens={data.val_batch_tokens}: {logits} logits at a time, "
             f"limits.tensor_values={subject.trust.limits.tensor_values}; set fewer"
         )
+    if isinstance(data.corpus, FineWeb) and data.corpus.path is None:
+        data.corpus.train_shards = 1
     data.prepare_data()
     data.setup()
     if subject.tokenizer != data.tokenizer.fingerprint:
