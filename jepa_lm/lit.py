@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from jepa_lm.agreement import agree, require_one_start
 from jepa_lm.callbacks.compiling import ClockStopsForCompiler
 from jepa_lm.callbacks.measuring import MeasureObjective
+from jepa_lm.callbacks.passes import WarnOfSecondPass
 from jepa_lm.callbacks.stored import TrainOnStoredWeights
 from jepa_lm.clipping import clip_gradients
 from jepa_lm.config import build
@@ -120,11 +121,11 @@ class LanguageModelTask(LightningModule):
         }
 
     def configure_callbacks(self) -> list[Callback]:
-        """They come with the quantization, the objective and the compiler, not with a setting."""
+        """They come with the data, the quantization, the objective and the compiler, not with a setting."""
         swapping: list[Callback] = [TrainOnStoredWeights()] if self.stored is not None else []
         measuring: list[Callback] = [MeasureObjective()] if self.watch is not None else []
         compiling: list[Callback] = [self.compiler] if self.config["compile"] else []
-        return [*swapping, *measuring, *compiling]
+        return [WarnOfSecondPass(), *swapping, *measuring, *compiling]
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Called once after each optimizer step, however many micro-batches it took."""

@@ -15,6 +15,7 @@ from rich.table import Table
 
 from jepa_lm import gpus
 from jepa_lm.console import Screen, as_written, panel, showing
+from jepa_lm.data.passes import figure
 from jepa_lm.data.token_data import TokenData
 from jepa_lm.describe import flops_per_token
 from jepa_lm.errors import warn
@@ -39,7 +40,7 @@ SCORED = {
 def announce(
     task: LanguageModelTask, data: TokenData, about: dict[str, Any], resume: Path | None
 ) -> None:
-    config = task.config
+    config, passes = task.config, about["passes"]
     budget = {k: v for k, v in about["budget"].items() if v is not None}
     limit = " or ".join(
         f"{v} {'seconds' if k == 'max_time' else 'steps'}" for k, v in budget.items()
@@ -50,9 +51,12 @@ def announce(
         f"{about['tokens_per_step']:,} tokens a step in sequences of {config['data']['seq_len']}, "
         f"{config['trainer']['precision']}, for {limit}",
         data.in_words(),
+        passes.announced(**about["budget"], done=0 if task.resumed is None else task.resumed.step),
     ]
     for caution in data.cautions():
         warn(caution)
+    if passes.will_repeat(**about["budget"]):
+        warn(passes.warning(about["budget"]["max_steps"]))
     if task.frozen:
         lines.append(f"frozen on purpose: {', '.join(task.frozen)}")
     if resume is not None:
@@ -77,6 +81,7 @@ def summarize(
         "seed": config["seed"],
         "steps": trainer.global_step,
         "tokens": tokens,
+        "passes": about["passes"].after(trainer.global_step),
         "seconds": seconds,
         "tokens_per_second": tokens / seconds if seconds else None,
         "parameters": about["parameters"],
@@ -180,6 +185,7 @@ def _scores(summary: dict[str, Any]) -> Table:
     table = Table(title=f"training {summary['status']}", show_header=False)
     table.add_row("steps", f"{summary['steps']:,}")
     table.add_row("tokens", f"{summary['tokens']:,}")
+    table.add_row("passes over the training split", figure(summary["passes"]))
     table.add_row("seconds of training", f"{summary['seconds']:.1f}")
     if summary["val"] is not None:
         table.add_row("validation, nats per token", f"{summary['val']['nll']:.4f}")

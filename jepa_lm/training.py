@@ -81,7 +81,7 @@ def train_resolved(config: dict[str, Any], cfg: DictConfig | None = None) -> flo
         data.prepare_data()  # before the trainer: an error in the data comes before anything is started
         data.setup()
         trainer = make_trainer(config)
-        data.micro_batch_tokens(trainer.world_size, trainer.accumulate_grad_batches)
+        about["passes"] = data.passes(trainer.world_size, trainer.accumulate_grad_batches)
         if resume is not None:
             task.resumed = go_on(resume, task, data, trainer)
         if trainer.is_global_zero:

@@ -6,7 +6,7 @@ import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Subset
 
-from jepa_lm.data.stream import Batch, TrainBatches, make_order
+from jepa_lm.data.stream import Batch, TrainBatches
 from jepa_lm.data.token_data import TokenData
 
 
@@ -30,14 +30,7 @@ class TokenDataModule(LightningDataModule):
         trainer = self.trainer
         assert trainer is not None
         accumulate = trainer.accumulate_grad_batches
-        order = make_order(
-            self.data.order,
-            tokens=self.data.micro_batch_tokens(trainer.world_size, accumulate),
-            seq_len=self.data.seq_len,
-            rank=trainer.global_rank,
-            world_size=trainer.world_size,
-            seed=self.data.seed,
-        )
+        order = self.data.order_of(trainer.global_rank, trainer.world_size, accumulate)
         first = trainer.global_step * accumulate
         # A DataLoader would only add its own steps: batches come ready from a memory map.
         return TrainBatches(self.data.streams["train"], order, first, pin=self._pin())

@@ -53,6 +53,10 @@ class Order(Protocol):
         """Rank-local batch of a micro-step."""
         ...
 
+    def share(self, total: int) -> tuple[int, int]:
+        """What one micro-step takes of a pass over `total` tokens, on all ranks: so many of so many."""
+        ...
+
 
 class StreamOrder:
     """The challenge's order: consecutive chunks of W (n + 1) tokens, rank r takes the r-th n + 1."""
@@ -69,6 +73,10 @@ class StreamOrder:
             "targets": tokens[1:].view(-1, self.seq_len),
         }
 
+    def share(self, total: int) -> tuple[int, int]:
+        """In tokens; the last target of a chunk is none of the next."""
+        return self.world_size * (self.tokens + 1), total
+
 
 class ShuffleOrder:
     """Windows in an order drawn anew for each pass, with a random offset for each pass.
@@ -82,9 +90,13 @@ class ShuffleOrder:
         self._pass = -1
         self._starts = np.empty(0, dtype=np.int64)
 
+    def _windows(self, total: int) -> int:
+        """Of a pass."""
+        return max(1, (total - 1) // self.seq_len)
+
     def _start(self, window: int, total: int) -> int:
         """Where window number `window`, counted over all passes, starts."""
-        windows = max(1, (total - 1) // self.seq_len)
+        windows = self._windows(total)
         number, place = divmod(window, windows)
         if number != self._pass:
             rng = np.random.default_rng([self.seed, number])
@@ -100,6 +112,10 @@ class ShuffleOrder:
             stream.read(self._start(first + i, stream.total), rows[i])
         tokens = torch.from_numpy(rows)
         return {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
+
+    def share(self, total: int) -> tuple[int, int]:
+        """In windows."""
+        return self.world_size * self.rows, self._windows(total)
 
 
 ORDERS: dict[str, Callable[..., Order]] = {"stream": StreamOrder, "shuffle": ShuffleOrder}

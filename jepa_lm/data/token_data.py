@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 from jepa_lm.data.corpora import Austen, FineWeb, TextCorpus
+from jepa_lm.data.passes import Passes
 from jepa_lm.data.prepare import Prepared, prepare
-from jepa_lm.data.stream import TokenStream
+from jepa_lm.data.stream import Order, TokenStream, make_order
 from jepa_lm.data.text_splits import MOST_HELD_OUT
 from jepa_lm.data.tokenizers import ByteTokenizer, SentencePieceBPE
 from jepa_lm.errors import UserError
@@ -147,6 +148,38 @@ class TokenData:
                 f"trainer.accumulate_grad_batches = {self.seq_len} x {world_size} x {accumulate} = {share}"
             )
         return self.batch_tokens // (world_size * accumulate)
+
+    def order_of(self, rank: int, world_size: int, accumulate: int) -> Order:
+        """Which tokens make up this rank's micro-batches.
+
+        Raises:
+            UserError: no such order, or a batch that does not divide into whole sequences.
+        """
+        return make_order(
+            self.order,
+            tokens=self.micro_batch_tokens(world_size, accumulate),
+            seq_len=self.seq_len,
+            rank=rank,
+            world_size=world_size,
+            seed=self.seed,
+        )
+
+    def passes(self, world_size: int, accumulate: int) -> Passes:
+        """How often steps of so many micro-batches on so many ranks read the training split.
+
+        Raises:
+            UserError: as of `order_of`.
+        """
+        order = self.order_of(0, world_size, accumulate)
+        taken, whole = order.share(self.streams["train"].total)
+        return Passes(accumulate * taken, whole, self._more_text())
+
+    def _more_text(self) -> str:
+        if self.train_tokens is not None:
+            return f"more of it than data.train_tokens={self.train_tokens}"
+        if isinstance(self.corpus, FineWeb):
+            return f"more shards than data.corpus.train_shards={self.corpus.train_shards}"
+        return "more text (data=text data.path=FOLDER)"
 
     @property
     def val_rows(self) -> int:

@@ -54,6 +54,7 @@ class Summary(TypedDict, total=False):
     seed: int
     steps: int
     tokens: int
+    passes: float
     seconds: float
     tokens_per_second: float | None
     parameters: Parameters

@@ -19,7 +19,16 @@ from jepa_lm.study.arms import differences
 from jepa_lm.study.comparable import apart, told
 from jepa_lm.study.runs import Run, below_hydra, find_runs
 
-LIKE = ("status", "seed", "steps", "tokens", "seconds", "tokens_per_second", "config_hash")
+LIKE = (
+    "status",
+    "seed",
+    "steps",
+    "tokens",
+    "passes",
+    "seconds",
+    "tokens_per_second",
+    "config_hash",
+)
 """Of summary.json, beside the scores."""
 
 NAMED = 5

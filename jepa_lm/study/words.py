@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from jepa_lm.data.passes import figure as figure_of_passes
 from jepa_lm.study.runs import Run
 
 NOTHING = "-"
@@ -88,6 +89,11 @@ def budget(runs: Iterable[Run], match: str | None) -> str:
     if tokens:
         spent = count(tokens[0])
         said += f"; {spent if tokens[0] == tokens[-1] else f'{spent} to {count(tokens[-1])}'} training tokens"
+    passes = sorted(p for run in runs if (p := run.summary.get("passes")) is not None)
+    if known := _values(map(figure_of_passes, passes)):
+        said += (
+            f"; passes over the training split: {' to '.join(dict.fromkeys((known[0], known[-1])))}"
+        )
     matched = {"steps": "equal steps for all arms", "time": "equal training time for all arms"}
     if match in matched and len(limits) == 1:  # an arm may be given more on purpose
         said += f"; {matched[match]}"

@@ -37,12 +37,15 @@ def test_budget_and_data_of_all_runs_are_said_in_both_files(tmp_path):
         "trainer": {"max_steps": None, "max_time": 60.0},
         "data": {"corpus": {"_target_": "jepa_lm.data.corpora.FineWeb"}},
     }
-    runs = {"treatment": {"config": config, "summary": {"tokens": 409600}}}
+    runs = {
+        "treatment": {"config": config, "summary": {"tokens": 409600, "passes": 0.4}},
+        "control": {"summary": {"passes": 1.61}},
+    }
     made = report(study(tmp_path, paired(1.7, 0.0), against=AGAINST, runs=runs))
     said = {d.one("dt").text: d.one("dd").text for d in made.verdict.one("dl").all("div")}
     assert said["Budget"] == (
         "400 optimizer steps, 2,048 tokens a step or, in other runs, 60 seconds of training, 2,048 tokens "
-        "a step; 409,600 to 819,200 training tokens."
+        "a step; 409,600 to 819,200 training tokens; passes over the training split: 0.40 to 1.61."
     )
     assert "Austen corpus" in said["Data"]
     assert "or, in other runs, FineWeb corpus" in said["Data"]
