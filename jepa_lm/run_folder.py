@@ -146,7 +146,9 @@ class Record:
 def hydra_job(run_dir: Path) -> DictConfig | None:
     """Hydra's own config of the job that writes to this folder; None where Hydra did not start it."""
     found: Any = HydraConfig.instance().cfg
-    if found is None or Path(found.hydra.runtime.output_dir).resolve() != run_dir.resolve():
+    if found is None or OmegaConf.is_missing(found.hydra.runtime, "output_dir"):
+        return None  # `--cfg job` has no folder
+    if Path(found.hydra.runtime.output_dir).resolve() != run_dir.resolve():
         return None
     return typing.cast(DictConfig, found)
 
