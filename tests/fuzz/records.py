@@ -103,7 +103,7 @@ class Reader:
         run = rng.choice(self.runs)
         rows = [line.split(",") for line in (self.source / run / METRICS).read_text().splitlines()]
         for _ in range(rng.choice([1, 1, 5])):
-            row = rng.choice(rows[:1] + rows)
+            row = rng.choice([row for row in rows[:1] + rows if row])
             change = rng.randrange(4)
             if change == 0:
                 row[rng.randrange(len(row))] = rng.choice(
