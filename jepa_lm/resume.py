@@ -203,7 +203,9 @@ def _stored(config: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> Facts:
     """Formats, where the checkpoint's run has begun to train on them."""
     if checkpoint.get("stored_since") is None:
         return {}
-    return leaves(config["quantization"], "stored quantization")
+    found = leaves(config["quantization"], "stored quantization")
+    # What is off is as it was before there was such a setting.
+    return {key: value for key, value in found.items() if value is not None and value is not False}
 
 
 def _settings(config: Mapping[str, Any]) -> Facts:

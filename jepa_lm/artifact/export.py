@@ -23,7 +23,15 @@ from jepa_lm.artifact.remedies import Attempt, ways_under
 from jepa_lm.artifact.report import judge, print_account
 from jepa_lm.artifact.round_trip import check_stride, round_trip
 from jepa_lm.artifact.settings import check_settings, policy, quantization
-from jepa_lm.artifact.size import FULL, MINIFIED, code_bytes, minified_bytes, write_minified
+from jepa_lm.artifact.size import (
+    FULL,
+    INFERENCE,
+    MINIFIED,
+    code_bytes,
+    inference_files,
+    minified_bytes,
+    write_minified,
+)
 from jepa_lm.artifact.writing import Packed, Written, pack_model, write_artifact
 from jepa_lm.checkpoint import portable, read_checkpoint, shipped_weights
 from jepa_lm.cli import CONF
@@ -75,8 +83,8 @@ def export(cfg: DictConfig) -> float:
         check_temperature("temperature", config["temperature"])
     check_node("logger", config["logger"])
     folder, trust = Path(config["paths"]["run_dir"]), Trust.of(config)
-    if config["export"]["code"] == MINIFIED:
-        check_code_folder(folder)
+    if config["export"]["code"] != FULL:
+        check_code_folder(folder, config["export"]["code"])
     with only_writer(folder, "hydra.run.dir"):
         sweep_up(folder)
         with held_subject(config["ckpt_path"], None, folder, trust) as held:
@@ -199,7 +207,8 @@ class _Export:
     def _account(self, written: Written, staged: Path) -> dict[str, Any]:
         """Sizes, all of files on disk, and how far off the prediction was."""
         counted, cap = self.settings["code"], self.settings["cap_bytes"]
-        code = code_bytes(write_minified(staged) if counted == MINIFIED else None)
+        files = inference_files(self.run_config["model"]) if counted == INFERENCE else None
+        code = code_bytes(None if counted == FULL else write_minified(staged, files))
         total = written.bytes + code
         predicted = predict(self.model, self.formats, self.settings["codecs"])["bytes"]
         return {
@@ -245,7 +254,11 @@ class _Export:
             codec=min(account["compressors"], key=account["compressors"].__getitem__),
             streams=self.settings["streams"],
             meta=meta,
-            code={FULL: code_bytes(), MINIFIED: minified_bytes()},
+            code={
+                FULL: code_bytes(),
+                MINIFIED: minified_bytes(),
+                account["code"]: account["code_bytes"],
+            },
             counted=account["code"],
         )
         train, seq_len = self.data.streams["train"], self.data.seq_len

@@ -64,14 +64,23 @@ def load_artifact(path: Path, trust: Trust | None = None) -> Loaded:
         trust: how far the file is trusted; see `jepa_lm.trusted`.
 
     Raises:
-        UserError: not an artifact, damaged, of another version, or not the model's tensors.
+        UserError: not an artifact, damaged, of another version, or not the model's tensors; or settings of
+            its data that it may not have.
     """
-    trust = trust or Trust()
+    return _load(path, trust or Trust(), check_data=True)
+
+
+def load_model(path: Path, trust: Trust | None = None) -> Loaded:
+    """The same for those who bring the text themselves: settings of its data are not looked at."""
+    return _load(path, trust or Trust(), check_data=False)
+
+
+def _load(path: Path, trust: Trust, *, check_data: bool) -> Loaded:
     streams = from_file(path)
     try:
         meta = _metadata(streams[0])
-        # It names no folder of the machine it comes from.
-        check_part("data", {**meta["data"], "cache_dir": ""}, "the file", trust)
+        if check_data:  # it names no folder of the machine it comes from
+            check_part("data", {**meta["data"], "cache_dir": ""}, "the file", trust)
         stored: dict[str, Tensor] = {}
         while streams:
             _header(streams[0])

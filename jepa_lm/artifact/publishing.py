@@ -47,15 +47,18 @@ def belongs(artifact: Path) -> bool:
         return False
 
 
-def check_code_folder(folder: Path) -> None:
+def check_code_folder(folder: Path, code: str) -> None:
     """Refuse to put code where something else lies that no export wrote.
+
+    Args:
+        code: the setting export.code, for the message.
 
     Raises:
         UserError: naming the folder.
     """
     if (folder / CODE).exists() and not _wrote_code(folder):
         raise UserError(
-            f"export.code=minified: {folder / CODE} is there, and no export wrote it; name another folder "
+            f"export.code={code}: {folder / CODE} is there, and no export wrote it; name another folder "
             "(hydra.run.dir)"
         )
 

@@ -45,7 +45,7 @@ class Attempt:
     streams: str
     meta: Mapping[str, Any]
     code: Mapping[str, int]
-    """Bytes of the code, full and minified."""
+    """Bytes of the code: full, minified, and as it was counted."""
     counted: str
     """Which of them was counted."""
 

@@ -6,6 +6,7 @@ Legend: R rows, C columns, g columns of a group, K groups of a row.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
@@ -15,10 +16,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from jepa_lm.errors import UserError
+from jepa_lm.quantization.floats import Cast, Float8, unpack_cast, unpack_float8
 from jepa_lm.quantization.packing import entropy, pack, packed_bytes, unpack
+from jepa_lm.quantization.parts import (
+    SCALES,
+    Parts,
+    as_matrix,
+    check_scale_dtype,
+    expect,
+    matrix_shape,
+    require_finite,
+    scales,
+)
 
-Parts = Mapping[str, Tensor]
-"""Stored tensors of one parameter, by suffix; `""` is the main one."""
+__all__ = ["Cast", "Float8", "Format", "Integer", "Parts", "as_matrix", "unpack_parts"]
 
 
 class Format(Protocol):
@@ -50,110 +61,32 @@ def unpack_parts(spec: Mapping[str, Any], parts: Parts, shape: Sequence[int]) ->
     return UNPACKERS[spec["kind"]](spec, parts, tuple(shape))
 
 
-def as_matrix(weight: Tensor) -> Tensor:
-    """[R, C] of a tensor; a vector is one row, a scalar one value."""
-    return weight.reshape(1, -1) if weight.ndim < 2 else weight.flatten(1)
-
-
-CASTS = {
-    "float32": torch.float32,
-    "float16": torch.float16,
-    "bfloat16": torch.bfloat16,
-}
-
-
-class Cast:
-    """A plain cast.
-
-    Args:
-        dtype: float32 (exact), float16 (11 significant bits, up to 65504) or bfloat16 (8 bits).
-    """
-
-    def __init__(self, *, dtype: str) -> None:
-        if dtype not in CASTS:
-            raise UserError(f"dtype={dtype}: one of {', '.join(CASTS)}")
-        self.name, self.dtype = dtype, CASTS[dtype]
-
-    def pack(self, weight: Tensor) -> dict[str, Tensor]:
-        cast = weight.to(self.dtype)
-        if not torch.isfinite(cast).all():
-            largest = torch.finfo(self.dtype).max
-            raise UserError(
-                f"quantization: a tensor to be stored as {self.name} holds values past {largest:.6g} or "
-                "no numbers; use quantization=none to keep float32"
-            )
-        return {"": cast}
-
-    def snap(self, weight: Tensor) -> Tensor:
-        return weight.to(self.dtype).to(weight.dtype)
-
-    def spec(self) -> dict[str, Any]:
-        return {"kind": "cast", "dtype": self.name}
-
-
-def _unpack_cast(spec: Mapping[str, Any], parts: Parts, shape: tuple[int, ...]) -> Tensor:
-    _expect(parts[""], CASTS[spec["dtype"]], shape)
-    return parts[""].float()
-
-
-SCALES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
-
-
-class Float8:
-    """float8_e4m3 (4 significant bits) with a scale per row: w ~ q * scale, largest |q| 448.
-
-    Args:
-        scale_dtype: bfloat16 or float16.
-    """
-
-    name = "float8"
-    largest = torch.finfo(torch.float8_e4m3fn).max
-
-    def __init__(self, *, scale_dtype: str) -> None:
-        _check_scale_dtype(scale_dtype)
-        self.scale_dtype = scale_dtype
-
-    def pack(self, weight: Tensor) -> dict[str, Tensor]:
-        q, scale = self._rounded(weight)
-        _require_finite(scale)
-        return {"": q, "scale": scale}
-
-    def snap(self, weight: Tensor) -> Tensor:
-        q, scale = self._rounded(weight)
-        return q.float().mul_(scale.float()).view(weight.shape).to(weight.dtype)
-
-    def _rounded(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        matrix = as_matrix(weight.float())
-        scale = _scales(matrix.abs().amax(1, keepdim=True) / self.largest, self.scale_dtype)
-        q = (matrix / scale.float()).clamp_(-self.largest, self.largest)
-        return q.to(torch.float8_e4m3fn), scale
-
-    def spec(self) -> dict[str, Any]:
-        return {"kind": "float8", "scale_dtype": self.scale_dtype}
-
-
-def _unpack_float8(spec: Mapping[str, Any], parts: Parts, shape: tuple[int, ...]) -> Tensor:
-    rows, columns = _matrix_shape(shape)
-    _expect(parts[""], torch.float8_e4m3fn, (rows, columns))
-    _expect(parts["scale"], SCALES[spec["scale_dtype"]], (rows, 1))
-    return (parts[""].float() * parts["scale"].float()).view(shape)
-
-
 class Integer:
     """Signed integers with a scale for each row, or for each group of columns: w ~ q * scale.
 
-    q lies in [-m, m], m = 2^(bits-1) - 1; scale = clip / m, where clip is a quantile of |w|, so that rare
-    outliers saturate. Of several quantiles each row (or group) takes the one of least squared error.
+    q lies in [-m, m], m = 2^(bits-1) - 1; scale = max(clip, min_clip) / m, where clip is a quantile of |w|,
+    so that rare outliers saturate. Of several quantiles each row (or group) takes the one of least squared
+    error. With a floor, small rows use few of the integers, which compress better and tell less.
 
     Args:
         bits: 2 to 8. group: g, or None for whole rows; the last group of a row may be shorter.
         clip: a quantile in (0, 1], or several; 1 is the largest value (#903), 0.9999984 is #1581's, and
             [0.999, 0.9995, 0.9999, 0.99999, 1.0] is #1243's choice.
-        scale_dtype: bfloat16 or float16.
+        scale_dtype: bfloat16, float16 or float32.
+        min_clip: what the largest integer stands for at least; 1 is the floor of 1/m under the scales of
+            #1243, #832, #1581 and #1196. None: no floor.
+        one_clip: of several quantiles all rows of a tensor take the same (#1243).
     """
 
     def __init__(
-        self, *, bits: int, group: int | None, clip: float | Sequence[float], scale_dtype: str
+        self,
+        *,
+        bits: int,
+        group: int | None,
+        clip: float | Sequence[float],
+        scale_dtype: str,
+        min_clip: float | None = None,
+        one_clip: bool = False,
     ) -> None:
         if not 2 <= bits <= 8:
             raise UserError(f"bits={bits}: 2 to 8")
@@ -162,14 +95,29 @@ class Integer:
         clips = [clip] if isinstance(clip, int | float) else list(clip)
         if not clips or not all(0 < c <= 1 for c in clips):
             raise UserError(f"clip={clip}: one or more quantiles in (0, 1]")
-        _check_scale_dtype(scale_dtype)
+        if min_clip is not None and not 0 < min_clip < math.inf:
+            raise UserError(f"min_clip={min_clip}: a number more than 0, or null for no floor")
+        check_scale_dtype(scale_dtype)
         self.bits, self.group, self.clips, self.scale_dtype = bits, group, clips, scale_dtype
+        self.min_clip, self.one_clip = min_clip, one_clip
         self.limit = 2 ** (bits - 1) - 1
         self.name = f"int{bits}" + (f" by {group}" if group else "")
 
-    def with_clip(self, clip: float) -> Integer:
-        """The same integers, scaled by another quantile."""
-        return Integer(bits=self.bits, group=self.group, clip=clip, scale_dtype=self.scale_dtype)
+    @property
+    def rows_are_alone(self) -> bool:
+        """Whether each row is stored as it would be without the others."""
+        return not self.one_clip or len(self.clips) == 1
+
+    def scaled_by(self, *, clip: float | None, scale_dtype: str | None) -> Integer:
+        """The same integers, scaled by another quantile or in another type; None keeps what there is."""
+        return Integer(
+            bits=self.bits,
+            group=self.group,
+            clip=self.clips if clip is None else clip,
+            scale_dtype=scale_dtype or self.scale_dtype,
+            min_clip=self.min_clip,
+            one_clip=self.one_clip,
+        )
 
     def quantize(self, weight: Tensor) -> tuple[Tensor, Tensor]:
         """Integers [R, K, g] as float and scales [R, K, 1]; a short last group is padded by zeros."""
@@ -177,9 +125,9 @@ class Integer:
         (q, scale), *others = (self._rounded(grouped, c) for c in _clips(grouped, self.clips))
         if not others:
             return q, scale
-        error = _squared_error(q, scale, grouped)
+        error = self._squared_error(q, scale, grouped)
         for q2, scale2 in others:
-            error2 = _squared_error(q2, scale2, grouped)
+            error2 = self._squared_error(q2, scale2, grouped)
             better = error2 < error
             q, scale = torch.where(better, q2, q), torch.where(better, scale2, scale)
             error = torch.where(better, error2, error)
@@ -187,8 +135,15 @@ class Integer:
 
     def _rounded(self, grouped: Tensor, clip: Tensor) -> tuple[Tensor, Tensor]:
         """Integers and scales for the values [R, K, 1] that the largest integer stands for."""
-        scale = _scales(clip / self.limit, self.scale_dtype)
+        if self.min_clip is not None:
+            clip = clip.clamp(min=self.min_clip)
+        scale = scales(clip / self.limit, self.scale_dtype)
         return (grouped / scale.float()).round_().clamp_(-self.limit, self.limit), scale
+
+    def _squared_error(self, q: Tensor, scale: Tensor, exact: Tensor) -> Tensor:
+        """Of each choice of a quantile: [R, K, 1], or one value for the tensor."""
+        error = (q * scale.float() - exact).square().sum(-1, keepdim=True)
+        return error.sum() if self.one_clip else error
 
     def pack(self, weight: Tensor) -> dict[str, Tensor]:
         q, scale = self.quantize(weight)
@@ -196,7 +151,7 @@ class Integer:
 
     def store(self, q: Tensor, scale: Tensor) -> dict[str, Tensor]:
         """The parts for integers [R, C] and scales [R, K, 1], however they were found."""
-        _require_finite(scale)
+        require_finite(scale)
         integers = q.to(torch.int8).contiguous()
         stored = integers if not self._dense(integers) else self._bits(integers)
         return {"": stored, "scale": scale[..., 0].contiguous()}
@@ -237,18 +192,18 @@ class Integer:
 
 def _unpack_int(spec: Mapping[str, Any], parts: Parts, shape: tuple[int, ...]) -> Tensor:
     bits, group = int(spec["bits"]), spec["group"]
-    rows, columns = _matrix_shape(shape)
+    rows, columns = matrix_shape(shape)
     g = int(group) if group else columns
     if not 2 <= bits <= 8 or g < 1:
         raise ValueError(f"bits={bits}, group={group}")
     stored, scale = parts[""], parts["scale"]
     groups = -(-columns // g)
-    _expect(scale, SCALES[spec["scale_dtype"]], (rows, groups))
+    expect(scale, SCALES[spec["scale_dtype"]], (rows, groups))
     if stored.dtype == torch.int8:
-        _expect(stored, torch.int8, (rows, columns))
+        expect(stored, torch.int8, (rows, columns))
         q = stored.float()
     else:
-        _expect(stored, torch.uint8, (packed_bytes(rows * columns, bits),))
+        expect(stored, torch.uint8, (packed_bytes(rows * columns, bits),))
         integers = unpack(stored.numpy(), bits, rows * columns)
         q = torch.from_numpy(integers).view(rows, columns).float()
     spread = scale.float().repeat_interleave(g, dim=1)[:, :columns]
@@ -256,15 +211,10 @@ def _unpack_int(spec: Mapping[str, Any], parts: Parts, shape: tuple[int, ...]) -
 
 
 UNPACKERS: dict[str, Callable[[Mapping[str, Any], Parts, tuple[int, ...]], Tensor]] = {
-    "cast": _unpack_cast,
-    "float8": _unpack_float8,
+    "cast": unpack_cast,
+    "float8": unpack_float8,
     "int": _unpack_int,
 }
-
-
-def _squared_error(q: Tensor, scale: Tensor, exact: Tensor) -> Tensor:
-    """Of each group [R, K, 1]."""
-    return (q * scale.float() - exact).square().sum(-1, keepdim=True)
 
 
 def _clips(values: Tensor, quantiles: Sequence[float]) -> list[Tensor]:
@@ -281,30 +231,3 @@ def _clips(values: Tensor, quantiles: Sequence[float]) -> list[Tensor]:
         below = top[..., min(int(place) + 1, C - 1), None]
         found.append(torch.lerp(above, below, place - int(place)))
     return found
-
-
-def _scales(exact: Tensor, dtype: str) -> Tensor:
-    """Scales as stored. The smallest normal number keeps rows of zeros from dividing by zero."""
-    return exact.clamp(min=torch.finfo(torch.float16).tiny).to(SCALES[dtype])
-
-
-def _require_finite(scale: Tensor) -> None:
-    """For files alone: in a training step the host would wait for the answer."""
-    if not torch.isfinite(scale).all():
-        dtype = str(scale.dtype).removeprefix("torch.")
-        raise UserError(f"quantization: weights too large, or no numbers, for a {dtype} scale")
-
-
-def _check_scale_dtype(name: str) -> None:
-    if name not in SCALES:
-        raise UserError(f"scale_dtype={name}: one of {', '.join(SCALES)}")
-
-
-def _matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    rows = 1 if len(shape) < 2 else shape[0]
-    return rows, int(np.prod(shape, dtype=np.int64)) // max(1, rows)
-
-
-def _expect(tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    if tensor.dtype != dtype or tuple(tensor.shape) != shape:
-        raise ValueError(f"{tuple(tensor.shape)} {tensor.dtype}, expected {shape} {dtype}")

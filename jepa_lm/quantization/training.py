@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from jepa_lm.errors import UserError
 from jepa_lm.quantization.formats import Cast, Format, Integer, as_matrix
+from jepa_lm.quantization.parts import check_scale_dtype
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -35,12 +36,20 @@ class TrainingPlan:
         lr_below: begin when the factor on the learning rates falls below this.
         clip: of integers while training, in place of the stored ones' (quantiles of every row in every
             step are slow); None keeps theirs.
+        scale_dtype: of integers while training; None keeps the stored one (#903: float32, stored bfloat16).
 
     Raises:
         UserError: two beginnings, or one outside [0, 1].
     """
 
-    def __init__(self, *, start: float | None, lr_below: float | None, clip: float | None) -> None:
+    def __init__(
+        self,
+        *,
+        start: float | None,
+        lr_below: float | None,
+        clip: float | None,
+        scale_dtype: str | None = None,
+    ) -> None:
         if start is not None and lr_below is not None:
             raise UserError(
                 f"quantization.training: set start or lr_below, not both (start={start}, "
@@ -49,7 +58,10 @@ class TrainingPlan:
         for key, value in (("start", start), ("lr_below", lr_below)):
             if value is not None and not 0 <= value <= 1:
                 raise UserError(f"quantization.training.{key}={value}: must lie in 0 to 1")
-        self.start, self.lr_below, self.clip = start, lr_below, clip
+        if scale_dtype is not None:
+            check_scale_dtype(scale_dtype, "quantization.training.scale_dtype")
+        self.start, self.lr_below = start, lr_below
+        self.clip, self.scale_dtype = clip, scale_dtype
 
     @property
     def ever(self) -> bool:
@@ -63,15 +75,18 @@ class TrainingPlan:
         return self.lr_below is not None and lr_factor < self.lr_below
 
     def formats(self, formats: Mapping[str, Format]) -> dict[str, Format]:
-        """Those that training has to learn to live with: no plain casts, and `clip` where it is set."""
+        """Those that training has to learn to live with: no plain casts; with the plan's own scales."""
         found = {name: f for name, f in formats.items() if not isinstance(f, Cast)}
-        if self.clip is None:
+        if self.clip is None and self.scale_dtype is None:
             return found
         # One object for all tensors of a rule, as the rule had: they are snapped together.
-        clipped = {
-            id(f): f.with_clip(self.clip) if isinstance(f, Integer) else f for f in found.values()
+        scaled = {
+            id(f): f.scaled_by(clip=self.clip, scale_dtype=self.scale_dtype)
+            if isinstance(f, Integer)
+            else f
+            for f in found.values()
         }
-        return {name: clipped[id(f)] for name, f in found.items()}
+        return {name: scaled[id(f)] for name, f in found.items()}
 
 
 class StoredWeights:
@@ -86,12 +101,14 @@ class StoredWeights:
         parameters = dict(model.named_parameters())
         self.weights: list[Tensor] = [parameters[name] for name in self.names]
         # Rows are stored one by one, so that matrices of one width can be snapped as one.
-        groups: dict[tuple[int, int], list[int]] = defaultdict(list)
-        self._formats: dict[tuple[int, int], Format] = {}
+        groups: dict[tuple[int, int, int], list[int]] = defaultdict(list)
+        self._formats: dict[tuple[int, int, int], Format] = {}
         for i, name in enumerate(self.names):
-            key = (id(formats[name]), as_matrix(self.weights[i]).shape[1])
+            kind = formats[name]
+            together = not isinstance(kind, Integer) or kind.rows_are_alone
+            key = (id(kind), as_matrix(self.weights[i]).shape[1], -1 if together else i)
             groups[key].append(i)
-            self._formats[key] = formats[name]
+            self._formats[key] = kind
         self._groups = dict(groups)
         self._full: list[Tensor] | None = None
         self.first_step: int | None = None

@@ -6,13 +6,15 @@ import json
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
 
 from jepa_lm.artifact import layout
 from jepa_lm.artifact.loading import load_artifact
-from jepa_lm.artifact.size import code_bytes, minify, write_minified
+from jepa_lm.artifact.size import SCORING, code_bytes, minify, write_minified
+from jepa_lm.config import build, resolve
 from jepa_lm.errors import LossError, OverCapError, UserError
 from jepa_lm.run import export
 from tests.conftest import REPO
@@ -127,7 +129,7 @@ def test_nothing_fits_is_said(exporting):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("export.code=small", r"export\.code=small: full or minified"),
+        ("export.code=small", r"export\.code=small: one of full, minified, inference"),
         ("export.streams=two", r"export\.streams=two: one of single, per_format"),
         ("export.codecs=[rar]", r"export\.codecs=rar: one of brotli, lzma"),
         ("export.codecs=[]", r"export\.codecs=\[\]: at least one"),
@@ -200,6 +202,46 @@ def test_a_card_without_a_summary_says_so(exporting, trained, compose, tmp_path)
 def test_a_change_to_the_runs_own_policy(exporting):
     account = exporting(*QUICK, "+quantization.rules.weights.format.bits=5")
     assert {row["format"] for row in account["tensors"]} == {"int5", "float16"}
+
+
+def score_elsewhere(package: Path, *words: object) -> subprocess.CompletedProcess[str]:
+    """What the scoring program of a written package answers, in a process that has only that package."""
+    return subprocess.run(
+        [sys.executable, "-m", SCORING, *map(str, words)],
+        capture_output=True,
+        text=True,
+        cwd=package.parent,
+        env={**os.environ, "PYTHONPATH": str(package.parent)},
+    )
+
+
+@pytest.mark.slow
+def test_code_for_inference_loads_and_scores_the_file_alone(exporting, trained):
+    """Without trainer, objectives, optimizers, data preparation: they are not even there."""
+    account = exporting(
+        "export.codecs=[zlib]", "export.code=inference", "export.protocols=[standard]"
+    )
+    package = exporting.folder / "code" / "jepa_lm"
+    assert account["code_bytes"] == code_bytes(package)
+    assert not [
+        path for path in ("objective", "optim", "study", "lit.py") if (package / path).exists()
+    ]
+    data = build("data", resolve(trained.config)["data"])
+    data.prepare_data()
+    words = (
+        account["artifact"],
+        *data.prepared.val,
+        data.prepared.val[0].with_name("tokenizer.model"),
+    )
+    done = score_elsewhere(package, *words)
+    assert done.returncode == 0, done.stderr
+    scored = account["round_trip"]["standard"]["artifact"]
+    assert json.loads(done.stdout) == pytest.approx(scored)
+    # The planted bug: a module that is missing does not come from elsewhere.
+    (package / "evaluation" / "windows.py").unlink()
+    missing = score_elsewhere(package, *words)
+    assert missing.returncode == 1
+    assert "No module named 'jepa_lm.evaluation.windows'" in missing.stderr
 
 
 @pytest.mark.slow

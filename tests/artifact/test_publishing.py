@@ -100,10 +100,10 @@ def test_of_several_artifacts_the_one_counts_that_its_records_name(tmp_path):
 def test_code_is_never_put_over_what_no_export_wrote(tmp_path):
     (tmp_path / "code").mkdir()
     with pytest.raises(UserError, match=r"export\.code=minified: .*/code is there, and no export"):
-        check_code_folder(tmp_path)
+        check_code_folder(tmp_path, "minified")
     write(tmp_path / "code", "artifact.br", "x")
     (tmp_path / "export.json").write_text('{"code": "minified"}')
-    check_code_folder(tmp_path)
+    check_code_folder(tmp_path, "minified")
 
 
 def test_a_held_file_stays_and_errors_name_the_file_that_the_user_named(tmp_path):

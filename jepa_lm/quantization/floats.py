@@ -1,0 +1,118 @@
+"""Floating-point formats: plain casts, and float8 with or without a scale for each row."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jepa_lm.errors import UserError
+from jepa_lm.quantization.parts import (
+    SCALES,
+    Parts,
+    as_matrix,
+    check_scale_dtype,
+    expect,
+    matrix_shape,
+    require_finite,
+    scales,
+)
+
+CASTS = {
+    "float32": torch.float32,
+    "float16": torch.float16,
+    "bfloat16": torch.bfloat16,
+}
+
+
+class Cast:
+    """A plain cast.
+
+    Args:
+        dtype: float32 (exact), float16 (11 significant bits, up to 65504) or bfloat16 (8 bits).
+    """
+
+    def __init__(self, *, dtype: str) -> None:
+        if dtype not in CASTS:
+            raise UserError(f"dtype={dtype}: one of {', '.join(CASTS)}")
+        self.name, self.dtype = dtype, CASTS[dtype]
+
+    def pack(self, weight: Tensor) -> dict[str, Tensor]:
+        cast = weight.to(self.dtype)
+        if not torch.isfinite(cast).all():
+            largest = torch.finfo(self.dtype).max
+            raise UserError(
+                f"quantization: a tensor to be stored as {self.name} holds values past {largest:.6g} or "
+                "no numbers; use quantization=none to keep float32"
+            )
+        return {"": cast}
+
+    def snap(self, weight: Tensor) -> Tensor:
+        return weight.to(self.dtype).to(weight.dtype)
+
+    def spec(self) -> dict[str, Any]:
+        return {"kind": "cast", "dtype": self.name}
+
+
+def unpack_cast(spec: Mapping[str, Any], parts: Parts, shape: tuple[int, ...]) -> Tensor:
+    expect(parts[""], CASTS[spec["dtype"]], shape)
+    return parts[""].float()
+
+
+class Float8:
+    """float8_e4m3 (4 significant bits): w ~ q * scale, largest |q| 448.
+
+    Args:
+        scale_dtype: of a scale per row, bfloat16, float16 or float32. None: a plain cast without one (#903);
+            what is smaller than 2^-6 loses significant bits then, and below 2^-10 it is zero.
+    """
+
+    name = "float8"
+    largest = torch.finfo(torch.float8_e4m3fn).max
+
+    def __init__(self, *, scale_dtype: str | None) -> None:
+        if scale_dtype is not None:
+            check_scale_dtype(scale_dtype)
+        self.scale_dtype = scale_dtype
+
+    def pack(self, weight: Tensor) -> dict[str, Tensor]:
+        if self.scale_dtype is None:
+            return {"": self._plain(weight)}
+        q, scale = self._rounded(weight, self.scale_dtype)
+        require_finite(scale)
+        return {"": q, "scale": scale}
+
+    def _plain(self, weight: Tensor) -> Tensor:
+        """The cast, [R, C]."""
+        if not (weight.abs() <= self.largest).all():
+            raise UserError(
+                f"quantization: a tensor to be stored as float8 holds values past {self.largest:g} or no "
+                "numbers; scale_dtype=bfloat16 gives each row a scale"
+            )
+        return as_matrix(weight.float()).to(torch.float8_e4m3fn)
+
+    def snap(self, weight: Tensor) -> Tensor:
+        if self.scale_dtype is None:
+            return weight.float().to(torch.float8_e4m3fn).to(weight.dtype)
+        q, scale = self._rounded(weight, self.scale_dtype)
+        return q.float().mul_(scale.float()).view(weight.shape).to(weight.dtype)
+
+    def _rounded(self, weight: Tensor, scale_dtype: str) -> tuple[Tensor, Tensor]:
+        matrix = as_matrix(weight.float())
+        scale = scales(matrix.abs().amax(1, keepdim=True) / self.largest, scale_dtype)
+        q = (matrix / scale.float()).clamp_(-self.largest, self.largest)
+        return q.to(torch.float8_e4m3fn), scale
+
+    def spec(self) -> dict[str, Any]:
+        return {"kind": "float8", "scale_dtype": self.scale_dtype}
+
+
+def unpack_float8(spec: Mapping[str, Any], parts: Parts, shape: tuple[int, ...]) -> Tensor:
+    rows, columns = matrix_shape(shape)
+    expect(parts[""], torch.float8_e4m3fn, (rows, columns))
+    if spec["scale_dtype"] is None:
+        return parts[""].float().view(shape)
+    expect(parts["scale"], SCALES[spec["scale_dtype"]], (rows, 1))
+    return (parts[""].float() * parts["scale"].float()).view(shape)

@@ -1,0 +1,57 @@
+"""What all formats share: how a tensor is seen as a matrix, the scales of its rows, the stored parts.
+
+Legend: R rows, C columns.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jepa_lm.errors import UserError
+
+Parts = Mapping[str, Tensor]
+"""Stored tensors of one parameter, by suffix; `""` is the main one."""
+SCALES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+
+
+def as_matrix(weight: Tensor) -> Tensor:
+    """[R, C] of a tensor; a vector is one row, a scalar one value."""
+    return weight.reshape(1, -1) if weight.ndim < 2 else weight.flatten(1)
+
+
+def scales(exact: Tensor, dtype: str) -> Tensor:
+    """Scales as stored. The smallest normal number keeps rows of zeros from dividing by zero."""
+    return exact.clamp(min=torch.finfo(torch.float16).tiny).to(SCALES[dtype])
+
+
+def require_finite(scale: Tensor) -> None:
+    """For files alone: in a training step the host would wait for the answer."""
+    if not torch.isfinite(scale).all():
+        dtype = str(scale.dtype).removeprefix("torch.")
+        raise UserError(f"quantization: weights too large, or no numbers, for a {dtype} scale")
+
+
+def check_scale_dtype(name: str, key: str = "scale_dtype") -> None:
+    """Refuse what is no type of scales."""
+    if name not in SCALES:
+        raise UserError(f"{key}={name}: one of {', '.join(SCALES)}")
+
+
+def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
+    """R and C of what `as_matrix` makes of a tensor of this shape."""
+    rows = 1 if len(shape) < 2 else shape[0]
+    return rows, int(np.prod(shape, dtype=np.int64)) // max(1, rows)
+
+
+def expect(tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
+    """Refuse a stored part of another type or shape.
+
+    Raises:
+        ValueError: naming both.
+    """
+    if tensor.dtype != dtype or tuple(tensor.shape) != shape:
+        raise ValueError(f"{tuple(tensor.shape)} {tensor.dtype}, expected {shape} {dtype}")
