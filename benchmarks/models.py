@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from unittest import mock
 
 import hydra
@@ -49,23 +48,12 @@ def scorer_of(model: LanguageModel) -> Scorer:
     return Scorer(model, ByteCounter(table), torch.device("cpu"), "32-true")
 
 
-def drawn_model(
-    *overrides: str, degrees: float | None = None
-) -> tuple[LanguageModel, dict[str, Format]]:
-    """A model with weights as training leaves them (`artifact/prediction.py`), and its formats.
-
-    Args:
-        degrees: of freedom of matrices' and tables' values, in place of the measured ones; fewer are
-            heavier tails, so that integers scaled by the largest value of a row hold less.
-    """
+def drawn_model(*overrides: str) -> tuple[LanguageModel, dict[str, Format]]:
+    """A model with weights as training leaves them (`artifact/prediction.py`), and its formats."""
     config = resolve(compose(*overrides, "paths.run_dir=unused"))
     model: LanguageModel = build("model", config["model"])
     rng, roles = np.random.default_rng(0), parameter_roles(model)
-    priors = prediction.PRIORS
-    if degrees is not None:
-        heavy = tuple(replace(prior, degrees=degrees) for prior in priors[:-1])
-        priors = (*heavy, priors[-1])
-    with mock.patch.multiple(prediction, PRIORS=priors, DRAWN=1 << 40):
+    with mock.patch.object(prediction, "DRAWN", 1 << 40):
         for name, p in model.named_parameters():
             p.data = prediction.draw(name, roles[name], p.shape, rng)
     return model, build("quantization", config["quantization"]).assign(model)

@@ -210,7 +210,10 @@ class _Export:
         files = inference_files(self.run_config["model"]) if counted == INFERENCE else None
         code = code_bytes(None if counted == FULL else write_minified(staged, files))
         total = written.bytes + code
-        predicted = predict(self.model, self.formats, self.settings["codecs"])["bytes"]
+        predicted, announced = (
+            predict(self.model, self.formats, self.settings["codecs"], trained=trained)["bytes"]
+            for trained in (True, False)
+        )
         return {
             "artifact": str(self.folder / written.path.name),
             DIGEST_KEY: written.sha256,
@@ -224,7 +227,11 @@ class _Export:
             "cap": cap,
             "headroom": cap - total,
             "fits": total <= cap,
-            "predicted": {"bytes": predicted, "off": predicted / written.bytes - 1},
+            "predicted": {
+                "bytes": predicted,
+                "off": predicted / written.bytes - 1,
+                "before_training": announced,
+            },
             "codecs": written.codecs,
             "compressors": written.compressors,
             "tensors": written.tensors,

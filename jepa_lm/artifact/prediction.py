@@ -1,7 +1,8 @@
 """How large an artifact will be, from the formats of its tensors and what trained weights look like.
 
 Weights are drawn from a prior that was measured on trained models, packed as they will be, and their bytes'
-entropy is counted; each codec needs a little more than that. docs/log.md says how far off it was.
+entropy is counted; each codec needs a little more than that. docs/log.md says how far off it was. How large
+weights become matters where scales have a floor (or float8 has none): twice as large is one bit more.
 Legend: R rows, C columns.
 """
 
@@ -19,7 +20,7 @@ from torch import Tensor, nn
 
 from jepa_lm.artifact.layout import to_planes
 from jepa_lm.optim.routing import parameter_roles
-from jepa_lm.quantization.formats import Format
+from jepa_lm.quantization.formats import Format, Parts
 from jepa_lm.quantization.packing import entropy
 
 DRAWN = 1 << 16
@@ -44,23 +45,32 @@ class Prior:
     """Of freedom; `NORMAL` is the normal distribution."""
     spread: float
     """Standard deviation of the logarithm of a row's size."""
+    std: float
+    """Of the values. It grows with training; that of matrices is what the published files' bits imply."""
     around_one: bool = False
-    """Values near one, a tenth of it apart, as gains and scales are; else around zero."""
+    """Values near one, as gains and scales are; else around zero."""
 
 
 PRIORS = (
-    Prior("*.mlp.down.weight", degrees=9.0, spread=0.05),
-    Prior("matrix", degrees=60.0, spread=0.12),
-    Prior("embedding", degrees=NORMAL, spread=0.4),
-    Prior("*", degrees=NORMAL, spread=0.0, around_one=True),
+    Prior("*.mlp.down.weight", degrees=9.0, spread=0.05, std=0.2),
+    Prior("matrix", degrees=60.0, spread=0.12, std=0.2),
+    Prior("embedding", degrees=NORMAL, spread=0.4, std=0.4),
+    Prior("*", degrees=NORMAL, spread=0.0, std=0.1, around_one=True),
 )
 """The first that fits. Measured on demo models after 150 s of Muon and AdamW (docs/log.md)."""
 
 
 def predict(
-    model: nn.Module, formats: Mapping[str, Format], codecs: Sequence[str]
+    model: nn.Module,
+    formats: Mapping[str, Format],
+    codecs: Sequence[str],
+    *,
+    trained: bool = False,
 ) -> dict[str, Any]:
     """Predicted bytes of the artifact.
+
+    Args:
+        trained: the sizes of tensors are those of this model's; else those of the prior.
 
     Returns:
         `bytes` of the best codec, `compressors`: bytes by codec, and `formats`: by name the values stored so
@@ -71,12 +81,13 @@ def predict(
     values: dict[str, int] = defaultdict(int)
     sizes = dict.fromkeys(codecs, float(HEADER_BYTES))
     for name, parameter in model.named_parameters():
-        kind, drawn = formats[name], draw(name, roles[name], parameter.shape, rng)
+        std = _size(parameter) if trained else None
+        kind, drawn = formats[name], draw(name, roles[name], parameter.shape, rng, std)
         more = parameter.numel() / drawn.numel()
         values[kind.name] += parameter.numel()
         for codec in codecs:
             sizes[codec] += TENSOR_BYTES
-        for count, each in entropy_of_bytes(drawn, kind):
+        for count, each in entropy_of_bytes(kind.pack(drawn)):
             bits[kind.name] += more * count * each
             for codec in codecs:
                 sizes[codec] += more * count * min(8.0, each + OVERHEAD[codec]) / 8
@@ -91,8 +102,18 @@ def predict(
     }
 
 
-def draw(name: str, role: str, shape: Sequence[int], rng: np.random.Generator) -> Tensor:
-    """Some rows of a tensor of this shape, as training leaves them: [R', C...], a vector whole."""
+def draw(
+    name: str,
+    role: str,
+    shape: Sequence[int],
+    rng: np.random.Generator,
+    std: float | None = None,
+) -> Tensor:
+    """Some rows of a tensor of this shape, as training leaves them: [R', C...], a vector whole.
+
+    Args:
+        std: of values around zero, None for the prior's.
+    """
     prior = next(p for p in PRIORS if p.match == role or fnmatchcase(name, p.match))
     rows, columns = (1, shape) if len(shape) < 2 else (shape[0], shape[1:])
     C = int(np.prod(columns))
@@ -100,14 +121,20 @@ def draw(name: str, role: str, shape: Sequence[int], rng: np.random.Generator) -
     w = rng.standard_t(prior.degrees, (rows, C)) * np.exp(
         prior.spread * rng.standard_normal((rows, 1))
     )
-    w = 1 + 0.1 * w if prior.around_one else w / C**0.5
+    w *= (1 - 2 / prior.degrees) ** 0.5 * np.exp(-(prior.spread**2))  # now of standard deviation 1
+    w = 1 + prior.std * w if prior.around_one else (prior.std if std is None else std) * w
     return torch.from_numpy(w).float().view(shape if len(shape) < 2 else (rows, *columns))
 
 
-def entropy_of_bytes(weight: Tensor, kind: Format) -> list[tuple[int, float]]:
-    """Number and entropy in bits of the bytes that the format's parts are made of, plane by plane."""
+def _size(parameter: Tensor) -> float:
+    """Root mean square of the values, as of a trained tensor around zero."""
+    return max(parameter.detach().float().square().mean().sqrt().item(), 1e-6)
+
+
+def entropy_of_bytes(parts: Parts) -> list[tuple[int, float]]:
+    """Number and entropy in bits of the bytes that a tensor's parts are made of, plane by plane."""
     found = []
-    for tensor in kind.pack(weight).values():
+    for tensor in parts.values():
         planes = to_planes(tensor.reshape(-1)).numpy()
         found += [(len(plane), entropy(plane)) for plane in planes]
     return found

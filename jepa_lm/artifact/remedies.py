@@ -68,7 +68,7 @@ def ways_under(
             formats = build("quantization", node).assign(scorer.model)
         except UserError:  # a ready policy need not fit every model
             continue
-        predicted = predict(scorer.model, formats, [attempt.codec])["bytes"]
+        predicted = predict(scorer.model, formats, [attempt.codec], trained=True)["bytes"]
         if predicted + min(attempt.code.values()) <= MARGIN * attempt.cap:
             stored = stored_copy(scorer.model, formats)
             loss = _bpb(scorer._replace(model=stored), windows) - before

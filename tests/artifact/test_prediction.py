@@ -17,7 +17,16 @@ from jepa_lm.optim.routing import parameter_roles
 from jepa_lm.run import train
 
 CODECS = ["zstd", "zlib", "lzma"]
-POLICIES = ("int8", "int6", "int5", "int4", "int4_fp8", "none")
+SMALL = "quantization.rules.weights.min_values=1000"
+POLICIES = (
+    ("int8",),
+    ("int6",),
+    ("int5",),
+    ("int4",),
+    ("int4_fp8",),
+    ("none",),
+    ("int6_large", SMALL),  # with a floor under the scales
+)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
@@ -25,7 +34,9 @@ POLICIES = ("int8", "int6", "int5", "int4", "int4_fp8", "none")
 def test_weights_of_the_prior_take_what_was_predicted(small, policy, backbone):
     """The arithmetic of the prediction, without what training does: every codec within its few percent."""
     sizes = ("model.dim=128", "model.backbone.layers=4", "data.tokenizer.vocab_size=1024")
-    task = LanguageModelTask(resolve(small(f"model={backbone}", f"quantization={policy}", *sizes)))
+    chosen, *more = policy
+    overrides = (f"model={backbone}", f"quantization={chosen}", *more, *sizes)
+    task = LanguageModelTask(resolve(small(*overrides)))
     rng, roles = np.random.default_rng(1), parameter_roles(task.model)
     for name, p in task.model.named_parameters():
         whole = [draw(name, roles[name], p.shape, rng) for _ in range(1 + p.numel() // (1 << 16))]
@@ -38,6 +49,21 @@ def test_weights_of_the_prior_take_what_was_predicted(small, policy, backbone):
     best = min(stream.sizes.values())
     assert predicted["bytes"] == pytest.approx(best, rel=0.03)
     assert predicted["compressors"]["lzma"] == pytest.approx(stream.sizes["lzma"], rel=0.05)
+
+
+def test_under_a_floor_the_size_of_the_weights_decides(small):
+    """Where every scale is the floor's, weights twice as large take one bit more; without one, none."""
+    model = build("model", resolve(small("model.dim=128"))["model"])
+    for chosen, bit in (("int6_large", 1.0), ("int6", 0.0)):
+        node = resolve(small("model.dim=128", f"quantization={chosen}", SMALL))["quantization"]
+        formats = build("quantization", node).assign(model)
+        bits = []
+        for std in (0.05, 0.1):
+            for p in model.parameters():
+                p.data.normal_(0, std, generator=torch.Generator().manual_seed(0))
+            found = predict(model, formats, ["zstd"], trained=True)
+            bits.append(found["formats"]["int6"]["bits_per_value"])
+        assert bits[1] - bits[0] == pytest.approx(bit, abs=0.03)
 
 
 def test_a_sample_of_the_rows_stands_for_all(small, monkeypatch):
