@@ -1,8 +1,8 @@
 """Bytes of each published system's file at its full size, and of the code beside it, told apart.
 
-Weights are drawn from N(0, 0.2) one tensor at a time; nothing is trained. Normal weights are the widest of
-their standard deviation, and 0.2 is where the published files' bits lie. The file must leave room for code:
-the challenge counts that which trains; what loads and scores a file is given beside it.
+Matrices and tables are drawn from N(0, 0.2) one tensor at a time, gains and biases are 1; nothing is trained.
+Normal weights have the largest entropy of their standard deviation, and 0.2 is where the published files'
+bits lie. Beside the file: the code that trains, which the challenge counts, and that which loads and scores.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from jepa_lm.artifact.prediction import entropy_of_bytes
 from jepa_lm.artifact.size import CAP_BYTES, code_bytes, inference_files, minified_bytes
 from jepa_lm.artifact.writing import Packed, to_streams
 from jepa_lm.config import build, resolve
+from jepa_lm.optim.routing import parameter_roles
 
 PUBLISHED = {
     "pr1243_jepardy": 15.88e6,
@@ -34,8 +35,8 @@ MUST_FIT = ("pr1243_jepardy", "pr832_byte_chunk", "pr903_lewm_bpe", "pr903_lewm_
 TARGET = 15_900_000
 STD = 0.2
 META: dict[str, Any] = {"data": {}}
-CODEC = "zstd"
-"""Brotli and LZMA are a little smaller and take minutes."""
+CODEC = "ans"
+"""The smallest for independent values, and the fastest."""
 
 
 def claims() -> Iterator[Claim]:
@@ -75,8 +76,10 @@ def stored(preset: str) -> tuple[Packed, dict[str, Any]]:
     formats = build("quantization", config["quantization"]).assign(model)
     shapes = {name: tuple(p.shape) for name, p in model.named_parameters()}
     generator = torch.Generator().manual_seed(0)
-    parts = {
-        name: formats[name].pack(torch.empty(shape).normal_(0, STD, generator=generator))
-        for name, shape in shapes.items()
-    }
+    parts = {}
+    for name, role in parameter_roles(model).items():
+        weight = torch.ones(shapes[name])
+        if role != "vector":
+            weight.normal_(0, STD, generator=generator)
+        parts[name] = formats[name].pack(weight)
     return Packed(shapes, formats, parts), config["model"]

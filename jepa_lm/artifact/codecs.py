@@ -19,7 +19,7 @@ from jepa_lm.errors import UserError
 
 CHUNK = 1 << 20
 _LZMA_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
-DAMAGED = (lzma.LZMAError, zstandard.ZstdError, brotli.error, zlib.error, EOFError)
+DAMAGED = (lzma.LZMAError, zstandard.ZstdError, brotli.error, zlib.error, EOFError, ValueError)
 
 
 def _lzma(pieces: Iterable[bytes]) -> Iterator[bytes]:
@@ -46,14 +46,21 @@ def _zlib(pieces: Iterable[bytes]) -> Iterator[bytes]:
     yield stream.flush()
 
 
+def _ans(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    from jepa_lm.artifact import ans  # NumPy takes longer to import than the rest of this file
+
+    yield ans.compress(b"".join(pieces))
+
+
 COMPRESSORS: dict[str, Callable[[Iterable[bytes]], Iterator[bytes]]] = {
     "brotli": _brotli,
     "lzma": _lzma,
     "zstd": _zstd,
+    "ans": _ans,
     "zlib": _zlib,
 }
 """The slowest first."""
-EXTENSIONS = {"lzma": "xz", "zstd": "zst", "brotli": "br", "zlib": "zlib"}
+EXTENSIONS = {"lzma": "xz", "zstd": "zst", "brotli": "br", "ans": "ans", "zlib": "zlib"}
 
 
 def pieces(raw: bytes) -> Iterator[bytes]:
@@ -88,10 +95,19 @@ def _unzstd(packed: bytes, limit: int) -> bytes:
         return reader.read(limit)
 
 
+def _unans(packed: bytes, limit: int) -> bytes:
+    from jepa_lm.artifact import ans
+
+    if ans.promised(packed) > limit:
+        return bytes(limit)  # too much in any case: what is in it does not matter
+    return ans.decompress(packed)
+
+
 _DECOMPRESSORS: dict[str, Callable[[bytes, int], bytes]] = {
     "brotli": lambda packed, n: brotli.Decompressor().process(packed, output_buffer_limit=n),
     "lzma": lambda packed, n: lzma.LZMADecompressor(memlimit=1 << 28).decompress(packed, n),
     "zstd": _unzstd,
+    "ans": _unans,
     "zlib": lambda packed, n: zlib.decompressobj().decompress(packed, n),
 }
 """Packed bytes and how many to stop after."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import lzma
 import subprocess
 import tracemalloc
@@ -13,7 +14,7 @@ import pytest
 import torch
 import zstandard
 
-from jepa_lm.artifact import compression
+from jepa_lm.artifact import ans, compression
 from jepa_lm.artifact.codecs import COMPRESSORS, compress, decompress
 from jepa_lm.artifact.compression import compress_best
 from jepa_lm.artifact.container import from_file
@@ -50,6 +51,7 @@ BOMBS = {
     "lzma": lambda raw: lzma.compress(raw, preset=0),
     "zstd": lambda raw: zstandard.compress(raw, level=1),
     "zlib": lambda raw: zlib.compress(raw, level=1),
+    "ans": lambda raw: ans.compress(raw[: 1 << 20]),
 }
 
 
@@ -63,6 +65,41 @@ def test_a_bomb_is_stopped_at_the_promised_size(codec):
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 16 << 20
+
+
+def test_ans_comes_within_a_thousandth_of_the_entropy():
+    """Where Huffman's codes lose more: normal values, of which the likeliest has less than 3 bits."""
+    values = np.random.default_rng(0).normal(0, 1.5, 1 << 20).round().astype(np.int8)
+    share = np.unique(values, return_counts=True)[1] / len(values)
+    entropy = -(share * np.log2(share)).sum() * len(values) / 8
+    raw = values.tobytes()
+    packed = compress("ans", raw)
+    assert decompress("ans", packed, len(raw)) == raw
+    states = 4 * ans.MOST_STATES  # four bytes each
+    assert entropy < len(packed) < 1.001 * entropy + states
+    assert len(compress("zlib", raw)) > 1.02 * entropy
+
+
+@pytest.mark.parametrize("size", [0, 1, ans.UNIT - 1, ans.UNIT, ans.UNIT + 1, 100_003])
+def test_ans_gives_back_any_length_and_any_neighbours(size):
+    """A header that repeats itself, noise, a bell, zeros: each has frequencies of its own."""
+    rng = np.random.default_rng(size)
+    bell = rng.normal(0, 3, 30_000).round().astype(np.int8).tobytes()
+    raw = (b'{"name":"block","shape":[1,2]}' * 700 + rng.bytes(20_000) + bell + bytes(40_000))[
+        :size
+    ]
+    assert decompress("ans", compress("ans", raw), size) == raw
+
+
+def test_an_ans_stream_with_any_byte_changed_is_refused_or_the_same():
+    """No error but one for a user, no endless work."""
+    raw = numbers(40_000) + bytes(20_000)
+    packed, rng = compress("ans", raw), np.random.default_rng(0)
+    for at in [*range(ans.HEAD.size), *rng.integers(0, len(packed), 60)]:
+        changed = bytearray(packed)
+        changed[at] ^= int(rng.integers(1, 256))
+        with contextlib.suppress(UserError):
+            assert len(decompress("ans", bytes(changed), len(raw))) == len(raw)
 
 
 def test_the_smallest_codec_wins_for_each_stream():
