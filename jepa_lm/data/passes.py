@@ -35,7 +35,7 @@ class Passes:
 
     def will_repeat(self, max_steps: int | None, max_time: float | None) -> bool:
         """Whether the budget is sure to begin a second pass; seconds may end a run before."""
-        return max_steps is not None and max_time is None and max_steps > self.whole / self.step
+        return max_steps is not None and max_time is None and max_steps * self.step > self.whole
 
     def announced(self, max_steps: int | None, max_time: float | None, done: int) -> str:
         """What the budget means for the data, for the first lines of a run.
