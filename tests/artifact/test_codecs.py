@@ -75,7 +75,7 @@ def test_ans_comes_within_a_thousandth_of_the_entropy():
     raw = values.tobytes()
     packed = compress("ans", raw)
     assert decompress("ans", packed, len(raw)) == raw
-    states = 4 * ans.MOST_STATES  # four bytes each
+    states = 8 * ans.MOST_STATES  # eight bytes each
     assert entropy < len(packed) < 1.001 * entropy + states
     assert len(compress("zlib", raw)) > 1.02 * entropy
 
