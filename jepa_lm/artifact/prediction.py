@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from jepa_lm.artifact.layout import to_planes
 from jepa_lm.optim.routing import parameter_roles
-from jepa_lm.quantization.formats import Format, Parts
+from jepa_lm.quantization.formats import Format, Parts, as_matrix
 from jepa_lm.quantization.packing import entropy
 
 DRAWN = 1 << 16
@@ -70,7 +70,8 @@ def predict(
     """Predicted bytes of the artifact.
 
     Args:
-        trained: the sizes of tensors are those of this model's; else those of the prior.
+        trained: the sizes of tensors are those of this model's, and rows that no text has used are zero as
+            they are there; else both are as in the prior.
 
     Returns:
         `bytes` of the best codec, `compressors`: bytes by codec, and `formats`: by name the values stored so
@@ -81,8 +82,10 @@ def predict(
     values: dict[str, int] = defaultdict(int)
     sizes = dict.fromkeys(codecs, float(HEADER_BYTES))
     for name, parameter in model.named_parameters():
-        std = _size(parameter) if trained else None
+        std, used = _size(parameter) if trained else (None, 1.0)
         kind, drawn = formats[name], draw(name, roles[name], parameter.shape, rng, std)
+        if drawn.ndim > 1:
+            drawn[round(used * len(drawn)) :] = 0
         more = parameter.numel() / drawn.numel()
         values[kind.name] += parameter.numel()
         for codec in codecs:
@@ -126,9 +129,12 @@ def draw(
     return torch.from_numpy(w).float().view(shape if len(shape) < 2 else (rows, *columns))
 
 
-def _size(parameter: Tensor) -> float:
-    """Root mean square of the values, as of a trained tensor around zero."""
-    return max(parameter.detach().float().square().mean().sqrt().item(), 1e-6)
+def _size(parameter: Tensor) -> tuple[float, float]:
+    """Root mean square of the values in rows that are not all zero, and the share of such rows."""
+    rows = as_matrix(parameter.detach().float())
+    used = rows.any(1)
+    size = rows[used].square().mean().sqrt().item() if used.any() else 0.0
+    return max(size, 1e-6), used.float().mean().item()
 
 
 def entropy_of_bytes(parts: Parts) -> list[tuple[int, float]]:
