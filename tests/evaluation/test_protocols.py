@@ -133,14 +133,21 @@ def test_documents_start_at_bos_and_cover_the_text(stream):
 def test_sliding_scores_equal_brute_force(compose, stream, backbone, stride, rows, world):
     """One window for each target, cut and scored here."""
     subject, ids, T = backbone(compose), tokens_of(stream), 16
-    total = 0.0
+    ends = []
     for target in range(1, len(ids)):
         # As the windows have it: the first T together, then `stride` at a time, the tail to the end.
-        end = T if target <= T else min(T + -(-(target - T) // stride) * stride, len(ids) - 1)
-        window = ids[max(0, end - T) : end]
-        with torch.no_grad():
-            logits = subject(window[None])[0][0, target - end - 1]
-        total += F.cross_entropy(logits, ids[target]).item()
+        ends.append(
+            T if target <= T else min(T + -(-(target - T) // stride) * stride, len(ids) - 1)
+        )
+    with torch.no_grad():  # all are of T tokens
+        logits = subject(torch.stack([ids[end - T : end] for end in ends]))[0]
+    own = torch.stack(
+        [
+            row[target - end - 1]
+            for target, (row, end) in enumerate(zip(logits, ends, strict=True), 1)
+        ]
+    )
+    total = F.cross_entropy(own, ids[1:], reduction="sum").item()
     windows = SlidingWindows(stream, seq_len=T, stride=stride, rows=rows, device=CPU)
     shares = [
         score_windows(scorer(subject, rank=rank, world_size=world), windows)
