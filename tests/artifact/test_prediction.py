@@ -30,7 +30,9 @@ POLICIES = (
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-@pytest.mark.parametrize("backbone", ["transformer", "mamba2"])
+@pytest.mark.parametrize(
+    "backbone", ["transformer", pytest.param("mamba2", marks=pytest.mark.slow)]
+)
 def test_weights_of_the_prior_take_what_was_predicted(small, policy, backbone):
     """The arithmetic of the prediction, without what training does: every codec within its few percent."""
     sizes = ("model.dim=128", "model.backbone.layers=4", "data.tokenizer.vocab_size=1024")
