@@ -22,7 +22,9 @@ import hydra
 import pytest
 import torch
 import yaml
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
 from jepa_lm import schema
@@ -88,20 +90,30 @@ def compose(tmp_path: Path, small_text: Path) -> Compose:
     """compose("train", overrides...) is what the command line would compose."""
 
     def make(command: str, *overrides: str, run_dir: Path | None = None) -> DictConfig:
-        cfg = copy.deepcopy(_composed(command, overrides))
-        if not any(word.startswith("paths.run_dir=") for word in overrides):
-            cfg.paths.run_dir = str(run_dir or tmp_path / "run")
+        chosen = tuple(word for word in overrides if _chooses(word))
+        values = [word for word in overrides if word not in chosen]
+        cfg = copy.deepcopy(_composed(command, chosen))
+        values.insert(0, f"paths.run_dir={run_dir or tmp_path / 'run'}")
+        # What Hydra does itself after it has put the chosen files together.
+        parsed = OverridesParser.create().parse_overrides(values)
+        ConfigLoaderImpl._apply_overrides_to_config(parsed, cfg)
         return cfg
 
     return make
 
 
+def _chooses(word: str) -> bool:
+    """Whether an override chooses a file of a group, and does not set a value."""
+    group = word.lstrip("+~").split("=")[0].split("@")[0]
+    return group.startswith("hydra") or (CONF / group).is_dir()
+
+
 @functools.cache
-def _composed(command: str, overrides: tuple[str, ...]) -> DictConfig:
-    """Hydra takes half a second for each."""
+def _composed(command: str, chosen: tuple[str, ...]) -> DictConfig:
+    """Hydra takes half a second to put files together."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose(command, overrides=list(overrides))
+        return hydra.compose(command, overrides=list(chosen))
 
 
 @pytest.fixture
