@@ -10,7 +10,7 @@ from jepa_lm.cli import CONF
 from jepa_lm.config import check, resolve
 from jepa_lm.errors import UserError
 from jepa_lm.run import train
-from jepa_lm.startup import check_processor, check_start, require_objective
+from jepa_lm.startup import check_processor, check_start, require_objective, tell_limits
 from jepa_lm.trainer import ELSEWHERE, check_settings
 
 
@@ -83,3 +83,22 @@ def test_every_preset_shrinks_to_a_run_that_sliding_windows_can_score(compose, e
     check_start(config)
     assert config["data"]["corpus"] == {"_target_": "jepa_lm.data.corpora.Austen"}, "it downloads"
     assert config["eval"]["stride"] <= config["data"]["seq_len"] == 64
+
+
+@pytest.mark.parametrize(
+    ("over", "limits", "told"),
+    [
+        ("time", {"max_steps": 9, "max_time": None}, "so it follows the steps"),
+        ("steps", {"max_steps": None, "max_time": 9}, "so it follows the time"),
+        ("time", {"max_steps": 9, "max_time": 9}, None),
+        ("budget", {"max_steps": 9, "max_time": None}, None),
+    ],
+)  # fmt: skip
+def test_a_schedule_that_follows_another_limit_than_it_says_is_told(capsys, over, limits, told):
+    tell_limits({"optimizer": {"schedule": {"lr": {"over": over}}}, "trainer": limits})
+    said = capsys.readouterr().err
+    if told is None:
+        assert said == ""
+    else:
+        key = f"optimizer.schedule.lr.over={over}: trainer.max_{over} is not set"
+        assert f"warning: {key}, {told}" in said

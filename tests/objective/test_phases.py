@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from jepa_lm.checkpoint import read_checkpoint
 from jepa_lm.errors import UserError
 from jepa_lm.run import train
 from tests.runs import metrics, same, state, summary
@@ -86,3 +87,23 @@ def test_what_is_compiled_is_recorded(small, tmp_path, monkeypatch):
 
 
 # ---- export
+
+
+@pytest.mark.parametrize(("when_zero", "moves"), [("skip", 0), ("multiply", 3)])
+def test_a_phase_of_weight_zero_leaves_moments_alone_or_lets_them_run_on(
+    small, tmp_path, when_zero, moves
+):
+    """#832 multiplies by zero: weights decay nothing there, but Adam's counter and momentum go on."""
+    phases = ("jepa.schedule.points=[[0.0,1.0],[0.5,1.0],[0.5,0.0]]", f"jepa.when_zero={when_zero}")
+    train(small("objective=chunk", *phases, run_dir=tmp_path / "run"))
+    states = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["optimizer_states"][0]
+    counters = [state["step"].item() for state in states["state"].values() if "step" in state]
+    assert {6.0 - 3 + moves} <= set(counters) <= {6.0, 6.0 - 3 + moves}
+
+
+def test_weight_zero_is_none_whatever_zero_does_in_phases(small, tmp_path):
+    off = ("objective=patch", "jepa.weight=0", "jepa.when_zero=multiply")
+    train(small(*off, run_dir=tmp_path / "off"))
+    train(small("objective=none", run_dir=tmp_path / "none"))
+    none = state(tmp_path / "none")
+    assert same(none, {n: t for n, t in state(tmp_path / "off").items() if n in none})

@@ -266,3 +266,40 @@ def test_lines_reach_their_end_when_the_wall_clock_comes_first(schedule):
 def test_schedules_refuse_what_makes_no_sense(make):
     with pytest.raises(UserError, match="schedule"):
         make()
+
+
+SHAPES = {
+    "warmdown": lambda over: Warmdown(fraction=0.5, steps=None, end=0.0, over=over),
+    "warmdown of steps": lambda over: Warmdown(fraction=None, steps=40, end=0.0, over=over),
+    "points": lambda over: Phased(points=[[0.0, 0.0], [1.0, 1.0]], over=over),
+    "line": lambda over: Linear(start=0.0, end=1.0, over=over),
+    "logarithm": lambda over: LogAnneal(start=0.1, end=1.0, over=over),
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_over_one_limit_a_schedule_is_that_of_a_run_with_that_limit_alone(shape):
+    """100 steps in 60 of 90 seconds: the steps end the run, two thirds through its time."""
+
+    def values(over, max_steps, max_time):
+        time = Time()
+        clock, found = ProgressClock(max_steps=max_steps, max_time=max_time, now=time), []
+        clock.start()
+        for _ in range(100):
+            found.append(SHAPES[shape](over)(clock))
+            time.now += 0.6
+            clock.advance()
+        return pytest.approx(found)
+
+    assert values("steps", 100, 90.0) == values("budget", 100, None).expected
+    assert values("time", 100, 90.0) == values("budget", None, 90.0).expected
+    assert values("budget", 100, 90.0) == values("steps", 100, 90.0).expected
+    # A limit that a run does not have gives way to the other.
+    assert values("time", 100, None) == values("budget", 100, None).expected
+    assert values("steps", None, 90.0) == values("budget", None, 90.0).expected
+    assert values("time", 100, 90.0) != values("steps", 100, 90.0).expected
+
+
+def test_an_unknown_limit_is_named():
+    with pytest.raises(UserError, match="schedule Linear: over=tokens, one of budget, steps, time"):
+        Linear(start=0.0, end=1.0, over="tokens")
