@@ -25,7 +25,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from jepa_lm.data.download_record import Record
+from jepa_lm.data.download_record import DownloadRecord
 from jepa_lm.data.hub_client import HubError, endpoint, get, told
 from jepa_lm.data.hub_listing import RemoteFile, Source, Wanted, choose, list_repo
 from jepa_lm.data.shards import open_shard
@@ -79,7 +79,7 @@ def download_shards(
             full, or a file that is not what the repo promises (it is deleted).
     """
     source = Source(repo_id, root, revision)
-    record = Record(destination, source)
+    record = DownloadRecord(destination, source)
     with contextlib.suppress(UserError, OSError):
         # The record may be older than what is asked for now: ask the hub before complaining.
         wanted = choose(record.listing, folder, train_shards, tokenizer_file, source)
@@ -87,7 +87,7 @@ def download_shards(
             return _local(wanted, destination)
     with _writing_to(destination):
         sweep_up(destination)
-        record = Record(destination, source)  # another process may have written while we waited
+        record = DownloadRecord(destination, source)  # another process may have written while we waited
         record.listing = _listing(source)
         wanted = choose(record.listing, folder, train_shards, tokenizer_file, source)
         for file in chain(*wanted):

@@ -13,7 +13,7 @@ from jepa_lm.files import read_object, write_json
 RECORD = "downloads.json"
 
 
-class Record:
+class DownloadRecord:
     """What is known of a destination without asking the hub, kept in its `downloads.json`.
 
     Args:
