@@ -87,7 +87,9 @@ def download_shards(
             return _local(wanted, destination)
     with _writing_to(destination):
         sweep_up(destination)
-        record = DownloadRecord(destination, source)  # another process may have written while we waited
+        record = DownloadRecord(
+            destination, source
+        )  # another process may have written while we waited
         record.listing = _listing(source)
         wanted = choose(record.listing, folder, train_shards, tokenizer_file, source)
         for file in chain(*wanted):

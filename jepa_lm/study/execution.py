@@ -12,6 +12,7 @@ from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
 
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn, JobStatus
@@ -29,6 +30,7 @@ from jepa_lm.shown import override, quoted
 from jepa_lm.startup import check_values
 from jepa_lm.streams import tell
 from jepa_lm.study.arms import describe_differences, differences
+from jepa_lm.study.composing import Composer
 from jepa_lm.study.manifest import FILE, Job, Manifest, load
 from jepa_lm.study.plan import plan_study, plan_sweep
 from jepa_lm.study.request import NONE, WEIGHT, Composed, read_request
@@ -58,9 +60,11 @@ def sweep(
         SweepError: jobs failed; the others are done.
     """
     folder = Path(config.hydra.sweep.dir)
+    assert isinstance(loader, ConfigLoaderImpl)
+    composer = Composer(loader, config)
 
     def compose(words: Sequence[str]) -> Composed:
-        return _compose(loader, config, words)
+        return _compose(composer, words)
 
     asked = read_request(overrides)
     trials = config.hydra.sweeper.trials
@@ -142,15 +146,15 @@ def conclude(
     return list(returned.values())
 
 
-def _compose(loader: ConfigLoader, config: DictConfig, words: Sequence[str]) -> Composed:
+def _compose(composer: Composer, words: Sequence[str]) -> Composed:
     """What a job's command line stands for; seeds are put in without composing anew."""
     words = list(words)
-    composed = loader.load_sweep_config(config, words)
+    composed = composer(words)
     objective = str(composed.hydra.runtime.choices.get("objective"))
     if objective == NONE:
         kept = [word for word in words if word.lstrip("+").partition("=")[0] != WEIGHT]
         if kept != words:
-            words, composed = kept, loader.load_sweep_config(config, kept)
+            words, composed = kept, composer(kept)
     with open_dict(composed):
         del composed["hydra"]
     composed.paths.run_dir = "."  # known when the job runs

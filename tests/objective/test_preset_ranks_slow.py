@@ -21,7 +21,8 @@ from tests.objective.train_worker import found_in, recorded, train_all
 
 pytestmark = pytest.mark.slow
 
-PRESETS = sorted(path.stem for path in (CONF / "experiment").glob("pr*.yaml"))
+ON_GPUS = {"pr1581_span_vicreg_8gpu"}
+PRESETS = sorted({path.stem for path in (CONF / "experiment").glob("pr*.yaml")} - ON_GPUS)
 STORED = [name for name in PRESETS if name.startswith(("pr903", "pr1243"))]
 """Those that train on stored weights."""
 STEPS = 20

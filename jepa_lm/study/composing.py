@@ -1,0 +1,49 @@
+"""Configs of many jobs: what Hydra takes half a second for is done once for each choice of groups.
+
+Hydra first puts the chosen files of groups together and then sets values. Jobs of a sweep mostly differ in
+values, so the first half is kept and copied.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from omegaconf import DictConfig
+
+
+class Composer:
+    """What `load_sweep_config` gives for the words of a job.
+
+    Args:
+        loader: Hydra's, of the command. master: the config of the whole command.
+    """
+
+    def __init__(self, loader: ConfigLoaderImpl, master: DictConfig) -> None:
+        self._loader, self._master = loader, master
+        self._kept: dict[tuple[str, ...], DictConfig] = {}
+
+    def __call__(self, words: Sequence[str]) -> DictConfig:
+        """A config of its own; its `hydra` node knows the groups that were chosen, and no values.
+
+        Raises:
+            HydraException: words that fit no group or setting.
+        """
+        parsed = OverridesParser.create().parse_overrides(list(words))
+        chosen = tuple(w for w, o in zip(words, parsed, strict=True) if self._chooses(o))
+        if chosen not in self._kept:
+            self._kept[chosen] = self._loader.load_sweep_config(self._master, list(chosen))
+        composed = copy.deepcopy(self._kept[chosen])
+        values = [override for override in parsed if not self._chooses(override)]
+        self._loader._apply_overrides_to_config(values, composed)
+        return composed
+
+    def _chooses(self, override: Override) -> bool:
+        """Whether it names a file of a group; what it sets for Hydra itself is set by Hydra."""
+        if override.is_hydra_override():
+            return True
+        is_group = self._loader.repository.group_exists(override.key_or_group)
+        return is_group and not isinstance(override.value(), dict)
