@@ -133,7 +133,7 @@ def recorded(compose, tmp_path, monkeypatch):
 
     def run(vectors: dict) -> Recorded:
         vocabulary, steps = vectors["vocabulary"], len(vectors["steps"])
-        where = [f"data.path={tmp_path / 'shards'}"]
+        where = [f"data.path={tmp_path / 'shards'}", "data.train_shards=1"]
         (tmp_path / "shards").mkdir()
         for split in ("train", "val"):
             with ShardWriter(tmp_path / "shards" / f"fineweb_{split}_000000.bin") as shard:

@@ -96,7 +96,7 @@ def test_every_objective_has_its_controls_and_all_share_none(plan):
     done = plan("study=ablation", *words)
     assert done.code == 0, done.error
     controls = {name: against(done, f"objective-{name}/treatment") for name in objectives}
-    assert [len(controls[name]) for name in objectives] == [4, 5, 4, 6, 2]
+    assert [len(controls[name]) for name in objectives] == [4, 6, 4, 6, 2]
     without_chunk = [controls[name]["none"] for name in objectives if name != "chunk"]
     assert without_chunk == ["none"] * 4
     # To chunk, the only one that injects, these runs are the model without its injector.
