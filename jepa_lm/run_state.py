@@ -115,7 +115,7 @@ def check_moments(saved: Mapping[Any, Any], optimizer: Optimizer, source: str) -
     """
     groups = [(g["algorithm"], p) for g in optimizer.param_groups for p in g["params"]]
     for place, state in saved.items():
-        if place not in range(len(groups)):
+        if not isinstance(place, int) or place not in range(len(groups)):
             raise lacks(source, f"optimizer_states.{place}")
         algorithm, parameter = groups[place]
         expected = MOMENTS[algorithm]

@@ -28,7 +28,6 @@ def check_start(config: Mapping[str, Any]) -> None:
     """
     check_values(config)
     check_processor(config)
-    tell_limits(config)
 
 
 def check_values(config: Mapping[str, Any]) -> None:

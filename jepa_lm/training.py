@@ -32,7 +32,7 @@ from jepa_lm.precision import resolve_precision
 from jepa_lm.records import CONFIG_FILE, config_hash, git_state, source_hash
 from jepa_lm.resume import go_on
 from jepa_lm.run_folder import SUMMARY, Record, claimed, keep_overrides
-from jepa_lm.startup import check_start
+from jepa_lm.startup import check_start, tell_limits
 from jepa_lm.stopping import Stopped
 from jepa_lm.summary import announce, show, summarize
 from jepa_lm.trainer import check_devices, make_trainer, quiet_lightning
@@ -88,6 +88,7 @@ def train_resolved(config: dict[str, Any], cfg: DictConfig | None = None) -> flo
             if cfg is not None:
                 keep_overrides(cfg, run_dir)
             write_json(run_dir / CONFIG_FILE, given)
+            tell_limits(config)
             announce(task, data, about, resume)
         _run(trainer, task, data, about)
     if task.stop.signum is not None:
