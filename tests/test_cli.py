@@ -62,11 +62,11 @@ MISTAKES = [
     ("sampling.temperature=-1", "sampling.temperature=-1", "0 or more"),
     ("ckpt_path=nowhere", "ckpt_path=nowhere", "no such file"),
     ("data=text", "data.path is not set", "data=text reads"),
-    ("data.path=a.txt", "data.path=a.txt", "add data/corpus=text"),
+    ("data.path=a.txt", "data.path=a.txt", "reads no files; add data=text, or"),
     (
         "debug=tiny data=text data.path=a.txt",
         "data.path=a.txt",
-        "reads no files; add data/corpus=text",
+        "or with debug=tiny, which has that corpus whatever data= says, data/corpus=text",
     ),
     ('data=text data.path=""', "data.path: is empty", "name a file or a folder"),
     ("data.tokenizer.vocab_size=70000", "vocab_size=70000", "1 to 65536"),

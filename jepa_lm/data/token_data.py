@@ -54,8 +54,8 @@ class TokenData:
         for key, named in (("path", path), ("val_path", val_path)):
             if isinstance(corpus, Austen) and named is not None:
                 raise UserError(
-                    f"data.{key}={named}: the embedded corpus, which debug=tiny chooses whatever data= says, "
-                    "reads no files; add data/corpus=text"
+                    f"data.{key}={named}: the embedded corpus reads no files; add data=text, or with "
+                    "debug=tiny, which has that corpus whatever data= says, data/corpus=text"
                 )
         self.corpus, self.tokenizer_spec = corpus, tokenizer
         self.seq_len, self.batch_tokens = seq_len, batch_tokens

@@ -274,7 +274,10 @@ def data_of(cache, **changes) -> TokenData:
         ({"seq_len": 10_000_000}, "data.seq_len=10000000: the training split holds"),
         ({"batch_tokens": 10_000_000}, "data.batch_tokens=10000000: the training split holds"),
         ({"seq_len": 0}, "data.seq_len=0: at least 1"),
-        ({"path": "x.txt"}, "the embedded corpus, which debug=tiny chooses"),
+        (
+            {"path": "x.txt"},
+            "the embedded corpus reads no files; add data=text, or with debug=tiny",
+        ),
     ],
 )
 def test_data_too_short_is_named(cache, changes, words):
