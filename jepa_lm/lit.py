@@ -130,6 +130,7 @@ class LanguageModelTask(LightningModule):
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Called once after each optimizer step, however many micro-batches it took."""
         assert self.clock is not None
+        self.model.round_parameters()
         if self.training_log.due:  # before the clock moves on: weights are those of this step
             if self.trainer.world_size == 1:  # several ranks agree while the clock advances
                 agree(self, self.clock.elapsed)

@@ -93,10 +93,13 @@ class LanguageModel(nn.Module):
         smear_gate: blend each position with the one before.
         logit_bias: a learned bias [V] before the softcap.
         norm_eps: of the norm of the embedded input. final_norm_eps: of the final one.
+        parameter_dtype: `bfloat16` rounds every parameter, at the start and after each step, as if it were
+            stored so; gradients, moments and averages stay float32, and so does the tensor itself, so that
+            scoring and export need not know.
         kernel: of a backbone with several implementations, see `UNet.use_kernel`; None for its own.
 
     Raises:
-        UserError: parts that do not fit the backbone.
+        UserError: parts that do not fit the backbone; another dtype.
     """
 
     def __init__(
@@ -115,9 +118,12 @@ class LanguageModel(nn.Module):
         logit_bias: bool = False,
         norm_eps: float,
         final_norm_eps: float,
+        parameter_dtype: str = "float32",
         kernel: str | None = None,
     ) -> None:
         super().__init__()
+        if parameter_dtype not in ("float32", "bfloat16"):
+            raise UserError(f"model.parameter_dtype={parameter_dtype}: float32 or bfloat16")
         if value_embedding is not None and not backbone.takes_values:
             raise UserError(
                 "model/value_embedding: adds to the values of attention, which this backbone has not; "
@@ -132,6 +138,15 @@ class LanguageModel(nn.Module):
         self.injector = injector
         self.smear = SmearGate(dim=dim) if smear_gate else None
         self.logit_bias = nn.Parameter(torch.zeros(vocab_size)) if logit_bias else None
+        self.parameter_dtype = parameter_dtype
+        self.round_parameters()
+
+    @torch.no_grad()
+    def round_parameters(self) -> None:
+        """To the nearest bfloat16, if `parameter_dtype` says so: an update of less than half a step is lost."""
+        if self.parameter_dtype == "bfloat16":
+            parameters = list(self.parameters())
+            torch._foreach_copy_(parameters, [p.to(torch.bfloat16) for p in parameters])
 
     @property
     def layers(self) -> int:

@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 import zstandard
 
+from jepa_lm.artifact import ans
 from jepa_lm.artifact.__main__ import contents
 from jepa_lm.artifact.codecs import COMPRESSORS
 from jepa_lm.artifact.container import COUNT, DIGEST, MAGIC, STREAM, from_file
@@ -44,7 +45,7 @@ class Reader:
     def mutant(self, number: int, rng: random.Random) -> tuple[str, bytes]:
         kinds = [
             self.flipped, self.cut, self.rehashed, self.table, self.stream, self.bomb, self.config,
-            self.config, self.tensor, self.spliced,
+            self.config, self.tensor, self.spliced, self.coded,
         ]  # fmt: skip
         kind = kinds[number % len(kinds)]
         return kind.__name__, kind(rng)
@@ -76,6 +77,13 @@ class Reader:
     def stream(self, rng: random.Random) -> bytes:
         """Flipped before compression, by a random codec."""
         return _file(rng, flipped(self.raw[0], rng, near=rng.choice([60, 5000, len(self.raw[0])])))
+
+    def coded(self, rng: random.Random) -> bytes:
+        """Entropy-coded, with tables and states that were flipped or cut."""
+        packed = ans.compress(self.raw[0])
+        packed = cut(packed, rng) if rng.random() < 0.3 else flipped(packed, rng, near=2000)
+        promise = rng.choice([len(self.raw[0]), 1000, 1 << 24])
+        return _sealed(COUNT.pack(1) + STREAM.pack(b"ans", promise, len(packed)) + packed)
 
     def bomb(self, rng: random.Random) -> bytes:
         """Much out of little: with an honest promise, and with one that is too small."""
