@@ -1,12 +1,10 @@
-"""Finding checkpoints, and the model that ships in one.
+"""Checkpoints of runs, and the model that ships in one.
 
-What is newest is decided by contents: the step that a checkpoint was saved after, the time in the name of a
-run's folder. Times of files say when somebody copied them.
+Which is newest is decided by the step that it was saved after.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from contextlib import suppress
 from pathlib import Path
@@ -14,116 +12,17 @@ from typing import Any
 
 import torch
 
-from jepa_lm.artifact.publishing import counting
 from jepa_lm.checkpoint_file import damage, load, step_of
 from jepa_lm.errors import UserError, warn
+from jepa_lm.finding import as_path, newest_run
 from jepa_lm.model import LanguageModel
 from jepa_lm.trusted import Trust, bounded_modules, build_part
 
-LAST, AUTO = "last", "auto"
 LAST_FILE = "last.ckpt"
-LOGS = Path("logs")
-KINDS = ("runs", "multiruns")
-"""Folders below a task's that hold run folders: single runs, and sweeps with their jobs."""
-STARTED = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(-\d+)?")
-"""Name of a run's folder, or of its sweep's: when it was started."""
 SAVED = re.compile(r"step-(\d+)\.ckpt")
 CHECKPOINTS = ("checkpoints/*.ckpt", "*.ckpt")
 TRIES = 10
 """Looks into a folder in which a training removes what has just been found there."""
-DEEPEST = 6
-"""Levels below `runs` that are searched: a job of a study lies three below its sweep."""
-
-
-def find_file(key: str, value: str, patterns: tuple[str, ...]) -> Path:
-    """The file that a setting names.
-
-    Args:
-        key: the setting, for messages.
-        value: a file, a run folder, or `last` for the newest run that has one.
-        patterns: of files in a run folder.
-
-    Raises:
-        UserError: nothing there, or several.
-    """
-    path = as_path(key, value)
-    if path.is_file():
-        return path
-    if path.exists() and not path.is_dir():
-        raise UserError(f"{key}={value}: neither a file nor a folder")
-    if not path.is_dir():
-        path = _newest_run(key, value, patterns)
-    found = _files_in(path, patterns)
-    if not found:
-        raise UserError(f"{key}={value}: no {' or '.join(patterns)} in {path}")
-    if len(found) > 1 and (named := counting(found)) is not None:
-        return named  # a kill during an export has left another
-    if len(found) > 1:
-        names = ", ".join(sorted(f.name for f in found)[:5])
-        raise UserError(f"{key}={value}: several files in {path} ({names}); name one of them")
-    return found[0]
-
-
-def as_path(key: str, value: str) -> Path:
-    """The path that a setting holds.
-
-    Raises:
-        UserError: no path can be such a text.
-    """
-    path = Path(os.path.expanduser(value))
-    try:
-        path.exists()
-    except (OSError, ValueError) as error:  # a name that is too long, a zero byte
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{key}={value[:80]!r}: no path ({reason})") from error
-    return path
-
-
-def _files_in(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
-    return [f for pattern in patterns for f in folder.glob(pattern) if f.is_file()]
-
-
-def runs_below(folder: Path) -> list[Path]:
-    """Run folders below a folder of logs that hold checkpoints, artifacts or records, the newest last.
-
-    The time of a start is in a run's path, whatever has been done to the files since; runs in folders of
-    other names come before those, by the times of their files.
-    """
-    found: set[Path] = set()
-    for kind in KINDS:
-        for runs in folder.glob(f"**/{kind}"):
-            for depth in range(1, DEEPEST):
-                below = (f for f in runs.glob("*/" * depth) if not f.name.startswith("."))
-                found.update(f for f in below if f.name != "checkpoints" and _is_run(f))
-    return sorted(found, key=_started)
-
-
-def _is_run(folder: Path) -> bool:
-    return (folder / "checkpoints").is_dir() or any(folder.glob("artifact.*"))
-
-
-def _started(folder: Path) -> tuple[str, float]:
-    times = [part for part in folder.parts if STARTED.fullmatch(part)]
-    return (times[-1] if times else "", folder.stat().st_mtime)
-
-
-def _newest_run(key: str, value: str, patterns: tuple[str, ...], but: Path | None = None) -> Path:
-    """The folder of the newest run that has such a file; `but` is passed over.
-
-    Raises:
-        UserError: `value` is not `last`, or there is none.
-    """
-    if value != LAST:
-        raise UserError(
-            f"{key}={value}: no such file or folder; give a file, a run folder, or last"
-        )
-    for run in reversed(runs_below(LOGS)):
-        if but is not None and run.resolve() == but.resolve():
-            continue
-        if _files_in(run, patterns):
-            return run
-        warn(f"{key}=last: {run} has no {' or '.join(patterns)}; an older run is taken")
-    raise UserError(f"{key}={value}: no {' or '.join(patterns)} in any run below {LOGS.resolve()}")
 
 
 def find_checkpoint(value: str, trust: Trust | None = None) -> Path:
@@ -140,28 +39,11 @@ def find_checkpoint(value: str, trust: Trust | None = None) -> Path:
         return path
     if path.exists() and not path.is_dir():
         raise UserError(f"ckpt_path={value}: neither a file nor a folder")
-    folder = path if path.is_dir() else _newest_run("ckpt_path", value, CHECKPOINTS)
+    folder = path if path.is_dir() else newest_run("ckpt_path", value, CHECKPOINTS)
     for place in (folder / "checkpoints", folder):
         if (found := newest_whole(place, trust)) is not None:
             return found
     raise UserError(f"ckpt_path={value}: no {' or '.join(CHECKPOINTS)} in {folder}")
-
-
-def find_resume(value: str, run_dir: Path, trust: Trust | None = None) -> Path | None:
-    """The checkpoint that a training run goes on from; None to start at step 0.
-
-    `auto` looks into the run's own folder, and starts where there is none yet; `last` takes the newest other
-    run that has one.
-
-    Raises:
-        UserError: nothing there, or nothing whole.
-    """
-    if value == AUTO:
-        return newest_whole(run_dir / "checkpoints", trust)
-    if value == LAST and not as_path("ckpt_path", value).exists():
-        newest = _newest_run("ckpt_path", value, CHECKPOINTS, but=run_dir)
-        return find_checkpoint(str(newest), trust)
-    return find_checkpoint(value, trust)
 
 
 def checkpoints_in(folder: Path, pattern: str = "*.ckpt") -> list[Path]:

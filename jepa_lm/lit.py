@@ -26,8 +26,9 @@ from jepa_lm.callbacks.passes import WarnOfSecondPass
 from jepa_lm.callbacks.stored import TrainOnStoredWeights
 from jepa_lm.clipping import clip_gradients
 from jepa_lm.config import build
+from jepa_lm.data.byte_counter import ByteCounter
 from jepa_lm.data.stream import Batch
-from jepa_lm.evaluation.bpb import ByteCounter, Score
+from jepa_lm.evaluation.bpb import Score
 from jepa_lm.guard import FiniteGuard
 from jepa_lm.model import Encoded, LanguageModel
 from jepa_lm.objective import LatentPrediction, Moment
@@ -39,7 +40,7 @@ from jepa_lm.optim.ghost import run_ghost_steps
 from jepa_lm.optim.recipe import OptimizerRecipe
 from jepa_lm.quantization.policy import Policy
 from jepa_lm.quantization.training import StoredWeights
-from jepa_lm.resumed import Resumed
+from jepa_lm.records import Resumed
 from jepa_lm.run_state import load_run_state, save_run_state
 from jepa_lm.side_by_side import SideBySide
 from jepa_lm.stopping import StopRequest

@@ -1,4 +1,4 @@
-"""What every run writes down about itself: summary.json and its parts."""
+"""Where a result comes from: config, source, versions, and the checkpoint that a run went on from."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import subprocess
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jepa_lm
 
@@ -32,6 +32,16 @@ NOT_HASHED = {
     "limits",
 }
 """Where and how a run is watched does not change what it computes."""
+
+
+class Resumed(NamedTuple):
+    """A checkpoint that a run goes on from."""
+
+    path: Path
+    step: int
+    """Optimizer steps that are done."""
+    validated: bool
+    """The validation after that step is recorded already, as far as this process sees."""
 
 
 def relevant(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from jepa_lm.data.token_data import TokenData
 from jepa_lm.errors import UserError, warn
 from jepa_lm.lit import LanguageModelTask
 from jepa_lm.loggers.metrics_csv import validated
-from jepa_lm.resumed import Resumed
+from jepa_lm.records import Resumed
 from jepa_lm.run_folder import set_later_aside
 from jepa_lm.run_state import check_moments, check_run_state, fingerprints, lacks, optimizer_groups
 from jepa_lm.trusted import Trust

@@ -17,15 +17,17 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from jepa_lm.checkpoint import AUTO, SAVED, damage, find_resume
+from jepa_lm.checkpoint import CHECKPOINTS, SAVED, damage, find_checkpoint, newest_whole
 from jepa_lm.errors import UserError, system_error
 from jepa_lm.files import read_object, sweep_up, write_json, write_text
+from jepa_lm.finding import LAST, as_path, newest_run
 from jepa_lm.locks import only_writer
 from jepa_lm.loggers.metrics_csv import FILE as METRICS
 from jepa_lm.loggers.wandb_run import ID_FILE
 from jepa_lm.records import CONFIG_FILE
 from jepa_lm.trusted import Trust
 
+AUTO = "auto"
 KEY = "hydra.run.dir"
 SUMMARY = "summary.json"
 EVENTS = "tensorboard"
@@ -54,6 +56,23 @@ def claimed(run_dir: Path, asked: str | None, trust: Trust | None = None) -> Ite
             sweep_up(run_dir)
             _require_one_run(run_dir, asked, resume)
         yield resume
+
+
+def find_resume(value: str, run_dir: Path, trust: Trust | None = None) -> Path | None:
+    """The checkpoint that a training run goes on from; None to start at step 0.
+
+    `auto` looks into the run's own folder, and starts where there is none yet; `last` takes the newest other
+    run that has one.
+
+    Raises:
+        UserError: nothing there, or nothing whole.
+    """
+    if value == AUTO:
+        return newest_whole(run_dir / "checkpoints", trust)
+    if value == LAST and not as_path("ckpt_path", value).exists():
+        newest = newest_run("ckpt_path", value, CHECKPOINTS, but=run_dir)
+        return find_checkpoint(str(newest), trust)
+    return find_checkpoint(value, trust)
 
 
 def _require_one_run(run_dir: Path, asked: str | None, resume: Path | None) -> None:

@@ -2,27 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from jepa_lm.data.tokenizers import Tokenizer
-from jepa_lm.errors import UserError
 from jepa_lm.model import LanguageModel
-
-
-def check_sampling(settings: Mapping[str, Any]) -> None:
-    """Refuse settings that could only fail after the training.
-
-    Raises:
-        UserError: a negative temperature or length.
-    """
-    for key in ("temperature", "tokens"):
-        if settings[key] < 0:
-            raise UserError(f"sampling.{key}={settings[key]}: must be 0 or more")
 
 
 def sample_text(

@@ -5,13 +5,12 @@ from __future__ import annotations
 import logging
 import warnings
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import nullcontext
 from functools import wraps
 from typing import Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.profilers import PassThroughProfiler
 
@@ -19,65 +18,6 @@ from jepa_lm.callbacks.checkpoints import AtomicCheckpointIO, SaveCheckpoints
 from jepa_lm.config import build
 from jepa_lm.errors import UserError, warn
 from jepa_lm.trusted import Trust
-
-ELSEWHERE = {
-    "max_epochs": "a run ends with trainer.max_steps or trainer.max_time",
-    "min_epochs": "a run ends with trainer.max_steps or trainer.max_time",
-    "min_steps": "a run ends with trainer.max_steps or trainer.max_time",
-    "limit_train_batches": "it would repeat the same batches; set trainer.max_steps, or data.train_tokens",
-    "overfit_batches": "set data.train_tokens, as debug=overfit does",
-    "fast_dev_run": "debug=tiny is a short run",
-    "barebones": "logger=none logs nothing",
-    "check_val_every_n_epoch": "set trainer.val_check_interval, in steps",
-    "num_sanity_val_steps": "nothing is validated before a run; debug=tiny is a short one",
-    "limit_test_batches": "eval.py scores, all of the split",
-    "limit_predict_batches": "nothing is predicted in batches",
-    "reload_dataloaders_every_n_epochs": "the data has no epochs",
-    "use_distributed_sampler": "ranks take their share of each batch as it is",
-    "enable_checkpointing": "set checkpoint.every_n_steps=null for one at the end",
-    "enable_model_summary": "describe=true shows what would be trained",
-    "callbacks": "add one with +callbacks.NAME._target_=...",
-    "logger": "choose with logger=",
-    "plugins": "set trainer.precision, trainer.strategy or trainer.accelerator",
-}
-"""Settings of Lightning's Trainer that this project does not have, and what it has instead."""
-COUNTS = ("val_check_interval", "log_every_n_steps", "accumulate_grad_batches")
-
-
-def check_settings(settings: Mapping[str, Any]) -> None:
-    """Refuse settings that would do nothing here, or something else.
-
-    Raises:
-        UserError: naming the setting, and what to use.
-    """
-    for key, instead in ELSEWHERE.items():
-        if settings.get(key) is not None:
-            raise UserError(f"trainer.{key}={settings[key]}: not used here; {instead}")
-    for key in COUNTS:
-        if (value := settings.get(key)) is not None and value < 1:
-            raise UserError(f"trainer.{key}={value}: at least 1")
-    if (algorithm := settings.get("gradient_clip_algorithm")) not in (None, "norm"):
-        raise UserError(
-            f"trainer.gradient_clip_algorithm={algorithm}: gradients are clipped by norm"
-        )
-
-
-def check_devices(settings: dict[str, Any]) -> None:
-    """Refuse a GPU run where PyTorch sees too few.
-
-    Raises:
-        UserError: naming the setting.
-    """
-    if settings["accelerator"] not in ("gpu", "cuda"):
-        return
-    found, wanted = torch.cuda.device_count(), settings["devices"]
-    if not found:
-        raise UserError(
-            f"trainer.accelerator={settings['accelerator']}: PyTorch sees no GPU here; use trainer=cpu, or "
-            "trainer=ddp_sim for several processes"
-        )
-    if isinstance(wanted, int) and wanted > found:
-        raise UserError(f"trainer.devices={wanted}: PyTorch sees {found} here")
 
 
 def make_trainer(config: dict[str, Any]) -> pl.Trainer:

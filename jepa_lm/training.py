@@ -32,10 +32,10 @@ from jepa_lm.precision import resolve_precision
 from jepa_lm.records import CONFIG_FILE, config_hash, git_state, source_hash
 from jepa_lm.resume import go_on
 from jepa_lm.run_folder import SUMMARY, Record, claimed, keep_overrides
-from jepa_lm.startup import check_start, tell_limits
+from jepa_lm.startup import check_devices, check_start, tell_limits
 from jepa_lm.stopping import Stopped
 from jepa_lm.summary import announce, show, summarize
-from jepa_lm.trainer import check_devices, make_trainer, quiet_lightning
+from jepa_lm.trainer import make_trainer, quiet_lightning
 from jepa_lm.trusted import Trust
 
 RECORDS = (SUMMARY, CONFIG_FILE, ".hydra/overrides.yaml")

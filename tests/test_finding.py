@@ -8,15 +8,11 @@ import shutil
 import pytest
 import torch
 
-from jepa_lm.checkpoint import (
-    checkpoints_in,
-    find_checkpoint,
-    find_file,
-    find_resume,
-    newest_whole,
-    runs_below,
-)
+from jepa_lm.artifact.publishing import find_artifact
+from jepa_lm.checkpoint import checkpoints_in, find_checkpoint, newest_whole
 from jepa_lm.errors import UserError
+from jepa_lm.finding import runs_below
+from jepa_lm.run_folder import find_resume
 
 
 @pytest.fixture
@@ -98,9 +94,9 @@ def test_two_artifacts_in_one_folder_have_to_be_told_apart(tmp_path):
     for name in ("artifact.xz", "artifact.br"):
         (tmp_path / name).write_bytes(b"x")
     with pytest.raises(UserError, match=r"several files .*artifact\.br, artifact\.xz.*name one"):
-        find_file("artifact_path", str(tmp_path), ("artifact.*",))
+        find_artifact(str(tmp_path))
     (tmp_path / "artifact.xz").unlink()
-    assert find_file("artifact_path", str(tmp_path), ("artifact.*",)).name == "artifact.br"
+    assert find_artifact(str(tmp_path)).name == "artifact.br"
 
 
 @pytest.mark.parametrize("value", ["x" * 5000, "a\0b", "nowhere", "/dev/null"])

@@ -10,8 +10,8 @@ from jepa_lm.cli import CONF
 from jepa_lm.config import check, resolve
 from jepa_lm.errors import UserError
 from jepa_lm.run import train
-from jepa_lm.startup import check_processor, check_start, require_objective, tell_limits
-from jepa_lm.trainer import ELSEWHERE, check_settings
+from jepa_lm.startup import check_processor, check_start, tell_limits
+from jepa_lm.values import ELSEWHERE, check_trainer, require_objective
 
 
 @pytest.fixture(scope="module")
@@ -61,9 +61,9 @@ def test_a_gpu_may_compute_in_float16(whole):
 @pytest.mark.parametrize("key", ELSEWHERE)
 def test_settings_of_lightning_that_would_do_something_else_here_are_refused(key):
     """F20: limit_train_batches trained on the same batches again and again."""
-    check_settings({key: None, "max_steps": 5})
+    check_trainer({key: None, "max_steps": 5})
     with pytest.raises(UserError, match=rf"trainer\.{key}=2: not used here; \w"):
-        check_settings({key: 2})
+        check_trainer({key: 2})
 
 
 def test_a_weight_of_nothing_is_refused_in_a_single_run(small):

@@ -13,12 +13,12 @@ from rich.table import Table
 from yaml import YAMLError
 
 from jepa_lm.artifact.loading import load_artifact
-from jepa_lm.artifact.publishing import ARTIFACTS
-from jepa_lm.checkpoint import as_path, find_file
+from jepa_lm.artifact.publishing import find_artifact
 from jepa_lm.config import check_type
 from jepa_lm.console import Screen
 from jepa_lm.crash import command
 from jepa_lm.errors import UserError
+from jepa_lm.finding import as_path
 from jepa_lm.schema import LimitsOfFiles
 from jepa_lm.trusted import Trust
 
@@ -76,7 +76,7 @@ def _show(arguments: list[str]) -> None:
         raise UserError("python -m jepa_lm.artifact FILE [trust=[my_module]] [limits.bytes=...]")
     path = as_path("artifact_path", named[0])
     if path.is_dir():
-        path = find_file("artifact_path", named[0], (ARTIFACTS,))
+        path = find_artifact(named[0])
     table = Table(title=path.name, show_header=False)
     for row in contents(path, _trust(words)):
         table.add_row(*row)

@@ -47,7 +47,7 @@ from jepa_lm.evaluation.subject import (
     pick_device,
     weights_of,
 )
-from jepa_lm.evaluation.temperature import SEARCH, check_temperature, search_temperature
+from jepa_lm.evaluation.temperature import search_temperature
 from jepa_lm.evaluation.windows import StandardWindows
 from jepa_lm.files import staging, sweep_up, write_json, write_text
 from jepa_lm.locks import only_writer
@@ -59,6 +59,7 @@ from jepa_lm.records import git_state, versions
 from jepa_lm.sampling import start_of_text
 from jepa_lm.schema import ExportConfig
 from jepa_lm.trusted import Trust
+from jepa_lm.values import SEARCH, check_temperature
 
 TRIAL_TOKENS = 16_384
 """Of training text, on which ways under the cap are tried."""

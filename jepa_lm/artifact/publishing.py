@@ -15,6 +15,7 @@ from pathlib import Path
 
 from jepa_lm.errors import UserError
 from jepa_lm.files import link_or_copy, read_object
+from jepa_lm.finding import find_file
 
 ARTIFACTS = "artifact.*"
 ACCOUNT, SUBMISSION, CARD, CODE = "export.json", "submission.json", "model_card.md", "code"
@@ -28,6 +29,15 @@ def digest(path: Path) -> str:
     """SHA-256 of a file, as `sha256sum` shows it."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def find_artifact(value: str) -> Path:
+    """The artifact that `artifact_path` names: a file, its folder, or `last`.
+
+    Raises:
+        UserError: nothing there, or several of which none counts.
+    """
+    return find_file("artifact_path", value, (ARTIFACTS,), choose=counting)
 
 
 def counting(artifacts: Iterable[Path]) -> Path | None:

@@ -15,10 +15,11 @@ from pathlib import Path
 import torch
 
 from jepa_lm.artifact.loading import Loaded, load_model
+from jepa_lm.data.byte_counter import ByteCounter
 from jepa_lm.data.stream import TokenStream
 from jepa_lm.data.tokenizers import ByteTokenizer, SentencePieceTokenizer, Tokenizer
 from jepa_lm.errors import UserError
-from jepa_lm.evaluation.bpb import ByteCounter, Score, score_from_sums
+from jepa_lm.evaluation.bpb import Score, score_from_sums
 from jepa_lm.evaluation.scoring import Scorer, score_windows
 from jepa_lm.evaluation.windows import SlidingWindows, StandardWindows
 from jepa_lm.process import tune

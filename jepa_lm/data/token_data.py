@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
+from jepa_lm.data.byte_counter import ByteCounter
 from jepa_lm.data.corpora import Austen, FineWeb, TextCorpus
 from jepa_lm.data.passes import Passes
 from jepa_lm.data.prepare import Prepared, prepare
@@ -12,7 +13,6 @@ from jepa_lm.data.stream import Order, TokenStream, make_order
 from jepa_lm.data.text_splits import MOST_HELD_OUT
 from jepa_lm.data.tokenizers import ByteTokenizer, SentencePieceBPE
 from jepa_lm.errors import UserError
-from jepa_lm.evaluation.bpb import ByteCounter
 from jepa_lm.evaluation.windows import StandardWindows
 
 

@@ -1,7 +1,7 @@
 """Bits per byte: total nats / ln 2 / total bytes of the text.
 
-A token table says how many bytes each target stands for (`TokenBytes`). Where the text before tokenization
-is known, a whole split counts its bytes and no others. Legend: B windows, T targets, V vocabulary.
+Where the text before tokenization is known, a whole split counts its bytes and no others.
+Legend: B windows, T inputs, S scored targets.
 """
 
 from __future__ import annotations
@@ -12,34 +12,9 @@ from dataclasses import asdict, dataclass
 import torch
 from torch import Tensor, nn
 
+from jepa_lm.data.byte_counter import ByteCounter
 from jepa_lm.data.stream import Batch
-from jepa_lm.data.tokenizers import TokenBytes
 from jepa_lm.model import LanguageModel, token_nll
-
-
-class ByteCounter(nn.Module):
-    """`TokenBytes` as tensors that follow the model to its device and stay out of checkpoints.
-
-    Args:
-        scale: bytes of text for each byte of the table; another number than 1 where the tokenizer does not
-            keep the text (a normalised space, an unknown character).
-    """
-
-    base: Tensor
-    leading_space: Tensor
-    boundary: Tensor
-
-    def __init__(self, table: TokenBytes, scale: float = 1.0) -> None:
-        super().__init__()
-        self.scale = scale
-        for name in ("base", "leading_space", "boundary"):
-            self.register_buffer(name, torch.from_numpy(getattr(table, name)), persistent=False)
-
-    def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Bytes of each target, int64 (scaled: float64); inputs are the tokens before them; all [B, T]."""
-        space = self.leading_space[targets] & ~self.boundary[inputs]
-        counted = self.base[targets] + space
-        return counted if self.scale == 1 else counted.double() * self.scale
 
 
 @dataclass(frozen=True)

@@ -32,7 +32,6 @@ from jepa_lm.evaluation.subject import (
     read_subject,
     weights_of,
 )
-from jepa_lm.evaluation.temperature import SEARCH, check_temperature
 from jepa_lm.files import read_object, sweep_up, write_json
 from jepa_lm.locks import only_writer
 from jepa_lm.loggers.recording import recording_job
@@ -41,6 +40,7 @@ from jepa_lm.precision import AUTOCAST, resolve_precision
 from jepa_lm.records import git_state, versions
 from jepa_lm.schema import EvalConfig
 from jepa_lm.trusted import Trust
+from jepa_lm.values import SEARCH, check_temperature
 
 if TYPE_CHECKING:
     from lightning.fabric import Fabric

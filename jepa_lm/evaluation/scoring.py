@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from jepa_lm.console import shown
+from jepa_lm.data.byte_counter import ByteCounter
 from jepa_lm.data.stream import Batch, TokenStream
-from jepa_lm.evaluation.bpb import BPBMeter, ByteCounter, score_batch
+from jepa_lm.evaluation.bpb import BPBMeter, score_batch
 from jepa_lm.model import LanguageModel, TextState, token_nll
 from jepa_lm.precision import AUTOCAST, resolve_precision
 

@@ -11,14 +11,8 @@ from typing import Any, NamedTuple
 import torch
 
 from jepa_lm.artifact.loading import load_artifact, weights_hash
-from jepa_lm.artifact.publishing import ARTIFACTS
-from jepa_lm.checkpoint import (
-    TRIES,
-    find_checkpoint,
-    find_file,
-    inference_model,
-    read_checkpoint,
-)
+from jepa_lm.artifact.publishing import find_artifact
+from jepa_lm.checkpoint import TRIES, find_checkpoint, inference_model, read_checkpoint
 from jepa_lm.data.corpora import FineWeb
 from jepa_lm.data.token_data import TokenData
 from jepa_lm.errors import UserError
@@ -91,7 +85,7 @@ def find_subject(ckpt: str | None, artifact: str | None, trust: Trust) -> tuple[
     if ckpt is not None:
         return "ckpt_path", find_checkpoint(ckpt, trust)
     assert artifact is not None
-    return "artifact_path", find_file("artifact_path", artifact, (ARTIFACTS,))
+    return "artifact_path", find_artifact(artifact)
 
 
 def load_subject(ckpt: str | None, artifact: str | None, trust: Trust | None = None) -> Subject:

@@ -20,18 +20,6 @@ from jepa_lm.model import token_nll
 TOKENS = 65_536
 COARSE = (0.5, 0.7, 0.85, 0.95, 1.0, 1.1, 1.3, 1.5, 2.0)
 FINE = (-0.06, -0.04, -0.02, 0.02, 0.04, 0.06)
-SEARCH = "search"
-
-
-def check_temperature(key: str, value: Any) -> None:
-    """Refuse what is neither a positive number nor `search`.
-
-    Raises:
-        UserError: naming the setting.
-    """
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if value != SEARCH and not (number and 0 < value < math.inf):
-        raise UserError(f"{key}={value}: a positive number, or search")
 
 
 def search_temperature(

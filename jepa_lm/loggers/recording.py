@@ -14,7 +14,7 @@ from jepa_lm.config import build
 from jepa_lm.errors import warn
 from jepa_lm.loggers.keeper import Ending, Keeper
 from jepa_lm.loggers.settings import fill_in
-from jepa_lm.resumed import Resumed
+from jepa_lm.records import Resumed
 from jepa_lm.stopping import StopRequest
 
 if TYPE_CHECKING:

@@ -143,7 +143,7 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def round_parameters(self) -> None:
-        """To the nearest bfloat16, if `parameter_dtype` says so: an update of less than half a step is lost."""
+        """To the nearest bfloat16, where `parameter_dtype` says so; smaller updates are lost."""
         if self.parameter_dtype == "bfloat16":
             parameters = list(self.parameters())
             torch._foreach_copy_(parameters, [p.to(torch.bfloat16) for p in parameters])

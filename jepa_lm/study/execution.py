@@ -27,7 +27,6 @@ from jepa_lm.locks import only_writer
 from jepa_lm.loggers.settings import fitted
 from jepa_lm.records import CONFIG_FILE, config_hash
 from jepa_lm.shown import override, quoted
-from jepa_lm.startup import check_values
 from jepa_lm.streams import tell
 from jepa_lm.study.arms import describe_differences, differences
 from jepa_lm.study.composing import Composer
@@ -37,6 +36,7 @@ from jepa_lm.study.request import NONE, WEIGHT, Composed, read_request
 from jepa_lm.study.runs import Run, find_runs
 from jepa_lm.study.search import Search
 from jepa_lm.study.statistics import MINIMUM_PAIRS
+from jepa_lm.values import check_values
 
 MOST_REASONS = 5
 FOLDER_KEY = "hydra.sweep.dir"

@@ -11,8 +11,8 @@ from typing import Any
 from hydra.core.override_parser.types import IntervalSweep, Override
 
 from jepa_lm.errors import UserError
-from jepa_lm.startup import check_seed
 from jepa_lm.study.arms import below
+from jepa_lm.values import check_seed
 
 SEED, WEIGHT = "seed", "jepa.weight"
 NONE = "none"

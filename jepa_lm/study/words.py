@@ -7,7 +7,6 @@ import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from jepa_lm.data.passes import figure as figure_of_passes
 from jepa_lm.study.runs import Run
 
 NOTHING = "-"
@@ -90,7 +89,7 @@ def budget(runs: Iterable[Run], match: str | None) -> str:
         spent = count(tokens[0])
         said += f"; {spent if tokens[0] == tokens[-1] else f'{spent} to {count(tokens[-1])}'} training tokens"
     passes = sorted(p for run in runs if (p := run.summary.get("passes")) is not None)
-    if known := _values(map(figure_of_passes, passes)):
+    if known := _values(f"{x:,.2f}" if x >= 0.1 else f"{x:.2g}" for x in passes):
         said += (
             f"; passes over the training split: {' to '.join(dict.fromkeys((known[0], known[-1])))}"
         )

@@ -10,8 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from jepa_lm.artifact.publishing import check_code_folder, counting, publish
-from jepa_lm.checkpoint import find_file
+from jepa_lm.artifact.publishing import check_code_folder, counting, find_artifact, publish
 from jepa_lm.errors import UserError
 from jepa_lm.files import held, staging, sweep_up
 
@@ -75,7 +74,7 @@ def test_a_kill_at_any_moment_leaves_one_whole_export(tmp_path, monkeypatch, nam
                     over = True
                 except KilledError:
                     over = False
-        named = find_file("artifact_path", str(folder), ("artifact.*",))
+        named = find_artifact(str(folder))
         account = json.loads((folder / "export.json").read_text())
         assert hashlib.sha256(named.read_bytes()).hexdigest() == account["artifact_sha256"]
         if over:
@@ -94,7 +93,7 @@ def test_of_several_artifacts_the_one_counts_that_its_records_name(tmp_path):
     assert counting(sorted(tmp_path.glob("artifact.*"))) == tmp_path / "artifact.br"
     (tmp_path / "artifact.br").write_text("changed since")
     with pytest.raises(UserError, match=r"several files in .*artifact\.br, artifact\.xz"):
-        find_file("artifact_path", str(tmp_path), ("artifact.*",))
+        find_artifact(str(tmp_path))
 
 
 def test_code_is_never_put_over_what_no_export_wrote(tmp_path):

@@ -11,11 +11,12 @@ import torch
 import torch.nn.functional as F
 
 from jepa_lm.checkpoint import inference_model, read_checkpoint
+from jepa_lm.data.byte_counter import ByteCounter
 from jepa_lm.data.shards import ShardWriter
 from jepa_lm.data.stream import TokenStream
 from jepa_lm.data.tokenizers import TokenBytes
 from jepa_lm.errors import UserError
-from jepa_lm.evaluation.bpb import BPBMeter, ByteCounter
+from jepa_lm.evaluation.bpb import BPBMeter
 from jepa_lm.evaluation.subject import load_data, load_subject
 from jepa_lm.evaluation.windows import StandardWindows
 from jepa_lm.run import evaluate

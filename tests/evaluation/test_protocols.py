@@ -14,11 +14,11 @@ from hydra.core.global_hydra import GlobalHydra
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from jepa_lm.config import build, resolve
+from jepa_lm.data.byte_counter import ByteCounter
 from jepa_lm.data.shards import ShardWriter
 from jepa_lm.data.stream import TokenStream
 from jepa_lm.data.tokenizers import ByteTokenizer
 from jepa_lm.errors import RankError, UserError
-from jepa_lm.evaluation.bpb import ByteCounter
 from jepa_lm.evaluation.command import _worker
 from jepa_lm.evaluation.scoring import (
     Scorer,

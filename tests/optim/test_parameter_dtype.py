@@ -23,7 +23,8 @@ def test_the_models_weights_are_rounded_and_those_of_the_objective_are_not(small
     assert all(p.dtype == torch.float32 for p in task.parameters())
     assert not all(_on_the_grid(task.objective.parameters()))
     moments = [s["exp_avg"] for s in task.optimizers().state.values() if "exp_avg" in s]
-    assert moments and not all(_on_the_grid(moments))
+    assert moments
+    assert not all(_on_the_grid(moments))
 
 
 def test_by_default_nothing_is_rounded(small, tmp_path):
@@ -40,7 +41,9 @@ def test_a_start_is_the_same_start_rounded(small, tmp_path):
         assert torch.equal(exact.bfloat16().float(), rounded)
 
 
-@pytest.mark.parametrize(("dtype", "least", "most"), [("float32", 0.0, 0.7), ("bfloat16", 0.9, 1.0)])
+@pytest.mark.parametrize(
+    ("dtype", "least", "most"), [("float32", 0.0, 0.7), ("bfloat16", 0.9, 1.0)]
+)
 def test_an_update_of_less_than_half_a_step_is_lost(small, tmp_path, dtype, least, most):
     """Why a study asks: at a small learning rate most weights stand still."""
     tables = []
