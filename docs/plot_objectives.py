@@ -19,8 +19,8 @@ from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 
 from jepa_lm import schema
-from jepa_lm.cli import CONF
 from jepa_lm.config import resolve
+from jepa_lm.explaining import CONF
 
 FOLDER = Path(__file__).parent / "objectives"
 OBJECTIVES = ("vicreg", "patch", "lewm", "chunk", "llm_jepa")

@@ -25,9 +25,10 @@ from rich.table import Table
 
 from jepa_lm import schema, training
 from jepa_lm.artifact.loading import load_artifact
-from jepa_lm.cli import CONF, launch
+from jepa_lm.cli import launch
 from jepa_lm.data.corpora import Austen
 from jepa_lm.errors import RankError
+from jepa_lm.explaining import CONF
 from jepa_lm.lit import LanguageModelTask
 from jepa_lm.optim.clock import ProgressClock
 from tests.comparing import compare_files, compare_runs

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from jepa_lm.cli import CONF
 from jepa_lm.config import build, check, resolve
 from jepa_lm.describe import count_parameters
+from jepa_lm.explaining import CONF
 from jepa_lm.study.arms import below, differences
 from tests.test_end_to_end_slow import run
 

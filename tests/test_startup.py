@@ -6,9 +6,9 @@ import copy
 
 import pytest
 
-from jepa_lm.cli import CONF
 from jepa_lm.config import check, resolve
 from jepa_lm.errors import UserError
+from jepa_lm.explaining import CONF
 from jepa_lm.run import train
 from jepa_lm.startup import check_processor, check_start, tell_limits
 from jepa_lm.values import ELSEWHERE, check_trainer, require_objective

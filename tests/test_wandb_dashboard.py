@@ -8,8 +8,8 @@ import pytest
 import yaml
 
 from jepa_lm import dashboard
-from jepa_lm.cli import CONF
 from jepa_lm.config import check, resolve
+from jepa_lm.explaining import CONF
 from tests.conftest import REPO
 
 pytest.importorskip("wandb")

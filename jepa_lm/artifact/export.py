@@ -34,7 +34,6 @@ from jepa_lm.artifact.size import (
 )
 from jepa_lm.artifact.writing import Packed, Written, pack_model, write_artifact
 from jepa_lm.checkpoint import portable, read_checkpoint, shipped_weights
-from jepa_lm.cli import CONF
 from jepa_lm.config import check_node, check_schema, resolve
 from jepa_lm.console import showing
 from jepa_lm.data.token_data import TokenData
@@ -49,6 +48,7 @@ from jepa_lm.evaluation.subject import (
 )
 from jepa_lm.evaluation.temperature import search_temperature
 from jepa_lm.evaluation.windows import StandardWindows
+from jepa_lm.explaining import CONF
 from jepa_lm.files import staging, sweep_up, write_json, write_text
 from jepa_lm.locks import only_writer
 from jepa_lm.loggers.recording import Records, recording_job

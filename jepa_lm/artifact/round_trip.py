@@ -146,7 +146,7 @@ def _score(subject: Subject, data: TokenData, protocol: str, asked: dict[str, An
         temperature=subject.temperature
     )
     settings = {"protocol": protocol, "stride": asked["stride"]}
-    return score_from_sums(*score_split(scorer, data, settings, subject).tolist())
+    return score_from_sums(*score_split(scorer, data, settings, subject.stride).tolist())
 
 
 def answer_to(settings: dict[str, Any]) -> dict[str, Any]:

@@ -137,7 +137,7 @@ def _result(
         )
     result = {
         "protocol": settings["protocol"],
-        **details(settings, subject),
+        **details(settings, subject.stride),
         **score.as_dict(),
         "seconds": seconds,
         "max_seconds": settings["max_seconds"],
@@ -258,7 +258,7 @@ def _share(
         temperature=_temperature(settings, subject), rank=rank, world_size=world_size
     )
     began = time.perf_counter()
-    sums = score_split(scorer, data, settings, subject).tolist()
+    sums = score_split(scorer, data, settings, subject.stride).tolist()
     return sums, time.perf_counter() - began
 
 

@@ -14,7 +14,6 @@ from torch import Tensor
 from jepa_lm.data.token_data import TokenData
 from jepa_lm.errors import UserError
 from jepa_lm.evaluation.scoring import Scorer, score_documents, score_stream, score_windows
-from jepa_lm.evaluation.subject import Subject
 from jepa_lm.evaluation.windows import SlidingWindows
 
 OWN_SETTINGS = {"standard": (), "sliding": ("stride",), "stream": ("reset",)}
@@ -51,22 +50,27 @@ def check_protocol(settings: dict[str, Any], devices: int) -> None:
             )
 
 
-def details(settings: dict[str, Any], subject: Subject) -> dict[str, Any]:
-    """What a report says about the protocol beside its name."""
+def details(settings: dict[str, Any], stride: int) -> dict[str, Any]:
+    """What a report says about the protocol beside its name.
+
+    Args:
+        stride: the run's own, where the settings name none.
+    """
     if settings["protocol"] == "sliding":
-        return {"stride": _stride(settings, subject)}
+        return {"stride": _stride(settings, stride)}
     return {key: settings[key] for key in OWN_SETTINGS[settings["protocol"]]}
 
 
-def _stride(settings: dict[str, Any], subject: Subject) -> int:
+def _stride(settings: dict[str, Any], stride: int) -> int:
     given = settings["stride"]
-    return subject.stride if given is None else int(given)
+    return stride if given is None else int(given)
 
 
-def score_split(
-    scorer: Scorer, data: TokenData, settings: dict[str, Any], subject: Subject
-) -> Tensor:
+def score_split(scorer: Scorer, data: TokenData, settings: dict[str, Any], stride: int) -> Tensor:
     """Nats, targets and bytes [3] of this process's share of the validation split.
+
+    Args:
+        stride: the run's own, where the settings name none.
 
     Raises:
         UserError: a protocol that this model or this tokenizer cannot have.
@@ -75,9 +79,12 @@ def score_split(
     if settings["protocol"] == "standard":
         return score_windows(scorer, data.val_windows())
     if settings["protocol"] == "sliding":
-        stride = _stride(settings, subject)
         windows = SlidingWindows(
-            stream, seq_len=data.seq_len, stride=stride, rows=data.val_rows, device=scorer.device
+            stream,
+            seq_len=data.seq_len,
+            stride=_stride(settings, stride),
+            rows=data.val_rows,
+            device=scorer.device,
         )
         return score_windows(scorer, windows)
     if (reason := scorer.model.why_not_stream()) is not None:

@@ -173,7 +173,7 @@ def recurrent(tmp_path_factory, small_text):
     """A small Mamba-2 run, trained once."""
     import hydra
 
-    from jepa_lm.cli import CONF
+    from jepa_lm.explaining import CONF
     from tests.conftest import SMALL_MAMBA2
 
     folder = tmp_path_factory.mktemp("recurrent")

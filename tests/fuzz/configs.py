@@ -12,8 +12,8 @@ from torch import nn
 
 from jepa_lm import schema
 from jepa_lm.checkpoint import empty_model
-from jepa_lm.cli import CONF
 from jepa_lm.config import resolve
+from jepa_lm.explaining import CONF
 from jepa_lm.quantization.policy import Policy
 from jepa_lm.trusted import Trust, build_part, check_part, plain
 from tests.fuzz.material import Material

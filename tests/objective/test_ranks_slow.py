@@ -22,7 +22,7 @@ def differences(tmp_path_factory, small_text):
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
-    from jepa_lm.cli import CONF
+    from jepa_lm.explaining import CONF
     from tests.conftest import SMALL
 
     folder = tmp_path_factory.mktemp("ranks")

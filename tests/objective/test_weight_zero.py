@@ -25,7 +25,7 @@ def plain(tmp_path_factory, small_text):
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
-    from jepa_lm.cli import CONF
+    from jepa_lm.explaining import CONF
     from tests.conftest import SMALL
 
     runs: dict = {}

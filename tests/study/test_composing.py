@@ -9,7 +9,7 @@ from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
 
-from jepa_lm.cli import CONF
+from jepa_lm.explaining import CONF
 from jepa_lm.study.composing import Composer
 from tests.conftest import SMALL
 
