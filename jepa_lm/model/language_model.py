@@ -145,7 +145,7 @@ class LanguageModel(nn.Module):
     def round_parameters(self) -> None:
         """To the nearest bfloat16, where `parameter_dtype` says so; smaller updates are lost."""
         if self.parameter_dtype == "bfloat16":
-            parameters = list(self.parameters())
+            parameters: list[Tensor] = list(self.parameters())
             torch._foreach_copy_(parameters, [p.to(torch.bfloat16) for p in parameters])
 
     @property
