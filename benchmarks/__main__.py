@@ -15,7 +15,7 @@ import sys
 import time
 
 import benchmarks
-from jepa_lm import process
+from jepa_lm.utils import process
 
 HELPERS = {"__main__", "measure", "models"}
 WAITING = {"cross_entropy": "ACTIVE", "optimizer_step": "ACTIVE", "export_speed": "PASSIVE"}

@@ -15,11 +15,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.measure import Claim, Timings, at_least, at_most, interleaved
-from jepa_lm.model.cross_entropy import (
-    CrossEntropy,
-    chunked_cross_entropy,
-    cross_entropy_reference,
-)
+from jepa_lm.model.cross_entropy import CrossEntropy, chunked_cross_entropy, cross_entropy_reference
 from jepa_lm.model.heads import PolynomialSoftcap, Softcap, TanhSoftcap
 
 ROUNDS = 9

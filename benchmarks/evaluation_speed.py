@@ -9,8 +9,8 @@ import torch
 
 from benchmarks.measure import Claim, at_least, at_most, interleaved
 from benchmarks.models import language_model, scorer_of
+from jepa_lm.data.windows import SlidingWindows
 from jepa_lm.evaluation.scoring import score_stream, score_windows
-from jepa_lm.evaluation.windows import SlidingWindows
 from jepa_lm.model import LanguageModel, token_nll
 
 T, STRIDE, ROWS = 1024, 64, 8

@@ -12,13 +12,13 @@ import torch
 
 from benchmarks.measure import Claim, at_most, interleaved
 from benchmarks.models import compose
-from jepa_lm.config import resolve
-from jepa_lm.describe import model_flops_per_token
-from jepa_lm.lit import LanguageModelTask
 from jepa_lm.objective import Moment
 from jepa_lm.objective.flops import objective_flops_per_token
-from jepa_lm.optim.clock import ProgressClock
-from jepa_lm.precision import AUTOCAST, resolve_precision
+from jepa_lm.schedules.clock import ProgressClock
+from jepa_lm.training.flops import model_flops_per_token
+from jepa_lm.training.module import LanguageModelTask
+from jepa_lm.utils.config import resolve
+from jepa_lm.utils.precision import AUTOCAST, resolve_precision
 
 OBJECTIVES = ("vicreg", "patch", "lewm", "chunk", "llm_jepa")
 ROUNDS = 9

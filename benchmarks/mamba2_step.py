@@ -8,8 +8,8 @@ import torch
 
 from benchmarks.measure import Claim, at_most, interleaved
 from benchmarks.models import language_model
-from jepa_lm.describe import count_parameters, model_flops_per_token
 from jepa_lm.model import LanguageModel, token_nll
+from jepa_lm.training.flops import count_parameters, model_flops_per_token
 
 T, ROWS, ROUNDS = 1024, 2, 7
 COMMON = ("model.vocab_size=1024", "model.dim=256", "model.backbone.layers=4")

@@ -10,16 +10,16 @@ import torch
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import DictConfig
 
-from jepa_lm import schema
 from jepa_lm.artifact import prediction
-from jepa_lm.config import build, resolve
 from jepa_lm.data.byte_counter import ByteCounter
 from jepa_lm.data.tokenizers import TokenBytes
 from jepa_lm.evaluation.scoring import Scorer
-from jepa_lm.explaining import CONF
 from jepa_lm.model import LanguageModel
-from jepa_lm.optim.routing import parameter_roles
+from jepa_lm.model.roles import parameter_roles
 from jepa_lm.quantization.formats import Format
+from jepa_lm.utils import schema
+from jepa_lm.utils.config import build, resolve
+from jepa_lm.utils.paths import CONF
 
 
 def compose(*overrides: str) -> DictConfig:

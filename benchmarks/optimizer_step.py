@@ -14,10 +14,10 @@ import torch
 
 from benchmarks.measure import Claim, at_most, interleaved
 from benchmarks.models import compose
-from jepa_lm.config import resolve
-from jepa_lm.lit import LanguageModelTask
-from jepa_lm.optim.clock import ProgressClock
 from jepa_lm.optim.newton_schulz import COEFFICIENTS
+from jepa_lm.schedules.clock import ProgressClock
+from jepa_lm.training.module import LanguageModelTask
+from jepa_lm.utils.config import resolve
 
 PRESET = ("experiment=pr1243_jepardy", "trainer=cpu", "paths.run_dir=unused")
 ROUNDS, TARGET = 9, 1.15

@@ -19,8 +19,8 @@ from jepa_lm.artifact.codecs import compress
 from jepa_lm.artifact.prediction import entropy_of_bytes
 from jepa_lm.artifact.size import CAP_BYTES, code_bytes, inference_files, minified_bytes
 from jepa_lm.artifact.writing import Packed, to_streams
-from jepa_lm.config import build, resolve
-from jepa_lm.optim.routing import parameter_roles
+from jepa_lm.model.roles import parameter_roles
+from jepa_lm.utils.config import build, resolve
 
 PUBLISHED = {
     "pr1243_jepardy": 15.88e6,

@@ -8,11 +8,11 @@ import torch
 
 from benchmarks.measure import GEMM_SIZES, Claim, gemm_gflops, interleaved, matrix_product, report
 from benchmarks.models import compose
-from jepa_lm.config import resolve
-from jepa_lm.describe import model_flops_per_token
-from jepa_lm.lit import LanguageModelTask
-from jepa_lm.optim.clock import ProgressClock
-from jepa_lm.precision import AUTOCAST, resolve_precision
+from jepa_lm.schedules.clock import ProgressClock
+from jepa_lm.training.flops import model_flops_per_token
+from jepa_lm.training.module import LanguageModelTask
+from jepa_lm.utils.config import resolve
+from jepa_lm.utils.precision import AUTOCAST, resolve_precision
 
 ROUNDS = 9
 

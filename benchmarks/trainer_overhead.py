@@ -29,14 +29,14 @@ from torch import Tensor
 
 from benchmarks.measure import Claim, aa_spread, at_most
 from benchmarks.models import compose
-from jepa_lm import training
-from jepa_lm.config import resolve
+from jepa_lm.commands import train as training
 from jepa_lm.data.datamodule import TokenDataModule
 from jepa_lm.data.stream import Batch, TrainBatches, make_order
 from jepa_lm.data.token_data import TokenData
-from jepa_lm.lit import LanguageModelTask
-from jepa_lm.optim.clock import ProgressClock
-from jepa_lm.precision import AUTOCAST
+from jepa_lm.schedules.clock import ProgressClock
+from jepa_lm.training.module import LanguageModelTask
+from jepa_lm.utils.config import resolve
+from jepa_lm.utils.precision import AUTOCAST
 
 SEGMENT = 100
 """Steps of the fit between two bare segments: five intervals of logging, one flush of metrics.csv."""

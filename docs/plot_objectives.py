@@ -18,9 +18,9 @@ from hydra.core.global_hydra import GlobalHydra
 from matplotlib.axes import Axes
 from matplotlib.patches import FancyBboxPatch
 
-from jepa_lm import schema
-from jepa_lm.config import resolve
-from jepa_lm.explaining import CONF
+from jepa_lm.utils import schema
+from jepa_lm.utils.config import resolve
+from jepa_lm.utils.paths import CONF
 
 FOLDER = Path(__file__).parent / "objectives"
 OBJECTIVES = ("vicreg", "patch", "lewm", "chunk", "llm_jepa")

@@ -20,12 +20,14 @@ from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from jepa_lm import gpus, process, run, schema
-from jepa_lm.crash import LOGS, MENDABLE, CrashError, bugs_kept
-from jepa_lm.errors import UserError
-from jepa_lm.explaining import CONF, check_words, explain, of_a_config
-from jepa_lm.stopping import Stopped
-from jepa_lm.streams import replace_characters, tell
+from jepa_lm import run
+from jepa_lm.utils import gpus, process, schema
+from jepa_lm.utils.crash import LOGS, MENDABLE, CrashError, bugs_kept
+from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.explaining import check_words, explain, of_a_config
+from jepa_lm.utils.output import replace_characters, tell
+from jepa_lm.utils.paths import CONF
+from jepa_lm.utils.signals import Stopped
 
 TOLD = (*MENDABLE, CrashError)
 """What is told in one line."""

@@ -9,21 +9,21 @@ from omegaconf import DictConfig
 
 
 def train(cfg: DictConfig) -> float | None:
-    """See `jepa_lm.training.train`."""
-    from jepa_lm.training import train
+    """See `jepa_lm.commands.train.train`."""
+    from jepa_lm.commands.train import train
 
     return train(cfg)
 
 
 def evaluate(cfg: DictConfig) -> float:
-    """See `jepa_lm.evaluation.command.evaluate`."""
-    from jepa_lm.evaluation.command import evaluate
+    """See `jepa_lm.commands.evaluate.evaluate`."""
+    from jepa_lm.commands.evaluate import evaluate
 
     return evaluate(cfg)
 
 
 def export(cfg: DictConfig) -> float:
-    """See `jepa_lm.artifact.export.export`."""
-    from jepa_lm.artifact.export import export
+    """See `jepa_lm.commands.export.export`."""
+    from jepa_lm.commands.export import export
 
     return export(cfg)

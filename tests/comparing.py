@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from jepa_lm.checkpoint import read_checkpoint
+from jepa_lm.model.checkpoint import read_checkpoint
 
 BY_THE_CLOCK = {"train/seconds", "train/tokens_per_second"}
 

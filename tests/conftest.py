@@ -27,9 +27,9 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
-from jepa_lm import schema
 from jepa_lm.data.corpora import Austen
-from jepa_lm.explaining import CONF
+from jepa_lm.utils import schema
+from jepa_lm.utils.paths import CONF
 from tests.wandb_file import Offline, runs_in
 
 REPO = Path(__file__).resolve().parent.parent

@@ -17,8 +17,8 @@ from typing import NamedTuple
 
 from lightning.fabric.loggers.csv_logs import _ExperimentWriter
 
-from jepa_lm.lit import LanguageModelTask
 from jepa_lm.loggers.metrics_csv import _AppendingWriter
+from jepa_lm.training.module import LanguageModelTask
 
 KILLED = -signal.SIGKILL
 LOST_RANK = 4

@@ -23,14 +23,15 @@ from hydra.core.global_hydra import GlobalHydra
 from rich.console import Console
 from rich.table import Table
 
-from jepa_lm import schema, training
 from jepa_lm.artifact.loading import load_artifact
 from jepa_lm.cli import launch
+from jepa_lm.commands import train as training
 from jepa_lm.data.corpora import Austen
-from jepa_lm.errors import RankError
-from jepa_lm.explaining import CONF
-from jepa_lm.lit import LanguageModelTask
-from jepa_lm.optim.clock import ProgressClock
+from jepa_lm.schedules.clock import ProgressClock
+from jepa_lm.training.module import LanguageModelTask
+from jepa_lm.utils import schema
+from jepa_lm.utils.errors import RankError
+from jepa_lm.utils.paths import CONF
 from tests.comparing import compare_files, compare_runs
 from tests.conftest import SMALL, SMALL_MAMBA2
 from tests.kill_worker import KILLED, LOST_RANK, Plan, until_done

@@ -81,7 +81,8 @@ class SlowEnd(Callback):
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.is_global_zero:
-            from jepa_lm import distributed, training
+            from jepa_lm.commands import train as training
+            from jepa_lm.training import distributed
 
             distributed.GRACE_SECONDS = 1.0
             conclude = training._conclude

@@ -10,11 +10,11 @@ import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 
-from jepa_lm.checkpoint import read_checkpoint
-from jepa_lm.config import resolve
 from jepa_lm.data.datamodule import TokenDataModule
-from jepa_lm.lit import LanguageModelTask
-from jepa_lm.optim.clock import ProgressClock
+from jepa_lm.model.checkpoint import read_checkpoint
+from jepa_lm.schedules.clock import ProgressClock
+from jepa_lm.training.module import LanguageModelTask
+from jepa_lm.utils.config import resolve
 
 
 class Watch(Callback):
@@ -36,7 +36,7 @@ class Watch(Callback):
 
 def fit(cfg, watch: Watch | None = None, ckpt=None, clock=None) -> LanguageModelTask:
     """A run with hands on the trainer."""
-    from jepa_lm import training
+    from jepa_lm.commands import train as training
 
     config = resolve(cfg)
     pl.seed_everything(config["seed"], verbose=False)

@@ -7,9 +7,9 @@ import json
 import pytest
 import torch
 
-from jepa_lm.checkpoint import inference_model, read_checkpoint
-from jepa_lm.errors import UserError
-from jepa_lm.lit import LanguageModelTask
+from jepa_lm.model.checkpoint import inference_model, read_checkpoint
+from jepa_lm.training.module import LanguageModelTask
+from jepa_lm.utils.errors import UserError
 from tests.runs import Watch, fit, weights
 
 

@@ -11,8 +11,8 @@ import pytest
 import yaml
 
 from jepa_lm import cli
-from jepa_lm.errors import UserError
-from jepa_lm.explaining import check_words
+from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.explaining import check_words
 from tests.conftest import REPO
 
 
@@ -191,7 +191,7 @@ def test_last_is_the_newest_run(command, trained, monkeypatch, tmp_path):
         folder.mkdir(parents=True)
         (folder / "last.ckpt").write_bytes(trained.checkpoint.read_bytes())
         os.utime(folder / "last.ckpt", (1, 1 if name == "old" else 2))
-    from jepa_lm.checkpoint import find_checkpoint
+    from jepa_lm.model.checkpoint import find_checkpoint
 
     assert find_checkpoint("last").parts[-3] == "new"
 

@@ -7,7 +7,7 @@ import pytest
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
-from jepa_lm.explaining import CONF
+from jepa_lm.utils.paths import CONF
 from tests.conftest import SMALL
 
 

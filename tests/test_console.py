@@ -12,14 +12,15 @@ import sys
 import numpy as np
 import pytest
 
-from jepa_lm import summary, training
-from jepa_lm.console import Screen, as_written, showing
+from jepa_lm.commands import evaluate as command
+from jepa_lm.commands import train as training
 from jepa_lm.data.tokenizers import TokenBytes
-from jepa_lm.errors import warn
-from jepa_lm.evaluation import command
+from jepa_lm.evaluation.sampling import start_of_text
 from jepa_lm.loggers.metrics_csv import AppendingCSVLogger
 from jepa_lm.run import evaluate, train
-from jepa_lm.sampling import start_of_text
+from jepa_lm.training import summary
+from jepa_lm.utils.console import Screen, as_written, showing
+from jepa_lm.utils.errors import warn
 
 
 class Full(io.StringIO):
@@ -115,7 +116,7 @@ def test_a_sample_has_a_start_whatever_the_tokenizer_drops(prompt):
 
 
 def test_a_score_that_is_no_number_is_a_failure(small, tmp_path, monkeypatch):
-    from jepa_lm.side_by_side import SideBySide
+    from jepa_lm.training.validation_scores import SideBySide
 
     scores = SideBySide.scores
 

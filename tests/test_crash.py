@@ -7,12 +7,13 @@ import sys
 
 import pytest
 
-from jepa_lm import cli, dashboard, rank_process, run
+from jepa_lm import cli, run
 from jepa_lm.artifact import __main__ as artifact_main
-from jepa_lm.crash import CrashError, bugs_kept
-from jepa_lm.errors import UserError
+from jepa_lm.commands import rank_process
 from jepa_lm.study import __main__ as study_main
-from jepa_lm.study import execution
+from jepa_lm.study import dashboard, execution
+from jepa_lm.utils.crash import CrashError, bugs_kept
+from jepa_lm.utils.errors import UserError
 
 
 def bug(*_):
@@ -134,7 +135,8 @@ def test_tools_keep_their_bugs_too(monkeypatch, tmp_path, capsys, module, inside
 
 
 def test_a_rank_keeps_its_bug_in_the_runs_folder(monkeypatch, tmp_path, capsys):
-    from jepa_lm import process, training
+    from jepa_lm.commands import train as training
+    from jepa_lm.utils import process
 
     monkeypatch.setattr(process, "stop_with_parent", lambda: None)
     monkeypatch.setattr(training, "train_resolved", bug)

@@ -10,14 +10,9 @@ import shutil
 import pytest
 import torch
 
-from jepa_lm.checkpoint import (
-    damage,
-    find_checkpoint,
-    newest_whole,
-    read_checkpoint,
-)
-from jepa_lm.errors import UserError
+from jepa_lm.model.checkpoint import damage, find_checkpoint, newest_whole, read_checkpoint
 from jepa_lm.run import train
+from jepa_lm.utils.errors import UserError
 
 
 def flipped(path) -> None:

@@ -6,8 +6,8 @@ import json
 
 from hydra.utils import instantiate
 
-from jepa_lm.config import resolve
 from jepa_lm.run import train
+from jepa_lm.utils.config import resolve
 
 
 def test_describe_trains_nothing_and_prints_json_only(small, capsys, tmp_path):
@@ -23,7 +23,7 @@ def test_describe_trains_nothing_and_prints_json_only(small, capsys, tmp_path):
 
 
 def test_flops_count_matrices_and_attention(small):
-    from jepa_lm.describe import model_flops_per_token
+    from jepa_lm.training.flops import model_flops_per_token
 
     model = instantiate(resolve(small())["model"])
     D, T, V, L = 64, 32, 400, 3
@@ -32,7 +32,7 @@ def test_flops_count_matrices_and_attention(small):
 
 
 def test_flops_of_mamba2_count_matrices_and_the_scan(compose):
-    from jepa_lm.describe import model_flops_per_token
+    from jepa_lm.training.flops import model_flops_per_token
 
     sizes = ("model.dim=64", "model.vocab_size=400", "model.embedding.factor_dim=32")
     config = resolve(compose("train", "model=mamba2", "model.backbone.layers=3", *sizes))

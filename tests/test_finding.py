@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from jepa_lm.artifact.publishing import find_artifact
-from jepa_lm.checkpoint import checkpoints_in, find_checkpoint, newest_whole
-from jepa_lm.errors import UserError
-from jepa_lm.finding import runs_below
-from jepa_lm.run_folder import find_resume
+from jepa_lm.model.checkpoint import checkpoints_in, find_checkpoint, newest_whole
+from jepa_lm.training.run_folder import find_resume
+from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.finding import runs_below
 
 
 @pytest.fixture

@@ -8,8 +8,8 @@ import sys
 
 import pytest
 
-from jepa_lm import gpus
-from jepa_lm.errors import UserError
+from jepa_lm.utils import gpus
+from jepa_lm.utils.errors import UserError
 
 WORKER = """
 import sys

@@ -8,12 +8,12 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from jepa_lm import training
-from jepa_lm.checkpoint import read_checkpoint
-from jepa_lm.errors import UserError
-from jepa_lm.guard import Finding, FiniteGuard, report
+from jepa_lm.commands import train as training
+from jepa_lm.model.checkpoint import read_checkpoint
 from jepa_lm.objective import LatentPrediction
 from jepa_lm.run import train
+from jepa_lm.training.guard import Finding, FiniteGuard, report
+from jepa_lm.utils.errors import UserError
 from tests.runs import rows
 
 NAN = float("nan")

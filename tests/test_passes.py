@@ -9,8 +9,8 @@ import json
 
 import pytest
 
-from jepa_lm.optim.clock import ProgressClock
 from jepa_lm.run import train
+from jepa_lm.schedules.clock import ProgressClock
 from tests.conftest import SMALL
 from tests.runs import fit
 from tests.test_end_to_end_slow import start

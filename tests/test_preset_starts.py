@@ -12,8 +12,8 @@ import re
 import pytest
 import torch
 
-from jepa_lm.config import resolve
-from jepa_lm.lit import LanguageModelTask
+from jepa_lm.training.module import LanguageModelTask
+from jepa_lm.utils.config import resolve
 
 FEW = {
     "pr1243_jepardy": ("model.backbone.layers=4", "model.value_embedding.layers=[1]"),

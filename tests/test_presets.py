@@ -8,10 +8,10 @@ from typing import Any
 import pytest
 import torch
 
-from jepa_lm.config import build, check, resolve
-from jepa_lm.describe import count_parameters
-from jepa_lm.explaining import CONF
 from jepa_lm.study.arms import below, differences
+from jepa_lm.training.flops import count_parameters
+from jepa_lm.utils.config import build, check, resolve
+from jepa_lm.utils.paths import CONF
 from tests.test_end_to_end_slow import run
 
 MUON, ADAM = "optimizer.groups.matrices", "optimizer.groups"
@@ -27,10 +27,10 @@ COMMON = {
     "jepa.schedule": None,
     "jepa.ce_schedule": None,
     "optimizer.ghost_steps": 0,
-    f"{LR}._target_": "jepa_lm.optim.schedule.Warmdown",
+    f"{LR}._target_": "jepa_lm.schedules.factors.Warmdown",
     f"{LR}.fraction": None,
     f"{LR}.end": 0.0,
-    f"{MOMENTUM}._target_": "jepa_lm.optim.schedule.Warmup",
+    f"{MOMENTUM}._target_": "jepa_lm.schedules.factors.Warmup",
 }
 """What a published loop does not have, and the forms of its schedules."""
 TRUNK = {
@@ -88,8 +88,8 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         f"{TARGET}.momentum.start": 0.9,
         f"{TARGET}.momentum.end": 0.999,
         "jepa.weight": 0.12,
-        "jepa.schedule": {"_target_": "jepa_lm.optim.schedule.Ramp", "steps": 100},
-        f"{TARGET}.momentum._target_": "jepa_lm.optim.schedule.Linear",
+        "jepa.schedule": {"_target_": "jepa_lm.schedules.factors.Ramp", "steps": 100},
+        f"{TARGET}.momentum._target_": "jepa_lm.schedules.factors.Linear",
         f"{GUARDS}.variance.weight": 0.15,
         f"{GUARDS}.variance.gamma": 1.0,
         f"{GUARDS}.variance.eps": 1e-4,
@@ -225,7 +225,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         f"{TARGET}.stop_gradient": True,
         "jepa.weight": 0.001,
         "jepa.schedule": {
-            "_target_": "jepa_lm.optim.schedule.Phased",
+            "_target_": "jepa_lm.schedules.factors.Phased",
             "points": [[0.0, 0.0], [0.3, 0.0], [0.8, 1.0], [0.8, 0.0]],
             "over": "steps",
         },
@@ -294,7 +294,7 @@ SYSTEMS: dict[str, dict[str, Any]] = {
         "jepa.predictor.activation": "gelu",
         "jepa.predictor.bias": True,
         "jepa.weight": 0.1,
-        "jepa.schedule": {"_target_": "jepa_lm.optim.schedule.After", "steps": 100},
+        "jepa.schedule": {"_target_": "jepa_lm.schedules.factors.After", "steps": 100},
         f"{ADAM}.auxiliary.match": ["objective.*"],
         f"{ADAM}.auxiliary.lr": 0.04,
         f"{MUON}.lr": 0.04,
@@ -385,7 +385,7 @@ LEWM = {
     f"{ADAM}.vectors.weight_decay": 0.05,
     "optimizer.freeze": [],
     "optimizer.ghost_steps": 10,
-    f"{LR}._target_": "jepa_lm.optim.schedule.Warmdown",
+    f"{LR}._target_": "jepa_lm.schedules.factors.Warmdown",
     f"{LR}.fraction": 0.15,
     f"{LR}.steps": None,
     f"{LR}.end": 0.0,

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from jepa_lm import process
+from jepa_lm.utils import process
 
 FAULTS = """
 import resource, sys
@@ -54,7 +54,7 @@ def test_a_users_environment_wins(monkeypatch):
 def test_scoring_and_exporting_start_without_lightning():
     """Its import takes longer than all the rest of a start; the fresh process of an export counts, too."""
     code = (
-        "import sys, jepa_lm.artifact.export, jepa_lm.artifact.round_trip, jepa_lm.evaluation.command\n"
+        "import sys, jepa_lm.commands.export, jepa_lm.artifact.round_trip, jepa_lm.commands.evaluate\n"
         "print([name for name in ('lightning', 'torch._dynamo') if name in sys.modules])"
     )
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"

@@ -14,7 +14,7 @@ import time
 import pytest
 import torch
 
-from jepa_lm.checkpoint import damage, read_checkpoint
+from jepa_lm.model.checkpoint import damage, read_checkpoint
 from tests.conftest import REPO, SMALL
 from tests.test_end_to_end_slow import losses, run, start
 

@@ -9,9 +9,9 @@ import subprocess
 import pytest
 import torch
 
-from jepa_lm.checkpoint import inference_model, read_checkpoint
-from jepa_lm.config import resolve
+from jepa_lm.model.checkpoint import inference_model, read_checkpoint
 from jepa_lm.run import train
+from jepa_lm.utils.config import resolve
 from tests.runs import rows
 
 
@@ -50,7 +50,7 @@ def test_summary_holds_what_a_study_needs(trained):
 
 def test_a_run_keeps_the_config_that_it_was_started_with(trained):
     """Trap 27: as resolved, whatever else was read or chosen afterwards."""
-    from jepa_lm.records import config_hash
+    from jepa_lm.utils.provenance import config_hash
 
     kept = json.loads((trained.folder / "config.json").read_text())
     assert kept == resolve(trained.config)
@@ -59,7 +59,7 @@ def test_a_run_keeps_the_config_that_it_was_started_with(trained):
 
 
 def test_the_source_is_known_by_a_hash(trained):
-    from jepa_lm.records import source_hash
+    from jepa_lm.utils.provenance import source_hash
 
     summary = json.loads((trained.folder / "summary.json").read_text())
     assert summary["source"] == source_hash()
@@ -69,7 +69,7 @@ def test_the_source_is_known_by_a_hash(trained):
 def test_uncommitted_changes_are_told_apart_by_a_hash(tmp_path, monkeypatch):
     """Trap 27: commit, whether it is dirty, and a hash of the difference."""
     import jepa_lm
-    from jepa_lm.records import git_state
+    from jepa_lm.utils.provenance import git_state
 
     package = tmp_path / "jepa_lm"
     package.mkdir()
@@ -94,7 +94,7 @@ def test_uncommitted_changes_are_told_apart_by_a_hash(tmp_path, monkeypatch):
 
 
 def test_config_hash_follows_what_is_computed(small):
-    from jepa_lm.records import config_hash
+    from jepa_lm.utils.provenance import config_hash
 
     def of(*overrides, **kwargs):
         return config_hash(resolve(small(*overrides, **kwargs)))
@@ -136,7 +136,7 @@ def test_a_checkpoint_without_its_run_folder_still_evaluates(trained, compose, t
 def test_the_git_state_at_the_start_is_kept(small, tmp_path, monkeypatch):
     """Trap 27: a commit during the run is not what ran."""
     states = iter([{"commit": "ab", "dirty": True, "diff": "cd"}])
-    monkeypatch.setattr("jepa_lm.training.git_state", lambda: next(states))
+    monkeypatch.setattr("jepa_lm.commands.train.git_state", lambda: next(states))
     train(small(run_dir=tmp_path / "run"))
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["git"] == {"commit": "ab", "dirty": True, "diff": "cd"}

@@ -11,15 +11,15 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from jepa_lm import training
-from jepa_lm.callbacks.checkpoints import AtomicCheckpointIO
-from jepa_lm.checkpoint import checkpoints_in, read_checkpoint
-from jepa_lm.errors import UserError
-from jepa_lm.files import HOST
-from jepa_lm.lit import LanguageModelTask
+from jepa_lm.commands import train as training
 from jepa_lm.loggers.metrics_csv import AppendingCSVLogger, validated
-from jepa_lm.optim.clock import ProgressClock
+from jepa_lm.model.checkpoint import checkpoints_in, read_checkpoint
 from jepa_lm.run import train
+from jepa_lm.schedules.clock import ProgressClock
+from jepa_lm.training.callbacks.checkpoints import AtomicCheckpointIO
+from jepa_lm.training.module import LanguageModelTask
+from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.files import HOST
 from tests.comparing import compare_runs, leaves, same
 from tests.runs import rows
 

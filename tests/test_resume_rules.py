@@ -7,10 +7,9 @@ import copy
 import pytest
 import torch
 
-from jepa_lm.checkpoint import read_checkpoint
-from jepa_lm.config import resolve
-from jepa_lm.errors import UserError
-from jepa_lm.resume import (
+from jepa_lm.model.checkpoint import read_checkpoint
+from jepa_lm.run import train
+from jepa_lm.training.resume import (
     FREE,
     NO_RULE,
     REFUSED,
@@ -22,8 +21,9 @@ from jepa_lm.resume import (
     leaves,
     rule_of,
 )
-from jepa_lm.run import train
-from jepa_lm.run_state import NEEDED, check_run_state
+from jepa_lm.training.run_state import NEEDED, check_run_state
+from jepa_lm.utils.config import resolve
+from jepa_lm.utils.errors import UserError
 
 EXAMPLES = {
     "task_name": FREE,

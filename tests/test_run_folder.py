@@ -9,14 +9,15 @@ from types import SimpleNamespace
 import pytest
 from lightning.pytorch.callbacks import Callback
 
-from jepa_lm import rank_process, training
-from jepa_lm.checkpoint import read_checkpoint
-from jepa_lm.errors import UserError
-from jepa_lm.files import write_json
-from jepa_lm.locks import only_writer
+from jepa_lm.commands import rank_process
+from jepa_lm.commands import train as training
+from jepa_lm.model.checkpoint import read_checkpoint
 from jepa_lm.run import train
-from jepa_lm.run_folder import Record, claimed, set_later_aside
 from jepa_lm.study.execution import _job_words
+from jepa_lm.training.run_folder import Record, claimed, set_later_aside
+from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.files import write_json
+from jepa_lm.utils.locks import only_writer
 
 
 def files(folder) -> set[str]:

@@ -14,14 +14,16 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 from rich.table import Table
 
-from jepa_lm import console, streams, summary
 from jepa_lm.artifact import __main__ as artifact_main
 from jepa_lm.artifact.card import in_markdown
 from jepa_lm.artifact.report import print_account
-from jepa_lm.crash import command
-from jepa_lm.errors import UserError, warn
 from jepa_lm.evaluation.report import print_result
-from jepa_lm.shown import Formatter, literal, markdown, override, quoted, shell
+from jepa_lm.training import summary
+from jepa_lm.utils import console
+from jepa_lm.utils import output as streams
+from jepa_lm.utils.crash import command
+from jepa_lm.utils.errors import UserError, warn
+from jepa_lm.utils.quoting import Formatter, literal, markdown, override, quoted, shell
 
 HOSTILE = (
     '[red]a[/red] \x1b[31m\x1b]0;t\x07 <b>c</b> ${oc.env:HOME} {0} %s `d` | "e" it\'s $(f) \n\r g \u202e '

@@ -6,12 +6,12 @@ import copy
 
 import pytest
 
-from jepa_lm.config import check, resolve
-from jepa_lm.errors import UserError
-from jepa_lm.explaining import CONF
 from jepa_lm.run import train
-from jepa_lm.startup import check_processor, check_start, tell_limits
-from jepa_lm.values import ELSEWHERE, check_trainer, require_objective
+from jepa_lm.training.startup import check_processor, check_start, tell_limits
+from jepa_lm.utils.config import check, resolve
+from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.paths import CONF
+from jepa_lm.utils.values import ELSEWHERE, check_trainer, require_objective
 
 
 @pytest.fixture(scope="module")

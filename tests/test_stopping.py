@@ -12,10 +12,10 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from jepa_lm import training
-from jepa_lm.checkpoint import read_checkpoint
+from jepa_lm.commands import train as training
+from jepa_lm.model.checkpoint import read_checkpoint
 from jepa_lm.run import train
-from jepa_lm.stopping import Stopped, StopRequest
+from jepa_lm.utils.signals import Stopped, StopRequest
 from tests.runs import summary
 
 

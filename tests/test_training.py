@@ -11,12 +11,12 @@ import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 
-from jepa_lm.config import resolve
 from jepa_lm.data.datamodule import TokenDataModule
-from jepa_lm.errors import UserError
-from jepa_lm.lit import LanguageModelTask
-from jepa_lm.optim.clock import ProgressClock
 from jepa_lm.run import train
+from jepa_lm.schedules.clock import ProgressClock
+from jepa_lm.training.module import LanguageModelTask
+from jepa_lm.utils.config import resolve
+from jepa_lm.utils.errors import UserError
 from tests.runs import Watch, fit, weights
 
 
@@ -70,7 +70,7 @@ class StopAfter(Callback):
 def fit_until(cfg, watch: Watch, stop: StopAfter, clock: ProgressClock) -> None:
     from pathlib import Path
 
-    from jepa_lm import training
+    from jepa_lm.commands import train as training
 
     config = resolve(cfg)
     pl.seed_everything(config["seed"], verbose=False)
@@ -188,7 +188,7 @@ def test_validation_does_not_use_up_the_budget(small):
     watch = Watch()
     cfg = small("trainer.max_steps=null", "trainer.max_time=10", "trainer.val_check_interval=3")
     config = resolve(cfg)
-    from jepa_lm import training
+    from jepa_lm.commands import train as training
 
     task = LanguageModelTask(config, clock)
     trainer = training.make_trainer(config)
@@ -231,8 +231,8 @@ def test_z_loss_is_part_of_the_training_loss_alone(small, tmp_path):
 
 def test_a_recurrent_model_writes_from_its_state(compose, monkeypatch):
     """One token a step, and the same text as from passes over everything so far."""
-    from jepa_lm import sampling
     from jepa_lm.data.tokenizers import ByteTokenizer
+    from jepa_lm.evaluation import sampling
 
     sizes = ("model=mamba2", "model.dim=64", "model.vocab_size=256", "model.backbone.head_dim=16")
     config = resolve(compose("train", *sizes, "model/bigram=xor", "model.smear_gate=true"))

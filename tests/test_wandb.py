@@ -10,13 +10,14 @@ import sys
 import pytest
 from lightning.pytorch.callbacks import Callback
 
-from jepa_lm import cli, training
-from jepa_lm.errors import UserError
+from jepa_lm import cli
+from jepa_lm.commands import train as training
 from jepa_lm.loggers.keeper import Ending
 from jepa_lm.loggers.settings import fill_in, shared_settings
 from jepa_lm.loggers.wandb_run import ID_FILE, WandbRun
 from jepa_lm.run import train
-from jepa_lm.stopping import Stopped
+from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.signals import Stopped
 from tests import wandb_file
 from tests.conftest import OFFLINE, SMALL
 

@@ -7,9 +7,9 @@ import json
 import pytest
 import yaml
 
-from jepa_lm import dashboard
-from jepa_lm.config import check, resolve
-from jepa_lm.explaining import CONF
+from jepa_lm.study import dashboard
+from jepa_lm.utils.config import check, resolve
+from jepa_lm.utils.paths import CONF
 from tests.conftest import REPO
 
 pytest.importorskip("wandb")

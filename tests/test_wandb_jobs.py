@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from jepa_lm.errors import UserError
-from jepa_lm.loggers.report import attach_report
 from jepa_lm.run import evaluate, export
+from jepa_lm.study.attach import attach_report
+from jepa_lm.utils.errors import UserError
 from tests import wandb_file
 from tests.conftest import OFFLINE
 

@@ -14,13 +14,13 @@ from yaml import YAMLError
 
 from jepa_lm.artifact.loading import load_artifact
 from jepa_lm.artifact.publishing import find_artifact
-from jepa_lm.config import check_type
-from jepa_lm.console import Screen
-from jepa_lm.crash import command
-from jepa_lm.errors import UserError
-from jepa_lm.finding import as_path
-from jepa_lm.schema import LimitsOfFiles
-from jepa_lm.trusted import Trust
+from jepa_lm.utils.config import check_type
+from jepa_lm.utils.console import Screen
+from jepa_lm.utils.crash import command
+from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.finding import as_path
+from jepa_lm.utils.schema import LimitsOfFiles
+from jepa_lm.utils.trusted import Trust
 
 
 def contents(path: Path, trust: Trust | None = None) -> list[tuple[str, str]]:
@@ -65,7 +65,7 @@ def _class(node: Any) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """The exit code: 0, or 2 with one line on what is wrong; see `jepa_lm.crash`."""
+    """The exit code: 0, or 2 with one line on what is wrong; see `jepa_lm.utils.crash`."""
     return command(lambda: _show(arguments))
 
 

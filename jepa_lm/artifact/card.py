@@ -15,9 +15,9 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from jepa_lm.artifact.publishing import DIGEST_KEY
-from jepa_lm.errors import warn
-from jepa_lm.files import read_json, read_yaml
-from jepa_lm.shown import markdown, shell
+from jepa_lm.utils.errors import warn
+from jepa_lm.utils.files import read_json, read_yaml
+from jepa_lm.utils.quoting import markdown, shell
 
 TEMPLATE = "model_card.md.j2"
 LONGEST = 2000

@@ -15,7 +15,7 @@ from typing import BinaryIO
 import brotli
 import zstandard
 
-from jepa_lm.errors import UserError
+from jepa_lm.utils.errors import UserError
 
 CHUNK = 1 << 20
 _LZMA_FILTERS = [{"id": lzma.FILTER_LZMA2, "preset": 9 | lzma.PRESET_EXTREME}]
@@ -47,7 +47,7 @@ def _zlib(pieces: Iterable[bytes]) -> Iterator[bytes]:
 
 
 def _ans(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    from jepa_lm.artifact import ans  # NumPy takes longer to import than the rest of this file
+    from jepa_lm.artifact import ans
 
     yield ans.compress(b"".join(pieces))
 

@@ -9,9 +9,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
 from jepa_lm.artifact.codecs import COMPRESSORS, compress, pieces
-from jepa_lm.console import bars
-from jepa_lm.errors import UserError
-from jepa_lm.process import fresh_python
+from jepa_lm.utils.console import bars
+from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.process import fresh_python
 
 HERE = 1 << 20
 """Fewer bytes than this are compressed in this process: starting others would take longer."""

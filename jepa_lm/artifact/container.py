@@ -21,7 +21,7 @@ from pathlib import Path
 
 from jepa_lm.artifact.codecs import COMPRESSORS, decompress
 from jepa_lm.artifact.compression import Compressed
-from jepa_lm.errors import UserError
+from jepa_lm.utils.errors import UserError
 
 MAGIC = b"JEPALM1\0"
 DIGEST = hashlib.sha256().digest_size

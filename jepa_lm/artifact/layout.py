@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from jepa_lm.artifact.codecs import compress
-from jepa_lm.errors import UserError
+from jepa_lm.utils.errors import UserError
 
 SINGLE, PER_FORMAT = "single", "per_format"
 STREAMS = (SINGLE, PER_FORMAT)

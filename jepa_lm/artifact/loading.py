@@ -20,11 +20,11 @@ from torch import Tensor, nn
 
 from jepa_lm.artifact.container import FORMAT_VERSION, from_file
 from jepa_lm.artifact.layout import from_planes
-from jepa_lm.checkpoint import empty_model, load_strictly
-from jepa_lm.errors import UserError
 from jepa_lm.model import LanguageModel
+from jepa_lm.model.checkpoint import empty_model, load_strictly
 from jepa_lm.quantization.formats import Parts, unpack_parts
-from jepa_lm.trusted import Trust, check_part, plain
+from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.trusted import Trust, check_part, plain
 
 META_KEY = "jepa_lm"
 PART = "::"
@@ -61,7 +61,7 @@ def load_artifact(path: Path, trust: Trust | None = None) -> Loaded:
     """Rebuild the inference model from a file and nothing else.
 
     Args:
-        trust: how far the file is trusted; see `jepa_lm.trusted`.
+        trust: how far the file is trusted; see `jepa_lm.utils.trusted`.
 
     Raises:
         UserError: not an artifact, damaged, of another version, or not the model's tensors; or settings of

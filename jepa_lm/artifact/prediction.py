@@ -19,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from jepa_lm.artifact.layout import to_planes
-from jepa_lm.optim.routing import parameter_roles
+from jepa_lm.model.roles import parameter_roles
 from jepa_lm.quantization.formats import Format, Parts, as_matrix
 from jepa_lm.quantization.packing import entropy
 

@@ -13,9 +13,9 @@ import os
 from collections.abc import Iterable
 from pathlib import Path
 
-from jepa_lm.errors import UserError
-from jepa_lm.files import link_or_copy, read_object
-from jepa_lm.finding import find_file
+from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.files import link_or_copy, read_object
+from jepa_lm.utils.finding import find_file
 
 ARTIFACTS = "artifact.*"
 ACCOUNT, SUBMISSION, CARD, CODE = "export.json", "submission.json", "model_card.md", "code"

@@ -9,9 +9,9 @@ from rich.table import Table
 from rich.text import Text
 
 from jepa_lm.artifact.card import by_format
-from jepa_lm.console import Screen
-from jepa_lm.errors import LossError, OverCapError
-from jepa_lm.shown import shell
+from jepa_lm.utils.console import Screen
+from jepa_lm.utils.errors import LossError, OverCapError
+from jepa_lm.utils.quoting import shell
 
 
 def print_account(account: dict[str, Any], folder: Path) -> None:

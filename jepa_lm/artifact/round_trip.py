@@ -12,13 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from jepa_lm.artifact.loading import load_artifact
-from jepa_lm.data.token_data import TokenData
-from jepa_lm.errors import UserError
-from jepa_lm.evaluation.bpb import Score, score_from_sums
-from jepa_lm.evaluation.protocols import score_split
-from jepa_lm.evaluation.scoring import Scorer
-from jepa_lm.evaluation.subject import (
+from jepa_lm.artifact.loaded_model import (
     Held,
     Subject,
     load_data,
@@ -27,8 +21,14 @@ from jepa_lm.evaluation.subject import (
     read_subject,
     weights_of,
 )
-from jepa_lm.process import fresh_python, tune
-from jepa_lm.trusted import Trust
+from jepa_lm.artifact.loading import load_artifact
+from jepa_lm.data.token_data import TokenData
+from jepa_lm.evaluation.bpb import Score, score_from_sums
+from jepa_lm.evaluation.protocols import score_split
+from jepa_lm.evaluation.scoring import Scorer
+from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.process import fresh_python, tune
+from jepa_lm.utils.trusted import Trust
 
 RESULT = "round trip: "
 

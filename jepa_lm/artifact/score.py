@@ -18,11 +18,11 @@ from jepa_lm.artifact.loading import Loaded, load_model
 from jepa_lm.data.byte_counter import ByteCounter
 from jepa_lm.data.stream import TokenStream
 from jepa_lm.data.tokenizers import ByteTokenizer, SentencePieceTokenizer, Tokenizer
-from jepa_lm.errors import UserError
+from jepa_lm.data.windows import SlidingWindows, StandardWindows
 from jepa_lm.evaluation.bpb import Score, score_from_sums
 from jepa_lm.evaluation.scoring import Scorer, score_windows
-from jepa_lm.evaluation.windows import SlidingWindows, StandardWindows
-from jepa_lm.process import tune
+from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.process import tune
 
 USAGE = "python -m jepa_lm.artifact.score ARTIFACT SHARD.bin ... [TOKENIZER.model] [stride=N]"
 MODEL, SHARD, STRIDE = ".model", ".bin", "stride="

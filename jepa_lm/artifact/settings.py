@@ -10,10 +10,10 @@ from jepa_lm.artifact.codecs import COMPRESSORS
 from jepa_lm.artifact.layout import check_streams
 from jepa_lm.artifact.round_trip import check_protocols
 from jepa_lm.artifact.size import check_code
-from jepa_lm.config import build, check_node
-from jepa_lm.errors import UserError
 from jepa_lm.quantization.policy import Policy
-from jepa_lm.trusted import Trust, build_part
+from jepa_lm.utils.config import build, check_node
+from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.trusted import Trust, build_part
 
 LEAST = {"cap_bytes": 1, "max_tokens": 2, "stride": 1}
 OR_NULL = {"max_tokens": ", or null for all", "stride": ", or null for the run's own"}

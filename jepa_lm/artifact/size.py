@@ -11,7 +11,7 @@ from typing import Any
 import jepa_lm
 from jepa_lm.artifact.imports import needed, targets
 from jepa_lm.artifact.publishing import CODE, MARK
-from jepa_lm.errors import UserError
+from jepa_lm.utils.errors import UserError
 
 FULL, MINIFIED, INFERENCE = "full", "minified", "inference"
 CODES = (FULL, MINIFIED, INFERENCE)

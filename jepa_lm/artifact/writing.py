@@ -19,10 +19,10 @@ from jepa_lm.artifact.codecs import EXTENSIONS
 from jepa_lm.artifact.compression import Compressed, compress_best
 from jepa_lm.artifact.container import FORMAT_VERSION, MAX_BYTES, header_bytes, to_file
 from jepa_lm.artifact.loading import META_KEY, PART, compact_json, weights_hash
-from jepa_lm.errors import UserError
-from jepa_lm.files import write_bytes
 from jepa_lm.model import LanguageModel
 from jepa_lm.quantization.formats import Format, Parts, unpack_parts
+from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.files import write_bytes
 
 
 @dataclass(frozen=True)

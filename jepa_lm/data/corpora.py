@@ -20,7 +20,7 @@ from jepa_lm.data.documents import Block
 from jepa_lm.data.text_files import TextFile
 from jepa_lm.data.text_folders import listed, text_files
 from jepa_lm.data.text_splits import hold_out, without
-from jepa_lm.errors import UserError
+from jepa_lm.utils.errors import UserError
 
 SPLITS = ("train", "val")
 HASHED_BYTES = 1 << 28

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Iterator
 from typing import NamedTuple
 
 from jepa_lm.data.tokenizers import Tokenizer
-from jepa_lm.errors import UserError
+from jepa_lm.utils.errors import UserError
 
 PIECE = 1 << 20
 """Characters that are encoded at a time, where that is free."""

@@ -29,10 +29,10 @@ from jepa_lm.data.download_record import DownloadRecord
 from jepa_lm.data.hub_client import HubError, endpoint, get, told
 from jepa_lm.data.hub_listing import RemoteFile, Source, Wanted, choose, list_repo
 from jepa_lm.data.shards import open_shard
-from jepa_lm.errors import UserError, warn
-from jepa_lm.files import sweep_up
-from jepa_lm.locks import taking_turns
-from jepa_lm.streams import tell
+from jepa_lm.utils.errors import UserError, warn
+from jepa_lm.utils.files import sweep_up
+from jepa_lm.utils.locks import taking_turns
+from jepa_lm.utils.output import tell
 
 ATTEMPTS = 5
 """Failures in a row, with next to nothing new, after which a download is given up."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from jepa_lm.data.hub_listing import RemoteFile, Source
-from jepa_lm.files import read_object, write_json
+from jepa_lm.utils.files import read_object, write_json
 
 RECORD = "downloads.json"
 

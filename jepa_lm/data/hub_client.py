@@ -19,8 +19,8 @@ from threading import Event, Thread
 from typing import Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
-from jepa_lm.errors import UserError
-from jepa_lm.shown import literal
+from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.quoting import literal
 
 T = TypeVar("T")
 

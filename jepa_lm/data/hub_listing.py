@@ -20,9 +20,9 @@ from typing import Any, NamedTuple
 from urllib.parse import quote, urljoin, urlsplit
 
 from jepa_lm.data.hub_client import HubError, endpoint, get
-from jepa_lm.errors import UserError
-from jepa_lm.files import from_json
-from jepa_lm.shown import literal
+from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.files import from_json
+from jepa_lm.utils.quoting import literal
 
 MOST_PAGES, MOST_FILES, MOST_SECONDS = 100, 100_000, 300
 """Of a listing, which stays below 1 GB. Pages hold 1,000 files, and the challenge's repo has some 500."""

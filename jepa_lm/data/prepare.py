@@ -27,7 +27,7 @@ from jepa_lm.data.prepared_folder import (
 )
 from jepa_lm.data.shards import ShardWriter, check_token_ids, open_shard, without_special_ids
 from jepa_lm.data.tokenizers import ByteTokenizer, SentencePieceBPE, Tokenizer
-from jepa_lm.errors import UserError
+from jepa_lm.utils.errors import UserError
 
 FORMAT = 2
 """Goes into the cache key; raise it when prepared data would come out differently."""

@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from jepa_lm.errors import UserError
-from jepa_lm.files import read_object, staging, sweep_up, write_json
-from jepa_lm.locks import taking_turns
+from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.files import read_object, staging, sweep_up, write_json
+from jepa_lm.utils.locks import taking_turns
 
 MANIFEST = "corpus.json"
 LOCKS = ".locks"

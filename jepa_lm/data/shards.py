@@ -15,8 +15,8 @@ from pathlib import Path
 
 import numpy as np
 
-from jepa_lm.errors import UserError
-from jepa_lm.files import replacing, sweep_up
+from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.files import replacing, sweep_up
 
 MAGIC = 20240520
 VERSION = 1

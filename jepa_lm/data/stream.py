@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from jepa_lm.data.shards import open_shard
-from jepa_lm.errors import UserError
+from jepa_lm.utils.errors import UserError
 
 Batch = dict[str, Tensor]
 """`inputs` and `targets`, [B, T] int64."""

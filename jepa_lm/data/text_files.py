@@ -15,7 +15,7 @@ from typing import BinaryIO
 
 from jepa_lm.data.documents import Block
 from jepa_lm.data.text_formats import HEAD, opened
-from jepa_lm.errors import UserError
+from jepa_lm.utils.errors import UserError
 
 BLOCK_BYTES = 1 << 20
 """Text is handed on in blocks of about this size."""

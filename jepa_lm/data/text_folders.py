@@ -6,16 +6,9 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from jepa_lm.data.text_files import (
-    JSON_LINES,
-    PACKED,
-    PLAIN,
-    TextFile,
-    holds_documents,
-    suffix,
-)
+from jepa_lm.data.text_files import JSON_LINES, PACKED, PLAIN, TextFile, holds_documents, suffix
 from jepa_lm.data.text_formats import HEAD, check_format
-from jepa_lm.errors import UserError
+from jepa_lm.utils.errors import UserError
 
 MAYBE_LINES = ".json"
 """Files of this name hold one document a line, or one value in all: their first line tells."""

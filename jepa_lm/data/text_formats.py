@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO, BinaryIO
 
-from jepa_lm.errors import UserError
+from jepa_lm.utils.errors import UserError
 
 HEAD = 4096
 """Bytes that tell what a file is."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from jepa_lm.data.text_files import TextFile
-from jepa_lm.errors import UserError
+from jepa_lm.utils.errors import UserError
 
 MOST_HELD_OUT = 0.2
 """Share of the text above which validation takes away more than most people want."""

@@ -12,8 +12,8 @@ from jepa_lm.data.prepare import Prepared, prepare
 from jepa_lm.data.stream import Order, TokenStream, make_order
 from jepa_lm.data.text_splits import MOST_HELD_OUT
 from jepa_lm.data.tokenizers import ByteTokenizer, SentencePieceBPE
-from jepa_lm.errors import UserError
-from jepa_lm.evaluation.windows import StandardWindows
+from jepa_lm.data.windows import StandardWindows
+from jepa_lm.utils.errors import UserError
 
 
 class TokenData:

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator
 
 import sentencepiece
 
-from jepa_lm.errors import UserError
+from jepa_lm.utils.errors import UserError
 
 LINE = 1 << 20
 """Characters of a line that are handed to the trainer at a time; it leaves out longer than 16 MiB."""

@@ -13,7 +13,7 @@ import numpy as np
 from jepa_lm.data.corpora import FineWeb
 from jepa_lm.data.token_data import TokenData
 from jepa_lm.evaluation.byte_audit import decoded_documents
-from jepa_lm.files import read_object, sweep_up, write_json
+from jepa_lm.utils.files import read_object, sweep_up, write_json
 
 NAMES = ("xz", "brotli", "xz after the training text", "brotli after the training text")
 

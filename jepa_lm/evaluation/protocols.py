@@ -12,9 +12,9 @@ from typing import Any
 from torch import Tensor
 
 from jepa_lm.data.token_data import TokenData
-from jepa_lm.errors import UserError
+from jepa_lm.data.windows import SlidingWindows
 from jepa_lm.evaluation.scoring import Scorer, score_documents, score_stream, score_windows
-from jepa_lm.evaluation.windows import SlidingWindows
+from jepa_lm.utils.errors import UserError
 
 OWN_SETTINGS = {"standard": (), "sliding": ("stride",), "stream": ("reset",)}
 """Settings that mean something to one protocol alone."""

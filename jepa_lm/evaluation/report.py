@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
-from jepa_lm.console import Screen
+from jepa_lm.utils.console import Screen
 
 
 def print_result(result: dict[str, Any], path: Path) -> None:

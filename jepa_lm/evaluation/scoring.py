@@ -12,12 +12,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jepa_lm.console import shown
 from jepa_lm.data.byte_counter import ByteCounter
 from jepa_lm.data.stream import Batch, TokenStream
 from jepa_lm.evaluation.bpb import BPBMeter, score_batch
 from jepa_lm.model import LanguageModel, TextState, token_nll
-from jepa_lm.precision import AUTOCAST, resolve_precision
+from jepa_lm.utils.console import shown
+from jepa_lm.utils.precision import AUTOCAST, resolve_precision
 
 
 class Scorer(NamedTuple):

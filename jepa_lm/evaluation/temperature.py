@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from jepa_lm.data.stream import Batch, TokenStream
-from jepa_lm.errors import UserError
+from jepa_lm.data.windows import StandardWindows
 from jepa_lm.evaluation.scoring import Scorer
-from jepa_lm.evaluation.windows import StandardWindows
 from jepa_lm.model import token_nll
+from jepa_lm.utils.errors import UserError
 
 TOKENS = 65_536
 COARSE = (0.5, 0.7, 0.85, 0.95, 1.0, 1.1, 1.3, 1.5, 2.0)

@@ -16,9 +16,9 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from jepa_lm.errors import UserError
-from jepa_lm.files import write_bytes
 from jepa_lm.loggers.keeper import Keeper
+from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.files import write_bytes
 
 FILE = "metrics.csv"
 VALIDATED = "val/bpb"

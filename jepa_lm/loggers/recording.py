@@ -10,12 +10,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jepa_lm.config import build
-from jepa_lm.errors import warn
 from jepa_lm.loggers.keeper import Ending, Keeper
 from jepa_lm.loggers.settings import fill_in
-from jepa_lm.records import Resumed
-from jepa_lm.stopping import StopRequest
+from jepa_lm.utils.config import build
+from jepa_lm.utils.errors import warn
+from jepa_lm.utils.provenance import Resumed
+from jepa_lm.utils.signals import StopRequest
 
 if TYPE_CHECKING:
     from lightning.pytorch.loggers import Logger

@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Mapping
 from typing import Any
 
-from jepa_lm.errors import UserError
+from jepa_lm.utils.errors import UserError
 
 LONGEST_TAG, LONGEST_NAME = 64, 128
 """Letters that W&B takes."""

@@ -10,8 +10,8 @@ from typing import Any
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from jepa_lm.errors import UserError
 from jepa_lm.loggers.keeper import Ending, Keeper
+from jepa_lm.utils.errors import UserError
 
 
 class TensorBoardRun(TensorBoardLogger, Keeper):

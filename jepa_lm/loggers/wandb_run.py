@@ -14,9 +14,9 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from jepa_lm.errors import UserError
-from jepa_lm.files import write_text
 from jepa_lm.loggers.keeper import Ending, Keeper
+from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.files import write_text
 
 ID_FILE = "wandb_id"
 """In the run folder: the id of its W&B run."""

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jepa_lm.errors import UserError
+from jepa_lm.utils.errors import UserError
 
 
 class TokenEmbedding(nn.Module):

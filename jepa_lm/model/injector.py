@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jepa_lm.errors import UserError
 from jepa_lm.model.layers import is_large, rms_norm
+from jepa_lm.utils.errors import UserError
 
 
 class Injected(NamedTuple):

@@ -7,7 +7,7 @@ import importlib.util
 import torch
 from torch import Tensor
 
-from jepa_lm.errors import UserError
+from jepa_lm.utils.errors import UserError
 
 KERNELS = ("auto", "torch", "triton")
 TRITON_CHUNK = 256

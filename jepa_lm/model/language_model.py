@@ -14,13 +14,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jepa_lm.errors import UserError
 from jepa_lm.model.cross_entropy import CrossEntropy, chunked_cross_entropy
 from jepa_lm.model.embeddings import TokenEmbedding, ValueEmbedding
 from jepa_lm.model.heads import Head, Softcap
 from jepa_lm.model.injector import ChunkInjector, Injected
 from jepa_lm.model.layers import SmearGate, rms_norm
 from jepa_lm.model.unet import Carry, UNet
+from jepa_lm.utils.errors import UserError
 
 
 class Mask(NamedTuple):

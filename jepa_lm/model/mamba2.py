@@ -18,11 +18,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jepa_lm.errors import UserError
 from jepa_lm.model.kernels import may_use_triton, triton_ssd
 from jepa_lm.model.layers import SquaredReluMLP, rms_norm
 from jepa_lm.model.ssd import final_state, ssd
 from jepa_lm.model.unet import UNet
+from jepa_lm.utils.errors import UserError
 
 DT_MIN, DT_MAX, DT_FLOOR = 0.001, 0.1, 1e-4
 """Time steps start log-uniform between the first two, and no shorter than the third."""

@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jepa_lm.precision import full_precision
+from jepa_lm.utils.precision import full_precision
 
 CHUNKS_AT_ONCE = 64
 """Chunks whose states are passed on by one product; more go one after the other."""

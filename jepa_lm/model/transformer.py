@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from jepa_lm.errors import UserError
 from jepa_lm.model.layers import CausalSelfAttention, SquaredReluMLP, is_large, rms_norm
 from jepa_lm.model.unet import UNet
+from jepa_lm.utils.errors import UserError
 
 
 class TransformerBlock(nn.Module):

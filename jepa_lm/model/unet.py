@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from jepa_lm.errors import UserError
+from jepa_lm.utils.errors import UserError
 
 
 class Carry(NamedTuple):

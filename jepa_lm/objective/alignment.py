@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from jepa_lm.errors import UserError
 from jepa_lm.objective.predictors import Predictor
+from jepa_lm.utils.errors import UserError
 
 
 class Pair(NamedTuple):

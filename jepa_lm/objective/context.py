@@ -6,9 +6,9 @@ import torch
 from torch import Tensor, nn
 
 from jepa_lm.model import Encoded, LanguageModel
-from jepa_lm.objective.moment import Moment
 from jepa_lm.objective.passes import encode_view
 from jepa_lm.objective.pooling import Pooling
+from jepa_lm.objective.step_context import Moment
 from jepa_lm.objective.taps import Tap, check_tap, read_tap, tapped_layers
 from jepa_lm.objective.views import View
 

@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jepa_lm.errors import UserError
+from jepa_lm.utils.errors import UserError
 
 DEAD_STD = 0.1
 MIN_ROWS_FOR_ALARM = 8

@@ -11,7 +11,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jepa_lm.errors import UserError
+from jepa_lm.utils.errors import UserError
 
 Reduction = Literal["mean", "sum"]
 

@@ -12,8 +12,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from jepa_lm.model import LanguageModel, token_nll
 from jepa_lm.model.layers import CausalSelfAttention
 from jepa_lm.objective.latent_prediction import LatentPrediction
-from jepa_lm.objective.moment import Moment
-from jepa_lm.optim.clock import ProgressClock
+from jepa_lm.objective.step_context import Moment
+from jepa_lm.schedules.clock import ProgressClock
 
 ATTENTION = {torch.ops.aten.bmm, torch.ops.aten.baddbmm}
 """Attention's products (linears are plain ones); causality halves them. A scan's count in full."""

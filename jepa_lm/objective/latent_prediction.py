@@ -22,21 +22,21 @@ import torch
 from torch import Tensor, nn
 
 from jepa_lm.data.stream import Batch
-from jepa_lm.errors import EveryRankError, UserError
 from jepa_lm.model import Encoded, LanguageModel
 from jepa_lm.objective.alignment import Alignment, Pair
-from jepa_lm.objective.composition import check_draws, check_hinges, check_length, check_shapes
+from jepa_lm.objective.checks import check_draws, check_hinges, check_length, check_shapes
 from jepa_lm.objective.context import Context
 from jepa_lm.objective.diagnostics import Diagnostics
-from jepa_lm.objective.moment import Moment
 from jepa_lm.objective.normalisations import Normalisation
 from jepa_lm.objective.passes import kept_block, limit_reach
 from jepa_lm.objective.predictors import Predictor
 from jepa_lm.objective.regularizers import Regularizer
+from jepa_lm.objective.step_context import Moment
 from jepa_lm.objective.targets import Target
-from jepa_lm.optim.clock import ProgressClock
-from jepa_lm.optim.schedule import Schedule
-from jepa_lm.precision import full_precision
+from jepa_lm.schedules.clock import ProgressClock
+from jepa_lm.schedules.factors import Schedule
+from jepa_lm.utils.errors import EveryRankError, UserError
+from jepa_lm.utils.precision import full_precision
 
 DRAWS = ("shared", "per_rank")
 WHEN_ZERO = ("skip", "multiply")

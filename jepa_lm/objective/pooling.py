@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from torch import Tensor, nn
 
-from jepa_lm.errors import UserError
 from jepa_lm.objective.views import split_at
+from jepa_lm.utils.errors import UserError
 
 
 class Pooling(nn.Module):

@@ -13,8 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jepa_lm.errors import UserError
 from jepa_lm.model.layers import CausalSelfAttention, rms_norm
+from jepa_lm.utils.errors import UserError
 
 ACTIVATIONS = {
     "relu2": lambda x: F.relu(x).square(),

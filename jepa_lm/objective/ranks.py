@@ -16,7 +16,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from jepa_lm.collectives import world_size
+from jepa_lm.utils.collectives import world_size
 
 
 class _SumOverRanks(torch.autograd.Function):

@@ -12,10 +12,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from jepa_lm.errors import UserError
-from jepa_lm.objective.moment import Moment
 from jepa_lm.objective.statistics import covariance, std, variance
-from jepa_lm.optim.schedule import Schedule
+from jepa_lm.objective.step_context import Moment
+from jepa_lm.schedules.factors import Schedule
+from jepa_lm.utils.errors import UserError
 
 PLACES = ("prediction", "normed_prediction", "target", "context")
 

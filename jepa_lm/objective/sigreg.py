@@ -26,12 +26,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from jepa_lm.errors import UserError
-from jepa_lm.objective.moment import Moment
 from jepa_lm.objective.ranks import world_size
 from jepa_lm.objective.regularizers import Regularizer
 from jepa_lm.objective.statistics import standardised
-from jepa_lm.optim.schedule import Schedule
+from jepa_lm.objective.step_context import Moment
+from jepa_lm.schedules.factors import Schedule
+from jepa_lm.utils.errors import UserError
 
 SWEEP_ELEMENTS = 1 << 19
 """Projections swept at a time; their five work buffers then stay near the processor's caches."""

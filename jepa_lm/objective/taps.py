@@ -11,8 +11,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jepa_lm.errors import UserError
 from jepa_lm.model import Encoded, LanguageModel
+from jepa_lm.utils.errors import UserError
 
 Tap = str | int | list[int]
 INJECTOR = "injector"

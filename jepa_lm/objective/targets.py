@@ -14,17 +14,17 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jepa_lm.errors import UserError
 from jepa_lm.model import Encoded, LanguageModel
-from jepa_lm.objective.moment import Moment
+from jepa_lm.model.ema import as_buffers, keep_float32, matched, move_towards
 from jepa_lm.objective.normalisations import Normalisation
 from jepa_lm.objective.passes import encode_view
 from jepa_lm.objective.pooling import Pooling
+from jepa_lm.objective.step_context import Moment
 from jepa_lm.objective.taps import Tap, check_tap, read_tap, tapped_layers
 from jepa_lm.objective.views import View
-from jepa_lm.optim.averages import as_buffers, keep_float32, matched, move_towards
-from jepa_lm.optim.clock import ProgressClock
-from jepa_lm.optim.schedule import Schedule
+from jepa_lm.schedules.clock import ProgressClock
+from jepa_lm.schedules.factors import Schedule
+from jepa_lm.utils.errors import UserError
 
 
 class Target(nn.Module):

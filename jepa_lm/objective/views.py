@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo import maybe_mark_dynamic
 
-from jepa_lm.errors import UserError
 from jepa_lm.model import Mask
-from jepa_lm.objective.moment import Moment
+from jepa_lm.objective.step_context import Moment
+from jepa_lm.utils.errors import UserError
 
 
 class Seen(NamedTuple):

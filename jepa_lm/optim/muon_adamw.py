@@ -17,10 +17,10 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from jepa_lm.config import check_type
-from jepa_lm.errors import UserError
 from jepa_lm.optim.muon import NS_DTYPES, UPDATE_SCALES, ShardedUpdate, update_alone
 from jepa_lm.optim.sharding import world_size
+from jepa_lm.utils.config import check_type
+from jepa_lm.utils.errors import UserError
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "muon": {

@@ -7,11 +7,12 @@ from typing import Any
 
 from torch import nn
 
-from jepa_lm.errors import UserError
-from jepa_lm.optim.clock import ProgressClock
 from jepa_lm.optim.muon_adamw import MuonAdamW
 from jepa_lm.optim.routing import freeze, route
-from jepa_lm.optim.schedule import ClockScheduler, Schedule
+from jepa_lm.optim.scheduler import ClockScheduler
+from jepa_lm.schedules.clock import ProgressClock
+from jepa_lm.schedules.factors import Schedule
+from jepa_lm.utils.errors import UserError
 
 
 class OptimizerRecipe:

@@ -10,44 +10,13 @@ role; among equals the first one does.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from fnmatch import fnmatchcase
 from typing import Any
 
 from torch import nn
 
-from jepa_lm.config import check_type
-from jepa_lm.errors import UserError
-
-ROLES = ("matrix", "embedding", "conv", "head", "vector")
-
-
-def parameter_roles(model: nn.Module) -> dict[str, str]:
-    """Role of every parameter by name; a shared parameter appears once."""
-    roles = {}
-    seen = set()
-    for prefix, module in model.named_modules():
-        for name, parameter in module.named_parameters(recurse=False):
-            if id(parameter) in seen:
-                continue
-            seen.add(id(parameter))
-            roles[f"{prefix}.{name}" if prefix else name] = _role(module, name)
-    return roles
-
-
-def _role(module: nn.Module, name: str) -> str:
-    if name == "weight":
-        role = getattr(module, "parameter_role", None)
-        if role is not None:
-            return role
-        for kind, role in ((nn.Linear, "matrix"), (nn.Embedding, "embedding"), (nn.Conv1d, "conv")):
-            if isinstance(module, kind):
-                return role
-    return "vector"
-
-
-def matches(entry: str, name: str, role: str) -> bool:
-    """Whether a role or a pattern of names (with * and ?) fits a parameter."""
-    return entry == role or (entry not in ROLES and fnmatchcase(name, entry))
+from jepa_lm.model.roles import ROLES, matches, parameter_roles
+from jepa_lm.utils.config import check_type
+from jepa_lm.utils.errors import UserError
 
 
 def freeze(model: nn.Module, entries: Sequence[str]) -> list[str]:

@@ -18,7 +18,7 @@ from typing import NamedTuple
 import torch.distributed as dist
 from torch import Tensor
 
-from jepa_lm.collectives import world_size
+from jepa_lm.utils.collectives import world_size
 
 
 class Matrix(NamedTuple):

@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jepa_lm.console import shown
 from jepa_lm.data.stream import TokenStream
-from jepa_lm.errors import UserError, warn
-from jepa_lm.evaluation.windows import StandardWindows
+from jepa_lm.data.windows import StandardWindows
+from jepa_lm.evaluation.sampling import draws
 from jepa_lm.model import LanguageModel
 from jepa_lm.quantization.formats import Format, Integer, Parts, unpack_parts
 from jepa_lm.quantization.gptq import NotPositiveDefiniteError, gptq, output_error
-from jepa_lm.sampling import draws
+from jepa_lm.utils.console import shown
+from jepa_lm.utils.errors import UserError, warn
 
 TRAINING, OWN = "training", "own"
 BATCH_TOKENS = 4096

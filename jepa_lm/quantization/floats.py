@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jepa_lm.errors import UserError
 from jepa_lm.quantization.parts import (
     SCALES,
     Parts,
@@ -19,6 +18,7 @@ from jepa_lm.quantization.parts import (
     require_finite,
     scales,
 )
+from jepa_lm.utils.errors import UserError
 
 CASTS = {
     "float32": torch.float32,

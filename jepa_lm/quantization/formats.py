@@ -15,7 +15,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jepa_lm.errors import UserError
 from jepa_lm.quantization.floats import Cast, Float8, unpack_cast, unpack_float8
 from jepa_lm.quantization.packing import entropy, pack, packed_bytes, unpack
 from jepa_lm.quantization.parts import (
@@ -28,6 +27,7 @@ from jepa_lm.quantization.parts import (
     require_finite,
     scales,
 )
+from jepa_lm.utils.errors import UserError
 
 __all__ = ["Cast", "Float8", "Format", "Integer", "Parts", "as_matrix", "unpack_parts"]
 

@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jepa_lm.errors import UserError
+from jepa_lm.utils.errors import UserError
 
 Parts = Mapping[str, Tensor]
 """Stored tensors of one parameter, by suffix; `""` is the main one."""

@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from jepa_lm.config import check_type, unknown_key
-from jepa_lm.errors import UserError
-from jepa_lm.optim.routing import ROLES, matches, parameter_roles
+from jepa_lm.model.roles import ROLES, matches, parameter_roles
 from jepa_lm.quantization.calibration import Calibration
 from jepa_lm.quantization.formats import Format
-from jepa_lm.quantization.training import TrainingPlan
+from jepa_lm.quantization.qat import TrainingPlan
+from jepa_lm.utils.config import check_type, unknown_key
+from jepa_lm.utils.errors import UserError
 
 
 @dataclass(frozen=True)

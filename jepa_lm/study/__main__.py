@@ -11,11 +11,11 @@ import json
 import sys
 from pathlib import Path
 
-from jepa_lm.console import Screen
-from jepa_lm.crash import command
-from jepa_lm.errors import UserError, warn
-from jepa_lm.streams import say
-from jepa_lm.study import store
+from jepa_lm.study import listing as store
+from jepa_lm.utils.console import Screen
+from jepa_lm.utils.crash import command
+from jepa_lm.utils.errors import UserError, warn
+from jepa_lm.utils.output import say
 
 USAGE = (
     "python -m jepa_lm.study FOLDER, python -m jepa_lm.study ls [FOLDER] [--json], "
@@ -29,7 +29,7 @@ MOST_TOLD = 5
 
 
 def main(arguments: list[str]) -> int:
-    """The exit code: 0, or 2 with one line on what is wrong; see `jepa_lm.crash`."""
+    """The exit code: 0, or 2 with one line on what is wrong; see `jepa_lm.utils.crash`."""
     return command(lambda: _do(arguments))
 
 

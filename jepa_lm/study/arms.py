@@ -14,9 +14,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from jepa_lm.config import check_type, unknown_key
-from jepa_lm.errors import UserError
-from jepa_lm.records import relevant
+from jepa_lm.utils.config import check_type, unknown_key
+from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.provenance import relevant
 
 NAME = re.compile(r"\w[\w.-]{0,59}", re.ASCII)
 ABSENT = "(absent)"

@@ -19,15 +19,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, open_dict
 
-from jepa_lm.config import check, resolve
-from jepa_lm.crash import bugs_kept
-from jepa_lm.errors import SweepError, UserError, in_words, warn
-from jepa_lm.files import sweep_up, write_json
-from jepa_lm.locks import only_writer
 from jepa_lm.loggers.settings import fitted
-from jepa_lm.records import CONFIG_FILE, config_hash
-from jepa_lm.shown import override, quoted
-from jepa_lm.streams import tell
 from jepa_lm.study.arms import describe_differences, differences
 from jepa_lm.study.composing import Composer
 from jepa_lm.study.manifest import FILE, Job, Manifest, load
@@ -36,7 +28,15 @@ from jepa_lm.study.request import NONE, WEIGHT, Composed, read_request
 from jepa_lm.study.runs import Run, find_runs
 from jepa_lm.study.search import Search
 from jepa_lm.study.statistics import MINIMUM_PAIRS
-from jepa_lm.values import check_values
+from jepa_lm.utils.config import check, resolve
+from jepa_lm.utils.crash import bugs_kept
+from jepa_lm.utils.errors import SweepError, UserError, in_words, warn
+from jepa_lm.utils.files import sweep_up, write_json
+from jepa_lm.utils.locks import only_writer
+from jepa_lm.utils.output import tell
+from jepa_lm.utils.provenance import CONFIG_FILE, config_hash
+from jepa_lm.utils.quoting import override, quoted
+from jepa_lm.utils.values import check_values
 
 MOST_REASONS = 5
 FOLDER_KEY = "hydra.sweep.dir"
@@ -235,8 +235,8 @@ def failures(jobs: Sequence[Job], folder: Path) -> dict[str, str]:
 
 def report(manifest: Manifest, folder: Path) -> None:
     """Write the report beside the runs and say what it says; runs that are on W&B get it there, too."""
-    from jepa_lm.loggers.report import attach_report
     from jepa_lm.loggers.settings import wandb_settings
+    from jepa_lm.study.attach import attach_report
     from jepa_lm.study.report import tell as tell_verdicts
 
     html = tell_verdicts(folder, tell)

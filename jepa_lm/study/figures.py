@@ -9,13 +9,13 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.transforms import offset_copy
 
-from jepa_lm.shown import literal
-from jepa_lm.study import words
+from jepa_lm.study import formatting as words
 from jepa_lm.study.figure_styles import PANEL, Panel, Style
 from jepa_lm.study.request import WEIGHT
 from jepa_lm.study.results import Arm, Results, Treatment, role_of
 from jepa_lm.study.statistics import Effect
 from jepa_lm.study.svg import INK, MUTED, SERIES, drawing, inline, new_figure
+from jepa_lm.utils.quoting import literal
 
 BESIDE, LABEL = 26, 56
 """Characters of a label that fit beside its numbers, and into the whole width."""

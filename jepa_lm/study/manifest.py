@@ -11,10 +11,10 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
-from jepa_lm.errors import UserError
-from jepa_lm.files import read_json, write_json
-from jepa_lm.shown import literal
 from jepa_lm.study.recorded import read
+from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.files import read_json, write_json
+from jepa_lm.utils.quoting import literal
 
 FILE = "study.json"
 FORMAT = 1

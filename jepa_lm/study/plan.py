@@ -14,9 +14,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from jepa_lm.config import check_type, unknown_key
-from jepa_lm.errors import UserError
-from jepa_lm.records import config_hash
 from jepa_lm.study.arms import (
     Arm,
     below,
@@ -29,7 +26,10 @@ from jepa_lm.study.arms import (
 from jepa_lm.study.manifest import Comparison, Group, Identity, Job, Manifest
 from jepa_lm.study.request import NONE, SEED, WEIGHT, Compose, Composed, Request
 from jepa_lm.study.verdict import BASELINES
-from jepa_lm.values import check_seed
+from jepa_lm.utils.config import check_type, unknown_key
+from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.provenance import config_hash
+from jepa_lm.utils.values import check_seed
 
 TREATMENT = "treatment"
 LONGEST_NAME = 80

@@ -11,13 +11,14 @@ from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
-from jepa_lm.errors import warn
-from jepa_lm.files import write_text
-from jepa_lm.shown import literal, markdown, shell
-from jepa_lm.study import figures, tables, words
+from jepa_lm.study import figures, tables
+from jepa_lm.study import formatting as words
 from jepa_lm.study.figure_styles import Style, styles
 from jepa_lm.study.results import Results, Treatment, collect
 from jepa_lm.study.sections import sections
+from jepa_lm.utils.errors import warn
+from jepa_lm.utils.files import write_text
+from jepa_lm.utils.quoting import literal, markdown, shell
 
 HTML, MARKDOWN = "report.html", "report.md"
 SHOWN_FIRST = 8

@@ -10,9 +10,9 @@ from typing import Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override
 
-from jepa_lm.errors import UserError
 from jepa_lm.study.arms import below
-from jepa_lm.values import check_seed
+from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.values import check_seed
 
 SEED, WEIGHT = "seed", "jepa.weight"
 NONE = "none"

@@ -10,10 +10,10 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from jepa_lm.files import read_json, read_yaml
-from jepa_lm.records import CONFIG_FILE
 from jepa_lm.study.recorded import LARGEST_COUNT, LARGEST_NUMBER, MisfitError, read
 from jepa_lm.study.shapes import Config, Summary
+from jepa_lm.utils.files import read_json, read_yaml
+from jepa_lm.utils.provenance import CONFIG_FILE
 
 SUMMARY_FILE, METRICS_FILE = "summary.json", "metrics.csv"
 MOST_BYTES = 16 << 20

@@ -13,11 +13,11 @@ from typing import Any
 
 from omegaconf import DictConfig
 
-from jepa_lm.errors import UserError
 from jepa_lm.study.manifest import Group, Manifest
 from jepa_lm.study.plan import Planner, manifest_of, slug
 from jepa_lm.study.request import SEED, Compose, Request
 from jepa_lm.study.runs import Run
+from jepa_lm.utils.errors import UserError
 
 DIGITS = 4
 """Of a drawn number: more would say nothing and make long folder names."""

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jepa_lm.study import figures, figures_over_steps, tables, words
+from jepa_lm.study import figures, figures_over_steps, tables
+from jepa_lm.study import formatting as words
 from jepa_lm.study.figure_styles import Panel, Style
 from jepa_lm.study.results import Results
 from jepa_lm.study.table import Table

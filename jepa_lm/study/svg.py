@@ -17,7 +17,7 @@ import matplotlib
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from jepa_lm.shown import literal
+from jepa_lm.utils.quoting import literal
 
 INK, MUTED, RULE = "#010101", "#020202", "#030303"
 SERIES = tuple(f"#0a0a{i:02x}" for i in range(6))

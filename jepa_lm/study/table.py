@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from jepa_lm.study.words import NOTHING
+from jepa_lm.study.formatting import NOTHING
 
 
 @dataclass(frozen=True)

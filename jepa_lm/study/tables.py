@@ -8,16 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from jepa_lm.study import words
+from jepa_lm.study import formatting as words
 from jepa_lm.study.against_plan import plan_of
 from jepa_lm.study.arms import ABSENT
 from jepa_lm.study.comparable import told
+from jepa_lm.study.formatting import NOTHING
 from jepa_lm.study.manifest import Comparison
 from jepa_lm.study.results import Arm, Results, Treatment, role_of, seed_order
 from jepa_lm.study.runs import Run
 from jepa_lm.study.statistics import MOST_SEEDS, Effect
 from jepa_lm.study.table import Table
-from jepa_lm.study.words import NOTHING
 
 DIAGNOSTICS = {
     "effective_rank": "effective rank",

@@ -14,9 +14,9 @@ from hydra.core.global_hydra import GlobalHydra
 
 from jepa_lm import run
 from jepa_lm.artifact.__main__ import main as look
-from jepa_lm.errors import UserError
-from jepa_lm.explaining import CONF
 from jepa_lm.run import export
+from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.paths import CONF
 from tests.artifact.hostile import SECRET, artifact_with, bounded, checkpoint_with
 
 

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from jepa_lm.memory import PeakMemory
+from jepa_lm.utils.memory import PeakMemory
 from tests.artifact.forging import pack, unpack
 
 SECRET = "told-a-secret"
@@ -41,7 +41,7 @@ def forms(made: Path) -> dict[str, Any]:
         "one in a tuple": ({**foreign},),
         "one in a tuple in a list": [({"a": (foreign,)},)],
         "a function of this package": {
-            "_target_": "jepa_lm.files.write_text",
+            "_target_": "jepa_lm.utils.files.write_text",
             "path": str(made),
             "text": "x",
         },

@@ -18,15 +18,9 @@ from jepa_lm.artifact import ans, compression
 from jepa_lm.artifact.codecs import COMPRESSORS, compress, decompress
 from jepa_lm.artifact.compression import compress_best
 from jepa_lm.artifact.container import from_file
-from jepa_lm.artifact.layout import (
-    DTYPES,
-    dtypes_worth_planes,
-    from_planes,
-    streams_of,
-    to_planes,
-)
-from jepa_lm.errors import UserError
-from jepa_lm.process import fresh_python
+from jepa_lm.artifact.layout import DTYPES, dtypes_worth_planes, from_planes, streams_of, to_planes
+from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.process import fresh_python
 
 
 def numbers(count: int, seed: int = 0) -> bytes:

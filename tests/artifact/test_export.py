@@ -14,9 +14,9 @@ import torch
 from jepa_lm.artifact import layout
 from jepa_lm.artifact.loading import load_artifact
 from jepa_lm.artifact.size import SCORING, code_bytes, minify, write_minified
-from jepa_lm.config import build, resolve
-from jepa_lm.errors import LossError, OverCapError, UserError
 from jepa_lm.run import export
+from jepa_lm.utils.config import build, resolve
+from jepa_lm.utils.errors import LossError, OverCapError, UserError
 from tests.conftest import REPO
 
 QUICK = ("export.codecs=[zlib]", "export.protocols=[]")
@@ -241,7 +241,7 @@ def test_code_for_inference_loads_and_scores_the_file_alone(exporting, trained):
     (package / "evaluation" / "windows.py").unlink()
     missing = score_elsewhere(package, *words)
     assert missing.returncode == 1
-    assert "No module named 'jepa_lm.evaluation.windows'" in missing.stderr
+    assert "No module named 'jepa_lm.data.windows'" in missing.stderr
 
 
 @pytest.mark.slow

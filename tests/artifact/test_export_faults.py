@@ -11,16 +11,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from jepa_lm.artifact import export as export_module
+from jepa_lm.artifact import loaded_model as subject
 from jepa_lm.artifact import round_trip
 from jepa_lm.artifact.card import in_markdown, model_card, run_records, submission
-from jepa_lm.checkpoint import find_checkpoint
-from jepa_lm.errors import UserError
-from jepa_lm.evaluation import subject
-from jepa_lm.evaluation.subject import held_subject
-from jepa_lm.locks import only_writer
+from jepa_lm.artifact.loaded_model import held_subject
+from jepa_lm.commands import export as export_module
+from jepa_lm.model.checkpoint import find_checkpoint
 from jepa_lm.run import evaluate, export
-from jepa_lm.trusted import Trust
+from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.locks import only_writer
+from jepa_lm.utils.trusted import Trust
 
 QUICK = ("export.codecs=[zlib]", "export.protocols=[]")
 WHOLE = ("export.codecs=[zlib]", "quantization=none", "export.max_tokens=500")
@@ -116,7 +116,7 @@ def test_what_is_found_is_looked_for_again_when_a_training_has_removed_it(
 def test_a_checkpoint_that_is_pruned_while_it_is_looked_at_is_not_damaged(
     trained, tmp_path, monkeypatch, capsys
 ):
-    from jepa_lm import checkpoint
+    from jepa_lm.model import checkpoint
 
     first, second = (tmp_path / "checkpoints" / f"step-{n}.ckpt" for n in (6, 7))
     first.parent.mkdir()

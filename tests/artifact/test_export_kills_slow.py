@@ -11,8 +11,8 @@ import time
 
 import pytest
 
+from jepa_lm.artifact.loaded_model import load_subject
 from jepa_lm.artifact.publishing import belongs
-from jepa_lm.evaluation.subject import load_subject
 from tests.conftest import REPO
 
 pytestmark = pytest.mark.slow

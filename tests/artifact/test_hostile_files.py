@@ -10,10 +10,10 @@ import torch
 
 from jepa_lm import run
 from jepa_lm.artifact.__main__ import main as look
-from jepa_lm.config import resolve
-from jepa_lm.errors import UserError
-from jepa_lm.training import train
-from jepa_lm.trusted import Limits, Trust, check_part, plain
+from jepa_lm.commands.train import train
+from jepa_lm.utils.config import resolve
+from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.trusted import Limits, Trust, check_part, plain
 from tests.artifact.hostile import (
     PLACES,
     ROUTES,

@@ -17,11 +17,11 @@ import torch
 from hydra.utils import instantiate
 
 from jepa_lm.artifact.container import COUNT, MAGIC, MAX_BYTES, STREAM
+from jepa_lm.artifact.loaded_model import load_subject
 from jepa_lm.artifact.loading import MAX_HEADER, load_artifact, weights_hash
-from jepa_lm.checkpoint import read_checkpoint
-from jepa_lm.errors import UserError
-from jepa_lm.evaluation.subject import load_subject
+from jepa_lm.model.checkpoint import read_checkpoint
 from jepa_lm.run import evaluate, export
+from jepa_lm.utils.errors import UserError
 from tests.artifact.forging import forge, pack, unpack
 
 

@@ -10,11 +10,11 @@ import torch
 
 from jepa_lm.artifact.prediction import PRIORS, draw, predict
 from jepa_lm.artifact.writing import compress_model, pack_model
-from jepa_lm.config import build, resolve
-from jepa_lm.describe import artifact
-from jepa_lm.lit import LanguageModelTask
-from jepa_lm.optim.routing import parameter_roles
+from jepa_lm.commands.describe import artifact
+from jepa_lm.model.roles import parameter_roles
 from jepa_lm.run import train
+from jepa_lm.training.module import LanguageModelTask
+from jepa_lm.utils.config import build, resolve
 
 CODECS = ["zstd", "zlib", "lzma"]
 SMALL = "quantization.rules.weights.min_values=1000"

@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 
 from jepa_lm.artifact.publishing import check_code_folder, counting, find_artifact, publish
-from jepa_lm.errors import UserError
-from jepa_lm.files import held, staging, sweep_up
+from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.files import held, staging, sweep_up
 
 RECORDS = ("export.json", "submission.json", "model_card.md")
 

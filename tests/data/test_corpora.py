@@ -14,7 +14,7 @@ from jepa_lm.data.prepare import prepare
 from jepa_lm.data.shards import ShardWriter, open_shard
 from jepa_lm.data.token_data import TokenData
 from jepa_lm.data.tokenizers import ByteTokenizer, SentencePieceBPE
-from jepa_lm.errors import UserError
+from jepa_lm.utils.errors import UserError
 
 BPE = SentencePieceBPE(vocab_size=400, model=None, train_bytes=200_000)
 

@@ -15,7 +15,7 @@ from jepa_lm.data import documents
 from jepa_lm.data.corpora import Austen
 from jepa_lm.data.documents import Block, recut
 from jepa_lm.data.tokenizers import ByteTokenizer, SentencePieceBPE, SentencePieceTokenizer
-from jepa_lm.errors import UserError
+from jepa_lm.utils.errors import UserError
 
 ODD = [*"ab e\n\r\t\0 ", "\u2581", "\ufb01", "\u00e9", "e\u0301", "\U0001f914", "\ufffd", "\u2585"]
 ODD += ["  ", "\n\n", "the ", "there", " and", "<s>", "<unk>", "<0x41>", "\u4e2d\u6587", "\u200b"]

@@ -13,14 +13,14 @@ from pathlib import Path
 
 import pytest
 
-from jepa_lm import locks
 from jepa_lm.data import prepare as preparing
 from jepa_lm.data import prepared_folder
 from jepa_lm.data.corpora import TextFiles
 from jepa_lm.data.prepare import Prepared, prepare
 from jepa_lm.data.tokenizers import SentencePieceBPE
-from jepa_lm.errors import UserError
-from jepa_lm.files import BEING_WRITTEN, HOST
+from jepa_lm.utils import locks
+from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.files import BEING_WRITTEN, HOST
 
 BPE = SentencePieceBPE(vocab_size=300, model=None, train_bytes=20_000)
 

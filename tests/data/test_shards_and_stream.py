@@ -17,8 +17,8 @@ from jepa_lm.data.shards import (
     without_special_ids,
 )
 from jepa_lm.data.stream import ShuffleOrder, TokenStream, TrainBatches, make_order
-from jepa_lm.errors import UserError
-from jepa_lm.files import HOST
+from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.files import HOST
 from tests.forks import begun_together
 
 

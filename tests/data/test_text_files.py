@@ -18,7 +18,7 @@ from jepa_lm.data import text_files, text_formats
 from jepa_lm.data.corpora import TextFiles
 from jepa_lm.data.token_data import TokenData
 from jepa_lm.data.tokenizers import ByteTokenizer
-from jepa_lm.errors import UserError
+from jepa_lm.utils.errors import UserError
 
 LINES = "".join(f"line {i} of a text\n" for i in range(400))
 DOCUMENTS = "".join(json.dumps({"text": f"document {i}"}) + "\n" for i in range(40))

@@ -21,7 +21,7 @@ from jepa_lm.data.tokenizers import (
     TokenBytes,
     Tokenizer,
 )
-from jepa_lm.errors import UserError
+from jepa_lm.utils.errors import UserError
 
 PUBLISHED = Path(os.environ.get("JEPA_LM_FINEWEB_TOKENIZERS", "."))
 """A folder with the challenge's tokenizers, for those who have them."""

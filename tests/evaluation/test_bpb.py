@@ -10,16 +10,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from jepa_lm.checkpoint import inference_model, read_checkpoint
+from jepa_lm.artifact.loaded_model import load_data, load_subject
 from jepa_lm.data.byte_counter import ByteCounter
 from jepa_lm.data.shards import ShardWriter
 from jepa_lm.data.stream import TokenStream
 from jepa_lm.data.tokenizers import TokenBytes
-from jepa_lm.errors import UserError
+from jepa_lm.data.windows import StandardWindows
 from jepa_lm.evaluation.bpb import BPBMeter
-from jepa_lm.evaluation.subject import load_data, load_subject
-from jepa_lm.evaluation.windows import StandardWindows
+from jepa_lm.model.checkpoint import inference_model, read_checkpoint
 from jepa_lm.run import evaluate
+from jepa_lm.utils.errors import UserError
 
 
 def stream_of(tmp_path, ids) -> TokenStream:
@@ -70,7 +70,7 @@ def test_validation_is_plain_cross_entropy_over_the_bytes_of_the_text(trained):
     import lightning.pytorch as pl
     from hydra.utils import instantiate
 
-    from jepa_lm.config import resolve
+    from jepa_lm.utils.config import resolve
 
     config = resolve(trained.config)
     pl.seed_everything(0, verbose=False)

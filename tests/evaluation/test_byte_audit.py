@@ -15,6 +15,7 @@ import sentencepiece
 import torch
 
 from jepa_lm.artifact import round_trip
+from jepa_lm.artifact.loaded_model import load_data, load_subject
 from jepa_lm.data.corpora import Austen, TextFiles
 from jepa_lm.data.prepare import prepare
 from jepa_lm.data.prepared_folder import SourceText
@@ -25,7 +26,6 @@ from jepa_lm.data.tokenizers import ByteTokenizer, SentencePieceBPE, TokenBytes
 from jepa_lm.evaluation.baselines import cached_baselines, compressor_baselines, split_text
 from jepa_lm.evaluation.byte_audit import audit_bytes
 from jepa_lm.evaluation.report import byte_count_in_words
-from jepa_lm.evaluation.subject import load_data, load_subject
 from jepa_lm.run import evaluate, train
 
 BPE = SentencePieceBPE(vocab_size=400, model=None, train_bytes=200_000)

@@ -7,12 +7,12 @@ from types import SimpleNamespace
 
 import numpy as np
 
-from jepa_lm.config import resolve
+from jepa_lm.artifact.loaded_model import load_data
 from jepa_lm.data import download
 from jepa_lm.data.download import Downloaded
 from jepa_lm.data.shards import ShardWriter
-from jepa_lm.evaluation.subject import load_data
-from jepa_lm.trusted import Trust
+from jepa_lm.utils.config import resolve
+from jepa_lm.utils.trusted import Trust
 
 
 def test_one_training_shard_is_enough_to_score(compose, tmp_path, monkeypatch):

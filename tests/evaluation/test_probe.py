@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from jepa_lm.data.stream import TokenStream
-from jepa_lm.evaluation.probe import fit_linear, hits, sample_windows, with_bias
+from jepa_lm.objective.probe import fit_linear, hits, sample_windows, with_bias
 from jepa_lm.run import train
 
 
@@ -66,7 +66,7 @@ def test_no_probe_unless_asked(trained):
 
 @pytest.mark.parametrize("average", ["null", "0.5"])
 def test_the_probe_leaves_the_run_as_it_was(small, trained, tmp_path, average):
-    from jepa_lm.checkpoint import read_checkpoint
+    from jepa_lm.model.checkpoint import read_checkpoint
 
     train(small("probe=true", f"average.decay={average}", run_dir=tmp_path / "run"))
     state = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["state_dict"]

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from hydra.core.global_hydra import GlobalHydra
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from jepa_lm.config import build, resolve
+from jepa_lm.artifact.loaded_model import Held
+from jepa_lm.commands.evaluate import _worker
 from jepa_lm.data.byte_counter import ByteCounter
 from jepa_lm.data.shards import ShardWriter
 from jepa_lm.data.stream import TokenStream
 from jepa_lm.data.tokenizers import ByteTokenizer
-from jepa_lm.errors import RankError, UserError
-from jepa_lm.evaluation.command import _worker
+from jepa_lm.data.windows import SlidingWindows
 from jepa_lm.evaluation.scoring import (
     Scorer,
     documents,
@@ -27,9 +27,9 @@ from jepa_lm.evaluation.scoring import (
     score_stream,
     score_windows,
 )
-from jepa_lm.evaluation.subject import Held
-from jepa_lm.evaluation.windows import SlidingWindows
 from jepa_lm.run import evaluate, train
+from jepa_lm.utils.config import build, resolve
+from jepa_lm.utils.errors import RankError, UserError
 from tests.model.test_mamba2 import LOOKS_BACK, TINY, noisy
 
 CPU = torch.device("cpu")
@@ -173,7 +173,7 @@ def recurrent(tmp_path_factory, small_text):
     """A small Mamba-2 run, trained once."""
     import hydra
 
-    from jepa_lm.explaining import CONF
+    from jepa_lm.utils.paths import CONF
     from tests.conftest import SMALL_MAMBA2
 
     folder = tmp_path_factory.mktemp("recurrent")
@@ -271,7 +271,7 @@ def test_settings_that_cannot_be_are_named(recurrent, compose, overrides, words)
 
 def test_a_score_that_is_no_number_is_no_result(trained, compose, tmp_path, monkeypatch):
     nothing = torch.tensor([float("nan"), 1.0, 1.0])
-    monkeypatch.setattr("jepa_lm.evaluation.command.score_split", lambda *_: nothing)
+    monkeypatch.setattr("jepa_lm.commands.evaluate.score_split", lambda *_: nothing)
     with pytest.raises(UserError, match=r"last\.ckpt: its score is no number \(precision 32-true"):
         evaluate(compose("eval", f"ckpt_path={trained.folder}", *QUICK))
     assert not (tmp_path / "run" / "eval.json").exists()
@@ -289,7 +289,7 @@ def test_processes_that_share_the_work_score_the_same_weights(trained, compose):
 @pytest.mark.parametrize(
     ("raised", "kind", "words"),
     [
-        ("Traceback\n\njepa_lm.errors.UserError: a=1: no", UserError, r"^a=1: no$"),
+        ("Traceback\n\njepa_lm.utils.errors.UserError: a=1: no", UserError, r"^a=1: no$"),
         ("Traceback\n\nRuntimeError: a bug", ProcessRaisedException, "RuntimeError: a bug"),
         (None, RankError, r"devices=2: process 1 was killed"),
     ],
@@ -326,7 +326,7 @@ def test_text_without_documents_is_not_read_by_document(recurrent, compose, monk
     monkeypatch.setattr(
         "jepa_lm.data.tokenizers.SentencePieceTokenizer.bos_id", None, raising=False
     )
-    from jepa_lm.evaluation import subject as module
+    from jepa_lm.artifact import loaded_model as module
 
     load = module.load_data
 
@@ -335,7 +335,7 @@ def test_text_without_documents_is_not_read_by_document(recurrent, compose, monk
         data.tokenizer.bos_id = None
         return data
 
-    monkeypatch.setattr("jepa_lm.evaluation.command.load_data", without_bos)
+    monkeypatch.setattr("jepa_lm.commands.evaluate.load_data", without_bos)
     with pytest.raises(UserError, match=r"eval\.reset=document: this tokenizer marks no documents"):
         evaluate(
             compose("eval", f"ckpt_path={recurrent}", *QUICK, "eval=stream", "eval.reset=document")

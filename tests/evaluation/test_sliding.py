@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from jepa_lm.data.shards import ShardWriter
 from jepa_lm.data.stream import TokenStream
-from jepa_lm.errors import UserError
-from jepa_lm.evaluation.windows import SlidingWindows
+from jepa_lm.data.windows import SlidingWindows
+from jepa_lm.utils.errors import UserError
 
 CPU = torch.device("cpu")
 

@@ -9,20 +9,20 @@ from contextlib import nullcontext
 import pytest
 import torch
 
+from jepa_lm.artifact.loaded_model import load_data, load_subject
 from jepa_lm.artifact.loading import load_artifact
-from jepa_lm.checkpoint import inference_model, read_checkpoint
 from jepa_lm.data.byte_counter import ByteCounter
 from jepa_lm.data.stream import TokenStream
 from jepa_lm.data.token_data import TokenData
-from jepa_lm.errors import UserError
+from jepa_lm.data.windows import StandardWindows
 from jepa_lm.evaluation import temperature
 from jepa_lm.evaluation.scoring import Scorer
-from jepa_lm.evaluation.subject import load_data, load_subject
 from jepa_lm.evaluation.temperature import COARSE, mean_nll, search_temperature
-from jepa_lm.evaluation.windows import StandardWindows
 from jepa_lm.model import LanguageModel
+from jepa_lm.model.checkpoint import inference_model, read_checkpoint
 from jepa_lm.run import evaluate, export
-from jepa_lm.values import check_temperature
+from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.values import check_temperature
 
 
 class Sharpened(LanguageModel):

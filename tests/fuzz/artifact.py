@@ -21,7 +21,7 @@ from jepa_lm.artifact import ans
 from jepa_lm.artifact.__main__ import contents
 from jepa_lm.artifact.codecs import COMPRESSORS
 from jepa_lm.artifact.container import COUNT, DIGEST, MAGIC, STREAM, from_file
-from jepa_lm.evaluation.subject import load_data, load_subject, weights_of
+from jepa_lm.artifact.loaded_model import load_data, load_subject, weights_of
 from tests.artifact.forging import unpack
 from tests.fuzz.material import Material
 from tests.fuzz.mutations import cut, damaged, flipped, spliced

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
-from jepa_lm.checkpoint import damage, inference_model, newest_whole, read_checkpoint
-from jepa_lm.errors import UserError
-from jepa_lm.trusted import Trust, check_part
+from jepa_lm.model.checkpoint import damage, inference_model, newest_whole, read_checkpoint
+from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.trusted import Trust, check_part
 from tests.fuzz.material import Material
 from tests.fuzz.mutations import cut, damaged, flipped, junk, spliced
 

@@ -10,12 +10,12 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 from torch import nn
 
-from jepa_lm import schema
-from jepa_lm.checkpoint import empty_model
-from jepa_lm.config import resolve
-from jepa_lm.explaining import CONF
+from jepa_lm.model.checkpoint import empty_model
 from jepa_lm.quantization.policy import Policy
-from jepa_lm.trusted import Trust, build_part, check_part, plain
+from jepa_lm.utils import schema
+from jepa_lm.utils.config import resolve
+from jepa_lm.utils.paths import CONF
+from jepa_lm.utils.trusted import Trust, build_part, check_part, plain
 from tests.fuzz.material import Material
 from tests.fuzz.mutations import damaged, junk
 

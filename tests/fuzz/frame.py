@@ -23,7 +23,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
-from jepa_lm.errors import UserError
+from jepa_lm.utils.errors import UserError
 from tests.artifact.hostile import SECRET
 from tests.fuzz.material import Material
 from tests.fuzz.mutations import VARIABLE

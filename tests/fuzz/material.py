@@ -11,9 +11,9 @@ import hydra
 from hydra.core.global_hydra import GlobalHydra
 
 from jepa_lm import run as commands
-from jepa_lm import schema
 from jepa_lm.data.corpora import Austen
-from jepa_lm.explaining import CONF
+from jepa_lm.utils import schema
+from jepa_lm.utils.paths import CONF
 from tests.conftest import SMALL
 
 

@@ -29,7 +29,7 @@ FLOATS = (-0.5, 0.0, 1e-300, 1e308, float("nan"), float("inf"), -float("inf"))
 CALLS: tuple[dict[str, Any], ...] = (
     {"_target_": "numpy.savetxt", "fname": "OWNED", "X": [1]},
     {"_target_": "numpy.savetxt", "_args_": ["OWNED", [1]], "_partial_": True},
-    {"_target_": "jepa_lm.files.write_text", "path": "OWNED", "text": "x"},
+    {"_target_": "jepa_lm.utils.files.write_text", "path": "OWNED", "text": "x"},
     {"_target_": "builtins.eval", "_args_": ["1"]},
     {"_target_": "subprocess.Popen", "args": ["touch", "OWNED"]},
     {"_target_": f"{BAIT}.Owned"},

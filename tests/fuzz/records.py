@@ -11,8 +11,8 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from jepa_lm.errors import UserError
 from jepa_lm.study.__main__ import main
+from jepa_lm.utils.errors import UserError
 from tests.fuzz.material import Material
 from tests.fuzz.mutations import BAIT, TEXTS, cut, damaged, flipped, junk, spliced
 from tests.study.sweeps import study

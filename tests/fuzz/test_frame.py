@@ -11,7 +11,7 @@ import sys
 import numpy as np
 import pytest
 
-from jepa_lm.errors import UserError
+from jepa_lm.utils.errors import UserError
 from tests.artifact.hostile import SECRET
 from tests.fuzz import frame
 from tests.fuzz.frame import READERS, read_all

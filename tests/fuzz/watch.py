@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from jepa_lm.memory import PeakMemory
+from jepa_lm.utils.memory import PeakMemory
 from tests.artifact.hostile import HANG, MOST_BYTES, SECRET
 from tests.fuzz.mutations import BAIT
 

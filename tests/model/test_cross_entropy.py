@@ -11,11 +11,11 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from jepa_lm.config import resolve
-from jepa_lm.lit import LanguageModelTask
 from jepa_lm.model import cross_entropy, token_nll, z_loss
 from jepa_lm.model.cross_entropy import chunked_cross_entropy, cross_entropy_reference
 from jepa_lm.model.heads import PolynomialSoftcap, TanhSoftcap
+from jepa_lm.training.module import LanguageModelTask
+from jepa_lm.utils.config import resolve
 
 N, V, E, CHUNK = 21, 37, 8, 8
 CAPS = {"tanh": TanhSoftcap(cap=3.0), "polynomial": PolynomialSoftcap(cap=3.0), "none": None}

@@ -8,8 +8,6 @@ import pytest
 import torch
 from hydra.utils import instantiate
 
-from jepa_lm.config import resolve
-from jepa_lm.errors import UserError
 from jepa_lm.model.embeddings import CantorBigram, TokenEmbedding, XorBigram
 from jepa_lm.model.heads import TiedHead, UntiedHead
 from jepa_lm.model.layers import (
@@ -22,6 +20,8 @@ from jepa_lm.model.layers import (
     rotary_angles,
 )
 from jepa_lm.model.unet import Carry, UNet
+from jepa_lm.utils.config import resolve
+from jepa_lm.utils.errors import UserError
 
 CPU = torch.device("cpu")
 

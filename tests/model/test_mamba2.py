@@ -11,11 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jepa_lm.config import build, resolve
-from jepa_lm.errors import UserError
 from jepa_lm.model import LanguageModel
 from jepa_lm.model.kernels import has_triton, may_use_triton
 from jepa_lm.model.mamba2 import Mamba2Mixer
+from jepa_lm.utils.config import build, resolve
+from jepa_lm.utils.errors import UserError
 
 TINY = (
     "model=mamba2",

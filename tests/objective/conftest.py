@@ -7,10 +7,10 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from jepa_lm.config import check, resolve
-from jepa_lm.lit import LanguageModelTask
 from jepa_lm.objective import Moment
-from jepa_lm.optim.clock import ProgressClock
+from jepa_lm.schedules.clock import ProgressClock
+from jepa_lm.training.module import LanguageModelTask
+from jepa_lm.utils.config import check, resolve
 
 OBJECTIVES = ("vicreg", "vicreg_published", "patch", "lewm", "chunk", "chunk_loss_only", "llm_jepa")
 RECIPES = tuple(

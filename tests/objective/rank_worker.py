@@ -13,9 +13,9 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from jepa_lm.lit import LanguageModelTask
 from jepa_lm.objective import Moment
-from jepa_lm.optim.clock import ProgressClock
+from jepa_lm.schedules.clock import ProgressClock
+from jepa_lm.training.module import LanguageModelTask
 from tests.objective.conftest import noise, random_batch
 
 ROWS = 4

@@ -13,7 +13,6 @@ from dataclasses import replace
 import torch
 import torch.distributed as dist
 
-from jepa_lm.objective.moment import Moment
 from jepa_lm.objective.regularizers import (
     Covariance,
     Regularizer,
@@ -22,7 +21,8 @@ from jepa_lm.objective.regularizers import (
     Variance,
 )
 from jepa_lm.objective.sigreg import SIGReg
-from jepa_lm.optim.clock import ProgressClock
+from jepa_lm.objective.step_context import Moment
+from jepa_lm.schedules.clock import ProgressClock
 
 BATCH, LATENTS, DIM = 8, 6, 5
 PLACE = dict(tensor="context", weight=1.0)

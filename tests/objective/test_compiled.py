@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
-from jepa_lm import training
-from jepa_lm.config import resolve
-from jepa_lm.lit import LanguageModelTask
+from jepa_lm.commands import train as training
 from jepa_lm.objective import Moment
-from jepa_lm.optim.clock import ProgressClock
 from jepa_lm.run import train
+from jepa_lm.schedules.clock import ProgressClock
+from jepa_lm.training.module import LanguageModelTask
+from jepa_lm.utils.config import resolve
 from tests.objective.conftest import noise
 
 ALL = (
@@ -110,7 +110,7 @@ def test_compilation_is_no_training_time(small, monkeypatch, tmp_path):
 def test_a_clock_that_runs_on_would_be_seen(small, monkeypatch, tmp_path):
     """The planted bug: nobody listens to the compiler."""
     monkeypatch.setattr(
-        "jepa_lm.callbacks.compiling.ClockStopsForCompiler.on_train_start", lambda *a: None
+        "jepa_lm.training.callbacks.compiling.ClockStopsForCompiler.on_train_start", lambda *a: None
     )
     assert compiled_run(small, monkeypatch, tmp_path)["seconds"] > 1e6
 

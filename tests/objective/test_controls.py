@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jepa_lm.describe import count_parameters, flops_per_token
-from jepa_lm.errors import UserError
+from jepa_lm.training.flops import count_parameters, flops_per_token
+from jepa_lm.utils.errors import UserError
 from tests.objective.conftest import (
     DEEP_ENOUGH,
     EVERY,

@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jepa_lm.checkpoint import inference_model, read_checkpoint
-from jepa_lm.config import build as build_node
+from jepa_lm.model.checkpoint import inference_model, read_checkpoint
 from jepa_lm.run import train
+from jepa_lm.utils.config import build as build_node
 from tests.objective.conftest import (
     DEEP_ENOUGH,
     at,
@@ -118,7 +118,7 @@ def test_the_alarm_survives_a_resume(small, tmp_path):
 
 
 def test_measuring_is_no_training_time(small, tmp_path, monkeypatch):
-    from jepa_lm.objective.watch import Watch
+    from jepa_lm.objective.monitor import Watch
 
     ran = []
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from jepa_lm.errors import UserError
+from jepa_lm.utils.errors import UserError
 from tests.objective.conftest import at, compared, random_batch
 
 RANKS = [dict(rank=r, world_size=3) for r in range(3)]

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from jepa_lm.model import token_nll
-from jepa_lm.objective.gradients import gradients, norm, reach_table
+from jepa_lm.objective.gradients import gradients, norm
+from jepa_lm.objective.reach import reach_table
 from tests.objective.conftest import (
     DEEP_ENOUGH,
     EVERY,

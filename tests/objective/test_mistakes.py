@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from jepa_lm.errors import UserError
 from jepa_lm.run import train
+from jepa_lm.utils.errors import UserError
 from tests.objective.conftest import NOW
 from tests.runs import summary
 

@@ -7,7 +7,7 @@ import json
 import pytest
 import torch
 
-from jepa_lm.config import resolve
+from jepa_lm.utils.config import resolve
 from tests.conftest import SMALL
 from tests.objective.conftest import DEEP_ENOUGH
 from tests.objective.train_worker import found_in, recorded, train_all
@@ -16,7 +16,7 @@ from tests.test_end_to_end_slow import run
 pytestmark = pytest.mark.slow
 
 PHASED = (
-    "{_target_: jepa_lm.optim.schedule.Phased, points: [[0,0],[0.2,0],[0.2,1],[0.7,1],[0.8,0]]}"
+    "{_target_: jepa_lm.schedules.factors.Phased, points: [[0,0],[0.2,0],[0.2,1],[0.7,1],[0.8,0]]}"
 )
 IN_TWENTY_STEPS = {
     "vicreg": ("jepa.schedule.steps=5",),

@@ -8,7 +8,6 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from jepa_lm.errors import UserError
 from jepa_lm.objective.alignment import (
     MaskedPositions,
     NextFromStart,
@@ -20,6 +19,7 @@ from jepa_lm.objective.distances import MSE, Cosine, SmoothL1
 from jepa_lm.objective.normalisations import L2, RMS, LayerNorm
 from jepa_lm.objective.pooling import ChunkLast, ChunkMean, PrefixEnd, SequenceMean
 from jepa_lm.objective.predictors import MLP, CausalAttention, Chain, OffsetConditioned, Projection
+from jepa_lm.utils.errors import UserError
 from tests.objective.conftest import compared, noise, random_batch
 
 X = torch.randn(3, 12, 6, generator=torch.Generator().manual_seed(0))

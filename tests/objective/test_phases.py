@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jepa_lm.checkpoint import read_checkpoint
-from jepa_lm.errors import UserError
+from jepa_lm.model.checkpoint import read_checkpoint
 from jepa_lm.run import train
+from jepa_lm.utils.errors import UserError
 from tests.runs import metrics, same, state, summary
 
 
@@ -33,8 +33,8 @@ def test_copies_move_once_for_each_optimizer_step(small, tmp_path, monkeypatch):
 
 
 def test_every_nth_step_leaves_the_others_alone(small, tmp_path):
-    constant = "{_target_: jepa_lm.optim.schedule.Constant, value: 1.0}"
-    nth = f"{{_target_: jepa_lm.optim.schedule.EveryNth, n: 3, schedule: {constant}}}"
+    constant = "{_target_: jepa_lm.schedules.factors.Constant, value: 1.0}"
+    nth = f"{{_target_: jepa_lm.schedules.factors.EveryNth, n: 3, schedule: {constant}}}"
     log = "trainer.log_every_n_steps=1"
     train(small("objective=recipes/pr2142", f"jepa.schedule={nth}", log, run_dir=tmp_path / "run"))
     assert metrics(tmp_path / "run", "jepa/weight") == pytest.approx([0.2, 0, 0, 0.2, 0, 0])
@@ -42,8 +42,8 @@ def test_every_nth_step_leaves_the_others_alone(small, tmp_path):
 
 
 def test_an_objective_that_is_off_whenever_logs_are_due_is_logged_all_the_same(small, tmp_path):
-    constant = "{_target_: jepa_lm.optim.schedule.Constant, value: 1.0}"
-    nth = f"{{_target_: jepa_lm.optim.schedule.EveryNth, n: 2, schedule: {constant}}}"
+    constant = "{_target_: jepa_lm.schedules.factors.Constant, value: 1.0}"
+    nth = f"{{_target_: jepa_lm.schedules.factors.EveryNth, n: 2, schedule: {constant}}}"
     train(small("objective=recipes/pr2142", f"jepa.schedule={nth}", run_dir=tmp_path / "run"))
     assert metrics(tmp_path / "run", "jepa/weight") == [0, 0, 0]  # logged on steps 1, 3, 5
     assert len(metrics(tmp_path / "run", "jepa/loss")) == 3

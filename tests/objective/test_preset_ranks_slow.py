@@ -15,8 +15,8 @@ import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
-from jepa_lm.config import resolve
-from jepa_lm.explaining import CONF
+from jepa_lm.utils.config import resolve
+from jepa_lm.utils.paths import CONF
 from tests.objective.train_worker import found_in, recorded, train_all
 
 pytestmark = pytest.mark.slow

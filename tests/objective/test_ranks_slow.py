@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from jepa_lm.config import resolve
+from jepa_lm.utils.config import resolve
 from tests.objective.conftest import DEEP_ENOUGH, OBJECTIVES, RECIPES
 from tests.ranks import run_ranks
 
@@ -22,7 +22,7 @@ def differences(tmp_path_factory, small_text):
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
-    from jepa_lm.explaining import CONF
+    from jepa_lm.utils.paths import CONF
     from tests.conftest import SMALL
 
     folder = tmp_path_factory.mktemp("ranks")

@@ -8,8 +8,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jepa_lm.errors import UserError
 from jepa_lm.objective.regularizers import Covariance, SpectralFloor, StdHinge, Variance
+from jepa_lm.utils.errors import UserError
 from tests.objective.conftest import at
 
 VARIANCE = Variance(tensor="prediction", weight=1, gamma=1.0, eps=1e-4)

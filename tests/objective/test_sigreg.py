@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 
-from jepa_lm.errors import UserError
 from jepa_lm.objective.sigreg import SIGReg, knot_weights, statistic, statistic_reference
+from jepa_lm.utils.errors import UserError
 from tests.objective.conftest import at, compared, noise, random_batch
 
 FORMS = {"published by #903": (0.2, 4.0, True), "published by #832": (0.2, 3.0, False)}

@@ -7,8 +7,8 @@ import copy
 import pytest
 import torch
 
-from jepa_lm.errors import UserError
-from jepa_lm.optim.averages import as_buffers
+from jepa_lm.model.ema import as_buffers
+from jepa_lm.utils.errors import UserError
 from tests.objective.conftest import at, auxiliary, compared, noise, random_batch
 
 

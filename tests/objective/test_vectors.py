@@ -13,15 +13,15 @@ from pathlib import Path
 import pytest
 import torch
 
-from jepa_lm.config import resolve
-from jepa_lm.describe import count_parameters
-from jepa_lm.lit import LanguageModelTask
 from jepa_lm.model import token_nll, z_loss
 from jepa_lm.model.heads import PolynomialSoftcap
 from jepa_lm.objective import Moment
 from jepa_lm.objective.gradients import gradients, norm
 from jepa_lm.objective.passes import encode_view
-from jepa_lm.optim.clock import ProgressClock
+from jepa_lm.schedules.clock import ProgressClock
+from jepa_lm.training.flops import count_parameters
+from jepa_lm.training.module import LanguageModelTask
+from jepa_lm.utils.config import resolve
 
 VECTORS = json.loads((Path(__file__).parent.parent / "vectors" / "systems.json").read_text())
 SIZES = ("data.seq_len=32", "model.vocab_size=64", "model.dim=32", "model.backbone.layers=5")

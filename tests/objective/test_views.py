@@ -9,9 +9,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jepa_lm.errors import UserError
 from jepa_lm.model import Mask
 from jepa_lm.objective.views import RandomReplacement, SpanMask, Suffix
+from jepa_lm.utils.errors import UserError
 from tests.objective.conftest import at, compared, noise, random_batch
 
 

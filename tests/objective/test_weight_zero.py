@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jepa_lm.errors import UserError
 from jepa_lm.run import train
+from jepa_lm.utils.errors import UserError
 from tests.objective.conftest import (
     DEEP_ENOUGH,
     EVERY,
@@ -25,7 +25,7 @@ def plain(tmp_path_factory, small_text):
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
-    from jepa_lm.explaining import CONF
+    from jepa_lm.utils.paths import CONF
     from tests.conftest import SMALL
 
     runs: dict = {}

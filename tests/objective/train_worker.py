@@ -18,7 +18,7 @@ import torch.distributed as dist
 from lightning.pytorch import Callback
 from omegaconf import OmegaConf
 
-from jepa_lm.training import train
+from jepa_lm.commands.train import train
 from tests.ranks import run_ranks
 
 Losses = dict[str, list[float]]

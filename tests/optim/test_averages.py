@@ -7,10 +7,10 @@ import json
 import pytest
 import torch
 
-from jepa_lm.checkpoint import inference_model, read_checkpoint
-from jepa_lm.errors import UserError
-from jepa_lm.optim.averages import Averages, WeightAverage
+from jepa_lm.model.checkpoint import inference_model, read_checkpoint
 from jepa_lm.run import evaluate, export, train
+from jepa_lm.training.averages import Averages, WeightAverage
+from jepa_lm.utils.errors import UserError
 
 DECAY = "average.decay=0.5"
 
@@ -72,7 +72,7 @@ def test_what_is_written_at_the_end_comes_from_the_weights_that_ship(small, tmp_
         written.append({n: t.clone() for n, t in model.state_dict().items()})
         return ""
 
-    monkeypatch.setattr("jepa_lm.summary.sample_text", keep)
+    monkeypatch.setattr("jepa_lm.training.summary.sample_text", keep)
     train(small("average.decay=0.5", "sample=true", run_dir=tmp_path / "run"))
     shipped = inference_model(read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt"))
     (of_text,) = written

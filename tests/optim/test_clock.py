@@ -5,12 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jepa_lm.errors import UserError
-from jepa_lm.optim.clock import ProgressClock
 from jepa_lm.optim.muon_adamw import MuonAdamW
-from jepa_lm.optim.schedule import (
+from jepa_lm.optim.scheduler import ClockScheduler
+from jepa_lm.schedules.clock import ProgressClock
+from jepa_lm.schedules.factors import (
     After,
-    ClockScheduler,
     Constant,
     EveryNth,
     Linear,
@@ -20,6 +19,7 @@ from jepa_lm.optim.schedule import (
     Warmdown,
     Warmup,
 )
+from jepa_lm.utils.errors import UserError
 
 
 class Time:

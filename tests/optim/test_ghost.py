@@ -8,10 +8,11 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from jepa_lm import lit, training
-from jepa_lm.errors import UserError
-from jepa_lm.optim.ghost import run_ghost_steps
+from jepa_lm.commands import train as training
 from jepa_lm.run import train
+from jepa_lm.training import module as lit
+from jepa_lm.training.ghost import run_ghost_steps
+from jepa_lm.utils.errors import UserError
 
 
 class Watcher(Callback):

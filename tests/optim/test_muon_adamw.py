@@ -8,9 +8,9 @@ import math
 import pytest
 import torch
 
-from jepa_lm.errors import UserError
 from jepa_lm.optim.muon_adamw import MuonAdamW
 from jepa_lm.optim.newton_schulz import orthogonalise, orthogonalise_reference
+from jepa_lm.utils.errors import UserError
 
 SHAPES = [(8, 8), (12, 5), (5, 12), (8, 8), (12, 5)]
 

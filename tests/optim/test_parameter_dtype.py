@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jepa_lm.config import resolve
-from jepa_lm.errors import UserError
-from jepa_lm.lit import LanguageModelTask
+from jepa_lm.training.module import LanguageModelTask
+from jepa_lm.utils.config import resolve
+from jepa_lm.utils.errors import UserError
 from tests.runs import fit
 
 ROUNDED = "model.parameter_dtype=bfloat16"

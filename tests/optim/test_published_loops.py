@@ -10,13 +10,13 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from jepa_lm.config import build, resolve
 from jepa_lm.data.token_data import TokenData
-from jepa_lm.lit import LanguageModelTask
 from jepa_lm.model.layers import rms_norm
-from jepa_lm.optim.clock import ProgressClock
 from jepa_lm.optim.newton_schulz import orthogonalise_reference
 from jepa_lm.run import train
+from jepa_lm.schedules.clock import ProgressClock
+from jepa_lm.training.module import LanguageModelTask
+from jepa_lm.utils.config import build, resolve
 from tests.runs import state
 
 EXACT = ("trainer.max_time=null", "trainer.precision=32-true", "compile=false", "sample=false",

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jepa_lm.config import resolve
-from jepa_lm.errors import UserError
-from jepa_lm.lit import LanguageModelTask
-from jepa_lm.optim.clock import ProgressClock
-from jepa_lm.optim.routing import matches, parameter_roles, route
+from jepa_lm.model.roles import matches, parameter_roles
+from jepa_lm.optim.routing import route
+from jepa_lm.schedules.clock import ProgressClock
+from jepa_lm.training.module import LanguageModelTask
+from jepa_lm.utils.config import resolve
+from jepa_lm.utils.errors import UserError
 
 VARIANTS = [
     [],

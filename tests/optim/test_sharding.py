@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from benchmarks.models import compose
-from jepa_lm.config import resolve
-from jepa_lm.lit import LanguageModelTask
 from jepa_lm.optim import muon, muon_adamw
-from jepa_lm.optim.clock import ProgressClock
 from jepa_lm.optim.muon_adamw import MuonAdamW
 from jepa_lm.optim.sharding import Matrix, Plan, plan_shares
+from jepa_lm.schedules.clock import ProgressClock
+from jepa_lm.training.module import LanguageModelTask
+from jepa_lm.utils.config import resolve
 from tests.optim.sharding_worker import CASES, MIXED, STEPS, WORLDS, without_one
 from tests.ranks import run_ranks
 

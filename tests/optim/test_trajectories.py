@@ -16,10 +16,10 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from jepa_lm import training
+from jepa_lm.commands import train as training
 from jepa_lm.data.shards import ShardWriter
-from jepa_lm.lit import LanguageModelTask
 from jepa_lm.objective.views import SpanMask
+from jepa_lm.training.module import LanguageModelTask
 from tests.objective.test_vectors import LEWM_NAMES, TRUNK
 from tests.tokenizers import published_bpe
 

@@ -8,11 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from jepa_lm.config import build, resolve
 from jepa_lm.data.shards import ShardWriter
 from jepa_lm.data.stream import TokenStream
-from jepa_lm.errors import UserError
-from jepa_lm.lit import LanguageModelTask
 from jepa_lm.quantization import calibration
 from jepa_lm.quantization.calibration import (
     Calibration,
@@ -24,6 +21,9 @@ from jepa_lm.quantization.calibration import (
 from jepa_lm.quantization.formats import unpack_parts
 from jepa_lm.quantization.gptq import output_error
 from jepa_lm.run import export
+from jepa_lm.training.module import LanguageModelTask
+from jepa_lm.utils.config import build, resolve
+from jepa_lm.utils.errors import UserError
 
 
 def settings(**changes) -> Calibration:

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from jepa_lm.errors import UserError
 from jepa_lm.quantization.formats import Cast, Float8, Integer, _clips, entropy, unpack_parts
 from jepa_lm.quantization.policy import Policy
+from jepa_lm.utils.errors import UserError
 
 
 def integer(**settings) -> Integer:

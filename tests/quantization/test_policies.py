@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from jepa_lm.config import build, check_node, resolve
-from jepa_lm.errors import UserError
 from jepa_lm.quantization.formats import Cast
 from jepa_lm.quantization.policy import Policy
-from jepa_lm.quantization.training import stored_copy
+from jepa_lm.quantization.qat import stored_copy
 from jepa_lm.run import train
+from jepa_lm.utils.config import build, check_node, resolve
+from jepa_lm.utils.errors import UserError
 from tests.conftest import MAMBA2
 
 POLICIES = (

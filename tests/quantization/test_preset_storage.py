@@ -8,7 +8,7 @@ from collections import defaultdict
 import pytest
 import torch
 
-from jepa_lm.config import build, resolve
+from jepa_lm.utils.config import build, resolve
 
 ATTENTION = {f"block.attention.{part}.weight" for part in ("query", "key", "value", "out")}
 MLP = {"block.mlp.up.weight", "block.mlp.down.weight"}

@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from jepa_lm.artifact.loading import load_artifact
-from jepa_lm.checkpoint import inference_model, read_checkpoint
-from jepa_lm.config import build, resolve
-from jepa_lm.errors import UserError
+from jepa_lm.model.checkpoint import inference_model, read_checkpoint
 from jepa_lm.quantization.formats import Float8, Integer, unpack_parts
-from jepa_lm.quantization.training import StoredWeights, TrainingPlan
-from jepa_lm.resume import compare, facts_of_checkpoint
+from jepa_lm.quantization.qat import StoredWeights, TrainingPlan
 from jepa_lm.run import export
+from jepa_lm.training.resume import compare, facts_of_checkpoint
+from jepa_lm.utils.config import build, resolve
+from jepa_lm.utils.errors import UserError
 
 FIVE = [0.999, 0.9995, 0.9999, 0.99999, 1.0]
 HIGH = 0.9999984

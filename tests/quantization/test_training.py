@@ -9,16 +9,16 @@ import torch
 from lightning.pytorch import Callback
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from jepa_lm import training as run_module
-from jepa_lm.checkpoint import read_checkpoint
-from jepa_lm.config import build, resolve
-from jepa_lm.errors import UserError
-from jepa_lm.lit import LanguageModelTask
+from jepa_lm.commands import train as run_module
 from jepa_lm.model import token_nll
-from jepa_lm.optim.clock import ProgressClock
+from jepa_lm.model.checkpoint import read_checkpoint
 from jepa_lm.quantization.formats import Cast, Integer
-from jepa_lm.quantization.training import StoredWeights, TrainingPlan, stored_copy
+from jepa_lm.quantization.qat import StoredWeights, TrainingPlan, stored_copy
 from jepa_lm.run import train
+from jepa_lm.schedules.clock import ProgressClock
+from jepa_lm.training.module import LanguageModelTask
+from jepa_lm.utils.config import build, resolve
+from jepa_lm.utils.errors import UserError
 
 NOW = ("quantization=int4", "quantization.training.start=0")
 

@@ -11,8 +11,8 @@ import pytest
 from hydra.core.plugins import Plugins
 
 from jepa_lm import cli
-from jepa_lm.shown import quoted
 from jepa_lm.study import execution, manifest
+from jepa_lm.utils.quoting import quoted
 from tests.conftest import SMALL
 
 WITHOUT_OTHERS = tuple(

@@ -9,8 +9,8 @@ from hydra.errors import ConfigCompositionException
 from hydra.types import RunMode
 from omegaconf import OmegaConf, open_dict
 
-from jepa_lm.explaining import CONF
 from jepa_lm.study.composing import Composer
+from jepa_lm.utils.paths import CONF
 from tests.conftest import SMALL
 
 WORDS = [

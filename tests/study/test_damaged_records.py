@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 
-from jepa_lm.errors import UserError
 from jepa_lm.study import manifest
 from jepa_lm.study.__main__ import main
 from jepa_lm.study.results import collect
 from jepa_lm.study.runs import Run, below_hydra, find_runs
+from jepa_lm.utils.errors import UserError
 from tests.study.pages import AGAINST
 from tests.study.sweeps import paired, study, write_run
 

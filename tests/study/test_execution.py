@@ -8,9 +8,9 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from jepa_lm.locks import only_writer
 from jepa_lm.study import execution
 from jepa_lm.study.manifest import Job, Manifest
+from jepa_lm.utils.locks import only_writer
 from tests.study.pages import AGAINST
 from tests.study.sweeps import paired, study
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from jepa_lm.errors import UserError
-from jepa_lm.records import config_hash
 from jepa_lm.study.arms import Arm, below, check_declared, differences, flat
 from jepa_lm.study.plan import slug
+from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.provenance import config_hash
 from tests.study.conftest import WITHOUT_OTHERS
 
 PUBLISHED = ("as_published", "record_script")

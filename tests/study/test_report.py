@@ -12,9 +12,9 @@ from itertools import accumulate
 import pytest
 from scipy import stats
 
-from jepa_lm.errors import UserError
 from jepa_lm.study.report import headline, write_report
 from jepa_lm.study.results import collect
+from jepa_lm.utils.errors import UserError
 from tests.study.pages import AGAINST, Report, markdown_tables, report
 from tests.study.sweeps import NATS, paired, study, write_run
 

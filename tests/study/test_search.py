@@ -9,9 +9,9 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from jepa_lm.errors import UserError
 from jepa_lm.study.request import Composed, read_request
 from jepa_lm.study.search import Search
+from jepa_lm.utils.errors import UserError
 
 pytest.importorskip("optuna")
 SEARCHED = ("jepa.weight=interval(0,1)", "seed=1,2")

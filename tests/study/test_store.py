@@ -9,8 +9,8 @@ import sys
 import pytest
 
 from jepa_lm.study.__main__ import main
+from jepa_lm.study.listing import entries
 from jepa_lm.study.runs import Run
-from jepa_lm.study.store import entries
 from tests.study.sweeps import paired, study, write_run
 
 

@@ -13,9 +13,9 @@ from pathlib import Path
 
 import pytest
 
-from jepa_lm.locks import only_writer
 from jepa_lm.study import manifest
 from jepa_lm.study.runs import Run, find_runs
+from jepa_lm.utils.locks import only_writer
 from tests.conftest import REPO, SMALL
 from tests.test_end_to_end_slow import start
 

@@ -1,0 +1,55 @@
+"""What would be trained, as plain values: sizes, groups, phases. Nothing is trained.
+
+FLOPs of the model follow the usual count: 2 per weight of a matrix and token forward, three times
+that with the backward pass, plus attention scores and their use, 4 T D forward per layer and token,
+halved for the causal mask, or the products of Mamba-2's scan as its chunks run them. Those of the
+objective are counted as its operations run (PyTorch's counter), with the same halving.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from jepa_lm.artifact.codecs import COMPRESSORS
+from jepa_lm.artifact.prediction import predict
+from jepa_lm.artifact.size import CAP_BYTES, code_bytes
+from jepa_lm.objective.reach import reach_table
+from jepa_lm.training.flops import flops_per_token, sizes
+from jepa_lm.training.module import LanguageModelTask
+
+
+def artifact(task: LanguageModelTask) -> dict[str, Any]:
+    """What the exported file is expected to weigh, by each codec, and what is left of the cap."""
+    predicted = predict(task.model, task.formats, list(COMPRESSORS))
+    code = code_bytes()
+    total = predicted["bytes"] + code
+    account = {"code_bytes": code, "total": total, "cap": CAP_BYTES, "headroom": CAP_BYTES - total}
+    return {**predicted, **account}
+
+
+def describe(task: LanguageModelTask) -> dict[str, Any]:
+    """Sizes, compute, artifact, optimizer groups, frozen parameters, schedules, gradient reach of a run."""
+    seq_len = task.config["data"]["seq_len"]
+    names = {id(p): n for n, p in task.named_parameters()}
+    assert task.clock is not None
+    optimizer, _ = task.recipe.configure(task, task.clock)
+    groups = {
+        group["name"]: {
+            "algorithm": group["algorithm"],
+            "lr": group["initial_lr"],
+            "tensors": len(group["params"]),
+            "values": sum(p.numel() for p in group["params"]),
+            "parameters": [names[id(p)] for p in group["params"]],
+        }
+        for group in optimizer.param_groups
+    }
+    frozen = task.frozen
+    return {
+        **sizes(task),
+        "flops_per_token": flops_per_token(task),
+        "artifact": artifact(task),
+        "optimizer": {"groups": groups, "frozen": frozen},
+        "schedules": task.recipe.phases()
+        | ({} if task.objective is None else task.objective.phases()),
+        "gradient_reach": reach_table(task.model, task.objective, seq_len, frozen),
+    }

@@ -1,0 +1,273 @@
+"""evaluate(cfg): score a checkpoint or an artifact on the whole validation split."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from omegaconf import DictConfig
+
+from jepa_lm.artifact.loaded_model import (
+    Held,
+    Subject,
+    held_subject,
+    load_data,
+    pick_device,
+    read_subject,
+    weights_of,
+)
+from jepa_lm.artifact.publishing import ACCOUNT, belongs
+from jepa_lm.data.token_data import TokenData
+from jepa_lm.evaluation.baselines import cached_baselines, split_text
+from jepa_lm.evaluation.bpb import score_from_sums
+from jepa_lm.evaluation.byte_audit import audit_bytes
+from jepa_lm.evaluation.protocols import check_protocol, details, score_split
+from jepa_lm.evaluation.report import print_result
+from jepa_lm.evaluation.scoring import Scorer
+from jepa_lm.loggers.recording import recording_job
+from jepa_lm.loggers.settings import shared_settings
+from jepa_lm.utils import process
+from jepa_lm.utils.config import check_node, check_schema, resolve
+from jepa_lm.utils.console import showing
+from jepa_lm.utils.errors import RankError, UserError, warn
+from jepa_lm.utils.files import read_object, sweep_up, write_json
+from jepa_lm.utils.locks import only_writer
+from jepa_lm.utils.precision import AUTOCAST, resolve_precision
+from jepa_lm.utils.provenance import git_state, versions
+from jepa_lm.utils.schema import EvalConfig
+from jepa_lm.utils.trusted import Trust
+from jepa_lm.utils.values import SEARCH, check_temperature
+
+if TYPE_CHECKING:
+    from lightning.fabric import Fabric
+
+
+def evaluate(cfg: DictConfig) -> float:
+    """Score, print a table, write eval.json.
+
+    Returns:
+        Bits per byte.
+
+    Raises:
+        UserError: nothing or two things to score, damaged files, data that does not fit the model.
+    """
+    config = resolve(cfg)
+    check_schema(config, EvalConfig)
+    check_node("logger", config["logger"])
+    _check(config["eval"], config["devices"])
+    folder, trust = Path(config["paths"]["run_dir"]), Trust.of(config)
+    device = pick_device(config["device"])
+    if device.type == "cuda" and config["devices"] > torch.cuda.device_count():
+        raise UserError(
+            f"devices={config['devices']}: this machine has {torch.cuda.device_count()} GPUs"
+        )
+    with only_writer(folder, "hydra.run.dir"):
+        sweep_up(folder)
+        named = config["ckpt_path"], config["artifact_path"]
+        with held_subject(*named, folder, trust) as found:
+            return _evaluate(config, found, trust, device, folder / "eval.json")
+
+
+def _evaluate(
+    config: dict[str, Any], found: Held, trust: Trust, device: torch.device, path: Path
+) -> float:
+    """Score what was found, record the result at `path`, show it."""
+    subject, data = _load(config, found, trust)
+    with recording_job(config, "eval", run=subject.run, shared=_shared(subject)) as records:
+        result = _result(config, found, subject, data, device)
+        write_json(path, result)
+        records.summary(result, [path])
+    with showing("the score"):
+        print_result(result, path)
+    if not result["in_time"]:
+        warn(
+            f"scoring took {result['seconds']:.0f} s, more than "
+            f"eval.max_seconds={result['max_seconds']:g}; a larger eval.stride or more devices are faster"
+        )
+    return float(result["bpb"])
+
+
+def _check(settings: dict[str, Any], devices: int) -> None:
+    check_protocol(settings, devices)
+    if settings["temperature"] is not None:
+        check_temperature("eval.temperature", settings["temperature"])
+        if settings["temperature"] == SEARCH:
+            raise UserError("eval.temperature=search: export.py searches it, on training tokens")
+    for key in ("seq_len", "batch_tokens", "stride"):
+        if settings[key] is not None and settings[key] < 1:
+            raise UserError(f"eval.{key}={settings[key]}: at least 1, or null for the run's own")
+    if settings["baseline_bytes"] < 1:
+        raise UserError(f"eval.baseline_bytes={settings['baseline_bytes']}: at least 1")
+    if not settings["max_seconds"] > 0:
+        raise UserError(f"eval.max_seconds={settings['max_seconds']}: a number more than 0")
+    named = settings["precision"]
+    if named is not None and named not in ("auto", *AUTOCAST):
+        raise UserError(f"eval.precision={named}: one of auto, {', '.join(AUTOCAST)}")
+    if devices < 1:
+        raise UserError(f"devices={devices}: at least 1")
+
+
+def _shared(subject: Subject) -> dict[str, Any]:
+    """What W&B runs of the subject's training share; an artifact's is in the export.json that names it."""
+    if subject.run:
+        return shared_settings(subject.run)
+    if not belongs(subject.source):  # another export's, or the file was moved away from it
+        return {}
+    shared = read_object(subject.source.parent / ACCOUNT).get("run")
+    return shared if isinstance(shared, dict) else {}
+
+
+def _result(
+    config: dict[str, Any], found: Held, subject: Subject, data: TokenData, device: torch.device
+) -> dict[str, Any]:
+    """Score; returns the contents of eval.json."""
+    settings = config["eval"]
+    source_bytes, weights = found.file.stat().st_size, weights_of(subject)
+    sums, seconds = _measure(config, found, weights, subject, data, device)
+    score = score_from_sums(*sums)
+    precision = resolve_precision(_given(settings["precision"], subject.precision), device.type)
+    if not math.isfinite(score.bpb):
+        raise UserError(
+            f"{found.key}={found.path}: its score is no number (precision {precision}, temperature "
+            f"{_temperature(settings, subject):g}); eval.precision=32-true has the largest range"
+        )
+    result = {
+        "protocol": settings["protocol"],
+        **details(settings, subject.stride),
+        **score.as_dict(),
+        "seconds": seconds,
+        "max_seconds": settings["max_seconds"],
+        "in_time": seconds <= settings["max_seconds"],
+        "seq_len": data.seq_len,
+        "temperature": _temperature(settings, subject),
+        "precision": precision,
+        "device": device.type,
+        "devices": config["devices"],
+        "source": str(subject.source),
+        "source_bytes": source_bytes,
+        "weights_sha256": weights,
+        "versions": versions(),
+        "git": git_state(),
+    }
+    if settings["audit"]:
+        result["audit"] = _audit(data)
+    if settings["baselines"]:
+        limit = settings["baseline_bytes"]
+        text, prefix = (split_text(data, split, limit) for split in ("val", "train"))
+        result["baselines"] = cached_baselines(text, prefix, data.cache_dir)
+        result["baselines_read_bytes"] = {"validation": len(text), "training": len(prefix)}
+    return result
+
+
+def _load(config: dict[str, Any], found: Held, trust: Trust) -> tuple[Subject, TokenData]:
+    """The model and the validation data that it was trained beside."""
+    settings, subject = config["eval"], read_subject(found, trust)
+    batch_tokens = _given(settings["batch_tokens"], subject.data["val_batch_tokens"])
+    changes = {
+        "cache_dir": config["paths"]["cache"],
+        "seq_len": _given(settings["seq_len"], subject.data["seq_len"]),
+        "val_batch_tokens": batch_tokens,
+    }
+    try:
+        return subject, load_data(subject, changes)
+    except UserError as error:
+        if settings["seq_len"] is None:
+            raise
+        raise UserError(str(error).replace("data.seq_len=", "eval.seq_len=")) from error
+
+
+def _given(value: Any, otherwise: Any) -> Any:
+    """A setting, or what stands for null. Zero is a setting."""
+    return otherwise if value is None else value
+
+
+def _measure(
+    config: dict[str, Any],
+    found: Held,
+    weights: str,
+    subject: Subject,
+    data: TokenData,
+    device: torch.device,
+) -> tuple[list[float], float]:
+    """Nats, targets and bytes over all processes, and the seconds it took."""
+    count = config["devices"]
+    if count == 1:
+        return _share(config, subject, data, device, rank=0, world_size=1)
+    from lightning.fabric import Fabric  # seconds to import, for several processes alone
+    from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
+
+    logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
+    fabric = Fabric(accelerator=device.type, devices=count, strategy="ddp_spawn")
+    try:
+        return fabric.launch(_worker, config, found, weights)  # type: ignore[arg-type]
+    except ProcessRaisedException as error:
+        kind, _, message = str(error).strip().rpartition("\n")[2].partition(": ")
+        if kind != f"{UserError.__module__}.{UserError.__qualname__}":
+            raise
+        raise UserError(message) from error
+    except ProcessExitedException as error:
+        raise RankError(f"devices={count}: {error}") from error
+
+
+def _worker(
+    fabric: Fabric, config: dict[str, Any], found: Held, weights: str
+) -> tuple[list[float], float]:
+    """One of several processes: it loads everything itself and scores its share.
+
+    Args:
+        weights: hash of those that all of them score.
+    """
+    process.tune()
+    if fabric.device.type == "cpu":
+        torch.set_num_threads(max(1, torch.get_num_threads() // fabric.world_size))
+    subject, data = _load(config, found, Trust.of(config))
+    if weights_of(subject) != weights:
+        raise UserError(
+            f"{found.key}={found.path}: it was changed while it was loaded; run it again"
+        )
+    sums, seconds = _share(
+        config, subject, data, fabric.device, rank=fabric.global_rank, world_size=fabric.world_size
+    )
+    total = fabric.all_reduce(torch.tensor(sums, dtype=torch.float64), reduce_op="sum")
+    slowest = fabric.all_reduce(torch.tensor(seconds), reduce_op="max")
+    assert isinstance(total, torch.Tensor)
+    assert isinstance(slowest, torch.Tensor)
+    result = total.tolist(), slowest.item()
+    # A process that ends before its threads of gloo have been told to is aborted.
+    fabric.barrier()
+    torch.distributed.destroy_process_group()
+    return result
+
+
+def _share(
+    config: dict[str, Any],
+    subject: Subject,
+    data: TokenData,
+    device: torch.device,
+    *,
+    rank: int,
+    world_size: int,
+) -> tuple[list[float], float]:
+    settings = config["eval"]
+    precision = _given(settings["precision"], subject.precision)
+    scorer = Scorer.of(subject.model, data.byte_counter("val"), device, precision)._replace(
+        temperature=_temperature(settings, subject), rank=rank, world_size=world_size
+    )
+    began = time.perf_counter()
+    sums = score_split(scorer, data, settings, subject.stride).tolist()
+    return sums, time.perf_counter() - began
+
+
+def _temperature(settings: dict[str, Any], subject: Subject) -> float:
+    return float(_given(settings["temperature"], subject.temperature))
+
+
+def _audit(data: TokenData) -> dict[str, Any]:
+    assert data.prepared is not None
+    texts = data.prepared.texts
+    source = None if texts is None else texts["val"]
+    return audit_bytes(data.streams["val"], data.tokenizer, source).as_dict()

@@ -1,0 +1,282 @@
+"""export(cfg): a checkpoint's model, quantized and compressed, with its size account and its score."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig
+
+from jepa_lm.artifact.card import model_card, run_records, submission
+from jepa_lm.artifact.loaded_model import (
+    Held,
+    checkpoint_subject,
+    held_subject,
+    load_data,
+    pick_device,
+    weights_of,
+)
+from jepa_lm.artifact.prediction import predict
+from jepa_lm.artifact.publishing import (
+    ACCOUNT,
+    CARD,
+    DIGEST_KEY,
+    SUBMISSION,
+    check_code_folder,
+    publish,
+)
+from jepa_lm.artifact.report import judge, print_account
+from jepa_lm.artifact.round_trip import check_stride, round_trip
+from jepa_lm.artifact.settings import check_settings, policy, quantization
+from jepa_lm.artifact.size import (
+    FULL,
+    INFERENCE,
+    MINIFIED,
+    code_bytes,
+    inference_files,
+    minified_bytes,
+    write_minified,
+)
+from jepa_lm.artifact.suggestions import Attempt, ways_under
+from jepa_lm.artifact.writing import Packed, Written, pack_model, write_artifact
+from jepa_lm.data.token_data import TokenData
+from jepa_lm.data.windows import StandardWindows
+from jepa_lm.evaluation.sampling import start_of_text
+from jepa_lm.evaluation.scoring import Scorer
+from jepa_lm.evaluation.temperature import search_temperature
+from jepa_lm.loggers.recording import Records, recording_job
+from jepa_lm.loggers.settings import shared_settings
+from jepa_lm.model import LanguageModel
+from jepa_lm.model.checkpoint import portable, read_checkpoint, shipped_weights
+from jepa_lm.quantization.calibration import OWN, calibrate, own_text, training_text
+from jepa_lm.utils.config import check_node, check_schema, resolve
+from jepa_lm.utils.console import showing
+from jepa_lm.utils.files import staging, sweep_up, write_json, write_text
+from jepa_lm.utils.locks import only_writer
+from jepa_lm.utils.paths import CONF
+from jepa_lm.utils.provenance import git_state, versions
+from jepa_lm.utils.schema import ExportConfig
+from jepa_lm.utils.trusted import Trust
+from jepa_lm.utils.values import SEARCH, check_temperature
+
+TRIAL_TOKENS = 16_384
+"""Of training text, on which ways under the cap are tried."""
+
+
+def export(cfg: DictConfig) -> float:
+    """Write artifact.<ext>, export.json, submission.json and a model card; score the file in a fresh process.
+
+    Returns:
+        Bytes of artifact and code.
+
+    Raises:
+        UserError: a bad setting, checkpoint or policy, or a file that a fresh process cannot load; an earlier
+            export in the folder is as it was.
+        OverCapError: artifact and code do not fit the cap; the files are written all the same.
+        LossError: the file scores worse than the checkpoint by too much; the files are written.
+    """
+    config = resolve(cfg)
+    check_schema(config, ExportConfig)
+    check_settings(config["export"])
+    if config["temperature"] is not None:
+        check_temperature("temperature", config["temperature"])
+    check_node("logger", config["logger"])
+    folder, trust = Path(config["paths"]["run_dir"]), Trust.of(config)
+    if config["export"]["code"] != FULL:
+        check_code_folder(folder, config["export"]["code"])
+    with only_writer(folder, "hydra.run.dir"):
+        sweep_up(folder)
+        with held_subject(config["ckpt_path"], None, folder, trust) as held:
+            work = _Export(config, held, trust)
+            of_training = {"run": work.run_config, "shared": shared_settings(work.run_config)}
+            with recording_job(config, "export", **of_training) as records:
+                return work.run(records)
+
+
+class _Export:
+    """One export: what several of its steps need."""
+
+    def __init__(self, config: dict[str, Any], held: Held, trust: Trust) -> None:
+        self.config, self.settings = config, config["export"]
+        self.held, self.trust = held, trust
+        self.checkpoint = read_checkpoint(held.file, trust)
+        self.run_config = self.checkpoint["hyper_parameters"]["config"]
+        self.subject = checkpoint_subject(held.path, self.checkpoint, trust)
+        self.weights = weights_of(self.subject)
+        self.model: LanguageModel = self.subject.model
+        self.device = pick_device(config["device"])
+        asked = config["quantization"]
+        self.quantization = quantization(asked, self.run_config["quantization"])
+        self.policy = policy(self.quantization, asked, held.path, trust)
+        self.formats = self.policy.assign(self.model)
+        given = self.settings["stride"]
+        self.stride = self.subject.stride if given is None else given
+        check_stride(self.settings["protocols"], self.stride, self.run_config["data"]["seq_len"])
+        self.asked_temperature = config["temperature"]
+        if self.asked_temperature is None:
+            self.asked_temperature = self.run_config["temperature"]
+        check_temperature("temperature", self.asked_temperature)
+        self.folder = Path(config["paths"]["run_dir"])
+
+    @cached_property
+    def data(self) -> TokenData:
+        """The data of the run; read only by what asks for it."""
+        return load_data(self.subject, {"cache_dir": self.config["paths"]["cache"]})
+
+    def run(self, records: Records) -> float:
+        """All steps; returns bytes of artifact and code."""
+        packed, gptq = self._packed()
+        temperature = self._temperature(packed)
+        meta = self._meta(temperature["temperature"])
+        with staging(self.folder) as staged:
+            written = write_artifact(
+                staged,
+                packed,
+                meta,
+                streams=self.settings["streams"],
+                codecs=self.settings["codecs"],
+            )
+            account = self._account(written, staged) | {
+                "weights": shipped_weights(self.checkpoint),
+                "weights_sha256": self.weights,
+                "steps": meta["steps"],
+                "temperature": temperature,
+                "gptq": gptq,
+                **self._round_trip(written),
+                "git": meta["git"],
+                "versions": meta["versions"],
+            }
+            if not account["fits"]:
+                account["ways_under"] = self._ways(account, meta)
+            self._write(account, staged)
+            publish(staged, self.folder)
+        records.summary(account, [self.folder / ACCOUNT])
+        records.artifact("artifact", [Path(account["artifact"]), self.folder / CARD])
+        with showing("the account"):
+            print_account(account, self.folder)
+        judge(account, self.settings["max_bpb_loss"])
+        return float(account["total"])
+
+    def _packed(self) -> tuple[Packed, dict[str, Any] | None]:
+        """The model as stored, and the report of GPTQ where the policy asks for it."""
+        packed = pack_model(self.model, self.formats)
+        plan = self.policy.gptq
+        if plan is None:
+            return packed, None
+        self.model.to(self.device)
+        shape = {"tokens": plan.tokens, "seq_len": self.data.seq_len}
+        if plan.text == OWN:
+            start = start_of_text(self.data.tokenizer)
+            text = own_text(self.model, start, seed=plan.seed, **shape)
+        else:
+            text = training_text(self.data.streams["train"], device=self.device, **shape)
+        found, report = calibrate(self.model, self.formats, text, plan)
+        self.model.cpu()
+        return replace(packed, parts={**packed.parts, **found}), report
+
+    def _temperature(self, packed: Packed) -> dict[str, Any]:
+        """`temperature`, and how it was found when it was searched."""
+        if self.asked_temperature != SEARCH:
+            return {"temperature": float(self.asked_temperature)}
+        scorer, data = self._scorer(packed.restored(self.model)), self.data
+        train = data.streams["train"]
+        return search_temperature(scorer, train, seq_len=data.seq_len, rows=data.val_rows)
+
+    def _scorer(self, model: LanguageModel) -> Scorer:
+        """Scores training text."""
+        counter = self.data.byte_counter("train")
+        return Scorer.of(model, counter, self.device, self.subject.precision)
+
+    def _meta(self, temperature: float) -> dict[str, Any]:
+        """What travels in the file beside the weights."""
+        run = self.run_config
+        return {
+            "model": portable(run["model"]),
+            "data": {key: value for key, value in run["data"].items() if key != "cache_dir"},
+            "temperature": temperature,
+            "eval": run["eval"],
+            "precision": run["trainer"]["precision"],
+            "tokenizer": self.checkpoint["tokenizer"],
+            "seed": run["seed"],
+            "steps": self.checkpoint["global_step"],
+            "git": git_state(),
+            "versions": versions(),
+        }
+
+    def _account(self, written: Written, staged: Path) -> dict[str, Any]:
+        """Sizes, all of files on disk, and how far off the prediction was."""
+        counted, cap = self.settings["code"], self.settings["cap_bytes"]
+        files = inference_files(self.run_config["model"]) if counted == INFERENCE else None
+        code = code_bytes(None if counted == FULL else write_minified(staged, files))
+        total = written.bytes + code
+        predicted, announced = (
+            predict(self.model, self.formats, self.settings["codecs"], trained=trained)["bytes"]
+            for trained in (True, False)
+        )
+        return {
+            "artifact": str(self.folder / written.path.name),
+            DIGEST_KEY: written.sha256,
+            "source": str(self.held.path),
+            "run": shared_settings(self.run_config),
+            "parameters": sum(row["values"] for row in written.tensors),
+            "bytes": written.bytes,
+            "code": counted,
+            "code_bytes": code,
+            "total": total,
+            "cap": cap,
+            "headroom": cap - total,
+            "fits": total <= cap,
+            "predicted": {
+                "bytes": predicted,
+                "off": predicted / written.bytes - 1,
+                "before_training": announced,
+            },
+            "codecs": written.codecs,
+            "compressors": written.compressors,
+            "tensors": written.tensors,
+        }
+
+    def _round_trip(self, written: Written) -> dict[str, Any]:
+        settings = self.settings
+        found = round_trip(
+            written.path,
+            self.held,
+            self.weights,
+            protocols=settings["protocols"],
+            stride=self.stride,
+            max_tokens=settings["max_tokens"],
+            device=self.config["device"],
+            cache=self.config["paths"]["cache"],
+            trust=self.trust,
+        )
+        return {**found, "max_tokens": settings["max_tokens"]}
+
+    def _ways(self, account: dict[str, Any], meta: dict[str, Any]) -> list[dict[str, Any]]:
+        """Measured ways to fit."""
+        attempt = Attempt(
+            quantization=self.quantization,
+            cap=account["cap"],
+            bytes=account["bytes"],
+            codec=min(account["compressors"], key=account["compressors"].__getitem__),
+            streams=self.settings["streams"],
+            meta=meta,
+            code={
+                FULL: code_bytes(),
+                MINIFIED: minified_bytes(),
+                account["code"]: account["code_bytes"],
+            },
+            counted=account["code"],
+        )
+        train, seq_len = self.data.streams["train"], self.data.seq_len
+        rows, limit = self.data.val_rows, TRIAL_TOKENS + 1
+        windows = StandardWindows(train, seq_len=seq_len, rows=rows, limit=limit)
+        return ways_under(attempt, self._scorer(self.model), windows, CONF / "quantization")
+
+    def _write(self, account: dict[str, Any], staged: Path) -> None:
+        records = run_records(self.held.path)
+        said = submission(self.config["submission"], account, self.run_config, records)
+        write_json(staged / ACCOUNT, account)
+        write_json(staged / SUBMISSION, said)
+        write_text(staged / CARD, model_card(said, account, self.run_config, records))

@@ -1,0 +1,182 @@
+"""train(cfg): from a composed config to a trained model, its records and a few words of text."""
+
+from __future__ import annotations
+
+import copy
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+from omegaconf import DictConfig
+
+from jepa_lm.commands.describe import describe
+from jepa_lm.data.datamodule import TokenDataModule
+from jepa_lm.data.token_data import TokenData
+from jepa_lm.loggers.recording import Records, recording
+from jepa_lm.loggers.settings import fill_in
+from jepa_lm.objective import Moment
+from jepa_lm.objective.probe import probe
+from jepa_lm.schedules.clock import ProgressClock
+from jepa_lm.training.callbacks.checkpoints import SaveCheckpoints
+from jepa_lm.training.distributed import ranks_of
+from jepa_lm.training.flops import sizes
+from jepa_lm.training.module import LanguageModelTask
+from jepa_lm.training.resume import go_on
+from jepa_lm.training.run_folder import SUMMARY, Record, claimed, keep_overrides
+from jepa_lm.training.startup import check_devices, check_start, tell_limits
+from jepa_lm.training.summary import announce, show, summarize
+from jepa_lm.training.trainer import make_trainer, quiet_lightning
+from jepa_lm.utils.collectives import maximum
+from jepa_lm.utils.config import build, check, resolve
+from jepa_lm.utils.errors import in_words, warn
+from jepa_lm.utils.files import write_json
+from jepa_lm.utils.memory import PeakMemory
+from jepa_lm.utils.precision import resolve_precision
+from jepa_lm.utils.provenance import CONFIG_FILE, config_hash, git_state, source_hash
+from jepa_lm.utils.signals import Stopped
+from jepa_lm.utils.trusted import Trust
+
+RECORDS = (SUMMARY, CONFIG_FILE, ".hydra/overrides.yaml")
+"""Small files of a run folder that loggers keep, where they exist."""
+
+
+def train(cfg: DictConfig) -> float | None:
+    """Train, validate, checkpoint and write summary.json.
+
+    Returns:
+        The validation's bits per byte, which a sweep can optimize; None for `describe=true`.
+
+    Raises:
+        UserError: anything in the config or the data that a user can mend.
+    """
+    return train_resolved(resolve(cfg), cfg)
+
+
+def train_resolved(config: dict[str, Any], cfg: DictConfig | None = None) -> float | None:
+    """The same from plain containers, which are filled in here and there.
+
+    Args:
+        cfg: what they were resolved from, where this process composed it; for the folder's `.hydra/`.
+    """
+    given, git = copy.deepcopy(config), git_state()
+    source_hash()  # now: the files may change during a long run
+    _settle(config)
+    pl.seed_everything(config["seed"], workers=True, verbose=False)
+    fill_in(config, "train", resume=config["ckpt_path"] is not None)
+    memory = PeakMemory()
+    budget, run_dir = config["trainer"], Path(config["paths"]["run_dir"])
+    clock = ProgressClock(max_steps=budget["max_steps"], max_time=budget["max_time"])
+    task = LanguageModelTask(config, clock)
+    if config["describe"]:
+        print(json.dumps(describe(task), indent=2))
+        return None
+    task.recipe.configure(task, clock)  # a parameter without a group is refused before data is read
+    about = sizes(task) | {"config_hash": config_hash(given), "memory": memory, "git": git}
+    with claimed(run_dir, config["ckpt_path"], Trust.of(config)) as resume:
+        # The ranks that are started from here take the same one.
+        config["ckpt_path"] = None if resume is None else str(resume)
+        data: TokenData = build("data", config["data"])
+        data.prepare_data()  # before the trainer: an error in the data comes before anything is started
+        data.setup()
+        trainer = make_trainer(config)
+        about["passes"] = data.passes(trainer.world_size, trainer.accumulate_grad_batches)
+        if resume is not None:
+            task.resumed = go_on(resume, task, data, trainer)
+        if trainer.is_global_zero:
+            if cfg is not None:
+                keep_overrides(cfg, run_dir)
+            write_json(run_dir / CONFIG_FILE, given)
+            tell_limits(config)
+            announce(task, data, about, resume)
+        _run(trainer, task, data, about)
+    if task.stop.signum is not None:
+        raise Stopped(task.stop.signum)
+    score = task.scores.get("shipped")
+    return None if score is None else score.bpb
+
+
+def _settle(config: dict[str, Any]) -> None:
+    """Check the config, and decide what it leaves to the machine."""
+    check(config)
+    check_start(config)
+    quiet_lightning()
+    budget = config["trainer"]
+    budget["precision"] = resolve_precision(budget["precision"], budget["accelerator"])
+    check_devices(budget)
+    if config["compile"] is None:
+        config["compile"] = budget["accelerator"] != "cpu"
+
+
+def _run(
+    trainer: pl.Trainer, task: LanguageModelTask, data: TokenData, about: dict[str, Any]
+) -> None:
+    """Train, and record how that ends."""
+    record = Record(
+        Path(task.config["paths"]["run_dir"]), 0 if task.resumed is None else task.resumed.step
+    )
+    with (
+        # Closed last: a job is requeued before W&B has uploaded everything.
+        recording(trainer.loggers, task.config, task.stop, task.resumed) as records,
+        task.stop.listening(speak=trainer.is_global_zero),
+        _recorded(trainer, record),
+        ranks_of(trainer, task.config, record),
+    ):
+        _fit(trainer, task, TokenDataModule(data))
+        task.stop.over = True
+        if trainer.is_global_zero:
+            _conclude(trainer, task, data, about, record, records)
+        if trainer.world_size > 1 and task.stop.signum is not None:
+            # Leave together: a launcher takes the first one that ends with a code for a failure.
+            maximum(0.0, device=trainer.strategy.root_device)
+
+
+def _fit(trainer: pl.Trainer, task: LanguageModelTask, data: TokenDataModule) -> None:
+    """Train, and save what the run ends with."""
+    resume = None if task.resumed is None else task.resumed.path
+    try:
+        trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
+        if not task.scores and not task.stop.hurried:  # the restored run had used up its budget
+            trainer.validate(task, datamodule=data, verbose=False)
+    except SystemExit as exit:  # Lightning's way to end after a second Ctrl-C
+        raise KeyboardInterrupt from exit
+    saver = next(c for c in trainer.checkpoint_callbacks if isinstance(c, SaveCheckpoints))
+    saver.save(trainer, task)  # again: the validation may have chosen what ships
+
+
+@contextmanager
+def _recorded(trainer: pl.Trainer, record: Record) -> Iterator[None]:
+    """A failure is written into summary.json, and what the system says of a file is told in one line."""
+    try:
+        yield
+    except Exception as error:
+        if trainer.is_global_zero:
+            record.fail(in_words(error), trainer.global_step)
+        if isinstance(error, OSError):
+            raise record.explain(error) from error
+        raise
+
+
+def _conclude(
+    trainer: pl.Trainer,
+    task: LanguageModelTask,
+    data: TokenData,
+    about: dict[str, Any],
+    record: Record,
+    records: Records,
+) -> None:
+    """What the first rank writes and then shows: what fails from here on changes no record."""
+    assert task.clock is not None
+    finished = task.stop.signum is None
+    summary = summarize(trainer, task, "finished" if finished else "interrupted", about)
+    record.write(summary)
+    if task.config["probe"] and finished:
+        try:
+            found = probe(task.shipped, task.objective, data, Moment(task.clock))
+            record.write(summary := {**summary, "probe": found})
+        except Exception as error:
+            warn(f"probe=true: no probe ({type(error).__name__}: {error}); the run has its score")
+    records.summary(summary, [record.folder / name for name in RECORDS])
+    show(summary, record.folder, task, data, trainer.profiler)  # type: ignore[attr-defined]

@@ -1,0 +1,142 @@
+"""Whether the parts of an objective go together with each other, the model and the data.
+
+Everything here runs before data is read; each function raises UserError with the setting to change.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING
+
+import torch
+
+from jepa_lm.model import LanguageModel
+from jepa_lm.objective.regularizers import Regularizer
+from jepa_lm.objective.step_context import Moment
+from jepa_lm.objective.taps import INJECTOR
+from jepa_lm.objective.targets import EmbeddingTable
+from jepa_lm.schedules.clock import ProgressClock
+from jepa_lm.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from jepa_lm.objective.latent_prediction import LatentPrediction
+
+ROWS = 2
+"""Of the batch that shapes are tried on."""
+
+
+def check_length(objective: LatentPrediction, model: LanguageModel, seq_len: int) -> None:
+    """Views, taps, pooling and alignment fit the model and sequences of this length."""
+    objective.context.check(model, seq_len)
+    objective.target.check(model, seq_len)
+    reach, tapped = objective.reach, objective.context.main_taps(model)
+    if reach is not None and tapped and max(tapped) < model.layers - reach:
+        raise UserError(
+            f"jepa.reach={reach}: stops gradients above jepa.context.tap={objective.context.tap}, so "
+            "nothing of the trunk would be trained; reach further or tap later"
+        )
+    positions = seq_len
+    for side, tap in (("context", objective.context.tap), ("target", objective.target.tap)):
+        if model.injector is not None and str(tap).startswith(INJECTOR):
+            chunk = model.injector.chunk
+            positions = seq_len // chunk
+            if not positions:
+                raise UserError(
+                    f"jepa.{side}.tap={tap}: data.seq_len={seq_len} holds no whole chunk of "
+                    f"model.injector.chunk={chunk} positions; set data.seq_len to {chunk} or more"
+                )
+    pooling = objective.context.pooling
+    objective.alignment.check(positions if pooling is None else pooling.latents(positions))
+
+
+def check_hinges(objective: LatentPrediction, model: LanguageModel) -> None:
+    """No hinge asks for a standard deviation that a normalised tensor cannot have (trap 12)."""
+    for name, part in objective.regularizers.items():
+        assert isinstance(part, Regularizer)
+        limit = _reachable_std(objective, model, part.tensor)
+        if part.weight and part.gamma is not None and limit is not None and part.gamma > limit:
+            raise UserError(
+                f"jepa.regularizers.{name}.gamma={part.gamma:g}: never reached; on {part.tensor}, which "
+                f"is normalised, all dims together reach a std of at most {limit:.4g}"
+            )
+
+
+def _reachable_std(objective: LatentPrediction, model: LanguageModel, tensor: str) -> float | None:
+    """Largest std that every dim of a normalised tensor can have; None where nothing bounds it."""
+    projector, predictor = objective.projector, objective.predictor
+    projected = None if projector is None else projector.out_dim
+    if tensor == "normed_prediction" and objective.normalisation is not None:
+        width = (predictor and predictor.out_dim) or projected or model.dim
+        return objective.normalisation.reachable_std(width)
+    if tensor == "target":
+        target = objective.target
+        if target.normalisation is not None:
+            return target.normalisation.reachable_std(projected or model.dim)
+        is_normed = target.tap == "final" and not isinstance(target, EmbeddingTable)
+        return 1.0 if is_normed and not (projector and target.project) else None
+    if predictor is not None and tensor != "context":
+        return None
+    return 1.0 if objective.context.tap == "final" and projector is None else None
+
+
+def check_draws(objective: LatentPrediction) -> None:
+    """No joint sample is made of latents that are different positions on different ranks."""
+    if not objective.global_statistics or objective.draws == "shared":
+        return
+    for name, part in objective.regularizers.items():
+        assert isinstance(part, Regularizer)
+        if part.per_step and part.tensor != "context" and objective.alignment.needs_mask:
+            raise UserError(
+                f"jepa.draws={objective.draws}: each rank masks other positions, so "
+                f"jepa.regularizers.{name} has no time steps in common with jepa.global_statistics=true; "
+                f"set jepa.draws=shared or jepa.regularizers.{name}.per_step=false"
+            )
+
+
+def check_start(objective: LatentPrediction) -> None:
+    """No trained predictor starts at zero under a normalisation without a gradient there (#1243)."""
+    predictor = objective.predictor
+    if predictor is None or not predictor.starts_at_zero:
+        return
+    parts = (objective.normalisation, objective.distance)
+    fragile = any(getattr(part, "fragile_at_zero", False) for part in parts)
+    if fragile and any(p.requires_grad for p in predictor.parameters()):
+        raise UserError(
+            "jepa.predictor.output_start=zero: a zero vector has no direction, so its gradient under "
+            "this normalisation is 3e3 (RMS) to 1e9 (L2); start it orthogonal, or freeze it with "
+            "optimizer.freeze=[objective.predictor.*]"
+        )
+
+
+def check_shapes(objective: LatentPrediction, model: LanguageModel, seq_len: int) -> None:
+    """Widths fit from part to part: the loss is run on shapes alone, on PyTorch's meta device."""
+    known, asked = (
+        getattr(part, "offsets", None) for part in (objective.predictor, objective.alignment)
+    )
+    if known is not None and known != len(asked or []):
+        raise UserError(
+            f"jepa.predictor.offsets={known}: jepa.alignment.offsets={asked}, make their number agree"
+        )
+    objective, model = copy.deepcopy(objective).to("meta"), copy.deepcopy(model).to("meta")
+    inputs = torch.zeros(ROWS, seq_len, dtype=torch.long, device="meta")
+    moment = Moment(ProgressClock(max_steps=1, max_time=None))
+    try:
+        with torch.no_grad():
+            encoded = model.encode(model.embed(inputs), *objective.main_needs(model))
+            latents = objective.compare(model, {"inputs": inputs}, encoded, moment)
+            for pair in latents.pairs:
+                if pair.prediction.shape != pair.target.shape:
+                    raise UserError(
+                        f"jepa: predictions are {_shape(pair.prediction)}, their targets "
+                        f"{_shape(pair.target)}; make pooling and widths of both sides agree"
+                    )
+            objective.components(latents, moment, all_of_them=True)
+    except RuntimeError as error:
+        reason = str(error).splitlines()[0]
+        raise UserError(
+            f"jepa: the widths of its parts do not fit each other ({reason})"
+        ) from error
+
+
+def _shape(x: torch.Tensor) -> str:
+    return f"{x.shape[1]} latents of width {x.shape[2]}"

@@ -1,0 +1,40 @@
+"""Where in a run a loss is computed, and the random draws that belong there.
+
+A draw is a function of the seed, the optimizer step, the micro-batch and its purpose, so a resumed
+run repeats it. All ranks share it, unless each shall have its own: then of the rank, too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+
+from jepa_lm.schedules.clock import ProgressClock
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A micro-batch of a run.
+
+    Args:
+        clock: progress of the run. micro_batch: index within the optimizer step.
+        rank, world_size: which process this is, of how many.
+        per_rank: each rank has draws of its own; rank 0 has those that all would share.
+        joint: statistics over rows are those of all ranks' rows, see `jepa_lm.objective.statistics`.
+    """
+
+    clock: ProgressClock
+    micro_batch: int = 0
+    rank: int = 0
+    world_size: int = 1
+    per_rank: bool = False
+    joint: bool = False
+
+    def generator(self, seed: int, purpose: str) -> torch.Generator:
+        """Random numbers of this micro-batch for one purpose, on the CPU."""
+        place = f"/rank {self.rank}" if self.per_rank and self.rank else ""
+        key = f"{seed}/{self.clock.step}/{self.micro_batch}/{purpose}{place}".encode()
+        digest = hashlib.blake2b(key, digest_size=8).digest()
+        return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)

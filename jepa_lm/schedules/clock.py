@@ -1,0 +1,141 @@
+"""The one clock of a run: progress in [0, 1] = max(step / max_steps, elapsed / max_time).
+
+A schedule may follow one of the two limits alone: #832 lowers its learning rate by the wall clock while its
+phases follow the steps.
+
+Learning rates, momentum, loss weights and the end of training all read it, so that no phase is
+missed when a wall-clock budget ends a run early. Validation and measurements stop the clock. Ranks
+agree on it: every `exchange_every` steps they take rank 0's elapsed time and between exchanges they
+extrapolate by the same pace, so that all stop after the same step without a collective per step.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+from jepa_lm.utils.errors import UserError
+
+OVER = ("budget", "steps", "time")
+"""What a schedule may run over: the limit that is reached first, or one of them."""
+
+
+class ProgressClock:
+    """Progress of a run.
+
+    Args:
+        max_steps: optimizer steps, or None. max_time: seconds of training, or None.
+        now: seconds, monotonic; tests pass a simulated one.
+        exchange: maps a float to rank 0's; None for a single process.
+        exchange_every: steps between exchanges.
+
+    Raises:
+        UserError: neither limit is set, or one is not positive.
+    """
+
+    def __init__(
+        self,
+        *,
+        max_steps: int | None,
+        max_time: float | None,
+        now: Callable[[], float] = time.monotonic,
+        exchange: Callable[[float], float] | None = None,
+        exchange_every: int = 10,
+    ) -> None:
+        if max_steps is None and max_time is None:
+            raise UserError(
+                "trainer.max_steps and trainer.max_time are both unset; set one, or the run never ends"
+            )
+        for key, value in (("max_steps", max_steps), ("max_time", max_time)):
+            if value is not None and value <= 0:
+                raise UserError(f"trainer.{key}={value}: must be positive, or null for no limit")
+        self.max_steps, self.max_time = max_steps, max_time
+        self.exchange, self.exchange_every = exchange, exchange_every
+        self.step = 0
+        self._now = now
+        self._before = 0.0
+        """Seconds up to the last start."""
+        self._started: float | None = None
+        self._agreed = (0, 0.0)
+        """Step and seconds of the last exchange."""
+        self._pace = 0.0
+        """Seconds a step between the last two exchanges."""
+
+    def start(self) -> None:
+        """Run the clock, if it stands."""
+        if self._started is None:
+            self._started = self._now()
+
+    def stop(self) -> None:
+        """Stop the clock, if it runs."""
+        if self._started is not None:
+            self._before += self._now() - self._started
+            self._started = None
+
+    @property
+    def running(self) -> bool:
+        """Time counts at the moment."""
+        return self._started is not None
+
+    def advance(self) -> None:
+        """An optimizer step is done."""
+        self.step += 1
+        if self.exchange is not None and self._exchanges():
+            (step, before), now = self._agreed, self.exchange(self._local())
+            self._agreed, self._pace = (self.step, now), (now - before) / (self.step - step)
+
+    def _exchanges(self) -> bool:
+        """On the interval, and often at the start: the first step of a run is not like the others."""
+        begins = self.step < self.exchange_every and self.step & (self.step - 1) == 0
+        return begins or self.step % self.exchange_every == 0
+
+    def _local(self) -> float:
+        running = 0.0 if self._started is None else self._now() - self._started
+        return self._before + running
+
+    @property
+    def elapsed(self) -> float:
+        """Seconds of training so far; with several ranks, what they agree on."""
+        if self.exchange is None:
+            return self._local()
+        step, seconds = self._agreed
+        return seconds + (self.step - step) * self._pace
+
+    @property
+    def progress(self) -> float:
+        """Share of the budget that is done, in [0, 1]."""
+        return self.share_done("budget")
+
+    def share_done(self, over: str) -> float:
+        """Share that is done, in [0, 1], of one of `OVER`; a limit that is not set gives way to the other."""
+        shares = {}
+        if self.max_steps is not None:
+            shares["steps"] = self.step / self.max_steps
+        if self.max_time is not None:
+            shares["time"] = self.elapsed / self.max_time
+        return min(1.0, shares[over] if over in shares else max(shares.values()))
+
+    @property
+    def done(self) -> bool:
+        """The budget is used up."""
+        return self.progress >= 1.0
+
+    def share_of(self, steps: int, over: str = "budget") -> float:
+        """Share that this many steps take, at the pace so far, of one of `OVER`."""
+        shares = {}
+        if self.max_steps is not None:
+            shares["steps"] = steps / self.max_steps
+        if self.max_time is not None and self.step:
+            shares["time"] = steps * self.elapsed / self.step / self.max_time
+        return shares[over] if over in shares else max(shares.values(), default=0.0)
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs."""
+        return {"step": self.step, "elapsed": self.elapsed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continue where another run stopped."""
+        self.step, self._before = state["step"], state["elapsed"]
+        self._agreed = (self.step, self._before)
+        self._pace = self._before / self.step if self.step else 0.0

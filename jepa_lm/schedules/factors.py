@@ -1,0 +1,199 @@
+"""Schedules: functions of the progress clock that drive learning rates, momentum and loss weights.
+
+A schedule maps a clock to a number. Those of learning rates and of loss weights are factors on a
+value that stands elsewhere in the config. `over` is what its shares are shares of: the `budget` (the limit
+that is reached first, so that no phase is missed), its `steps`, or its `time`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Protocol
+
+from jepa_lm.schedules.clock import OVER, ProgressClock
+from jepa_lm.utils.errors import UserError
+
+
+class Schedule(Protocol):
+    """A value that follows the clock."""
+
+    def __call__(self, clock: ProgressClock) -> float:
+        """The value now."""
+        ...
+
+    def phases(self) -> list[dict[str, Any]]:
+        """What the schedule does, phase by phase, in plain values for `describe=true`."""
+        ...
+
+
+def _known(name: str, over: str) -> str:
+    if over not in OVER:
+        raise UserError(f"schedule {name}: over={over}, one of {', '.join(OVER)}")
+    return over
+
+
+class Constant:
+    """Always the same value."""
+
+    def __init__(self, *, value: float) -> None:
+        self.value = value
+
+    def __call__(self, clock: ProgressClock) -> float:
+        return self.value
+
+    def phases(self) -> list[dict[str, Any]]:
+        return [{"constant": self.value}]
+
+
+class Warmdown:
+    """1, then linearly down to `end` over the last part of the budget.
+
+    The part is a `fraction` of the budget, or a number of `steps`: under a wall-clock budget these
+    count at the pace measured so far, as the challenge's scripts convert them.
+    """
+
+    def __init__(
+        self, *, fraction: float | None, steps: int | None, end: float, over: str = "budget"
+    ) -> None:
+        if (fraction is None) == (steps is None):
+            raise UserError(
+                f"optimizer.schedule.lr: set fraction or steps, not both (fraction={fraction}, "
+                f"steps={steps})"
+            )
+        if fraction is not None and not 0 <= fraction <= 1:
+            raise UserError(f"optimizer.schedule.lr.fraction={fraction}: must lie in 0 to 1")
+        self.fraction, self.steps, self.end = fraction, steps, end
+        self.over = _known("Warmdown", over)
+
+    def __call__(self, clock: ProgressClock) -> float:
+        length = self.fraction
+        if length is None:
+            length = clock.share_of(self.steps or 0, self.over)
+        left = 1.0 - clock.share_done(self.over)
+        if left >= length:
+            return 1.0
+        return self.end + (1.0 - self.end) * left / length
+
+    def phases(self) -> list[dict[str, Any]]:
+        if self.fraction is not None:
+            start: float | str = round(1.0 - self.fraction, 6)
+        else:
+            start = f"the last {self.steps} steps"
+        return [{"constant": 1.0, "until": start}, {"linear_to": self.end, "until": 1.0}]
+
+
+class Warmup:
+    """Linear from `start` to `end` over the first `steps` optimizer steps, then `end`."""
+
+    def __init__(self, *, start: float, end: float, steps: int) -> None:
+        self.start, self.end, self.steps = start, end, steps
+
+    def __call__(self, clock: ProgressClock) -> float:
+        done = min(1.0, clock.step / self.steps) if self.steps else 1.0
+        return self.start + (self.end - self.start) * done
+
+    def phases(self) -> list[dict[str, Any]]:
+        return [{"linear": [self.start, self.end], "steps": self.steps}, {"constant": self.end}]
+
+
+class Ramp:
+    """min(step / steps, 1): from 0 at the first step to 1 after `steps` optimizer steps."""
+
+    def __init__(self, *, steps: int) -> None:
+        if steps < 1:
+            raise UserError(f"schedule Ramp: steps={steps}, at least 1")
+        self.steps = steps
+
+    def __call__(self, clock: ProgressClock) -> float:
+        return min(1.0, clock.step / self.steps)
+
+    def phases(self) -> list[dict[str, Any]]:
+        return [{"linear": [0.0, 1.0], "steps": self.steps}, {"constant": 1.0}]
+
+
+class After:
+    """0 for the first `steps` optimizer steps, then 1."""
+
+    def __init__(self, *, steps: int) -> None:
+        self.steps = steps
+
+    def __call__(self, clock: ProgressClock) -> float:
+        return float(clock.step >= self.steps)
+
+    def phases(self) -> list[dict[str, Any]]:
+        return [{"constant": 0.0, "steps": self.steps}, {"constant": 1.0}]
+
+
+class Phased:
+    """Straight lines between points [progress, value]; two points at one progress are a jump.
+
+    Before the first point its value holds, after the last point its value. At a jump the later
+    value counts.
+    """
+
+    def __init__(self, *, points: Sequence[Sequence[float]], over: str = "budget") -> None:
+        where = [point[0] for point in points]
+        ordered = where == sorted(where) and all(0 <= x <= 1 for x in where)
+        if not points or any(len(p) != 2 for p in points) or not ordered:
+            raise UserError(
+                f"schedule Phased: points={[list(p) for p in points]}: pairs [progress, value] with "
+                "progress rising from 0 to 1"
+            )
+        self.points = [(float(x), float(y)) for x, y in points]
+        self.over = _known("Phased", over)
+
+    def __call__(self, clock: ProgressClock) -> float:
+        now = clock.share_done(self.over)
+        value = self.points[0][1]
+        for (x0, y0), (x1, y1) in zip(self.points, self.points[1:], strict=False):
+            if now >= x1:
+                value = y1
+            elif now >= x0:
+                return y0 + (y1 - y0) * (now - x0) / (x1 - x0)
+        return value
+
+    def phases(self) -> list[dict[str, Any]]:
+        return [{"progress": x, "value": y} for x, y in self.points]
+
+
+class Linear:
+    """From `start` to `end` with the share of the budget that is done."""
+
+    def __init__(self, *, start: float, end: float, over: str = "budget") -> None:
+        self.start, self.end, self.over = start, end, _known("Linear", over)
+
+    def __call__(self, clock: ProgressClock) -> float:
+        return self.start + (self.end - self.start) * clock.share_done(self.over)
+
+    def phases(self) -> list[dict[str, Any]]:
+        return [{"linear": [self.start, self.end], "until": 1.0}]
+
+
+class LogAnneal:
+    """From `start` to `end` by a constant factor per share of the budget."""
+
+    def __init__(self, *, start: float, end: float, over: str = "budget") -> None:
+        if start <= 0 or end <= 0:
+            raise UserError(f"schedule LogAnneal: start={start}, end={end}: both must be positive")
+        self.start, self.end, self.over = start, end, _known("LogAnneal", over)
+
+    def __call__(self, clock: ProgressClock) -> float:
+        return float(self.start * (self.end / self.start) ** clock.share_done(self.over))
+
+    def phases(self) -> list[dict[str, Any]]:
+        return [{"logarithmic": [self.start, self.end], "until": 1.0}]
+
+
+class EveryNth:
+    """Another schedule's value on every n-th optimizer step (0, n, 2n, ...), 0 on the others."""
+
+    def __init__(self, *, n: int, schedule: Schedule) -> None:
+        if n < 1:
+            raise UserError(f"schedule EveryNth: n={n}, at least 1")
+        self.n, self.schedule = n, schedule
+
+    def __call__(self, clock: ProgressClock) -> float:
+        return 0.0 if clock.step % self.n else self.schedule(clock)
+
+    def phases(self) -> list[dict[str, Any]]:
+        return [{"every_nth_step": self.n}, *self.schedule.phases()]

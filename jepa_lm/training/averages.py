@@ -1,0 +1,127 @@
+"""Copies of modules that follow by a moving average: copy <- m copy + (1 - m) online, in float32.
+
+In bfloat16 a step of 1 - m = 0.001 is rounded away and a copy stands still. A copy holds buffers, not
+parameters: no optimizer sees it, and it travels in checkpoints.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, Generic, TypeVar
+
+from torch import nn
+
+from jepa_lm.model.ema import as_buffers, keep_float32, matched, move_towards
+from jepa_lm.utils.errors import UserError
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+SHIP = ("auto", "raw", "ema", "swa", "best")
+
+
+class WeightAverage(nn.Module, Generic[AnyModule]):
+    """An average of a model's weights over steps, as a model that can be scored.
+
+    Args:
+        model: what is followed; not stored.
+    """
+
+    def __init__(self, model: AnyModule) -> None:
+        super().__init__()
+        self.model: AnyModule = as_buffers(copy.deepcopy(model))
+
+    def move(self, model: nn.Module, momentum: float) -> None:
+        """Take in the weights after an optimizer step; `momentum` is the share that stays."""
+        move_towards(*matched(self.model, model), momentum)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> WeightAverage[AnyModule]:
+        super()._apply(fn, recurse)
+        keep_float32(self)
+        return self
+
+
+class Averages(nn.Module, Generic[AnyModule]):
+    """The averages of a run beside its raw weights, and which of them ships.
+
+    `ema` follows by an exponential moving average from the first step on; `swa` is the plain mean over
+    the part of the run where the learning rate falls, and exists from its first taken step on.
+    Source: Izmailov et al., "Averaging Weights Leads to Wider Optima" (2018).
+
+    Args:
+        model: what is followed; not stored.
+        decay: m of the EMA at every optimizer step, or None for no EMA.
+        swa: keep the mean. swa_every: optimizer steps between the weights it takes in.
+        ship: `raw`, `ema`, `swa`, `best` (the lowest validation loss chooses at the end), or `auto` (the
+            EMA where there is one, else the mean, else the raw weights).
+
+    Raises:
+        UserError: a decay outside [0, 1), an interval below 1, an unknown or absent choice.
+    """
+
+    def __init__(
+        self, model: AnyModule, *, decay: float | None, swa: bool, swa_every: int, ship: str
+    ) -> None:
+        super().__init__()
+        if decay is not None and not 0 <= decay < 1:
+            raise UserError(f"average.decay={decay}: at least 0 and below 1, or null")
+        if swa_every < 1:
+            raise UserError(f"average.swa_every={swa_every}: at least 1")
+        if ship not in SHIP:
+            raise UserError(f"average.ship={ship}: one of {', '.join(SHIP)}")
+        if (ship == "ema" and decay is None) or (ship == "swa" and not swa):
+            switch = "average.decay, such as 0.997" if ship == "ema" else "average.swa=true"
+            raise UserError(f"average.ship={ship}: the run keeps no such average; set {switch}")
+        self.decay, self.swa_every, self.ship = decay, swa_every, ship
+        self.ema = None if decay is None else WeightAverage(model)
+        self.swa = WeightAverage(model) if swa else None
+        self.taken = 0
+        """Weights in the mean so far."""
+        self.best: str | None = None
+        """The choice of the newest validation, under `ship=best`."""
+        self._lr_factor: float | None = None
+
+    def update(self, model: AnyModule, *, step: int, lr_factor: float) -> None:
+        """Take in the weights after an optimizer step."""
+        if self.ema is not None:
+            assert self.decay is not None
+            self.ema.move(model, self.decay)
+        falls = self._lr_factor is not None and lr_factor < self._lr_factor
+        if lr_factor >= 1.0:
+            self.taken = 0  # not for good, after all: the pace of the first steps misleads
+        self._lr_factor = lr_factor
+        if self.swa is not None and (falls or self.taken) and step % self.swa_every == 0:
+            self.swa.move(model, self.taken / (self.taken + 1))
+            self.taken += 1
+
+    def models(self, model: AnyModule) -> dict[str, AnyModule]:
+        """Each set of weights that exists now, by name, `raw` first."""
+        found = {"raw": model}
+        if self.ema is not None:
+            found["ema"] = self.ema.model
+        if self.swa is not None and self.taken:
+            found["swa"] = self.swa.model
+        return found
+
+    def shipped(self) -> str:
+        """Name of the weights that are scored and exported now; `raw` where the wanted do not exist yet."""
+        exists = {
+            "raw": True,
+            "ema": self.ema is not None,
+            "swa": self.swa is not None and self.taken > 0,
+        }
+        wanted = (self.best or "auto") if self.ship == "best" else self.ship
+        order = ("ema", "swa", "raw") if wanted == "auto" else (wanted, "raw")
+        return next(name for name in order if exists[name])
+
+    def choose(self, losses: Mapping[str, float]) -> None:
+        """Under `ship=best`: ship the weights of the lowest validation loss."""
+        if self.ship == "best":
+            self.best = min(losses, key=losses.__getitem__)
+
+    def bookkeeping(self) -> dict[str, Any]:
+        """What a resumed run needs beside the tensors."""
+        return {"taken": self.taken, "best": self.best, "lr_factor": self._lr_factor}
+
+    def load_bookkeeping(self, state: Mapping[str, Any]) -> None:
+        """Continue another run's averages."""
+        self.taken, self.best, self._lr_factor = state["taken"], state["best"], state["lr_factor"]

@@ -1,0 +1,46 @@
+"""Measures the objective on its interval."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import Callback, Trainer
+
+from jepa_lm.data.stream import Batch
+from jepa_lm.utils.errors import warn
+
+if TYPE_CHECKING:
+    from jepa_lm.training.module import LanguageModelTask
+
+
+class MeasureObjective(Callback):
+    """Runs the task's watch after the step, whose own graph is gone by then.
+
+    A callback, because Lightning calls its callbacks before the module's own hook and the checkpoint
+    last: a checkpoint of this step holds what was measured after it.
+    """
+
+    def on_train_batch_end(  # type: ignore[override]
+        self, trainer: Trainer, task: LanguageModelTask, outputs: Any, batch: Batch, batch_idx: int
+    ) -> None:
+        """Measure when it is time, log the figures, and say what is wrong once."""
+        step, watch = trainer.global_step, task.watch
+        if watch is None or not watch.due(step) or not task.ends_step(batch_idx):
+            return
+        seen = nullcontext()
+        if task.stored is not None and task.trains_stored():
+            seen = task.stored.swapped()  # type: ignore[assignment]
+        with task.not_training(), trainer.precision_plugin.forward_context(), seen:
+            warnings = watch.measure(
+                task.model,
+                batch,
+                task.moment(batch_idx),
+                step=step,
+                ce_weight=task.config["ce_weight"],
+            )
+        figures = {f"jepa/{name}": value for name, value in watch.figures.items()}
+        for logger in trainer.loggers:
+            logger.log_metrics(figures, step=step - 1)
+        for text in warnings if trainer.is_global_zero else ():
+            warn(text)

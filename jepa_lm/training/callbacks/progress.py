@@ -1,0 +1,136 @@
+"""The bar of a run: share of the budget done, loss, bits per byte, tokens per second."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from functools import wraps
+from typing import Any, ParamSpec
+
+from lightning.pytorch import LightningModule, Trainer
+from lightning.pytorch.callbacks import ProgressBar
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from jepa_lm.utils.console import Screen
+from jepa_lm.utils.output import suppressed
+
+PLAIN_LINES = 10
+"""Where there is no terminal, a run prints about this many lines instead of a bar."""
+
+
+P = ParamSpec("P")
+
+
+def shown(method: Callable[P, None]) -> Callable[P, None]:
+    """Training goes on without a bar where the terminal was closed or the log's disk is full."""
+
+    @wraps(method)
+    def tried(*args: P.args, **kwargs: P.kwargs) -> None:
+        with suppressed(sys.stderr):
+            method(*args, **kwargs)
+
+    return tried
+
+
+class TrainingBar(ProgressBar):
+    """Follows the progress clock, so it is right under a step budget and under a time budget.
+
+    It redraws when new figures were logged, so it costs nothing on the steps between.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._console = Screen(stderr=True)
+        self._bar: Progress | None = None
+        self._shown = -1
+        self._lines = -1
+        self._enabled = True
+
+    def disable(self) -> None:
+        """Lightning's way to keep other ranks quiet."""
+        self._enabled = False
+
+    def enable(self) -> None:
+        """Undo `disable`."""
+        self._enabled = True
+
+    @shown
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Open the bar."""
+        self._shown = trainer.global_step
+        if not (self._enabled and self._console.is_terminal):
+            return
+        self._bar = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            TextColumn("{task.percentage:>3.0f}%"),
+            TextColumn("{task.fields[figures]}"),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            console=self._console,
+            auto_refresh=False,  # a thread that redraws 10 times a second would cost 1 % of a core
+        )
+        self._task = self._bar.add_task("training", total=1.0, figures="")
+        self._bar.start()
+
+    def on_train_batch_end(
+        self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Show new figures, if there are any."""
+        step = trainer.global_step
+        if step == self._shown or step % trainer.log_every_n_steps or not pl_module.live:  # type: ignore[attr-defined]
+            return
+        self._shown = step
+        live = pl_module.live
+        figures = (
+            f"step {step}  loss {live['train/ce']:.3f}  bpb {live['train/bpb']:.3f}  "
+            f"{live['train/tokens_per_second']:,.0f} tokens/s"
+        )
+        self._show(live["train/progress"], figures)
+
+    @shown
+    def _show(self, progress: float, figures: str) -> None:
+        if self._bar is not None:
+            self._bar.update(self._task, completed=progress, figures=figures, refresh=True)
+        elif self._enabled:
+            line = int(progress * PLAIN_LINES)
+            if line > self._lines:
+                self._lines = line
+                self._console.print(f"training {progress:4.0%}  {figures}")
+
+    @shown
+    def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Say what takes the time now."""
+        if self._bar is not None:
+            self._bar.update(self._task, description="validating", refresh=True)
+
+    @shown
+    def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Show the score in the bar's place."""
+        if self._bar is not None:
+            self._bar.update(self._task, description="training", refresh=True)
+        if self._enabled and not trainer.sanity_checking and pl_module.scores:
+            score = pl_module.scores["shipped"]
+            self._console.print(
+                f"validation at step {trainer.global_step}: {score.bpb:.4f} bits per byte "
+                f"({score.nll:.4f} nats per token)",
+            )
+
+    @shown
+    def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
+        """Close the bar where the clock stands."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=pl_module.clock.progress, refresh=True)
+        self._close()
+
+    def on_exception(
+        self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
+    ) -> None:
+        """Close the bar, so that the message is not drawn over."""
+        self._close()
+
+    @shown
+    def _close(self) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None

@@ -1,0 +1,63 @@
+"""Parameters and training FLOPs of a run."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from torch import nn
+
+from jepa_lm.model.layers import CausalSelfAttention
+from jepa_lm.model.mamba2 import Mamba2Mixer
+from jepa_lm.model.roles import parameter_roles
+from jepa_lm.objective.flops import objective_flops_per_token
+from jepa_lm.training.module import LanguageModelTask
+
+_counted: dict[str, int] = {}
+"""FLOPs of objectives in this process, by what decides them."""
+
+
+def count_parameters(module: nn.Module) -> int:
+    """Values in all parameters, shared ones once."""
+    return sum(p.numel() for p in module.parameters())
+
+
+def model_flops_per_token(model: nn.Module, seq_len: int) -> int:
+    """Training FLOPs of a token: forward and backward through matrices, head and attention."""
+    roles = parameter_roles(model)
+    parameters = dict(model.named_parameters())
+    matrices = sum(parameters[n].numel() for n, r in roles.items() if r in ("matrix", "head"))
+    if not any(role == "head" for role in roles.values()):
+        matrices += parameters["embedding.table.weight"].numel()  # the tied head multiplies by it
+    if (injector := getattr(model, "injector", None)) is not None:
+        once_a_chunk = sum(p.numel() for p in injector.parameters() if p.ndim == 2)
+        matrices -= once_a_chunk - once_a_chunk // injector.chunk
+    attention = sum(
+        2 * seq_len * m.heads * m.head_dim
+        for m in model.modules()
+        if isinstance(m, CausalSelfAttention)
+    )
+    scans = sum(
+        m.scan_flops_per_token(seq_len) for m in model.modules() if isinstance(m, Mamba2Mixer)
+    )
+    return 3 * (2 * matrices + attention + scans)
+
+
+def flops_per_token(task: LanguageModelTask) -> dict[str, int]:
+    """Training FLOPs of a token, by what they are for."""
+    config, seq_len = task.config, task.config["data"]["seq_len"]
+    decides = json.dumps([config["model"], config["jepa"], seq_len], sort_keys=True)
+    if decides not in _counted:  # it takes a second, and jobs of a sweep have much in common
+        _counted[decides] = objective_flops_per_token(task.model, task.objective, seq_len)
+    return {"model": model_flops_per_token(task.model, seq_len), "objective": _counted[decides]}
+
+
+def sizes(task: LanguageModelTask) -> dict[str, Any]:
+    """What a run announces at its start, and what its summary keeps."""
+    config = task.config
+    shipped = count_parameters(task.model)
+    return {
+        "parameters": {"shipped": shipped, "training_only": count_parameters(task) - shipped},
+        "tokens_per_step": config["data"]["batch_tokens"],
+        "budget": {key: config["trainer"][key] for key in ("max_steps", "max_time")},
+    }

@@ -1,0 +1,313 @@
+"""The LightningModule: cross entropy and a weighted objective over a language model, on one clock.
+
+    loss = ce_weight * ce_schedule * (cross entropy + z_loss_weight * z-loss)
+           + jepa.weight * schedule * auxiliary loss
+
+`model` is what ships. The objective has its place beside it, never inside it.
+Legend: B batch, T positions.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any
+
+import torch
+from lightning.pytorch import Callback, LightningModule
+from torch import Tensor, nn
+
+from jepa_lm.data.byte_counter import ByteCounter
+from jepa_lm.data.stream import Batch
+from jepa_lm.evaluation.bpb import Score
+from jepa_lm.model import Encoded, LanguageModel
+from jepa_lm.objective import LatentPrediction, Moment
+from jepa_lm.objective.checks import check_start
+from jepa_lm.objective.monitor import Watch
+from jepa_lm.optim.recipe import OptimizerRecipe
+from jepa_lm.quantization.policy import Policy
+from jepa_lm.quantization.qat import StoredWeights
+from jepa_lm.schedules.clock import ProgressClock
+from jepa_lm.training.agreement import agree, require_one_start
+from jepa_lm.training.averages import Averages
+from jepa_lm.training.callbacks.compiling import ClockStopsForCompiler
+from jepa_lm.training.callbacks.monitor import MeasureObjective
+from jepa_lm.training.callbacks.passes import WarnOfSecondPass
+from jepa_lm.training.callbacks.qat import TrainOnStoredWeights
+from jepa_lm.training.clipping import clip_gradients
+from jepa_lm.training.ghost import run_ghost_steps
+from jepa_lm.training.guard import FiniteGuard
+from jepa_lm.training.run_state import load_run_state, save_run_state
+from jepa_lm.training.training_log import TrainingLog
+from jepa_lm.training.validation import catch_up, record_scores
+from jepa_lm.training.validation_scores import SideBySide
+from jepa_lm.utils.config import build
+from jepa_lm.utils.provenance import Resumed
+from jepa_lm.utils.signals import StopRequest
+
+
+class LanguageModelTask(LightningModule):
+    """Trains and validates a language model.
+
+    Args:
+        config: the resolved run config as plain containers; it travels in every checkpoint, so
+            that evaluation and export rebuild the model from the checkpoint alone.
+        clock: of the run; None (when a checkpoint is loaded for evaluation) makes no optimizer.
+    """
+
+    def __init__(self, config: dict[str, Any], clock: ProgressClock | None = None) -> None:
+        super().__init__()
+        self.save_hyperparameters("config", logger=False)
+        self.config, self.clock = config, clock
+        self.model: LanguageModel = build("model", config["model"])
+        self.objective: LatentPrediction | None = None
+        self.watch: Watch | None = None
+        if "_target_" in config["jepa"]:
+            self.objective = objective = build("jepa", config["jepa"])
+            objective.prepare(self.model, config["data"]["seq_len"])
+            self.watch = Watch(objective)
+        self.recipe: OptimizerRecipe = build("optimizer", config["optimizer"])
+        self.recipe.apply_freeze(self)
+        self.frozen = sorted(n for n, p in self.named_parameters() if not p.requires_grad)
+        if self.objective is not None:
+            check_start(self.objective)
+        self.policy: Policy = build("quantization", config["quantization"])
+        self.formats = self.policy.assign(self.model)
+        self.stored: StoredWeights | None = None
+        """Swaps in the weights as stored, where the run trains on them."""
+        if self.policy.training.ever:
+            self.stored = StoredWeights(self.model, self.policy.training.formats(self.formats))
+        self.averages: Averages[LanguageModel] = Averages(self.model, **config["average"])
+        self.guard = FiniteGuard(**config["guard"])
+        self.stop = StopRequest()
+        self.compiler = ClockStopsForCompiler()
+        self.train_bytes: ByteCounter | None = None
+        self.val_bytes: ByteCounter | None = None
+        self.scores: dict[str, Score] = {}
+        """Of the newest validation, by weights: `shipped`; `raw`, `ema` and `swa` where the run keeps
+        averages; `quantized`, the shipped ones as stored, where it has trained on stored weights."""
+        self.live: dict[str, float] = {}
+        """Newest training figures, for the progress bar and the summary."""
+        self.resumed: Resumed | None = None
+        """Where the run goes on; None where it starts."""
+        self.losses = self._losses
+        if config["compile"]:
+            # The function is compiled, not the module: checkpoint keys stay clean.
+            self.losses = torch.compile(self._losses)
+        self._scoring: SideBySide | None = None
+        self.training_log = TrainingLog()
+        self._active = False
+        """Whether the objective is part of the newest loss."""
+
+    @property
+    def shipped(self) -> LanguageModel:
+        """The model that is scored and exported."""
+        return self.averages.models(self.model)[self.averages.shipped()]
+
+    def setup(self, stage: str) -> None:
+        """Learn from the data how many bytes each token stands for."""
+        data = self.trainer.datamodule.data  # type: ignore[attr-defined]
+        self.train_bytes = data.byte_counter("train").to(self.device)
+        self.val_bytes = data.byte_counter("val").to(self.device)
+
+    def configure_optimizers(self) -> Any:
+        """Muon and AdamW in one optimizer; the scheduler follows the clock after each step."""
+        assert self.clock is not None
+        optimizer, scheduler = self.recipe.configure(self, self.clock)
+        return {
+            "optimizer": optimizer,
+            "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
+        }
+
+    def configure_callbacks(self) -> list[Callback]:
+        """They come with the data, the quantization, the objective and the compiler, not with a setting."""
+        swapping: list[Callback] = [TrainOnStoredWeights()] if self.stored is not None else []
+        measuring: list[Callback] = [MeasureObjective()] if self.watch is not None else []
+        compiling: list[Callback] = [self.compiler] if self.config["compile"] else []
+        return [WarnOfSecondPass(), *swapping, *measuring, *compiling]
+
+    def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
+        """Called once after each optimizer step, however many micro-batches it took."""
+        assert self.clock is not None
+        self.model.round_parameters()
+        if self.training_log.due:  # before the clock moves on: weights are those of this step
+            if self.trainer.world_size == 1:  # several ranks agree while the clock advances
+                agree(self, self.clock.elapsed)
+            self.live = self.training_log.write(self)
+        if self.objective is not None:  # before the clock moves on, too: as published (#1581)
+            self.objective.after_step(self.model, self.clock)
+        self.clock.advance()
+        scheduler.step()
+        self.averages.update(self.model, step=self.clock.step, lr_factor=scheduler.factor)
+        if self.trainer.world_size == 1:
+            self.stop.agreed = self.stop.asked
+        if self.clock.done or self.stop.agreed:
+            self.trainer.should_stop = True
+        if self.stop.hurried:
+            self.trainer.limit_val_batches = 0
+            self.scores = {}  # those of an earlier step are not the run's
+
+    def _cross_entropy(self, batch: Batch) -> tuple[Tensor, Tensor, Encoded]:
+        """Cross entropy with its z-loss, without it (no gradient), and the pass."""
+        needs = () if self.objective is None else self.objective.main_needs(self.model)
+        main = self.model.encode(self.model.embed(batch["inputs"]), *needs)
+        z_weight = self.config["z_loss_weight"]
+        loss, ce, _ = self.model.cross_entropy(main.final, batch["targets"], z_weight)
+        return loss, ce, main
+
+    def _losses(
+        self, batch: Batch, moment: Moment | None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """What is compiled: cross entropy with its z-loss, without it, the objective's components."""
+        loss, ce, main = self._cross_entropy(batch)
+        if moment is None:
+            return loss, ce, {}
+        assert self.objective is not None
+        latents = self.objective.compare(self.model, batch, main, moment)
+        return loss, ce, self.objective.components(latents, moment)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """The loss of a micro-batch; cross entropy is its mean in nats."""
+        assert self.clock is not None
+        objective, weight, scale = self.objective, self.config["ce_weight"], 0.0
+        if objective is not None:
+            weight *= objective.ce_scale(self.clock)
+            scale = objective.scale(self.clock)
+            self._active = objective.active(self.clock)
+        loss, ce, components = self.losses(batch, self.moment(batch_idx) if self._active else None)
+        loss = loss if weight == 1 else weight * loss
+        if self._active:
+            assert objective is not None
+            aux = objective.total(components, self.clock)
+            detached = {name: component.detach() for name, component in components.items()}
+            self.training_log.objective = scale, {"loss": aux.detach(), **detached}
+            loss = loss + scale * aux
+        step = self.trainer.global_step + 1
+        for name, value in {"train/ce": ce, **components, "train/loss": loss}.items():
+            self.guard.see(step, name if "/" in name else f"jepa/{name}", value)
+        if self.trainer.world_size > 1:
+            loss = loss + self._touch()
+        due = step % self.trainer.log_every_n_steps == 0 and self.ends_step(batch_idx)  # type: ignore[attr-defined]
+        # Logging waits for the host to read the loss, so it happens on the interval alone.
+        if due and self.clock.running:
+            self.training_log.keep(batch, ce, loss)
+        return loss
+
+    def ends_step(self, batch_idx: int) -> bool:
+        """Whether this micro-batch is the last one of its step."""
+        return (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
+
+    def trains_stored(self) -> bool:
+        """Whether a step now sees the weights as they will be stored."""
+        assert self.clock is not None
+        assert self.recipe.lr is not None
+        lr_factor = self.recipe.lr(self.clock)
+        return self.policy.training.active(self.clock.progress, lr_factor)
+
+    def moment(self, batch_idx: int) -> Moment:
+        """Where in the run a micro-batch stands."""
+        assert self.clock is not None
+        return Moment(
+            clock=self.clock,
+            micro_batch=batch_idx % self.trainer.accumulate_grad_batches,
+            rank=self.global_rank,
+            world_size=self.trainer.world_size,
+        )
+
+    def _only_auxiliary(self) -> list[nn.Parameter]:
+        """Trainable parameters that cross entropy never reaches."""
+        found = [] if self.objective is None else list(self.objective.parameters())
+        if self.model.injector is not None:
+            found += self.model.injector.behind_stop_gradient()
+        return [p for p in found if p.requires_grad]
+
+    def _touch(self) -> Tensor | float:
+        """Zero, of every parameter that a phase may leave out: DDP waits for each of them."""
+        return 0.0 * sum(p.sum() for p in self._only_auxiliary())
+
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """A parameter whose objective is switched off has no gradient, whatever `_touch` gave it."""
+        if self.trainer.world_size > 1 and not self._active:
+            for parameter in self._only_auxiliary():
+                parameter.grad = None
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Measure the norm of the gradient, clip by it, and leave the step out if it is no number."""
+        clip_gradients(self, optimizer, gradient_clip_val)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Lightning sets this string some 46 times a step; through `nn.Module` that takes 80 us."""
+        if name == "_current_fx_name":
+            self.__dict__[name] = value
+        else:
+            super().__setattr__(name, value)
+
+    def on_train_start(self) -> None:
+        """Run the ghost steps of a new run, then start the clock and the first interval."""
+        assert self.clock is not None
+        if self.trainer.world_size > 1:
+            require_one_start(self.clock.step, self.config["ckpt_path"])
+        self.trainer.should_stop = self.clock.done  # a restored run may have used up its budget
+        if self.recipe.ghost_steps and self.trainer.global_step == 0:
+            run_ghost_steps(self, self.recipe.ghost_steps)
+        if self.trainer.world_size > 1:
+            self.clock.exchange = partial(agree, self)
+            self.clock.exchange_every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
+        catch_up(self)
+        self.clock.start()
+        self.training_log.begin(self.trainer.global_step)
+
+    def on_train_end(self) -> None:
+        """Stop the clock."""
+        assert self.clock is not None
+        self.clock.stop()
+
+    @contextmanager
+    def not_training(self) -> Iterator[None]:
+        """What is done inside is no training time, and does not slow the shown speed."""
+        began = time.perf_counter()
+        running = self.clock is not None and self.clock.running
+        if self.clock is not None:
+            self.clock.stop()
+        try:
+            yield
+        finally:
+            self.training_log.pause(time.perf_counter() - began)
+            if running and self.clock is not None:
+                self.clock.start()
+
+    def on_validation_start(self) -> None:
+        """Validation does not count as training time."""
+        self._validation = self.not_training()
+        self._validation.__enter__()
+        self._scoring = SideBySide(self)
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        """Score a batch of windows by plain cross entropy, with each set of weights."""
+        assert self._scoring is not None
+        self._scoring.take(batch)
+
+    def on_validation_epoch_end(self) -> None:
+        """Add up over ranks, choose what ships, log the scores."""
+        assert self._scoring is not None
+        self.scores = self._scoring.scores()
+        record_scores(self)
+
+    def on_validation_end(self) -> None:
+        """Run the clock again."""
+        self._validation.__exit__(None, None, None)
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """What a resumed run needs beside weights and optimizer travels along."""
+        save_run_state(self, checkpoint)
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on from there."""
+        load_run_state(self, checkpoint)

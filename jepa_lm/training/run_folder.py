@@ -1,0 +1,185 @@
+"""The folder of a run: one process writes there, and its records are of one run.
+
+A run that is killed leaves records; it goes on with `ckpt_path=auto`. Another run there would mix its own in.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import typing
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
+from pathlib import Path
+from typing import Any
+
+from hydra.core.hydra_config import HydraConfig
+from lightning.pytorch.utilities import rank_zero_only
+from omegaconf import DictConfig, OmegaConf
+
+from jepa_lm.loggers.metrics_csv import FILE as METRICS
+from jepa_lm.loggers.wandb_run import ID_FILE
+from jepa_lm.model.checkpoint import CHECKPOINTS, SAVED, damage, find_checkpoint, newest_whole
+from jepa_lm.utils.errors import UserError, system_error
+from jepa_lm.utils.files import read_object, sweep_up, write_json, write_text
+from jepa_lm.utils.finding import LAST, as_path, newest_run
+from jepa_lm.utils.locks import only_writer
+from jepa_lm.utils.provenance import CONFIG_FILE
+from jepa_lm.utils.trusted import Trust
+
+AUTO = "auto"
+KEY = "hydra.run.dir"
+SUMMARY = "summary.json"
+EVENTS = "tensorboard"
+EARLIER = (METRICS, SUMMARY, CONFIG_FILE, "checkpoints/*.ckpt")
+"""What shows that there was a run."""
+SET_ASIDE = ".damaged"
+
+
+@contextmanager
+def claimed(run_dir: Path, asked: str | None, trust: Trust | None = None) -> Iterator[Path | None]:
+    """Hold a run's folder; gives the checkpoint to go on from, None to start at step 0.
+
+    Only the first rank holds it and looks at what is there.
+
+    Args:
+        asked: `ckpt_path`. trust: how far the checkpoint is trusted.
+
+    Raises:
+        UserError: another process writes there, or it holds the records of another run; no checkpoint is
+            where `asked` says.
+    """
+    first = getattr(rank_zero_only, "rank", 0) == 0
+    with only_writer(run_dir, KEY) if first else nullcontext():
+        resume = None if asked is None else find_resume(asked, run_dir, trust)
+        if first:
+            sweep_up(run_dir)
+            _require_one_run(run_dir, asked, resume)
+        yield resume
+
+
+def find_resume(value: str, run_dir: Path, trust: Trust | None = None) -> Path | None:
+    """The checkpoint that a training run goes on from; None to start at step 0.
+
+    `auto` looks into the run's own folder, and starts where there is none yet; `last` takes the newest other
+    run that has one.
+
+    Raises:
+        UserError: nothing there, or nothing whole.
+    """
+    if value == AUTO:
+        return newest_whole(run_dir / "checkpoints", trust)
+    if value == LAST and not as_path("ckpt_path", value).exists():
+        newest = newest_run("ckpt_path", value, CHECKPOINTS, but=run_dir)
+        return find_checkpoint(str(newest), trust)
+    return find_checkpoint(value, trust)
+
+
+def _require_one_run(run_dir: Path, asked: str | None, resume: Path | None) -> None:
+    """Make sure that what the folder holds is of the run that goes on there."""
+    if resume is not None and resume.resolve().is_relative_to(run_dir.resolve()):
+        return
+    found = [path for pattern in EARLIER for path in sorted(run_dir.glob(pattern))]
+    if not found:
+        return
+    names = ", ".join(str(path.relative_to(run_dir)) for path in found[:3])
+    if asked != AUTO:
+        raise UserError(
+            f"{KEY}={run_dir}: holds the records of an earlier run ({names}); ckpt_path=auto goes on with "
+            "that run, another folder starts a new one"
+        )
+    if read_object(run_dir / SUMMARY).get("status") == "finished":
+        raise UserError(
+            f"ckpt_path=auto: {run_dir} holds a finished run without its checkpoints ({names}); name "
+            f"another folder with {KEY}"
+        )
+    # It was killed or it failed before its first checkpoint: it starts anew, and so do its records.
+    for path in [*found, *run_dir.glob(ID_FILE)]:
+        path.unlink()
+    shutil.rmtree(run_dir / EVENTS, ignore_errors=True)
+
+
+def set_later_aside(run_dir: Path, resume: Path, step: int) -> None:
+    """Damaged checkpoints of later steps get another name, or they would count among the newest.
+
+    Raises:
+        UserError: one of them is whole, so that two continuations would mix.
+    """
+    folder = run_dir / "checkpoints"
+    if resume.resolve().parent != folder.resolve():
+        return
+    for path in folder.glob("step-*.ckpt"):
+        named = SAVED.fullmatch(path.name)
+        if named is None or int(named[1]) <= step:
+            continue
+        if damage(path) is None:
+            raise UserError(
+                f"ckpt_path={resume}: {folder} holds a later checkpoint, {path.name}; go on from that one "
+                f"with ckpt_path=auto, or from step {step} in another folder ({KEY})"
+            )
+        path.rename(path.with_name(path.name + SET_ASIDE))
+
+
+class Record:
+    """summary.json of a run: what a finished run has written stays, whatever fails later.
+
+    Args:
+        folder: of the run. step: that it started at.
+    """
+
+    def __init__(self, folder: Path, step: int) -> None:
+        self.folder, self.step = folder, step
+        self.complete = False
+        """The end of this run is written."""
+
+    def write(self, summary: dict[str, Any]) -> None:
+        """Write how the run ended."""
+        write_json(self.folder / SUMMARY, summary)
+        self.complete = True
+
+    def fail(self, error: str, step: int | None = None) -> None:
+        """Write why it did not, if the folder is there and does not hold more than that.
+
+        Args:
+            step: that was reached; None: some.
+        """
+        kept = step is not None and step <= self.step and (self.folder / SUMMARY).is_file()
+        if not self.complete and not kept:
+            with suppress(OSError):
+                write_json(self.folder / SUMMARY, {"status": "failed", "error": error})
+
+    def explain(self, error: OSError) -> UserError:
+        """What the system says of a file in one line, and of a folder that is gone as such."""
+        named = (
+            Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
+        )
+        within = named is not None and named.is_relative_to(self.folder)
+        if not self.folder.is_dir() or (isinstance(error, FileNotFoundError) and within):
+            return UserError(
+                f"{KEY}={self.folder}: the folder of this run is gone ({error.strerror or error}); "
+                "training stopped"
+            )
+        return system_error(error)
+
+
+def hydra_job(run_dir: Path) -> DictConfig | None:
+    """Hydra's own config of the job that writes to this folder; None where Hydra did not start it."""
+    found: Any = HydraConfig.instance().cfg
+    if found is None or OmegaConf.is_missing(found.hydra.runtime, "output_dir"):
+        return None  # `--cfg job` has no folder
+    if Path(found.hydra.runtime.output_dir).resolve() != run_dir.resolve():
+        return None
+    return typing.cast(DictConfig, found)
+
+
+def keep_overrides(cfg: DictConfig, run_dir: Path) -> None:
+    """Write `.hydra/` of a job, as Hydra would before anybody could refuse a folder that is in use."""
+    job = hydra_job(run_dir)
+    if job is None:
+        return
+    folder = run_dir / ".hydra"
+    folder.mkdir(exist_ok=True)
+    sweep_up(folder)
+    parts = {"config": cfg, "hydra": OmegaConf.masked_copy(job, "hydra")}
+    for name, node in (parts | {"overrides": job.hydra.overrides.task}).items():
+        write_text(folder / f"{name}.yaml", OmegaConf.to_yaml(node))

@@ -1,0 +1,175 @@
+"""What a checkpoint of a run holds beside weights and optimizer: clock, random numbers, bookkeeping.
+
+All ranks draw alike: they start from one seed, and what differs between them (data, spans) is drawn
+from generators of its own, so one random state stands for all.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.optim import Optimizer
+
+from jepa_lm.data.stream import TokenStream
+from jepa_lm.data.token_data import TokenData
+from jepa_lm.objective.monitor import is_saved_watch
+from jepa_lm.optim.muon_adamw import MOMENTS
+from jepa_lm.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from jepa_lm.training.module import LanguageModelTask
+
+WHOLE, SAMPLES, SAMPLED = 1 << 20, 64, 1 << 12
+"""Texts of up to so many tokens are compared whole, longer ones by so many pieces of so many."""
+NUMBER = (int, float)
+NEEDED: dict[tuple[str, ...], type | tuple[type, ...]] = {
+    ("clock", "step"): int,
+    ("clock", "elapsed"): NUMBER,
+    ("random", "cpu"): Tensor,
+    ("skipped",): int,
+    ("averages", "taken"): int,
+    ("averages", "best"): (str, type(None)),
+    ("averages", "lr_factor"): (*NUMBER, type(None)),
+    ("optimizer_states",): list,
+    ("lr_schedulers",): list,
+    ("loops", "fit_loop"): dict,
+}
+"""What a run that goes on reads of a checkpoint, beside what every reader does."""
+
+
+def save_run_state(task: LanguageModelTask, checkpoint: dict[str, Any]) -> None:
+    """Write it into a checkpoint, as plain containers and tensors."""
+    data: TokenData = task.trainer.datamodule.data  # type: ignore[attr-defined]
+    checkpoint["tokenizer"] = data.tokenizer.fingerprint
+    checkpoint["texts"] = fingerprints(data)
+    checkpoint["ranks"] = task.trainer.world_size
+    checkpoint["shipped"] = task.averages.shipped()
+    checkpoint["averages"] = task.averages.bookkeeping()
+    if task.clock is not None:
+        checkpoint["clock"] = task.clock.state_dict()
+        checkpoint["random"] = random_state(task.trainer.strategy.root_device)
+        checkpoint["skipped"] = task.guard.skipped
+    if task.stored is not None:
+        checkpoint["stored_since"] = task.stored.first_step
+    if task.watch is not None:
+        checkpoint["watch"] = task.watch.state_dict()
+
+
+def load_run_state(task: LanguageModelTask, checkpoint: dict[str, Any]) -> None:
+    """Go on from it; without a clock (to evaluate) only what the weights need."""
+    task.averages.load_bookkeeping(checkpoint["averages"])
+    if task.clock is not None:
+        task.clock.load_state_dict(checkpoint["clock"])
+        restore_random_state(checkpoint["random"], task.trainer.strategy.root_device)
+        task.guard.skipped = checkpoint["skipped"]
+    if task.stored is not None:
+        task.stored.first_step = checkpoint.get("stored_since")
+    if task.watch is not None and "watch" in checkpoint:
+        task.watch.load_state_dict(checkpoint["watch"])
+
+
+def check_run_state(checkpoint: Mapping[str, Any], source: str) -> None:
+    """Refuse a checkpoint that a run cannot go on from, though its model may be whole.
+
+    Raises:
+        UserError: naming what it lacks.
+    """
+    for where, kind in NEEDED.items():
+        node: Any = checkpoint
+        for key in where:
+            node = node.get(key) if isinstance(node, Mapping) else None
+        if not isinstance(node, kind) or isinstance(node, bool):
+            raise lacks(source, ".".join(where))
+    try:
+        (optimizer,) = checkpoint["optimizer_states"]
+        optimizer_groups(optimizer["param_groups"])
+        usable = all(isinstance(state, dict) for state in optimizer["state"].values())
+    except (AttributeError, KeyError, TypeError, ValueError):
+        usable = False
+    if not usable:
+        raise lacks(source, "optimizer_states")
+    match checkpoint["lr_schedulers"]:
+        case [{"last_epoch": int(), "factor": int() | float(), "momentum": int() | float() | None}]:
+            pass
+        case _:
+            raise lacks(source, "lr_schedulers")
+    try:
+        torch.Generator().set_state(checkpoint["random"]["cpu"].cpu())
+    except (RuntimeError, TypeError) as error:
+        raise lacks(source, "random.cpu") from error
+    if "watch" in checkpoint and not is_saved_watch(checkpoint["watch"]):
+        raise lacks(source, "watch")
+
+
+def check_moments(saved: Mapping[Any, Any], optimizer: Optimizer, source: str) -> None:
+    """Refuse moments of other shapes than the parameters that they would be given to, by position.
+
+    Raises:
+        UserError: naming where they are.
+    """
+    groups = [(g["algorithm"], p) for g in optimizer.param_groups for p in g["params"]]
+    for place, state in saved.items():
+        if not isinstance(place, int) or place not in range(len(groups)):
+            raise lacks(source, f"optimizer_states.{place}")
+        algorithm, parameter = groups[place]
+        expected = MOMENTS[algorithm]
+        for key in state.keys() ^ expected if state else ():
+            raise lacks(source, f"optimizer_states.{place}.{key}")
+        for key, value in state.items():
+            shape = () if key == "step" else parameter.shape
+            if not isinstance(value, Tensor) or value.shape != shape or value.is_complex():
+                raise lacks(source, f"optimizer_states.{place}.{key}")
+
+
+def lacks(source: str, what: str) -> UserError:
+    """The error for a checkpoint that a run cannot go on from."""
+    return UserError(
+        f"{source}: holds no usable {what!r}, so no run can go on from it; was it written by another version "
+        "of jepa_lm?"
+    )
+
+
+def optimizer_groups(groups: Iterable[Mapping[str, Any]]) -> list[str]:
+    """What moments belong to: each group's name and algorithm, and how many tensors it has."""
+    return [f"{g['name']} ({g['algorithm']}, {len(g['params'])} tensors)" for g in groups]
+
+
+@functools.lru_cache(maxsize=1)
+def fingerprints(data: TokenData) -> dict[str, str]:
+    """What identifies each split's tokens, wherever its files lie."""
+    return {split: _fingerprint(stream) for split, stream in data.streams.items()}
+
+
+def _fingerprint(stream: TokenStream) -> str:
+    found = hashlib.sha256(f"{stream.total} tokens".encode())
+    if stream.total <= WHOLE:
+        starts, length = [0], stream.total
+    else:
+        starts = np.linspace(0, stream.total - SAMPLED, SAMPLES).astype(np.int64).tolist()
+        length = SAMPLED
+    tokens = np.empty(length, dtype=np.int64)
+    for start in starts:
+        stream.read(start, tokens)
+        found.update(tokens.astype("<u4").tobytes())
+    return found.hexdigest()[:16]
+
+
+def random_state(device: torch.device) -> dict[str, Tensor]:
+    """PyTorch's, of the host and of a run's device."""
+    state = {"cpu": torch.get_rng_state()}
+    if device.type == "cuda":
+        state["cuda"] = torch.cuda.get_rng_state(device)
+    return state
+
+
+def restore_random_state(state: dict[str, Tensor], device: torch.device) -> None:
+    """Go on drawing where it was taken; another kind of device starts from its seed."""
+    torch.set_rng_state(state["cpu"].cpu())
+    if device.type == "cuda" and "cuda" in state:
+        torch.cuda.set_rng_state(state["cuda"].cpu(), device)

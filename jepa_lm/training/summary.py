@@ -1,0 +1,208 @@
+"""What a run says about itself: a few words at its start, summary.json and a table at its end."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.profilers import Profiler
+from rich.table import Table
+
+from jepa_lm.data.passes import figure
+from jepa_lm.data.token_data import TokenData
+from jepa_lm.evaluation.bpb import Score
+from jepa_lm.evaluation.sampling import sample_text
+from jepa_lm.objective.probe import TOP
+from jepa_lm.training.flops import flops_per_token
+from jepa_lm.training.module import LanguageModelTask
+from jepa_lm.utils import gpus
+from jepa_lm.utils.console import Screen, as_written, panel, showing
+from jepa_lm.utils.errors import warn
+from jepa_lm.utils.output import suppressed
+from jepa_lm.utils.provenance import source_hash, versions
+
+ERR = Screen(stderr=True)
+OUT = Screen()
+SCORED = {
+    "raw": "of the raw weights",
+    "ema": "of their exponential moving average",
+    "swa": "of their mean over the warmdown",
+    "quantized": "of the shipped weights as stored",
+}
+"""What else a validation scores, in words."""
+
+
+def announce(
+    task: LanguageModelTask, data: TokenData, about: dict[str, Any], resume: Path | None
+) -> None:
+    config, passes = task.config, about["passes"]
+    budget = {k: v for k, v in about["budget"].items() if v is not None}
+    limit = " or ".join(
+        f"{v} {'seconds' if k == 'max_time' else 'steps'}" for k, v in budget.items()
+    )
+    lines = [
+        f"{about['parameters']['shipped']:,} parameters that ship, "
+        f"{about['parameters']['training_only']:,} for training only",
+        f"{about['tokens_per_step']:,} tokens a step in sequences of {config['data']['seq_len']}, "
+        f"{config['trainer']['precision']}, for {limit}",
+        data.in_words(),
+        passes.announced(**about["budget"], done=0 if task.resumed is None else task.resumed.step),
+    ]
+    for caution in data.cautions():
+        warn(caution)
+    if passes.will_repeat(**about["budget"]):
+        warn(passes.warning(about["budget"]["max_steps"]))
+    if task.frozen:
+        lines.append(f"frozen on purpose: {', '.join(task.frozen)}")
+    if resume is not None:
+        lines.append(f"continues {resume}")
+    with suppressed(sys.stderr):
+        ERR.print(panel(lines, config["task_name"], expand=False))
+
+
+def summarize(
+    trainer: pl.Trainer,
+    task: LanguageModelTask,
+    status: str,
+    about: dict[str, Any],
+) -> dict[str, Any]:
+    """The contents of summary.json."""
+    assert task.clock is not None
+    config, seconds = task.config, task.clock.elapsed
+    tokens = trainer.global_step * config["data"]["batch_tokens"]
+    score = task.scores.get("shipped")
+    return {
+        "status": status,
+        "seed": config["seed"],
+        "steps": trainer.global_step,
+        "tokens": tokens,
+        "passes": about["passes"].after(trainer.global_step),
+        "seconds": seconds,
+        "tokens_per_second": tokens / seconds if seconds else None,
+        "parameters": about["parameters"],
+        "val": None if score is None else _validation(task, score),
+        "jepa": {} if task.watch is None else task.watch.summary(),
+        "frozen": task.frozen,
+        "trained_stored": _trained_stored(task),
+        "skipped_steps": task.guard.skipped,
+        "compile_seconds": task.compiler.seconds,
+        "memory_bytes": about["memory"].peak(trainer.strategy.root_device),
+        "flops_per_token": flops_per_token(task),
+        "unfinished": unfinished(task),
+        "ranks": trainer.world_size,
+        "visible_gpus": os.environ.get(gpus.VISIBLE),
+        "precision": config["trainer"]["precision"],
+        "config_hash": about["config_hash"],
+        "source": source_hash(),
+        "git": about["git"],
+        "versions": versions(),
+        "compiled": config["compile"],
+        "compiled_parts": _compiled_parts(task),
+        "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
+    }
+
+
+MOSTLY_START = 0.1
+"""Share of the start in a shipped average from which on a run warns."""
+
+
+def unfinished(task: LanguageModelTask) -> list[str]:
+    """What the budget cut off: phases counted in steps, and an average that is still mostly its start."""
+    assert task.clock is not None
+    steps = task.clock.step
+    phases = task.recipe.phases() | ({} if task.objective is None else task.objective.phases())
+    found = [
+        f"schedule {name}: a phase of {phase['steps']} steps was not over after {steps}"
+        for name, listed in phases.items()
+        for phase in listed
+        if phase.get("steps", 0) > steps
+    ]
+    decay = task.averages.decay
+    if decay is not None and task.averages.shipped() == "ema" and decay**steps > MOSTLY_START:
+        found.append(
+            f"average.decay={decay}: after {steps} steps {decay**steps:.0%} of the shipped average are "
+            "the weights of the start; lower it, or set average.ship=best"
+        )
+    return found
+
+
+def _compiled_parts(task: LanguageModelTask) -> list[str]:
+    """What runs compiled, so that a study can refuse arms that differ in it."""
+    if not task.config["compile"]:
+        return []
+    objective = [] if task.objective is None or not task.objective.weight else ["objective"]
+    return ["main pass", "cross entropy", *objective]
+
+
+def _trained_stored(task: LanguageModelTask) -> dict[str, Any] | None:
+    """What quantization-aware training reached, and since which step; None without it."""
+    if task.stored is None:
+        return None
+    return {
+        "tensors": len(task.stored.names),
+        "values": task.stored.values,
+        "first_step": task.stored.first_step,
+    }
+
+
+def _validation(task: LanguageModelTask, score: Score) -> dict[str, Any]:
+    """The final scores, and which weights they belong to."""
+    others = {name: other.as_dict() for name, other in task.scores.items() if name != "shipped"}
+    return {**score.as_dict(), "weights": task.averages.shipped(), **others}
+
+
+def show(
+    summary: dict[str, Any],
+    run_dir: Path,
+    task: LanguageModelTask,
+    data: TokenData,
+    profiler: Profiler,
+) -> None:
+    """Tables and words for the terminal. Everything that they show is recorded already."""
+    with showing("the scores"):
+        OUT.print(_scores(summary))
+        for text in summary["unfinished"]:
+            warn(text)
+        OUT.print(f"written to {run_dir}", soft_wrap=True)
+    if task.watch is not None and task.watch.figures:
+        with showing("the predicted latents"):
+            OUT.print(panel(task.watch.in_words(), "predicted latents", width=100))
+    if profile := profiler.summary():
+        with showing("the profile"):
+            OUT.print(as_written(profile), soft_wrap=True)
+    if task.config["sample"] and summary["status"] == "finished":
+        with showing("a sample"):
+            lines = _sample(task, data).strip().split("\n")
+            OUT.print(panel(lines, "what the model writes", width=100))
+
+
+def _scores(summary: dict[str, Any]) -> Table:
+    table = Table(title=f"training {summary['status']}", show_header=False)
+    table.add_row("steps", f"{summary['steps']:,}")
+    table.add_row("tokens", f"{summary['tokens']:,}")
+    table.add_row("passes over the training split", figure(summary["passes"]))
+    table.add_row("seconds of training", f"{summary['seconds']:.1f}")
+    if summary["val"] is not None:
+        table.add_row("validation, nats per token", f"{summary['val']['nll']:.4f}")
+        table.add_row("validation, bits per byte", f"{summary['val']['bpb']:.4f}")
+        for name, words in SCORED.items():
+            if name in summary["val"]:
+                ships = " (ships)" if name == summary["val"]["weights"] else ""
+                table.add_row(f"{words}{ships}", f"{summary['val'][name]['bpb']:.4f}")
+    for name, accuracy in summary.get("probe", {}).items():
+        shown = ", ".join(f"{accuracy[f'top{k}']:.1%}" for k in TOP)
+        table.add_row(f"{name}: among the best 1, 5, 10", shown)
+    return table
+
+
+def _sample(task: LanguageModelTask, data: TokenData) -> str:
+    config = task.config
+    with torch.random.fork_rng():
+        return sample_text(
+            task.shipped, data.tokenizer, context=config["data"]["seq_len"], **config["sampling"]
+        )

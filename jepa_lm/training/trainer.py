@@ -1,0 +1,118 @@
+"""Lightning's Trainer, made from our settings."""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections import OrderedDict
+from collections.abc import Callable
+from contextlib import nullcontext
+from functools import wraps
+from typing import Any
+
+import lightning.pytorch as pl
+from lightning.pytorch.callbacks import LearningRateMonitor
+from lightning.pytorch.profilers import PassThroughProfiler
+
+from jepa_lm.training.callbacks.checkpoints import AtomicCheckpointIO, SaveCheckpoints
+from jepa_lm.utils.config import build
+from jepa_lm.utils.errors import UserError, warn
+from jepa_lm.utils.trusted import Trust
+
+
+def make_trainer(config: dict[str, Any]) -> pl.Trainer:
+    """Lightning's Trainer; our own settings are taken out or translated."""
+    settings = dict(config["trainer"])
+    saver = SaveCheckpoints(
+        folder=f"{config['paths']['run_dir']}/checkpoints", **config["checkpoint"]
+    )
+    settings.pop("max_time")
+    settings["max_steps"] = -1 if settings["max_steps"] is None else settings["max_steps"]
+    every = settings.pop("val_check_interval")
+    if every is not None:
+        # Lightning counts micro-batches; a user means optimizer steps.
+        settings["val_check_interval"] = every * settings["accumulate_grad_batches"]
+        settings["check_val_every_n_epoch"] = None
+    try:
+        loggers = [*build("logger", config["logger"]).values()]
+        callbacks = build("callbacks", config["callbacks"]).values()
+        ours = {
+            "max_epochs": -1,
+            "num_sanity_val_steps": 0,
+            "enable_model_summary": False,
+            "use_distributed_sampler": False,
+            "profiler": _profiler(settings.pop("profiler", None)),
+            # Lightning's monitor of learning rates refuses to have nowhere to write them.
+            "callbacks": [c for c in callbacks if loggers or not isinstance(c, LearningRateMonitor)]
+            + [saver],
+            "plugins": [AtomicCheckpointIO(Trust.of(config))],
+            "logger": loggers,
+        }
+        trainer: pl.Trainer = build("trainer", settings | ours)
+    except Exception as error:
+        cause = error.__cause__ or error
+        if isinstance(cause, pl.utilities.exceptions.MisconfigurationException):
+            raise UserError(f"trainer: {' '.join(str(cause).split())}") from error
+        raise
+    _trim(trainer)
+    return trainer
+
+
+def _trim(trainer: pl.Trainer) -> None:
+    """Take out of Lightning's loop what this project does in another way."""
+    # Signals are ours (see stopping.py). Lightning's handler would start a collective inside a signal,
+    # and with several ranks it asks for SIGTERM by a broadcast and a host read before every batch.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    loop = trainer.fit_loop.epoch_loop
+    loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
+    # It would inspect the signature of `training_step` before each call.
+    loop._build_kwargs = _arguments  # type: ignore[method-assign]
+    for logger in trainer.loggers:
+        logger.finalize = _tried(logger.finalize)  # type: ignore[assignment, method-assign]
+
+
+def _tried(finalize: Callable[[str], None]) -> Callable[[str], None]:
+    """Lightning calls it when training is over: a logger's trouble must not cost the run its score."""
+
+    @wraps(finalize)
+    def tried(status: str) -> None:
+        try:
+            finalize(status)
+        except Exception as error:
+            warn(f"a logger could not write everything out ({type(error).__name__}: {error})")
+
+    return tried
+
+
+def _arguments(kwargs: OrderedDict[str, Any], batch: Any, batch_idx: int) -> OrderedDict[str, Any]:
+    """What `training_step` takes."""
+    return OrderedDict(kwargs, batch=batch, batch_idx=batch_idx)
+
+
+class _NoProfiler(PassThroughProfiler):
+    """Lightning enters a generator for each of some 40 profiled spans a step; this costs 1 us less each."""
+
+    _nothing = nullcontext()
+
+    def profile(self, action_name: str) -> Any:
+        """Measure nothing."""
+        return self._nothing
+
+
+def _profiler(name: str | None) -> Any:
+    """Lightning's profiler of that name, or one that costs nothing."""
+    return _NoProfiler() if name is None else name
+
+
+def quiet_lightning() -> None:
+    """What Lightning says at a start is not about the user's run."""
+    for name in ("lightning.pytorch", "lightning.fabric"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    for about in (
+        ".*does not have many workers.*",
+        ".*LeafSpec.*",
+        ".*checkpoint directory.*",
+        ".*broadcast_buffers.*",
+        ".*sync_dist=True.*",  # scores are added up over ranks before they are logged
+    ):
+        warnings.filterwarnings("ignore", about)

@@ -1,0 +1,234 @@
+"""What a user got wrong on the command line or in YAML, in one line that names key, value and remedy."""
+
+from __future__ import annotations
+
+import difflib
+import re
+import traceback
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import hydra
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_automatic_config_search_path, get_args_parser
+from hydra.core.config_loader import ConfigLoader
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.default_element import InputDefault
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import HydraException, MissingConfigException, OverrideParseException
+from hydra.types import RunMode
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
+
+from jepa_lm.utils.crash import MENDABLE, CrashError
+from jepa_lm.utils.errors import RankError, UserError, yaml_error
+from jepa_lm.utils.paths import CONF
+from jepa_lm.utils.quoting import override
+
+NO_NAME = re.compile(r"null|true|false|[0-9.eE+-]+|\{.*", re.IGNORECASE)
+"""Values that are no option of a group."""
+
+
+def check_words(words: Iterable[str]) -> None:
+    """Refuse overrides that Hydra would misunderstand, or answer without naming them.
+
+    Raises:
+        UserError: naming the word.
+    """
+    for word in words:
+        key, sign, value = word.partition("=")
+        key = key.lstrip("+")
+        if not sign or key.startswith("~"):
+            continue
+        if not key:
+            raise UserError(f"{word}: what is set? An override is key=value")
+        if not value.strip():
+            raise UserError(
+                f"{word}: nothing follows; null unsets a setting, and empty text is {override(key, '')}"
+            )
+        if (CONF / key).is_dir() and NO_NAME.fullmatch(value):
+            raise UserError(
+                f"{word}: choose one of {', '.join(_options(key))}, or leave the word out"
+            )
+        group = key.replace(".", "/")
+        if "." in key and (
+            value in _options(group) or group in ("hydra/launcher", "hydra/sweeper")
+        ):
+            raise UserError(f"{word}: is chosen from a group; {group}={value}")
+
+
+def _options(group: str) -> list[str]:
+    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+
+
+def explain(error: BaseException, command: str) -> tuple[str, int]:
+    """One line for an error, and the exit code."""
+    chain: BaseException | None = error
+    while chain is not None:
+        if isinstance(chain, UserError | RankError | CrashError):
+            return _one_line(str(chain)), chain.exit_code
+        if isinstance(chain, YAMLError):
+            return yaml_error(chain), UserError.exit_code
+        if isinstance(chain, OverrideParseException):
+            return _no_override(chain), UserError.exit_code
+        chain = chain.__cause__ or chain.__context__
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file:
+        return _missing_option(error), UserError.exit_code
+    if "--multirun" in str(error):
+        return _list_of_values(error, command)
+    twice = re.match(
+        r"Multiple values for (\S+)\. To override a value use 'override \S+ (\S+)'", str(error)
+    )
+    if twice:
+        word = "=".join(twice.groups())
+        return f"+{word}: there is one by default; without the +, {word}", UserError.exit_code
+    unknown = re.search(r"Could not override '([^']+)'", str(error))
+    if unknown:
+        return _unknown_key(unknown.group(1), command), UserError.exit_code
+    elsewhere = re.search(
+        r"In '([^']+)': ConfigKeyError .*:\s+Key '([^']+)' not in", str(error), re.S
+    )
+    if elsewhere:
+        file, key = elsewhere.groups()
+        return (
+            f"{file}.yaml: sets {key}, which is no part of {command}.yaml; its first line has to say where "
+            "it belongs, such as `# @package jepa`"
+        ), UserError.exit_code
+    cause = error.__cause__ or error
+    key = getattr(cause, "full_key", None)
+    if key and "full_key" in str(cause):  # OmegaConf writes its fields below the message
+        reason = _one_line(str(cause).split("full_key")[0])
+        return f"{key}: {reason}", UserError.exit_code
+    said, file = _one_line(str(error) or str(cause)), _file_being_read(error)
+    return said if str(error) or file is None else f"{file}: {said}", UserError.exit_code
+
+
+def of_a_config(error: Exception) -> UserError | None:
+    """What went wrong in Hydra while it read a file, with the file's name; None for any other error."""
+    file = _file_being_read(error)
+    if file is None:
+        return None
+    said = _one_line(str(error))[:300]
+    return UserError(f"{file}: cannot be read ({type(error).__name__}: {said})")
+
+
+def _file_being_read(error: BaseException) -> str | None:
+    """The config that Hydra had at hand when it raised an error."""
+    file = None
+    for frame, _ in traceback.walk_tb(error.__traceback__):
+        if frame.f_globals.get("__name__", "").startswith("hydra._internal."):
+            held = frame.f_locals
+            found = held.get("full_path") or held.get("config_path")
+            for node in (held.get("default"), held.get("parent")):
+                if found is None and isinstance(node, InputDefault):
+                    found = node.get_config_path()
+            file = found if isinstance(found, str) and found not in (str(CONF), "") else file
+    return file if file is None or file.endswith(".yaml") else f"{file}.yaml"
+
+
+def _no_override(error: OverrideParseException) -> str:
+    """A word that Hydra cannot read; text with signs of its grammar has to be quoted."""
+    key, sign, value = error.override.partition("=")
+    if not sign:
+        return f"{error.override}: a setting is given as key=value"
+    reason = re.sub(
+        r"^Error parsing override .*|See https.*| expecting.*", "", error.message, flags=re.M
+    )
+    if "LexerNoViableAlt" in reason:
+        reason = "a quotation mark that is not closed"
+    remedy = ""
+    if re.search(r"[=,:(){}'\"\[\]]", value):
+        remedy = f"; if it is text: {override(key, value)}"
+    return f"{error.override}: cannot be read ({_one_line(reason)}){remedy}"
+
+
+def _list_of_values(error: BaseException, command: str) -> tuple[str, int]:
+    """Hydra takes a command for a single run whose `study=` or `sweep=` it could not compose."""
+    asked = get_args_parser().parse_args()
+    try:
+        with _hydra(asked.config_dir) as loader:
+            loader.load_configuration(command, overrides=asked.overrides, run_mode=RunMode.MULTIRUN)
+    except MENDABLE as cause:
+        if "--multirun" not in str(cause):
+            return explain(cause, command)
+    except Exception as cause:
+        return explain(of_a_config(cause) or cause, command)
+    word = re.search(r"'([^']+)'", str(error))
+    several = word.group(1) if word else "several values"
+    return (
+        f"{several}: more than one run; add -m, or a study= or sweep= of train.py",
+        UserError.exit_code,
+    )
+
+
+@contextmanager
+def _hydra(config_dir: str | None) -> Iterator[ConfigLoader]:
+    """Hydra as this command has it, with the user's own folder of configs."""
+    GlobalHydra.instance().clear()
+    path = create_automatic_config_search_path(None, None, str(CONF))
+    if config_dir is not None:
+        path.prepend(
+            "command-line", f"file://{Path(config_dir).resolve()}", SearchPathQuery("schema")
+        )
+    Hydra.create_main_hydra2("explaining", path)
+    try:
+        yield GlobalHydra.instance().config_loader()
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def _unknown_key(key: str, command: str) -> str:
+    from jepa_lm.utils.config import unknown_key
+
+    key = key.lstrip("+~")
+    known = _all_keys(command)
+    if key in known:
+        # A group that what else was chosen does not have, or a name with settings below.
+        below = [name for name in known if name.startswith(f"{key}.")]
+        hint = f"; its settings are {', '.join(below)}" if below else ""
+        return f"{key}: with these choices {command}.yaml has no such group to choose from{hint}"
+    return str(unknown_key(key, known, f"{command}.yaml"))
+
+
+def _missing_option(error: MissingConfigException) -> str:
+    asked = str(error.missing_cfg_file)
+    group, _, option = asked.rpartition("/")
+    options = list(error.options or _options(group))
+    ours = (CONF / group).is_dir() and not group.startswith("hydra/")
+    if ours and options and not (CONF / group / f"{options[0]}.yaml").is_file():
+        # An option in a folder of its group: objective=recipes/pr1006.
+        group, _, folder = group.rpartition("/")
+        options = sorted(f"{folder}/{p.stem}" for p in (CONF / group / folder).glob("*.yaml"))
+        option = f"{folder}/{option}"
+    near = difflib.get_close_matches(option, options, n=1)
+    hint = f"did you mean {near[0]}? " if near else ""
+    return f"{group or 'config'}={option}: no such option; {hint}choose one of {', '.join(options)}"
+
+
+def _all_keys(command: str) -> list[str]:
+    """Every dotted key and every group, with the groups chosen on the command line."""
+    asked = get_args_parser().parse_args()
+    choices = [word for word in asked.overrides if (CONF / word.partition("=")[0]).is_dir()]
+    with _hydra(asked.config_dir):
+        try:
+            cfg = hydra.compose(command, overrides=choices)
+        except (HydraException, OmegaConfBaseException):  # a sweep's list of choices, for example
+            cfg = hydra.compose(command)
+    keys: list[str] = []
+
+    def walk(prefix: str, node: object) -> None:
+        if isinstance(node, dict):
+            for name, value in node.items():
+                dotted = f"{prefix}.{name}" if prefix else str(name)
+                keys.append(dotted)
+                walk(dotted, value)
+
+    walk("", OmegaConf.to_container(cfg, resolve=False))
+    groups = (p.relative_to(CONF) for p in CONF.rglob("*") if p.is_dir())
+    return keys + [str(group) for group in groups]
+
+
+def _one_line(message: str) -> str:
+    return " ".join(message.split())

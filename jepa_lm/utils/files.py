@@ -1,0 +1,255 @@
+"""Files that are complete or not there, and JSON and YAML that were not written by us, read within bounds.
+
+A file is written beside its name, under a name that no other process uses, forced to the disk and renamed: a
+kill or a full disk leaves the earlier file as it was. What a killed process has left is swept up later.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import secrets
+import shutil
+import socket
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, Any
+
+import yaml
+
+from jepa_lm.utils.errors import UserError
+
+BEING_WRITTEN = ".tmp"
+MOST_JSON = 64 << 20
+"""Bytes of a file of JSON that is read. In memory it takes many times as much."""
+MOST_YAML, MOST_DEPTH = 1 << 16, 40
+"""Bytes and levels of a file of YAML that is read; reading takes seconds a megabyte."""
+YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A new file, open for writing; it takes the place of `path` when the block ends without an error.
+
+    Raises:
+        OSError: naming `path`, whose earlier contents are as they were.
+    """
+    beside = _own_name(path.parent)
+    try:
+        with open(beside, "xb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(beside, path)
+    except BaseException as error:
+        _remove(beside)
+        if isinstance(error, OSError) and error.filename in (None, str(beside), beside):
+            raise OSError(error.errno, error.strerror, str(path)) from error
+        raise
+
+
+def _own_name(folder: Path) -> Path:
+    """A path that no other process uses; short whatever becomes of it: file systems allow 255 bytes."""
+    return folder / f".{HOST}-{os.getpid()}-{secrets.token_hex(6)}{BEING_WRITTEN}"
+
+
+@contextmanager
+def staging(folder: Path) -> Iterator[Path]:
+    """A hidden folder for files that belong together, until they take their places in `folder`.
+
+    Errors about a file in it name the file's place.
+    """
+    beside = _own_name(folder)
+    beside.mkdir()
+    try:
+        with _named(beside, folder):
+            yield beside
+    finally:
+        _remove(beside)
+
+
+@contextmanager
+def held(path: Path, folder: Path) -> Iterator[Path]:
+    """Another name of the file that `path` is now, whatever other processes make of `path`.
+
+    It lies in `folder` or, where that is on another disk, beside `path`. Errors about it name `path`.
+
+    Raises:
+        FileNotFoundError: it is gone already.
+    """
+    second = _linked(path, folder) or _linked(path, path.parent)
+    kept = second or _own_name(folder)
+    try:
+        if second is None:
+            _copy(path, kept)
+        with _named(kept, path):
+            yield kept
+    finally:
+        _remove(kept)
+
+
+def link_or_copy(path: Path, second: Path) -> None:
+    """Give a file a second name; where the disk knows no such thing, a copy has to do."""
+    try:
+        os.link(path, second)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        _copy(path, second)
+
+
+def _linked(path: Path, folder: Path) -> Path | None:
+    """A second name in a folder; None where there can be none."""
+    second = _own_name(folder)
+    try:
+        os.link(path, second)
+    except FileNotFoundError:
+        raise
+    except OSError:
+        return None
+    return second
+
+
+def _copy(path: Path, second: Path) -> None:
+    try:
+        shutil.copyfile(path, second)
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise OSError(error.errno, error.strerror, str(second)) from error
+
+
+@contextmanager
+def _named(inside: Path, outside: Path) -> Iterator[None]:
+    """Errors name what the user knows."""
+    try:
+        yield
+    except UserError as error:
+        if str(inside) not in str(error):
+            raise
+        raise type(error)(str(error).replace(str(inside), str(outside))) from error
+    except OSError as error:
+        if str(inside) not in str(error.filename):
+            raise
+        name = str(error.filename).replace(str(inside), str(outside))
+        raise OSError(error.errno, error.strerror, name) from error
+
+
+def write_bytes(path: Path, data: bytes | memoryview) -> None:
+    """Write a whole file; see `replacing`."""
+    with replacing(path) as file:
+        file.write(data)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a whole file in UTF-8, whatever the locale; half a surrogate pair becomes a question mark."""
+    write_bytes(path, text.encode(errors="replace"))
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write JSON that every reader takes: what is no number becomes null."""
+    write_text(path, json.dumps(without_nan(value), indent=2, allow_nan=False) + "\n")
+
+
+def without_nan(value: Any) -> Any:
+    """The same plain value with null for NaN and infinities, which JSON does not have."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {key: without_nan(entry) for key, entry in value.items()}
+    return [without_nan(entry) for entry in value] if isinstance(value, list | tuple) else value
+
+
+def read_json(path: Path, most_bytes: int = MOST_JSON) -> Any:
+    """What a file of JSON holds.
+
+    Raises:
+        OSError: it cannot be read. ValueError: it is too large, damaged, or nested too deeply.
+    """
+    return from_json(_bounded(path, most_bytes))
+
+
+def from_json(data: str | bytes) -> Any:
+    """What a JSON text holds.
+
+    Raises:
+        ValueError: it is damaged, or nested too deeply.
+    """
+    try:
+        return json.loads(data)
+    except RecursionError as error:
+        raise ValueError("nested too deeply") from error
+
+
+def read_yaml(path: Path, most_bytes: int = MOST_YAML) -> Any:
+    """What a file of YAML holds: plain values, no part of it by reference to another.
+
+    Raises:
+        OSError: it cannot be read. ValueError: it is too large, damaged, nested too deeply, or refers to
+            parts of itself.
+    """
+    data, depth = _bounded(path, most_bytes), 0
+    try:
+        for event in yaml.parse(data, Loader=YAML):
+            if isinstance(event, yaml.AliasEvent):
+                raise ValueError("refers to a part of itself")
+            depth += isinstance(event, yaml.CollectionStartEvent)
+            depth -= isinstance(event, yaml.CollectionEndEvent)
+            if depth > MOST_DEPTH:
+                raise ValueError("nested too deeply")
+        return yaml.load(data, Loader=YAML)
+    except (yaml.YAMLError, TypeError, AttributeError, LookupError) as error:
+        raise ValueError(f"no YAML ({type(error).__name__})") from error
+
+
+def _bounded(path: Path, most_bytes: int) -> bytes:
+    if not path.is_file() and path.exists():
+        raise ValueError("not a file")  # a folder, or a pipe that would never end
+    with open(path, "rb") as file:
+        data = file.read(most_bytes + 1)
+    if len(data) > most_bytes:
+        raise ValueError(f"more than {most_bytes} bytes")
+    return data
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty where there is none, or nothing that can be read."""
+    try:
+        found = read_json(path)
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def sweep_up(folder: Path) -> None:
+    """Remove what processes of this machine that are gone were writing in a folder."""
+    with contextlib.suppress(OSError):
+        for path in folder.glob(f".{HOST}-*{BEING_WRITTEN}"):
+            owner = path.name.split("-")[1]
+            if owner.isdecimal() and not _lives(int(owner)):
+                _remove(path)
+
+
+def _lives(process: int) -> bool:
+    if os.name == "nt":  # there, signal 0 would end the process
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        return True
+    return True
+
+
+def _remove(path: Path) -> None:
+    with contextlib.suppress(OSError):
+        if path.is_dir():
+            shutil.rmtree(path)
+        else:
+            path.unlink()

@@ -1,0 +1,40 @@
+"""Which number format a run computes in."""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+
+import torch
+
+from jepa_lm.utils.errors import UserError
+
+AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
+"""Lightning's names and the type of autocast they stand for."""
+
+BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
+"""Names of native bfloat16 arithmetic on x86 and on Arm."""
+
+
+def resolve_precision(name: str, accelerator: str) -> str:
+    """Lightning's name of the precision; `auto` is bf16-mixed where the hardware has bfloat16.
+
+    On a processor without bfloat16 instructions the mixed mode would be slower than float32.
+
+    Raises:
+        UserError: a precision we do not train or evaluate in.
+    """
+    if name == "auto":
+        if accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available()):
+            native = torch.cuda.is_bf16_supported()
+        else:
+            processor = torch.cpu.get_capabilities()
+            native = any(processor.get(name) for name in BF16_INSTRUCTIONS)
+        return "bf16-mixed" if native else "32-true"
+    if name not in AUTOCAST:
+        raise UserError(f"trainer.precision={name}: one of auto, {', '.join(AUTOCAST)}")
+    return name
+
+
+def full_precision(device: torch.device) -> AbstractContextManager[object]:
+    """No autocast inside: bfloat16 products are too coarse for statistics and for long sums."""
+    return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

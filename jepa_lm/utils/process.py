@@ -1,0 +1,77 @@
+"""Settings of this process that make PyTorch faster on a CPU, and processes beside it."""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from jepa_lm.utils.errors import RankError
+
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Names of glibc's malloc.h."""
+NEVER = 2**31 - 1
+
+
+def tune() -> None:
+    """To be called before torch is loaded; it changes no result. A user's own environment variables win."""
+    # Idle OpenMP threads sleep instead of spinning: beside one busy process, spinning made the
+    # demo's steps on two cores 2 to 40 times slower (docs/log.md). Read when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if not any(name.startswith("MALLOC_") for name in os.environ):
+        _keep_freed_memory()
+
+
+def _keep_freed_memory() -> None:
+    """Let malloc reuse large blocks: a fresh mapping for each tensor costs a page fault every 4 KiB.
+
+    With a vocabulary of 8192 that was half of a run's time (docs/log.md).
+    """
+    with contextlib.suppress(OSError, AttributeError):  # another C library: nothing to tune
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(M_MMAP_MAX, 0)
+        mallopt(M_TRIM_THRESHOLD, NEVER)
+
+
+PARENT = "JEPA_LM_RANK_ZERO"
+"""Variable with the process id of the first rank, in the others it has started."""
+
+
+def stop_with_parent() -> None:
+    """In a rank that another process has started: end when that one is gone, however it went."""
+    parent = int(os.environ[PARENT])
+
+    def watch() -> None:
+        while os.getppid() == parent:
+            time.sleep(1.0)
+        print("error: rank 0 is gone, so this rank stopped", file=sys.stderr, flush=True)
+        os._exit(RankError.exit_code)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+def fresh_python(
+    *arguments: str,
+    path: Path | None = None,
+    variables: Mapping[str, str] | None = None,
+    **settings: Any,
+) -> subprocess.Popen:
+    """Start a Python of its own that finds what this one finds, wherever it is called from.
+
+    That is this package and modules of the user's own, but nothing that happens to lie in the current folder.
+
+    Args:
+        path: where to look for the package instead. variables: more for its environment.
+        settings: of `subprocess.Popen`.
+    """
+    package = path or Path(__file__).resolve().parent.parent.parent
+    paths = [str(package), *(os.path.abspath(folder) for folder in sys.path)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **(variables or {})}
+    return subprocess.Popen([sys.executable, "-P", *arguments], env=environment, **settings)

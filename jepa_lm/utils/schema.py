@@ -1,0 +1,212 @@
+"""The typed skeletons of train.yaml, eval.yaml and export.yaml: Hydra refuses other keys and types.
+
+Groups are `Any` here; `jepa_lm.utils.config` checks them against the classes that they name.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from hydra.core.config_store import ConfigStore
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import MISSING, OmegaConf
+
+from jepa_lm.utils import gpus
+
+
+@dataclass
+class Sampling:
+    """Words on screen after training."""
+
+    prompt: str | None = MISSING
+    tokens: int = MISSING
+    temperature: float = MISSING
+    seed: int = MISSING
+
+
+@dataclass
+class Paths:
+    """Folders. `run_dir` is where a run writes, `cache` where prepared data is kept."""
+
+    run_dir: str = MISSING
+    cache: str = "~/.cache/jepa_lm"
+
+
+@dataclass
+class LimitsOfFiles:
+    """See `jepa_lm.utils.trusted.Limits`."""
+
+    tensor_values: int = 1 << 31
+    blocks: int = 1000
+    tensors: int = 100_000
+    bytes: int = 8 * 10**9
+
+
+@dataclass
+class Average:
+    """Averages of the weights, and which weights ship; see `jepa_lm.training.averages.Averages`."""
+
+    decay: float | None = MISSING
+    swa: bool = MISSING
+    swa_every: int = MISSING
+    ship: str = MISSING
+
+
+@dataclass
+class Checkpointing:
+    """When checkpoints are written and how many stay."""
+
+    every_n_steps: int | None = MISSING
+    keep: int = MISSING
+
+
+@dataclass
+class Guard:
+    """What happens to a step whose gradient is no number."""
+
+    skip: int = MISSING
+
+
+@dataclass
+class EvaluationDefaults:
+    """What eval.py uses for this run unless told otherwise."""
+
+    stride: int = MISSING
+
+
+@dataclass
+class TrainConfig:
+    """train.py"""
+
+    data: Any = MISSING
+    model: Any = MISSING
+    jepa: Any = MISSING
+    optimizer: Any = MISSING
+    quantization: Any = MISSING
+    trainer: Any = MISSING
+    callbacks: Any = MISSING
+    logger: Any = MISSING
+    task_name: str = MISSING
+    tags: list[str] = MISSING
+    study: Any = None
+    seed: int = MISSING
+    ckpt_path: str | None = MISSING
+    compile: bool | None = MISSING
+    ce_weight: float = MISSING
+    z_loss_weight: float = MISSING
+    temperature: Any = MISSING
+    eval: EvaluationDefaults = field(default_factory=EvaluationDefaults)
+    describe: bool = MISSING
+    sample: bool = MISSING
+    probe: bool = MISSING
+    average: Average = field(default_factory=Average)
+    checkpoint: Checkpointing = field(default_factory=Checkpointing)
+    guard: Guard = field(default_factory=Guard)
+    sampling: Sampling = field(default_factory=Sampling)
+    trust: list[str] = MISSING
+    limits: LimitsOfFiles = field(default_factory=LimitsOfFiles)
+    paths: Paths = field(default_factory=Paths)
+
+
+@dataclass
+class Evaluation:
+    """How a text is cut into windows, and what is reported beside the score."""
+
+    protocol: str = MISSING
+    seq_len: int | None = MISSING
+    batch_tokens: int | None = MISSING
+    stride: int | None = MISSING
+    reset: str | None = MISSING
+    temperature: Any = MISSING
+    max_seconds: float = MISSING
+    precision: str | None = MISSING
+    audit: bool = MISSING
+    baselines: bool = MISSING
+    baseline_bytes: int = MISSING
+
+
+@dataclass
+class EvalConfig:
+    """eval.py"""
+
+    eval: Evaluation = field(default_factory=Evaluation)
+    task_name: str = MISSING
+    ckpt_path: str | None = MISSING
+    artifact_path: str | None = MISSING
+    logger: Any = field(default_factory=dict)
+    tags: list[str] = MISSING
+    device: str = MISSING
+    devices: int = MISSING
+    trust: list[str] = MISSING
+    limits: LimitsOfFiles = field(default_factory=LimitsOfFiles)
+    paths: Paths = field(default_factory=Paths)
+
+
+@dataclass
+class Export:
+    """What the exported file may weigh and lose, and how it is made."""
+
+    cap_bytes: int = MISSING
+    code: str = MISSING
+    codecs: list[str] = MISSING
+    streams: str = MISSING
+    protocols: list[str] = MISSING
+    stride: int | None = MISSING
+    max_tokens: int | None = MISSING
+    max_bpb_loss: float = MISSING
+
+
+@dataclass
+class Submission:
+    """What submission.json says that no record of the run knows."""
+
+    author: str | None = MISSING
+    github_id: str | None = MISSING
+    name: str | None = MISSING
+    blurb: str | None = MISSING
+
+
+@dataclass
+class ExportConfig:
+    """export.py"""
+
+    quantization: Any = None
+    task_name: str = MISSING
+    ckpt_path: str = MISSING
+    logger: Any = field(default_factory=dict)
+    tags: list[str] = MISSING
+    temperature: Any = MISSING
+    device: str = MISSING
+    export: Export = field(default_factory=Export)
+    submission: Submission = field(default_factory=Submission)
+    trust: list[str] = MISSING
+    limits: LimitsOfFiles = field(default_factory=LimitsOfFiles)
+    paths: Paths = field(default_factory=Paths)
+
+
+def run_folder() -> str:
+    """The folder of this run, or of the one that `--cfg job` shows, which makes none."""
+    hydra = HydraConfig.get()
+    made = None if OmegaConf.is_missing(hydra.runtime, "output_dir") else hydra.runtime.output_dir
+    return str(made or hydra.run.dir)
+
+
+RESOLVERS: dict[str, Callable[..., Any]] = {
+    "times": operator.mul,  # ${times:4,${model.dim}}
+    "smaller": min,  # ${smaller:64,${data.seq_len}}
+    "gpus": gpus.count,
+    "run_folder": run_folder,
+}
+
+
+def register() -> None:
+    """Make the skeletons known to Hydra, and the resolvers to the configs."""
+    for name, resolver in RESOLVERS.items():
+        OmegaConf.register_new_resolver(name, resolver, replace=True)
+    store = ConfigStore.instance()
+    store.store(name="train_schema", node=TrainConfig)
+    store.store(name="eval_schema", node=EvalConfig)
+    store.store(name="export_schema", node=ExportConfig)

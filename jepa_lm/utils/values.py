@@ -1,0 +1,140 @@
+"""What is refused of a composed config: values that fit their types and could only fail, or mislead, later.
+
+Nothing here needs PyTorch, and nothing depends on this machine: the plan of a sweep is checked by it, too.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from jepa_lm.utils.errors import UserError
+
+LARGEST_SEED = 2**32 - 1
+"""That every generator in use takes."""
+AT_LEAST = {"ce_weight": 0, "z_loss_weight": 0, "model.dim": 1, "trainer.gradient_clip_val": 0}
+"""Numbers that no class of ours checks, by dotted key."""
+SEARCH = "search"
+"""Of a temperature: the best one on training tokens."""
+ELSEWHERE = {
+    "max_epochs": "a run ends with trainer.max_steps or trainer.max_time",
+    "min_epochs": "a run ends with trainer.max_steps or trainer.max_time",
+    "min_steps": "a run ends with trainer.max_steps or trainer.max_time",
+    "limit_train_batches": "it would repeat the same batches; set trainer.max_steps, or data.train_tokens",
+    "overfit_batches": "set data.train_tokens, as debug=overfit does",
+    "fast_dev_run": "debug=tiny is a short run",
+    "barebones": "logger=none logs nothing",
+    "check_val_every_n_epoch": "set trainer.val_check_interval, in steps",
+    "num_sanity_val_steps": "nothing is validated before a run; debug=tiny is a short one",
+    "limit_test_batches": "eval.py scores, all of the split",
+    "limit_predict_batches": "nothing is predicted in batches",
+    "reload_dataloaders_every_n_epochs": "the data has no epochs",
+    "use_distributed_sampler": "ranks take their share of each batch as it is",
+    "enable_checkpointing": "set checkpoint.every_n_steps=null for one at the end",
+    "enable_model_summary": "describe=true shows what would be trained",
+    "callbacks": "add one with +callbacks.NAME._target_=...",
+    "logger": "choose with logger=",
+    "plugins": "set trainer.precision, trainer.strategy or trainer.accelerator",
+}
+"""Settings of Lightning's Trainer that this project does not have, and what it has instead."""
+COUNTS = ("val_check_interval", "log_every_n_steps", "accumulate_grad_batches")
+
+
+def check_values(config: Mapping[str, Any]) -> None:
+    """Check a resolved training config, which has passed `config.check`, before anything is built.
+
+    Raises:
+        UserError: naming the key, the value and what would be right.
+    """
+    for key, seed in sorted(named("seed", config), key=lambda found: found[0].count(".")):
+        if isinstance(seed, int):
+            check_seed(key, seed)
+    for key, least in AT_LEAST.items():
+        node, _, name = key.rpartition(".")
+        value = (config[node] if node else config).get(name)
+        if value is not None and value < least:
+            raise UserError(f"{key}={value}: at least {least}")
+    require_objective(config)
+    check_trainer(config["trainer"])
+    check_sampling(config["sampling"])
+    check_temperature("temperature", config["temperature"])
+    stride, seq_len = config["eval"]["stride"], config["data"]["seq_len"]
+    if not 1 <= stride <= seq_len:
+        raise UserError(
+            f"eval.stride={stride}: from 1 to data.seq_len={seq_len}, or eval.py eval=sliding could not "
+            "score this run"
+        )
+
+
+def check_seed(key: str, seed: int) -> None:
+    """Refuse a seed that NumPy does not take."""
+    if not 0 <= seed <= LARGEST_SEED:
+        raise UserError(f"{key}={seed}: a seed is a whole number from 0 to {LARGEST_SEED}")
+
+
+def require_objective(config: Mapping[str, Any]) -> None:
+    """Refuse a weight of nothing. A sweep over objectives takes it out, and says so in its plan.
+
+    Raises:
+        UserError: `jepa.weight` is set and there is no objective.
+    """
+    weight = config["jepa"].get("weight", 0.0)
+    if weight and "_target_" not in config["jepa"]:
+        raise UserError(
+            f"jepa.weight={weight}: there is nothing to weigh with objective=none; choose an objective, "
+            "such as objective=patch"
+        )
+
+
+def check_trainer(settings: Mapping[str, Any]) -> None:
+    """Refuse settings that would do nothing here, or something else.
+
+    Raises:
+        UserError: naming the setting, and what to use.
+    """
+    for key, instead in ELSEWHERE.items():
+        if settings.get(key) is not None:
+            raise UserError(f"trainer.{key}={settings[key]}: not used here; {instead}")
+    for key in COUNTS:
+        if (value := settings.get(key)) is not None and value < 1:
+            raise UserError(f"trainer.{key}={value}: at least 1")
+    if (algorithm := settings.get("gradient_clip_algorithm")) not in (None, "norm"):
+        raise UserError(
+            f"trainer.gradient_clip_algorithm={algorithm}: gradients are clipped by norm"
+        )
+
+
+def check_sampling(settings: Mapping[str, Any]) -> None:
+    """Refuse settings that could only fail after the training.
+
+    Raises:
+        UserError: a negative temperature or length.
+    """
+    for key in ("temperature", "tokens"):
+        if settings[key] < 0:
+            raise UserError(f"sampling.{key}={settings[key]}: must be 0 or more")
+
+
+def check_temperature(key: str, value: Any) -> None:
+    """Refuse what is neither a positive number nor `search`.
+
+    Raises:
+        UserError: naming the setting.
+    """
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    if value != SEARCH and not (number and 0 < value < math.inf):
+        raise UserError(f"{key}={value}: a positive number, or search")
+
+
+def named(name: str, node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Every setting of this name, with its dotted key."""
+    if isinstance(node, Mapping):
+        for key, value in node.items():
+            below = f"{path}.{key}" if path else str(key)
+            if key == name:
+                yield below, value
+            yield from named(name, value, below)
+    elif isinstance(node, list):
+        for i, value in enumerate(node):
+            yield from named(name, value, f"{path}[{i}]")
