@@ -14,13 +14,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hub_server import HubServer
 
 from jepa_lm.data import download, hub_listing
 from jepa_lm.data.download import Downloaded, download_shards
 from jepa_lm.data.shards import HEADER_BYTES, ShardWriter, open_shard
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.files import HOST
+from tests.data.hub_server import HubServer
 from tests.forks import begun_together
 
 FOLDER = "datasets/datasets/fineweb10B_sp1024"

@@ -6,12 +6,12 @@ import json
 
 import numpy as np
 import pytest
-from hub_server import HubServer
 
 from jepa_lm.data.corpora import Austen
 from jepa_lm.data.shards import ShardWriter
 from jepa_lm.data.tokenizers import ByteTokenizer, SentencePieceTokenizer
 from jepa_lm.run import train
+from tests.data.hub_server import HubServer
 from tests.tokenizers import published_bpe
 
 SIZES = [
