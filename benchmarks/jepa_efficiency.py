@@ -12,7 +12,7 @@ import torch
 
 from benchmarks.measure import Claim, at_most, interleaved
 from benchmarks.models import compose
-from jepa_lm.objective import Moment
+from jepa_lm.objective import StepContext
 from jepa_lm.objective.flops import objective_flops_per_token
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.training.flops import model_flops_per_token
@@ -46,7 +46,7 @@ def step_of(task: LanguageModelTask) -> Callable[[], None]:
         with torch.autocast("cpu", dtype, enabled=dtype is not None):
             loss, _, main = task._cross_entropy(batch)
             if task.objective is not None:
-                aux, _ = task.objective(task.model, batch, main, Moment(clock))
+                aux, _ = task.objective(task.model, batch, main, StepContext(clock))
                 loss = loss + task.objective.scale(clock) * aux
         optimizer.zero_grad()
         loss.backward()

@@ -21,7 +21,7 @@ from jepa_lm.utils.files import held, sweep_up
 from jepa_lm.utils.trusted import Trust, build_part, check_part
 
 
-class Subject(NamedTuple):
+class LoadedModel(NamedTuple):
     """A model with the settings it was trained under."""
 
     source: Path
@@ -40,7 +40,7 @@ class Subject(NamedTuple):
     """How far the file is trusted."""
 
 
-class Held(NamedTuple):
+class HeldFile(NamedTuple):
     """What is scored, found once: other processes may replace or remove it meanwhile."""
 
     key: str
@@ -52,9 +52,9 @@ class Held(NamedTuple):
 
 
 @contextmanager
-def held_subject(
+def held_model_file(
     ckpt: str | None, artifact: str | None, folder: Path, trust: Trust
-) -> Iterator[Held]:
+) -> Iterator[HeldFile]:
     """Find the checkpoint or the artifact, and keep it under another name in `folder` inside the block.
 
     Raises:
@@ -62,17 +62,17 @@ def held_subject(
     """
     with ExitStack() as stack:
         for _ in range(TRIES):
-            key, path = find_subject(ckpt, artifact, trust)
+            key, path = find_model_file(ckpt, artifact, trust)
             sweep_up(path.parent)  # names that a killed process held
             with suppress(FileNotFoundError):  # removed since, by a training beside
                 file = stack.enter_context(held(path, folder))
                 break
         else:
             raise UserError(f"{key}={path}: removed as often as it was found; name another file")
-        yield Held(key, path, file)
+        yield HeldFile(key, path, file)
 
 
-def find_subject(ckpt: str | None, artifact: str | None, trust: Trust) -> tuple[str, Path]:
+def find_model_file(ckpt: str | None, artifact: str | None, trust: Trust) -> tuple[str, Path]:
     """The setting that names what is scored, and its file.
 
     Raises:
@@ -88,18 +88,18 @@ def find_subject(ckpt: str | None, artifact: str | None, trust: Trust) -> tuple[
     return "artifact_path", find_artifact(artifact)
 
 
-def load_subject(ckpt: str | None, artifact: str | None, trust: Trust | None = None) -> Subject:
+def load_model(ckpt: str | None, artifact: str | None, trust: Trust | None = None) -> LoadedModel:
     """Load the checkpoint or the artifact.
 
     Raises:
         UserError: none or both given, or a damaged file.
     """
     trust = trust or Trust()
-    key, path = find_subject(ckpt, artifact, trust)
-    return read_subject(Held(key, path, path), trust)
+    key, path = find_model_file(ckpt, artifact, trust)
+    return read_model(HeldFile(key, path, path), trust)
 
 
-def read_subject(found: Held, trust: Trust) -> Subject:
+def read_model(found: HeldFile, trust: Trust) -> LoadedModel:
     """Load what was found.
 
     Raises:
@@ -107,7 +107,7 @@ def read_subject(found: Held, trust: Trust) -> Subject:
     """
     path = found.path
     if found.key == "ckpt_path":
-        return checkpoint_subject(path, read_checkpoint(found.file, trust), trust)
+        return model_of_checkpoint(path, read_checkpoint(found.file, trust), trust)
     loaded = load_artifact(found.file, trust)
     meta = loaded.meta
     here = {
@@ -115,7 +115,7 @@ def read_subject(found: Held, trust: Trust) -> Subject:
         "cache_dir": "",
     }  # an artifact names no folder of the machine it comes from
     check_part("data", here, f"artifact_path={path}", trust)
-    return Subject(
+    return LoadedModel(
         source=path,
         model=loaded.model,
         data=meta["data"],
@@ -128,11 +128,11 @@ def read_subject(found: Held, trust: Trust) -> Subject:
     )
 
 
-def checkpoint_subject(path: Path, checkpoint: dict[str, Any], trust: Trust) -> Subject:
+def model_of_checkpoint(path: Path, checkpoint: dict[str, Any], trust: Trust) -> LoadedModel:
     """What a checkpoint that has been read holds."""
     run, source = checkpoint["hyper_parameters"]["config"], f"ckpt_path={path}"
     check_part("data", run["data"], source, trust)
-    return Subject(
+    return LoadedModel(
         source=path,
         model=inference_model(checkpoint, source, trust),
         data=run["data"],
@@ -145,17 +145,17 @@ def checkpoint_subject(path: Path, checkpoint: dict[str, Any], trust: Trust) -> 
     )
 
 
-def weights_of(subject: Subject) -> str:
+def weights_of(loaded: LoadedModel) -> str:
     """SHA-256 of the weights that are scored.
 
     Raises:
         UserError: some of them are no numbers.
     """
-    weights = dict(subject.model.named_parameters())
+    weights = dict(loaded.model.named_parameters())
     for name, weight in weights.items():
         if not torch.isfinite(weight).all():
             raise UserError(
-                f"{subject.source}: {name} holds values that are no numbers, so it can be neither scored "
+                f"{loaded.source}: {name} holds values that are no numbers, so it can be neither scored "
                 "nor exported; take an earlier checkpoint"
             )
     return weights_hash(weights)
@@ -175,7 +175,7 @@ def _require_text(source: str, data: Mapping[str, Any]) -> None:
             )
 
 
-def load_data(subject: Subject, changes: dict[str, Any]) -> TokenData:
+def load_data(loaded: LoadedModel, changes: dict[str, Any]) -> TokenData:
     """The data that the model was trained beside, with some settings changed.
 
     Of FineWeb one training shard is downloaded: what reads training text (a temperature, GPTQ, the baselines)
@@ -185,25 +185,25 @@ def load_data(subject: Subject, changes: dict[str, Any]) -> TokenData:
         UserError: the data or its tokenizer is not there any more, or another one, or its config asks for
             what it may not.
     """
-    source = str(subject.source)
-    _require_text(source, subject.data)
-    data = build_part("data", {**subject.data, **changes}, source, subject.trust)
+    source = str(loaded.source)
+    _require_text(source, loaded.data)
+    data = build_part("data", {**loaded.data, **changes}, source, loaded.trust)
     if not isinstance(data, TokenData):
         raise UserError(f"{source}: its config builds a {type(data).__name__}, not a TokenData")
-    logits = data.val_batch_tokens * subject.model.vocab_size
-    if logits > subject.trust.limits.tensor_values:
+    logits = data.val_batch_tokens * loaded.model.vocab_size
+    if logits > loaded.trust.limits.tensor_values:
         raise UserError(
             f"eval.batch_tokens={data.val_batch_tokens}: {logits} logits at a time, "
-            f"limits.tensor_values={subject.trust.limits.tensor_values}; set fewer"
+            f"limits.tensor_values={loaded.trust.limits.tensor_values}; set fewer"
         )
     if isinstance(data.corpus, FineWeb) and data.corpus.path is None:
         data.corpus.train_shards = 1
     data.prepare_data()
     data.setup()
-    if subject.tokenizer != data.tokenizer.fingerprint:
+    if loaded.tokenizer != data.tokenizer.fingerprint:
         raise UserError(
-            f"{subject.source} was trained with another tokenizer than the data has "
-            f"({subject.tokenizer[:12]}, now {data.tokenizer.fingerprint[:12]}); the text or the "
+            f"{loaded.source} was trained with another tokenizer than the data has "
+            f"({loaded.tokenizer[:12]}, now {data.tokenizer.fingerprint[:12]}); the text or the "
             "tokenizer file has changed"
         )
     return data

@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from jepa_lm.artifact.loaded_model import (
-    Held,
-    Subject,
+    HeldFile,
+    LoadedModel,
     load_data,
-    load_subject,
+    load_model,
     pick_device,
-    read_subject,
+    read_model,
     weights_of,
 )
 from jepa_lm.artifact.loading import load_artifact
@@ -48,7 +48,7 @@ def check_stride(names: list[str], stride: int, seq_len: int) -> None:
 
 def round_trip(
     artifact: Path,
-    checkpoint: Held,
+    checkpoint: HeldFile,
     weights: str,
     *,
     protocols: list[str],
@@ -118,19 +118,19 @@ def _scores(settings: dict[str, Any]) -> dict[str, Any]:
         load_artifact(Path(artifact), trust)
         return {"round_trip": {}, "scored_all": False}
     key, path, file = settings["checkpoint"]
-    subjects = {
-        "checkpoint": read_subject(Held(key, Path(path), Path(file)), trust),
-        "artifact": load_subject(None, artifact, trust),
+    loaded_models = {
+        "checkpoint": read_model(HeldFile(key, Path(path), Path(file)), trust),
+        "artifact": load_model(None, artifact, trust),
     }
-    if weights_of(subjects["checkpoint"]) != settings["weights"]:
+    if weights_of(loaded_models["checkpoint"]) != settings["weights"]:
         raise UserError(f"{key}={path}: it was changed while it was exported; export it again")
-    data = load_data(subjects["artifact"], {"cache_dir": settings["cache"]})
+    data = load_data(loaded_models["artifact"], {"cache_dir": settings["cache"]})
     whole = data.streams["val"].total
     data.limit_validation(settings["max_tokens"])
     found = {}
     for protocol in settings["protocols"]:
         scores = {
-            name: _score(subject, data, protocol, settings) for name, subject in subjects.items()
+            name: _score(loaded, data, protocol, settings) for name, loaded in loaded_models.items()
         }
         found[protocol] = {
             **{name: score.as_dict() for name, score in scores.items()},
@@ -139,14 +139,14 @@ def _scores(settings: dict[str, Any]) -> dict[str, Any]:
     return {"round_trip": found, "scored_all": data.streams["val"].total == whole}
 
 
-def _score(subject: Subject, data: TokenData, protocol: str, asked: dict[str, Any]) -> Score:
+def _score(loaded: LoadedModel, data: TokenData, protocol: str, asked: dict[str, Any]) -> Score:
     device = pick_device(asked["device"])
     counter = data.byte_counter("val")
-    scorer = Scorer.of(subject.model, counter, device, subject.precision)._replace(
-        temperature=subject.temperature
+    scorer = Scorer.of(loaded.model, counter, device, loaded.precision)._replace(
+        temperature=loaded.temperature
     )
     settings = {"protocol": protocol, "stride": asked["stride"]}
-    return score_from_sums(*score_split(scorer, data, settings, subject.stride).tolist())
+    return score_from_sums(*score_split(scorer, data, settings, loaded.stride).tolist())
 
 
 def answer_to(settings: dict[str, Any]) -> dict[str, Any]:

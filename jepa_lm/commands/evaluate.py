@@ -12,12 +12,12 @@ import torch
 from omegaconf import DictConfig
 
 from jepa_lm.artifact.loaded_model import (
-    Held,
-    Subject,
-    held_subject,
+    HeldFile,
+    LoadedModel,
+    held_model_file,
     load_data,
     pick_device,
-    read_subject,
+    read_model,
     weights_of,
 )
 from jepa_lm.artifact.publishing import ACCOUNT, belongs
@@ -26,7 +26,7 @@ from jepa_lm.evaluation.baselines import cached_baselines, split_text
 from jepa_lm.evaluation.bpb import score_from_sums
 from jepa_lm.evaluation.byte_audit import audit_bytes
 from jepa_lm.evaluation.protocols import check_protocol, details, score_split
-from jepa_lm.evaluation.report import print_result
+from jepa_lm.evaluation.score_table import print_result
 from jepa_lm.evaluation.scoring import Scorer
 from jepa_lm.loggers.recording import recording_job
 from jepa_lm.loggers.settings import shared_settings
@@ -68,17 +68,17 @@ def evaluate(cfg: DictConfig) -> float:
     with only_writer(folder, "hydra.run.dir"):
         sweep_up(folder)
         named = config["ckpt_path"], config["artifact_path"]
-        with held_subject(*named, folder, trust) as found:
+        with held_model_file(*named, folder, trust) as found:
             return _evaluate(config, found, trust, device, folder / "eval.json")
 
 
 def _evaluate(
-    config: dict[str, Any], found: Held, trust: Trust, device: torch.device, path: Path
+    config: dict[str, Any], found: HeldFile, trust: Trust, device: torch.device, path: Path
 ) -> float:
     """Score what was found, record the result at `path`, show it."""
-    subject, data = _load(config, found, trust)
-    with recording_job(config, "eval", run=subject.run, shared=_shared(subject)) as records:
-        result = _result(config, found, subject, data, device)
+    loaded, data = _load(config, found, trust)
+    with recording_job(config, "eval", run=loaded.run, shared=_shared(loaded)) as records:
+        result = _result(config, found, loaded, data, device)
         write_json(path, result)
         records.summary(result, [path])
     with showing("the score"):
@@ -111,43 +111,47 @@ def _check(settings: dict[str, Any], devices: int) -> None:
         raise UserError(f"devices={devices}: at least 1")
 
 
-def _shared(subject: Subject) -> dict[str, Any]:
+def _shared(loaded: LoadedModel) -> dict[str, Any]:
     """What W&B runs of the subject's training share; an artifact's is in the export.json that names it."""
-    if subject.run:
-        return shared_settings(subject.run)
-    if not belongs(subject.source):  # another export's, or the file was moved away from it
+    if loaded.run:
+        return shared_settings(loaded.run)
+    if not belongs(loaded.source):  # another export's, or the file was moved away from it
         return {}
-    shared = read_object(subject.source.parent / ACCOUNT).get("run")
+    shared = read_object(loaded.source.parent / ACCOUNT).get("run")
     return shared if isinstance(shared, dict) else {}
 
 
 def _result(
-    config: dict[str, Any], found: Held, subject: Subject, data: TokenData, device: torch.device
+    config: dict[str, Any],
+    found: HeldFile,
+    loaded: LoadedModel,
+    data: TokenData,
+    device: torch.device,
 ) -> dict[str, Any]:
     """Score; returns the contents of eval.json."""
     settings = config["eval"]
-    source_bytes, weights = found.file.stat().st_size, weights_of(subject)
-    sums, seconds = _measure(config, found, weights, subject, data, device)
+    source_bytes, weights = found.file.stat().st_size, weights_of(loaded)
+    sums, seconds = _measure(config, found, weights, loaded, data, device)
     score = score_from_sums(*sums)
-    precision = resolve_precision(_given(settings["precision"], subject.precision), device.type)
+    precision = resolve_precision(_given(settings["precision"], loaded.precision), device.type)
     if not math.isfinite(score.bpb):
         raise UserError(
             f"{found.key}={found.path}: its score is no number (precision {precision}, temperature "
-            f"{_temperature(settings, subject):g}); eval.precision=32-true has the largest range"
+            f"{_temperature(settings, loaded):g}); eval.precision=32-true has the largest range"
         )
     result = {
         "protocol": settings["protocol"],
-        **details(settings, subject.stride),
+        **details(settings, loaded.stride),
         **score.as_dict(),
         "seconds": seconds,
         "max_seconds": settings["max_seconds"],
         "in_time": seconds <= settings["max_seconds"],
         "seq_len": data.seq_len,
-        "temperature": _temperature(settings, subject),
+        "temperature": _temperature(settings, loaded),
         "precision": precision,
         "device": device.type,
         "devices": config["devices"],
-        "source": str(subject.source),
+        "source": str(loaded.source),
         "source_bytes": source_bytes,
         "weights_sha256": weights,
         "versions": versions(),
@@ -163,17 +167,17 @@ def _result(
     return result
 
 
-def _load(config: dict[str, Any], found: Held, trust: Trust) -> tuple[Subject, TokenData]:
+def _load(config: dict[str, Any], found: HeldFile, trust: Trust) -> tuple[LoadedModel, TokenData]:
     """The model and the validation data that it was trained beside."""
-    settings, subject = config["eval"], read_subject(found, trust)
-    batch_tokens = _given(settings["batch_tokens"], subject.data["val_batch_tokens"])
+    settings, loaded = config["eval"], read_model(found, trust)
+    batch_tokens = _given(settings["batch_tokens"], loaded.data["val_batch_tokens"])
     changes = {
         "cache_dir": config["paths"]["cache"],
-        "seq_len": _given(settings["seq_len"], subject.data["seq_len"]),
+        "seq_len": _given(settings["seq_len"], loaded.data["seq_len"]),
         "val_batch_tokens": batch_tokens,
     }
     try:
-        return subject, load_data(subject, changes)
+        return loaded, load_data(loaded, changes)
     except UserError as error:
         if settings["seq_len"] is None:
             raise
@@ -187,16 +191,16 @@ def _given(value: Any, otherwise: Any) -> Any:
 
 def _measure(
     config: dict[str, Any],
-    found: Held,
+    found: HeldFile,
     weights: str,
-    subject: Subject,
+    loaded: LoadedModel,
     data: TokenData,
     device: torch.device,
 ) -> tuple[list[float], float]:
     """Nats, targets and bytes over all processes, and the seconds it took."""
     count = config["devices"]
     if count == 1:
-        return _share(config, subject, data, device, rank=0, world_size=1)
+        return _share(config, loaded, data, device, rank=0, world_size=1)
     from lightning.fabric import Fabric  # seconds to import, for several processes alone
     from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
@@ -214,7 +218,7 @@ def _measure(
 
 
 def _worker(
-    fabric: Fabric, config: dict[str, Any], found: Held, weights: str
+    fabric: Fabric, config: dict[str, Any], found: HeldFile, weights: str
 ) -> tuple[list[float], float]:
     """One of several processes: it loads everything itself and scores its share.
 
@@ -224,13 +228,13 @@ def _worker(
     process.tune()
     if fabric.device.type == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // fabric.world_size))
-    subject, data = _load(config, found, Trust.of(config))
-    if weights_of(subject) != weights:
+    loaded, data = _load(config, found, Trust.of(config))
+    if weights_of(loaded) != weights:
         raise UserError(
             f"{found.key}={found.path}: it was changed while it was loaded; run it again"
         )
     sums, seconds = _share(
-        config, subject, data, fabric.device, rank=fabric.global_rank, world_size=fabric.world_size
+        config, loaded, data, fabric.device, rank=fabric.global_rank, world_size=fabric.world_size
     )
     total = fabric.all_reduce(torch.tensor(sums, dtype=torch.float64), reduce_op="sum")
     slowest = fabric.all_reduce(torch.tensor(seconds), reduce_op="max")
@@ -245,7 +249,7 @@ def _worker(
 
 def _share(
     config: dict[str, Any],
-    subject: Subject,
+    loaded: LoadedModel,
     data: TokenData,
     device: torch.device,
     *,
@@ -253,17 +257,17 @@ def _share(
     world_size: int,
 ) -> tuple[list[float], float]:
     settings = config["eval"]
-    precision = _given(settings["precision"], subject.precision)
-    scorer = Scorer.of(subject.model, data.byte_counter("val"), device, precision)._replace(
-        temperature=_temperature(settings, subject), rank=rank, world_size=world_size
+    precision = _given(settings["precision"], loaded.precision)
+    scorer = Scorer.of(loaded.model, data.byte_counter("val"), device, precision)._replace(
+        temperature=_temperature(settings, loaded), rank=rank, world_size=world_size
     )
     began = time.perf_counter()
-    sums = score_split(scorer, data, settings, subject.stride).tolist()
+    sums = score_split(scorer, data, settings, loaded.stride).tolist()
     return sums, time.perf_counter() - began
 
 
-def _temperature(settings: dict[str, Any], subject: Subject) -> float:
-    return float(_given(settings["temperature"], subject.temperature))
+def _temperature(settings: dict[str, Any], loaded: LoadedModel) -> float:
+    return float(_given(settings["temperature"], loaded.temperature))
 
 
 def _audit(data: TokenData) -> dict[str, Any]:

@@ -10,11 +10,12 @@ from typing import Any
 from omegaconf import DictConfig
 
 from jepa_lm.artifact.card import model_card, run_records, submission
+from jepa_lm.artifact.export_table import judge, print_account
 from jepa_lm.artifact.loaded_model import (
-    Held,
-    checkpoint_subject,
-    held_subject,
+    HeldFile,
+    held_model_file,
     load_data,
+    model_of_checkpoint,
     pick_device,
     weights_of,
 )
@@ -27,7 +28,6 @@ from jepa_lm.artifact.publishing import (
     check_code_folder,
     publish,
 )
-from jepa_lm.artifact.report import judge, print_account
 from jepa_lm.artifact.round_trip import check_stride, round_trip
 from jepa_lm.artifact.settings import check_settings, policy, quantization
 from jepa_lm.artifact.size import (
@@ -46,7 +46,7 @@ from jepa_lm.data.windows import StandardWindows
 from jepa_lm.evaluation.sampling import start_of_text
 from jepa_lm.evaluation.scoring import Scorer
 from jepa_lm.evaluation.temperature import search_temperature
-from jepa_lm.loggers.recording import Records, recording_job
+from jepa_lm.loggers.recording import RunLoggers, recording_job
 from jepa_lm.loggers.settings import shared_settings
 from jepa_lm.model import LanguageModel
 from jepa_lm.model.checkpoint import portable, read_checkpoint, shipped_weights
@@ -88,7 +88,7 @@ def export(cfg: DictConfig) -> float:
         check_code_folder(folder, config["export"]["code"])
     with only_writer(folder, "hydra.run.dir"):
         sweep_up(folder)
-        with held_subject(config["ckpt_path"], None, folder, trust) as held:
+        with held_model_file(config["ckpt_path"], None, folder, trust) as held:
             work = _Export(config, held, trust)
             of_training = {"run": work.run_config, "shared": shared_settings(work.run_config)}
             with recording_job(config, "export", **of_training) as records:
@@ -98,21 +98,21 @@ def export(cfg: DictConfig) -> float:
 class _Export:
     """One export: what several of its steps need."""
 
-    def __init__(self, config: dict[str, Any], held: Held, trust: Trust) -> None:
+    def __init__(self, config: dict[str, Any], held: HeldFile, trust: Trust) -> None:
         self.config, self.settings = config, config["export"]
         self.held, self.trust = held, trust
         self.checkpoint = read_checkpoint(held.file, trust)
         self.run_config = self.checkpoint["hyper_parameters"]["config"]
-        self.subject = checkpoint_subject(held.path, self.checkpoint, trust)
-        self.weights = weights_of(self.subject)
-        self.model: LanguageModel = self.subject.model
+        self.loaded = model_of_checkpoint(held.path, self.checkpoint, trust)
+        self.weights = weights_of(self.loaded)
+        self.model: LanguageModel = self.loaded.model
         self.device = pick_device(config["device"])
         asked = config["quantization"]
         self.quantization = quantization(asked, self.run_config["quantization"])
         self.policy = policy(self.quantization, asked, held.path, trust)
         self.formats = self.policy.assign(self.model)
         given = self.settings["stride"]
-        self.stride = self.subject.stride if given is None else given
+        self.stride = self.loaded.stride if given is None else given
         check_stride(self.settings["protocols"], self.stride, self.run_config["data"]["seq_len"])
         self.asked_temperature = config["temperature"]
         if self.asked_temperature is None:
@@ -123,9 +123,9 @@ class _Export:
     @cached_property
     def data(self) -> TokenData:
         """The data of the run; read only by what asks for it."""
-        return load_data(self.subject, {"cache_dir": self.config["paths"]["cache"]})
+        return load_data(self.loaded, {"cache_dir": self.config["paths"]["cache"]})
 
-    def run(self, records: Records) -> float:
+    def run(self, records: RunLoggers) -> float:
         """All steps; returns bytes of artifact and code."""
         packed, gptq = self._packed()
         temperature = self._temperature(packed)
@@ -187,7 +187,7 @@ class _Export:
     def _scorer(self, model: LanguageModel) -> Scorer:
         """Scores training text."""
         counter = self.data.byte_counter("train")
-        return Scorer.of(model, counter, self.device, self.subject.precision)
+        return Scorer.of(model, counter, self.device, self.loaded.precision)
 
     def _meta(self, temperature: float) -> dict[str, Any]:
         """What travels in the file beside the weights."""

@@ -15,9 +15,9 @@ from omegaconf import DictConfig
 from jepa_lm.commands.describe import describe
 from jepa_lm.data.datamodule import TokenDataModule
 from jepa_lm.data.token_data import TokenData
-from jepa_lm.loggers.recording import Records, recording
+from jepa_lm.loggers.recording import RunLoggers, recording
 from jepa_lm.loggers.settings import fill_in
-from jepa_lm.objective import Moment
+from jepa_lm.objective import StepContext
 from jepa_lm.objective.probe import probe
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.training.callbacks.checkpoints import SaveCheckpoints
@@ -165,7 +165,7 @@ def _conclude(
     data: TokenData,
     about: dict[str, Any],
     record: Record,
-    records: Records,
+    records: RunLoggers,
 ) -> None:
     """What the first rank writes and then shows: what fails from here on changes no record."""
     assert task.clock is not None
@@ -174,7 +174,7 @@ def _conclude(
     record.write(summary)
     if task.config["probe"] and finished:
         try:
-            found = probe(task.shipped, task.objective, data, Moment(task.clock))
+            found = probe(task.shipped, task.objective, data, StepContext(task.clock))
             record.write(summary := {**summary, "probe": found})
         except Exception as error:
             warn(f"probe=true: no probe ({type(error).__name__}: {error}); the run has its score")

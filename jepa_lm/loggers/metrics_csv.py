@@ -16,7 +16,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from jepa_lm.loggers.keeper import Keeper
+from jepa_lm.loggers.run_logger import RunLogger
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.files import write_bytes
 
@@ -96,7 +96,7 @@ def validated(folder: Path, step: int) -> bool:
     return any(row.get("step") == str(step - 1) and row.get(VALIDATED) for row in rows)
 
 
-class AppendingCSVLogger(CSVLogger, Keeper):
+class AppendingCSVLogger(CSVLogger, RunLogger):
     """metrics.csv straight in the run folder; a run resumed there appends to it."""
 
     def __init__(self, *, save_dir: str) -> None:

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jepa_lm.loggers.keeper import Ending, Keeper
+from jepa_lm.loggers.run_logger import Ending, RunLogger
 from jepa_lm.loggers.settings import fill_in
 from jepa_lm.utils.config import build
 from jepa_lm.utils.errors import warn
@@ -26,7 +26,7 @@ ENDED_AT_ONCE = Ending("interrupted", 130)
 """By a second Ctrl-C."""
 
 
-class Records:
+class RunLoggers:
     """The loggers of one run. Their trouble at its end is told and does not fail the run."""
 
     def __init__(self, loggers: Iterable[Logger]) -> None:
@@ -39,7 +39,7 @@ class Records:
             UserError: records that cannot be read.
         """
         for logger in self.loggers:
-            if isinstance(logger, Keeper):
+            if isinstance(logger, RunLogger):
                 logger.goes_on(step)
 
     def config(self, config: Mapping[str, Any]) -> None:
@@ -63,9 +63,9 @@ class Records:
         """Write out everything."""
         self._each(lambda keeper: keeper.close(ending))
 
-    def _each(self, call: Callable[[Keeper], None]) -> None:
+    def _each(self, call: Callable[[RunLogger], None]) -> None:
         for logger in self.loggers:
-            if not isinstance(logger, Keeper):
+            if not isinstance(logger, RunLogger):
                 continue
             try:
                 call(logger)
@@ -79,14 +79,14 @@ def recording(
     config: Mapping[str, Any],
     stop: StopRequest | None = None,
     resumed: Resumed | None = None,
-) -> Iterator[Records]:
+) -> Iterator[RunLoggers]:
     """Give the loggers the config; afterwards tell them how the run ended, and close them.
 
     Args:
         stop: says whether a signal ended the run.
         resumed: where the run goes on.
     """
-    records = Records(loggers)
+    records = RunLoggers(loggers)
     ending = ENDED_AT_ONCE
     try:
         if resumed is not None:
@@ -111,7 +111,7 @@ def recording_job(
     *,
     run: Mapping[str, Any],
     shared: Mapping[str, Any],
-) -> Iterator[Records]:
+) -> Iterator[RunLoggers]:
     """The same for an evaluation or an export, beside the training run that it belongs to.
 
     Args:

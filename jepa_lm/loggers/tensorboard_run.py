@@ -10,11 +10,11 @@ from typing import Any
 from lightning.pytorch.loggers import TensorBoardLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from jepa_lm.loggers.keeper import Ending, Keeper
+from jepa_lm.loggers.run_logger import Ending, RunLogger
 from jepa_lm.utils.errors import UserError
 
 
-class TensorBoardRun(TensorBoardLogger, Keeper):
+class TensorBoardRun(TensorBoardLogger, RunLogger):
     """Lightning's logger; settings are written when there is a score to show them with.
 
     Args:

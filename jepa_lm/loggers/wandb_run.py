@@ -14,7 +14,7 @@ from lightning.fabric.loggers.logger import rank_zero_experiment
 from lightning.pytorch.loggers import WandbLogger
 from lightning.pytorch.utilities import rank_zero_only
 
-from jepa_lm.loggers.keeper import Ending, Keeper
+from jepa_lm.loggers.run_logger import Ending, RunLogger
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.files import write_text
 
@@ -29,7 +29,7 @@ FINAL = "final/bpb"
 """Of the model that the run ends with: a plain number, which a sweep can optimize."""
 
 
-class WandbRun(WandbLogger, Keeper):
+class WandbRun(WandbLogger, RunLogger):
     """Lightning's W&B logger with a life of its own: `wandb.init` at the first use, `close` at the end.
 
     Only the first rank has a W&B run.

@@ -1,6 +1,6 @@
 """JEPA objectives: auxiliary losses that predict latents, composed in YAML from small parts."""
 
 from jepa_lm.objective.latent_prediction import LatentPrediction
-from jepa_lm.objective.step_context import Moment
+from jepa_lm.objective.step_context import StepContext
 
-__all__ = ["LatentPrediction", "Moment"]
+__all__ = ["LatentPrediction", "StepContext"]

@@ -12,7 +12,7 @@ import torch
 
 from jepa_lm.model import LanguageModel
 from jepa_lm.objective.regularizers import Regularizer
-from jepa_lm.objective.step_context import Moment
+from jepa_lm.objective.step_context import StepContext
 from jepa_lm.objective.taps import INJECTOR
 from jepa_lm.objective.targets import EmbeddingTable
 from jepa_lm.schedules.clock import ProgressClock
@@ -119,18 +119,18 @@ def check_shapes(objective: LatentPrediction, model: LanguageModel, seq_len: int
         )
     objective, model = copy.deepcopy(objective).to("meta"), copy.deepcopy(model).to("meta")
     inputs = torch.zeros(ROWS, seq_len, dtype=torch.long, device="meta")
-    moment = Moment(ProgressClock(max_steps=1, max_time=None))
+    step_context = StepContext(ProgressClock(max_steps=1, max_time=None))
     try:
         with torch.no_grad():
             encoded = model.encode(model.embed(inputs), *objective.main_needs(model))
-            latents = objective.compare(model, {"inputs": inputs}, encoded, moment)
+            latents = objective.compare(model, {"inputs": inputs}, encoded, step_context)
             for pair in latents.pairs:
                 if pair.prediction.shape != pair.target.shape:
                     raise UserError(
                         f"jepa: predictions are {_shape(pair.prediction)}, their targets "
                         f"{_shape(pair.target)}; make pooling and widths of both sides agree"
                     )
-            objective.components(latents, moment, all_of_them=True)
+            objective.components(latents, step_context, all_of_them=True)
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise UserError(

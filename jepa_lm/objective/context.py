@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from jepa_lm.model import Encoded, LanguageModel
 from jepa_lm.objective.passes import encode_view
 from jepa_lm.objective.pooling import Pooling
-from jepa_lm.objective.step_context import Moment
+from jepa_lm.objective.step_context import StepContext
 from jepa_lm.objective.taps import Tap, check_tap, read_tap, tapped_layers
 from jepa_lm.objective.views import View
 
@@ -51,7 +51,7 @@ class Context(nn.Module):
         model: LanguageModel,
         inputs: Tensor,
         main: Encoded,
-        moment: Moment,
+        step_context: StepContext,
         reach: int | None,
     ) -> tuple[Tensor, Tensor | None]:
         """Latents [B, N, D] and the masked positions [M], if the view masks any."""
@@ -59,7 +59,7 @@ class Context(nn.Module):
         if self.view is None:
             encoded = main
         else:
-            seen = self.view(inputs, moment, "context")
+            seen = self.view(inputs, step_context, "context")
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.stop_gradient):
                 encoded = encode_view(model, seen, tapped_layers(model, self.tap), reach)
             masked = seen.positions

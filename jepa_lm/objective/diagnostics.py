@@ -55,7 +55,9 @@ def r_squared(prediction: Tensor, target: Tensor) -> Tensor:
     return 1 - residual / (target - target.mean(0)).square().sum().clamp(min=1e-30)
 
 
-def agreement(prediction: Tensor, target: Tensor, context: Tensor | None) -> dict[str, Tensor]:
+def prediction_quality(
+    prediction: Tensor, target: Tensor, context: Tensor | None
+) -> dict[str, Tensor]:
     """Predictions against targets, [R, D] each, beside what trivial predictors reach."""
     mean = target.mean(0).expand_as(target)
     found = {
@@ -86,7 +88,7 @@ class Collapse(NamedTuple):
         )
 
 
-class Diagnostics:
+class MonitorSettings:
     """When to measure, and when to call it a collapse.
 
     Args:
@@ -131,7 +133,10 @@ class CollapseAlarm:
     """
 
     def __init__(
-        self, diagnostics: Diagnostics, cause: str, tensors: tuple[str, ...] = ("context", "target")
+        self,
+        diagnostics: MonitorSettings,
+        cause: str,
+        tensors: tuple[str, ...] = ("context", "target"),
     ) -> None:
         self.settings, self.cause, self.tensors = diagnostics, cause, tensors
         self.low: dict[str, int] = {}

@@ -12,7 +12,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from jepa_lm.model import LanguageModel, token_nll
 from jepa_lm.model.layers import CausalSelfAttention
 from jepa_lm.objective.latent_prediction import LatentPrediction
-from jepa_lm.objective.step_context import Moment
+from jepa_lm.objective.step_context import StepContext
 from jepa_lm.schedules.clock import ProgressClock
 
 ATTENTION = {torch.ops.aten.bmm, torch.ops.aten.baddbmm}
@@ -44,7 +44,7 @@ def objective_flops_per_token(
     model, objective = _shapes(model), _shapes(objective)
     inputs = torch.zeros(ROWS, seq_len, dtype=torch.long, device="meta")
     batch = {"inputs": inputs, "targets": inputs}
-    moment = Moment(ProgressClock(max_steps=1, max_time=None))
+    step_context = StepContext(ProgressClock(max_steps=1, max_time=None))
     needs = objective.main_needs(model)
 
     attends = any(isinstance(m, CausalSelfAttention) for m in model.modules())
@@ -55,7 +55,7 @@ def objective_flops_per_token(
             logits, main = model(inputs, *needs)
             loss = token_nll(logits, inputs).mean()
             if with_objective:
-                loss = loss + objective(model, batch, main, moment)[0]
+                loss = loss + objective(model, batch, main, step_context)[0]
             loss.backward()
         by_operation = counter.get_flop_counts()["Global"]
         batched = sum(n for op, n in by_operation.items() if op in ATTENTION)

@@ -26,12 +26,12 @@ from jepa_lm.model import Encoded, LanguageModel
 from jepa_lm.objective.alignment import Alignment, Pair
 from jepa_lm.objective.checks import check_draws, check_hinges, check_length, check_shapes
 from jepa_lm.objective.context import Context
-from jepa_lm.objective.diagnostics import Diagnostics
+from jepa_lm.objective.diagnostics import MonitorSettings
 from jepa_lm.objective.normalisations import Normalisation
 from jepa_lm.objective.passes import kept_block, limit_reach
 from jepa_lm.objective.predictors import Predictor
 from jepa_lm.objective.regularizers import Regularizer
-from jepa_lm.objective.step_context import Moment
+from jepa_lm.objective.step_context import StepContext
 from jepa_lm.objective.targets import Target
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.schedules.factors import Schedule
@@ -100,7 +100,7 @@ class LatentPrediction(nn.Module):
         target: Target,
         alignment: Alignment,
         distance: nn.Module,
-        diagnostics: Diagnostics,
+        diagnostics: MonitorSettings,
         predictor: Predictor | None = None,
         projector: Predictor | None = None,
         normalisation: Normalisation | None = None,
@@ -217,7 +217,7 @@ class LatentPrediction(nn.Module):
         return tuple(sorted(taps)), kept_block(model, self.reach)
 
     def forward(
-        self, model: LanguageModel, batch: Batch, main: Encoded, progress: Moment
+        self, model: LanguageModel, batch: Batch, main: Encoded, progress: StepContext
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """The auxiliary loss, before `scale`, and its components, detached."""
         components = self.components(self.compare(model, batch, main, progress), progress)
@@ -225,7 +225,7 @@ class LatentPrediction(nn.Module):
         return self.total(components, progress.clock), detached
 
     def compare(
-        self, model: LanguageModel, batch: Batch, main: Encoded, progress: Moment
+        self, model: LanguageModel, batch: Batch, main: Encoded, progress: StepContext
     ) -> Latents:
         """Predictions, targets and context latents of a micro-batch."""
         inputs = batch["inputs"]
@@ -252,7 +252,7 @@ class LatentPrediction(nn.Module):
         return Latents(pairs, normed, context.float())
 
     def components(
-        self, latents: Latents, progress: Moment, *, all_of_them: bool = False
+        self, latents: Latents, progress: StepContext, *, all_of_them: bool = False
     ) -> dict[str, Tensor]:
         """`prediction` and each regularizer, unweighted; those of weight 0 only on request."""
         joint = self.global_statistics and progress.world_size > 1
@@ -294,7 +294,7 @@ class LatentPrediction(nn.Module):
             self.target.after_step(model, self.projector, clock)
 
 
-def _of_another_row(target: Tensor, moment: Moment) -> Tensor:
+def _of_another_row(target: Tensor, step_context: StepContext) -> Tensor:
     """Latents [B, N, D] in the places of other rows: all moved on by one draw of 1 to B - 1."""
     rows = len(target)
     if rows < 2:
@@ -302,7 +302,7 @@ def _of_another_row(target: Tensor, moment: Moment) -> Tensor:
             "jepa.placebo=true: gives a row the target of another one, so a micro-batch needs at least "
             "two sequences; raise data.batch_tokens or lower trainer.accumulate_grad_batches"
         )
-    shift = torch.randint(1, rows, (1,), generator=moment.generator(0, "placebo"))
+    shift = torch.randint(1, rows, (1,), generator=step_context.generator(0, "placebo"))
     order = (torch.arange(rows) + shift) % rows
     return target[order.to(target.device)]
 

@@ -9,15 +9,15 @@ from torch import Tensor
 
 from jepa_lm.data.stream import Batch
 from jepa_lm.model import LanguageModel, token_nll
-from jepa_lm.objective.diagnostics import Collapse, CollapseAlarm, agreement, spread
+from jepa_lm.objective.diagnostics import Collapse, CollapseAlarm, prediction_quality, spread
 from jepa_lm.objective.gradients import trunk_gradients
 from jepa_lm.objective.latent_prediction import LatentPrediction, Latents
-from jepa_lm.objective.step_context import Moment
+from jepa_lm.objective.step_context import StepContext
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.utils.precision import full_precision
 
 
-class Watch:
+class ObjectiveMonitor:
     """Diagnostics of one run.
 
     Args:
@@ -40,7 +40,13 @@ class Watch:
         return step % self.objective.diagnostics.every == 0
 
     def measure(
-        self, model: LanguageModel, batch: Batch, moment: Moment, *, step: int, ce_weight: float
+        self,
+        model: LanguageModel,
+        batch: Batch,
+        step_context: StepContext,
+        *,
+        step: int,
+        ce_weight: float,
     ) -> list[str]:
         """Measure on a micro-batch, in a pass of its own; returns new warnings.
 
@@ -54,19 +60,19 @@ class Watch:
             logits, main = model(batch["inputs"], taps, keep)
             ce = (
                 ce_weight
-                * objective.ce_scale(moment.clock)
+                * objective.ce_scale(step_context.clock)
                 * token_nll(logits, batch["targets"]).mean()
             )
-            latents = objective.compare(model, batch, main, moment)
-            components = objective.components(latents, moment, all_of_them=True)
-            aux = objective.total(components, moment.clock)
-            weight = objective.scale(moment.clock) or objective.weight
+            latents = objective.compare(model, batch, main, step_context)
+            components = objective.components(latents, step_context, all_of_them=True)
+            aux = objective.total(components, step_context.clock)
+            weight = objective.scale(step_context.clock) or objective.weight
             found: dict[str, Tensor] = {}
             if weight:
                 found = trunk_gradients(
                     model, ce, weight * aux, per_layer=objective.diagnostics.per_layer
                 )
-        self.switched_off = objective.scale(moment.clock) == 0
+        self.switched_off = objective.scale(step_context.clock) == 0
         with torch.no_grad(), full_precision(batch["inputs"].device):
             rows = self._latents(latents, found)
             apart = objective.target.distance(model, objective.projector)
@@ -88,7 +94,7 @@ class Watch:
             if self.objective.normalisation is not None:
                 context = self.objective.normalisation(context)
             context = sample(context)
-        found |= agreement(sample(prediction), sample(target), context)
+        found |= prediction_quality(sample(prediction), sample(target), context)
         rows = {
             "context": sample(latents.context),
             "target": sample(latents.at("target")),
@@ -184,7 +190,7 @@ class Watch:
         return lines + [f"warning: {text}" for text in self.warnings]
 
 
-def is_saved_watch(state: Any) -> bool:
+def is_saved_monitor(state: Any) -> bool:
     """Whether what a checkpoint holds can be what `Watch.state_dict` gave."""
     try:
         figures, warnings, low = state["figures"], state["warnings"], state["low"]

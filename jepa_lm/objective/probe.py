@@ -22,7 +22,7 @@ from torch import Tensor
 from jepa_lm.data.stream import Batch, TokenStream
 from jepa_lm.data.token_data import TokenData
 from jepa_lm.model import LanguageModel
-from jepa_lm.objective import LatentPrediction, Moment
+from jepa_lm.objective import LatentPrediction, StepContext
 
 TOP = (1, 5, 10)
 FIT_TOKENS, SCORED_TOKENS = 65_536, 32_768
@@ -79,7 +79,7 @@ def probe(
     model: LanguageModel,
     objective: LatentPrediction | None,
     data: TokenData,
-    moment: Moment,
+    step_context: StepContext,
 ) -> dict[str, Any]:
     """Accuracies by probe, {"head": {"top1": ...}, ...}."""
     was_training = model.training
@@ -110,7 +110,7 @@ def probe(
     result: dict[str, Any] = {name: _named(count / tokens) for name, count in found.items()}
     if objective is not None:
         result["retrieval"] = _retrieval(
-            model, objective, next(iter(batches("val", SCORED_TOKENS))), moment
+            model, objective, next(iter(batches("val", SCORED_TOKENS))), step_context
         )
         objective.train(was_training)
     model.train(was_training)
@@ -118,10 +118,10 @@ def probe(
 
 
 def _retrieval(
-    model: LanguageModel, objective: LatentPrediction, batch: Batch, moment: Moment
+    model: LanguageModel, objective: LatentPrediction, batch: Batch, step_context: StepContext
 ) -> dict[str, float]:
     _, main = model(batch["inputs"], *objective.main_needs(model))
-    latents = objective.compare(model, batch, main, moment)
+    latents = objective.compare(model, batch, main, step_context)
     sides = [torch.cat([pair[i].flatten(0, -2) for pair in latents.normed]) for i in (0, 1)]
     step = max(1, len(sides[0]) // CANDIDATES)
     prediction, target = (F.normalize(x[::step][:CANDIDATES], dim=-1) for x in sides)

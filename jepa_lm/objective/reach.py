@@ -12,7 +12,7 @@ from jepa_lm.model import LanguageModel, token_nll
 from jepa_lm.objective.checks import check_length
 from jepa_lm.objective.gradients import gradients, norm
 from jepa_lm.objective.latent_prediction import LatentPrediction
-from jepa_lm.objective.step_context import Moment
+from jepa_lm.objective.step_context import StepContext
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.utils.errors import UserError
 
@@ -50,9 +50,9 @@ def reach_table(
     logits, main = model(batch["inputs"], taps, keep)
     losses = {"ce": token_nll(logits, batch["targets"]).mean()}
     if objective is not None:
-        moment = Moment(ProgressClock(max_steps=1, max_time=None))
-        latents = objective.compare(model, batch, main, moment)
-        losses |= objective.components(latents, moment)
+        step_context = StepContext(ProgressClock(max_steps=1, max_time=None))
+        latents = objective.compare(model, batch, main, step_context)
+        losses |= objective.components(latents, step_context)
         inputs = {n: latents.at(r.tensor) for n, r in objective.regularizers.items()}  # type: ignore[arg-type]
     else:
         inputs = {}

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from jepa_lm.objective.statistics import covariance, std, variance
-from jepa_lm.objective.step_context import Moment
+from jepa_lm.objective.step_context import StepContext
 from jepa_lm.schedules.factors import Schedule
 from jepa_lm.utils.errors import UserError
 
@@ -43,8 +43,8 @@ class Regularizer(nn.Module):
             raise UserError(f"{type(self).__name__}: weight={weight}, must not be negative")
         self.tensor, self.weight, self.schedule = tensor, weight, schedule
 
-    def forward(self, x: Tensor, moment: Moment) -> Tensor:
-        """This rank's [B, N, D] float32 -> scalar; of all ranks' rows where `moment.joint`."""
+    def forward(self, x: Tensor, step_context: StepContext) -> Tensor:
+        """This rank's [B, N, D] float32 -> scalar; of all ranks' rows where `step_context.joint`."""
         raise NotImplementedError
 
 
@@ -63,8 +63,8 @@ class Variance(Regularizer):
         super().__init__(tensor=tensor, weight=weight, schedule=schedule)
         self.gamma, self.eps = gamma, eps
 
-    def forward(self, x: Tensor, moment: Moment) -> Tensor:
-        spread = variance(x.flatten(0, -2), joint=moment.joint, unbiased=True)
+    def forward(self, x: Tensor, step_context: StepContext) -> Tensor:
+        spread = variance(x.flatten(0, -2), joint=step_context.joint, unbiased=True)
         assert self.gamma is not None
         return (self.gamma - torch.sqrt(spread + self.eps)).clamp(min=0).mean()
 
@@ -78,17 +78,17 @@ class StdHinge(Regularizer):
         super().__init__(tensor=tensor, weight=weight, schedule=schedule)
         self.gamma = gamma
 
-    def forward(self, x: Tensor, moment: Moment) -> Tensor:
+    def forward(self, x: Tensor, step_context: StepContext) -> Tensor:
         assert self.gamma is not None
-        spread = std(x.flatten(0, -2), joint=moment.joint, unbiased=False)
+        spread = std(x.flatten(0, -2), joint=step_context.joint, unbiased=False)
         return (self.gamma - spread).clamp(min=0).mean()
 
 
 class Covariance(Regularizer):
     """Sum of squared covariances between different dims, over D; R - 1 in the denominator."""
 
-    def forward(self, x: Tensor, moment: Moment) -> Tensor:
-        found = covariance(x.flatten(0, -2), joint=moment.joint)
+    def forward(self, x: Tensor, step_context: StepContext) -> Tensor:
+        found = covariance(x.flatten(0, -2), joint=step_context.joint)
         off_diagonal = found.square().sum() - found.diagonal().square().sum()
         return off_diagonal / x.shape[-1]
 
@@ -114,9 +114,9 @@ class SpectralFloor(Regularizer):
         super().__init__(tensor=tensor, weight=weight, schedule=schedule)
         self.floor, self.relative, self.differences = floor, relative, differences
 
-    def forward(self, x: Tensor, moment: Moment) -> Tensor:
+    def forward(self, x: Tensor, step_context: StepContext) -> Tensor:
         rows = (x.diff(dim=1) if self.differences else x).flatten(0, -2)
-        found = covariance(rows, joint=moment.joint)
+        found = covariance(rows, joint=step_context.joint)
         # The solver raises on NaN; the loss shall be NaN instead, for the run to name it.
         eigenvalues = torch.linalg.eigvalsh(found.nan_to_num()) + 0.0 * found.sum()
         if self.relative:

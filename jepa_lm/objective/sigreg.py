@@ -29,7 +29,7 @@ from torch import Tensor
 from jepa_lm.objective.ranks import world_size
 from jepa_lm.objective.regularizers import Regularizer
 from jepa_lm.objective.statistics import standardised
-from jepa_lm.objective.step_context import Moment
+from jepa_lm.objective.step_context import StepContext
 from jepa_lm.schedules.factors import Schedule
 from jepa_lm.utils.errors import UserError
 
@@ -230,7 +230,7 @@ class SIGReg(Regularizer):
         start = unit_directions(dim, directions, torch.Generator().manual_seed(seed))
         self.register_buffer("directions", start)
 
-    def forward(self, x: Tensor, moment: Moment) -> Tensor:
+    def forward(self, x: Tensor, step_context: StepContext) -> Tensor:
         if x.shape[-1] != self.dim:
             raise UserError(
                 f"jepa.regularizers: a SIGReg of dim={self.dim} is put on latents of {x.shape[-1]} dims"
@@ -238,26 +238,26 @@ class SIGReg(Regularizer):
         if not self.per_step:
             x = x.flatten(0, 1).unsqueeze(1)  # [R, 1, D]
         elif self.max_steps is not None and x.shape[1] > self.max_steps:
-            x = x[:, self._steps(x.shape[1], moment).to(x.device, non_blocking=True)]
+            x = x[:, self._steps(x.shape[1], step_context).to(x.device, non_blocking=True)]
         if self.standardise:
-            x = standardised(x, joint=moment.joint, min_std=MIN_STD)
+            x = standardised(x, joint=step_context.joint, min_std=MIN_STD)
         directions = self.directions
         if self.fresh:
-            directions = self._directions(moment).to(x.device, non_blocking=True)
-        return statistic(x @ directions.to(x.dtype), self.t, self.weights, joint=moment.joint)
+            directions = self._directions(step_context).to(x.device, non_blocking=True)
+        return statistic(x @ directions.to(x.dtype), self.t, self.weights, joint=step_context.joint)
 
     @torch.compiler.disable  # draws on the host
-    def _steps(self, length: int, moment: Moment) -> Tensor:
+    def _steps(self, length: int, step_context: StepContext) -> Tensor:
         """The time steps that count now."""
-        generator = moment.generator(self.seed, "sigreg steps")
+        generator = step_context.generator(self.seed, "sigreg steps")
         if self.with_replacement:
             assert self.max_steps is not None
             return torch.randint(length, (self.max_steps,), generator=generator)
         return torch.randperm(length, generator=generator)[: self.max_steps]
 
     @torch.compiler.disable  # draws on the host
-    def _directions(self, moment: Moment) -> Tensor:
-        generator = moment.generator(self.seed, "sigreg directions")
+    def _directions(self, step_context: StepContext) -> Tensor:
+        generator = step_context.generator(self.seed, "sigreg directions")
         return unit_directions(self.dim, self.directions.shape[1], generator)
 
 

@@ -15,7 +15,7 @@ from jepa_lm.schedules.clock import ProgressClock
 
 
 @dataclass(frozen=True)
-class Moment:
+class StepContext:
     """A micro-batch of a run.
 
     Args:

@@ -19,7 +19,7 @@ from jepa_lm.model.ema import as_buffers, keep_float32, matched, move_towards
 from jepa_lm.objective.normalisations import Normalisation
 from jepa_lm.objective.passes import encode_view
 from jepa_lm.objective.pooling import Pooling
-from jepa_lm.objective.step_context import Moment
+from jepa_lm.objective.step_context import StepContext
 from jepa_lm.objective.taps import Tap, check_tap, read_tap, tapped_layers
 from jepa_lm.objective.views import View
 from jepa_lm.schedules.clock import ProgressClock
@@ -76,7 +76,12 @@ class Target(nn.Module):
         return []
 
     def hidden(
-        self, model: LanguageModel, inputs: Tensor, main: Encoded, moment: Moment, reach: int | None
+        self,
+        model: LanguageModel,
+        inputs: Tensor,
+        main: Encoded,
+        step_context: StepContext,
+        reach: int | None,
     ) -> Tensor:
         """[B, T, D] before pooling."""
         raise NotImplementedError
@@ -86,12 +91,12 @@ class Target(nn.Module):
         model: LanguageModel,
         inputs: Tensor,
         main: Encoded,
-        moment: Moment,
+        step_context: StepContext,
         reach: int | None,
         projector: Callable[[Tensor], Tensor] | None,
     ) -> Tensor:
         """Target latents [B, N, E]."""
-        x = self.hidden(model, inputs, main, moment, reach)
+        x = self.hidden(model, inputs, main, step_context, reach)
         if self.pooling is not None:
             x = self.pooling(x)
         if self.project and projector is not None:
@@ -109,7 +114,12 @@ class SamePass(Target):
         return tapped_layers(model, self.tap)
 
     def hidden(
-        self, model: LanguageModel, inputs: Tensor, main: Encoded, moment: Moment, reach: int | None
+        self,
+        model: LanguageModel,
+        inputs: Tensor,
+        main: Encoded,
+        step_context: StepContext,
+        reach: int | None,
     ) -> Tensor:
         return read_tap(model, main, self.tap)
 
@@ -141,9 +151,14 @@ class OtherView(Target):
         self.view.check(seq_len, "jepa.target.view")
 
     def hidden(
-        self, model: LanguageModel, inputs: Tensor, main: Encoded, moment: Moment, reach: int | None
+        self,
+        model: LanguageModel,
+        inputs: Tensor,
+        main: Encoded,
+        step_context: StepContext,
+        reach: int | None,
     ) -> Tensor:
-        seen = self.view(inputs, moment, "target")
+        seen = self.view(inputs, step_context, "target")
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.stop_gradient):
             encoded = encode_view(model, seen, tapped_layers(model, self.tap), reach)
         return read_tap(model, encoded, self.tap)
@@ -158,7 +173,12 @@ class EmbeddingTable(Target):
         super().check(model, seq_len)
 
     def hidden(
-        self, model: LanguageModel, inputs: Tensor, main: Encoded, moment: Moment, reach: int | None
+        self,
+        model: LanguageModel,
+        inputs: Tensor,
+        main: Encoded,
+        step_context: StepContext,
+        reach: int | None,
     ) -> Tensor:
         trained = not self.stop_gradient and reach is None  # the table lies below every block
         with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
@@ -216,7 +236,12 @@ class EMA(Target):
 
     @torch.no_grad()
     def hidden(
-        self, model: LanguageModel, inputs: Tensor, main: Encoded, moment: Moment, reach: int | None
+        self,
+        model: LanguageModel,
+        inputs: Tensor,
+        main: Encoded,
+        step_context: StepContext,
+        reach: int | None,
     ) -> Tensor:
         if self.encoder is None:
             return read_tap(model, main, self.tap).detach()

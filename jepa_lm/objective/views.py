@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch._dynamo import maybe_mark_dynamic
 
 from jepa_lm.model import Mask
-from jepa_lm.objective.step_context import Moment
+from jepa_lm.objective.step_context import StepContext
 from jepa_lm.utils.errors import UserError
 
 
@@ -28,7 +28,7 @@ class Seen(NamedTuple):
 
 
 class View(nn.Module):
-    """A way to look at a batch. `forward(inputs, moment, purpose)` gives what is seen."""
+    """A way to look at a batch. `forward(inputs, step_context, purpose)` gives what is seen."""
 
     masks = False
     """Whether it names masked positions."""
@@ -36,7 +36,7 @@ class View(nn.Module):
     def check(self, seq_len: int, key: str) -> None:
         """Raise UserError when sequences of this length do not fit; `key` names the view."""
 
-    def forward(self, inputs: Tensor, moment: Moment, purpose: str) -> Seen:
+    def forward(self, inputs: Tensor, step_context: StepContext, purpose: str) -> Seen:
         """inputs [B, T] -> what is seen."""
         raise NotImplementedError
 
@@ -109,8 +109,8 @@ class SpanMask(View):
         return spans
 
     @torch.compiler.disable  # draws on the host; a compiler would take each draw for a constant
-    def forward(self, inputs: Tensor, moment: Moment, purpose: str) -> Seen:
-        spans = self.draw(inputs.shape[1], moment.generator(self.seed, purpose))
+    def forward(self, inputs: Tensor, step_context: StepContext, purpose: str) -> Seen:
+        spans = self.draw(inputs.shape[1], step_context.generator(self.seed, purpose))
         return self.mask(inputs, spans)
 
     def mask(self, inputs: Tensor, spans: list[tuple[int, int]]) -> Seen:
@@ -137,11 +137,13 @@ class RandomReplacement(View):
         self.rate, self.vocab_size, self.seed = rate, vocab_size, seed
 
     @torch.compiler.disable  # draws on the host
-    def forward(self, inputs: Tensor, moment: Moment, purpose: str) -> Seen:
+    def forward(self, inputs: Tensor, step_context: StepContext, purpose: str) -> Seen:
         B, T = inputs.shape
         # Shared numbers are drawn for the joint batch: a row does not depend on the number of ranks.
-        rank, ranks = (0, 1) if moment.per_rank else (moment.rank, moment.world_size)
-        generator = moment.generator(self.seed, purpose)
+        rank, ranks = (
+            (0, 1) if step_context.per_rank else (step_context.rank, step_context.world_size)
+        )
+        generator = step_context.generator(self.seed, purpose)
         joint = (B * ranks, T)
         mine = slice(rank * B, (rank + 1) * B)
         chosen = (torch.rand(joint, generator=generator) < self.rate)[mine]
@@ -169,5 +171,5 @@ class Suffix(View):
                 f"data.seq_len={seq_len}"
             )
 
-    def forward(self, inputs: Tensor, moment: Moment, purpose: str) -> Seen:
+    def forward(self, inputs: Tensor, step_context: StepContext, purpose: str) -> Seen:
         return Seen(inputs[:, split_at(inputs.shape[1], self.fraction) :], None, None)

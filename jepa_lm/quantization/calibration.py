@@ -30,7 +30,7 @@ BATCH_TOKENS = 4096
 LARGEST_SEED = 2**32 - 1
 
 
-class Calibration:
+class GPTQSettings:
     """How matrices are fitted to their inputs.
 
     Args:
@@ -61,7 +61,7 @@ def calibrate(
     model: LanguageModel,
     formats: Mapping[str, Format],
     batches: Iterable[Tensor],
-    settings: Calibration,
+    settings: GPTQSettings,
 ) -> tuple[dict[str, Parts], dict[str, Any]]:
     """Stored parts of every matrix that has integers as its format.
 
@@ -107,7 +107,7 @@ def calibrate(
 
 
 def _fitted(
-    weight: Tensor, H: Tensor, kind: Integer, settings: Calibration
+    weight: Tensor, H: Tensor, kind: Integer, settings: GPTQSettings
 ) -> tuple[Parts, dict[str, Any]]:
     """The stored parts of one matrix; which way they were found, and the error of each that there is."""
     options: dict[str, Parts] = {"rounding": kind.pack(weight)}

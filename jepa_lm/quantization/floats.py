@@ -49,7 +49,7 @@ class Cast:
             )
         return {"": cast}
 
-    def snap(self, weight: Tensor) -> Tensor:
+    def fake_quantize(self, weight: Tensor) -> Tensor:
         return weight.to(self.dtype).to(weight.dtype)
 
     def spec(self) -> dict[str, Any]:
@@ -93,7 +93,7 @@ class Float8:
             )
         return as_matrix(weight.float()).to(torch.float8_e4m3fn)
 
-    def snap(self, weight: Tensor) -> Tensor:
+    def fake_quantize(self, weight: Tensor) -> Tensor:
         if self.scale_dtype is None:
             return weight.float().to(torch.float8_e4m3fn).to(weight.dtype)
         q, scale = self._rounded(weight, self.scale_dtype)

@@ -42,7 +42,7 @@ class Format(Protocol):
         """The stored parts."""
         ...
 
-    def snap(self, weight: Tensor) -> Tensor:
+    def fake_quantize(self, weight: Tensor) -> Tensor:
         """The weight as it would come back, in its own type and shape, on its own device."""
         ...
 
@@ -156,7 +156,7 @@ class Integer:
         stored = integers if not self._dense(integers) else self._bits(integers)
         return {"": stored, "scale": scale[..., 0].contiguous()}
 
-    def snap(self, weight: Tensor) -> Tensor:
+    def fake_quantize(self, weight: Tensor) -> Tensor:
         q, scale = self.quantize(weight)
         matrix = q.mul_(scale.float()).flatten(1)[:, : as_matrix(weight).shape[1]]
         return matrix.reshape(weight.shape).to(weight.dtype)

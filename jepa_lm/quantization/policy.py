@@ -9,9 +9,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from jepa_lm.model.roles import ROLES, matches, parameter_roles
-from jepa_lm.quantization.calibration import Calibration
+from jepa_lm.quantization.calibration import GPTQSettings
 from jepa_lm.quantization.formats import Format
-from jepa_lm.quantization.qat import TrainingPlan
+from jepa_lm.quantization.qat import QATSchedule
 from jepa_lm.utils.config import check_type, unknown_key
 from jepa_lm.utils.errors import UserError
 
@@ -44,11 +44,11 @@ class Policy:
         self,
         *,
         rules: Mapping[str, Mapping],
-        training: TrainingPlan | None = None,
-        gptq: Calibration | None = None,
+        training: QATSchedule | None = None,
+        gptq: GPTQSettings | None = None,
     ) -> None:
         self.gptq = gptq
-        self.training = training or TrainingPlan(start=None, lr_below=None, clip=None)
+        self.training = training or QATSchedule(start=None, lr_below=None, clip=None)
         self.rules = {
             name: _rule(f"quantization.rules.{name}", rule) for name, rule in rules.items()
         }
@@ -98,7 +98,7 @@ def _rule(path: str, node: Any) -> Rule:
         if key not in node and key != "ndim":
             raise UserError(f"{path}.{key} is not set; a rule has {', '.join(RULE)}")
         check_type(f"{path}.{key}", node.get(key), hint)
-    if not all(hasattr(node["format"], part) for part in ("name", "pack", "snap", "spec")):
+    if not all(hasattr(node["format"], part) for part in ("name", "pack", "fake_quantize", "spec")):
         raise UserError(
             f"{path}.format={node['format']}: a format of jepa_lm.quantization.formats with its _target_"
         )

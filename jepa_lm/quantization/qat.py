@@ -2,7 +2,7 @@
 
 From its start on, every step runs forward and backward at the snapped weights and updates the full ones:
 
-    w_stored = snap(w);  g = d loss(w_stored) / d w_stored;  w <- update(w, g)
+    w_stored = fake_quantize(w);  g = d loss(w_stored) / d w_stored;  w <- update(w, g)
 
 which is fake quantization with a straight-through gradient. The model's own tensors hold the snapped
 values during a step, so whatever reads them (a compiled function, a kernel, another rank) sees those, and
@@ -28,7 +28,7 @@ from jepa_lm.utils.errors import UserError
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
-class TrainingPlan:
+class QATSchedule:
     """When training sees the stored weights. With nothing set, never.
 
     Args:
@@ -89,7 +89,7 @@ class TrainingPlan:
         return {name: scaled[id(f)] for name, f in found.items()}
 
 
-class StoredWeights:
+class FakeQuantizedWeights:
     """Swaps a model's weights for what storing would make of them, and back.
 
     Args:
@@ -129,10 +129,10 @@ class StoredWeights:
         for key, members in self._groups.items():
             kind, rows = self._formats[key], [as_matrix(self._full[i]) for i in members]
             if rows[0].is_cuda:  # few launches; a CPU is faster on what fits its cache
-                snapped = kind.snap(torch.cat(rows)).split([len(r) for r in rows])
+                fake_quantized = kind.fake_quantize(torch.cat(rows)).split([len(r) for r in rows])
             else:
-                snapped = tuple(kind.snap(matrix) for matrix in rows)
-            for i, part in zip(members, snapped, strict=True):
+                fake_quantized = tuple(kind.fake_quantize(matrix) for matrix in rows)
+            for i, part in zip(members, fake_quantized, strict=True):
                 self.weights[i].data = part.view_as(self._full[i])
 
     def swap_out(self) -> None:
@@ -165,5 +165,5 @@ def stored_copy(model: AnyModule, formats: Mapping[str, Format]) -> AnyModule:
     tensors = dict(copied.named_parameters()) | dict(copied.named_buffers())
     with torch.no_grad():
         for name, kind in formats.items():
-            tensors[name].copy_(kind.snap(tensors[name].detach()))
+            tensors[name].copy_(kind.fake_quantize(tensors[name].detach()))
     return copied

@@ -24,7 +24,7 @@ ABSENT = "(absent)"
 
 
 @dataclass(frozen=True)
-class Arm:
+class ArmSpec:
     """A variant of the treatment, as YAML gives it below `study.arms`."""
 
     name: str
@@ -66,13 +66,13 @@ class Arm:
         return [*self.replaces, *(text.lstrip("+~").partition("=")[0] for text in self.set)]
 
 
-def read_arms(node: Mapping[str, Any]) -> list[Arm]:
+def read_arms(node: Mapping[str, Any]) -> list[ArmSpec]:
     """The arms below `study.arms`; one set to null is left out.
 
     Raises:
         UserError: naming the key.
     """
-    known = {key: hint for key, hint in typing.get_type_hints(Arm).items() if key != "name"}
+    known = {key: hint for key, hint in typing.get_type_hints(ArmSpec).items() if key != "name"}
     arms = []
     for name, settings in node.items():
         path = f"study.arms.{name}"
@@ -88,7 +88,7 @@ def read_arms(node: Mapping[str, Any]) -> list[Arm]:
             if key not in known:
                 raise unknown_key(f"{path}.{key}", [f"{path}.{k}" for k in known], "an arm")
             check_type(f"{path}.{key}", value, known[key])
-        arms.append(Arm(name=name, **settings))
+        arms.append(ArmSpec(name=name, **settings))
     names = {arm.name for arm in arms}
     for i, arm in enumerate(arms):
         if arm.same_as is None or arm.same_as in names:
@@ -146,7 +146,7 @@ def check_budget(match: str, config: Mapping[str, Any]) -> None:
         raise UserError(f"study.match={match}: one of steps, time")
 
 
-def check_declared(arm: Arm, found: Mapping[str, tuple[Any, Any]]) -> None:
+def check_declared(arm: ArmSpec, found: Mapping[str, tuple[Any, Any]]) -> None:
     """An arm differs from its treatment in what it declares, in all of it, and in nothing else (trap 37).
 
     Raises:

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jepa_lm.loggers.keeper import Ending
+from jepa_lm.loggers.run_logger import Ending
 from jepa_lm.loggers.settings import as_shared, fitted
 from jepa_lm.loggers.wandb_run import WandbRun
 

@@ -12,7 +12,7 @@ from matplotlib.transforms import offset_copy
 from jepa_lm.study import formatting as words
 from jepa_lm.study.figure_styles import PANEL, Panel, Style
 from jepa_lm.study.request import WEIGHT
-from jepa_lm.study.results import Arm, Results, Treatment, role_of
+from jepa_lm.study.results import ArmResult, Results, Treatment, role_of
 from jepa_lm.study.statistics import Effect
 from jepa_lm.study.svg import INK, MUTED, SERIES, drawing, inline, new_figure
 from jepa_lm.utils.quoting import literal
@@ -82,7 +82,7 @@ def _difference_row(
 
 def weights(results: Results) -> list[Panel]:
     """BPB against the weight of the objective: seeds, means and their 95 % intervals."""
-    families: dict[str, list[tuple[float, Arm]]] = {}
+    families: dict[str, list[tuple[float, ArmResult]]] = {}
     for arm in results.arms.values():
         settings = dict(arm.group.settings)
         weight = _number(settings.pop(WEIGHT, None))
@@ -103,7 +103,11 @@ def weights(results: Results) -> list[Panel]:
 
 
 def _weights(
-    title: str, family: Sequence[tuple[float, Arm]], colour: str, name: str, ends: Sequence[float]
+    title: str,
+    family: Sequence[tuple[float, ArmResult]],
+    colour: str,
+    name: str,
+    ends: Sequence[float],
 ) -> Panel:
     with drawing():
         figure = new_figure(PANEL)

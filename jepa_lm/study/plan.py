@@ -15,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from jepa_lm.study.arms import (
-    Arm,
+    ArmSpec,
     below,
     check_budget,
     check_declared,
@@ -218,7 +218,7 @@ def plan_study(
     )
 
 
-def _check_treatment(arms: Sequence[Arm], objective: str, config: Mapping[str, Any]) -> None:
+def _check_treatment(arms: Sequence[ArmSpec], objective: str, config: Mapping[str, Any]) -> None:
     """A treatment that is one of its own controls is told by its name."""
     roles = {arm.role for arm in arms}
     if objective == NONE and NONE in roles:
@@ -235,7 +235,7 @@ def _check_treatment(arms: Sequence[Arm], objective: str, config: Mapping[str, A
 def _held_against(
     planner: Planner,
     treatment: Group,
-    arms: Sequence[Arm],
+    arms: Sequence[ArmSpec],
     added: Mapping[str, Group],
     seeds: Sequence[int],
 ) -> tuple[list[Comparison], list[Identity]]:
@@ -259,7 +259,7 @@ def _add_arm(
     planner: Planner,
     request: Request,
     cell: Mapping[str, str],
-    arm: Arm,
+    arm: ArmSpec,
     treatment: Mapping[str, Any],
     seeds: Sequence[int],
 ) -> Group:

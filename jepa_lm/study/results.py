@@ -39,7 +39,7 @@ NO_VERDICT = "no verdict"
 
 
 @dataclass(frozen=True)
-class Arm:
+class ArmResult:
     """A group and its finished runs."""
 
     group: Group
@@ -101,7 +101,7 @@ class Against:
     """A treatment held against one of its controls."""
 
     comparison: Comparison
-    control: Arm
+    control: ArmResult
     effect: Effect
     """Over the seeds that have finished on both sides."""
 
@@ -116,7 +116,7 @@ def role_of(against: Against) -> str:
 class Treatment:
     """An arm with everything that it is held against."""
 
-    arm: Arm
+    arm: ArmResult
     against: tuple[Against, ...]
     word: str
     sentence: str
@@ -140,7 +140,7 @@ class Results:
     manifest: Manifest
     runs: Mapping[str, Run]
     """Every planned run by its folder."""
-    arms: Mapping[str, Arm]
+    arms: Mapping[str, ArmResult]
     treatments: tuple[Treatment, ...]
     apart: tuple[str, ...]
     """As of the treatments, for a sweep that compares nothing."""
@@ -188,10 +188,12 @@ def collect(folder: Path) -> Results:
     )
 
 
-def _arm(folder: Path, group: Group) -> Arm:
+def _arm(folder: Path, group: Group) -> ArmResult:
     """The group with its finished runs, seeds in order."""
     found = {seed: Run(folder / below) for seed, below in group.runs.items()}
-    return Arm(group, {s: found[s] for s in sorted(found, key=seed_order) if found[s].finished})
+    return ArmResult(
+        group, {s: found[s] for s in sorted(found, key=seed_order) if found[s].finished}
+    )
 
 
 def seed_order(seed: str) -> tuple[float, str]:
@@ -199,7 +201,7 @@ def seed_order(seed: str) -> tuple[float, str]:
     return (float(seed), seed) if seed.lstrip("-").isdigit() else (math.inf, seed)
 
 
-def _treatment(plan: Manifest, arms: Mapping[str, Arm], name: str) -> Treatment:
+def _treatment(plan: Manifest, arms: Mapping[str, ArmResult], name: str) -> Treatment:
     """Everything that one group is held against."""
     compared = _by_role(arms[name], [c for c in plan.comparisons if c.of == name], arms)
     controls = {role: arms[c.against] for role, c in compared.items()}
@@ -221,7 +223,7 @@ def _treatment(plan: Manifest, arms: Mapping[str, Arm], name: str) -> Treatment:
 
 
 def _by_role(
-    treatment: Arm, compared: Sequence[Comparison], arms: Mapping[str, Arm]
+    treatment: ArmResult, compared: Sequence[Comparison], arms: Mapping[str, ArmResult]
 ) -> dict[str, Comparison]:
     """The comparisons by role; in a sweep of several objectives a baseline is the nearest of its kind.
 
@@ -247,7 +249,9 @@ def _budgeted(comparison: Comparison) -> bool:
     return any(key in comparison.differences for key in BUDGET)
 
 
-def _judged(treatment: Arm, controls: Mapping[str, Arm]) -> tuple[Mapping[str, Effect], str, str]:
+def _judged(
+    treatment: ArmResult, controls: Mapping[str, ArmResult]
+) -> tuple[Mapping[str, Effect], str, str]:
     """The one place that asks for statistics: effects by role, the verdict's word and its sentence."""
     effects = statistics.holm(
         {

@@ -14,7 +14,7 @@ from jepa_lm.study.arms import ABSENT
 from jepa_lm.study.comparable import told
 from jepa_lm.study.formatting import NOTHING
 from jepa_lm.study.manifest import Comparison
-from jepa_lm.study.results import Arm, Results, Treatment, role_of, seed_order
+from jepa_lm.study.results import ArmResult, Results, Treatment, role_of, seed_order
 from jepa_lm.study.runs import Run
 from jepa_lm.study.statistics import MOST_SEEDS, Effect
 from jepa_lm.study.table import Table
@@ -246,12 +246,12 @@ def failures(results: Results) -> Table:
     return Table(("run", "arm", "status", "reason"), rows, words=4)
 
 
-def mean_of(arm: Arm, key: str) -> float | None:
+def mean_of(arm: ArmResult, key: str) -> float | None:
     """Of a number at the top of summary.json."""
     return _mean(run.summary.get(key) for run in arm.runs.values())
 
 
-def cost_ratios(arm: Arm, control: Arm) -> dict[str, float]:
+def cost_ratios(arm: ArmResult, control: ArmResult) -> dict[str, float]:
     """FLOPs per token, tokens per second and a GPU's peak memory, times the control's, where both are known.
 
     A process on a CPU grows by what its first job leaves there for all, which is no matter of arms.
@@ -267,7 +267,7 @@ def cost_ratios(arm: Arm, control: Arm) -> dict[str, float]:
     return {name: ours / theirs for name, (ours, theirs) in sides.items() if ours and theirs}
 
 
-def flops_of(arm: Arm) -> float | None:
+def flops_of(arm: ArmResult) -> float | None:
     """FLOPs per token of model and objective, where the runs recorded them."""
     return _mean(
         sum(found.values())

@@ -19,7 +19,7 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 SHIP = ("auto", "raw", "ema", "swa", "best")
 
 
-class WeightAverage(nn.Module, Generic[AnyModule]):
+class AveragedModel(nn.Module, Generic[AnyModule]):
     """An average of a model's weights over steps, as a model that can be scored.
 
     Args:
@@ -34,13 +34,13 @@ class WeightAverage(nn.Module, Generic[AnyModule]):
         """Take in the weights after an optimizer step; `momentum` is the share that stays."""
         move_towards(*matched(self.model, model), momentum)
 
-    def _apply(self, fn: Any, recurse: bool = True) -> WeightAverage[AnyModule]:
+    def _apply(self, fn: Any, recurse: bool = True) -> AveragedModel[AnyModule]:
         super()._apply(fn, recurse)
         keep_float32(self)
         return self
 
 
-class Averages(nn.Module, Generic[AnyModule]):
+class WeightAverages(nn.Module, Generic[AnyModule]):
     """The averages of a run beside its raw weights, and which of them ships.
 
     `ema` follows by an exponential moving average from the first step on; `swa` is the plain mean over
@@ -72,8 +72,8 @@ class Averages(nn.Module, Generic[AnyModule]):
             switch = "average.decay, such as 0.997" if ship == "ema" else "average.swa=true"
             raise UserError(f"average.ship={ship}: the run keeps no such average; set {switch}")
         self.decay, self.swa_every, self.ship = decay, swa_every, ship
-        self.ema = None if decay is None else WeightAverage(model)
-        self.swa = WeightAverage(model) if swa else None
+        self.ema = None if decay is None else AveragedModel(model)
+        self.swa = AveragedModel(model) if swa else None
         self.taken = 0
         """Weights in the mean so far."""
         self.best: str | None = None

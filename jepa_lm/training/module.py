@@ -23,26 +23,26 @@ from jepa_lm.data.byte_counter import ByteCounter
 from jepa_lm.data.stream import Batch
 from jepa_lm.evaluation.bpb import Score
 from jepa_lm.model import Encoded, LanguageModel
-from jepa_lm.objective import LatentPrediction, Moment
+from jepa_lm.objective import LatentPrediction, StepContext
 from jepa_lm.objective.checks import check_start
-from jepa_lm.objective.monitor import Watch
+from jepa_lm.objective.monitor import ObjectiveMonitor
 from jepa_lm.optim.recipe import OptimizerRecipe
 from jepa_lm.quantization.policy import Policy
-from jepa_lm.quantization.qat import StoredWeights
+from jepa_lm.quantization.qat import FakeQuantizedWeights
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.training.agreement import agree, require_one_start
-from jepa_lm.training.averages import Averages
+from jepa_lm.training.averages import WeightAverages
 from jepa_lm.training.callbacks.compiling import ClockStopsForCompiler
 from jepa_lm.training.callbacks.monitor import MeasureObjective
 from jepa_lm.training.callbacks.passes import WarnOfSecondPass
-from jepa_lm.training.callbacks.qat import TrainOnStoredWeights
+from jepa_lm.training.callbacks.qat import QuantizationAwareTraining
 from jepa_lm.training.clipping import clip_gradients
 from jepa_lm.training.ghost import run_ghost_steps
 from jepa_lm.training.guard import FiniteGuard
 from jepa_lm.training.run_state import load_run_state, save_run_state
 from jepa_lm.training.training_log import TrainingLog
 from jepa_lm.training.validation import catch_up, record_scores
-from jepa_lm.training.validation_scores import SideBySide
+from jepa_lm.training.validation_scores import ValidationScores
 from jepa_lm.utils.config import build
 from jepa_lm.utils.provenance import Resumed
 from jepa_lm.utils.signals import StopRequest
@@ -63,11 +63,11 @@ class LanguageModelTask(LightningModule):
         self.config, self.clock = config, clock
         self.model: LanguageModel = build("model", config["model"])
         self.objective: LatentPrediction | None = None
-        self.watch: Watch | None = None
+        self.monitor: ObjectiveMonitor | None = None
         if "_target_" in config["jepa"]:
             self.objective = objective = build("jepa", config["jepa"])
             objective.prepare(self.model, config["data"]["seq_len"])
-            self.watch = Watch(objective)
+            self.monitor = ObjectiveMonitor(objective)
         self.recipe: OptimizerRecipe = build("optimizer", config["optimizer"])
         self.recipe.apply_freeze(self)
         self.frozen = sorted(n for n, p in self.named_parameters() if not p.requires_grad)
@@ -75,11 +75,15 @@ class LanguageModelTask(LightningModule):
             check_start(self.objective)
         self.policy: Policy = build("quantization", config["quantization"])
         self.formats = self.policy.assign(self.model)
-        self.stored: StoredWeights | None = None
+        self.stored: FakeQuantizedWeights | None = None
         """Swaps in the weights as stored, where the run trains on them."""
         if self.policy.training.ever:
-            self.stored = StoredWeights(self.model, self.policy.training.formats(self.formats))
-        self.averages: Averages[LanguageModel] = Averages(self.model, **config["average"])
+            self.stored = FakeQuantizedWeights(
+                self.model, self.policy.training.formats(self.formats)
+            )
+        self.averages: WeightAverages[LanguageModel] = WeightAverages(
+            self.model, **config["average"]
+        )
         self.guard = FiniteGuard(**config["guard"])
         self.stop = StopRequest()
         self.compiler = ClockStopsForCompiler()
@@ -96,7 +100,7 @@ class LanguageModelTask(LightningModule):
         if config["compile"]:
             # The function is compiled, not the module: checkpoint keys stay clean.
             self.losses = torch.compile(self._losses)
-        self._scoring: SideBySide | None = None
+        self._scoring: ValidationScores | None = None
         self.training_log = TrainingLog()
         self._active = False
         """Whether the objective is part of the newest loss."""
@@ -123,8 +127,8 @@ class LanguageModelTask(LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """They come with the data, the quantization, the objective and the compiler, not with a setting."""
-        swapping: list[Callback] = [TrainOnStoredWeights()] if self.stored is not None else []
-        measuring: list[Callback] = [MeasureObjective()] if self.watch is not None else []
+        swapping: list[Callback] = [QuantizationAwareTraining()] if self.stored is not None else []
+        measuring: list[Callback] = [MeasureObjective()] if self.monitor is not None else []
         compiling: list[Callback] = [self.compiler] if self.config["compile"] else []
         return [WarnOfSecondPass(), *swapping, *measuring, *compiling]
 
@@ -158,15 +162,15 @@ class LanguageModelTask(LightningModule):
         return loss, ce, main
 
     def _losses(
-        self, batch: Batch, moment: Moment | None
+        self, batch: Batch, step_context: StepContext | None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         """What is compiled: cross entropy with its z-loss, without it, the objective's components."""
         loss, ce, main = self._cross_entropy(batch)
-        if moment is None:
+        if step_context is None:
             return loss, ce, {}
         assert self.objective is not None
-        latents = self.objective.compare(self.model, batch, main, moment)
-        return loss, ce, self.objective.components(latents, moment)
+        latents = self.objective.compare(self.model, batch, main, step_context)
+        return loss, ce, self.objective.components(latents, step_context)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """The loss of a micro-batch; cross entropy is its mean in nats."""
@@ -176,7 +180,9 @@ class LanguageModelTask(LightningModule):
             weight *= objective.ce_scale(self.clock)
             scale = objective.scale(self.clock)
             self._active = objective.active(self.clock)
-        loss, ce, components = self.losses(batch, self.moment(batch_idx) if self._active else None)
+        loss, ce, components = self.losses(
+            batch, self.step_context(batch_idx) if self._active else None
+        )
         loss = loss if weight == 1 else weight * loss
         if self._active:
             assert objective is not None
@@ -206,10 +212,10 @@ class LanguageModelTask(LightningModule):
         lr_factor = self.recipe.lr(self.clock)
         return self.policy.training.active(self.clock.progress, lr_factor)
 
-    def moment(self, batch_idx: int) -> Moment:
+    def step_context(self, batch_idx: int) -> StepContext:
         """Where in the run a micro-batch stands."""
         assert self.clock is not None
-        return Moment(
+        return StepContext(
             clock=self.clock,
             micro_batch=batch_idx % self.trainer.accumulate_grad_batches,
             rank=self.global_rank,
@@ -287,7 +293,7 @@ class LanguageModelTask(LightningModule):
         """Validation does not count as training time."""
         self._validation = self.not_training()
         self._validation.__enter__()
-        self._scoring = SideBySide(self)
+        self._scoring = ValidationScores(self)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score a batch of windows by plain cross entropy, with each set of weights."""

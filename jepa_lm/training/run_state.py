@@ -18,7 +18,7 @@ from torch.optim import Optimizer
 
 from jepa_lm.data.stream import TokenStream
 from jepa_lm.data.token_data import TokenData
-from jepa_lm.objective.monitor import is_saved_watch
+from jepa_lm.objective.monitor import is_saved_monitor
 from jepa_lm.optim.muon_adamw import MOMENTS
 from jepa_lm.utils.errors import UserError
 
@@ -57,8 +57,8 @@ def save_run_state(task: LanguageModelTask, checkpoint: dict[str, Any]) -> None:
         checkpoint["skipped"] = task.guard.skipped
     if task.stored is not None:
         checkpoint["stored_since"] = task.stored.first_step
-    if task.watch is not None:
-        checkpoint["watch"] = task.watch.state_dict()
+    if task.monitor is not None:
+        checkpoint["watch"] = task.monitor.state_dict()
 
 
 def load_run_state(task: LanguageModelTask, checkpoint: dict[str, Any]) -> None:
@@ -70,8 +70,8 @@ def load_run_state(task: LanguageModelTask, checkpoint: dict[str, Any]) -> None:
         task.guard.skipped = checkpoint["skipped"]
     if task.stored is not None:
         task.stored.first_step = checkpoint.get("stored_since")
-    if task.watch is not None and "watch" in checkpoint:
-        task.watch.load_state_dict(checkpoint["watch"])
+    if task.monitor is not None and "watch" in checkpoint:
+        task.monitor.load_state_dict(checkpoint["watch"])
 
 
 def check_run_state(checkpoint: Mapping[str, Any], source: str) -> None:
@@ -103,7 +103,7 @@ def check_run_state(checkpoint: Mapping[str, Any], source: str) -> None:
         torch.Generator().set_state(checkpoint["random"]["cpu"].cpu())
     except (RuntimeError, TypeError) as error:
         raise lacks(source, "random.cpu") from error
-    if "watch" in checkpoint and not is_saved_watch(checkpoint["watch"]):
+    if "watch" in checkpoint and not is_saved_monitor(checkpoint["watch"]):
         raise lacks(source, "watch")
 
 

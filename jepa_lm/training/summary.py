@@ -86,7 +86,7 @@ def summarize(
         "tokens_per_second": tokens / seconds if seconds else None,
         "parameters": about["parameters"],
         "val": None if score is None else _validation(task, score),
-        "jepa": {} if task.watch is None else task.watch.summary(),
+        "jepa": {} if task.monitor is None else task.monitor.summary(),
         "frozen": task.frozen,
         "trained_stored": _trained_stored(task),
         "skipped_steps": task.guard.skipped,
@@ -169,9 +169,9 @@ def show(
         for text in summary["unfinished"]:
             warn(text)
         OUT.print(f"written to {run_dir}", soft_wrap=True)
-    if task.watch is not None and task.watch.figures:
+    if task.monitor is not None and task.monitor.figures:
         with showing("the predicted latents"):
-            OUT.print(panel(task.watch.in_words(), "predicted latents", width=100))
+            OUT.print(panel(task.monitor.in_words(), "predicted latents", width=100))
     if profile := profiler.summary():
         with showing("the profile"):
             OUT.print(as_written(profile), soft_wrap=True)

@@ -74,9 +74,9 @@ class TrainingLog:
             "train/seconds": task.clock.elapsed,
             "train/tokens_per_second": tokens / (now - then),
         }
-        if task.watch is not None:
+        if task.monitor is not None:
             jepa = dict(zip(components, values, strict=True))
-            figures |= task.watch.interval(total, scale, jepa, task.clock)
+            figures |= task.monitor.interval(total, scale, jepa, task.clock)
         # `self.log` keeps results for the whole loop and costs milliseconds; these are finished figures.
         for logger in task.loggers:
             logger.log_metrics(figures, step=step - 1)

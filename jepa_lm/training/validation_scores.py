@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from jepa_lm.training.module import LanguageModelTask
 
 
-class SideBySide:
+class ValidationScores:
     """One pass over the validation split: raw weights, averages, and the shipped ones as stored.
 
     Those as stored are of what ships when the pass begins, where the run has trained on stored weights.

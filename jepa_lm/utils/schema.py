@@ -47,7 +47,7 @@ class LimitsOfFiles:
 
 @dataclass
 class Average:
-    """Averages of the weights, and which weights ship; see `jepa_lm.training.averages.Averages`."""
+    """Averages of the weights, and which weights ship; see `jepa_lm.training.averages.WeightAverages`."""
 
     decay: float | None = MISSING
     swa: bool = MISSING

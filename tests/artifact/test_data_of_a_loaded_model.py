@@ -28,14 +28,14 @@ def test_one_training_shard_is_enough_to_score(compose, tmp_path, monkeypatch):
     monkeypatch.setattr(download, "download_shards", download_shards)
     config = resolve(compose("train", "experiment=pr1243_isolation_byte"))
     model = SimpleNamespace(vocab_size=260)
-    subject = SimpleNamespace(
+    loaded = SimpleNamespace(
         source=Path("x"), model=model, data=config["data"], tokenizer="byte260", trust=Trust()
     )
-    data = load_data(subject, {"cache_dir": str(tmp_path / "cache")})
+    data = load_data(loaded, {"cache_dir": str(tmp_path / "cache")})
     assert asked == [1]
     assert data.streams["train"].total == 800_000
     on_disk = {"corpus": {**config["data"]["corpus"], "path": str(tmp_path), "train_shards": 2}}
     for name in ("train_0", "train_1", "val_0"):
         (tmp_path / f"fineweb_{name}.bin").symlink_to(tmp_path / "t.bin")
-    data = load_data(subject, {"cache_dir": str(tmp_path / "cache"), **on_disk})
+    data = load_data(loaded, {"cache_dir": str(tmp_path / "cache"), **on_disk})
     assert data.streams["train"].total == 1_600_000

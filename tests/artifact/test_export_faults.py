@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from jepa_lm.artifact import loaded_model as subject
+from jepa_lm.artifact import loaded_model as loaded
 from jepa_lm.artifact import round_trip
 from jepa_lm.artifact.card import in_markdown, model_card, run_records, submission
-from jepa_lm.artifact.loaded_model import held_subject
+from jepa_lm.artifact.loaded_model import held_model_file
 from jepa_lm.commands import export as export_module
 from jepa_lm.model.checkpoint import find_checkpoint
 from jepa_lm.run import evaluate, export
@@ -106,8 +106,8 @@ def test_what_is_found_is_looked_for_again_when_a_training_has_removed_it(
     trained, tmp_path, monkeypatch
 ):
     found = iter([("ckpt_path", tmp_path / "gone.ckpt"), ("ckpt_path", trained.checkpoint)])
-    monkeypatch.setattr(subject, "find_subject", lambda *_: next(found))
-    with held_subject("run", None, tmp_path, Trust()) as kept:
+    monkeypatch.setattr(loaded, "find_model_file", lambda *_: next(found))
+    with held_model_file("run", None, tmp_path, Trust()) as kept:
         assert kept.path == trained.checkpoint
         assert kept.file.samefile(trained.checkpoint)
     assert not list(tmp_path.iterdir())

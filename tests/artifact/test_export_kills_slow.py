@@ -11,7 +11,7 @@ import time
 
 import pytest
 
-from jepa_lm.artifact.loaded_model import load_subject
+from jepa_lm.artifact.loaded_model import load_model
 from jepa_lm.artifact.publishing import belongs
 from tests.conftest import REPO
 
@@ -69,6 +69,6 @@ def test_a_kill_during_an_export_costs_nothing_and_leaves_nothing(over, exported
     (file,) = over.folder.glob("artifact.*")
     assert file.name == "artifact.zlib"
     assert belongs(file)
-    assert load_subject(None, str(over.folder)).source == file
+    assert load_model(None, str(over.folder)).source == file
     source = (over.folder / "code" / "jepa_lm" / "files.py").read_bytes()
     compile(source, "files.py", "exec")

@@ -17,7 +17,7 @@ import torch
 from hydra.utils import instantiate
 
 from jepa_lm.artifact.container import COUNT, MAGIC, MAX_BYTES, STREAM
-from jepa_lm.artifact.loaded_model import load_subject
+from jepa_lm.artifact.loaded_model import load_model
 from jepa_lm.artifact.loading import MAX_HEADER, load_artifact, weights_hash
 from jepa_lm.model.checkpoint import read_checkpoint
 from jepa_lm.run import evaluate, export
@@ -115,7 +115,7 @@ def test_the_data_of_an_artifact_can_call_nothing_else(exported, tmp_path):
     for target in ("os.system", "jepa_lm.model.language_model.LanguageModel"):
         meta["data"]["tokenizer"] = {"_target_": target, "command": f"touch {tmp_path}/owned"}
         with pytest.raises(UserError, match="asks to call"):
-            load_subject(None, str(pack(tmp_path, tensors, meta)))
+            load_model(None, str(pack(tmp_path, tensors, meta)))
     assert not (tmp_path / "owned").exists()
 
 

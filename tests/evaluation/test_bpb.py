@@ -10,7 +10,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from jepa_lm.artifact.loaded_model import load_data, load_subject
+from jepa_lm.artifact.loaded_model import load_data, load_model
 from jepa_lm.data.byte_counter import ByteCounter
 from jepa_lm.data.shards import ShardWriter
 from jepa_lm.data.stream import TokenStream
@@ -152,21 +152,21 @@ def test_meter_adds_up():
 
 @pytest.mark.parametrize("key", ["path", "val_path", "tokenizer.model"])
 def test_text_that_has_moved_is_one_line_that_names_it(trained, tmp_path, key):
-    subject, gone = load_subject(str(trained.folder), None), str(tmp_path / "gone")
+    loaded, gone = load_model(str(trained.folder), None), str(tmp_path / "gone")
     if key == "tokenizer.model":
-        changed = {"tokenizer": {**subject.data["tokenizer"], "model": gone}}
+        changed = {"tokenizer": {**loaded.data["tokenizer"], "model": gone}}
     else:
-        changed = {key: gone, "corpus": {**subject.data["corpus"], key: gone}}
+        changed = {key: gone, "corpus": {**loaded.data["corpus"], key: gone}}
     with pytest.raises(
         UserError, match=rf"trained with data\.{key}={gone}, .*put it back, or a link"
     ):
-        load_data(subject._replace(data={**subject.data, **changed}), {})
+        load_data(loaded._replace(data={**loaded.data, **changed}), {})
 
 
 def test_a_link_to_where_the_text_is_now_is_as_good(trained, tmp_path, small_text):
-    subject, link = load_subject(str(trained.folder), None), tmp_path / "link.txt"
+    loaded, link = load_model(str(trained.folder), None), tmp_path / "link.txt"
     link.symlink_to(small_text)
-    moved = {"path": str(link), "corpus": {**subject.data["corpus"], "path": str(link)}}
-    there = load_data(subject, {})
-    again = load_data(subject._replace(data={**subject.data, **moved}), {})
+    moved = {"path": str(link), "corpus": {**loaded.data["corpus"], "path": str(link)}}
+    there = load_data(loaded, {})
+    again = load_data(loaded._replace(data={**loaded.data, **moved}), {})
     assert again.prepared.train == there.prepared.train

@@ -15,7 +15,7 @@ import sentencepiece
 import torch
 
 from jepa_lm.artifact import round_trip
-from jepa_lm.artifact.loaded_model import load_data, load_subject
+from jepa_lm.artifact.loaded_model import load_data, load_model
 from jepa_lm.data.corpora import Austen, TextFiles
 from jepa_lm.data.prepare import prepare
 from jepa_lm.data.prepared_folder import SourceText
@@ -25,7 +25,7 @@ from jepa_lm.data.token_data import TokenData
 from jepa_lm.data.tokenizers import ByteTokenizer, SentencePieceBPE, TokenBytes
 from jepa_lm.evaluation.baselines import cached_baselines, compressor_baselines, split_text
 from jepa_lm.evaluation.byte_audit import audit_bytes
-from jepa_lm.evaluation.report import byte_count_in_words
+from jepa_lm.evaluation.score_table import byte_count_in_words
 from jepa_lm.run import evaluate, train
 
 BPE = SentencePieceBPE(vocab_size=400, model=None, train_bytes=200_000)
@@ -132,9 +132,9 @@ def test_scores_divide_by_the_bytes_of_the_text_itself_everywhere(
     audit = json.loads((tmp_path / "run" / "eval.json").read_text())["audit"]
     assert audit["lossless"] is False
     assert audit["source_bytes"] == size["val"] != audit["decoded_bytes"]
-    subject = load_subject(str(run), None)
-    data = load_data(subject, {})
-    score = round_trip._score(subject, data, "standard", {"stride": 1, "device": "cpu"})  # exports
+    loaded = load_model(str(run), None)
+    data = load_data(loaded, {})
+    score = round_trip._score(loaded, data, "standard", {"stride": 1, "device": "cpu"})  # exports
     assert score.bpb == pytest.approx(val["bpb"])
     assert score.bytes == size["val"]
 

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from hydra.core.global_hydra import GlobalHydra
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
-from jepa_lm.artifact.loaded_model import Held
+from jepa_lm.artifact.loaded_model import HeldFile
 from jepa_lm.commands.evaluate import _worker
 from jepa_lm.data.byte_counter import ByteCounter
 from jepa_lm.data.shards import ShardWriter
@@ -85,10 +85,10 @@ def nats(a_model, ids) -> float:
 
 @pytest.mark.parametrize("piece", [1, 7, 64, 1000])
 def test_a_stream_scores_like_one_long_pass(compose, stream, piece):
-    subject, ids = model(compose), tokens_of(stream)
-    got = score_stream(scorer(subject), stream, piece=piece).tolist()
+    loaded, ids = model(compose), tokens_of(stream)
+    got = score_stream(scorer(loaded), stream, piece=piece).tolist()
     assert got == pytest.approx(
-        [nats(subject, ids), len(ids) - 1, int((ids[1:] > 3).sum())], rel=1e-6
+        [nats(loaded, ids), len(ids) - 1, int((ids[1:] > 3).sum())], rel=1e-6
     )
 
 
@@ -105,12 +105,12 @@ def test_a_stream_never_reads_more_than_a_piece(compose, stream, monkeypatch):
 @pytest.mark.parametrize(("piece", "rows"), [(5, 1), (16, 3), (64, 100)])
 @pytest.mark.parametrize("world", [1, 3])
 def test_documents_score_as_if_each_were_alone(compose, stream, piece, rows, world):
-    subject, ids = model(compose), tokens_of(stream)
+    loaded, ids = model(compose), tokens_of(stream)
     starts = [*(ids[:-1] == BOS).nonzero()[:, 0].tolist(), len(ids) - 1]
-    wanted = sum(nats(subject, ids[a : b + 1]) for a, b in pairwise(starts))
+    wanted = sum(nats(loaded, ids[a : b + 1]) for a, b in pairwise(starts))
     shares = [
         score_documents(
-            scorer(subject, rank=rank, world_size=world), stream, bos_id=BOS, piece=piece, rows=rows
+            scorer(loaded, rank=rank, world_size=world), stream, bos_id=BOS, piece=piece, rows=rows
         )
         for rank in range(world)
     ]
@@ -132,7 +132,7 @@ def test_documents_start_at_bos_and_cover_the_text(stream):
 @pytest.mark.parametrize(("stride", "rows", "world"), [(1, 4, 1), (5, 1, 1), (5, 3, 4), (16, 2, 3)])
 def test_sliding_scores_equal_brute_force(compose, stream, backbone, stride, rows, world):
     """One window for each target, cut and scored here."""
-    subject, ids, T = backbone(compose), tokens_of(stream), 16
+    loaded, ids, T = backbone(compose), tokens_of(stream), 16
     ends = []
     for target in range(1, len(ids)):
         # As the windows have it: the first T together, then `stride` at a time, the tail to the end.
@@ -140,7 +140,7 @@ def test_sliding_scores_equal_brute_force(compose, stream, backbone, stride, row
             T if target <= T else min(T + -(-(target - T) // stride) * stride, len(ids) - 1)
         )
     with torch.no_grad():  # all are of T tokens
-        logits = subject(torch.stack([ids[end - T : end] for end in ends]))[0]
+        logits = loaded(torch.stack([ids[end - T : end] for end in ends]))[0]
     own = torch.stack(
         [
             row[target - end - 1]
@@ -150,19 +150,18 @@ def test_sliding_scores_equal_brute_force(compose, stream, backbone, stride, row
     total = F.cross_entropy(own, ids[1:], reduction="sum").item()
     windows = SlidingWindows(stream, seq_len=T, stride=stride, rows=rows, device=CPU)
     shares = [
-        score_windows(scorer(subject, rank=rank, world_size=world), windows)
-        for rank in range(world)
+        score_windows(scorer(loaded, rank=rank, world_size=world), windows) for rank in range(world)
     ]
     got = sum(shares).tolist()
     assert got == pytest.approx([total, len(ids) - 1, int((ids[1:] > 3).sum())], rel=1e-6)
 
 
 def test_temperature_divides_the_logits(compose, stream):
-    subject, ids = model(compose), tokens_of(stream)
+    loaded, ids = model(compose), tokens_of(stream)
     with torch.no_grad():
-        logits = subject(ids[None, :-1])[0][0] / 1.7
+        logits = loaded(ids[None, :-1])[0][0] / 1.7
     wanted = F.cross_entropy(logits, ids[1:], reduction="sum").item()
-    warm = scorer(subject, temperature=1.7)
+    warm = scorer(loaded, temperature=1.7)
     assert score_stream(warm, stream, piece=50)[0].item() == pytest.approx(wanted, rel=1e-6)
     one = SlidingWindows(stream, seq_len=len(ids) - 1, stride=1, rows=1, device=CPU)
     assert score_windows(warm, one)[0].item() == pytest.approx(wanted, rel=1e-6)
@@ -280,7 +279,7 @@ def test_a_score_that_is_no_number_is_no_result(trained, compose, tmp_path, monk
 def test_processes_that_share_the_work_score_the_same_weights(trained, compose):
     """Each reads the file by itself; a stand-in for one of them reads other weights than the first."""
     config = resolve(compose("eval", f"ckpt_path={trained.folder}", *QUICK))
-    held = Held("ckpt_path", trained.checkpoint, trained.checkpoint)
+    held = HeldFile("ckpt_path", trained.checkpoint, trained.checkpoint)
     fabric = SimpleNamespace(device=CPU, world_size=1)
     with pytest.raises(UserError, match=r"last\.ckpt: it was changed while it was loaded"):
         _worker(fabric, config, held, "of other weights")

@@ -9,7 +9,7 @@ from contextlib import nullcontext
 import pytest
 import torch
 
-from jepa_lm.artifact.loaded_model import load_data, load_subject
+from jepa_lm.artifact.loaded_model import load_data, load_model
 from jepa_lm.artifact.loading import load_artifact
 from jepa_lm.data.byte_counter import ByteCounter
 from jepa_lm.data.stream import TokenStream
@@ -36,11 +36,11 @@ class Sharpened(LanguageModel):
 
 @pytest.fixture
 def scorer_and_data(trained):
-    subject = load_subject(str(trained.checkpoint), None)
-    data = load_data(subject, {})
-    subject.model.__class__ = Sharpened
+    loaded = load_model(str(trained.checkpoint), None)
+    data = load_data(loaded, {})
+    loaded.model.__class__ = Sharpened
     counter = ByteCounter(data.tokenizer.token_bytes())
-    return Scorer(subject.model, counter, torch.device("cpu"), "32-true"), data
+    return Scorer(loaded.model, counter, torch.device("cpu"), "32-true"), data
 
 
 SHARP = 2.5
@@ -133,7 +133,7 @@ def test_it_travels_with_the_artifact_and_divides_its_logits(trained, compose, t
     result = json.loads((tmp_path / "run" / "eval.json").read_text())
     assert result["temperature"] == 1.3
     model = inference_model(read_checkpoint(trained.checkpoint))
-    data = load_data(load_subject(str(trained.checkpoint), None), {})
+    data = load_data(load_model(str(trained.checkpoint), None), {})
     windows = StandardWindows(data.streams["val"], seq_len=data.seq_len, rows=4)
     counter = ByteCounter(data.tokenizer.token_bytes())
     wanted = mean_nll(Scorer(model, counter, torch.device("cpu"), "32-true"), windows, (1.3,))[1.3]

@@ -21,7 +21,7 @@ from jepa_lm.artifact import ans
 from jepa_lm.artifact.__main__ import contents
 from jepa_lm.artifact.codecs import COMPRESSORS
 from jepa_lm.artifact.container import COUNT, DIGEST, MAGIC, STREAM, from_file
-from jepa_lm.artifact.loaded_model import load_data, load_subject, weights_of
+from jepa_lm.artifact.loaded_model import load_data, load_model, weights_of
 from tests.artifact.forging import unpack
 from tests.fuzz.material import Material
 from tests.fuzz.mutations import cut, damaged, flipped, spliced
@@ -37,10 +37,10 @@ class Reader:
         self.whole = path.read_bytes()
         self.raw = from_file(path)
         self.tensors, self.meta = unpack(path)
-        subject = load_subject(None, str(path))
-        self.expected = weights_of(subject)
+        loaded = load_model(None, str(path))
+        self.expected = weights_of(loaded)
         self.cache = material.folder / "prepared"
-        load_data(subject, {"cache_dir": str(self.cache)})
+        load_data(loaded, {"cache_dir": str(self.cache)})
 
     def mutant(self, number: int, rng: random.Random) -> tuple[str, bytes]:
         kinds = [
@@ -134,10 +134,10 @@ class Reader:
     def read(self, folder: Path) -> str | None:
         file = folder / "artifact.fuzz"
         contents(file)
-        subject = load_subject(None, str(file))
-        if weights_of(subject) != self.expected:
+        loaded = load_model(None, str(file))
+        if weights_of(loaded) != self.expected:
             return "loaded other weights"
-        load_data(subject, {"cache_dir": str(folder / "cache")})
+        load_data(loaded, {"cache_dir": str(folder / "cache")})
         return None
 
 

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 
 from jepa_lm import cli
 from jepa_lm.commands import train as training
-from jepa_lm.loggers.keeper import Ending
+from jepa_lm.loggers.run_logger import Ending
 from jepa_lm.loggers.settings import fill_in, shared_settings
 from jepa_lm.loggers.wandb_run import ID_FILE, WandbRun
 from jepa_lm.run import train

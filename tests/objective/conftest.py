@@ -7,7 +7,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from jepa_lm.objective import Moment
+from jepa_lm.objective import StepContext
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.utils.config import check, resolve
@@ -54,21 +54,23 @@ def noise(module: torch.nn.Module, seed: int = 0, std: float = 0.02) -> None:
             p += std * torch.randn(p.shape, generator=draw)
 
 
-def at(step: int = 0, *, max_steps: int = 100, **more: int) -> Moment:
+def at(step: int = 0, *, max_steps: int = 100, **more: int) -> StepContext:
     clock = ProgressClock(max_steps=max_steps, max_time=None)
     clock.step = step
-    return Moment(clock, **more)
+    return StepContext(clock, **more)
 
 
-def compared(task: LanguageModelTask, batch: dict, moment: Moment | None = None):
+def compared(task: LanguageModelTask, batch: dict, step_context: StepContext | None = None):
     """Latents of a batch, and the main pass."""
     model, objective = task.model, task.objective
     logits, main = model(batch["inputs"], *objective.main_needs(model))
-    return objective.compare(model, batch, main, moment or at()), main, logits
+    return objective.compare(model, batch, main, step_context or at()), main, logits
 
 
-def auxiliary(task: LanguageModelTask, batch: dict, moment: Moment | None = None) -> torch.Tensor:
+def auxiliary(
+    task: LanguageModelTask, batch: dict, step_context: StepContext | None = None
+) -> torch.Tensor:
     """The auxiliary loss of a batch."""
     model, objective = task.model, task.objective
     _, main = model(batch["inputs"], *objective.main_needs(model))
-    return objective(model, batch, main, moment or at())[0]
+    return objective(model, batch, main, step_context or at())[0]

@@ -13,7 +13,7 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
-from jepa_lm.objective import Moment
+from jepa_lm.objective import StepContext
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.training.module import LanguageModelTask
 from tests.objective.conftest import noise, random_batch
@@ -28,12 +28,12 @@ class Loss(torch.nn.Module):
         super().__init__()
         self.task = task
 
-    def forward(self, batch: dict, moment: Moment) -> torch.Tensor:
+    def forward(self, batch: dict, step_context: StepContext) -> torch.Tensor:
         task = self.task
         ce, _, main = task._cross_entropy(batch)
-        aux, _ = task.objective(task.model, batch, main, moment)
+        aux, _ = task.objective(task.model, batch, main, step_context)
         loss = ce + aux
-        return loss if moment.world_size == 1 else loss + task._touch()
+        return loss if step_context.world_size == 1 else loss + task._touch()
 
 
 def difference(config: dict, *, outside_ddp: bool = False) -> float:
@@ -49,16 +49,16 @@ def difference(config: dict, *, outside_ddp: bool = False) -> float:
 
     stored = nullcontext if task.stored is None else task.stored.swapped
     with stored():
-        Loss(task)(batch, Moment(clock)).backward()
+        Loss(task)(batch, StepContext(clock)).backward()
     joint = {n: None if p.grad is None else p.grad.clone() for n, p in parameters.items()}
     task.zero_grad()
-    moment = Moment(clock, rank=rank, world_size=2)
+    step_context = StepContext(clock, rank=rank, world_size=2)
     if outside_ddp:
-        Loss(task)(mine, moment).backward()  # the planted bug: no rank hears of the other
+        Loss(task)(mine, step_context).backward()  # the planted bug: no rank hears of the other
     else:
         wrapped = DistributedDataParallel(Loss(task), broadcast_buffers=False)
         with stored():
-            wrapped(mine, moment).backward()
+            wrapped(mine, step_context).backward()
     scale = max(g.norm().item() for g in joint.values() if g is not None)
     worst = 0.0
     for name, p in parameters.items():

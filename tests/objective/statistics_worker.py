@@ -21,7 +21,7 @@ from jepa_lm.objective.regularizers import (
     Variance,
 )
 from jepa_lm.objective.sigreg import SIGReg
-from jepa_lm.objective.step_context import Moment
+from jepa_lm.objective.step_context import StepContext
 from jepa_lm.schedules.clock import ProgressClock
 
 BATCH, LATENTS, DIM = 8, 6, 5
@@ -46,7 +46,7 @@ CASES: dict[str, Callable[[], Regularizer]] = {
 }
 SPLITS = {"even": {2: (4, 4), 4: (2, 2, 2, 2)}, "uneven": {2: (5, 3), 4: (3, 1, 2, 2)}}
 """Rows of each rank, by number of ranks."""
-ALONE = Moment(ProgressClock(max_steps=10, max_time=None), micro_batch=3)
+ALONE = StepContext(ProgressClock(max_steps=10, max_time=None), micro_batch=3)
 
 
 def latents(dtype: torch.dtype, shift: float = 0.0) -> torch.Tensor:

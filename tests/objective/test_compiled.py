@@ -10,7 +10,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from jepa_lm.commands import train as training
-from jepa_lm.objective import Moment
+from jepa_lm.objective import StepContext
 from jepa_lm.run import train
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.training.module import LanguageModelTask
@@ -49,8 +49,8 @@ def test_the_compiled_loss_is_the_loss_and_is_compiled_once(small, name):
     compiled = torch.compile(task._losses, backend="eager")
     frames = []
     for batch in batches(5):
-        moment = None if task.objective is None else Moment(clock)
-        want, got = task._losses(batch, moment), compiled(batch, moment)
+        step_context = None if task.objective is None else StepContext(clock)
+        want, got = task._losses(batch, step_context), compiled(batch, step_context)
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
         frames.append(counters["frames"]["ok"])
         clock.advance()

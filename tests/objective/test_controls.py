@@ -30,11 +30,11 @@ def test_the_placebo_differs_in_whose_target_it_is_alone(build, name):
     assert flops_per_token(placebo) == flops_per_token(real)
     for task in (real, placebo):
         noise(task)
-    moment, batch = at(1, micro_batch=0), random_batch(rows=5)
+    step_context, batch = at(1, micro_batch=0), random_batch(rows=5)
     seen = []
     for task in (placebo, real):
         torch.manual_seed(0)  # of dropout
-        seen.append(compared(task, batch, moment))
+        seen.append(compared(task, batch, step_context))
     (with_it, _, logits), (without, _, same) = seen
     assert torch.equal(logits, same), "the trunk must not see the difference"
     rows = []
@@ -96,8 +96,8 @@ def test_regularizers_weight_scales_them_all(build, name):
     each = build(f"objective={name}", *off)
     for task in (whole, half, none, each):
         noise(task)
-    batch, moment = random_batch(), at(50)
-    losses = [auxiliary(task, batch, moment) for task in (whole, half, none, each)]
+    batch, step_context = random_batch(), at(50)
+    losses = [auxiliary(task, batch, step_context) for task in (whole, half, none, each)]
     torch.testing.assert_close(losses[1], (losses[0] + losses[2]) / 2)
     torch.testing.assert_close(losses[2], losses[3], rtol=0, atol=0)
     assert losses[0] != losses[2]

@@ -59,8 +59,8 @@ def test_gradients_are_compared_as_weighted(build):
     noise(task)
     ratios = []
     for weight in (1.0, 0.5, 0.0):
-        task.watch.measure(task.model, random_batch(), at(), step=1, ce_weight=weight)
-        share = task.watch.figures["trunk_gradient_share"]
+        task.monitor.measure(task.model, random_batch(), at(), step=1, ce_weight=weight)
+        share = task.monitor.figures["trunk_gradient_share"]
         ratios.append(share / max(1 - share, 1e-9))
     assert ratios[1] == pytest.approx(2 * ratios[0], rel=1e-3)
     assert ratios[2] > 1e6
@@ -118,15 +118,15 @@ def test_the_alarm_survives_a_resume(small, tmp_path):
 
 
 def test_measuring_is_no_training_time(small, tmp_path, monkeypatch):
-    from jepa_lm.objective.monitor import Watch
+    from jepa_lm.objective.monitor import ObjectiveMonitor
 
     ran = []
 
-    def measure(self, model, batch, moment, *, step, ce_weight):
-        ran.append(moment.clock.running)
+    def measure(self, model, batch, step_context, *, step, ce_weight):
+        ran.append(step_context.clock.running)
         return []
 
-    monkeypatch.setattr(Watch, "measure", measure)
+    monkeypatch.setattr(ObjectiveMonitor, "measure", measure)
     train(small("objective=lewm", "jepa.diagnostics.every=2", run_dir=tmp_path / "run"))
     assert ran == [False, False, False]
     assert summary(tmp_path / "run")["seconds"] > 0

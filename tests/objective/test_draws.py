@@ -37,8 +37,8 @@ def masked_by_rank(task) -> list[list[int]]:
     batch, view = random_batch(length=64), task.objective.context.view
     found = []
 
-    def seen(inputs, moment, purpose):
-        result = type(view).forward(view, inputs, moment, purpose)
+    def seen(inputs, step_context, purpose):
+        result = type(view).forward(view, inputs, step_context, purpose)
         found.append(result.positions.tolist())
         return result
 
@@ -57,11 +57,11 @@ def test_spans_follow_the_setting(build, draws, different):
 def test_replaced_tokens_are_those_of_the_joint_batch_or_of_the_rank(build):
     view = build("objective=recipes/pr1116").objective.context.view
     rows = torch.zeros(2, 32, dtype=torch.long)
-    moment = at()
-    joint = view(torch.zeros(6, 32, dtype=torch.long), moment, "context").inputs
+    step_context = at()
+    joint = view(torch.zeros(6, 32, dtype=torch.long), step_context, "context").inputs
     own = []
     for r, rank in enumerate(RANKS):
-        shared = replace(moment, **rank)
+        shared = replace(step_context, **rank)
         assert torch.equal(view(rows, shared, "context").inputs, joint[2 * r : 2 * r + 2])
         own.append(view(rows, replace(shared, per_rank=True), "context").inputs)
     assert len({tuple(x.flatten().tolist()) for x in own}) == 3
@@ -77,7 +77,9 @@ def test_the_draws_of_a_joint_statistic_stay_shared(build, monkeypatch, global_s
     )
     objective, seen = task.objective, []
     part = objective.regularizers["sigreg"]
-    monkeypatch.setattr(part, "forward", lambda x, moment: seen.append(moment) or x.sum())
+    monkeypatch.setattr(
+        part, "forward", lambda x, step_context: seen.append(step_context) or x.sum()
+    )
     for rank in RANKS:
         latents, _, _ = compared(task, random_batch(), at(**rank))
         objective.components(latents, at(**rank))
@@ -90,7 +92,9 @@ def test_one_process_has_nothing_to_join(build, monkeypatch):
     task = build("objective=lewm", "jepa.global_statistics=true")
     seen = []
     part = task.objective.regularizers["sigreg"]
-    monkeypatch.setattr(part, "forward", lambda x, moment: seen.append(moment) or x.sum())
+    monkeypatch.setattr(
+        part, "forward", lambda x, step_context: seen.append(step_context) or x.sum()
+    )
     latents, _, _ = compared(task, random_batch())
     task.objective.components(latents, at())
     assert not seen[0].joint

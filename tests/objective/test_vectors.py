@@ -15,7 +15,7 @@ import torch
 
 from jepa_lm.model import token_nll, z_loss
 from jepa_lm.model.heads import PolynomialSoftcap
-from jepa_lm.objective import Moment
+from jepa_lm.objective import StepContext
 from jepa_lm.objective.gradients import gradients, norm
 from jepa_lm.objective.passes import encode_view
 from jepa_lm.schedules.clock import ProgressClock
@@ -174,10 +174,10 @@ def compute(compose, system: str, *more: str) -> Computed:
     ids = tokens()
     batch = {"inputs": ids[:, :-1], "targets": ids[:, 1:]}
     logits, main = model(batch["inputs"], *objective.main_needs(model))
-    moment = Moment(ProgressClock(max_steps=1, max_time=None))
-    latents = objective.compare(model, batch, main, moment)
-    parts = objective.components(latents, moment, all_of_them=True)
-    aux, _ = objective(model, batch, main, moment)
+    step_context = StepContext(ProgressClock(max_steps=1, max_time=None))
+    latents = objective.compare(model, batch, main, step_context)
+    parts = objective.components(latents, step_context, all_of_them=True)
+    aux, _ = objective(model, batch, main, step_context)
     pair = latents.pairs[0]
     tensors = {"hidden": main.final, "logits": logits, "context": pair.context} | {
         "target": pair.target

@@ -66,8 +66,8 @@ def test_draws_follow_seed_step_and_micro_batch_and_nothing_else():
     view = spans_of()
     inputs = torch.zeros(2, 256, dtype=torch.long)
 
-    def positions(moment, purpose="context"):
-        return view(inputs, moment, purpose).positions.tolist()
+    def positions(step_context, purpose="context"):
+        return view(inputs, step_context, purpose).positions.tolist()
 
     torch.manual_seed(1)
     first = positions(at(3))
@@ -116,11 +116,11 @@ LEAKY = {
 def change_masked(task, batch):
     """Latents of a batch and of one whose masked tokens are others."""
     view = task.objective.context.view
-    moment = at(7)
-    masked = view(batch["inputs"], moment, "context").positions
+    step_context = at(7)
+    masked = view(batch["inputs"], step_context, "context").positions
     other = {**batch, "inputs": batch["inputs"].clone()}
     other["inputs"][:, masked] = (other["inputs"][:, masked] + 17) % 400
-    return [compared(task, b, moment)[0].pairs[0].prediction for b in (batch, other)]
+    return [compared(task, b, step_context)[0].pairs[0].prediction for b in (batch, other)]
 
 
 @pytest.mark.parametrize("features", LEAKY)

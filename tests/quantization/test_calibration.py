@@ -12,7 +12,7 @@ from jepa_lm.data.shards import ShardWriter
 from jepa_lm.data.stream import TokenStream
 from jepa_lm.quantization import calibration
 from jepa_lm.quantization.calibration import (
-    Calibration,
+    GPTQSettings,
     calibrate,
     input_hessians,
     own_text,
@@ -26,8 +26,8 @@ from jepa_lm.utils.config import build, resolve
 from jepa_lm.utils.errors import UserError
 
 
-def settings(**changes) -> Calibration:
-    return Calibration(
+def settings(**changes) -> GPTQSettings:
+    return GPTQSettings(
         **{"text": "training", "tokens": 256, "damping": 0.01, "act_order": True, "seed": 0}
         | changes
     )

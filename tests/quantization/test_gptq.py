@@ -76,7 +76,7 @@ def test_it_comes_close_to_the_best_of_all_integers():
         q, scale = gptq(weight, hessian, kind, damping=0.0, act_order=True)
         best += min(output_error(weight, c[None] * scale[0, 0].float(), hessian) for c in choices)
         ours += output_error(weight, stored(kind, q, scale), hessian)
-        nearest += output_error(weight, kind.snap(weight), hessian)
+        nearest += output_error(weight, kind.fake_quantize(weight), hessian)
     assert best <= ours < nearest
     assert ours - best < 0.5 * (nearest - best)
 
@@ -88,7 +88,7 @@ def test_outputs_are_closer_than_with_plain_rounding(bits, group):
     q, scale = gptq(weight, hessian, kind, damping=0.01, act_order=True)
     assert q.abs().max() <= kind.limit
     ours = output_error(weight, stored(kind, q, scale), hessian)
-    assert ours < 0.8 * output_error(weight, kind.snap(weight), hessian)
+    assert ours < 0.8 * output_error(weight, kind.fake_quantize(weight), hessian)
 
 
 def test_inputs_that_were_never_seen_do_no_harm():

@@ -12,7 +12,7 @@ import torch
 from jepa_lm.artifact.loading import load_artifact
 from jepa_lm.model.checkpoint import inference_model, read_checkpoint
 from jepa_lm.quantization.formats import Float8, Integer, unpack_parts
-from jepa_lm.quantization.qat import StoredWeights, TrainingPlan
+from jepa_lm.quantization.qat import FakeQuantizedWeights, QATSchedule
 from jepa_lm.run import export
 from jepa_lm.training.resume import compare, facts_of_checkpoint
 from jepa_lm.utils.config import build, resolve
@@ -79,7 +79,7 @@ def test_integers_with_a_floor_against_the_formula(bits, clip, one_clip):
         weight, bits=bits, quantiles=quantiles, floor=1.0, as_stored=float16
     )
     np.testing.assert_allclose(back(format_, weight), expected, rtol=1e-6, atol=1e-9)
-    assert torch.equal(format_.snap(weight), back(format_, weight))
+    assert torch.equal(format_.fake_quantize(weight), back(format_, weight))
 
 
 def test_the_planted_bug_no_floor():
@@ -114,7 +114,7 @@ def test_a_tensor_whose_rows_depend_on_each_other_is_snapped_alone():
     model = torch.nn.ModuleDict({name: torch.nn.Linear(40, 8, bias=False) for name in "ab"})
     for clip, calls in ((FIVE, 2), (1.0, 1)):
         kind = integer(clip=clip, one_clip=True)
-        stored = StoredWeights(model, dict.fromkeys(("a.weight", "b.weight"), kind))
+        stored = FakeQuantizedWeights(model, dict.fromkeys(("a.weight", "b.weight"), kind))
         assert len(stored._groups) == calls
 
 
@@ -122,7 +122,7 @@ def test_float8_without_a_scale_against_the_formula():
     weight = rows_of_many_sizes()
     kind = Float8(scale_dtype=None)
     np.testing.assert_array_equal(back(kind, weight).double().numpy(), published_float8(weight))
-    assert torch.equal(kind.snap(weight), back(kind, weight))
+    assert torch.equal(kind.fake_quantize(weight), back(kind, weight))
     assert kind.pack(weight).keys() == {""}
 
 
@@ -147,7 +147,7 @@ def test_int4_has_float32_scales_while_training_and_bfloat16_in_the_file(compose
     settings = {"bits": 4, "quantiles": [1.0], "floor": 0.0}
     exact = published_integers(weight, **settings, as_stored=lambda s: s.astype(np.float32))
     rounded = published_integers(weight, **settings, as_stored=bfloat16)
-    with StoredWeights(model, policy.training.formats(formats)).swapped():
+    with FakeQuantizedWeights(model, policy.training.formats(formats)).swapped():
         np.testing.assert_allclose(model["m"].weight.detach(), exact, rtol=1e-6)
         np.testing.assert_array_equal(model["e"].weight.detach(), published_float8(weight))
     np.testing.assert_allclose(back(formats["m.weight"], weight), rounded, rtol=1e-6)
@@ -167,7 +167,7 @@ def test_int4_has_float32_scales_while_training_and_bfloat16_in_the_file(compose
             "scale_dtype=float8: one of float16, bfloat16, float32",
         ),
         (
-            lambda: TrainingPlan(start=0.0, lr_below=None, clip=None, scale_dtype="int8"),
+            lambda: QATSchedule(start=0.0, lr_below=None, clip=None, scale_dtype="int8"),
             r"quantization\.training\.scale_dtype=int8: one of float16",
         ),
     ],

@@ -13,7 +13,7 @@ from jepa_lm.commands import train as run_module
 from jepa_lm.model import token_nll
 from jepa_lm.model.checkpoint import read_checkpoint
 from jepa_lm.quantization.formats import Cast, Integer
-from jepa_lm.quantization.qat import StoredWeights, TrainingPlan, stored_copy
+from jepa_lm.quantization.qat import FakeQuantizedWeights, QATSchedule, stored_copy
 from jepa_lm.run import train
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.training.module import LanguageModelTask
@@ -28,7 +28,7 @@ class StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, weight, format_):
-        return format_.snap(weight)
+        return format_.fake_quantize(weight)
 
     @staticmethod
     def backward(ctx, gradient):
@@ -106,7 +106,7 @@ def test_every_named_tensor_changes_the_forward(small, compiled):
     with torch.no_grad():
         plain = forward(ids)
         for name in task.stored.names:
-            alone = StoredWeights(task.model, {name: task.formats[name]})
+            alone = FakeQuantizedWeights(task.model, {name: task.formats[name]})
             with alone.swapped():
                 moved = (forward(ids) - plain).abs().max()
             assert moved > 0, name
@@ -121,7 +121,7 @@ def test_a_tensor_that_nothing_reads_would_be_seen(small):
     task.model.backbone.blocks[0].mlp.up.forward = lambda x: x @ copied.T
     ids = batch_of(0)["inputs"]
     plain = task.model(ids)[0]
-    with StoredWeights(task.model, {name: task.formats[name]}).swapped():
+    with FakeQuantizedWeights(task.model, {name: task.formats[name]}).swapped():
         assert (task.model(ids)[0] - plain).abs().max() == 0
 
 
@@ -265,11 +265,11 @@ def test_an_interrupted_step_leaves_full_weights(small, monkeypatch):
 def test_casts_are_not_trained_on_and_the_clip_is_the_plans():
     integer = Integer(bits=4, group=None, clip=[0.9, 1.0], scale_dtype="bfloat16")
     formats = {"a": integer, "b": Cast(dtype="float16")}
-    plan = TrainingPlan(start=0.0, lr_below=None, clip=0.99)
+    plan = QATSchedule(start=0.0, lr_below=None, clip=0.99)
     found = plan.formats(formats)
     assert set(found) == {"a"}
     assert found["a"].clips == [0.99]
-    assert TrainingPlan(start=0.0, lr_below=None, clip=None).formats(formats)["a"] is integer
+    assert QATSchedule(start=0.0, lr_below=None, clip=None).formats(formats)["a"] is integer
 
 
 @pytest.mark.parametrize(
@@ -282,7 +282,7 @@ def test_casts_are_not_trained_on_and_the_clip_is_the_plans():
 )
 def test_a_plan_that_cannot_be_is_refused(settings, words):
     with pytest.raises(UserError, match=words):
-        TrainingPlan(**settings, clip=None)
+        QATSchedule(**settings, clip=None)
 
 
 def test_swapping_copies_nothing(small):
@@ -300,8 +300,10 @@ def test_matrices_snapped_together_are_the_same_as_alone():
     for clip in (1.0, [0.99, 1.0]):
         kind = Integer(bits=4, group=None, clip=clip, scale_dtype="bfloat16")
         matrices = [torch.randn(rows, 48) for rows in (3, 16, 7)]
-        together = kind.snap(torch.cat(matrices)).split([len(m) for m in matrices])
-        assert all(torch.equal(kind.snap(m), t) for m, t in zip(matrices, together, strict=True))
+        together = kind.fake_quantize(torch.cat(matrices)).split([len(m) for m in matrices])
+        assert all(
+            torch.equal(kind.fake_quantize(m), t) for m, t in zip(matrices, together, strict=True)
+        )
 
 
 def test_no_plan_is_no_training_on_stored_weights(small):

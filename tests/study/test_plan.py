@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from jepa_lm.study.arms import Arm, below, check_declared, differences, flat
+from jepa_lm.study.arms import ArmSpec, below, check_declared, differences, flat
 from jepa_lm.study.plan import slug
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.provenance import config_hash
@@ -183,7 +183,7 @@ def test_differences_are_of_what_is_computed():
 
 
 def test_every_declared_key_has_to_differ():
-    arm = Arm("x", role="other", changes=["jepa", "model.injector"])
+    arm = ArmSpec("x", role="other", changes=["jepa", "model.injector"])
     with pytest.raises(UserError, match=r"declares a change of model\.injector"):
         check_declared(arm, {"jepa.weight": (0, 1)})
     check_declared(arm, {"jepa.weight": (0, 1), "model.injector.dim": (1, 2)})

@@ -9,7 +9,7 @@ import torch
 
 from jepa_lm.model.checkpoint import inference_model, read_checkpoint
 from jepa_lm.run import evaluate, export, train
-from jepa_lm.training.averages import Averages, WeightAverage
+from jepa_lm.training.averages import AveragedModel, WeightAverages
 from jepa_lm.utils.errors import UserError
 
 DECAY = "average.decay=0.5"
@@ -17,7 +17,7 @@ DECAY = "average.decay=0.5"
 
 def test_it_is_the_recurrence_in_float32():
     online = torch.nn.Linear(3, 4)
-    average = WeightAverage(online)
+    average = AveragedModel(online)
     want = online.weight.detach().clone()
     for step in range(5):
         with torch.no_grad():
@@ -99,7 +99,7 @@ def moved(online, by) -> None:
 
 
 def averages(online, **settings):
-    return Averages(
+    return WeightAverages(
         online, **{"decay": None, "swa": True, "swa_every": 1, "ship": "auto", **settings}
     )
 
@@ -167,9 +167,9 @@ def test_a_run_says_that_raw_weights_were_scored_before_the_mean_began(small, tm
 def test_a_never_updated_average_would_be_seen(small, tmp_path, monkeypatch):
     """The planted bug of trap 33."""
     monkeypatch.setattr(
-        Averages, "models", lambda self, model: {"raw": model, "swa": self.swa.model}
+        WeightAverages, "models", lambda self, model: {"raw": model, "swa": self.swa.model}
     )
-    monkeypatch.setattr(Averages, "shipped", lambda self: "swa")
+    monkeypatch.setattr(WeightAverages, "shipped", lambda self: "swa")
     with pytest.raises(AssertionError):
         test_a_run_says_that_raw_weights_were_scored_before_the_mean_began(small, tmp_path)
 

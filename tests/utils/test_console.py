@@ -116,14 +116,14 @@ def test_a_sample_has_a_start_whatever_the_tokenizer_drops(prompt):
 
 
 def test_a_score_that_is_no_number_is_a_failure(small, tmp_path, monkeypatch):
-    from jepa_lm.training.validation_scores import SideBySide
+    from jepa_lm.training.validation_scores import ValidationScores
 
-    scores = SideBySide.scores
+    scores = ValidationScores.scores
 
     def broken(self):
         return {n: dataclasses.replace(s, nll=math.nan) for n, s in scores(self).items()}
 
-    monkeypatch.setattr(SideBySide, "scores", broken)
+    monkeypatch.setattr(ValidationScores, "scores", broken)
     with pytest.raises(ValueError, match=r"val/nll is nan at step 1: .*an earlier checkpoint"):
         train(small("trainer.max_steps=1"))
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"

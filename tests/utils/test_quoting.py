@@ -16,8 +16,8 @@ from rich.table import Table
 
 from jepa_lm.artifact import __main__ as artifact_main
 from jepa_lm.artifact.card import in_markdown
-from jepa_lm.artifact.report import print_account
-from jepa_lm.evaluation.report import print_result
+from jepa_lm.artifact.export_table import print_account
+from jepa_lm.evaluation.score_table import print_result
 from jepa_lm.training import summary
 from jepa_lm.utils import console
 from jepa_lm.utils import output as streams

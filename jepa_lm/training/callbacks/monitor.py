@@ -25,7 +25,7 @@ class MeasureObjective(Callback):
         self, trainer: Trainer, task: LanguageModelTask, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Measure when it is time, log the figures, and say what is wrong once."""
-        step, watch = trainer.global_step, task.watch
+        step, watch = trainer.global_step, task.monitor
         if watch is None or not watch.due(step) or not task.ends_step(batch_idx):
             return
         seen = nullcontext()
@@ -35,7 +35,7 @@ class MeasureObjective(Callback):
             warnings = watch.measure(
                 task.model,
                 batch,
-                task.moment(batch_idx),
+                task.step_context(batch_idx),
                 step=step,
                 ce_weight=task.config["ce_weight"],
             )

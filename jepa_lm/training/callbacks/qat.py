@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from jepa_lm.training.module import LanguageModelTask
 
 
-class TrainOnStoredWeights(Callback):
+class QuantizationAwareTraining(Callback):
     """In before a step's first micro-batch, out before its update, so that nothing else ever sees them."""
 
     def on_train_batch_start(  # type: ignore[override]

@@ -17,7 +17,7 @@ class Ending(NamedTuple):
     """A cluster took the machine away; it will start the run again."""
 
 
-class Keeper:
+class RunLogger:
     """A logger that keeps what a run ends with, and that we close. Each method may do nothing."""
 
     def goes_on(self, step: int) -> None:
