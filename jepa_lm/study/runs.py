@@ -13,6 +13,7 @@ from typing import Any
 from jepa_lm.study.recorded import LARGEST_COUNT, LARGEST_NUMBER, MisfitError, read
 from jepa_lm.study.shapes import Config, Summary
 from jepa_lm.utils.files import read_json, read_yaml
+from jepa_lm.utils.former_names import modern
 from jepa_lm.utils.provenance import CONFIG_FILE
 
 SUMMARY_FILE, METRICS_FILE = "summary.json", "metrics.csv"
@@ -55,7 +56,8 @@ class Run:
 
     @cached_property
     def _config(self) -> tuple[Mapping[str, Any], list[str]]:
-        return _record(self.folder / CONFIG_FILE, Config)
+        found, wrong = _record(self.folder / CONFIG_FILE, Config)
+        return modern(found), wrong
 
     @property
     def status(self) -> str:

@@ -20,6 +20,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
 from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.former_names import modern
 from jepa_lm.utils.schema import TrainConfig
 
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
@@ -42,7 +43,7 @@ REQUIRED = (*OURS_IN_TRAINER, "accelerator", "devices", "precision", "accumulate
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
     """Plain containers without interpolations; what checkpoints and loggers get."""
-    config = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    config = modern(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
     assert isinstance(config, dict)
     return typing.cast(dict[str, Any], config)
 

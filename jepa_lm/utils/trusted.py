@@ -23,6 +23,7 @@ from torch.nn.modules.module import (
 
 from jepa_lm.utils.config import Find, build, check_node, shown
 from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.former_names import modern
 
 MOST_NODES, MOST_DEPTH, MOST_TEXT = 20_000, 40, 1 << 16
 """Of a config: values in it, levels, letters of a text. Real ones have some 400, 8 and 200."""
@@ -96,6 +97,8 @@ def _import(name: str) -> None:
 def plain(value: Any, source: str) -> Any:
     """A copy of dictionaries, lists, texts and numbers, of bounded size; tuples become lists.
 
+    Classes are named as they are today.
+
     Args:
         source: of the value, for messages.
 
@@ -124,7 +127,7 @@ def plain(value: Any, source: str) -> Any:
         told = f"{len(node)} letters" if type(node) is str else type(node).__name__
         raise UserError(f"{source}: its config holds {told} at {where[:200] or 'its top'}; refused")
 
-    return copied(value, "", 0)
+    return modern(copied(value, "", 0))
 
 
 def build_part(part: str, node: Any, source: str, trust: Trust) -> Any:
