@@ -1,0 +1,106 @@
+"""What was written before classes were renamed is read on: checkpoints, artifacts, sweeps, users' YAML.
+
+The files in `former/` were made by the last version with the old names, from the overrides below.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+from omegaconf import OmegaConf
+
+from jepa_lm.cli import launch
+from jepa_lm.run import evaluate, train
+from jepa_lm.study.manifest import load
+from jepa_lm.study.runs import Run
+from jepa_lm.utils.config import check, resolve
+from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.former_names import FORMER, first, modern
+from jepa_lm.utils.provenance import config_hash
+from tests.runs import rows, summary
+
+FILES = Path(__file__).parent / "former"
+WORDS = (
+    "data=bytes256", "data.seq_len=32", "data.batch_tokens=128", "data.val_batch_tokens=512",
+    "model.dim=16", "model.backbone.layers=2", "model.backbone.heads=2", "model.backbone.kv_heads=1",
+    "model.backbone.rope_dims=4", "model.bigram.buckets=32", "model.bigram.width=8",
+    "objective=vicreg", "jepa.predictor.hidden=16",
+    "quantization=int6_gptq", "quantization.training.start=0.5", "quantization.rules.weights.min_values=64",
+    "trainer.limit_val_batches=2", "trainer.precision=32-true", "trainer.log_every_n_steps=1",
+    "checkpoint.every_n_steps=4", "checkpoint.keep=5", "compile=false", "sample=false", "logger=csv",
+    "average.decay=0.9",
+)  # fmt: skip
+
+
+def test_every_class_is_where_the_table_says():
+    from hydra.utils import get_class
+
+    for today in FORMER.values():
+        get_class(today)
+    with_former_names = first(modern({name: {"_target_": name} for name in FORMER}))
+    assert with_former_names == {name: {"_target_": name} for name in FORMER}
+
+
+def test_a_checkpoint_goes_on_as_it_would_have(compose, tmp_path):
+    train(
+        compose(
+            "train",
+            *WORDS,
+            "trainer.max_steps=8",
+            f"ckpt_path={FILES / 'step-4.ckpt'}",
+            run_dir=tmp_path,
+        )
+    )
+    with open(FILES / "metrics.csv", newline="") as file:
+        before = [float(r["train/loss"]) for r in csv.DictReader(file) if r["train/loss"]]
+    after = [float(r["train/loss"]) for r in rows(tmp_path) if r["train/loss"]]
+    assert after == pytest.approx(before[4:], rel=1e-4)
+    assert summary(tmp_path)["val"]["bpb"] == pytest.approx(7.528356, abs=1e-3)
+
+
+def test_an_artifact_is_scored(compose, tmp_path):
+    folder = shutil.copytree(FILES, tmp_path / "files")
+    words = (f"artifact_path={folder / 'artifact.zlib'}", "eval.batch_tokens=65536")
+    assert evaluate(compose("eval", *words, run_dir=tmp_path / "eval")) == pytest.approx(
+        7.5, abs=0.1
+    )
+
+
+def test_half_a_sweep_goes_on(tmp_path, monkeypatch, capsys):
+    sweep = shutil.copytree(FILES / "sweep", tmp_path / "sweep")
+    hashes = {job.folder: job.config_hash for job in load(sweep).jobs}
+    words = ("-m", *WORDS, "trainer.max_steps=2", "seed=1,2", f"hydra.sweep.dir={sweep}")
+    monkeypatch.setattr("sys.argv", ["train.py", *words])
+    assert launch("train") == 0
+    assert "2 jobs in" in (told := capsys.readouterr().err)
+    assert "1 of them finished before" in told
+    assert hashes == {job.folder: job.config_hash for job in load(sweep).jobs}
+    assert summary(sweep / "all" / "seed-2")["config_hash"] == hashes["all/seed-2"]
+    assert "another config" not in (sweep / "report.md").read_text()
+
+
+def test_a_hash_is_that_of_the_first_names():
+    recorded = json.loads((FILES / "sweep" / "all" / "seed-1" / "config.json").read_text())
+    known = summary(FILES / "sweep" / "all" / "seed-1")["config_hash"]
+    assert "jepa_lm.optim.schedule" in json.dumps(recorded)
+    assert config_hash(recorded) == config_hash(modern(recorded)) == known
+    assert Run(FILES / "sweep" / "all" / "seed-1").config == modern(recorded)
+
+
+def test_yaml_of_ones_own_may_have_the_former_name(compose):
+    cfg = compose("train", "objective=patch")
+    node = {"_target_": "jepa_lm.optim.schedule.Ramp", "steps": 10}
+    OmegaConf.update(cfg, "jepa.schedule", node, merge=False, force_add=True)
+    config = resolve(cfg)
+    assert config["jepa"]["schedule"]["_target_"] == "jepa_lm.schedules.factors.Ramp"
+    check(config)
+    node["_target_"] = "jepa_lm.optim.schedule.Nothing"
+    OmegaConf.update(cfg, "jepa.schedule", node, merge=False)
+    with pytest.raises(
+        UserError, match=r"jepa\.schedule\._target_=jepa_lm\.optim\.schedule\.Nothing"
+    ):
+        check(resolve(cfg))
