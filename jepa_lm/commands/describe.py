@@ -1,9 +1,10 @@
-"""What would be trained, as plain values: sizes, groups, phases. Nothing is trained.
+"""Describes a run as plain values (sizes, groups, phases) without training it.
 
-FLOPs of the model follow the usual count: 2 per weight of a matrix and token forward, three times
-that with the backward pass, plus attention scores and their use, 4 T D forward per layer and token,
-halved for the causal mask, or the products of Mamba-2's scan as its chunks run them. Those of the
-objective are counted as its operations run (PyTorch's counter), with the same halving.
+FLOPs of the model follow the usual count: 2 per matrix weight and token forward, three times that with
+the backward pass, plus attention scores and the weighted sums of values, 4 T D forward per layer and token,
+halved for the causal mask, or the products of Mamba-2's scan as its chunks run them. The objective's FLOPs
+are counted while its operations run (PyTorch's counter), with the same halving.
+Legend: T positions, D width.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from jepa_lm.training.module import LanguageModelTask
 
 
 def artifact(task: LanguageModelTask) -> dict[str, Any]:
-    """What the exported file is expected to weigh, by each codec, and what is left of the cap."""
+    """Return the predicted size of the exported file for each codec, and the headroom under the cap."""
     predicted = predict(task.model, task.formats, list(COMPRESSORS))
     code = code_bytes()
     total = predicted["bytes"] + code
@@ -28,7 +29,7 @@ def artifact(task: LanguageModelTask) -> dict[str, Any]:
 
 
 def describe(task: LanguageModelTask) -> dict[str, Any]:
-    """Sizes, compute, artifact, optimizer groups, frozen parameters, schedules, gradient reach of a run."""
+    """Return sizes, FLOPs, artifact size, optimizer groups, frozen parameters, schedules, gradient reach."""
     seq_len = task.config["data"]["seq_len"]
     names = {id(p): n for n, p in task.named_parameters()}
     assert task.clock is not None

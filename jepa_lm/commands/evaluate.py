@@ -53,7 +53,7 @@ def evaluate(cfg: DictConfig) -> float:
         Bits per byte.
 
     Raises:
-        UserError: nothing or two things to score, damaged files, data that does not fit the model.
+        UserError: nothing or two things to score, damaged files, or data that does not fit the model.
     """
     config = resolve(cfg)
     check_schema(config, EvalConfig)
@@ -75,7 +75,7 @@ def evaluate(cfg: DictConfig) -> float:
 def _evaluate(
     config: dict[str, Any], found: HeldFile, trust: Trust, device: torch.device, path: Path
 ) -> float:
-    """Score what was found, record the result at `path`, show it."""
+    """Score the model file, write the result to `path`, print it."""
     loaded, data = _load(config, found, trust)
     with recording_job(config, "eval", run=loaded.run, shared=_shared(loaded)) as records:
         result = _result(config, found, loaded, data, device)
@@ -86,7 +86,7 @@ def _evaluate(
     if not result["in_time"]:
         warn(
             f"scoring took {result['seconds']:.0f} s, more than "
-            f"eval.max_seconds={result['max_seconds']:g}; a larger eval.stride or more devices are faster"
+            f"eval.max_seconds={result['max_seconds']:g}; a larger eval.stride or more devices would help"
         )
     return float(result["bpb"])
 
@@ -96,7 +96,7 @@ def _check(settings: dict[str, Any], devices: int) -> None:
     if settings["temperature"] is not None:
         check_temperature("eval.temperature", settings["temperature"])
         if settings["temperature"] == SEARCH:
-            raise UserError("eval.temperature=search: export.py searches it, on training tokens")
+            raise UserError("eval.temperature=search: only export.py can search, on training text")
     for key in ("seq_len", "batch_tokens", "stride"):
         if settings[key] is not None and settings[key] < 1:
             raise UserError(f"eval.{key}={settings[key]}: at least 1, or null for the run's own")
@@ -112,10 +112,10 @@ def _check(settings: dict[str, Any], devices: int) -> None:
 
 
 def _shared(loaded: LoadedModel) -> dict[str, Any]:
-    """What W&B runs of the subject's training share; an artifact's is in the export.json that names it."""
+    """Return the settings to share with W&B runs of the training; for an artifact from its export.json."""
     if loaded.run:
         return shared_settings(loaded.run)
-    if not belongs(loaded.source):  # another export's, or the file was moved away from it
+    if not belongs(loaded.source):  # export.json is of another export, or the file was moved
         return {}
     shared = read_object(loaded.source.parent / ACCOUNT).get("run")
     return shared if isinstance(shared, dict) else {}
@@ -128,7 +128,7 @@ def _result(
     data: TokenData,
     device: torch.device,
 ) -> dict[str, Any]:
-    """Score; returns the contents of eval.json."""
+    """Score the model and return the contents of eval.json."""
     settings = config["eval"]
     source_bytes, weights = found.file.stat().st_size, weights_of(loaded)
     sums, seconds = _measure(config, found, weights, loaded, data, device)
@@ -136,7 +136,7 @@ def _result(
     precision = resolve_precision(_given(settings["precision"], loaded.precision), device.type)
     if not math.isfinite(score.bpb):
         raise UserError(
-            f"{found.key}={found.path}: its score is no number (precision {precision}, temperature "
+            f"{found.key}={found.path}: its score is NaN or infinite (precision {precision}, temperature "
             f"{_temperature(settings, loaded):g}); eval.precision=32-true has the largest range"
         )
     result = {
@@ -168,7 +168,7 @@ def _result(
 
 
 def _load(config: dict[str, Any], found: HeldFile, trust: Trust) -> tuple[LoadedModel, TokenData]:
-    """The model and the validation data that it was trained beside."""
+    """Load the model and its run's validation data."""
     settings, loaded = config["eval"], read_model(found, trust)
     batch_tokens = _given(settings["batch_tokens"], loaded.data["val_batch_tokens"])
     changes = {
@@ -185,7 +185,7 @@ def _load(config: dict[str, Any], found: HeldFile, trust: Trust) -> tuple[Loaded
 
 
 def _given(value: Any, otherwise: Any) -> Any:
-    """A setting, or what stands for null. Zero is a setting."""
+    """Return a setting, or `otherwise` if it is null. Zero is a setting."""
     return otherwise if value is None else value
 
 
@@ -197,11 +197,12 @@ def _measure(
     data: TokenData,
     device: torch.device,
 ) -> tuple[list[float], float]:
-    """Nats, targets and bytes over all processes, and the seconds it took."""
+    """Return the sums of nats, targets and bytes over all processes, and the seconds taken."""
     count = config["devices"]
     if count == 1:
         return _share(config, loaded, data, device, rank=0, world_size=1)
-    from lightning.fabric import Fabric  # seconds to import, for several processes alone
+    # Slow to import, and only several processes need it.
+    from lightning.fabric import Fabric
     from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
@@ -220,10 +221,10 @@ def _measure(
 def _worker(
     fabric: Fabric, config: dict[str, Any], found: HeldFile, weights: str
 ) -> tuple[list[float], float]:
-    """One of several processes: it loads everything itself and scores its share.
+    """Load everything and score this process's share.
 
     Args:
-        weights: hash of those that all of them score.
+        weights: hash of the weights that all processes must score.
     """
     process.tune()
     if fabric.device.type == "cpu":
@@ -231,7 +232,7 @@ def _worker(
     loaded, data = _load(config, found, Trust.of(config))
     if weights_of(loaded) != weights:
         raise UserError(
-            f"{found.key}={found.path}: it was changed while it was loaded; run it again"
+            f"{found.key}={found.path}: the file changed while it was loaded; run the command again"
         )
     sums, seconds = _share(
         config, loaded, data, fabric.device, rank=fabric.global_rank, world_size=fabric.world_size
@@ -241,7 +242,7 @@ def _worker(
     assert isinstance(total, torch.Tensor)
     assert isinstance(slowest, torch.Tensor)
     result = total.tolist(), slowest.item()
-    # A process that ends before its threads of gloo have been told to is aborted.
+    # Without this, a process that ends while its gloo threads run is aborted.
     fabric.barrier()
     torch.distributed.destroy_process_group()
     return result

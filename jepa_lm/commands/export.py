@@ -1,4 +1,4 @@
-"""export(cfg): a checkpoint's model, quantized and compressed, with its size account and its score."""
+"""export(cfg): quantize and compress a checkpoint's model, and account for its size and score."""
 
 from __future__ import annotations
 
@@ -62,7 +62,7 @@ from jepa_lm.utils.trusted import Trust
 from jepa_lm.utils.values import SEARCH, check_temperature
 
 TRIAL_TOKENS = 16_384
-"""Of training text, on which ways under the cap are tried."""
+"""Number of training tokens on which ways to fit the cap are tried."""
 
 
 def export(cfg: DictConfig) -> float:
@@ -73,9 +73,9 @@ def export(cfg: DictConfig) -> float:
 
     Raises:
         UserError: a bad setting, checkpoint or policy, or a file that a fresh process cannot load; an earlier
-            export in the folder is as it was.
-        OverCapError: artifact and code do not fit the cap; the files are written all the same.
-        LossError: the file scores worse than the checkpoint by too much; the files are written.
+            export in the folder is unchanged.
+        OverCapError: artifact and code exceed the cap; the files are written anyway.
+        LossError: the file scores too much worse than the checkpoint; the files are written anyway.
     """
     config = resolve(cfg)
     check_schema(config, ExportConfig)
@@ -96,7 +96,7 @@ def export(cfg: DictConfig) -> float:
 
 
 class _Export:
-    """One export: what several of its steps need."""
+    """One export, with the state that its steps share."""
 
     def __init__(self, config: dict[str, Any], held: HeldFile, trust: Trust) -> None:
         self.config, self.settings = config, config["export"]
@@ -122,11 +122,11 @@ class _Export:
 
     @cached_property
     def data(self) -> TokenData:
-        """The data of the run; read only by what asks for it."""
+        """The run's data, loaded on first use."""
         return load_data(self.loaded, {"cache_dir": self.config["paths"]["cache"]})
 
     def run(self, records: RunLoggers) -> float:
-        """All steps; returns bytes of artifact and code."""
+        """Run all steps; return bytes of artifact and code."""
         packed, gptq = self._packed()
         temperature = self._temperature(packed)
         meta = self._meta(temperature["temperature"])
@@ -160,7 +160,7 @@ class _Export:
         return float(account["total"])
 
     def _packed(self) -> tuple[Packed, dict[str, Any] | None]:
-        """The model as stored, and the report of GPTQ where the policy asks for it."""
+        """Return the quantized model, and GPTQ's report if the policy uses it."""
         packed = pack_model(self.model, self.formats)
         plan = self.policy.gptq
         if plan is None:
@@ -177,7 +177,7 @@ class _Export:
         return replace(packed, parts={**packed.parts, **found}), report
 
     def _temperature(self, packed: Packed) -> dict[str, Any]:
-        """`temperature`, and how it was found when it was searched."""
+        """Return `temperature`, and how it was found if it was searched for."""
         if self.asked_temperature != SEARCH:
             return {"temperature": float(self.asked_temperature)}
         scorer, data = self._scorer(packed.restored(self.model)), self.data
@@ -185,12 +185,12 @@ class _Export:
         return search_temperature(scorer, train, seq_len=data.seq_len, rows=data.val_rows)
 
     def _scorer(self, model: LanguageModel) -> Scorer:
-        """Scores training text."""
+        """Return a scorer of training text."""
         counter = self.data.byte_counter("train")
         return Scorer.of(model, counter, self.device, self.loaded.precision)
 
     def _meta(self, temperature: float) -> dict[str, Any]:
-        """What travels in the file beside the weights."""
+        """Return the metadata that the file holds in addition to the weights."""
         run = self.run_config
         return {
             "model": portable(run["model"]),
@@ -206,7 +206,7 @@ class _Export:
         }
 
     def _account(self, written: Written, staged: Path) -> dict[str, Any]:
-        """Sizes, all of files on disk, and how far off the prediction was."""
+        """Return sizes, all of files on disk, and the error of the predicted size."""
         counted, cap = self.settings["code"], self.settings["cap_bytes"]
         files = inference_files(self.run_config["model"]) if counted == INFERENCE else None
         code = code_bytes(None if counted == FULL else write_minified(staged, files))
@@ -254,7 +254,7 @@ class _Export:
         return {**found, "max_tokens": settings["max_tokens"]}
 
     def _ways(self, account: dict[str, Any], meta: dict[str, Any]) -> list[dict[str, Any]]:
-        """Measured ways to fit."""
+        """Return measured ways to fit the cap."""
         attempt = Attempt(
             quantization=self.quantization,
             cap=account["cap"],

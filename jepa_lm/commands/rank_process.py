@@ -1,4 +1,4 @@
-"""One rank of a run that another process started: `python -m jepa_lm.commands.rank_process CONFIG.json`."""
+"""Entry point of a rank started by the first: `python -m jepa_lm.commands.rank_process CONFIG.json`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from pathlib import Path
 from jepa_lm.utils import process
 
 PATIENCE = 5.0
-"""Seconds."""
+"""Seconds to wait, after a collective failed, for this process to be ended."""
 
 
 def main(path: Path) -> int:
-    """Train this rank's share; returns the exit code. Errors that every rank has are told by rank 0."""
+    """Train this rank's share; return the exit code. Rank 0 reports errors that every rank has."""
     process.stop_with_parent()  # before slow imports
     process.tune()
     from jepa_lm.commands.train import train_resolved
@@ -31,8 +31,8 @@ def main(path: Path) -> int:
         except Stopped as stopped:
             return stopped.exit_code
         except RuntimeError:
-            # A collective raises it whose other end is gone: then this process is ended meanwhile, as rank 0
-            # is gone as well, or ends the others because of the lost one. Else it is our own bug.
+            # A collective raises it when a peer is gone. Then this process is killed while it waits: rank 0
+            # is gone too, or ends all ranks because one is lost. Otherwise it is a bug.
             time.sleep(PATIENCE)
             raise
         return 0

@@ -1,4 +1,4 @@
-"""train(cfg): from a composed config to a trained model, its records and a few words of text."""
+"""train(cfg): train a model from a composed config, write its records and print a sample."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ from jepa_lm.utils.signals import Stopped
 from jepa_lm.utils.trusted import Trust
 
 RECORDS = (SUMMARY, CONFIG_FILE, ".hydra/overrides.yaml")
-"""Small files of a run folder that loggers keep, where they exist."""
+"""Small files of a run folder that loggers also keep, if they exist."""
 
 
 def train(cfg: DictConfig) -> float | None:
@@ -50,16 +50,16 @@ def train(cfg: DictConfig) -> float | None:
         The validation's bits per byte, which a sweep can optimize; None for `describe=true`.
 
     Raises:
-        UserError: anything in the config or the data that a user can mend.
+        UserError: an error in the config or the data that a user can fix.
     """
     return train_resolved(resolve(cfg), cfg)
 
 
 def train_resolved(config: dict[str, Any], cfg: DictConfig | None = None) -> float | None:
-    """The same from plain containers, which are filled in here and there.
+    """Train as `train` does, from a resolved config, which is modified in place.
 
     Args:
-        cfg: what they were resolved from, where this process composed it; for the folder's `.hydra/`.
+        cfg: the config before it was resolved, if this process composed it; for the folder's `.hydra/`.
     """
     given, git = copy.deepcopy(config), git_state()
     source_hash()  # now: the files may change during a long run
@@ -73,13 +73,13 @@ def train_resolved(config: dict[str, Any], cfg: DictConfig | None = None) -> flo
     if config["describe"]:
         print(json.dumps(describe(task), indent=2))
         return None
-    task.recipe.configure(task, clock)  # a parameter without a group is refused before data is read
+    task.recipe.configure(task, clock)  # refuses a parameter without a group before data is read
     about = sizes(task) | {"config_hash": config_hash(given), "memory": memory, "git": git}
     with claimed(run_dir, config["ckpt_path"], Trust.of(config)) as resume:
-        # The ranks that are started from here take the same one.
+        # The ranks started from here resume from the same checkpoint.
         config["ckpt_path"] = None if resume is None else str(resume)
         data: TokenData = build("data", config["data"])
-        data.prepare_data()  # before the trainer: an error in the data comes before anything is started
+        data.prepare_data()  # before the trainer, so that a data error comes before anything is started
         data.setup()
         trainer = make_trainer(config)
         about["passes"] = data.passes(trainer.world_size, trainer.accumulate_grad_batches)
@@ -99,7 +99,7 @@ def train_resolved(config: dict[str, Any], cfg: DictConfig | None = None) -> flo
 
 
 def _settle(config: dict[str, Any]) -> None:
-    """Check the config, and decide what it leaves to the machine."""
+    """Check the config, and settle precision and compilation for this machine."""
     check(config)
     check_start(config)
     quiet_lightning()
@@ -113,12 +113,12 @@ def _settle(config: dict[str, Any]) -> None:
 def _run(
     trainer: pl.Trainer, task: LanguageModelTask, data: TokenData, about: dict[str, Any]
 ) -> None:
-    """Train, and record how that ends."""
+    """Train, and record how the run ends."""
     record = Record(
         Path(task.config["paths"]["run_dir"]), 0 if task.resumed is None else task.resumed.step
     )
     with (
-        # Closed last: a job is requeued before W&B has uploaded everything.
+        # Closed last, so that a job is requeued before W&B has uploaded everything.
         recording(trainer.loggers, task.config, task.stop, task.resumed) as records,
         task.stop.listening(speak=trainer.is_global_zero),
         _recorded(trainer, record),
@@ -129,18 +129,18 @@ def _run(
         if trainer.is_global_zero:
             _conclude(trainer, task, data, about, record, records)
         if trainer.world_size > 1 and task.stop.signum is not None:
-            # Leave together: a launcher takes the first one that ends with a code for a failure.
+            # Leave together: a launcher treats the first rank with a nonzero exit code as a failure.
             maximum(0.0, device=trainer.strategy.root_device)
 
 
 def _fit(trainer: pl.Trainer, task: LanguageModelTask, data: TokenDataModule) -> None:
-    """Train, and save what the run ends with."""
+    """Train, and save the final state."""
     resume = None if task.resumed is None else task.resumed.path
     try:
         trainer.fit(task, datamodule=data, ckpt_path=resume, weights_only=True)
         if not task.scores and not task.stop.hurried:  # the restored run had used up its budget
             trainer.validate(task, datamodule=data, verbose=False)
-    except SystemExit as exit:  # Lightning's way to end after a second Ctrl-C
+    except SystemExit as exit:  # Lightning raises it after a second Ctrl-C
         raise KeyboardInterrupt from exit
     saver = next(c for c in trainer.checkpoint_callbacks if isinstance(c, SaveCheckpoints))
     saver.save(trainer, task)  # again: the validation may have chosen what ships
@@ -148,7 +148,7 @@ def _fit(trainer: pl.Trainer, task: LanguageModelTask, data: TokenDataModule) ->
 
 @contextmanager
 def _recorded(trainer: pl.Trainer, record: Record) -> Iterator[None]:
-    """A failure is written into summary.json, and what the system says of a file is told in one line."""
+    """Record a failure in summary.json, and turn system errors about files into one-line errors."""
     try:
         yield
     except Exception as error:
@@ -167,7 +167,7 @@ def _conclude(
     record: Record,
     records: RunLoggers,
 ) -> None:
-    """What the first rank writes and then shows: what fails from here on changes no record."""
+    """Write the first rank's records, then print them; a failure while printing changes no record."""
     assert task.clock is not None
     finished = task.stop.signum is None
     summary = summarize(trainer, task, "finished" if finished else "interrupted", about)
@@ -177,6 +177,8 @@ def _conclude(
             found = probe(task.shipped, task.objective, data, StepContext(task.clock))
             record.write(summary := {**summary, "probe": found})
         except Exception as error:
-            warn(f"probe=true: no probe ({type(error).__name__}: {error}); the run has its score")
+            warn(
+                f"probe=true: the probe failed ({type(error).__name__}: {error}); the score is kept"
+            )
     records.summary(summary, [record.folder / name for name in RECORDS])
     show(summary, record.folder, task, data, trainer.profiler)  # type: ignore[attr-defined]

@@ -1,4 +1,4 @@
-"""What the ranks of a run tell each other at log points, in one collective: time, signals, health."""
+"""Ranks share elapsed time, stop signals and non-finite values at log points, in one collective."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ if TYPE_CHECKING:
 
 
 def agree(task: LanguageModelTask, elapsed: float) -> float:
-    """Settle rank 0's time, the most urgent signal and whether all is well; every rank has to call.
+    """Agree on rank 0's time and the most urgent signal, and check for NaN; every rank must call this.
 
     Args:
-        elapsed: seconds by this rank's clock.
+        elapsed: seconds on this rank's clock.
 
     Returns:
-        rank 0's seconds.
+        Seconds on rank 0's clock.
 
     Raises:
-        EveryRankError: a loss or gradient since the last call is no number, naming step, component, rank.
+        EveryRankError: a loss or gradient since the last call is NaN or infinite; names step, component
+            and rank.
     """
     trainer, rank = task.trainer, task.global_rank
     found = task.guard.first()
@@ -35,7 +36,7 @@ def agree(task: LanguageModelTask, elapsed: float) -> float:
         found is not None,
     ]
     if trainer.world_size > 1:
-        # After a fit the module is on the CPU; the ranks still talk by their device.
+        # After a fit the module is on the CPU, but the ranks still communicate through their device.
         shared = maximum(*shared, device=trainer.strategy.root_device)
     with_compiling, longest, asked, bad = shared
     task.stop.agreed = int(asked)
@@ -50,15 +51,15 @@ def agree(task: LanguageModelTask, elapsed: float) -> float:
 
 
 def require_one_start(step: int, checkpoint: str | None) -> None:
-    """Every rank has to go on from the same place: with folders of their own they may not.
+    """Check that all ranks resume from the same checkpoint; with separate folders they may not.
 
     Raises:
-        EveryRankError: naming what each rank found.
+        EveryRankError: they differ; names what each rank found.
     """
     starts = gathered((step, None if checkpoint is None else Path(checkpoint).name))
     if len(set(starts)) > 1:
         told = "; ".join(f"rank {r}: {name or 'none'}" for r, (_, name) in enumerate(starts))
         raise EveryRankError(
-            f"ckpt_path: the ranks found different checkpoints ({told}); give all of them the same "
-            "hydra.run.dir on a disk that they share"
+            f"ckpt_path: the ranks found different checkpoints ({told}); give all ranks the "
+            "same hydra.run.dir on a shared disk"
         )

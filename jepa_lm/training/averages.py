@@ -1,7 +1,7 @@
-"""Copies of modules that follow by a moving average: copy <- m copy + (1 - m) online, in float32.
+"""Moving averages of a model's weights in float32: average <- m average + (1 - m) weights.
 
-In bfloat16 a step of 1 - m = 0.001 is rounded away and a copy stands still. A copy holds buffers, not
-parameters: no optimizer sees it, and it travels in checkpoints.
+In bfloat16 a step of 1 - m = 0.001 is rounded away, so the average would never change. An average holds
+buffers, not parameters: no optimizer sees it, and checkpoints include it.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ SHIP = ("auto", "raw", "ema", "swa", "best")
 
 
 class AveragedModel(nn.Module, Generic[AnyModule]):
-    """An average of a model's weights over steps, as a model that can be scored.
+    """A model whose weights are an average of another model's weights over steps.
 
     Args:
-        model: what is followed; not stored.
+        model: the model to average; not stored.
     """
 
     def __init__(self, model: AnyModule) -> None:
@@ -31,7 +31,7 @@ class AveragedModel(nn.Module, Generic[AnyModule]):
         self.model: AnyModule = as_buffers(copy.deepcopy(model))
 
     def move(self, model: nn.Module, momentum: float) -> None:
-        """Take in the weights after an optimizer step; `momentum` is the share that stays."""
+        """Move the average towards the model's weights; `momentum` is the share of the old average kept."""
         move_towards(*matched(self.model, model), momentum)
 
     def _apply(self, fn: Any, recurse: bool = True) -> AveragedModel[AnyModule]:
@@ -41,21 +41,21 @@ class AveragedModel(nn.Module, Generic[AnyModule]):
 
 
 class WeightAverages(nn.Module, Generic[AnyModule]):
-    """The averages of a run beside its raw weights, and which of them ships.
+    """A run's weight averages, and the choice of the weights that ship.
 
-    `ema` follows by an exponential moving average from the first step on; `swa` is the plain mean over
-    the part of the run where the learning rate falls, and exists from its first taken step on.
+    `ema` is an exponential moving average from the first step on; `swa` is the plain mean over the part of
+    the run where the learning rate falls, and exists once it includes a step.
     Source: Izmailov et al., "Averaging Weights Leads to Wider Optima" (2018).
 
     Args:
-        model: what is followed; not stored.
+        model: the model to average; not stored.
         decay: m of the EMA at every optimizer step, or None for no EMA.
-        swa: keep the mean. swa_every: optimizer steps between the weights it takes in.
-        ship: `raw`, `ema`, `swa`, `best` (the lowest validation loss chooses at the end), or `auto` (the
-            EMA where there is one, else the mean, else the raw weights).
+        swa: keep the mean. swa_every: optimizer steps between the weights it includes.
+        ship: `raw`, `ema`, `swa`, `best` (whichever scored lowest at the latest validation), or `auto` (the
+            EMA if there is one, else the mean, else the raw weights).
 
     Raises:
-        UserError: a decay outside [0, 1), an interval below 1, an unknown or absent choice.
+        UserError: a decay outside [0, 1), an interval below 1, an unknown `ship`, or one that is not kept.
     """
 
     def __init__(
@@ -75,26 +75,26 @@ class WeightAverages(nn.Module, Generic[AnyModule]):
         self.ema = None if decay is None else AveragedModel(model)
         self.swa = AveragedModel(model) if swa else None
         self.taken = 0
-        """Weights in the mean so far."""
+        """Number of steps in the mean so far."""
         self.best: str | None = None
-        """The choice of the newest validation, under `ship=best`."""
+        """Choice of the latest validation if `ship=best`."""
         self._lr_factor: float | None = None
 
     def update(self, model: AnyModule, *, step: int, lr_factor: float) -> None:
-        """Take in the weights after an optimizer step."""
+        """Update the averages after an optimizer step."""
         if self.ema is not None:
             assert self.decay is not None
             self.ema.move(model, self.decay)
         falls = self._lr_factor is not None and lr_factor < self._lr_factor
         if lr_factor >= 1.0:
-            self.taken = 0  # not for good, after all: the pace of the first steps misleads
+            self.taken = 0  # the fall was no warmdown: early estimates of pace mislead
         self._lr_factor = lr_factor
         if self.swa is not None and (falls or self.taken) and step % self.swa_every == 0:
             self.swa.move(model, self.taken / (self.taken + 1))
             self.taken += 1
 
     def models(self, model: AnyModule) -> dict[str, AnyModule]:
-        """Each set of weights that exists now, by name, `raw` first."""
+        """Return the sets of weights that exist now, by name, `raw` first."""
         found = {"raw": model}
         if self.ema is not None:
             found["ema"] = self.ema.model
@@ -103,7 +103,7 @@ class WeightAverages(nn.Module, Generic[AnyModule]):
         return found
 
     def shipped(self) -> str:
-        """Name of the weights that are scored and exported now; `raw` where the wanted do not exist yet."""
+        """Return the name of the weights to score and export now; `raw` if the chosen ones do not exist."""
         exists = {
             "raw": True,
             "ema": self.ema is not None,
@@ -114,14 +114,14 @@ class WeightAverages(nn.Module, Generic[AnyModule]):
         return next(name for name in order if exists[name])
 
     def choose(self, losses: Mapping[str, float]) -> None:
-        """Under `ship=best`: ship the weights of the lowest validation loss."""
+        """If `ship=best`, ship the weights with the lowest validation loss."""
         if self.ship == "best":
             self.best = min(losses, key=losses.__getitem__)
 
     def bookkeeping(self) -> dict[str, Any]:
-        """What a resumed run needs beside the tensors."""
+        """Return the state that a resumed run needs in addition to the tensors."""
         return {"taken": self.taken, "best": self.best, "lr_factor": self._lr_factor}
 
     def load_bookkeeping(self, state: Mapping[str, Any]) -> None:
-        """Continue another run's averages."""
+        """Restore the state that `bookkeeping` returned."""
         self.taken, self.best, self._lr_factor = state["taken"], state["best"], state["lr_factor"]

@@ -1,4 +1,4 @@
-"""The norm of a step's gradient: measured, clipped by, and a reason to leave the step out."""
+"""Gradient clipping by norm, and skipping of steps whose gradient is NaN or infinite."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ if TYPE_CHECKING:
 def clip_gradients(
     task: LanguageModelTask, optimizer: Optimizer, gradient_clip_val: float | None
 ) -> None:
-    """Scale the gradient down to a norm; leave the step out where it is no number and `guard.skip` is set."""
+    """Clip the gradient by its norm; skip the step if it is NaN or infinite and `guard.skip` allows."""
     parameters = [p for g in optimizer.param_groups for p in g["params"] if p.grad is not None]
     norms = torch._foreach_norm([p.grad for p in parameters]) if parameters else ()
     norm = torch.stack(norms).norm() if norms else torch.zeros((), device=task.device)
     step = task.trainer.global_step + 1
-    scaled = task.trainer.precision == "16-mixed"  # there the loss scaler leaves bad steps out
+    scaled = task.trainer.precision == "16-mixed"  # the loss scaler skips bad steps itself
     if not scaled:
         task.guard.see(step, "gradient", norm)
     if gradient_clip_val is not None:

@@ -1,8 +1,8 @@
-"""Several processes: how they are started, what they agree on, and what happens when one is lost.
+"""Multi-process runs: starting the ranks, and ending the run when one is lost.
 
 On one machine the first process starts the others, each as `python -m jepa_lm.commands.rank_process` with
-this run's own resolved config. (Lightning would repeat the command line, which under a sweep starts the
-sweep again.) Under torchrun or SLURM the processes are there already.
+this run's resolved config. (Lightning would repeat the command line, which in a sweep would start the
+sweep again.) Under torchrun or SLURM the processes already exist.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from jepa_lm.utils.process import PARENT, fresh_python
 
 POLL_SECONDS = 1.0
 GRACE_SECONDS = 20.0
-"""How long the first process may take to notice by itself that another one is gone."""
+"""Time the first process has to notice by itself that another one is lost."""
 VARIABLES = (
     "MASTER_ADDR",
     "MASTER_PORT",
@@ -41,18 +41,18 @@ VARIABLES = (
     "WORLD_SIZE",
     "OMP_NUM_THREADS",
 )
-"""What a launch leaves in the environment; the next job of a sweep would take it for a rank's."""
+"""Environment variables that a launch sets; with them the next job of a sweep would act as a rank."""
 
 
 class Launcher(_SubprocessScriptLauncher):
-    """Starts the other ranks of this machine and ends the run when one of them is lost."""
+    """Starts the other ranks on this machine, and ends the run when one of them is lost."""
 
     config_path: Path | None = None
-    """The resolved config that every rank trains."""
+    """File with the resolved config for all ranks."""
     record: Record | None = None
-    """Of the run."""
+    """Record of the run."""
     lost: str | None = None
-    """Which rank is gone, and how it went."""
+    """Name of the lost rank, and how it ended."""
 
     def __init__(self, *args: Any) -> None:
         super().__init__(*args)
@@ -61,7 +61,7 @@ class Launcher(_SubprocessScriptLauncher):
     def launch(
         self, function: Any, *args: Any, trainer: pl.Trainer | None = None, **kwargs: Any
     ) -> Any:
-        """Start the others, once, then call the function in this process."""
+        """Start the other ranks, once, then call the function in this process."""
         self.cluster_environment.validate_settings(
             num_devices=self.num_processes, num_nodes=self.num_nodes
         )
@@ -85,11 +85,11 @@ class Launcher(_SubprocessScriptLauncher):
         threading.Thread(target=self._observe, daemon=True).start()
 
     def finished(self) -> None:
-        """All ranks are through: one that ends now is no loss."""
+        """Mark all ranks as finished: a rank that ends from now on is not lost."""
         self._done.set()
 
     def _observe(self) -> None:
-        """Wait for a rank that fails; end a first process that hangs in a collective with it."""
+        """Wait for a rank to fail; end this process if it then hangs in a collective."""
         while not self._done.wait(POLL_SECONDS):
             failed = [(i, p.returncode) for i, p in enumerate(self.procs, 1) if p.poll()]
             if not failed:
@@ -101,12 +101,12 @@ class Launcher(_SubprocessScriptLauncher):
             if not self._done.wait(GRACE_SECONDS):
                 assert self.record is not None
                 self.record.fail(self.lost)
-                tell(f"error: {self.lost}; the others cannot go on")
+                tell(f"error: {self.lost}; the other ranks cannot continue")
                 os._exit(RankError.exit_code)
             return
 
     def wait_for_others(self) -> None:
-        """Let them end; a rank that does not is ended."""
+        """Wait for the other ranks to end; kill those that do not."""
         for process in self.procs:
             try:
                 process.wait(GRACE_SECONDS)
@@ -114,7 +114,7 @@ class Launcher(_SubprocessScriptLauncher):
                 process.kill()
 
     def kill_others(self) -> None:
-        """End what this process has started."""
+        """Kill the ranks that this process started."""
         for process in self.procs:
             process.kill()
 
@@ -129,7 +129,7 @@ class DDP(DDPStrategy):
 
 @contextmanager
 def ranks_of(trainer: pl.Trainer, config: dict[str, Any], record: Record) -> Iterator[None]:
-    """A run over several processes: inside, they work together; afterwards no trace of them is left.
+    """Run the body with all ranks; afterwards end them and restore the environment.
 
     Raises:
         RankError: the run failed because a rank was lost.
@@ -141,19 +141,20 @@ def ranks_of(trainer: pl.Trainer, config: dict[str, Any], record: Record) -> Ite
     before = {name: os.environ.get(name) for name in VARIABLES}
     launcher.config_path, launcher.record = record.folder / "ranks.json", record
     if not launcher.cluster_environment.creates_processes_externally:
-        write_text(launcher.config_path, json.dumps(config))  # with infinities, which JSON lacks
+        # `json` writes infinities, which strict JSON lacks.
+        write_text(launcher.config_path, json.dumps(config))
     try:
         yield
-    except RuntimeError as error:  # what a collective raises whose other end is gone
+    except RuntimeError as error:  # a collective raises it when its peer is gone
         lost = _waits_for_loss(launcher)
         if lost is None:
             raise
         raise RankError(
-            f"{lost}, so training stopped; go on from the last checkpoint with ckpt_path={record.folder}"
+            f"{lost}, so training stopped; resume from the last checkpoint with ckpt_path={record.folder}"
         ) from error
     finally:
         launcher.finished()
-        if launcher.procs:  # for the next job of a sweep, which starts processes of its own
+        if launcher.procs:  # the next job of a sweep starts its own processes
             if sys.exc_info()[0] is not None:
                 launcher.kill_others()
             with suppress(RuntimeError):
@@ -167,7 +168,7 @@ def ranks_of(trainer: pl.Trainer, config: dict[str, Any], record: Record) -> Ite
 
 
 def _waits_for_loss(launcher: Launcher) -> str | None:
-    """Which rank is gone, once the observer has seen it; None when all of them are there."""
+    """Wait for the observer to notice a lost rank; return its description, or None if all are alive."""
     deadline = time.monotonic() + 3 * POLL_SECONDS
     while launcher.procs and launcher.lost is None and time.monotonic() < deadline:
         time.sleep(0.1)

@@ -14,16 +14,16 @@ from jepa_lm.objective.flops import objective_flops_per_token
 from jepa_lm.training.module import LanguageModelTask
 
 _counted: dict[str, int] = {}
-"""FLOPs of objectives in this process, by what decides them."""
+"""FLOPs of objectives counted in this process, by the settings that determine them."""
 
 
 def count_parameters(module: nn.Module) -> int:
-    """Values in all parameters, shared ones once."""
+    """Return the number of values in all parameters; shared ones count once."""
     return sum(p.numel() for p in module.parameters())
 
 
 def model_flops_per_token(model: nn.Module, seq_len: int) -> int:
-    """Training FLOPs of a token: forward and backward through matrices, head and attention."""
+    """Return training FLOPs per token: forward and backward through matrices, head, attention and scans."""
     roles = parameter_roles(model)
     parameters = dict(model.named_parameters())
     matrices = sum(parameters[n].numel() for n, r in roles.items() if r in ("matrix", "head"))
@@ -44,16 +44,16 @@ def model_flops_per_token(model: nn.Module, seq_len: int) -> int:
 
 
 def flops_per_token(task: LanguageModelTask) -> dict[str, int]:
-    """Training FLOPs of a token, by what they are for."""
+    """Return training FLOPs per token of the model and of the objective."""
     config, seq_len = task.config, task.config["data"]["seq_len"]
     decides = json.dumps([config["model"], config["jepa"], seq_len], sort_keys=True)
-    if decides not in _counted:  # it takes a second, and jobs of a sweep have much in common
+    if decides not in _counted:  # takes a second, and jobs of a sweep often share it
         _counted[decides] = objective_flops_per_token(task.model, task.objective, seq_len)
     return {"model": model_flops_per_token(task.model, seq_len), "objective": _counted[decides]}
 
 
 def sizes(task: LanguageModelTask) -> dict[str, Any]:
-    """What a run announces at its start, and what its summary keeps."""
+    """Return parameter counts, tokens per step and budget, for the announcement and the summary."""
     config = task.config
     shipped = count_parameters(task.model)
     return {

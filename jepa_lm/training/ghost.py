@@ -1,9 +1,9 @@
-"""Ghost warm-up (#903): steps before the first one that leave the optimizer's moments and nothing else.
+"""Ghost warm-up (#903): steps before training that keep only the optimizer's moments.
 
-Weights and averages go back to their start, AdamW's counters to zero, the data to its first batch, and
-no time is counted. Muon and AdamW then begin with a direction, and whatever compiles has compiled. As
-published, these steps know no schedule of the momentum (they take the group's own), no weights as they are
-stored, and no clipping.
+Weights and averages return to their initial values, AdamW's counters to zero, the data to its first batch,
+and no time is counted. Muon and AdamW then start with a direction, and compilation is done. As published,
+these steps use each group's own momentum without its schedule, no quantization-aware training and no
+clipping.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 
 def run_ghost_steps(task: LanguageModelTask, steps: int) -> None:
-    """Train on the first batches, then keep the moments and put everything else back.
+    """Train on the first batches, then keep the moments and restore everything else.
 
     Raises:
-        UserError: with float16, whose loss scale would be lost.
+        UserError: the run uses float16, whose loss scale would be lost.
     """
     trainer = task.trainer
     if trainer.precision == "16-mixed":
         raise UserError(
-            "optimizer.ghost_steps: not with trainer.precision=16-mixed; use bf16-mixed"
+            "optimizer.ghost_steps: not supported with trainer.precision=16-mixed; use bf16-mixed"
         )
     optimizer = task.optimizers().optimizer  # type: ignore[union-attr]
     assert isinstance(optimizer, MuonAdamW)

@@ -1,8 +1,8 @@
-"""Watches for losses and gradients that are no numbers, without waiting for the device at each step.
+"""Detects NaN and infinite losses and gradients without waiting for the device at each step.
 
-Values of every step are kept where they were computed and read together at log points and before a
-checkpoint, so the report names the step, the component and the rank that came first. What a checkpoint will
-hold is looked at before it is written: the last update may have spoilt it without another loss to show it.
+The values of every step stay on the device and are read together at log points and before a checkpoint, so
+the report names the step, component and rank of the first bad value. The contents of a checkpoint are
+checked before it is written: the last update may have broken them, and no later loss shows it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from torch import Tensor
 from jepa_lm.utils.errors import EveryRankError, UserError, warn
 
 MOST = 1 << 14
-"""Values that wait to be read, where log points are far apart."""
+"""Maximum number of unread values, for log points that are far apart."""
 
 
 class Finding(NamedTuple):
-    """A value that is no number."""
+    """A value that is NaN or infinite."""
 
     step: int
     name: str
@@ -35,14 +35,14 @@ class Finding(NamedTuple):
 
 
 class FiniteGuard:
-    """Looks at what a run computes.
+    """Finds NaN and infinite values in a run.
 
     Args:
-        skip: leave out up to this many steps whose gradient is no number, then stop. That asks the
-            device for an answer at every step; 0 does not.
+        skip: skip up to this many steps whose gradient is NaN or infinite, then stop. Above 0, every step
+            waits for the device.
 
     Raises:
-        UserError: a negative number.
+        UserError: `skip` is negative.
     """
 
     def __init__(self, *, skip: int) -> None:
@@ -54,19 +54,19 @@ class FiniteGuard:
         self._found: Finding | None = None
 
     def see(self, step: int, name: str, value: Tensor) -> None:
-        """Keep a scalar, detached, until it is read."""
+        """Keep a scalar, detached, until the next read."""
         self._seen.append((step, name, value.detach()))
         if len(self._seen) == MOST:
             self._read()
 
     def look(self, step: int, tensors: Iterable[tuple[str, Tensor]]) -> None:
-        """Look at all values of named tensors, in few reductions; waits for the device.
+        """Check all values of named tensors, in a few reductions; waits for the device.
 
         Args:
-            step: after which they are looked at.
+            step: number of the last step taken, for the report.
         """
         if self._seen:
-            self._read()  # what came first is told
+            self._read()  # an earlier finding is reported first
         by_device: dict[torch.device, list[tuple[str, Tensor]]] = defaultdict(list)
         for name, tensor in tensors:
             if tensor.is_floating_point() and tensor.numel():
@@ -86,16 +86,16 @@ class FiniteGuard:
                 self._found = Finding(step, name, value)
 
     def first(self) -> Finding | None:
-        """The first value that is no number since the last call; waits for the device."""
+        """Return the first NaN or infinite value since the last call, or None; waits for the device."""
         if self._seen:
             self._read()
         found, self._found = self._found, None
         return found
 
     def skips(self, step: int, gradient: Tensor, rank: int) -> bool:
-        """Whether a step is to be left out; waits for the device, so only for `skip` above 0.
+        """Return whether to skip a step; waits for the device, so call it only for `skip` above 0.
 
-        Every rank decides alike: gradients are averages over ranks.
+        All ranks decide alike, because gradients are averages over ranks.
         """
         if self.skipped >= self.skip or math.isfinite(gradient.item()):
             return False
@@ -103,7 +103,7 @@ class FiniteGuard:
         found = self.first()
         if found is not None and (rank == 0 or found.name != "gradient"):
             where = _on_rank(found._replace(rank=rank))
-            warn(f"{where}: this step is left out ({self.skipped} of guard.skip={self.skip})")
+            warn(f"{where}: this step is skipped ({self.skipped} of guard.skip={self.skip})")
         return True
 
 
@@ -112,11 +112,11 @@ def _on_rank(found: Finding) -> str:
 
 
 def report(findings: list[Finding], checkpoint: Path | None, *, ranks: int) -> EveryRankError:
-    """The error that ends a run, about the earliest finding; a loss comes before the gradient it makes."""
+    """Return the error for the earliest finding; within a step a loss comes before its gradient."""
     first = min(findings, key=lambda f: (f.step, f.name == "gradient", f.rank))
     where = _on_rank(first) if ranks > 1 else str(first)
     return EveryRankError(
         f"{where}: training stopped; lower the learning rates (optimizer.groups.*.lr), set "
-        "trainer.gradient_clip_val, or leave such steps out with guard.skip=N; the last checkpoint "
+        "trainer.gradient_clip_val, or skip such steps with guard.skip=N; the last checkpoint "
         f"before it is {checkpoint or 'none yet'}"
     )

@@ -1,9 +1,9 @@
-"""The LightningModule: cross entropy and a weighted objective over a language model, on one clock.
+"""The LightningModule: trains a language model on cross entropy and a weighted auxiliary objective.
 
     loss = ce_weight * ce_schedule * (cross entropy + z_loss_weight * z-loss)
            + jepa.weight * schedule * auxiliary loss
 
-`model` is what ships. The objective has its place beside it, never inside it.
+`model` is what ships. The objective is a separate module beside it, never inside it.
 Legend: B batch, T positions.
 """
 
@@ -52,9 +52,9 @@ class LanguageModelTask(LightningModule):
     """Trains and validates a language model.
 
     Args:
-        config: the resolved run config as plain containers; it travels in every checkpoint, so
-            that evaluation and export rebuild the model from the checkpoint alone.
-        clock: of the run; None (when a checkpoint is loaded for evaluation) makes no optimizer.
+        config: the resolved run config as plain containers; every checkpoint includes it, so that
+            evaluation and export can rebuild the model from the checkpoint alone.
+        clock: the run's progress clock; None when a checkpoint is loaded for evaluation, without optimizer.
     """
 
     def __init__(self, config: dict[str, Any], clock: ProgressClock | None = None) -> None:
@@ -76,7 +76,7 @@ class LanguageModelTask(LightningModule):
         self.policy: Policy = build("quantization", config["quantization"])
         self.formats = self.policy.assign(self.model)
         self.stored: FakeQuantizedWeights | None = None
-        """Swaps in the weights as stored, where the run trains on them."""
+        """Swaps in quantized weights, for quantization-aware training (QAT)."""
         if self.policy.training.ever:
             self.stored = FakeQuantizedWeights(
                 self.model, self.policy.training.formats(self.formats)
@@ -90,12 +90,12 @@ class LanguageModelTask(LightningModule):
         self.train_bytes: ByteCounter | None = None
         self.val_bytes: ByteCounter | None = None
         self.scores: dict[str, Score] = {}
-        """Of the newest validation, by weights: `shipped`; `raw`, `ema` and `swa` where the run keeps
-        averages; `quantized`, the shipped ones as stored, where it has trained on stored weights."""
+        """Scores of the latest validation by weights: `shipped` always; `raw`, `ema`, `swa` if averages are
+        kept; `quantized`, the shipped weights as export stores them, once QAT has started."""
         self.live: dict[str, float] = {}
-        """Newest training figures, for the progress bar and the summary."""
+        """Latest training figures, for the progress bar and the summary."""
         self.resumed: Resumed | None = None
-        """Where the run goes on; None where it starts."""
+        """Checkpoint and step that the run resumes from; None for a new run."""
         self.losses = self._losses
         if config["compile"]:
             # The function is compiled, not the module: checkpoint keys stay clean.
@@ -103,7 +103,7 @@ class LanguageModelTask(LightningModule):
         self._scoring: ValidationScores | None = None
         self.training_log = TrainingLog()
         self._active = False
-        """Whether the objective is part of the newest loss."""
+        """True if the latest loss includes the objective."""
 
     @property
     def shipped(self) -> LanguageModel:
@@ -111,13 +111,13 @@ class LanguageModelTask(LightningModule):
         return self.averages.models(self.model)[self.averages.shipped()]
 
     def setup(self, stage: str) -> None:
-        """Learn from the data how many bytes each token stands for."""
+        """Get the byte counters of both splits from the data."""
         data = self.trainer.datamodule.data  # type: ignore[attr-defined]
         self.train_bytes = data.byte_counter("train").to(self.device)
         self.val_bytes = data.byte_counter("val").to(self.device)
 
     def configure_optimizers(self) -> Any:
-        """Muon and AdamW in one optimizer; the scheduler follows the clock after each step."""
+        """Return one optimizer for Muon and AdamW, and a scheduler that follows the clock after each step."""
         assert self.clock is not None
         optimizer, scheduler = self.recipe.configure(self, self.clock)
         return {
@@ -126,21 +126,21 @@ class LanguageModelTask(LightningModule):
         }
 
     def configure_callbacks(self) -> list[Callback]:
-        """They come with the data, the quantization, the objective and the compiler, not with a setting."""
+        """Return the callbacks for data, quantization, objective and compiler, added to configured ones."""
         swapping: list[Callback] = [QuantizationAwareTraining()] if self.stored is not None else []
         measuring: list[Callback] = [MeasureObjective()] if self.monitor is not None else []
         compiling: list[Callback] = [self.compiler] if self.config["compile"] else []
         return [WarnOfSecondPass(), *swapping, *measuring, *compiling]
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
-        """Called once after each optimizer step, however many micro-batches it took."""
+        """Finish an optimizer step, however many micro-batches it took: log, clock, rates, averages, stop."""
         assert self.clock is not None
         self.model.round_parameters()
-        if self.training_log.due:  # before the clock moves on: weights are those of this step
-            if self.trainer.world_size == 1:  # several ranks agree while the clock advances
+        if self.training_log.due:  # before the clock advances, so that figures match the weights
+            if self.trainer.world_size == 1:  # with several, the clock calls `agree` itself
                 agree(self, self.clock.elapsed)
             self.live = self.training_log.write(self)
-        if self.objective is not None:  # before the clock moves on, too: as published (#1581)
+        if self.objective is not None:  # before the clock advances, too: as published (#1581)
             self.objective.after_step(self.model, self.clock)
         self.clock.advance()
         scheduler.step()
@@ -151,10 +151,10 @@ class LanguageModelTask(LightningModule):
             self.trainer.should_stop = True
         if self.stop.hurried:
             self.trainer.limit_val_batches = 0
-            self.scores = {}  # those of an earlier step are not the run's
+            self.scores = {}  # scores of an earlier step are not the run's final ones
 
     def _cross_entropy(self, batch: Batch) -> tuple[Tensor, Tensor, Encoded]:
-        """Cross entropy with its z-loss, without it (no gradient), and the pass."""
+        """Return cross entropy with its z-loss, cross entropy alone (no gradient), and the encoded pass."""
         needs = () if self.objective is None else self.objective.main_needs(self.model)
         main = self.model.encode(self.model.embed(batch["inputs"]), *needs)
         z_weight = self.config["z_loss_weight"]
@@ -164,7 +164,7 @@ class LanguageModelTask(LightningModule):
     def _losses(
         self, batch: Batch, step_context: StepContext | None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """What is compiled: cross entropy with its z-loss, without it, the objective's components."""
+        """Return cross entropy with z-loss, cross entropy alone, objective components; this is compiled."""
         loss, ce, main = self._cross_entropy(batch)
         if step_context is None:
             return loss, ce, {}
@@ -173,7 +173,7 @@ class LanguageModelTask(LightningModule):
         return loss, ce, self.objective.components(latents, step_context)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """The loss of a micro-batch; cross entropy is its mean in nats."""
+        """Return the loss of a micro-batch; cross entropy is the mean in nats per token."""
         assert self.clock is not None
         objective, weight, scale = self.objective, self.config["ce_weight"], 0.0
         if objective is not None:
@@ -196,24 +196,24 @@ class LanguageModelTask(LightningModule):
         if self.trainer.world_size > 1:
             loss = loss + self._touch()
         due = step % self.trainer.log_every_n_steps == 0 and self.ends_step(batch_idx)  # type: ignore[attr-defined]
-        # Logging waits for the host to read the loss, so it happens on the interval alone.
+        # Reading the loss makes the host wait for the device, so it is logged only on the interval.
         if due and self.clock.running:
             self.training_log.keep(batch, ce, loss)
         return loss
 
     def ends_step(self, batch_idx: int) -> bool:
-        """Whether this micro-batch is the last one of its step."""
+        """Return whether this micro-batch is the last one of its step."""
         return (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
 
     def trains_stored(self) -> bool:
-        """Whether a step now sees the weights as they will be stored."""
+        """Return whether a step would now use quantized weights."""
         assert self.clock is not None
         assert self.recipe.lr is not None
         lr_factor = self.recipe.lr(self.clock)
         return self.policy.training.active(self.clock.progress, lr_factor)
 
     def step_context(self, batch_idx: int) -> StepContext:
-        """Where in the run a micro-batch stands."""
+        """Return the context of a micro-batch: clock, number within its step, rank, world size."""
         assert self.clock is not None
         return StepContext(
             clock=self.clock,
@@ -223,18 +223,18 @@ class LanguageModelTask(LightningModule):
         )
 
     def _only_auxiliary(self) -> list[nn.Parameter]:
-        """Trainable parameters that cross entropy never reaches."""
+        """Return the trainable parameters that get no gradient from cross entropy."""
         found = [] if self.objective is None else list(self.objective.parameters())
         if self.model.injector is not None:
             found += self.model.injector.behind_stop_gradient()
         return [p for p in found if p.requires_grad]
 
     def _touch(self) -> Tensor | float:
-        """Zero, of every parameter that a phase may leave out: DDP waits for each of them."""
+        """Return a zero that depends on each parameter a phase may not use: DDP waits for all gradients."""
         return 0.0 * sum(p.sum() for p in self._only_auxiliary())
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """A parameter whose objective is switched off has no gradient, whatever `_touch` gave it."""
+        """Remove the zero gradients that `_touch` gave to parameters of an inactive objective."""
         if self.trainer.world_size > 1 and not self._active:
             for parameter in self._only_auxiliary():
                 parameter.grad = None
@@ -245,11 +245,11 @@ class LanguageModelTask(LightningModule):
         gradient_clip_val: float | None = None,
         gradient_clip_algorithm: str | None = None,
     ) -> None:
-        """Measure the norm of the gradient, clip by it, and leave the step out if it is no number."""
+        """Measure the norm of the gradient, clip by it, and skip the step if it is NaN or infinite."""
         clip_gradients(self, optimizer, gradient_clip_val)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        """Lightning sets this string some 46 times a step; through `nn.Module` that takes 80 us."""
+        """Set `_current_fx_name` directly: Lightning sets it 46 times a step, 80 us through `nn.Module`."""
         if name == "_current_fx_name":
             self.__dict__[name] = value
         else:
@@ -277,7 +277,7 @@ class LanguageModelTask(LightningModule):
 
     @contextmanager
     def not_training(self) -> Iterator[None]:
-        """What is done inside is no training time, and does not slow the shown speed."""
+        """Exclude the body from training time and from the reported speed."""
         began = time.perf_counter()
         running = self.clock is not None and self.clock.running
         if self.clock is not None:
@@ -290,30 +290,30 @@ class LanguageModelTask(LightningModule):
                 self.clock.start()
 
     def on_validation_start(self) -> None:
-        """Validation does not count as training time."""
+        """Stop the clock, as validation is not training time, and prepare the meters."""
         self._validation = self.not_training()
         self._validation.__enter__()
         self._scoring = ValidationScores(self)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        """Score a batch of windows by plain cross entropy, with each set of weights."""
+        """Score a batch of windows by plain cross entropy with each set of weights."""
         assert self._scoring is not None
         self._scoring.take(batch)
 
     def on_validation_epoch_end(self) -> None:
-        """Add up over ranks, choose what ships, log the scores."""
+        """Sum the scores over ranks, choose the weights that ship, and log the scores."""
         assert self._scoring is not None
         self.scores = self._scoring.scores()
         record_scores(self)
 
     def on_validation_end(self) -> None:
-        """Run the clock again."""
+        """Start the clock again."""
         self._validation.__exit__(None, None, None)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """What a resumed run needs beside weights and optimizer travels along."""
+        """Add the state that a resumed run needs in addition to weights and optimizer."""
         save_run_state(self, checkpoint)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on from there."""
+        """Restore the state that `on_save_checkpoint` added."""
         load_run_state(self, checkpoint)

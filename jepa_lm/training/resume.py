@@ -1,7 +1,8 @@
-"""Whether a checkpoint is one that this run can go on from: everything that it depends on is compared.
+"""Checks whether a run can resume from a checkpoint, by comparing the facts of both.
 
-What differs is refused, told, or may differ, by one table of rules. A run's facts are its settings, as dotted
-keys, and what only the data and the checkpoint can say: tokenizer, texts, ranks, optimizer groups, tensors.
+One table of rules says which differences are refused, which raise a warning, and which are allowed. A run's
+facts are its settings, as dotted keys, and properties of the data and the checkpoint: tokenizer, texts,
+ranks, optimizer groups, tensors.
 """
 
 from __future__ import annotations
@@ -33,23 +34,23 @@ from jepa_lm.utils.trusted import Trust
 
 Facts = dict[str, Any]
 REFUSED, TOLD, FREE = "refused", "told", "free"
-PLACE = "the place in the data would not be the same"
-GROUPS = "the optimizer's moments belong to the groups of that run"
-PARTS = "resume with the objective and average of that run"
-DRAWS = "the random numbers would not be those of that run"
+PLACE = "the position in the data would differ"
+GROUPS = "the optimizer's moments belong to that run's groups"
+PARTS = "resume with that run's objective and average"
+DRAWS = "the random numbers would differ from that run's"
 
 
 class Rule(NamedTuple):
     """What happens when a fact differs."""
 
     facts: str
-    """A name, with * and ?."""
+    """Pattern for names of facts, with * and ?."""
     then: str
     why: str = ""
 
 
 RULES = (
-    # What is run from here on, for how long, and where it is watched: a resumed run's own choice.
+    # Budget, logging, scoring and the like: a resumed run may change them.
     Rule("task_name", FREE),
     Rule("tags", FREE),
     Rule("study*", FREE),
@@ -68,11 +69,11 @@ RULES = (
     Rule("trust*", FREE),
     Rule("limits.*", FREE),
     Rule("guard.*", FREE),
-    Rule("average.*", FREE),  # whether there is one shows in the tensors
+    Rule("average.*", FREE),  # the tensors show which averages exist
     Rule("ce_weight", FREE),
     Rule("z_loss_weight", FREE),
-    Rule("quantization*", FREE),  # unless the run trains on stored weights, see below
-    # Where the run stands in its data.
+    Rule("quantization*", FREE),  # unless quantization-aware training has started, see below
+    # The position in the data.
     Rule("data.seq_len", REFUSED, PLACE),
     Rule("data.batch_tokens", REFUSED, PLACE),
     Rule("data.order", REFUSED, PLACE),
@@ -80,15 +81,15 @@ RULES = (
     Rule("trainer.accumulate_grad_batches", REFUSED, PLACE),
     Rule("ranks of data.order=stream", REFUSED, PLACE),
     Rule("tokenizer", REFUSED, "the text or the tokenizer file has changed"),
-    Rule("training text", REFUSED, "resume with the data of that run"),
-    Rule("validation text", TOLD, "its scores do not compare with earlier ones"),
+    Rule("training text", REFUSED, "resume with that run's data"),
+    Rule("validation text", TOLD, "its scores are not comparable with earlier ones"),
     Rule("data.seed", REFUSED, DRAWS),
     Rule("seed", REFUSED, DRAWS),
     Rule("jepa*.seed", REFUSED, DRAWS),
-    Rule("data*", FREE),  # where files are, how they are read: the texts decide
-    # What the weights and the moments are of.
+    Rule("data*", FREE),  # paths and ways of reading; only the texts matter
+    # Facts that weights and moments depend on.
     Rule("model.kernel", FREE),
-    Rule("model*", REFUSED, "resume with the settings of that run"),
+    Rule("model*", REFUSED, "resume with that run's settings"),
     Rule("jepa*schedule._target_", FREE),
     Rule("jepa*_target_", REFUSED, PARTS),
     Rule("jepa*", FREE),
@@ -98,36 +99,39 @@ RULES = (
     Rule("optimizer.freeze", REFUSED, GROUPS),
     Rule("optimizer groups", REFUSED, GROUPS),
     Rule("optimizer*", FREE),
-    Rule("stored *", REFUSED, "the run trains on weights as they are stored"),
-    Rule("trainer.precision", TOLD, "from here on the run computes otherwise"),
+    Rule("stored *", REFUSED, "quantization-aware training has started"),
+    Rule("trainer.precision", TOLD, "from here on the run uses another precision"),
     Rule("trainer*", FREE),
 )
-"""The first one that fits a fact decides; a fact that none fits must be the same."""
-NO_RULE = Rule("*", REFUSED, "resume with the settings of that run")
+"""The first rule that matches a fact applies; a fact that matches none must not differ."""
+NO_RULE = Rule("*", REFUSED, "resume with that run's settings")
 UNKNOWN = object()
-"""A fact that an earlier version has not written down."""
+"""A fact that an earlier version did not record."""
 
 
 def rule_of(fact: str) -> Rule:
-    """What happens when this fact differs."""
+    """Return the rule for a fact."""
     return next((rule for rule in RULES if fnmatchcase(fact, rule.facts)), NO_RULE)
 
 
 def compare(before: Mapping[str, Any], now: Mapping[str, Any], source: str) -> None:
-    """Hold the facts of a checkpoint against those of the run that would go on from it.
+    """Compare the facts of a checkpoint with those of the run that would resume from it.
 
     Args:
-        source: names the checkpoint, for messages.
+        source: name of the checkpoint, for messages.
 
     Raises:
-        UserError: a difference that a resumed run must not have.
+        UserError: a fact differs that must not.
     """
     for fact in sorted(before.keys() | now.keys()):
         was, wanted = before.get(fact), now.get(fact)
         if was is UNKNOWN or was == wanted:
             continue
         rule = rule_of(fact)
-        told = f"{source}: was trained with another {fact} ({_short(was)}, now {_short(wanted)}); {rule.why}"
+        told = (
+            f"{source}: was trained with a different {fact} ({_short(was)}, now {_short(wanted)}); "
+            f"{rule.why}"
+        )
         if rule.then == REFUSED:
             raise UserError(told)
         if rule.then == TOLD:
@@ -140,15 +144,15 @@ def _short(value: Any) -> str:
 
 
 def go_on(resume: Path, task: LanguageModelTask, data: TokenData, trainer: pl.Trainer) -> Resumed:
-    """Check that a run may go on from a checkpoint; returns where it does.
+    """Check that a run can resume from a checkpoint; return its path, its step and whether it is validated.
 
     Raises:
-        UserError: a difference, a checkpoint without what a run needs, or a folder with later ones.
+        UserError: the run differs, the checkpoint lacks what a run needs, or the folder holds later ones.
     """
     source = f"ckpt_path={resume}"
     checkpoint = read_checkpoint(resume, Trust.of(task.config))
     check_run_state(checkpoint, source)
-    try:  # what Lightning will read
+    try:  # as Lightning will
         trainer.fit_loop.load_state_dict(copy.deepcopy(checkpoint["loops"]["fit_loop"]))
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         raise lacks(source, "loops.fit_loop") from error
@@ -166,7 +170,7 @@ def go_on(resume: Path, task: LanguageModelTask, data: TokenData, trainer: pl.Tr
 
 
 def facts_of_checkpoint(checkpoint: Mapping[str, Any]) -> Facts:
-    """What is compared, as a checkpoint has it."""
+    """Return the facts of a checkpoint."""
     config = checkpoint["hyper_parameters"]["config"]
     texts = checkpoint.get("texts") or {"train": UNKNOWN, "val": UNKNOWN}
     return _settings(config) | {
@@ -187,7 +191,7 @@ def facts_of_run(
     optimizer: Optimizer,
     checkpoint: Mapping[str, Any],
 ) -> Facts:
-    """The same of a run that has not started; the checkpoint says whether it trains on stored weights."""
+    """Return the facts of a run that has not started; the checkpoint says whether QAT has begun."""
     texts = fingerprints(data)
     return _settings(task.config) | {
         "tokenizer": data.tokenizer.fingerprint,
@@ -201,16 +205,16 @@ def facts_of_run(
 
 
 def _ranks(config: Mapping[str, Any], ranks: Any) -> Any:
-    """Only the challenge's order depends on them."""
+    """Return the number of ranks if the data order depends on it (the challenge's does), else None."""
     return ranks if config["data"]["order"] == "stream" else None
 
 
 def _stored(config: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> Facts:
-    """Formats, where the checkpoint's run has begun to train on them."""
+    """Return the quantization settings if the checkpoint's run has begun QAT, else nothing."""
     if checkpoint.get("stored_since") is None:
         return {}
     found = leaves(config["quantization"], "stored quantization")
-    # What is off is as it was before there was such a setting.
+    # A setting that is off equals its absence in checkpoints of earlier versions.
     return {key: value for key, value in found.items() if value is not None and value is not False}
 
 
@@ -219,7 +223,7 @@ def _settings(config: Mapping[str, Any]) -> Facts:
 
 
 def leaves(node: Any, path: str = "") -> Facts:
-    """A nested config as dotted keys."""
+    """Flatten a nested config into dotted keys."""
     if not isinstance(node, Mapping):
         return {path: node}
     found: Facts = {}

@@ -1,6 +1,6 @@
-"""The folder of a run: one process writes there, and its records are of one run.
+"""The folder of a run: only one process writes there, and all records belong to one run.
 
-A run that is killed leaves records; it goes on with `ckpt_path=auto`. Another run there would mix its own in.
+A killed run leaves records and resumes with `ckpt_path=auto`. Another run in its folder would mix in its own.
 """
 
 from __future__ import annotations
@@ -32,22 +32,22 @@ KEY = "hydra.run.dir"
 SUMMARY = "summary.json"
 EVENTS = "tensorboard"
 EARLIER = (METRICS, SUMMARY, CONFIG_FILE, "checkpoints/*.ckpt")
-"""What shows that there was a run."""
+"""Files that show that the folder held a run."""
 SET_ASIDE = ".damaged"
 
 
 @contextmanager
 def claimed(run_dir: Path, asked: str | None, trust: Trust | None = None) -> Iterator[Path | None]:
-    """Hold a run's folder; gives the checkpoint to go on from, None to start at step 0.
+    """Lock a run's folder and yield the checkpoint to resume from; None to start at step 0.
 
-    Only the first rank holds it and looks at what is there.
+    Only the first rank locks the folder and checks its contents.
 
     Args:
         asked: `ckpt_path`. trust: how far the checkpoint is trusted.
 
     Raises:
-        UserError: another process writes there, or it holds the records of another run; no checkpoint is
-            where `asked` says.
+        UserError: another process is writing there, the folder holds the records of another run, or there is
+            no checkpoint where `asked` points.
     """
     first = getattr(rank_zero_only, "rank", 0) == 0
     with only_writer(run_dir, KEY) if first else nullcontext():
@@ -59,13 +59,13 @@ def claimed(run_dir: Path, asked: str | None, trust: Trust | None = None) -> Ite
 
 
 def find_resume(value: str, run_dir: Path, trust: Trust | None = None) -> Path | None:
-    """The checkpoint that a training run goes on from; None to start at step 0.
+    """Return the checkpoint that a training run resumes from; None to start at step 0.
 
-    `auto` looks into the run's own folder, and starts where there is none yet; `last` takes the newest other
-    run that has one.
+    `auto` looks in the run's own folder and starts at step 0 if it has none; `last` takes the latest other
+    run with a checkpoint.
 
     Raises:
-        UserError: nothing there, or nothing whole.
+        UserError: no checkpoint there, or only damaged ones.
     """
     if value == AUTO:
         return newest_whole(run_dir / "checkpoints", trust)
@@ -76,7 +76,7 @@ def find_resume(value: str, run_dir: Path, trust: Trust | None = None) -> Path |
 
 
 def _require_one_run(run_dir: Path, asked: str | None, resume: Path | None) -> None:
-    """Make sure that what the folder holds is of the run that goes on there."""
+    """Check that the folder's records belong to the run that resumes there; clear those of a failed start."""
     if resume is not None and resume.resolve().is_relative_to(run_dir.resolve()):
         return
     found = [path for pattern in EARLIER for path in sorted(run_dir.glob(pattern))]
@@ -85,25 +85,25 @@ def _require_one_run(run_dir: Path, asked: str | None, resume: Path | None) -> N
     names = ", ".join(str(path.relative_to(run_dir)) for path in found[:3])
     if asked != AUTO:
         raise UserError(
-            f"{KEY}={run_dir}: holds the records of an earlier run ({names}); ckpt_path=auto goes on with "
-            "that run, another folder starts a new one"
+            f"{KEY}={run_dir}: holds the records of an earlier run ({names}); ckpt_path=auto resumes that "
+            "run, another folder starts a new one"
         )
     if read_object(run_dir / SUMMARY).get("status") == "finished":
         raise UserError(
             f"ckpt_path=auto: {run_dir} holds a finished run without its checkpoints ({names}); name "
             f"another folder with {KEY}"
         )
-    # It was killed or it failed before its first checkpoint: it starts anew, and so do its records.
+    # The earlier run ended before its first checkpoint, so the run and its records start again.
     for path in [*found, *run_dir.glob(ID_FILE)]:
         path.unlink()
     shutil.rmtree(run_dir / EVENTS, ignore_errors=True)
 
 
 def set_later_aside(run_dir: Path, resume: Path, step: int) -> None:
-    """Damaged checkpoints of later steps get another name, or they would count among the newest.
+    """Rename damaged checkpoints of later steps, so that they do not count among the latest.
 
     Raises:
-        UserError: one of them is whole, so that two continuations would mix.
+        UserError: one of them is whole, so two continuations would mix.
     """
     folder = run_dir / "checkpoints"
     if resume.resolve().parent != folder.resolve():
@@ -114,34 +114,34 @@ def set_later_aside(run_dir: Path, resume: Path, step: int) -> None:
             continue
         if damage(path) is None:
             raise UserError(
-                f"ckpt_path={resume}: {folder} holds a later checkpoint, {path.name}; go on from that one "
+                f"ckpt_path={resume}: {folder} holds a later checkpoint, {path.name}; resume from that one "
                 f"with ckpt_path=auto, or from step {step} in another folder ({KEY})"
             )
         path.rename(path.with_name(path.name + SET_ASIDE))
 
 
 class Record:
-    """summary.json of a run: what a finished run has written stays, whatever fails later.
+    """Writer of a run's summary.json; a finished summary stays, whatever fails later.
 
     Args:
-        folder: of the run. step: that it started at.
+        folder: the run's folder. step: the step at which this process started.
     """
 
     def __init__(self, folder: Path, step: int) -> None:
         self.folder, self.step = folder, step
         self.complete = False
-        """The end of this run is written."""
+        """True once the end of this run is recorded."""
 
     def write(self, summary: dict[str, Any]) -> None:
-        """Write how the run ended."""
+        """Write the summary of a run that ended."""
         write_json(self.folder / SUMMARY, summary)
         self.complete = True
 
     def fail(self, error: str, step: int | None = None) -> None:
-        """Write why it did not, if the folder is there and does not hold more than that.
+        """Write why the run failed, unless the folder is gone or holds a summary worth keeping.
 
         Args:
-            step: that was reached; None: some.
+            step: the step reached; None if unknown, but later than the start.
         """
         kept = step is not None and step <= self.step and (self.folder / SUMMARY).is_file()
         if not self.complete and not kept:
@@ -149,7 +149,7 @@ class Record:
                 write_json(self.folder / SUMMARY, {"status": "failed", "error": error})
 
     def explain(self, error: OSError) -> UserError:
-        """What the system says of a file in one line, and of a folder that is gone as such."""
+        """Return the system's error as one line; says so if the run's folder is gone."""
         named = (
             Path(os.fsdecode(error.filename)) if isinstance(error.filename, str | bytes) else None
         )
@@ -163,7 +163,7 @@ class Record:
 
 
 def hydra_job(run_dir: Path) -> DictConfig | None:
-    """Hydra's own config of the job that writes to this folder; None where Hydra did not start it."""
+    """Return Hydra's own config of the job that writes to this folder; None if Hydra did not start it."""
     found: Any = HydraConfig.instance().cfg
     if found is None or OmegaConf.is_missing(found.hydra.runtime, "output_dir"):
         return None  # `--cfg job` has no folder
@@ -173,7 +173,7 @@ def hydra_job(run_dir: Path) -> DictConfig | None:
 
 
 def keep_overrides(cfg: DictConfig, run_dir: Path) -> None:
-    """Write `.hydra/` of a job, as Hydra would before anybody could refuse a folder that is in use."""
+    """Write a job's `.hydra/`; Hydra itself would write it before a folder in use could be refused."""
     job = hydra_job(run_dir)
     if job is None:
         return

@@ -1,7 +1,7 @@
-"""What a checkpoint of a run holds beside weights and optimizer: clock, random numbers, bookkeeping.
+"""State that a checkpoint holds in addition to weights and optimizer: clock, random state, bookkeeping.
 
-All ranks draw alike: they start from one seed, and what differs between them (data, spans) is drawn
-from generators of its own, so one random state stands for all.
+All ranks draw the same numbers: they start from one seed, and whatever differs between them (data, spans)
+is drawn from separate generators, so one random state is enough for all.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from jepa_lm.training.module import LanguageModelTask
 
 WHOLE, SAMPLES, SAMPLED = 1 << 20, 64, 1 << 12
-"""Texts of up to so many tokens are compared whole, longer ones by so many pieces of so many."""
+"""Texts up to WHOLE tokens are compared whole, longer ones by SAMPLES pieces of SAMPLED tokens."""
 NUMBER = (int, float)
 NEEDED: dict[tuple[str, ...], type | tuple[type, ...]] = {
     ("clock", "step"): int,
@@ -40,11 +40,11 @@ NEEDED: dict[tuple[str, ...], type | tuple[type, ...]] = {
     ("lr_schedulers",): list,
     ("loops", "fit_loop"): dict,
 }
-"""What a run that goes on reads of a checkpoint, beside what every reader does."""
+"""Entries, with their types, that only a resuming run needs from a checkpoint."""
 
 
 def save_run_state(task: LanguageModelTask, checkpoint: dict[str, Any]) -> None:
-    """Write it into a checkpoint, as plain containers and tensors."""
+    """Add the run's state to a checkpoint, as plain containers and tensors."""
     data: TokenData = task.trainer.datamodule.data  # type: ignore[attr-defined]
     checkpoint["tokenizer"] = data.tokenizer.fingerprint
     checkpoint["texts"] = fingerprints(data)
@@ -62,7 +62,7 @@ def save_run_state(task: LanguageModelTask, checkpoint: dict[str, Any]) -> None:
 
 
 def load_run_state(task: LanguageModelTask, checkpoint: dict[str, Any]) -> None:
-    """Go on from it; without a clock (to evaluate) only what the weights need."""
+    """Restore a run's state; without a clock (for evaluation) only what the weights need."""
     task.averages.load_bookkeeping(checkpoint["averages"])
     if task.clock is not None:
         task.clock.load_state_dict(checkpoint["clock"])
@@ -75,10 +75,10 @@ def load_run_state(task: LanguageModelTask, checkpoint: dict[str, Any]) -> None:
 
 
 def check_run_state(checkpoint: Mapping[str, Any], source: str) -> None:
-    """Refuse a checkpoint that a run cannot go on from, though its model may be whole.
+    """Check that a run can resume from a checkpoint, whose model may be whole even if it cannot.
 
     Raises:
-        UserError: naming what it lacks.
+        UserError: the checkpoint lacks an entry; names it.
     """
     for where, kind in NEEDED.items():
         node: Any = checkpoint
@@ -108,10 +108,10 @@ def check_run_state(checkpoint: Mapping[str, Any], source: str) -> None:
 
 
 def check_moments(saved: Mapping[Any, Any], optimizer: Optimizer, source: str) -> None:
-    """Refuse moments of other shapes than the parameters that they would be given to, by position.
+    """Check that the shapes of saved moments match those of their parameters, by position.
 
     Raises:
-        UserError: naming where they are.
+        UserError: they do not; names the entry.
     """
     groups = [(g["algorithm"], p) for g in optimizer.param_groups for p in g["params"]]
     for place, state in saved.items():
@@ -128,21 +128,21 @@ def check_moments(saved: Mapping[Any, Any], optimizer: Optimizer, source: str) -
 
 
 def lacks(source: str, what: str) -> UserError:
-    """The error for a checkpoint that a run cannot go on from."""
+    """Return the error for a checkpoint that a run cannot resume from."""
     return UserError(
-        f"{source}: holds no usable {what!r}, so no run can go on from it; was it written by another version "
-        "of jepa_lm?"
+        f"{source}: holds no usable {what!r}, so no run can resume from it; was it written by another "
+        "version of jepa_lm?"
     )
 
 
 def optimizer_groups(groups: Iterable[Mapping[str, Any]]) -> list[str]:
-    """What moments belong to: each group's name and algorithm, and how many tensors it has."""
+    """Return each group's name, algorithm and number of tensors, which its moments belong to."""
     return [f"{g['name']} ({g['algorithm']}, {len(g['params'])} tensors)" for g in groups]
 
 
 @functools.lru_cache(maxsize=1)
 def fingerprints(data: TokenData) -> dict[str, str]:
-    """What identifies each split's tokens, wherever its files lie."""
+    """Return a hash of each split's tokens, independent of where its files lie."""
     return {split: _fingerprint(stream) for split, stream in data.streams.items()}
 
 
@@ -161,7 +161,7 @@ def _fingerprint(stream: TokenStream) -> str:
 
 
 def random_state(device: torch.device) -> dict[str, Tensor]:
-    """PyTorch's, of the host and of a run's device."""
+    """Return PyTorch's random state on the host and on a run's device."""
     state = {"cpu": torch.get_rng_state()}
     if device.type == "cuda":
         state["cuda"] = torch.cuda.get_rng_state(device)
@@ -169,7 +169,7 @@ def random_state(device: torch.device) -> dict[str, Tensor]:
 
 
 def restore_random_state(state: dict[str, Tensor], device: torch.device) -> None:
-    """Go on drawing where it was taken; another kind of device starts from its seed."""
+    """Restore a saved random state; a device of another kind keeps its seed."""
     torch.set_rng_state(state["cpu"].cpu())
     if device.type == "cuda" and "cuda" in state:
         torch.cuda.set_rng_state(state["cuda"].cpu(), device)

@@ -1,4 +1,4 @@
-"""What is checked and said right before a run starts on this machine."""
+"""Checks and warnings right before a run starts on this machine."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from jepa_lm.utils.values import check_values, named
 
 
 def check_start(config: Mapping[str, Any]) -> None:
-    """Check a resolved training config, which has passed `config.check`, before anything is built.
+    """Check a resolved training config that has passed `config.check`, before anything is built.
 
     Raises:
-        UserError: naming the key, the value and what would be right.
+        UserError: a wrong value; names the key, the value and what would be right.
     """
     check_values(config)
     check_processor(config)
 
 
 def check_processor(config: Mapping[str, Any]) -> None:
-    """Refuse what a CPU cannot do, or would do otherwise than the record says.
+    """Refuse settings that a CPU cannot run, or would run differently from what the config records.
 
     Raises:
-        UserError: naming the key, the value and what would be right.
+        UserError: such a setting; names the key, the value and what would be right.
     """
     trainer = config["trainer"]
     accelerator = trainer["accelerator"]
@@ -42,25 +42,25 @@ def check_processor(config: Mapping[str, Any]) -> None:
 
 
 def check_devices(settings: dict[str, Any]) -> None:
-    """Refuse a GPU run where PyTorch sees too few.
+    """Refuse a GPU run if PyTorch finds too few GPUs.
 
     Raises:
-        UserError: naming the setting.
+        UserError: too few; names the setting.
     """
     if settings["accelerator"] not in ("gpu", "cuda"):
         return
     found, wanted = torch.cuda.device_count(), settings["devices"]
     if not found:
         raise UserError(
-            f"trainer.accelerator={settings['accelerator']}: PyTorch sees no GPU here; use trainer=cpu, or "
-            "trainer=ddp_sim for several processes"
+            f"trainer.accelerator={settings['accelerator']}: PyTorch finds no GPU on this machine; use "
+            "trainer=cpu, or trainer=ddp_sim for several processes"
         )
     if isinstance(wanted, int) and wanted > found:
-        raise UserError(f"trainer.devices={wanted}: PyTorch sees {found} here")
+        raise UserError(f"trainer.devices={wanted}: PyTorch finds {found} on this machine")
 
 
 def tell_limits(config: Mapping[str, Any]) -> None:
-    """Say which schedules follow a limit that this run does not have, and so the other one."""
+    """Warn of schedules set to follow a limit that this run lacks, which then follow the other limit."""
     others = {"steps": "time", "time": "steps"}
     for key, over in named("over", config):
         if over in others and config["trainer"][f"max_{over}"] is None:

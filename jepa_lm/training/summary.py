@@ -1,4 +1,4 @@
-"""What a run says about itself: a few words at its start, summary.json and a table at its end."""
+"""Reports of a run: an announcement at its start, summary.json and a table at its end."""
 
 from __future__ import annotations
 
@@ -29,26 +29,27 @@ from jepa_lm.utils.provenance import source_hash, versions
 ERR = Screen(stderr=True)
 OUT = Screen()
 SCORED = {
-    "raw": "of the raw weights",
-    "ema": "of their exponential moving average",
-    "swa": "of their mean over the warmdown",
-    "quantized": "of the shipped weights as stored",
+    "raw": "bits per byte of the raw weights",
+    "ema": "bits per byte of their exponential moving average",
+    "swa": "bits per byte of their mean over the warmdown",
+    "quantized": "bits per byte of the shipped weights, quantized",
 }
-"""What else a validation scores, in words."""
+"""Labels of the table for other weights that a validation scores."""
 
 
 def announce(
     task: LanguageModelTask, data: TokenData, about: dict[str, Any], resume: Path | None
 ) -> None:
+    """Print size, data and budget of a run before it starts, and warn about its data."""
     config, passes = task.config, about["passes"]
     budget = {k: v for k, v in about["budget"].items() if v is not None}
     limit = " or ".join(
         f"{v} {'seconds' if k == 'max_time' else 'steps'}" for k, v in budget.items()
     )
     lines = [
-        f"{about['parameters']['shipped']:,} parameters that ship, "
+        f"{about['parameters']['shipped']:,} shipped parameters, "
         f"{about['parameters']['training_only']:,} for training only",
-        f"{about['tokens_per_step']:,} tokens a step in sequences of {config['data']['seq_len']}, "
+        f"{about['tokens_per_step']:,} tokens per step in sequences of {config['data']['seq_len']}, "
         f"{config['trainer']['precision']}, for {limit}",
         data.in_words(),
         passes.announced(**about["budget"], done=0 if task.resumed is None else task.resumed.step),
@@ -71,7 +72,7 @@ def summarize(
     status: str,
     about: dict[str, Any],
 ) -> dict[str, Any]:
-    """The contents of summary.json."""
+    """Return the contents of summary.json."""
     assert task.clock is not None
     config, seconds = task.config, task.clock.elapsed
     tokens = trainer.global_step * config["data"]["batch_tokens"]
@@ -108,16 +109,16 @@ def summarize(
 
 
 MOSTLY_START = 0.1
-"""Share of the start in a shipped average from which on a run warns."""
+"""Share of the initial weights in a shipped average above which a run warns."""
 
 
 def unfinished(task: LanguageModelTask) -> list[str]:
-    """What the budget cut off: phases counted in steps, and an average that is still mostly its start."""
+    """List what the budget cut short: phases counted in steps, an average close to the initial weights."""
     assert task.clock is not None
     steps = task.clock.step
     phases = task.recipe.phases() | ({} if task.objective is None else task.objective.phases())
     found = [
-        f"schedule {name}: a phase of {phase['steps']} steps was not over after {steps}"
+        f"schedule {name}: a phase of {phase['steps']} steps had not ended after {steps}"
         for name, listed in phases.items()
         for phase in listed
         if phase.get("steps", 0) > steps
@@ -125,14 +126,14 @@ def unfinished(task: LanguageModelTask) -> list[str]:
     decay = task.averages.decay
     if decay is not None and task.averages.shipped() == "ema" and decay**steps > MOSTLY_START:
         found.append(
-            f"average.decay={decay}: after {steps} steps {decay**steps:.0%} of the shipped average are "
-            "the weights of the start; lower it, or set average.ship=best"
+            f"average.decay={decay}: after {steps} steps {decay**steps:.0%} of the shipped average is "
+            "still the initial weights; lower it, or set average.ship=best"
         )
     return found
 
 
 def _compiled_parts(task: LanguageModelTask) -> list[str]:
-    """What runs compiled, so that a study can refuse arms that differ in it."""
+    """List the compiled parts, so that a study can refuse arms that differ in them."""
     if not task.config["compile"]:
         return []
     objective = [] if task.objective is None or not task.objective.weight else ["objective"]
@@ -140,7 +141,7 @@ def _compiled_parts(task: LanguageModelTask) -> list[str]:
 
 
 def _trained_stored(task: LanguageModelTask) -> dict[str, Any] | None:
-    """What quantization-aware training reached, and since which step; None without it."""
+    """Return the extent and first step of quantization-aware training; None without it."""
     if task.stored is None:
         return None
     return {
@@ -151,7 +152,7 @@ def _trained_stored(task: LanguageModelTask) -> dict[str, Any] | None:
 
 
 def _validation(task: LanguageModelTask, score: Score) -> dict[str, Any]:
-    """The final scores, and which weights they belong to."""
+    """Return the final scores and the name of the weights that ship."""
     others = {name: other.as_dict() for name, other in task.scores.items() if name != "shipped"}
     return {**score.as_dict(), "weights": task.averages.shipped(), **others}
 
@@ -163,7 +164,7 @@ def show(
     data: TokenData,
     profiler: Profiler,
 ) -> None:
-    """Tables and words for the terminal. Everything that they show is recorded already."""
+    """Print tables, warnings and a sample; everything shown except the sample is already recorded."""
     with showing("the scores"):
         OUT.print(_scores(summary))
         for text in summary["unfinished"]:
@@ -196,7 +197,7 @@ def _scores(summary: dict[str, Any]) -> Table:
                 table.add_row(f"{words}{ships}", f"{summary['val'][name]['bpb']:.4f}")
     for name, accuracy in summary.get("probe", {}).items():
         shown = ", ".join(f"{accuracy[f'top{k}']:.1%}" for k in TOP)
-        table.add_row(f"{name}: among the best 1, 5, 10", shown)
+        table.add_row(f"{name}: top-1, top-5, top-10 accuracy", shown)
     return table
 
 

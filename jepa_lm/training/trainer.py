@@ -1,4 +1,4 @@
-"""Lightning's Trainer, made from our settings."""
+"""Lightning's Trainer, built from the project's settings."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from jepa_lm.utils.trusted import Trust
 
 
 def make_trainer(config: dict[str, Any]) -> pl.Trainer:
-    """Lightning's Trainer; our own settings are taken out or translated."""
+    """Build Lightning's Trainer; settings that Lightning does not have are removed or translated."""
     settings = dict(config["trainer"])
     saver = SaveCheckpoints(
         folder=f"{config['paths']['run_dir']}/checkpoints", **config["checkpoint"]
@@ -42,7 +42,7 @@ def make_trainer(config: dict[str, Any]) -> pl.Trainer:
             "enable_model_summary": False,
             "use_distributed_sampler": False,
             "profiler": _profiler(settings.pop("profiler", None)),
-            # Lightning's monitor of learning rates refuses to have nowhere to write them.
+            # LearningRateMonitor raises an error if there is no logger.
             "callbacks": [c for c in callbacks if loggers or not isinstance(c, LearningRateMonitor)]
             + [saver],
             "plugins": [AtomicCheckpointIO(Trust.of(config))],
@@ -59,9 +59,9 @@ def make_trainer(config: dict[str, Any]) -> pl.Trainer:
 
 
 def _trim(trainer: pl.Trainer) -> None:
-    """Take out of Lightning's loop what this project does in another way."""
-    # Signals are ours (see stopping.py). Lightning's handler would start a collective inside a signal,
-    # and with several ranks it asks for SIGTERM by a broadcast and a host read before every batch.
+    """Disable the parts of Lightning's loop that this project replaces."""
+    # utils/signals.py handles signals. Lightning's handler would start a collective inside a signal handler,
+    # and with several ranks Lightning checks for SIGTERM by a broadcast and a host read before every batch.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
     loop = trainer.fit_loop.epoch_loop
     loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
@@ -72,7 +72,7 @@ def _trim(trainer: pl.Trainer) -> None:
 
 
 def _tried(finalize: Callable[[str], None]) -> Callable[[str], None]:
-    """Lightning calls it when training is over: a logger's trouble must not cost the run its score."""
+    """Wrap a logger's `finalize`, so that an error after training does not cost the run its score."""
 
     @wraps(finalize)
     def tried(status: str) -> None:
@@ -85,12 +85,12 @@ def _tried(finalize: Callable[[str], None]) -> Callable[[str], None]:
 
 
 def _arguments(kwargs: OrderedDict[str, Any], batch: Any, batch_idx: int) -> OrderedDict[str, Any]:
-    """What `training_step` takes."""
+    """Return the arguments of `training_step`."""
     return OrderedDict(kwargs, batch=batch, batch_idx=batch_idx)
 
 
 class _NoProfiler(PassThroughProfiler):
-    """Lightning enters a generator for each of some 40 profiled spans a step; this costs 1 us less each."""
+    """Saves 1 us for each of some 40 profiled spans a step, where Lightning would enter a generator."""
 
     _nothing = nullcontext()
 
@@ -100,12 +100,12 @@ class _NoProfiler(PassThroughProfiler):
 
 
 def _profiler(name: str | None) -> Any:
-    """Lightning's profiler of that name, or one that costs nothing."""
+    """Return the name of Lightning's profiler, or a profiler that costs nothing."""
     return _NoProfiler() if name is None else name
 
 
 def quiet_lightning() -> None:
-    """What Lightning says at a start is not about the user's run."""
+    """Silence Lightning's messages at a start, which are not about the user's run."""
     for name in ("lightning.pytorch", "lightning.fabric"):
         logging.getLogger(name).setLevel(logging.WARNING)
     for about in (
@@ -113,6 +113,6 @@ def quiet_lightning() -> None:
         ".*LeafSpec.*",
         ".*checkpoint directory.*",
         ".*broadcast_buffers.*",
-        ".*sync_dist=True.*",  # scores are added up over ranks before they are logged
+        ".*sync_dist=True.*",  # scores are summed over ranks before they are logged
     ):
         warnings.filterwarnings("ignore", about)

@@ -1,6 +1,6 @@
-"""Training figures on their interval, for loggers and the progress bar.
+"""Training figures for loggers and the progress bar.
 
-Between log points nothing is read from the device: tensors are kept and read together when they are due.
+Nothing is read from the device between log points: tensors are kept and read together when due.
 """
 
 from __future__ import annotations
@@ -19,40 +19,40 @@ if TYPE_CHECKING:
 
 
 class TrainingLog:
-    """Keeps what the newest step computed until it is written."""
+    """Keeps the figures of the latest step until they are written."""
 
     def __init__(self) -> None:
         self.objective: tuple[float, dict[str, Tensor]] = (0.0, {})
-        """Scale and components of the newest step that had the objective, until they are written."""
+        """Scale and components of the latest step with the objective, until they are written."""
         self.gradient_norm: Tensor | None = None
-        """Of the newest step, before it was clipped."""
+        """Gradient norm of the latest step, before clipping."""
         self._due: tuple[Batch, Tensor, Tensor] | None = None
         self._interval = (0, 0.0)
 
     def begin(self, step: int) -> None:
-        """Training starts after this many steps."""
+        """Start the first interval, after this many steps."""
         self._interval = (step, time.perf_counter())
 
     def pause(self, seconds: float) -> None:
-        """Something else took this long; it does not slow the shown speed."""
+        """Exclude this many seconds from the reported speed."""
         step, start = self._interval
         self._interval = (step, start + seconds)
 
     def keep(self, batch: Batch, ce: Tensor, loss: Tensor) -> None:
-        """This step is to be written, when it is done."""
+        """Keep the figures of this step, to be written when the step is done."""
         self._due = (batch, ce.detach(), loss.detach())
 
     def drop(self) -> None:
-        """This step is not to be written after all."""
+        """Discard the kept figures of this step."""
         self._due = None
 
     @property
     def due(self) -> bool:
-        """A step waits to be written."""
+        """True if a step is waiting to be written."""
         return self._due is not None
 
     def write(self, task: LanguageModelTask) -> dict[str, float]:
-        """Read the figures and hand them to the loggers; waits for the device."""
+        """Read the figures, pass them to the loggers and return them; waits for the device."""
         assert self._due is not None
         assert task.clock is not None
         assert task.train_bytes is not None
@@ -77,7 +77,7 @@ class TrainingLog:
         if task.monitor is not None:
             jepa = dict(zip(components, values, strict=True))
             figures |= task.monitor.interval(total, scale, jepa, task.clock)
-        # `self.log` keeps results for the whole loop and costs milliseconds; these are finished figures.
+        # `self.log` would keep results for the whole loop, which costs milliseconds.
         for logger in task.loggers:
             logger.log_metrics(figures, step=step - 1)
         return figures

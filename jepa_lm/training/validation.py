@@ -1,4 +1,4 @@
-"""A validation in the life of a run: what it records, and that none is lost when a run is killed in it."""
+"""Recording of validation scores, and the repeat of a validation that a kill interrupted."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ if TYPE_CHECKING:
 
 
 def record_scores(task: LanguageModelTask) -> None:
-    """Hand the newest scores to callbacks and loggers, unless they have those of this step.
+    """Pass the latest scores to callbacks and loggers, unless they have been logged for this step.
 
     Raises:
-        EveryRankError: a score is no number.
+        EveryRankError: a score is NaN or infinite.
     """
     step, resumed = task.trainer.global_step, task.resumed
     figures = {} if task.clock is None else {"train/seconds": task.clock.elapsed}
@@ -23,7 +23,7 @@ def record_scores(task: LanguageModelTask) -> None:
         end = "" if name == "shipped" else f"_{name}"
         if not math.isfinite(score.nll):
             raise EveryRankError(
-                f"val/nll{end} is {score.nll} at step {step}: the model of this step gives no numbers; go on "
+                f"val/nll{end} is {score.nll} at step {step}: the model's output is NaN or infinite; resume "
                 "from an earlier checkpoint with lower learning rates (optimizer.groups.*.lr)"
             )
         figures |= {f"val/nll{end}": score.nll, f"val/bpb{end}": score.bpb}
@@ -36,16 +36,16 @@ def record_scores(task: LanguageModelTask) -> None:
 
 
 def catch_up(task: LanguageModelTask) -> None:
-    """Run the validation that was due where a resumed run goes on: a checkpoint is written before it.
+    """Run the validation that was due at a resumed run's checkpoint, which is written before validation.
 
-    It runs where it would have, so that it is recorded under its step and chooses what ships. A run that has
-    used up its budget is scored at its end in any case. Every rank has to call this.
+    It runs before the next step, so that it is recorded under its own step and chooses the weights that ship.
+    A run that has used up its budget is scored at its end anyway. Every rank must call this.
     """
     resumed, trainer = task.resumed, task.trainer
     every = task.config["trainer"]["val_check_interval"]
     if resumed is None or trainer.should_stop or every is None or resumed.step % every:
         return
-    chooses = task.averages.ship == "best"  # by a score that no checkpoint holds
+    chooses = task.averages.ship == "best"  # by scores that no checkpoint holds
     if trainer.strategy.broadcast(resumed.validated) and not chooses:
         return
     loop, connector = trainer.fit_loop.epoch_loop.val_loop, trainer._logger_connector

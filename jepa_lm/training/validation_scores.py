@@ -1,4 +1,4 @@
-"""Several sets of weights scored on the same batches of the validation split."""
+"""Scores several sets of weights on the same batches of the validation split."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ if TYPE_CHECKING:
 
 
 class ValidationScores:
-    """One pass over the validation split: raw weights, averages, and the shipped ones as stored.
+    """One pass over the validation split with raw weights, averages, and the shipped weights quantized.
 
-    Those as stored are of what ships when the pass begins, where the run has trained on stored weights.
+    Quantized weights are scored once quantization-aware training has started; they are a copy of the weights
+    that ship when the pass begins.
     """
 
     def __init__(self, task: LanguageModelTask) -> None:
@@ -34,10 +35,10 @@ class ValidationScores:
             score_batch(model, batch, self._task.val_bytes, self._meters[name])
 
     def scores(self) -> dict[str, Score]:
-        """Sums over all batches of all ranks; the averages choose what ships by them.
+        """Sum over all batches and ranks; `ship=best` chooses the weights that ship by the losses.
 
         Returns:
-            `shipped`, and by name what else there is.
+            Scores of `shipped`, and of the other weights by name.
         """
         strategy, averages = self._task.trainer.strategy, self._task.averages
         found = {}

@@ -250,7 +250,7 @@ def test_too_slow_is_said(recurrent, compose, tmp_path, capsys):
         (("eval=stream", "eval.reset=documents"), r"eval\.reset=documents: one of none, document"),
         (("eval=stream", "devices=2"), r"devices=2: one stream is read by one process"),
         (("devices=0",), r"devices=0: at least 1"),
-        (("eval.temperature=search",), r"eval\.temperature=search: export\.py searches it"),
+        (("eval.temperature=search",), r"eval\.temperature=search: only export\.py can search"),
         (("eval.temperature=-1",), r"eval\.temperature=-1: a positive number"),
         (("eval=sliding", "eval.stride=33"), r"eval\.stride=33: 1 to the window length 32"),
         (("eval=sliding", "eval.stride=0"), r"eval\.stride=0: at least 1, or null"),
@@ -271,7 +271,9 @@ def test_settings_that_cannot_be_are_named(recurrent, compose, overrides, words)
 def test_a_score_that_is_no_number_is_no_result(trained, compose, tmp_path, monkeypatch):
     nothing = torch.tensor([float("nan"), 1.0, 1.0])
     monkeypatch.setattr("jepa_lm.commands.evaluate.score_split", lambda *_: nothing)
-    with pytest.raises(UserError, match=r"last\.ckpt: its score is no number \(precision 32-true"):
+    with pytest.raises(
+        UserError, match=r"last\.ckpt: its score is NaN or infinite \(precision 32-true"
+    ):
         evaluate(compose("eval", f"ckpt_path={trained.folder}", *QUICK))
     assert not (tmp_path / "run" / "eval.json").exists()
 
@@ -281,7 +283,7 @@ def test_processes_that_share_the_work_score_the_same_weights(trained, compose):
     config = resolve(compose("eval", f"ckpt_path={trained.folder}", *QUICK))
     held = HeldFile("ckpt_path", trained.checkpoint, trained.checkpoint)
     fabric = SimpleNamespace(device=CPU, world_size=1)
-    with pytest.raises(UserError, match=r"last\.ckpt: it was changed while it was loaded"):
+    with pytest.raises(UserError, match=r"last\.ckpt: the file changed while it was loaded"):
         _worker(fabric, config, held, "of other weights")
 
 

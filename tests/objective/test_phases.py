@@ -67,7 +67,7 @@ def test_stages_train_jepa_alone_then_both_then_cross_entropy(small, tmp_path):
 def test_resuming_with_another_objective_of_equal_shape_is_refused(small, tmp_path):
     train(small("objective=none", run_dir=tmp_path / "run"))
     more = ("objective=recipes/pr1116", f"ckpt_path={tmp_path / 'run'}", "trainer.max_steps=9")
-    with pytest.raises(UserError, match=r"was trained with another jepa\._target_"):
+    with pytest.raises(UserError, match=r"was trained with a different jepa\._target_"):
         train(small(*more))
 
 

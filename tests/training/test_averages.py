@@ -87,9 +87,7 @@ def test_an_average_changes_no_trained_weight(small, trained, tmp_path):
 
 
 def test_resuming_without_it_is_refused_in_one_line(small, trained):
-    with pytest.raises(
-        UserError, match=r"average.*resume with the objective and average of that run"
-    ):
+    with pytest.raises(UserError, match=r"average.*resume with that run's objective and average"):
         train(small(DECAY, f"ckpt_path={trained.checkpoint}", "trainer.max_steps=9"))
 
 

@@ -65,7 +65,7 @@ def test_a_lost_rank_ends_the_run_within_a_minute(tmp_path, small_text):
     _, err = process.communicate(timeout=60)
     assert process.returncode == 4, err
     last = err.strip().splitlines()[-1]
-    assert last.startswith("error: rank 1 was killed by signal 9, so training stopped; go on")
+    assert last.startswith("error: rank 1 was killed by signal 9, so training stopped; resume")
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "failed"
     assert whole(tmp_path / "run")
 

@@ -84,7 +84,7 @@ EXAMPLES = {
 def test_a_fact_that_differs_is_refused_told_or_free(capsys, fact, then):
     compare({fact: 1}, {fact: 1}, "ckpt_path=x")
     compare({fact: UNKNOWN}, {fact: 1}, "ckpt_path=x")
-    told = f"ckpt_path=x: was trained with another {fact} (1, now None); "
+    told = f"ckpt_path=x: was trained with a different {fact} (1, now None); "
     if then == REFUSED:
         with pytest.raises(UserError) as refused:
             compare({fact: 1}, {}, "ckpt_path=x")
@@ -113,11 +113,11 @@ MAY_BE = (
 )
 """What a checkpoint may hold there, as far as we look."""
 OTHER = {
-    "data.batch_tokens=512": r"another data\.batch_tokens \(256, now 512\); the place in the data",
-    "data.order=stream": r"another data\.order \(shuffle, now stream\)",
-    "optimizer.freeze=[vector]": r"another optimizer groups \(",
-    "objective=vicreg": r"another jepa\._target_ \(None, now jepa_lm",
-    "average.decay=0.9": r"another tensor averages\.ema\.",
+    "data.batch_tokens=512": r"different data\.batch_tokens \(256, now 512\); the position in the data",
+    "data.order=stream": r"different data\.order \(shuffle, now stream\)",
+    "optimizer.freeze=[vector]": r"different optimizer groups \(",
+    "objective=vicreg": r"different jepa\._target_ \(None, now jepa_lm",
+    "average.decay=0.9": r"different tensor averages\.ema\.",
 }
 
 
@@ -137,7 +137,7 @@ def test_another_text_is_seen_wherever_its_file_lies(small, trained, tmp_path, s
     (tmp_path / "other.txt").write_text(text.replace("Emma", "Anne"))
     changed = small(f"ckpt_path={trained.folder}", run_dir=tmp_path / "changed")
     changed.data.path = str(tmp_path / "other.txt")
-    with pytest.raises(UserError, match=r"another (tokenizer|training text) \("):
+    with pytest.raises(UserError, match=r"different (tokenizer|training text) \("):
         train(changed)
 
 
@@ -149,7 +149,7 @@ def test_stored_weights_stay_those_that_the_run_has_trained_on(trained):
     for state in (checkpoint, other):
         state["stored_since"] = 3
     with pytest.raises(
-        UserError, match=r"another stored quantization\.training\.clip \(None, now 0\.9\)"
+        UserError, match=r"different stored quantization\.training\.clip \(None, now 0\.9\)"
     ):
         compare(facts_of_checkpoint(checkpoint), facts_of_checkpoint(other), "ckpt_path=x")
 

@@ -51,7 +51,7 @@ def test_a_new_run_in_the_folder_of_another_is_refused(killed):
     """F22."""
     before = files(killed)
     with (
-        pytest.raises(UserError, match=r"metrics\.csv, config\.json\); ckpt_path=auto goes on"),
+        pytest.raises(UserError, match=r"metrics\.csv, config\.json\); ckpt_path=auto resumes"),
         claimed(killed, None),
     ):
         pass

@@ -89,7 +89,7 @@ def test_a_run_that_is_done_is_only_scored_again(small, trained, tmp_path):
 
 def test_resuming_with_another_model_is_refused(small, trained):
     with pytest.raises(
-        UserError, match=r"was trained with another model\.backbone\.layers \(3, now 4\)"
+        UserError, match=r"was trained with a different model\.backbone\.layers \(3, now 4\)"
     ):
         train(small(f"ckpt_path={trained.folder}", "model.backbone.layers=4"))
 

@@ -48,7 +48,7 @@ def test_whatever_fails_after_the_score_leaves_the_run_finished(
     assert (found["status"], found["val"]["bpb"]) == ("finished", score)
     told = capsys.readouterr().err
     for what in (
-        "probe=true: no probe",
+        "probe=true: the probe failed",
         "a logger could not write",
         "AppendingCSVLogger: ",
         "a sample",

@@ -1,7 +1,7 @@
-"""Writes checkpoints: whole or not at all, outside training time, the newest few kept.
+"""Writes checkpoints atomically and outside training time, and keeps the latest few.
 
-`checkpoints/step-N.ckpt`, and `last.ckpt` as another name of the newest. A kill at any moment leaves
-the files that were complete, and at most one hidden temporary file, which the next run there sweeps up.
+Files are `checkpoints/step-N.ckpt`, and `last.ckpt` as a second name of the latest. A kill at any moment
+leaves complete files, and at most one hidden temporary file, which the next run there removes.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ if TYPE_CHECKING:
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):
-    """A checkpoint gets its name when it is complete and on the disk.
+    """Gives a checkpoint its name only once it is complete and on the disk.
 
     Args:
-        trust: how far a checkpoint that is read is trusted.
+        trust: how far checkpoints are trusted when they are read.
     """
 
     def __init__(self, trust: Trust | None = None) -> None:
@@ -42,7 +42,7 @@ class AtomicCheckpointIO(TorchCheckpointIO):
     def save_checkpoint(
         self, checkpoint: dict[str, Any], path: str | Path, storage_options: Any = None
     ) -> None:
-        """Write beside the final name, then rename.
+        """Write a temporary file beside the final name, then rename it.
 
         Raises:
             UserError: the disk is full or the folder cannot be written to.
@@ -57,25 +57,25 @@ class AtomicCheckpointIO(TorchCheckpointIO):
         except OSError as error:
             size = buffer.getbuffer().nbytes
             raise UserError(
-                f"{path}: cannot be written ({error.strerror}; it takes {size:,} bytes); earlier "
-                "checkpoints are as they were"
+                f"{path}: cannot be written ({error.strerror}; it needs {size:,} bytes); earlier "
+                "checkpoints are unchanged"
             ) from error
 
     def load_checkpoint(
         self, path: str | Path, map_location: Any = None, weights_only: bool | None = None
     ) -> dict[str, Any]:
-        """What is in it, on the CPU, by the one reader that there is."""
+        """Return the contents, on the CPU, through the project's only checkpoint reader."""
         return read_checkpoint(Path(path), self.trust)
 
 
 class SaveCheckpoints(Checkpoint):
-    """Saves on its interval and whenever the run is about to end.
+    """Saves checkpoints at an interval and whenever the run is about to end.
 
-    A subclass of Lightning's `Checkpoint`, so that it comes after every other callback.
+    A subclass of Lightning's `Checkpoint`, so that it is called after every other callback.
 
     Args:
-        folder: where to. every_n_steps: optimizer steps between checkpoints; None: only at the end.
-        keep: how many stay.
+        folder: of the checkpoints. every_n_steps: optimizer steps between checkpoints; None: only at the end.
+        keep: number of checkpoints to keep.
 
     Raises:
         UserError: a number below 1.
@@ -87,17 +87,17 @@ class SaveCheckpoints(Checkpoint):
                 raise UserError(f"checkpoint.{key}={value}: at least 1")
         self.folder, self.every_n_steps, self.keep = Path(folder), every_n_steps, keep
         self.newest: Path | None = None
-        """Of this run, or the one that it goes on from."""
+        """Latest checkpoint of this run, or the one that it resumes from."""
         self._saved: tuple[int, str] | None = None
-        """Step and shipped weights of the newest one that this run has written."""
+        """Step and name of the shipped weights of the last checkpoint that this run has written."""
 
     def setup(self, trainer: Trainer, pl_module: Any, stage: str) -> None:
-        """Make the folder: from now on this is a run that can be resumed."""
+        """Make the folder, which marks the run as one to resume; remove a killed run's temporary files."""
         if trainer.ckpt_path:
             self.newest = Path(trainer.ckpt_path)
         if trainer.is_global_zero:
             self.folder.mkdir(parents=True, exist_ok=True)
-            sweep_up(self.folder)  # after a run that was killed while it wrote
+            sweep_up(self.folder)
 
     def on_train_batch_end(  # type: ignore[override]
         self,
@@ -107,7 +107,7 @@ class SaveCheckpoints(Checkpoint):
         batch: Any,
         batch_idx: int,
     ) -> None:
-        """Save when it is time. An end is saved before its validation, which a kill may cut off."""
+        """Save if due. The end is saved before its validation, which a kill may interrupt."""
         step = trainer.global_step
         if not task.ends_step(batch_idx):
             return
@@ -116,15 +116,15 @@ class SaveCheckpoints(Checkpoint):
             self.save(trainer, task)
 
     def save(self, trainer: Trainer, task: LanguageModelTask) -> None:
-        """Save now what is not saved yet. With several ranks, all of them have to call it."""
+        """Save unless this step and choice are saved already. With several ranks, all must call it."""
         now = trainer.global_step, task.averages.shipped()
         if now == self._saved:
             return
         task.guard.look(trainer.global_step, _values(trainer, task))
-        agree(task, 0.0)  # no checkpoint of weights that are no numbers
+        agree(task, 0.0)  # raises rather than save weights that are NaN or infinite
         with task.not_training():
             for logger in trainer.loggers:
-                logger.save()  # rows up to here will not be written again
+                logger.save()  # a run that resumes here does not log earlier rows again
             path = self.folder / f"step-{trainer.global_step}.ckpt"
             trainer.save_checkpoint(path)
             if trainer.is_global_zero:
@@ -136,7 +136,7 @@ class SaveCheckpoints(Checkpoint):
 
 
 def _values(trainer: Trainer, task: LanguageModelTask) -> Iterator[tuple[str, Tensor]]:
-    """What a checkpoint will hold, by name."""
+    """Yield the tensors that a checkpoint will hold, by name."""
     yield from task.state_dict().items()
     names: dict[Tensor, str] = {parameter: name for name, parameter in task.named_parameters()}
     for optimizer in trainer.optimizers:
@@ -147,7 +147,7 @@ def _values(trainer: Trainer, task: LanguageModelTask) -> Iterator[tuple[str, Te
 
 
 def _by_step(folder: Path) -> list[Path]:
-    """Our own checkpoints, the newest first. Times of files say when somebody copied them."""
+    """Return the checkpoints, latest step first. File times do not order them: copying changes them."""
     named = ((SAVED.fullmatch(path.name), path) for path in folder.glob("step-*.ckpt"))
     found = [(int(match[1]), path) for match, path in named if match is not None]
     return [path for _, path in sorted(found, reverse=True)]

@@ -1,4 +1,4 @@
-"""Compilation is no training time."""
+"""Excludes compilation from training time."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ class ClockStopsForCompiler(Callback):
 
     def __init__(self) -> None:
         self.seconds = 0.0
-        """Spent on compiling so far."""
+        """Seconds spent on compiling so far."""
         self._remove = ExitStack()
 
     def on_train_start(self, trainer: Trainer, task: LanguageModelTask) -> None:  # type: ignore[override]
-        """Listen to the compiler."""
+        """Register callbacks with the compiler."""
         paused = ExitStack()
 
         def begins(args: Any) -> None:
@@ -39,11 +39,11 @@ class ClockStopsForCompiler(Callback):
         self._remove.callback(callback_handler.remove_end_callback, ends)
 
     def on_train_end(self, trainer: Trainer, task: LanguageModelTask) -> None:  # type: ignore[override]
-        """Listen no more."""
+        """Remove the callbacks."""
         self._remove.close()
 
     def on_exception(  # type: ignore[override]
         self, trainer: Trainer, task: LanguageModelTask, exception: BaseException
     ) -> None:
-        """The same."""
+        """Remove the callbacks."""
         self._remove.close()

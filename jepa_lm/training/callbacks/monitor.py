@@ -1,4 +1,4 @@
-"""Measures the objective on its interval."""
+"""Measures the objective at an interval."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ if TYPE_CHECKING:
 
 
 class MeasureObjective(Callback):
-    """Runs the task's watch after the step, whose own graph is gone by then.
+    """Runs the task's monitor after a step, when the step's graph has been freed.
 
-    A callback, because Lightning calls its callbacks before the module's own hook and the checkpoint
-    last: a checkpoint of this step holds what was measured after it.
+    It is a callback because Lightning calls callbacks before the module's own hook and saves checkpoints
+    last: the checkpoint of a step then includes the measurement made after it.
     """
 
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, task: LanguageModelTask, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
-        """Measure when it is time, log the figures, and say what is wrong once."""
+        """Measure if due, log the figures, and warn once of each problem."""
         step, watch = trainer.global_step, task.monitor
         if watch is None or not watch.due(step) or not task.ends_step(batch_idx):
             return

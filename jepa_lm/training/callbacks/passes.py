@@ -1,4 +1,4 @@
-"""Says when a run begins to read its training split again."""
+"""Warns when a run begins to read its training split again."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
 
 
 class WarnOfSecondPass(Callback):
-    """Warns once, on the first rank, where the budget did not tell it before (`Passes.will_repeat`)."""
+    """Warns once, on the first rank, unless the budget already showed it (`Passes.will_repeat`)."""
 
     def __init__(self) -> None:
         self._text = ""
         self._after: float = float("inf")
-        """Steps that are done when the text is due."""
+        """Number of steps after which the warning is due."""
 
     def on_train_start(self, trainer: Trainer, task: LanguageModelTask) -> None:  # type: ignore[override]
-        """Learn how long the data lasts."""
+        """Find out after which step the data repeats."""
         assert task.clock is not None
         data = trainer.datamodule.data  # type: ignore[attr-defined]
         passes = data.passes(trainer.world_size, trainer.accumulate_grad_batches)
@@ -33,7 +33,7 @@ class WarnOfSecondPass(Callback):
     def on_train_batch_start(  # type: ignore[override]
         self, trainer: Trainer, task: LanguageModelTask, batch: Batch, batch_idx: int
     ) -> None:
-        """Warn in the first step that reads something again, or in which a resumed run goes on."""
+        """Warn in the first step that repeats data, or in the first step of a run resumed after it."""
         if trainer.global_step >= self._after:
             self._after = float("inf")
             warn(self._text)

@@ -1,4 +1,4 @@
-"""The bar of a run: share of the budget done, loss, bits per byte, tokens per second."""
+"""Progress bar of a run: share of the budget done, loss, bits per byte, tokens per second."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from jepa_lm.utils.console import Screen
 from jepa_lm.utils.output import suppressed
 
 PLAIN_LINES = 10
-"""Where there is no terminal, a run prints about this many lines instead of a bar."""
+"""Approximate number of lines that a run prints instead of a bar if there is no terminal."""
 
 
 P = ParamSpec("P")
 
 
 def shown(method: Callable[P, None]) -> Callable[P, None]:
-    """Training goes on without a bar where the terminal was closed or the log's disk is full."""
+    """Wrap a method so that a closed terminal or a full disk does not stop training."""
 
     @wraps(method)
     def tried(*args: P.args, **kwargs: P.kwargs) -> None:
@@ -33,9 +33,9 @@ def shown(method: Callable[P, None]) -> Callable[P, None]:
 
 
 class TrainingBar(ProgressBar):
-    """Follows the progress clock, so it is right under a step budget and under a time budget.
+    """Progress bar that follows the progress clock, so it is right for step budgets and time budgets.
 
-    It redraws when new figures were logged, so it costs nothing on the steps between.
+    It redraws only when new figures are logged, so it costs nothing on the steps between.
     """
 
     def __init__(self) -> None:
@@ -47,11 +47,11 @@ class TrainingBar(ProgressBar):
         self._enabled = True
 
     def disable(self) -> None:
-        """Lightning's way to keep other ranks quiet."""
+        """Turn the bar off; Lightning calls this on ranks other than the first."""
         self._enabled = False
 
     def enable(self) -> None:
-        """Undo `disable`."""
+        """Turn the bar on again."""
         self._enabled = True
 
     @shown
@@ -76,7 +76,7 @@ class TrainingBar(ProgressBar):
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Show new figures, if there are any."""
+        """Show new figures if there are any."""
         step = trainer.global_step
         if step == self._shown or step % trainer.log_every_n_steps or not pl_module.live:  # type: ignore[attr-defined]
             return
@@ -100,13 +100,13 @@ class TrainingBar(ProgressBar):
 
     @shown
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        """Say what takes the time now."""
+        """Show that the run is validating."""
         if self._bar is not None:
             self._bar.update(self._task, description="validating", refresh=True)
 
     @shown
     def on_validation_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Show the score in the bar's place."""
+        """Print the score."""
         if self._bar is not None:
             self._bar.update(self._task, description="training", refresh=True)
         if self._enabled and not trainer.sanity_checking and pl_module.scores:
@@ -118,7 +118,7 @@ class TrainingBar(ProgressBar):
 
     @shown
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
-        """Close the bar where the clock stands."""
+        """Set the bar to the clock's progress and close it."""
         if self._bar is not None:
             self._bar.update(self._task, completed=pl_module.clock.progress, refresh=True)
         self._close()
@@ -126,7 +126,7 @@ class TrainingBar(ProgressBar):
     def on_exception(
         self, trainer: Trainer, pl_module: LightningModule, exception: BaseException
     ) -> None:
-        """Close the bar, so that the message is not drawn over."""
+        """Close the bar, so that it does not overwrite the error message."""
         self._close()
 
     @shown
