@@ -1,1 +1,1 @@
-"""The exported file: container, compression, size account."""
+"""The exported artifact: container, compression, size accounting, scoring."""

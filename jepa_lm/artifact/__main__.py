@@ -1,4 +1,4 @@
-"""`python -m jepa_lm.artifact FILE`: what is inside an artifact, after it has been loaded strictly."""
+"""`python -m jepa_lm.artifact FILE`: load an artifact strictly and show its contents."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from jepa_lm.utils.trusted import Trust
 
 
 def contents(path: Path, trust: Trust | None = None) -> list[tuple[str, str]]:
-    """What there is to say about the file, as names and values.
+    """Return a description of the artifact as (name, value) rows.
 
     Raises:
-        UserError: it is not a sound artifact.
+        UserError: the file is not a valid artifact.
     """
     loaded = load_artifact(path, trust)
     meta, model = loaded.meta, loaded.model
@@ -65,7 +65,7 @@ def _class(node: Any) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """The exit code: 0, or 2 with one line on what is wrong; see `jepa_lm.utils.crash`."""
+    """Show an artifact. Return exit code 0, or 2 after one line of error; see `jepa_lm.utils.crash`."""
     return command(lambda: _show(arguments))
 
 
@@ -84,7 +84,7 @@ def _show(arguments: list[str]) -> None:
 
 
 def _trust(words: list[str]) -> Trust:
-    """`trust=` and `limits.` as the other commands have them."""
+    """Parse `trust=` and `limits.` as the other commands do."""
     known = OmegaConf.create({"trust": [], "limits": OmegaConf.structured(LimitsOfFiles)})
     OmegaConf.set_struct(known, True)
     try:

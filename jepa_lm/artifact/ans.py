@@ -1,14 +1,14 @@
-"""Asymmetric numeral systems of order 0: bytes at their entropy, by the frequencies of their neighbourhood.
+"""Order-0 asymmetric numeral systems (ANS): code bytes close to their entropy, with local frequency tables.
 
-Integers of trained weights are as good as independent, so that nothing is to be found but their frequencies,
-and a code of whole bits for each (Huffman's, in brotli, zstd and zlib) loses 0.5 to 0.8 %. With state x,
-frequency f of a symbol of 2^16 and the sum c of those before it,
+The integers of trained weights are nearly independent, so a codec can exploit only their frequencies. A
+whole number of bits per symbol (the Huffman codes of brotli, zstd and zlib) loses 0.5 to 0.8 %. With state
+x, frequency f of a symbol out of 2^16, and c the sum of the frequencies of the symbols before it,
 
     push: x' = 2^16 (x div f) + x mod f + c          pop: f (x' div 2^16) + x' mod 2^16 - c
 
-Source: Duda, "Asymmetric numeral systems" (2013); states are interleaved, each takes every N-th byte.
-Neighbouring units of bytes whose frequencies are alike share a table; units that repeat themselves, such as a
-header, are left to zlib.
+Source: Duda, "Asymmetric numeral systems" (2013); states are interleaved, each codes every N-th byte.
+Neighbouring units of bytes with similar frequencies share a table; repetitive units, such as a header, are
+left to zlib.
 Legend: N states, U bytes of a unit.
 """
 
@@ -25,23 +25,23 @@ UNIT = 1 << 12
 PRECISION = 16
 TOTAL = 1 << PRECISION
 LEAST = 1 << 31
-"""States lie in [2^31, 2^63); below and above, 32 bits are taken in or given out."""
+"""States lie in [2^31, 2^63): below it 32 bits are read, above it 32 bits are written."""
 MOST_STATES = 1 << 8
 BYTES_A_STATE = 1 << 11
 TABLE_BYTES = 120
-"""What a table takes, about; units share one where that is cheaper."""
+"""Approximate size of a table; units share one where that is cheaper."""
 HEAD = struct.Struct("<QHIII")
-"""Bytes in all, states, blocks, and bytes of the compressed description and of what zlib took."""
+"""Total bytes, states, blocks, and bytes of the compressed description and of the zlib data."""
 BLOCK = np.dtype([("units", "<u4"), ("coded", "u1")])
 WIDE = np.uint64
 
 
 class AnsError(ValueError):
-    """The stream is not one of these, or was changed."""
+    """The stream is not an ANS stream, or is damaged."""
 
 
 class _Table(NamedTuple):
-    """Frequencies of the 256 symbols, and sums of those before each."""
+    """Frequencies of the 256 symbols, and for each the sum of the frequencies before it."""
 
     frequency: np.ndarray
     start: np.ndarray
@@ -52,7 +52,7 @@ class _Table(NamedTuple):
 
 
 def compress(raw: bytes) -> bytes:
-    """The whole stream."""
+    """Compress `raw` as one stream."""
     states = 1
     while states < MOST_STATES and 2 * states * BYTES_A_STATE <= max(UNIT, len(raw)):
         states *= 2
@@ -74,37 +74,37 @@ def compress(raw: bytes) -> bytes:
 
 
 def promised(packed: bytes) -> int:
-    """Bytes that `decompress` would give, by the head.
+    """Return the number of bytes that `decompress` would return, according to the header.
 
     Raises:
-        AnsError: there is none.
+        AnsError: the header is missing.
     """
     if len(packed) < HEAD.size:
-        raise AnsError("cut short")
+        raise AnsError("truncated")
     return int(HEAD.unpack_from(packed)[0])
 
 
 def decompress(packed: bytes) -> bytes:
-    """Undo `compress`; no more memory is taken than a small multiple of `promised`.
+    """Undo `compress`, using at most a small multiple of `promised` bytes of memory.
 
     Raises:
-        AnsError: malformed.
+        AnsError: the stream is malformed.
     """
     promised(packed)
     size, states, blocks, *lengths = HEAD.unpack_from(packed)
     units = -(-size // UNIT)
     known = 1 <= states <= MOST_STATES and UNIT % states == 0 and blocks <= units
     if not known or HEAD.size + sum(lengths) + 8 * states > len(packed):
-        raise AnsError("its head promises what cannot be")
+        raise AnsError("its header is inconsistent")
     at = HEAD.size
     about = _unzip(packed[at : at + lengths[0]], blocks * (BLOCK.itemsize + 32 + 512))
     rest = _unzip(packed[at + lengths[0] : at + sum(lengths)], units * UNIT)
     if len(about) < blocks * BLOCK.itemsize:
-        raise AnsError("cut short")
+        raise AnsError("truncated")
     table = np.frombuffer(about, dtype=BLOCK, count=blocks)
     taken = int(table["units"][table["coded"] == 0].sum(dtype=np.uint64)) * UNIT
     if int(table["units"].sum(dtype=np.uint64)) != units or taken != len(rest):
-        raise AnsError("its blocks are not its bytes")
+        raise AnsError("its blocks do not match its size")
     tables = _read_tables(about[blocks * BLOCK.itemsize :], int((table["coded"] != 0).sum()))
     at += sum(lengths)
     x = np.frombuffer(packed, dtype="<u8", count=states, offset=at).astype(WIDE)
@@ -120,12 +120,12 @@ def decompress(packed: bytes) -> bytes:
             out[start:end], zipped = zipped[: end - start], zipped[end - start :]
         start = end
     if next(popped, None) is not None:
-        raise AnsError("holds more than its blocks")
+        raise AnsError("holds data beyond its blocks")
     return out[:size].tobytes()
 
 
 def _push(coded: list[tuple[np.ndarray, _Table]], states: int) -> tuple[np.ndarray, np.ndarray]:
-    """The last states [N] and the 32-bit words in the order in which they are taken in again."""
+    """Return the final states [N] and the 32-bit words in the order in which decoding reads them."""
     x, given = np.full(states, LEAST, dtype=WIDE), []
     for rows, table in reversed(coded):
         for symbols in rows[::-1]:
@@ -141,13 +141,13 @@ def _push(coded: list[tuple[np.ndarray, _Table]], states: int) -> tuple[np.ndarr
 def _pop(
     x: np.ndarray, raw: np.ndarray, units: list[int], tables: list[_Table]
 ) -> Iterator[np.ndarray]:
-    """The bytes of each block.
+    """Yield the bytes of each block.
 
     Raises:
-        AnsError: the words do not lead back to the state that every stream begins with.
+        AnsError: the words do not lead back to the initial state of every stream.
     """
     if len(raw) % 4:
-        raise AnsError("cut short")
+        raise AnsError("truncated")
     words, at, N = raw.view("<u4").astype(WIDE), 0, len(x)
     low = WIDE(TOTAL - 1)
     for count, table in zip(units, tables, strict=True):
@@ -160,16 +160,16 @@ def _pop(
             x = table.frequency[symbols] * (x >> WIDE(PRECISION)) + slot - table.start[symbols]
             empty = np.flatnonzero(x < WIDE(LEAST))
             if at + len(empty) > len(words):
-                raise AnsError("cut short")
+                raise AnsError("truncated")
             x[empty] = (x[empty] << WIDE(32)) | words[at : at + len(empty)]
             at += len(empty)
         yield out.reshape(-1)
     if at != len(words) or (x != WIDE(LEAST)).any():
-        raise AnsError("its words do not fit its tables")
+        raise AnsError("its words do not match its tables")
 
 
 def _blocks(units: np.ndarray) -> Iterator[tuple[int, int, np.ndarray | None]]:
-    """First and last unit of each block, and its counts [256]; None where zlib does better."""
+    """Yield the first unit and the end of each block, and its counts [256]; None where zlib is smaller."""
     found: list[tuple[int, int, np.ndarray | None]] = []
     for i, unit in enumerate(units):
         counts: np.ndarray | None = np.bincount(unit, minlength=256)
@@ -191,13 +191,13 @@ def _blocks(units: np.ndarray) -> Iterator[tuple[int, int, np.ndarray | None]]:
 
 
 def _bytes(counts: np.ndarray) -> float:
-    """Entropy of all symbols that were counted."""
+    """Return the entropy of all counted symbols, in bytes."""
     seen = counts[counts > 0]
     return float((seen * np.log2(seen.sum() / seen)).sum()) / 8
 
 
 def _frequencies(counts: np.ndarray) -> np.ndarray:
-    """Shares of 2^16, at least 1 of each symbol there is."""
+    """Scale counts to a sum of 2^16, at least 1 for each symbol that occurs."""
     share = np.where(counts > 0, np.maximum(1, counts * TOTAL // counts.sum()), 0)
     share[np.argmax(share)] += TOTAL - share.sum()
     return share
@@ -214,15 +214,15 @@ def _read_tables(raw: bytes, count: int) -> list[_Table]:
         there = np.unpackbits(np.frombuffer(raw[at : at + 32], dtype=np.uint8)).astype(bool)
         end = at + 32 + 2 * int(there.sum())
         if len(there) != 256 or end > len(raw):
-            raise AnsError("cut short")
+            raise AnsError("truncated")
         frequency = np.zeros(256, dtype=np.int64)
         frequency[there] = np.frombuffer(raw[at + 32 : end], dtype="<u2").astype(np.int64) + 1
         if frequency.sum() != TOTAL:
-            raise AnsError("a table whose shares are not one")
+            raise AnsError("the frequencies of a table have the wrong sum")
         found.append(_Table.of(frequency))
         at = end
     if at != len(raw):
-        raise AnsError("holds more than its tables")
+        raise AnsError("holds data beyond its tables")
     return found
 
 

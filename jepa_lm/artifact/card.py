@@ -1,7 +1,7 @@
-"""submission.json and the model card: what the run's own records say, and nothing else.
+"""Write submission.json and the model card, from the run's own records only.
 
-Records may be missing, of a run that failed, or edited by hand: what they do not say is left out. No text of
-theirs is markup of the card.
+Records may be missing, come from a failed run, or be edited by hand: missing fields are left out. Their text
+is escaped, so that it cannot act as markup of the card.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from jepa_lm.utils.quoting import markdown, shell
 
 TEMPLATE = "model_card.md.j2"
 LONGEST = 2000
-"""Letters of one text in the card."""
+"""Maximum number of characters of a text in the card."""
 LARGEST = 1e18
-"""Number of a record that is believed."""
+"""Largest number in a record that is accepted."""
 
 
 def run_records(checkpoint: Path) -> dict[str, Any]:
-    """`summary`, and the command line's `overrides`, from the run's folder; None for what is not there.
+    """Read `summary` and the command line's `overrides` from the run's folder; None for a missing file.
 
-    What cannot be read is not there, with a warning.
+    A file that cannot be read counts as missing, with a warning.
     """
     found: dict[str, Any] = {"summary": None, "overrides": None}
     if checkpoint.parent.name != "checkpoints":
@@ -49,21 +49,21 @@ def _read(read: Callable[[Path], Any], path: Path, kind: type) -> Any:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as error:
-        warn(f"{path}: cannot be read ({error}); the card goes without it")
+        warn(f"{path}: cannot be read ({error}); the card omits it")
         return None
     if isinstance(found, kind):
         return found
-    warn(f"{path}: holds a {type(found).__name__}, so the card goes without it")
+    warn(f"{path}: holds a {type(found).__name__}; the card omits it")
     return None
 
 
 def submission(
     given: dict[str, Any], account: dict[str, Any], run: dict[str, Any], records: dict[str, Any]
 ) -> dict[str, Any]:
-    """The contents of submission.json.
+    """Return the contents of submission.json.
 
     Args:
-        given: what the user said about themselves. account: export.json. run: the run's resolved config.
+        given: the `submission` settings. account: contents of export.json. run: the run's resolved config.
     """
     protocol, scores = _best(account["round_trip"])
     summary = records["summary"] or {}
@@ -94,12 +94,12 @@ def submission(
 
 
 def in_words(account: dict[str, Any], run: dict[str, Any]) -> str:
-    """One sentence on the model."""
+    """Return one sentence that describes the model."""
     backbone, weight = _below(run["model"], "backbone"), _number(run["jepa"], "weight")
-    objective = "cross entropy alone"
+    objective = "cross entropy only"
     if "_target_" in run["jepa"]:
-        of_weight = "" if weight is None else f" of weight {weight:g}"
-        objective = f"a latent loss{of_weight} beside cross entropy"
+        of_weight = "" if weight is None else f" with weight {weight:g}"
+        objective = f"cross entropy plus a latent loss{of_weight}"
     return (
         f"{_class(backbone)}, {backbone.get('layers', '?')} layers of width "
         f"{run['model'].get('dim', '?')}, {account['parameters']:,} parameters, {objective}, stored as "
@@ -113,7 +113,7 @@ def model_card(
     run: dict[str, Any],
     records: dict[str, Any],
 ) -> str:
-    """The card in Markdown."""
+    """Return the model card in Markdown."""
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         undefined=StrictUndefined,
@@ -137,13 +137,13 @@ def model_card(
 
 
 def in_markdown(value: Any) -> str:
-    """A text that Markdown shows as it is, on one line."""
+    """Escape a text so that Markdown shows it literally, on one line."""
     text = " ".join(str(value).split())
     return markdown(text if len(text) <= LONGEST else f"{text[:LONGEST]}...")
 
 
 def by_format(tensors: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Tensors, values and bytes before compression of each format, the commonest first."""
+    """Return the tensors, values and bytes before compression of each format, most values first."""
     found: dict[str, dict[str, Any]] = defaultdict(lambda: {"tensors": 0, "values": 0, "bytes": 0})
     for row in tensors:
         entry = found[row["format"]]
@@ -156,7 +156,7 @@ def by_format(tensors: list[dict[str, Any]]) -> list[dict[str, Any]]:
 def _training(
     account: dict[str, Any], run: dict[str, Any], summary: dict[str, Any]
 ) -> list[tuple[str, str]]:
-    """Rows of the card's table; of the summary only what it says."""
+    """Return the rows of the card's training table; fields missing from the summary are left out."""
     data, parameters, git = run["data"], _below(summary, "parameters"), _below(summary, "git")
     shipped, extra = _number(parameters, "shipped"), _number(parameters, "training_only")
     seconds, batch = _number(summary, "seconds"), _number(data, "batch_tokens")
@@ -181,7 +181,7 @@ def _training(
 
 
 def _best(scores: dict[str, Any]) -> tuple[str | None, Any]:
-    """The protocol with the most context that was scored, and its scores."""
+    """Return the scored protocol with the most context, and its scores."""
     for protocol in ("sliding", "standard"):
         if protocol in scores:
             return protocol, scores[protocol]
@@ -193,7 +193,7 @@ def _versions(found: Mapping[str, Any]) -> str:
 
 
 def _class(node: Mapping[str, Any]) -> str:
-    """The name of the class that a node makes."""
+    """Return the name of the class that a config node builds."""
     return str(node.get("_target_", "?")).rpartition(".")[2]
 
 

@@ -1,7 +1,7 @@
-"""Lossless codecs at their strongest, piece by piece, and their bounded inverse.
+"""Lossless codecs at their strongest settings: chunked compression and bounded decompression.
 
-`python -m jepa_lm.artifact.codecs NAME` compresses stdin to stdout: a process of its own runs beside others
-and can be stopped. This file imports nothing heavy, so that such a process starts at once.
+`python -m jepa_lm.artifact.codecs NAME` compresses stdin to stdout, so that codecs run in parallel and can be
+stopped. This file imports nothing heavy, so that such a process starts quickly.
 """
 
 from __future__ import annotations
@@ -59,17 +59,17 @@ COMPRESSORS: dict[str, Callable[[Iterable[bytes]], Iterator[bytes]]] = {
     "ans": _ans,
     "zlib": _zlib,
 }
-"""The slowest first."""
+"""Codecs by name, slowest first."""
 EXTENSIONS = {"lzma": "xz", "zstd": "zst", "brotli": "br", "ans": "ans", "zlib": "zlib"}
 
 
 def pieces(raw: bytes) -> Iterator[bytes]:
-    """The bytes in chunks."""
+    """Split the bytes into chunks."""
     return (raw[i : i + CHUNK] for i in range(0, len(raw), CHUNK))
 
 
 def compress(codec: str, raw: bytes) -> bytes:
-    """The whole in this process."""
+    """Compress `raw` in this process."""
     return b"".join(COMPRESSORS[codec](pieces(raw)))
 
 
@@ -77,16 +77,16 @@ def decompress(codec: str, packed: bytes, size: int) -> bytes:
     """Undo `compress`, never holding much more than `size` bytes.
 
     Raises:
-        UserError: malformed, or not exactly `size` bytes.
+        UserError: the stream is malformed or does not unpack to exactly `size` bytes.
     """
     try:
         out = _DECOMPRESSORS[codec](packed, size + 1)
     except DAMAGED as error:
         raise UserError(f"its {codec} stream is damaged ({error})") from error
     if len(out) > size:
-        raise UserError(f"holds more than the {size} bytes its header promises")
+        raise UserError(f"holds more than the {size} bytes its header declares")
     if len(out) < size:
-        raise UserError(f"holds {len(out)} bytes, its header promises {size}; truncated?")
+        raise UserError(f"holds {len(out)} bytes, but its header declares {size}; truncated?")
     return out
 
 
@@ -99,7 +99,7 @@ def _unans(packed: bytes, limit: int) -> bytes:
     from jepa_lm.artifact import ans
 
     if ans.promised(packed) > limit:
-        return bytes(limit)  # too much in any case: what is in it does not matter
+        return bytes(limit)  # `decompress` refuses this size, whatever the content
     return ans.decompress(packed)
 
 
@@ -110,12 +110,12 @@ _DECOMPRESSORS: dict[str, Callable[[bytes, int], bytes]] = {
     "ans": _unans,
     "zlib": lambda packed, n: zlib.decompressobj().decompress(packed, n),
 }
-"""Packed bytes and how many to stop after."""
+"""Decompressors by codec: (packed bytes, number of bytes to stop after)."""
 
 
 def main(codec: str, source: BinaryIO, sink: BinaryIO) -> None:
-    """Compress a stream as it comes; nothing is written before its end, so that the other side may first
-    write everything and then read."""
+    """Compress a stream as it arrives; write only at its end, so that the other side can write everything
+    before it reads."""
     sink.write(b"".join(COMPRESSORS[codec](iter(lambda: source.read(CHUNK), b""))))
 
 

@@ -1,4 +1,4 @@
-"""Streams of bytes, each by the codec that makes it smallest; codecs run in processes side by side."""
+"""Compress each stream with the codec that makes it smallest; codecs run in parallel processes."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.process import fresh_python
 
 HERE = 1 << 20
-"""Fewer bytes than this are compressed in this process: starting others would take longer."""
+"""Below this many bytes, compress in this process: starting others would take longer."""
 
 
 @dataclass(frozen=True)
 class Compressed:
-    """One stream."""
+    """A compressed stream."""
 
     codec: str
     data: bytes
     raw_bytes: int
     sizes: dict[str, int]
-    """What each codec made of it."""
+    """Compressed size by codec."""
 
 
 def compress_best(streams: Sequence[bytes], codecs: Sequence[str]) -> list[Compressed]:
-    """Compress every stream by every codec and keep the smallest; bars on stderr show how far each is.
+    """Compress every stream with every codec and keep the smallest; show progress bars on stderr.
 
-    As many processes as there are cores run at a time, those of the slowest codec first.
+    Runs one process per core at a time, slowest codec first.
     """
     jobs = [(codec, i) for codec in COMPRESSORS if codec in codecs for i in range(len(streams))]
     total = sum(map(len, streams))
@@ -61,7 +61,10 @@ def _smallest(packed: dict[str, bytes], raw_bytes: int) -> Compressed:
 
 
 def _in_a_process(codec: str, raw: bytes, took: Callable[[int], object]) -> bytes:
-    """The pipe holds less than a chunk, so a chunk that was written is one the codec has asked for."""
+    """Compress in a fresh process, calling `took` with the size of each chunk it has read.
+
+    The pipe holds less than a chunk, so a chunk that has been written has been read by the codec.
+    """
     process = fresh_python(
         "-m", "jepa_lm.artifact.codecs", codec, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )
@@ -75,14 +78,14 @@ def _in_a_process(codec: str, raw: bytes, took: Callable[[int], object]) -> byte
                 took(len(piece))
             process.stdin.close()
             packed = process.stdout.read()
-        except BrokenPipeError:  # it has ended
+        except BrokenPipeError:  # the process has ended
             pass
         except BaseException:
             process.kill()
             raise
     if process.returncode or not packed:
         raise UserError(
-            f"export.codecs: the process of {codec} ended with exit code {process.returncode}, perhaps "
-            f"for want of memory; leave {codec} out or free some"
+            f"export.codecs: the process of {codec} ended with exit code {process.returncode}, possibly "
+            f"out of memory; leave out {codec} or free some memory"
         )
     return packed

@@ -1,15 +1,15 @@
-"""The artifact file: streams of safetensors, each compressed by its best codec. No pickle.
+"""The artifact file: streams of safetensors, each compressed with its best codec. No pickle.
 
     8 bytes  magic "JEPALM1\0"
     32 bytes SHA-256 of everything that follows
     4 bytes  number of streams, little-endian like all numbers here
-    then of each stream
-      8 bytes  codec name, ASCII, zero padded
-      8 bytes  length of its safetensors
-      8 bytes  length of these compressed
-    then the compressed streams, one behind the other
+    then for each stream
+      8 bytes  codec name, ASCII, zero-padded
+      8 bytes  length of the safetensors before compression
+      8 bytes  length after compression
+    then the compressed streams, concatenated
 
-The metadata of the first stream holds one JSON object; `loading` reads it, `writing` writes it.
+The metadata of the first stream holds one JSON object, written by `writing` and read by `loading`.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ STREAM = struct.Struct("<8sQQ")
 FORMAT_VERSION = 3
 MAX_STREAMS = 16
 MAX_BYTES = 192 << 20
-"""Of all safetensors together: 50 million weights in float32. A larger promise is a bomb."""
+"""Limit on all safetensors together: 50 million weights in float32. A larger file is a decompression bomb."""
 
 
 def to_file(streams: Sequence[Compressed]) -> bytes:
-    """The contents of the file."""
+    """Return the contents of the artifact file."""
     body = COUNT.pack(len(streams))
     for stream in streams:
         body += STREAM.pack(stream.codec.encode(), stream.raw_bytes, len(stream.data))
@@ -43,34 +43,34 @@ def to_file(streams: Sequence[Compressed]) -> bytes:
 
 
 def header_bytes(streams: int) -> int:
-    """Bytes of a file that are no stream."""
+    """Return the size of the header: every byte that is not stream data."""
     return len(MAGIC) + DIGEST + COUNT.size + streams * STREAM.size
 
 
 def from_file(path: Path) -> list[bytes]:
-    """The safetensors of each stream.
+    """Return the safetensors bytes of each stream.
 
     Raises:
-        UserError: no artifact, damaged, or promising more than `MAX_BYTES`.
+        UserError: the file is not an artifact, is damaged, or would unpack to more than `MAX_BYTES`.
     """
     if not path.is_file():
         raise UserError(f"artifact_path={path}: no such file; export.py writes artifact.<ext>")
-    if (size := path.stat().st_size) > MAX_BYTES + MAX_BYTES // 16:  # what does not compress grows
+    if (size := path.stat().st_size) > MAX_BYTES + MAX_BYTES // 16:  # incompressible data grows
         raise UserError(
-            f"artifact_path={path}: {size} bytes are no artifact, which has {MAX_BYTES} at most"
+            f"artifact_path={path}: {size} bytes is too large for an artifact; at most {MAX_BYTES}"
         )
     data = path.read_bytes()
     if not data.startswith(MAGIC):
-        raise UserError(f"artifact_path={path}: not an artifact of export.py (or an empty file)")
+        raise UserError(f"artifact_path={path}: not an artifact of export.py, or an empty file")
     digest, body = data[len(MAGIC) :][:DIGEST], data[len(MAGIC) + DIGEST :]
     if hashlib.sha256(body).digest() != digest:
         raise UserError(
-            f"artifact_path={path}: damaged or cut short (its SHA-256 is not the one it was written with)"
+            f"artifact_path={path}: damaged or truncated (its SHA-256 does not match the one it stores)"
         )
     try:
         return _streams(body)
     except struct.error as error:
-        raise UserError(f"artifact_path={path}: its table of streams is cut short") from error
+        raise UserError(f"artifact_path={path}: its stream table is truncated") from error
     except UserError as error:
         raise UserError(f"artifact_path={path}: {error}") from error
 
@@ -78,14 +78,14 @@ def from_file(path: Path) -> list[bytes]:
 def _streams(body: bytes) -> list[bytes]:
     (count,) = COUNT.unpack_from(body)
     if not 1 <= count <= MAX_STREAMS:
-        raise UserError(f"{count} streams; 1 to {MAX_STREAMS} can be")
+        raise UserError(f"{count} streams; must be 1 to {MAX_STREAMS}")
     table = [STREAM.unpack_from(body, COUNT.size + i * STREAM.size) for i in range(count)]
     promised, packed = (sum(column) for column in list(zip(*table, strict=True))[1:])
     at = COUNT.size + count * STREAM.size
     if promised > MAX_BYTES:
-        raise UserError(f"promises {promised} bytes, more than {MAX_BYTES}")
+        raise UserError(f"declares {promised} bytes, more than {MAX_BYTES}")
     if packed != len(body) - at:
-        raise UserError(f"holds {len(body) - at} bytes of streams, its table says {packed}")
+        raise UserError(f"holds {len(body) - at} bytes of streams, but its table says {packed}")
     found = []
     for name, size, length in table:
         codec = name.rstrip(b"\0").decode("ascii", "replace")

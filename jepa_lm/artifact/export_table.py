@@ -1,4 +1,4 @@
-"""What export.py shows: the account of bytes, the score of the file, and ways under the cap."""
+"""Print the result of export.py: the size breakdown, the scores, and ways to fit under the cap."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jepa_lm.utils.quoting import shell
 
 
 def print_account(account: dict[str, Any], folder: Path) -> None:
-    """Tables on stdout."""
+    """Print the tables to stdout."""
     console = Screen()
     table = Table(title=Path(account["artifact"]).name, show_header=False)
     for row in _stored(account) + _compression(account) + _scores(account):
@@ -24,7 +24,7 @@ def print_account(account: dict[str, Any], folder: Path) -> None:
     off = account["predicted"]["off"]
     table.add_row("predicted", f"{account['predicted']['bytes']:,} bytes ({off:+.1%})")
     table.add_row(f"code, {account['code']}", f"{account['code_bytes']:,} bytes")
-    table.add_row("total of the cap", f"{account['total']:,} of {account['cap']:,} bytes")
+    table.add_row("total", f"{account['total']:,} of {account['cap']:,} bytes allowed")
     console.print(table)
     if not account["fits"]:
         console.print(_ways(account["ways_under"]))
@@ -32,10 +32,10 @@ def print_account(account: dict[str, Any], folder: Path) -> None:
 
 
 def judge(account: dict[str, Any], max_bpb_loss: float) -> None:
-    """Fail where the file is too large or has lost too much.
+    """Check that the artifact fits under the cap and has not lost too much.
 
     Raises:
-        OverCapError, LossError: in figures, and what would be better.
+        OverCapError, LossError: with the figures and what would help.
     """
     if not account["fits"]:
         raise OverCapError(
@@ -44,19 +44,19 @@ def judge(account: dict[str, Any], max_bpb_loss: float) -> None:
             f"{ways_in_words(account['ways_under'])}"
         )
     for protocol, scores in account["round_trip"].items():
-        if not scores["bpb_loss"] <= max_bpb_loss:  # no number is no pass
+        if not scores["bpb_loss"] <= max_bpb_loss:  # NaN must fail too
             raise LossError(
-                f"export.max_bpb_loss={max_bpb_loss:g}: the file scores "
+                f"export.max_bpb_loss={max_bpb_loss:g}: the artifact scores "
                 f"{scores['artifact']['bpb']:.4f} ({protocol}), {scores['bpb_loss']:.4f} above its "
-                "checkpoint; choose more bits, GPTQ (+quantization/gptq=training), or training on stored "
-                "weights (quantization.training.start)"
+                "checkpoint; choose more bits, GPTQ (+quantization/gptq=training), or "
+                "quantization-aware training (quantization.training.start)"
             )
 
 
 def ways_in_words(ways: list[dict[str, Any]]) -> str:
-    """For an error message."""
+    """Return the ways to fit as a phrase for an error message."""
     if not ways:
-        return "nothing that was tried fits; choose a smaller model"
+        return "none of the options tried fits; choose a smaller model"
     return "it would fit with " + ", or with ".join(
         f"{shell(way['overrides'])} ({way['total']} bytes, BPB {way['bpb_loss']:+.4f})"
         for way in ways
@@ -99,7 +99,7 @@ def _scores(account: dict[str, Any]) -> list[tuple[str, str]]:
 
 
 def _ways(ways: list[dict[str, Any]]) -> Table:
-    table = Table(title="ways under the cap, measured on training text")
+    table = Table(title="ways to fit under the cap, measured on training text")
     for column in ("override", "total bytes", "BPB"):
         table.add_column(column, overflow="fold")
     for way in ways:

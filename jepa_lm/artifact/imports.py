@@ -1,6 +1,6 @@
-"""Which modules of this package some of them need, found by what their source imports.
+"""Find the modules of this package that given modules need, by parsing their imports.
 
-Imports inside functions count; those that only a type checker reads do not.
+Imports inside functions count; imports under TYPE_CHECKING do not.
 """
 
 from __future__ import annotations
@@ -15,13 +15,13 @@ PACKAGE = jepa_lm.__name__
 
 
 def needed(roots: Iterable[str]) -> set[Path]:
-    """Files that importing these modules reads, relative to the package's folder.
+    """Return the files that importing these modules reads, relative to the package's folder.
 
     Args:
         roots: dotted names of modules of this package.
 
     Raises:
-        KeyError: a name that is no module of it.
+        KeyError: a name is not a module of this package.
     """
     folder = Path(jepa_lm.__file__).parent
     files = {_name(path.relative_to(folder)): path for path in folder.rglob("*.py")}
@@ -39,7 +39,7 @@ def needed(roots: Iterable[str]) -> set[Path]:
 
 
 def targets(node: object) -> set[str]:
-    """Modules of this package whose classes a config names."""
+    """Return the modules of this package whose classes a config names."""
     if isinstance(node, list):
         return {name for value in node for name in targets(value)}
     if not isinstance(node, dict):
@@ -57,7 +57,7 @@ def _name(path: Path) -> str:
 
 
 def _imports(path: Path) -> Iterator[str]:
-    """Dotted names that may be modules."""
+    """Yield dotted names that may be modules."""
     left: list[ast.AST] = [ast.parse(path.read_text(encoding="utf-8"))]
     while left:
         node = left.pop()

@@ -1,8 +1,8 @@
-"""How the stored tensors lie in streams of bytes, before compression; nothing is lost here.
+"""Lossless layout of the stored tensors as streams of bytes, before compression.
 
-Tensors whose values take several bytes may be cut into byte planes (all first bytes, then all second bytes):
-exponents are alike, low bits are noise, and a codec that reads bytes finds the likeness only when they lie
-side by side. Tensors of different formats may lie in streams of their own, each with its own codec.
+Tensors with several bytes per value can be split into byte planes (all first bytes, then all second bytes):
+exponents are similar, low bits are noise, and a byte codec finds the similarity only if the exponents are
+adjacent. Each format can have a stream of its own, with its own codec.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ DTYPES = {str(d).removeprefix("torch."): d for d in (torch.float16, torch.bfloat
 
 
 def check_streams(name: str) -> None:
-    """Refuse what is no way to lay out streams."""
+    """Check that `name` is a stream layout."""
     if name not in STREAMS:
         raise UserError(f"export.streams={name}: one of {', '.join(STREAMS)}")
 
@@ -31,10 +31,10 @@ def check_streams(name: str) -> None:
 def streams_of(
     tensors: Mapping[str, Tensor], kinds: Mapping[str, str], layout: str
 ) -> list[dict[str, Tensor]]:
-    """The tensors of each stream: one for all, or in `per_format` one for each kind of number.
+    """Return the tensors of each stream: one stream for all, or with `per_format` one per kind of number.
 
     Args:
-        kinds: what the numbers of each tensor are, by the tensor's name.
+        kinds: kind of number of each tensor, by tensor name.
     """
     groups: dict[str, dict[str, Tensor]] = defaultdict(dict)
     for name, tensor in tensors.items():
@@ -43,7 +43,7 @@ def streams_of(
 
 
 def dtypes_worth_planes(tensors: Iterable[Tensor]) -> list[torch.dtype]:
-    """The types whose tensors become smaller as byte planes, by LZMA on the first MiB or so of each."""
+    """Return the dtypes that compress better as byte planes, by LZMA on about the first MiB of each."""
     by_dtype: dict[torch.dtype, list[Tensor]] = defaultdict(list)
     for tensor in tensors:
         found = by_dtype[tensor.dtype]
@@ -62,18 +62,18 @@ def dtypes_worth_planes(tensors: Iterable[Tensor]) -> list[torch.dtype]:
 
 
 def to_planes(tensor: Tensor) -> Tensor:
-    """uint8 [bytes of a value, *shape] of a tensor."""
+    """Split a tensor into byte planes, uint8 [bytes per value, *shape]."""
     flat = tensor.contiguous().reshape(-1).view(torch.uint8)
     return flat.view(*tensor.shape, tensor.element_size()).movedim(-1, 0).contiguous()
 
 
 def from_planes(planes: Tensor, dtype: str) -> Tensor:
-    """The tensor that the planes were cut from.
+    """Rebuild the tensor from its byte planes.
 
     Raises:
-        ValueError, KeyError: they are not planes of that type.
+        ValueError, KeyError: the planes do not match the dtype.
     """
     kind = DTYPES[dtype]
     if planes.dtype != torch.uint8 or planes.ndim < 1 or len(planes) != kind.itemsize:
-        raise ValueError(f"{tuple(planes.shape)} {planes.dtype} are no byte planes of {dtype}")
+        raise ValueError(f"{tuple(planes.shape)} {planes.dtype} are not byte planes of {dtype}")
     return planes.movedim(0, -1).contiguous().reshape(-1).view(kind).view(planes.shape[1:])

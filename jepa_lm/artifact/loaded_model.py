@@ -1,4 +1,4 @@
-"""What is scored: a checkpoint's or an artifact's model, with the data it was trained beside."""
+"""Load the model to score, from a checkpoint or an artifact, with the data settings of its training."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from jepa_lm.utils.trusted import Trust, build_part, check_part
 
 
 class LoadedModel(NamedTuple):
-    """A model with the settings it was trained under."""
+    """A model with the settings of its training."""
 
     source: Path
     model: LanguageModel
@@ -31,56 +31,56 @@ class LoadedModel(NamedTuple):
     tokenizer: str
     """Fingerprint of the tokenizer it was trained with."""
     stride: int
-    """Of sliding windows, as the run's config has it."""
+    """Stride of sliding windows in the run's config."""
     temperature: float
-    """That the artifact brings along; 1 for a checkpoint."""
+    """Temperature stored in the artifact; 1 for a checkpoint."""
     run: Mapping[str, Any]
-    """Resolved config of the training; empty for an artifact, which holds no more than it needs."""
+    """Resolved training config; empty for an artifact, which does not store it."""
     trust: Trust
-    """How far the file is trusted."""
+    """Trusted modules and limits that apply to the file."""
 
 
 class HeldFile(NamedTuple):
-    """What is scored, found once: other processes may replace or remove it meanwhile."""
+    """The file to score, found once: other processes may replace or remove it in the meantime."""
 
     key: str
-    """The setting that named it."""
+    """Setting that named the file."""
     path: Path
-    """As it was found, for people."""
+    """Path as it was found, for messages."""
     file: Path
-    """A name of it that stays."""
+    """Second name of the file, which stays valid."""
 
 
 @contextmanager
 def held_model_file(
     ckpt: str | None, artifact: str | None, folder: Path, trust: Trust
 ) -> Iterator[HeldFile]:
-    """Find the checkpoint or the artifact, and keep it under another name in `folder` inside the block.
+    """Find the checkpoint or artifact and keep it under a second name in `folder` during the block.
 
     Raises:
-        UserError: none or both given, or nothing there that is whole.
+        UserError: neither or both are given, or no complete file was found.
     """
     with ExitStack() as stack:
         for _ in range(TRIES):
             key, path = find_model_file(ckpt, artifact, trust)
-            sweep_up(path.parent)  # names that a killed process held
-            with suppress(FileNotFoundError):  # removed since, by a training beside
+            sweep_up(path.parent)  # second names left behind by a killed process
+            with suppress(FileNotFoundError):  # removed by a concurrent training run
                 file = stack.enter_context(held(path, folder))
                 break
         else:
-            raise UserError(f"{key}={path}: removed as often as it was found; name another file")
+            raise UserError(f"{key}={path}: was removed each time it was found; name another file")
         yield HeldFile(key, path, file)
 
 
 def find_model_file(ckpt: str | None, artifact: str | None, trust: Trust) -> tuple[str, Path]:
-    """The setting that names what is scored, and its file.
+    """Return the setting that names the file to score, and the file's path.
 
     Raises:
-        UserError: none or both given, or nothing there that is whole.
+        UserError: neither or both are given, or no complete file was found.
     """
     if (ckpt is None) == (artifact is None):
         raise UserError(
-            f"set ckpt_path or artifact_path, one of them (ckpt_path={ckpt}, artifact_path={artifact})"
+            f"set ckpt_path or artifact_path, just one of them (ckpt_path={ckpt}, artifact_path={artifact})"
         )
     if ckpt is not None:
         return "ckpt_path", find_checkpoint(ckpt, trust)
@@ -92,7 +92,7 @@ def load_model(ckpt: str | None, artifact: str | None, trust: Trust | None = Non
     """Load the checkpoint or the artifact.
 
     Raises:
-        UserError: none or both given, or a damaged file.
+        UserError: neither or both are given, or the file is damaged.
     """
     trust = trust or Trust()
     key, path = find_model_file(ckpt, artifact, trust)
@@ -100,10 +100,10 @@ def load_model(ckpt: str | None, artifact: str | None, trust: Trust | None = Non
 
 
 def read_model(found: HeldFile, trust: Trust) -> LoadedModel:
-    """Load what was found.
+    """Load the model from a file that was found.
 
     Raises:
-        UserError: a damaged file, or one that asks for what it may not.
+        UserError: the file is damaged or asks for something that is not allowed.
     """
     path = found.path
     if found.key == "ckpt_path":
@@ -113,7 +113,7 @@ def read_model(found: HeldFile, trust: Trust) -> LoadedModel:
     here = {
         **meta["data"],
         "cache_dir": "",
-    }  # an artifact names no folder of the machine it comes from
+    }  # artifacts store no cache folder
     check_part("data", here, f"artifact_path={path}", trust)
     return LoadedModel(
         source=path,
@@ -129,7 +129,7 @@ def read_model(found: HeldFile, trust: Trust) -> LoadedModel:
 
 
 def model_of_checkpoint(path: Path, checkpoint: dict[str, Any], trust: Trust) -> LoadedModel:
-    """What a checkpoint that has been read holds."""
+    """Build the model from a checkpoint that has been read."""
     run, source = checkpoint["hyper_parameters"]["config"], f"ckpt_path={path}"
     check_part("data", run["data"], source, trust)
     return LoadedModel(
@@ -146,23 +146,23 @@ def model_of_checkpoint(path: Path, checkpoint: dict[str, Any], trust: Trust) ->
 
 
 def weights_of(loaded: LoadedModel) -> str:
-    """SHA-256 of the weights that are scored.
+    """Return the SHA-256 of the weights to score.
 
     Raises:
-        UserError: some of them are no numbers.
+        UserError: a weight is NaN or infinite.
     """
     weights = dict(loaded.model.named_parameters())
     for name, weight in weights.items():
         if not torch.isfinite(weight).all():
             raise UserError(
-                f"{loaded.source}: {name} holds values that are no numbers, so it can be neither scored "
-                "nor exported; take an earlier checkpoint"
+                f"{loaded.source}: {name} holds values that are NaN or infinite, so it can be neither "
+                "scored nor exported; use an earlier checkpoint"
             )
     return weights_hash(weights)
 
 
 def _require_text(source: str, data: Mapping[str, Any]) -> None:
-    """Say in a line which of the files that the data was read from has moved."""
+    """Check that the files that the data was read from still exist."""
     tokenizer = data.get("tokenizer")
     model = tokenizer.get("model") if isinstance(tokenizer, Mapping) else None
     named = {"path": data.get("path"), "val_path": data.get("val_path"), "tokenizer.model": model}
@@ -170,20 +170,20 @@ def _require_text(source: str, data: Mapping[str, Any]) -> None:
         if isinstance(path, str) and path and not os.path.exists(os.path.expanduser(path)):
             where = os.path.abspath(os.path.expanduser(path))
             raise UserError(
-                f"{source}: was trained with data.{key}={path}, and {where} is not there any more; put it "
-                "back, or a link to where it is now"
+                f"{source}: was trained with data.{key}={path}, but {where} no longer exists; restore it "
+                "or link it to its new place"
             )
 
 
 def load_data(loaded: LoadedModel, changes: dict[str, Any]) -> TokenData:
-    """The data that the model was trained beside, with some settings changed.
+    """Load the data that the model was trained on, with some settings changed.
 
-    Of FineWeb one training shard is downloaded: what reads training text (a temperature, GPTQ, the baselines)
-    reads its beginning.
+    FineWeb downloads only one training shard: temperature search, GPTQ and the baselines read the start of
+    the training text.
 
     Raises:
-        UserError: the data or its tokenizer is not there any more, or another one, or its config asks for
-            what it may not.
+        UserError: the data or its tokenizer is missing or has changed, or its config asks for something that
+            is not allowed.
     """
     source = str(loaded.source)
     _require_text(source, loaded.data)
@@ -193,8 +193,8 @@ def load_data(loaded: LoadedModel, changes: dict[str, Any]) -> TokenData:
     logits = data.val_batch_tokens * loaded.model.vocab_size
     if logits > loaded.trust.limits.tensor_values:
         raise UserError(
-            f"eval.batch_tokens={data.val_batch_tokens}: {logits} logits at a time, "
-            f"limits.tensor_values={loaded.trust.limits.tensor_values}; set fewer"
+            f"eval.batch_tokens={data.val_batch_tokens}: {logits} logits per batch exceed "
+            f"limits.tensor_values={loaded.trust.limits.tensor_values}; use fewer tokens"
         )
     if isinstance(data.corpus, FineWeb) and data.corpus.path is None:
         data.corpus.train_shards = 1
@@ -202,7 +202,7 @@ def load_data(loaded: LoadedModel, changes: dict[str, Any]) -> TokenData:
     data.setup()
     if loaded.tokenizer != data.tokenizer.fingerprint:
         raise UserError(
-            f"{loaded.source} was trained with another tokenizer than the data has "
+            f"{loaded.source} was trained with a different tokenizer from the one the data has "
             f"({loaded.tokenizer[:12]}, now {data.tokenizer.fingerprint[:12]}); the text or the "
             "tokenizer file has changed"
         )
@@ -210,14 +210,14 @@ def load_data(loaded: LoadedModel, changes: dict[str, Any]) -> TokenData:
 
 
 def pick_device(name: str) -> torch.device:
-    """The device called `name`; `auto` is CUDA where there is one.
+    """Return the device called `name`; `auto` is CUDA if available, else the CPU.
 
     Raises:
-        UserError: it is not to be had.
+        UserError: the device is not available.
     """
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    advice = f"device={name}: not to be had here; auto, cpu, cuda or cuda:N"
+    advice = f"device={name} is not available on this machine; use auto, cpu, cuda or cuda:N"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)

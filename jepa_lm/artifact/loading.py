@@ -1,8 +1,8 @@
-"""From the artifact file to a model, strictly: nothing in it is run, nothing in it is taken on trust.
+"""Load a model from an artifact file strictly: no code in it is run, and everything is checked.
 
 The metadata says how each tensor is stored; the shapes must be those of the model that the config builds.
-A parameter `w` is stored as tensor `w` (its main part) and `w::scale` and the like. What comes out must have
-the hash that export wrote down.
+A parameter `w` is stored as tensor `w` (its main part) plus `w::scale` and the like. The loaded weights must
+match the hash that export recorded.
 """
 
 from __future__ import annotations
@@ -29,9 +29,9 @@ from jepa_lm.utils.trusted import Trust, check_part, plain
 META_KEY = "jepa_lm"
 PART = "::"
 MAX_VALUES = 50 << 20
-"""Weights of a model; see `container.MAX_BYTES`."""
+"""Limit on the number of weights in a model; see `container.MAX_BYTES`."""
 MAX_HEADER = 4 << 20
-"""Bytes of a stream's header. JSON takes many times its size in memory."""
+"""Limit on the bytes of a stream's header. Parsed JSON takes many times its size in memory."""
 META: dict[str, type | tuple[type, ...]] = {
     "model": dict,
     "data": dict,
@@ -46,32 +46,32 @@ META: dict[str, type | tuple[type, ...]] = {
     "seed": int,
     "steps": int,
 }
-"""What the metadata must hold."""
+"""Required keys of the metadata and their types."""
 
 
 @dataclass(frozen=True)
 class Loaded:
-    """An artifact read back."""
+    """A loaded artifact."""
 
     model: LanguageModel
     meta: dict[str, Any]
 
 
 def load_artifact(path: Path, trust: Trust | None = None) -> Loaded:
-    """Rebuild the inference model from a file and nothing else.
+    """Rebuild the inference model from the file alone.
 
     Args:
-        trust: how far the file is trusted; see `jepa_lm.utils.trusted`.
+        trust: what the file may ask for; see `jepa_lm.utils.trusted`.
 
     Raises:
-        UserError: not an artifact, damaged, of another version, or not the model's tensors; or settings of
-            its data that it may not have.
+        UserError: the file is not an artifact, is damaged, has another version, holds tensors that do not
+            match its model, or has data settings that are not allowed.
     """
     return _load(path, trust or Trust(), check_data=True)
 
 
 def load_model(path: Path, trust: Trust | None = None) -> Loaded:
-    """The same for those who bring the text themselves: settings of its data are not looked at."""
+    """Load as `load_artifact` does, without checking the data settings: the caller brings its own text."""
     return _load(path, trust or Trust(), check_data=False)
 
 
@@ -79,7 +79,7 @@ def _load(path: Path, trust: Trust, *, check_data: bool) -> Loaded:
     streams = from_file(path)
     try:
         meta = _metadata(streams[0])
-        if check_data:  # it names no folder of the machine it comes from
+        if check_data:  # artifacts store no cache folder
             check_part("data", {**meta["data"], "cache_dir": ""}, "the file", trust)
         stored: dict[str, Tensor] = {}
         while streams:
@@ -93,13 +93,13 @@ def _load(path: Path, trust: Trust, *, check_data: bool) -> Loaded:
         load_strictly(model, _weights(model, meta, stored), "the file")
     except UserError as error:
         raise UserError(f"artifact_path={path}: {_short(error)}") from error
-    except Exception as error:  # whatever a file can bring about inside is the file's fault
+    except Exception as error:  # any failure in here is caused by the file
         raise UserError(f"artifact_path={path}: damaged artifact ({_short(error)})") from error
     return Loaded(model.eval(), meta)
 
 
 def weights_hash(weights: Mapping[str, Tensor]) -> str:
-    """SHA-256 over the float32 bytes of all weights, in the order of their names."""
+    """Return the SHA-256 over the float32 bytes of all weights, ordered by name."""
     digest = hashlib.sha256()
     for name in sorted(weights):
         digest.update(name.encode())
@@ -108,7 +108,7 @@ def weights_hash(weights: Mapping[str, Tensor]) -> str:
 
 
 def compact_json(value: Any) -> str:
-    """JSON without spaces."""
+    """Return JSON without spaces."""
     return json.dumps(value, separators=(",", ":"))
 
 
@@ -119,9 +119,9 @@ def _weights(
     formats = meta["formats"]
     if formats.keys() != shapes.keys():
         odd = sorted(formats.keys() ^ shapes.keys())[0]
-        raise UserError(f"its tensors are not those of its model ({odd})")
+        raise UserError(f"its tensors do not match its model ({odd})")
     if unknown := {key.split(PART)[0] for key in stored} - shapes.keys():
-        raise UserError(f"holds {sorted(unknown)[0]}, which no format describes")
+        raise UserError(f"holds {sorted(unknown)[0]}, which has no format")
     for key, dtype in meta["planes"].items():
         stored[key] = from_planes(stored[key], dtype)
     weights = {
@@ -129,7 +129,7 @@ def _weights(
         for name, spec in formats.items()
     }
     if weights_hash(weights) != meta["weights_sha256"]:
-        raise UserError("its weights are not those that were exported (their SHA-256 differs)")
+        raise UserError("its weights are not the exported ones (their SHA-256 differs)")
     return weights
 
 
@@ -140,10 +140,10 @@ def _parts(stored: Mapping[str, Tensor], name: str) -> Parts:
 
 
 def _header(raw: bytes) -> bytes:
-    """The JSON at the start of safetensors: 8 bytes of length, then so many bytes."""
+    """Return the JSON header of safetensors: 8 bytes of length, then the JSON."""
     length = int.from_bytes(raw[:8], "little")
     if length > min(MAX_HEADER, len(raw)):
-        raise UserError(f"a header of {length} bytes; at most {MAX_HEADER}")
+        raise UserError(f"a header of {length} bytes exceeds the limit of {MAX_HEADER}")
     return raw[8 : 8 + length]
 
 
@@ -156,7 +156,7 @@ def _metadata(raw: bytes) -> dict[str, Any]:
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"no readable header ({_short(error)})") from error
     if version != FORMAT_VERSION:
-        raise UserError(f"format version {version!r}, this program reads {FORMAT_VERSION}")
+        raise UserError(f"format version {version!r}, but this program reads {FORMAT_VERSION}")
     for key, kind in META.items():
         if not isinstance(meta.get(key), kind) or isinstance(meta[key], bool):
             raise UserError(f"its header has no usable {key!r}")
@@ -167,6 +167,6 @@ def _metadata(raw: bytes) -> dict[str, Any]:
 
 
 def _short(error: Exception) -> str:
-    """One line that ends somewhere, whatever a file made its message say."""
+    """Return the message as one line of bounded length; a file can influence its text."""
     line = " ".join(str(error).split())
     return line if len(line) <= 240 else f"{line[:240]}..."

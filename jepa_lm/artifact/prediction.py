@@ -1,8 +1,8 @@
-"""How large an artifact will be, from the formats of its tensors and what trained weights look like.
+"""Predict the size of an artifact from the formats of its tensors and a prior over trained weights.
 
-Weights are drawn from a prior that was measured on trained models, packed as they will be, and their bytes'
-entropy is counted; each codec needs a little more than that. docs/log.md says how far off it was. How large
-weights become matters where scales have a floor (or float8 has none): twice as large is one bit more.
+Weights are drawn from a prior measured on trained models and packed in their formats; the prediction is the
+entropy of the bytes plus a small overhead per codec. docs/log.md gives its error. The scale of the weights
+matters where quantization scales have a floor, or float8 has no scale: doubling it costs one bit more.
 Legend: R rows, C columns.
 """
 
@@ -24,31 +24,32 @@ from jepa_lm.quantization.formats import Format, Parts, as_matrix
 from jepa_lm.quantization.packing import entropy
 
 DRAWN = 1 << 16
-"""Values drawn of a tensor at most."""
+"""Maximum number of values drawn per tensor."""
 OVERHEAD = {"brotli": 0.0, "ans": 0.02, "zstd": 0.02, "lzma": 0.12, "zlib": 0.3}
-"""Bits that a codec needs for a byte beyond the entropy of its tensor (measured). Brotli needs 0.04 more for
-independent values; rows of trained tensors differ, and it makes that good."""
+"""Bits per byte that a codec needs beyond the entropy of the tensor (measured). Brotli needs 0.04 more for
+independent values, but makes up for it because rows of trained tensors differ."""
 NORMAL = 1e6
-"""Degrees of freedom at which Student's t is the normal distribution for our purposes."""
+"""Degrees of freedom at which Student's t is close enough to the normal distribution."""
 HEADER_BYTES = 2000
 TENSOR_BYTES = 18
-"""What the metadata takes after compression: once, and for each tensor (measured)."""
+"""Compressed bytes of the metadata: fixed part, and per tensor (measured)."""
 
 
 @dataclass(frozen=True)
 class Prior:
-    """Trained weights of one kind: rows of Student's t, whose sizes differ by a log-normal factor."""
+    """Prior over one kind of trained weights: Student's t, with a log-normal scale per row."""
 
     match: str
-    """A role or a pattern of names."""
+    """Role or name pattern."""
     degrees: float
-    """Of freedom; `NORMAL` is the normal distribution."""
+    """Degrees of freedom; `NORMAL` gives the normal distribution."""
     spread: float
-    """Standard deviation of the logarithm of a row's size."""
+    """Standard deviation of the logarithm of a row's scale."""
     std: float
-    """Of the values. It grows with training; that of matrices is what the published files' bits imply."""
+    """Standard deviation of the values. It grows with training; for matrices it is inferred from the bits
+    per weight of the published files."""
     around_one: bool = False
-    """Values near one, as gains and scales are; else around zero."""
+    """True if values lie around one, as gains and scales do; else around zero."""
 
 
 PRIORS = (
@@ -57,7 +58,7 @@ PRIORS = (
     Prior("embedding", degrees=NORMAL, spread=0.4, std=0.4),
     Prior("*", degrees=NORMAL, spread=0.0, std=0.1, around_one=True),
 )
-"""The first that fits. Measured on demo models after 150 s of Muon and AdamW (docs/log.md)."""
+"""The first match applies. Measured on demo models after 150 s of Muon and AdamW (docs/log.md)."""
 
 
 def predict(
@@ -67,15 +68,15 @@ def predict(
     *,
     trained: bool = False,
 ) -> dict[str, Any]:
-    """Predicted bytes of the artifact.
+    """Predict the bytes of the artifact.
 
     Args:
-        trained: the sizes of tensors are those of this model's, and rows that no text has used are zero as
-            they are there; else both are as in the prior.
+        trained: take the scale of each tensor, and the share of unused (all-zero) rows, from this model's
+            weights; else from the prior.
 
     Returns:
-        `bytes` of the best codec, `compressors`: bytes by codec, and `formats`: by name the values stored so
-        and the bits that each of them takes.
+        `bytes` with the best codec, `compressors`: bytes by codec, and `formats`: by format name, the number
+        of values and the bits per value.
     """
     roles, rng = parameter_roles(model), np.random.default_rng(0)
     bits: dict[str, float] = defaultdict(float)
@@ -112,10 +113,10 @@ def draw(
     rng: np.random.Generator,
     std: float | None = None,
 ) -> Tensor:
-    """Some rows of a tensor of this shape, as training leaves them: [R', C...], a vector whole.
+    """Draw rows of a tensor of this shape from the prior: [R', C...], or a whole vector.
 
     Args:
-        std: of values around zero, None for the prior's.
+        std: standard deviation of values around zero, None for the prior's.
     """
     prior = next(p for p in PRIORS if p.match == role or fnmatchcase(name, p.match))
     rows, columns = (1, shape) if len(shape) < 2 else (shape[0], shape[1:])
@@ -124,13 +125,13 @@ def draw(
     w = rng.standard_t(prior.degrees, (rows, C)) * np.exp(
         prior.spread * rng.standard_normal((rows, 1))
     )
-    w *= (1 - 2 / prior.degrees) ** 0.5 * np.exp(-(prior.spread**2))  # now of standard deviation 1
+    w *= (1 - 2 / prior.degrees) ** 0.5 * np.exp(-(prior.spread**2))  # standard deviation is now 1
     w = 1 + prior.std * w if prior.around_one else (prior.std if std is None else std) * w
     return torch.from_numpy(w).float().view(shape if len(shape) < 2 else (rows, *columns))
 
 
 def _size(parameter: Tensor) -> tuple[float, float]:
-    """Root mean square of the values in rows that are not all zero, and the share of such rows."""
+    """Return the RMS of the values in rows that are not all zero, and the share of such rows."""
     rows = as_matrix(parameter.detach().float())
     used = rows.any(1)
     size = rows[used].square().mean().sqrt().item() if used.any() else 0.0
@@ -138,7 +139,7 @@ def _size(parameter: Tensor) -> tuple[float, float]:
 
 
 def entropy_of_bytes(parts: Parts) -> list[tuple[int, float]]:
-    """Number and entropy in bits of the bytes that a tensor's parts are made of, plane by plane."""
+    """Return for each byte plane of a tensor's parts the number of bytes and their entropy in bits."""
     found = []
     for tensor in parts.values():
         planes = to_planes(tensor.reshape(-1)).numpy()

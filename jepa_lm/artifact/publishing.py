@@ -1,9 +1,9 @@
-"""The files of an export take their places together: a kill leaves the earlier export or the new one.
+"""Publish the files of an export together: a killed process leaves the earlier export or the new one.
 
-    staged -> artifact.<ext> -> export.json, and the new one counts -> the rest -> the earlier one goes
+    staged -> artifact.<ext> -> export.json (the new export is now valid) -> the rest -> delete the old one
 
-export.json names the SHA-256 of its artifact, as submission.json and the card do. Of several artifacts in a
-folder, which a kill in between can leave, the one that it names counts.
+export.json names the SHA-256 of its artifact, as submission.json and the card do. If a killed process leaves
+several artifacts in a folder, the one that export.json names is valid.
 """
 
 from __future__ import annotations
@@ -22,26 +22,26 @@ ACCOUNT, SUBMISSION, CARD, CODE = "export.json", "submission.json", "model_card.
 DIGEST_KEY = "artifact_sha256"
 EARLIER = "artifact.earlier"
 MARK = ".export"
-"""An empty file in a folder of code that an export wrote."""
+"""Empty file that marks a code folder as written by an export."""
 
 
 def digest(path: Path) -> str:
-    """SHA-256 of a file, as `sha256sum` shows it."""
+    """Return the SHA-256 of a file, as `sha256sum` prints it."""
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def find_artifact(value: str) -> Path:
-    """The artifact that `artifact_path` names: a file, its folder, or `last`.
+    """Return the artifact that `artifact_path` names: a file, its folder, or `last`.
 
     Raises:
-        UserError: nothing there, or several of which none counts.
+        UserError: there is no artifact, or several and export.json names none of them.
     """
     return find_file("artifact_path", value, (ARTIFACTS,), choose=counting)
 
 
 def counting(artifacts: Iterable[Path]) -> Path | None:
-    """That of some artifacts of one folder which its export.json names; None if it names none of them."""
+    """Return the artifact that the export.json of its folder names, or None."""
     for path in artifacts:
         if belongs(path):
             return path
@@ -49,7 +49,7 @@ def counting(artifacts: Iterable[Path]) -> Path | None:
 
 
 def belongs(artifact: Path) -> bool:
-    """Whether the export.json beside an artifact is its own."""
+    """Return whether the export.json next to an artifact names it."""
     named = read_object(artifact.parent / ACCOUNT).get(DIGEST_KEY)
     try:
         return named is not None and named == digest(artifact)
@@ -58,26 +58,26 @@ def belongs(artifact: Path) -> bool:
 
 
 def check_code_folder(folder: Path, code: str) -> None:
-    """Refuse to put code where something else lies that no export wrote.
+    """Check that the code folder is free or was written by an export.
 
     Args:
-        code: the setting export.code, for the message.
+        code: value of export.code, for the message.
 
     Raises:
-        UserError: naming the folder.
+        UserError: the folder exists and no export wrote it.
     """
     if (folder / CODE).exists() and not _wrote_code(folder):
         raise UserError(
-            f"export.code={code}: {folder / CODE} is there, and no export wrote it; name another folder "
+            f"export.code={code}: {folder / CODE} exists, and no export wrote it; choose another folder "
             "(hydra.run.dir)"
         )
 
 
 def publish(staged: Path, folder: Path) -> None:
-    """Move the files of a complete export to their places.
+    """Move the files of a complete export to their final places.
 
     Args:
-        staged: holds them under their names, in a hidden folder of `folder`.
+        staged: hidden folder inside `folder` that holds the files under their final names.
     """
     (new,) = staged.glob(ARTIFACTS)
     earlier, wrote_code = list(folder.glob(ARTIFACTS)), _wrote_code(folder)
@@ -98,13 +98,13 @@ def publish(staged: Path, folder: Path) -> None:
 
 
 def _wrote_code(folder: Path) -> bool:
-    """Whether the code there is an export's; those of earlier versions left no mark."""
+    """Return whether an export wrote the code there; earlier versions left no mark."""
     mark = folder / CODE / MARK
     return mark.is_file() or read_object(folder / ACCOUNT).get("code") == "minified"
 
 
 def _replace_code(staged: Path, folder: Path) -> None:
-    """Source that is the same stays; else there is a moment without any."""
+    """Replace the code folder unless its source is unchanged; it is missing for a moment."""
     code, new = folder / CODE, staged / CODE
     if code.is_dir():
         if new.is_dir() and _sources(code) == _sources(new):

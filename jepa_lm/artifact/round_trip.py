@@ -1,4 +1,4 @@
-"""Does the file score like the checkpoint it was made of? Asked in a process that has seen neither.
+"""Check in a fresh process that the artifact scores like the checkpoint it was exported from.
 
 `python -m jepa_lm.artifact.round_trip JSON` loads both, scores both on the same text and prints the scores.
 """
@@ -34,14 +34,14 @@ RESULT = "round trip: "
 
 
 def check_protocols(names: list[str]) -> None:
-    """Refuse what an export cannot score by."""
+    """Check that export supports these evaluation protocols."""
     for name in names:
         if name not in ("standard", "sliding"):
             raise UserError(f"export.protocols={name}: standard, sliding, or both")
 
 
 def check_stride(names: list[str], stride: int, seq_len: int) -> None:
-    """Refuse steps that the run's windows cannot have, before anything is compressed."""
+    """Check, before anything is compressed, that the stride fits the run's window length."""
     if "sliding" in names and not 1 <= stride <= seq_len:
         raise UserError(f"export.stride={stride}: 1 to the window length {seq_len}")
 
@@ -58,18 +58,18 @@ def round_trip(
     cache: str,
     trust: Trust,
 ) -> dict[str, Any]:
-    """Load the file in a fresh process, strictly, and score it beside its checkpoint.
+    """Load the artifact strictly in a fresh process and score it next to its checkpoint.
 
     Args:
-        weights: hash of those that the file was made of; others are no checkpoint of it.
-        stride: of sliding windows. max_tokens: of the validation split that are read, None for all.
+        weights: hash of the weights that were exported; the checkpoint must still match it.
+        stride: stride of the sliding windows. max_tokens: validation tokens to read, None for all.
 
     Returns:
-        `round_trip`, by protocol: the scores of `checkpoint` and `artifact`, and `bpb_loss` between them;
-        `scored_all`: whether these are of the whole validation split.
+        `round_trip`: by protocol, the scores of `checkpoint` and `artifact`, and their difference `bpb_loss`;
+        `scored_all`: True if the whole validation split was scored.
 
     Raises:
-        UserError: the process cannot load the file, or cannot score.
+        UserError: the process cannot load or score the artifact.
     """
     settings = {
         "artifact": str(artifact),
@@ -92,7 +92,7 @@ def round_trip(
 
 
 def _asked(settings: dict[str, Any]) -> dict[str, Any]:
-    """What the fresh process answers; `error` where it has none."""
+    """Return the answer of the fresh process, or `error` if it gave none."""
     with fresh_python(
         *("-m", "jepa_lm.artifact.round_trip", json.dumps(settings)),
         stdout=subprocess.PIPE,
@@ -106,13 +106,13 @@ def _asked(settings: dict[str, Any]) -> dict[str, Any]:
             raise
     found = [line for line in printed.splitlines() if line.startswith(RESULT)]
     if not found or process.returncode:
-        return {"error": f"it ended with exit code {process.returncode}"}
+        return {"error": f"the process ended with exit code {process.returncode}"}
     answer: dict[str, Any] = json.loads(found[-1].removeprefix(RESULT))
     return answer
 
 
 def _scores(settings: dict[str, Any]) -> dict[str, Any]:
-    """What the fresh process finds."""
+    """Load and score both models; runs in the fresh process."""
     artifact, trust = settings["artifact"], Trust.of(settings)
     if not settings["protocols"]:
         load_artifact(Path(artifact), trust)
@@ -123,7 +123,7 @@ def _scores(settings: dict[str, Any]) -> dict[str, Any]:
         "artifact": load_model(None, artifact, trust),
     }
     if weights_of(loaded_models["checkpoint"]) != settings["weights"]:
-        raise UserError(f"{key}={path}: it was changed while it was exported; export it again")
+        raise UserError(f"{key}={path}: changed while it was being exported; export it again")
     data = load_data(loaded_models["artifact"], {"cache_dir": settings["cache"]})
     whole = data.streams["val"].total
     data.limit_validation(settings["max_tokens"])
@@ -150,7 +150,7 @@ def _score(loaded: LoadedModel, data: TokenData, protocol: str, asked: dict[str,
 
 
 def answer_to(settings: dict[str, Any]) -> dict[str, Any]:
-    """The scores, or what went wrong."""
+    """Return the scores, or `error` with the reason."""
     try:
         return _scores(settings)
     except (UserError, OSError, MemoryError) as error:

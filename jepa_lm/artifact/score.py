@@ -1,9 +1,8 @@
-"""Score an artifact on shards of tokens, and nothing else: what an evaluation of the challenge runs.
+"""Score an artifact on shards of tokens: the minimal program that an evaluation of the challenge runs.
 
     python -m jepa_lm.artifact.score artifact.br fineweb_val_000000.bin fineweb_1024_bpe.model stride=64
 
-prints the score as one line of JSON. What this module imports is the code that `export.code=inference` writes
-and counts.
+prints the score as one line of JSON. `export.code=inference` writes and counts the modules imported here.
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ MODEL, SHARD, STRIDE = ".model", ".bin", "stride="
 
 
 def score(artifact: Path, shards: list[Path], model: Path | None, stride: int | None) -> Score:
-    """Bits per byte of all targets of the shards, in windows of the length that the run trained at.
+    """Score all targets of the shards, in windows of the run's training length.
 
     Args:
-        shards: of the validation split, in order. model: the SentencePiece model, None for bytes.
-        stride: of sliding windows, None for windows side by side.
+        shards: shards of the validation split, in order. model: SentencePiece model, None for bytes.
+        stride: stride of sliding windows, None for non-overlapping windows.
 
     Raises:
-        UserError: a damaged file, or another tokenizer than the artifact's.
+        UserError: the file is damaged, or the tokenizer is not the artifact's.
     """
     loaded = load_model(artifact)
     data, stream = loaded.meta["data"], TokenStream(shards)
@@ -55,10 +54,10 @@ def score(artifact: Path, shards: list[Path], model: Path | None, stride: int | 
 
 
 def _tokenizer(loaded: Loaded, path: Path | None) -> Tokenizer:
-    """The one that the model was trained with.
+    """Return the tokenizer that the model was trained with.
 
     Raises:
-        UserError: another one.
+        UserError: the given tokenizer is a different one.
     """
     V = loaded.model.vocab_size
     found: Tokenizer
@@ -68,14 +67,14 @@ def _tokenizer(loaded: Loaded, path: Path | None) -> Tokenizer:
         found = SentencePieceTokenizer(path.read_bytes(), vocab_size=V, source=str(path))
     if found.fingerprint != loaded.meta["tokenizer"]:
         raise UserError(
-            f"{path or 'bytes'}: the artifact was trained with another tokenizer "
+            f"{path or 'bytes'}: the artifact was trained with a different tokenizer "
             f"({loaded.meta['tokenizer'][:12]}, this is {found.fingerprint[:12]})"
         )
     return found
 
 
 def main(words: list[str]) -> int:
-    """The exit code: 0, or 2 with one line on what is wrong."""
+    """Print the score. Return exit code 0, or 2 after one line of error."""
     models, shards, strides = (
         [word for word in words[1:] if fits(word)]
         for fits in (

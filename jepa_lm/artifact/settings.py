@@ -1,4 +1,4 @@
-"""What export.py is told: settings that cannot be are refused before anything is read."""
+"""Settings of export.py, checked before any file is read."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ OR_NULL = {"max_tokens": ", or null for all", "stride": ", or null for the run's
 
 
 def check_settings(settings: dict[str, Any]) -> None:
-    """Check the node `export`.
+    """Check the `export` settings.
 
     Raises:
-        UserError: naming the setting.
+        UserError: a setting is invalid; names it.
     """
     check_code(settings["code"])
     check_streams(settings["streams"])
@@ -38,17 +38,17 @@ def check_settings(settings: dict[str, Any]) -> None:
         if value is not None and value < least:
             raise UserError(f"export.{key}={value}: at least {least}{OR_NULL.get(key, '')}")
     if math.isnan(settings["max_bpb_loss"]):
-        raise UserError("export.max_bpb_loss=nan: a number; .inf lets everything pass")
+        raise UserError("export.max_bpb_loss=nan: must be a number; .inf accepts any loss")
 
 
 def policy(node: dict[str, Any], asked: Any, path: Path, trust: Trust) -> Policy:
-    """The policy; what a checkpoint has a part in is built as what comes out of a file is.
+    """Build the quantization policy; settings that come from a checkpoint are built as untrusted.
 
     Args:
-        node: see `quantization`. asked: on the command line. path: of the checkpoint.
+        node: see `quantization`. asked: value on the command line. path: the checkpoint.
 
     Raises:
-        UserError: no policy, or settings that do not fit one.
+        UserError: the node builds no policy, or its settings are invalid.
     """
     if asked is not None and "_target_" in asked:
         check_node("quantization", node)
@@ -61,10 +61,10 @@ def policy(node: dict[str, Any], asked: Any, path: Path, trust: Trust) -> Policy
 
 
 def quantization(asked: Any, of_run: dict[str, Any]) -> dict[str, Any]:
-    """The policy's node: the run's own unless one is named; without a `_target_` it changes the run's own.
+    """Return the policy's config: `asked` if it has a `_target_`, else the run's own, changed by `asked`.
 
     Raises:
-        UserError: no node at all.
+        UserError: `asked` is not a config node.
     """
     if asked is None:
         return of_run
@@ -74,7 +74,7 @@ def quantization(asked: Any, of_run: dict[str, Any]) -> dict[str, Any]:
 
 
 def _merged(node: dict[str, Any], changes: dict[str, Any]) -> dict[str, Any]:
-    """A plain copy with changes: OmegaConf would resolve what a file has written as a reference."""
+    """Return a plain copy with changes; OmegaConf would resolve references written in the file."""
     found = dict(node)
     for key, value in changes.items():
         below = found.get(key)

@@ -1,4 +1,4 @@
-"""The size account of the challenge: compressed model plus code against 16,000,000 bytes."""
+"""Size accounting for the challenge: compressed model plus code must fit in 16,000,000 bytes."""
 
 from __future__ import annotations
 
@@ -16,37 +16,37 @@ from jepa_lm.utils.errors import UserError
 FULL, MINIFIED, INFERENCE = "full", "minified", "inference"
 CODES = (FULL, MINIFIED, INFERENCE)
 SCORING = "jepa_lm.artifact.score"
-"""The program that loads an artifact and scores it."""
+"""Program that loads and scores an artifact."""
 CAP_BYTES = 16_000_000
-"""The challenge's; export.py can be given another."""
+"""Cap set by the challenge; `export.cap_bytes` changes it."""
 
 
 def check_code(name: str) -> None:
-    """Refuse what is no way to count code."""
+    """Check that `name` is a way to count code bytes."""
     if name not in CODES:
         raise UserError(f"export.code={name}: one of {', '.join(CODES)}")
 
 
 def code_bytes(package: Path | None = None) -> int:
-    """Bytes of a package's Python source on disk; of this one unless another is named."""
+    """Return the bytes of a package's Python source on disk; None for this package."""
     package = package or Path(jepa_lm.__file__).parent
     return sum(path.stat().st_size for path in package.rglob("*.py"))
 
 
 def inference_files(model: dict[str, Any]) -> set[Path]:
-    """What loading an artifact of this model and scoring it reads of the package.
+    """Return the files of the package that loading and scoring an artifact of this model imports.
 
     Args:
-        model: the model's config, which names the classes it is built of.
+        model: the model's config, which names its classes.
     """
     return needed({SCORING, *targets(model)})
 
 
 def write_minified(folder: Path, files: set[Path] | None = None) -> Path:
-    """Write this package, minified, to `folder/code/jepa_lm`; returns that folder.
+    """Write this package, minified, to `folder/code/jepa_lm` and return that folder.
 
     Args:
-        files: only these, None for all.
+        files: files to include, None for all.
     """
     written = folder / CODE / "jepa_lm"
     for path, text in _minified(files).items():
@@ -57,12 +57,12 @@ def write_minified(folder: Path, files: set[Path] | None = None) -> Path:
 
 
 def minified_bytes(files: set[Path] | None = None) -> int:
-    """Bytes that `write_minified` would write."""
+    """Return the number of bytes that `write_minified` would write."""
     return sum(len(text.encode()) for text in _minified(files).values())
 
 
 def _minified(files: set[Path] | None) -> dict[Path, str]:
-    """This package's minified source by path in the package."""
+    """Return this package's minified source by path within the package."""
     package = Path(jepa_lm.__file__).parent
     return {
         path.relative_to(package): minify(path.read_text(encoding="utf-8"))
@@ -73,7 +73,7 @@ def _minified(files: set[Path] | None) -> dict[Path, str]:
 
 @functools.cache
 def minify(source: str) -> str:
-    """The same program without comments, docstrings and wide indents."""
+    """Return the same program without comments and docstrings, indented by one space."""
     tree = ast.parse(source)
     for node in ast.walk(tree):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
@@ -81,14 +81,14 @@ def minify(source: str) -> str:
     wanted = ast.dump(tree)
     plain = ast.unparse(tree)
     narrow = re.sub(r"^(?:    )+", lambda m: " " * (len(m[0]) // 4), plain, flags=re.MULTILINE)
-    # A string over several lines would lose spaces of its own.
+    # Narrowing may also change the contents of a multi-line string.
     return narrow if ast.dump(ast.parse(narrow)) == wanted else plain
 
 
 def _drop_strings(
     node: ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef,
 ) -> None:
-    """Take away statements that are nothing but a string: docstrings, also those below attributes."""
+    """Remove statements that are only a string: docstrings, including those below attributes."""
     kept = [
         statement
         for statement in node.body

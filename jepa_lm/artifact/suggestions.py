@@ -1,7 +1,7 @@
-"""Ways to get an artifact under its cap, measured: what each would weigh, and what it would lose.
+"""Measure ways to fit an artifact under its cap: the bytes and the BPB loss of each.
 
-A way is an override of the command that was too large. Losses are measured by plain rounding on training
-tokens, against the weights as trained; bytes by the codec that was best for the file that is too large.
+A way is an override for the command whose artifact was too large. Losses are measured on training tokens with
+plain rounding, relative to the trained weights; bytes with the codec that was best for that artifact.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from jepa_lm.utils.errors import UserError
 READY = ("int8", "int6", "int5", "int4")
 WANTED = 3
 MARGIN = 1.05
-"""Over the cap by more than this in the prediction: not measured at all."""
+"""Skip an option whose predicted size is more than this factor times the cap."""
 
 
 @dataclass(frozen=True)
 class Attempt:
-    """The export that was too large."""
+    """An export that was too large."""
 
     quantization: Mapping[str, Any]
     cap: int
@@ -45,18 +45,19 @@ class Attempt:
     streams: str
     meta: Mapping[str, Any]
     code: Mapping[str, int]
-    """Bytes of the code: full, minified, and as it was counted."""
+    """Bytes of the code: full, minified, and as counted."""
     counted: str
-    """Which of them was counted."""
+    """Key of `code` that was counted."""
 
 
 def ways_under(
     attempt: Attempt, scorer: Scorer, windows: torch.utils.data.Dataset[Batch], policies: Path
 ) -> list[dict[str, Any]]:
-    """Up to three ways, the one that loses least first: `overrides`, `bytes`, `total`, `bpb_loss`.
+    """Return up to three ways to fit, smallest loss first: `overrides`, `bytes`, `total`, `bpb_loss`.
 
     Args:
-        scorer: with the model as trained. windows: of training tokens. policies: folder of the ready ones.
+        scorer: holds the trained model. windows: windows of training tokens.
+        policies: folder of the predefined policies.
     """
     found = []
     if attempt.counted == FULL and attempt.bytes + attempt.code[MINIFIED] <= attempt.cap:
@@ -66,7 +67,7 @@ def ways_under(
     for override, node in _options(attempt.quantization, policies):
         try:
             formats = build("quantization", node).assign(scorer.model)
-        except UserError:  # a ready policy need not fit every model
+        except UserError:  # a predefined policy need not fit every model
             continue
         predicted = predict(scorer.model, formats, [attempt.codec], trained=True)["bytes"]
         if predicted + min(attempt.code.values()) <= MARGIN * attempt.cap:
@@ -79,7 +80,7 @@ def ways_under(
         if len(found) == WANTED:
             break
         if (stored_as := tuple(kind.name for kind in formats.values())) in tried:
-            continue  # the same way by another name
+            continue  # identical to a way that was tried
         tried.add(stored_as)
         size = _compressed(attempt, scorer.model, formats)
         if size + attempt.code[attempt.counted] <= attempt.cap:
@@ -98,9 +99,9 @@ def _way(attempt: Attempt, overrides: list[str], size: int, loss: float) -> dict
 def _options(
     quantization: Mapping[str, Any], policies: Path
 ) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """Overrides and the policies they make: fewer bits for a rule, more tensors for it, a ready policy."""
+    """Yield overrides and their policies: fewer bits for a rule, more tensors for it, a predefined policy."""
     for name, rule in quantization["rules"].items():
-        path = f"++quantization.rules.{name}"  # ++ also where the policy is the run's own
+        path = f"++quantization.rules.{name}"  # ++ works for the run's own policy too
         for bits in range(int(rule["format"].get("bits", 0)) - 1, 2, -1):
             changed = copy.deepcopy(dict(quantization))
             changed["rules"][name]["format"]["bits"] = bits
@@ -120,6 +121,6 @@ def _bpb(scorer: Scorer, windows: torch.utils.data.Dataset[Batch]) -> float:
 
 
 def _compressed(attempt: Attempt, model: nn.Module, formats: Mapping[str, Any]) -> int:
-    """Bytes of the file, within the few of its header."""
+    """Return the bytes of the file, without its short header."""
     raw = to_streams(pack_model(model, formats), attempt.meta, attempt.streams)
     return sum(len(compress(attempt.codec, stream)) for stream in raw)

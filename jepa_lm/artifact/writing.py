@@ -1,4 +1,4 @@
-"""From stored tensors to the artifact file."""
+"""Pack a model, compress it and write the artifact file."""
 
 from __future__ import annotations
 
@@ -27,22 +27,22 @@ from jepa_lm.utils.files import write_bytes
 
 @dataclass(frozen=True)
 class Packed:
-    """A model as it is stored, before compression."""
+    """A packed model before compression."""
 
     shapes: Mapping[str, Sequence[int]]
     formats: Mapping[str, Format]
     parts: Mapping[str, Parts]
-    """By parameter, as the format of each made them."""
+    """Stored parts by parameter name, as its format packed them."""
 
     def weights(self) -> dict[str, Tensor]:
-        """What loading will give back, float32."""
+        """Return the float32 weights that loading will restore."""
         return {
             name: unpack_parts(self.formats[name].spec(), parts, self.shapes[name])
             for name, parts in self.parts.items()
         }
 
     def restored(self, model: LanguageModel) -> LanguageModel:
-        """A copy of the model with these weights."""
+        """Return a copy of the model with these weights."""
         copied = copy.deepcopy(model)
         copied.load_state_dict(self.weights(), strict=True)
         return copied
@@ -55,17 +55,17 @@ class Written:
     path: Path
     bytes: int
     sha256: str
-    """Of the file, as `sha256sum` shows it."""
+    """SHA-256 of the file, as `sha256sum` prints it."""
     codecs: list[str]
-    """Of each stream."""
+    """Codec of each stream."""
     compressors: dict[str, int]
-    """Size that the file would have by each codec alone."""
+    """File size with each codec used for all streams."""
     tensors: list[dict[str, Any]]
-    """Per parameter: name, format, shape, values, and bytes before compression."""
+    """Name, format, shape, number of values, and bytes before compression of each parameter."""
 
 
 def pack_model(model: torch.nn.Module, formats: Mapping[str, Format]) -> Packed:
-    """Every parameter, packed by its format."""
+    """Pack every parameter with its format."""
     weights = {name: p.detach().cpu() for name, p in model.named_parameters()}
     return Packed(
         shapes={name: tuple(w.shape) for name, w in weights.items()},
@@ -77,14 +77,14 @@ def pack_model(model: torch.nn.Module, formats: Mapping[str, Format]) -> Packed:
 def write_artifact(
     folder: Path, packed: Packed, meta: Mapping[str, Any], *, streams: str, codecs: Sequence[str]
 ) -> Written:
-    """Compress and write `artifact.<ext>` into a folder.
+    """Compress a packed model and write `artifact.<ext>` to `folder`.
 
     Args:
-        meta: plain values that `loading.META` names.
-        streams: see `layout.streams_of`. codecs: names of those to try.
+        meta: plain values under the keys of `loading.META`.
+        streams: stream layout, see `layout.streams_of`. codecs: names of the codecs to try.
 
     Raises:
-        UserError: more than an artifact may hold.
+        UserError: the model is larger than an artifact may be.
     """
     compressed = compress_model(packed, meta, streams=streams, codecs=codecs)
     largest = max(compressed, key=lambda stream: len(stream.data))
@@ -114,19 +114,19 @@ def write_artifact(
 def compress_model(
     packed: Packed, meta: Mapping[str, Any], *, streams: str, codecs: Sequence[str]
 ) -> list[Compressed]:
-    """The streams of an artifact, compressed."""
+    """Lay out the artifact's streams and compress them."""
     raw = to_streams(packed, meta, streams)
     total = sum(map(len, raw))
     if total > MAX_BYTES:
         raise UserError(
-            f"export: {total} bytes before compression, more than the {MAX_BYTES} that an artifact may "
-            "hold; choose a quantization with fewer bits"
+            f"export: {total} bytes before compression, more than the {MAX_BYTES} allowed in an artifact; "
+            "choose a quantization with fewer bits"
         )
     return compress_best(raw, codecs)
 
 
 def to_streams(packed: Packed, meta: Mapping[str, Any], streams: str) -> list[bytes]:
-    """The safetensors of each stream; the first carries everything that is not a tensor."""
+    """Return each stream as safetensors bytes; the first one also holds the metadata."""
     tensors, kinds = {}, {}
     for name, parts in packed.parts.items():
         for part, tensor in parts.items():

@@ -1,1 +1,1 @@
-"""Number formats and the policy that assigns them; the model never knows."""
+"""Number formats and the policy that assigns them; the model is unaware of both."""

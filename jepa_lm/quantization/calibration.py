@@ -1,7 +1,7 @@
-"""GPTQ over a whole model: what each matrix reads on some text, and integers that suit it.
+"""GPTQ for a whole model: record the inputs of each matrix on calibration text and fit its integers to them.
 
-The text is the run's training text, or what the model itself writes (the challenge lets an export read no
-training text after the training). Validation text is never read.
+The text is the run's training text or text that the model generates (the challenge does not allow an export
+to read training text after training). Validation text is never read.
 Legend: B rows, T positions, C inputs of a matrix.
 """
 
@@ -31,12 +31,12 @@ LARGEST_SEED = 2**32 - 1
 
 
 class GPTQSettings:
-    """How matrices are fitted to their inputs.
+    """Settings of GPTQ calibration.
 
     Args:
-        text: `training`, the first tokens of the training split, or `own`, what the model writes.
-        tokens: how many. damping, act_order: see `gptq`.
-        seed: of the own text.
+        text: `training`, the first tokens of the training split, or `own`, text that the model generates.
+        tokens: number of tokens. damping, act_order: see `gptq`.
+        seed: seed of the generated text.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class GPTQSettings:
         if not 0 < damping < math.inf:
             raise UserError(
                 f"quantization.gptq.damping={damping}: a number more than 0, for example 0.01; without "
-                "it inputs that always go together have no inverse"
+                "damping, inputs that always occur together make the matrix singular"
             )
         if not 0 <= seed <= LARGEST_SEED:
             raise UserError(f"quantization.gptq.seed={seed}: 0 to {LARGEST_SEED}")
@@ -63,19 +63,19 @@ def calibrate(
     batches: Iterable[Tensor],
     settings: GPTQSettings,
 ) -> tuple[dict[str, Parts], dict[str, Any]]:
-    """Stored parts of every matrix that has integers as its format.
+    """Quantize every matrix whose format is integers.
 
-    Of GPTQ and plain rounding each matrix keeps what changes its outputs on this text less. Where GPTQ has no
-    solution there is rounding alone, with a warning.
+    Each matrix keeps the result, GPTQ or plain rounding, that changes its outputs less on this text. If GPTQ
+    has no solution, the matrix is rounded, with a warning.
 
     Args:
         batches: token ids [B, T].
 
     Returns:
-        The parts by parameter name, and the report: tokens read, and for each matrix its errors and choice.
+        The stored parts by parameter name, and a report: tokens read, and the errors and choice per matrix.
 
     Raises:
-        UserError: no matrix has integers as its format.
+        UserError: no matrix is stored as integers.
     """
     names = _integer_matrices(model, formats)
     if not names:
@@ -91,8 +91,8 @@ def calibrate(
     failed = [row["name"] for row in rows if "gptq" not in row["squared_error"]]
     if failed:
         warn(
-            f"GPTQ: {len(failed)} of {len(rows)} matrices are rounded ({', '.join(failed)}): what "
-            "they read gives no positive definite matrix; more quantization.gptq.tokens or a larger "
+            f"GPTQ: {len(failed)} of {len(rows)} matrices are rounded ({', '.join(failed)}): their "
+            "inputs give no positive definite matrix; more quantization.gptq.tokens or a larger "
             "quantization.gptq.damping can help"
         )
     share = sum(row["kept"] == "gptq" for row in rows) / len(rows)
@@ -109,7 +109,7 @@ def calibrate(
 def _fitted(
     weight: Tensor, H: Tensor, kind: Integer, settings: GPTQSettings
 ) -> tuple[Parts, dict[str, Any]]:
-    """The stored parts of one matrix; which way they were found, and the error of each that there is."""
+    """Return the stored parts of one matrix, and a report of the method kept and the errors of both."""
     options: dict[str, Parts] = {"rounding": kind.pack(weight)}
     with suppress(NotPositiveDefiniteError):
         options["gptq"] = kind.store(
@@ -127,10 +127,10 @@ def _fitted(
 def input_hessians(
     model: nn.Module, batches: Iterable[Tensor], names: Iterable[str]
 ) -> tuple[dict[str, Tensor], int]:
-    """H = sum x x^T [C, C] over the inputs x of each linear layer, on the CPU, and the tokens read.
+    """Return H = sum x x^T [C, C] over the inputs x of each linear layer, on the CPU, and the tokens read.
 
     Args:
-        names: of the layers' weights.
+        names: names of the layers' weights.
     """
     sums: dict[str, Tensor] = {}
 
@@ -158,7 +158,7 @@ def input_hessians(
 
 
 def _integer_matrices(model: nn.Module, formats: Mapping[str, Format]) -> list[str]:
-    """Weights of linear layers that are stored as integers."""
+    """Return the names of the weights of linear layers that are stored as integers."""
     return [
         f"{path}.weight"
         for path, module in model.named_modules()
@@ -169,7 +169,7 @@ def _integer_matrices(model: nn.Module, formats: Mapping[str, Format]) -> list[s
 def training_text(
     train: TokenStream, *, tokens: int, seq_len: int, device: torch.device
 ) -> Iterator[Tensor]:
-    """The first tokens of the training split, [B, T] at a time."""
+    """Yield the first tokens of the training split in batches [B, T]."""
     rows = max(1, BATCH_TOKENS // seq_len)
     windows = StandardWindows(train, seq_len=seq_len, rows=rows, limit=tokens + 1)
     for i in range(len(windows)):
@@ -179,13 +179,13 @@ def training_text(
 def own_text(
     model: LanguageModel, start: list[int], *, tokens: int, seq_len: int, seed: int
 ) -> Iterator[Tensor]:
-    """What the model writes after `start`, at temperature 1, [B, T] at a time."""
+    """Yield text that the model generates after `start`, at temperature 1, in batches [B, T]."""
     device = model.embedding.table.weight.device
     written, length = 0, min(seq_len, tokens)
     while written < tokens:
         rows = min(max(1, BATCH_TOKENS // length), -(-(tokens - written) // length))
         ids = torch.tensor([start] * rows)
         drawn = draws(model, ids, temperature=1.0, seed=seed + written, context=seq_len)
-        text = torch.stack(list(shown(islice(drawn, length), "the model writes", length)), dim=1)
+        text = torch.stack(list(shown(islice(drawn, length), "generated text", length)), dim=1)
         written += text.numel()
         yield text.to(device)

@@ -1,4 +1,4 @@
-"""Floating-point formats: plain casts, and float8 with or without a scale for each row."""
+"""Floating-point formats: plain casts, and float8 with or without a scale per row."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ CASTS = {
 
 
 class Cast:
-    """A plain cast.
+    """Storage by a plain cast.
 
     Args:
         dtype: float32 (exact), float16 (11 significant bits, up to 65504) or bfloat16 (8 bits).
@@ -44,8 +44,8 @@ class Cast:
         if not torch.isfinite(cast).all():
             largest = torch.finfo(self.dtype).max
             raise UserError(
-                f"quantization: a tensor to be stored as {self.name} holds values past {largest:.6g} or "
-                "no numbers; use quantization=none to keep float32"
+                f"quantization: a tensor to be stored as {self.name} holds values that are NaN, infinite or "
+                f"beyond {largest:.6g}; use quantization=none to keep float32"
             )
         return {"": cast}
 
@@ -65,8 +65,8 @@ class Float8:
     """float8_e4m3 (4 significant bits): w ~ q * scale, largest |q| 448.
 
     Args:
-        scale_dtype: of a scale per row, bfloat16, float16 or float32. None: a plain cast without one (#903);
-            what is smaller than 2^-6 loses significant bits then, and below 2^-10 it is zero.
+        scale_dtype: dtype of the scale per row: bfloat16, float16 or float32. None for a plain cast without
+            scales (#903); values below 2^-6 then lose significant bits, and values below 2^-10 become zero.
     """
 
     name = "float8"
@@ -85,11 +85,11 @@ class Float8:
         return {"": q, "scale": scale}
 
     def _plain(self, weight: Tensor) -> Tensor:
-        """The cast, [R, C]."""
+        """Return the plain cast, [R, C]."""
         if not (weight.abs() <= self.largest).all():
             raise UserError(
-                f"quantization: a tensor to be stored as float8 holds values past {self.largest:g} or no "
-                "numbers; scale_dtype=bfloat16 gives each row a scale"
+                f"quantization: a tensor to be stored as float8 holds values that are NaN, infinite or "
+                f"beyond {self.largest:g}; scale_dtype=bfloat16 gives each row a scale"
             )
         return as_matrix(weight.float()).to(torch.float8_e4m3fn)
 

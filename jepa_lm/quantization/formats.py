@@ -1,7 +1,7 @@
 """Number formats of exported tensors. A format packs a float tensor into stored parts and back.
 
-A tensor of any shape is seen as a matrix: its first axis are the rows, a vector is one row.
-Legend: R rows, C columns, g columns of a group, K groups of a row.
+A tensor of any shape is viewed as a matrix whose rows are its first axis; a vector is one row.
+Legend: R rows, C columns, g columns per group, K groups per row.
 """
 
 from __future__ import annotations
@@ -33,49 +33,48 @@ __all__ = ["Cast", "Float8", "Format", "Integer", "Parts", "as_matrix", "unpack_
 
 
 class Format(Protocol):
-    """How a tensor is stored."""
+    """Interface of a storage format."""
 
     name: str
-    """For people."""
+    """Name shown to users."""
 
     def pack(self, weight: Tensor) -> dict[str, Tensor]:
-        """The stored parts."""
+        """Return the stored parts."""
         ...
 
     def fake_quantize(self, weight: Tensor) -> Tensor:
-        """The weight as it would come back, in its own type and shape, on its own device."""
+        """Return the weight as loading would restore it, with the same dtype, shape and device."""
         ...
 
     def spec(self) -> dict[str, Any]:
-        """What `unpack_parts` needs besides the parts and the shape, as plain values."""
+        """Return the plain values that `unpack_parts` needs besides the parts and the shape."""
         ...
 
 
 def unpack_parts(spec: Mapping[str, Any], parts: Parts, shape: Sequence[int]) -> Tensor:
-    """The float32 tensor that the parts stand for.
+    """Return the float32 tensor that the parts represent.
 
     Raises:
-        ValueError, KeyError, RuntimeError: spec and parts are not those of a format, or not of this
-            shape.
+        ValueError, KeyError, RuntimeError: spec and parts do not match a format or this shape.
     """
     return UNPACKERS[spec["kind"]](spec, parts, tuple(shape))
 
 
 class Integer:
-    """Signed integers with a scale for each row, or for each group of columns: w ~ q * scale.
+    """Signed integers with a scale per row or per group of columns: w ~ q * scale.
 
     q lies in [-m, m], m = 2^(bits-1) - 1; scale = max(clip, min_clip) / m, where clip is a quantile of |w|,
-    so that rare outliers saturate. Of several quantiles each row (or group) takes the one of least squared
-    error. With a floor, small rows use few of the integers, which compress better and tell less.
+    so that rare outliers saturate. Given several quantiles, each row (or group) uses the one with the least
+    squared error. With a floor, small rows use few of the integers, which compress better but lose precision.
 
     Args:
         bits: 2 to 8. group: g, or None for whole rows; the last group of a row may be shorter.
         clip: a quantile in (0, 1], or several; 1 is the largest value (#903), 0.9999984 is #1581's, and
             [0.999, 0.9995, 0.9999, 0.99999, 1.0] is #1243's choice.
         scale_dtype: bfloat16, float16 or float32.
-        min_clip: what the largest integer stands for at least; 1 is the floor of 1/m under the scales of
-            #1243, #832, #1581 and #1196. None: no floor.
-        one_clip: of several quantiles all rows of a tensor take the same (#1243).
+        min_clip: least value that the largest integer represents; 1 gives the floor of 1/m under the scales
+            of #1243, #832, #1581 and #1196. None for no floor.
+        one_clip: with several quantiles, use the same one for all rows of a tensor (#1243).
     """
 
     def __init__(
@@ -91,7 +90,7 @@ class Integer:
         if not 2 <= bits <= 8:
             raise UserError(f"bits={bits}: 2 to 8")
         if group is not None and group < 1:
-            raise UserError(f"group={group}: at least 1 column, or null for rows")
+            raise UserError(f"group={group}: at least 1 column, or null for whole rows")
         clips = [clip] if isinstance(clip, int | float) else list(clip)
         if not clips or not all(0 < c <= 1 for c in clips):
             raise UserError(f"clip={clip}: one or more quantiles in (0, 1]")
@@ -105,11 +104,11 @@ class Integer:
 
     @property
     def rows_are_alone(self) -> bool:
-        """Whether each row is stored as it would be without the others."""
+        """True if each row is stored independently of the others."""
         return not self.one_clip or len(self.clips) == 1
 
     def scaled_by(self, *, clip: float | None, scale_dtype: str | None) -> Integer:
-        """The same integers, scaled by another quantile or in another type; None keeps what there is."""
+        """Return a copy with another quantile or scale dtype; None keeps the present one."""
         return Integer(
             bits=self.bits,
             group=self.group,
@@ -120,7 +119,7 @@ class Integer:
         )
 
     def quantize(self, weight: Tensor) -> tuple[Tensor, Tensor]:
-        """Integers [R, K, g] as float and scales [R, K, 1]; a short last group is padded by zeros."""
+        """Return float integers [R, K, g] and scales [R, K, 1]; a short last group is padded with zeros."""
         grouped = self._grouped(as_matrix(weight.float()))
         (q, scale), *others = (self._rounded(grouped, c) for c in _clips(grouped, self.clips))
         if not others:
@@ -134,14 +133,14 @@ class Integer:
         return q, scale
 
     def _rounded(self, grouped: Tensor, clip: Tensor) -> tuple[Tensor, Tensor]:
-        """Integers and scales for the values [R, K, 1] that the largest integer stands for."""
+        """Return integers and scales; the largest integer represents the values `clip` [R, K, 1]."""
         if self.min_clip is not None:
             clip = clip.clamp(min=self.min_clip)
         scale = scales(clip / self.limit, self.scale_dtype)
         return (grouped / scale.float()).round_().clamp_(-self.limit, self.limit), scale
 
     def _squared_error(self, q: Tensor, scale: Tensor, exact: Tensor) -> Tensor:
-        """Of each choice of a quantile: [R, K, 1], or one value for the tensor."""
+        """Return the squared error where one quantile is chosen: [R, K, 1], or one value per tensor."""
         error = (q * scale.float() - exact).square().sum(-1, keepdim=True)
         return error.sum() if self.one_clip else error
 
@@ -150,7 +149,7 @@ class Integer:
         return self.store(q.flatten(1)[:, : as_matrix(weight).shape[1]], scale)
 
     def store(self, q: Tensor, scale: Tensor) -> dict[str, Tensor]:
-        """The parts for integers [R, C] and scales [R, K, 1], however they were found."""
+        """Return the stored parts for integers [R, C] and scales [R, K, 1] from any method."""
         require_finite(scale)
         integers = q.to(torch.int8).contiguous()
         stored = integers if not self._dense(integers) else self._bits(integers)
@@ -178,10 +177,10 @@ class Integer:
         return torch.from_numpy(pack(integers.numpy().reshape(-1), self.bits))
 
     def _dense(self, integers: Tensor) -> bool:
-        """Whether the packed bits will compress at least as well as one integer a byte.
+        """Return whether packed bits are expected to compress at least as well as one integer per byte.
 
-        Compressors code bytes. Where whole integers fill a byte, packing only halves the symbols; where
-        they straddle bytes it hides them (docs/log.md: 5.7 against 5.1 bits for int6).
+        Compressors code bytes. If whole integers fill a byte, packing only reduces the number of symbols; if
+        integers straddle bytes, packing hides them (docs/log.md: 5.7 against 5.1 bits for int6).
         """
         if 8 % self.bits == 0:
             return self.bits < 8
@@ -218,9 +217,9 @@ UNPACKERS: dict[str, Callable[[Mapping[str, Any], Parts, tuple[int, ...]], Tenso
 
 
 def _clips(values: Tensor, quantiles: Sequence[float]) -> list[Tensor]:
-    """Quantiles of |values| [..., C] over the last axis, kept, as `torch.quantile` has them.
+    """Return quantiles of |values| [..., C] over the last axis (kept), as `torch.quantile` defines them.
 
-    They lie near the top, which is cheaper to find than an order of everything.
+    They lie near the top, so `topk` is cheaper than a full sort.
     """
     C = values.shape[-1]
     places = [(C - 1) * (1 - q) for q in quantiles]  # counted from the largest value

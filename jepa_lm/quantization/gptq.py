@@ -1,12 +1,12 @@
-"""GPTQ: integers for a matrix that keep what it does to its inputs, not its entries.
+"""GPTQ: quantize a matrix to integers that preserve its outputs rather than its entries.
 
-For y = W x it lowers the squared error of y over calibration inputs, tr((W - Q) H (W - Q)^T) with
-H = sum x x^T. Columns are rounded one after the other; the error of each is made up for by those that are
-not rounded yet, as the Cholesky factor of H^-1 says.
+For y = W x it reduces the squared error of y over calibration inputs, tr((W - Q) H (W - Q)^T) with
+H = sum x x^T. Columns are rounded one after the other; the columns not yet rounded compensate for the error
+of each, using the Cholesky factor of H^-1.
 Source: Frantar et al., "GPTQ" (2023).
 Legend: R rows, C columns (inputs), g columns of a group.
-Deviation: scales are those of plain rounding, fixed before the first column, so that both can be compared
-and columns may be taken in any order.
+Deviation: scales are those of plain rounding, fixed before the first column, so that both methods can be
+compared and columns can be processed in any order.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import Tensor
 from jepa_lm.quantization.formats import Integer
 
 MORE = (1, 10, 100)
-"""Times the damping: what is tried where H cannot be factored."""
+"""Multiples of the damping to try, in order, until H can be factored."""
 
 
 class NotPositiveDefiniteError(ValueError):
-    """The inputs' second moments have no Cholesky factor, as far as floating-point numbers can tell."""
+    """The second moments of the inputs have no Cholesky factor in floating-point arithmetic."""
 
 
 def gptq(
@@ -33,20 +33,20 @@ def gptq(
     act_order: bool,
     block: int = 128,
 ) -> tuple[Tensor, Tensor]:
-    """Integers and scales of a matrix.
+    """Quantize a matrix to integers and scales.
 
     Args:
         weight: W [R, C]. hessian: H [C, C], symmetric.
-        damping: share of the mean of H's diagonal that is added to it: inputs that were never seen, or
-            always seen together, leave H singular.
-        act_order: the columns of the largest inputs first, while the others can still make up for them.
-        block: columns whose errors are passed on at once; it changes speed, not results.
+        damping: share of the mean of H's diagonal that is added to the diagonal: inputs that never occur,
+            or always occur together, make H singular.
+        act_order: round the columns with the largest inputs first, while the others can still compensate.
+        block: number of columns whose errors are propagated at once; it changes speed, not results.
 
     Returns:
-        q [R, C] float, whole numbers, and scales [R, K, 1], as `Integer.quantize` gives them.
+        q [R, C] as float with integer values, and scales [R, K, 1] as in `Integer.quantize`.
 
     Raises:
-        NotPositiveDefiniteError: H is not, and damping it more does not help.
+        NotPositiveDefiniteError: H is not positive definite, even with more damping.
     """
     R, C = weight.shape
     _, scale = kind.quantize(weight)
@@ -73,16 +73,16 @@ def gptq(
 
 
 def output_error(weight: Tensor, stored: Tensor, hessian: Tensor) -> float:
-    """tr((W - Q) H (W - Q)^T): the squared error of the outputs over the calibration inputs."""
+    """Return tr((W - Q) H (W - Q)^T), the squared error of the outputs over the calibration inputs."""
     difference = (weight - stored).double()
     return ((difference @ hessian.double()) * difference).sum().item()
 
 
 def _factor(H: Tensor, damping: float) -> Tensor:
-    """The upper Cholesky factor of (H + damping)^-1.
+    """Return the upper Cholesky factor of (H + damping)^-1.
 
     Raises:
-        NotPositiveDefiniteError: with no damping of `MORE`.
+        NotPositiveDefiniteError: every multiple of the damping in `MORE` fails.
     """
     mean = H.diagonal().mean().clamp(min=torch.finfo(torch.float32).tiny)
     for times in MORE:
@@ -93,4 +93,4 @@ def _factor(H: Tensor, damping: float) -> Tensor:
         upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(factor), upper=True)
         if not failed and torch.isfinite(upper).all():
             return upper
-    raise NotPositiveDefiniteError(f"not with {MORE[-1]} times the damping either")
+    raise NotPositiveDefiniteError(f"not positive definite, even with {MORE[-1]} times the damping")

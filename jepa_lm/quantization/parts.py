@@ -1,4 +1,4 @@
-"""What all formats share: how a tensor is seen as a matrix, the scales of its rows, the stored parts.
+"""Helpers shared by all formats: tensors viewed as matrices, scales of rows, stored parts.
 
 Legend: R rows, C columns.
 """
@@ -19,39 +19,39 @@ SCALES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch
 
 
 def as_matrix(weight: Tensor) -> Tensor:
-    """[R, C] of a tensor; a vector is one row, a scalar one value."""
+    """View a tensor as a matrix [R, C]; a vector is one row, a scalar one value."""
     return weight.reshape(1, -1) if weight.ndim < 2 else weight.flatten(1)
 
 
 def scales(exact: Tensor, dtype: str) -> Tensor:
-    """Scales as stored. The smallest normal number keeps rows of zeros from dividing by zero."""
+    """Return scales as stored. The lower bound keeps rows of zeros from dividing by zero."""
     return exact.clamp(min=torch.finfo(torch.float16).tiny).to(SCALES[dtype])
 
 
 def require_finite(scale: Tensor) -> None:
-    """For files alone: in a training step the host would wait for the answer."""
+    """Check that scales are finite; for files only, because the check would stall a training step."""
     if not torch.isfinite(scale).all():
         dtype = str(scale.dtype).removeprefix("torch.")
-        raise UserError(f"quantization: weights too large, or no numbers, for a {dtype} scale")
+        raise UserError(f"quantization: weights are NaN, infinite or too large for a {dtype} scale")
 
 
 def check_scale_dtype(name: str, key: str = "scale_dtype") -> None:
-    """Refuse what is no type of scales."""
+    """Check that `name` is a type of scales."""
     if name not in SCALES:
         raise UserError(f"{key}={name}: one of {', '.join(SCALES)}")
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:
-    """R and C of what `as_matrix` makes of a tensor of this shape."""
+    """Return R and C of `as_matrix` for a tensor of this shape."""
     rows = 1 if len(shape) < 2 else shape[0]
     return rows, int(np.prod(shape, dtype=np.int64)) // max(1, rows)
 
 
 def expect(tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]) -> None:
-    """Refuse a stored part of another type or shape.
+    """Check the dtype and shape of a stored part.
 
     Raises:
-        ValueError: naming both.
+        ValueError: they differ; names the actual and the expected ones.
     """
     if tensor.dtype != dtype or tuple(tensor.shape) != shape:
         raise ValueError(f"{tuple(tensor.shape)} {tensor.dtype}, expected {shape} {dtype}")

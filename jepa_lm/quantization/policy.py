@@ -1,4 +1,4 @@
-"""Which tensor is stored in which format, by role or pattern of names, never silently."""
+"""Assign a storage format to every parameter by role or name pattern; no parameter is left out silently."""
 
 from __future__ import annotations
 
@@ -18,26 +18,26 @@ from jepa_lm.utils.errors import UserError
 
 @dataclass(frozen=True)
 class Rule:
-    """Tensors that any entry of `match` fits, of `min_values` values or more, of `ndim` dimensions."""
+    """Tensors of `ndim` dimensions and at least `min_values` values that any entry of `match` fits."""
 
     match: Sequence[str]
     min_values: int
     format: Format
     ndim: int | None = None
-    """None: any."""
+    """Number of dimensions; None for any."""
 
 
 RULE = {"match": list[str], "min_values": int, "format": Any, "ndim": int | None}
-"""Settings of a rule, and their types."""
+"""Settings of a rule and their types."""
 
 
 class Policy:
     """Assigns a format to every parameter; rules are tried in order.
 
     Args:
-        rules: by name: `match` (roles and name patterns), `min_values`, `format`, optionally `ndim`.
-        training: when training sees the stored weights; None: never.
-        gptq: how export fits integers to what matrices read; None: it rounds.
+        rules: rules by name: `match` (roles and name patterns), `min_values`, `format`, optionally `ndim`.
+        training: schedule of quantization-aware training; None for none.
+        gptq: GPTQ settings of export; None for plain rounding.
     """
 
     def __init__(
@@ -54,10 +54,10 @@ class Policy:
         }
 
     def assign(self, model: nn.Module) -> dict[str, Format]:
-        """The format of each parameter, by name.
+        """Return the format of each parameter, by name.
 
         Raises:
-            UserError: an entry that fits no parameter, or a parameter that no rule takes.
+            UserError: an entry fits no parameter, or no rule matches a parameter.
         """
         parameters = dict(model.named_parameters())
         roles = parameter_roles(model)
@@ -66,7 +66,7 @@ class Policy:
                 if not any(matches(entry, name, role) for name, role in roles.items()):
                     raise UserError(
                         f"quantization.rules.{rule_name}.match={entry}: fits no parameter; give a role "
-                        f"({', '.join(ROLES)}) or a pattern of names"
+                        f"({', '.join(ROLES)}) or a name pattern"
                     )
         return {name: self._format(name, roles[name], p) for name, p in parameters.items()}
 
@@ -78,16 +78,16 @@ class Policy:
             if fits and parameter.numel() >= rule.min_values:
                 return rule.format
         raise UserError(
-            f"quantization.rules: no rule takes {name} ({role}, {parameter.numel()} values); add one "
+            f"quantization.rules: no rule matches {name} ({role}, {parameter.numel()} values); add one "
             'that matches "*"'
         )
 
 
 def _rule(path: str, node: Any) -> Rule:
-    """A rule out of its node.
+    """Build a rule from its config node.
 
     Raises:
-        UserError: naming the setting that is missing, unknown or of the wrong type.
+        UserError: a setting is missing, unknown or of the wrong type; names it.
     """
     if not isinstance(node, Mapping):
         raise UserError(f"{path}={node}: a rule has {', '.join(RULE)}")

@@ -1,12 +1,13 @@
-"""Training on weights as they will be stored (quantization-aware training, QAT).
+"""Quantization-aware training (QAT): train with the weights as export will store them.
 
-From its start on, every step runs forward and backward at the snapped weights and updates the full ones:
+Once QAT has started, every step runs forward and backward with the quantized weights and updates the full
+ones:
 
     w_stored = fake_quantize(w);  g = d loss(w_stored) / d w_stored;  w <- update(w, g)
 
-which is fake quantization with a straight-through gradient. The model's own tensors hold the snapped
-values during a step, so whatever reads them (a compiled function, a kernel, another rank) sees those, and
-names and checkpoints stay as they are.
+This is fake quantization with a straight-through gradient. The model's own tensors hold the quantized values
+during a step, so any reader (a compiled function, a kernel, another rank) sees them, and names and
+checkpoints do not change.
 Source: submissions #903 (from the first step) and #1243 (late).
 """
 
@@ -29,17 +30,18 @@ AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
 class QATSchedule:
-    """When training sees the stored weights. With nothing set, never.
+    """Schedule of quantization-aware training; with neither `start` nor `lr_below` set, there is none.
 
     Args:
-        start: share of the budget at which it begins; 0 is the first step.
-        lr_below: begin when the factor on the learning rates falls below this.
-        clip: of integers while training, in place of the stored ones' (quantiles of every row in every
-            step are slow); None keeps theirs.
-        scale_dtype: of integers while training; None keeps the stored one (#903: float32, stored bfloat16).
+        start: share of the budget at which QAT starts; 0 is the first step.
+        lr_below: start when the factor on the learning rates falls below this.
+        clip: clip of integer formats during training, in place of their own (quantiles of every row in
+            every step are slow); None keeps their own.
+        scale_dtype: dtype of the scales during training; None keeps the stored one (#903: float32, stored as
+            bfloat16).
 
     Raises:
-        UserError: two beginnings, or one outside [0, 1].
+        UserError: both `start` and `lr_below` are set, or one is outside [0, 1].
     """
 
     def __init__(
@@ -57,7 +59,7 @@ class QATSchedule:
             )
         for key, value in (("start", start), ("lr_below", lr_below)):
             if value is not None and not 0 <= value <= 1:
-                raise UserError(f"quantization.training.{key}={value}: must lie in 0 to 1")
+                raise UserError(f"quantization.training.{key}={value}: must be between 0 and 1")
         if scale_dtype is not None:
             check_scale_dtype(scale_dtype, "quantization.training.scale_dtype")
         self.start, self.lr_below = start, lr_below
@@ -65,21 +67,21 @@ class QATSchedule:
 
     @property
     def ever(self) -> bool:
-        """Whether there is a beginning at all."""
+        """True if QAT starts at some point."""
         return self.start is not None or self.lr_below is not None
 
     def active(self, progress: float, lr_factor: float) -> bool:
-        """Whether a step at this progress, with this factor on the learning rates, is one of them."""
+        """Return whether a step at this progress, with this factor on the learning rates, uses QAT."""
         if self.start is not None:
             return progress >= self.start
         return self.lr_below is not None and lr_factor < self.lr_below
 
     def formats(self, formats: Mapping[str, Format]) -> dict[str, Format]:
-        """Those that training has to learn to live with: no plain casts; with the plan's own scales."""
+        """Return the formats to use in training: no plain casts, and this schedule's clip and scales."""
         found = {name: f for name, f in formats.items() if not isinstance(f, Cast)}
         if self.clip is None and self.scale_dtype is None:
             return found
-        # One object for all tensors of a rule, as the rule had: they are snapped together.
+        # Keep one object for all tensors of a rule: tensors that share a format are quantized together.
         scaled = {
             id(f): f.scaled_by(clip=self.clip, scale_dtype=self.scale_dtype)
             if isinstance(f, Integer)
@@ -90,17 +92,17 @@ class QATSchedule:
 
 
 class FakeQuantizedWeights:
-    """Swaps a model's weights for what storing would make of them, and back.
+    """Swaps a model's weights for their quantized values, and back.
 
     Args:
-        model: its parameters are changed in place. formats: by the names of those to swap.
+        model: its parameters are changed in place. formats: formats of the parameters to swap, by name.
     """
 
     def __init__(self, model: nn.Module, formats: Mapping[str, Format]) -> None:
         self.names = sorted(formats)
         parameters = dict(model.named_parameters())
         self.weights: list[Tensor] = [parameters[name] for name in self.names]
-        # Rows are stored one by one, so that matrices of one width can be snapped as one.
+        # Rows are quantized independently, so matrices of the same width can be quantized as one.
         groups: dict[tuple[int, int, int], list[int]] = defaultdict(list)
         self._formats: dict[tuple[int, int, int], Format] = {}
         for i, name in enumerate(self.names):
@@ -112,19 +114,19 @@ class FakeQuantizedWeights:
         self._groups = dict(groups)
         self._full: list[Tensor] | None = None
         self.first_step: int | None = None
-        """Of the run, in which the stored weights were used."""
+        """First step of the run that used the quantized weights."""
 
     @property
     def values(self) -> int:
-        """How many numbers are swapped."""
+        """Number of values that are swapped."""
         return sum(w.numel() for w in self.weights)
 
     @torch.no_grad()
     def swap_in(self) -> None:
-        """The weights as stored; nothing happens when they are in already."""
+        """Swap in the quantized weights; do nothing if they are in already."""
         if self._full is not None:
             return
-        # The tensors change places: nothing is copied, in or out.
+        # Swap storage: nothing is copied, in or out.
         self._full = [w.data for w in self.weights]
         for key, members in self._groups.items():
             kind, rows = self._formats[key], [as_matrix(self._full[i]) for i in members]
@@ -136,7 +138,7 @@ class FakeQuantizedWeights:
                 self.weights[i].data = part.view_as(self._full[i])
 
     def swap_out(self) -> None:
-        """The full weights again."""
+        """Restore the full weights."""
         if self._full is None:
             return
         for weight, full in zip(self.weights, self._full, strict=True):
@@ -145,7 +147,7 @@ class FakeQuantizedWeights:
 
     @contextmanager
     def swapped(self) -> Iterator[None]:
-        """The weights as stored, inside; afterwards as they were before."""
+        """Use the quantized weights inside the block; restore the previous state afterwards."""
         if self._full is not None:
             yield
             return
@@ -157,7 +159,7 @@ class FakeQuantizedWeights:
 
 
 def stored_copy(model: AnyModule, formats: Mapping[str, Format]) -> AnyModule:
-    """A copy of a model with the weights that storing in these formats gives back.
+    """Return a copy of a model with weights as if stored in these formats and loaded.
 
     Weights may be parameters or, in a moving average, buffers.
     """

@@ -36,7 +36,7 @@ def test_codecs_round_trip_and_refuse_bombs(codec):
         decompress(codec, packed, 1000)
     with pytest.raises(UserError, match=r"truncated\?|damaged"):
         decompress(codec, packed[: len(packed) // 2], len(raw))
-    with pytest.raises(UserError, match=r"damaged|promises"):
+    with pytest.raises(UserError, match=r"damaged|declares"):
         decompress(codec, b"\x55" * 64, 64)
 
 
@@ -155,7 +155,9 @@ def test_a_file_larger_than_any_artifact_is_not_read(tmp_path):
     path = tmp_path / "artifact.br"
     with open(path, "wb") as file:
         file.truncate(1 << 40)  # a hole that takes no place on the disk
-    with pytest.raises(UserError, match=r"artifact\.br: 1099511627776 bytes are no artifact"):
+    with pytest.raises(
+        UserError, match=r"artifact\.br: 1099511627776 bytes is too large for an artifact"
+    ):
         from_file(path)
 
 
@@ -175,7 +177,7 @@ def test_byte_planes_come_back_exactly(dtype, shape):
 
 
 def test_planes_of_another_type_are_refused():
-    with pytest.raises(ValueError, match="no byte planes of float32"):
+    with pytest.raises(ValueError, match="not byte planes of float32"):
         from_planes(torch.zeros(2, 3, dtype=torch.uint8), "float32")
     with pytest.raises(KeyError):
         from_planes(torch.zeros(2, 3, dtype=torch.uint8), "complex64")

@@ -66,7 +66,7 @@ def test_sliding_and_fewer_tokens_on_request(exporting):
 
 def test_too_great_a_loss_fails_the_command_and_keeps_the_files(exporting):
     coarse = ("quantization=int4", "quantization.rules.weights.format.bits=2", *QUICK[:1])
-    words = r"export\.max_bpb_loss=-1: the file scores \d\.\d+ \(standard\)"
+    words = r"export\.max_bpb_loss=-1: the artifact scores \d\.\d+ \(standard\)"
     with pytest.raises(LossError, match=words) as caught:
         exporting(*coarse, "export.max_bpb_loss=-1")
     assert caught.value.exit_code == 2
@@ -122,7 +122,9 @@ def test_minified_code_is_a_way_that_loses_nothing(exporting):
 
 
 def test_nothing_fits_is_said(exporting):
-    with pytest.raises(OverCapError, match="nothing that was tried fits; choose a smaller model"):
+    with pytest.raises(
+        OverCapError, match="none of the options tried fits; choose a smaller model"
+    ):
         exporting(*QUICK, "export.cap_bytes=1000")
 
 
@@ -178,7 +180,7 @@ def test_submission_and_card_say_what_the_records_say(exported, trained):
         f"{account['round_trip']['standard']['artifact']['bpb']:.4f}",
         f"| seed | {summary['seed']} |",
         summary["config_hash"],
-        "cross entropy alone",
+        "cross entropy only",
     ):
         assert figure in card
     assert "{{" not in card

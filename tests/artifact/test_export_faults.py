@@ -96,7 +96,7 @@ def test_a_checkpoint_that_changes_while_it_is_exported_is_refused(
         return asked(settings)
 
     monkeypatch.setattr(round_trip, "_asked", later)
-    with pytest.raises(UserError, match=r"last\.ckpt: it was changed while it was exported"):
+    with pytest.raises(UserError, match=r"last\.ckpt: changed while it was being exported"):
         exporting(*WHOLE)
     assert trained.checkpoint.read_bytes() == before
     assert not list(exporting.folder.glob("artifact.*"))

@@ -78,13 +78,13 @@ def test_a_missing_tensor_does_not_load(exported, tmp_path):
     with pytest.raises(UserError, match="asks for more than the 35 tensors"):
         load_artifact(pack(tmp_path, fewer, meta_without))
     more = tensors | {"predictor.weight": torch.zeros(2)}
-    with pytest.raises(UserError, match=r"holds predictor\.weight, which no format describes"):
+    with pytest.raises(UserError, match=r"holds predictor\.weight, which has no format"):
         load_artifact(pack(tmp_path, more, meta))
     more_meta = {
         **meta,
         "formats": {**meta["formats"], "predictor.weight": {"kind": "cast", "dtype": "float16"}},
     }
-    with pytest.raises(UserError, match="its tensors are not those of its model"):
+    with pytest.raises(UserError, match="its tensors do not match its model"):
         load_artifact(pack(tmp_path, more, more_meta))
 
 
@@ -152,7 +152,7 @@ def test_malformed_files_are_one_clear_line(exported, tmp_path):
     path = tmp_path / "artifact.bad"
     cases = {
         "not an artifact": [b"", b"hello " * 100, b"JEPALM"],
-        "damaged or cut short": [whole[:10], whole[:-100], whole[:-1] + bytes([whole[-1] ^ 1])],
+        "damaged or truncated": [whole[:10], whole[:-100], whole[:-1] + bytes([whole[-1] ^ 1])],
     }
     for words, files in cases.items():
         for data in files:
@@ -169,13 +169,16 @@ def test_malformed_files_are_one_clear_line(exported, tmp_path):
 @pytest.mark.parametrize(
     ("table", "words"),
     [
-        (b"", "cut short"),
+        (b"", "truncated"),
         (COUNT.pack(0), "0 streams"),
         (COUNT.pack(1 << 30), "1073741824 streams"),
-        (COUNT.pack(2) + STREAM.pack(b"zlib", 5, 5), "cut short"),
+        (COUNT.pack(2) + STREAM.pack(b"zlib", 5, 5), "truncated"),
         (COUNT.pack(1) + STREAM.pack(b"rar", 5, 0), "unknown compression 'rar'"),
         (COUNT.pack(1) + STREAM.pack(b"zlib", MAX_BYTES + 1, 0), "more than 201326592"),
-        (COUNT.pack(1) + STREAM.pack(b"zlib", 5, 5), "holds 0 bytes of streams, its table says 5"),
+        (
+            COUNT.pack(1) + STREAM.pack(b"zlib", 5, 5),
+            "holds 0 bytes of streams, but its table says 5",
+        ),
     ],
 )
 def test_a_forged_table_of_streams_is_refused(tmp_path, table, words):
@@ -193,7 +196,7 @@ def test_a_forged_table_of_streams_is_refused(tmp_path, table, words):
         ({"temperature": -1.0}, "no usable 'eval.stride' or 'temperature'"),
         ({"eval": {}}, "no usable 'eval.stride' or 'temperature'"),
         ({"seed": True}, "no usable 'seed'"),
-        ({"weights_sha256": "0" * 64}, "its weights are not those that were exported"),
+        ({"weights_sha256": "0" * 64}, "its weights are not the exported ones"),
         ({"planes": {"nobody": "float16"}}, "damaged artifact"),
         ({"planes": {"backbone.blocks.0.mlp.up.weight": "float16"}}, "damaged artifact"),
     ],
@@ -209,7 +212,7 @@ def test_weights_that_were_changed_after_the_export_are_refused(exported, tmp_pa
     name = "backbone.blocks.0.mlp.up.weight"
     tensors[name] = tensors[name].clone()
     tensors[name][0, 0] ^= 1
-    with pytest.raises(UserError, match="its weights are not those that were exported"):
+    with pytest.raises(UserError, match="its weights are not the exported ones"):
         load_artifact(pack(tmp_path, tensors, meta))
 
 

@@ -98,7 +98,7 @@ def test_of_several_artifacts_the_one_counts_that_its_records_name(tmp_path):
 
 def test_code_is_never_put_over_what_no_export_wrote(tmp_path):
     (tmp_path / "code").mkdir()
-    with pytest.raises(UserError, match=r"export\.code=minified: .*/code is there, and no export"):
+    with pytest.raises(UserError, match=r"export\.code=minified: .*/code exists, and no export"):
         check_code_folder(tmp_path, "minified")
     write(tmp_path / "code", "artifact.br", "x")
     (tmp_path / "export.json").write_text('{"code": "minified"}')

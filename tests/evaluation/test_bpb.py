@@ -158,7 +158,7 @@ def test_text_that_has_moved_is_one_line_that_names_it(trained, tmp_path, key):
     else:
         changed = {key: gone, "corpus": {**loaded.data["corpus"], key: gone}}
     with pytest.raises(
-        UserError, match=rf"trained with data\.{key}={gone}, .*put it back, or a link"
+        UserError, match=rf"trained with data\.{key}={gone}, .*restore it or link it"
     ):
         load_data(loaded._replace(data={**loaded.data, **changed}), {})
 

@@ -260,7 +260,7 @@ def test_too_slow_is_said(recurrent, compose, tmp_path, capsys):
         (("eval.baseline_bytes=0",), r"eval\.baseline_bytes=0: at least 1"),
         (("eval.max_seconds=nan",), r"eval\.max_seconds=nan: a number more than 0"),
         (("eval.precision=half",), r"eval\.precision=half: one of auto, 32-true"),
-        (("device=meta",), r"device=meta: not to be had here"),
+        (("device=meta",), r"device=meta is not available on this machine"),
     ],
 )
 def test_settings_that_cannot_be_are_named(recurrent, compose, overrides, words):
