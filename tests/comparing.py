@@ -1,4 +1,4 @@
-"""Whether a run that was disturbed is the one that was not: every number, every row, every byte."""
+"""Check that an interrupted run equals an uninterrupted one: every number, every row, every byte."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ BY_THE_CLOCK = {"train/seconds", "train/tokens_per_second"}
 
 
 class DifferenceError(AssertionError):
-    """What was killed is not what was not."""
+    """The interrupted work differs from the uninterrupted one."""
 
 
 def leaves(path: str, value: Any) -> dict[str, Any]:
-    """A nested state as one mapping."""
+    """Flatten a nested state into one mapping."""
     parts = value.items() if isinstance(value, dict) else None
     if isinstance(value, list | tuple):
         parts = enumerate(value)
@@ -43,10 +43,10 @@ def rows_of(folder: Path, *, timed: bool) -> list[dict[str, str]]:
 
 
 def compare_runs(whole: Path, killed: Path, *, timed: bool = False) -> dict[str, int]:
-    """Everything that two run folders hold, but where they are and what a clock says.
+    """Compare everything in two run folders except paths and clock times.
 
     Args:
-        timed: the clock was a simulated one, so what it says is compared.
+        timed: the clock was simulated, so times are compared as well.
     """
     a, b = (leaves("", _state(folder, timed)) for folder in (whole, killed))
     differing = [key for key in sorted(a.keys() | b.keys()) if not same(a.get(key), b.get(key))]
@@ -70,7 +70,7 @@ def compare_runs(whole: Path, killed: Path, *, timed: bool = False) -> dict[str,
 
 def _state(folder: Path, timed: bool) -> dict[str, Any]:
     state = read_checkpoint(folder / "checkpoints" / "last.ckpt")
-    left_out = {"hyper_parameters", "loops", "callbacks"}  # paths; Lightning's counts of this start
+    left_out = {"hyper_parameters", "loops", "callbacks"}  # paths; this start's counters
     if not timed:
         state["clock"].pop("elapsed")
     return {key: value for key, value in state.items() if key not in left_out}
@@ -81,7 +81,7 @@ def _left_behind(folder: Path) -> list[str]:
 
 
 def compare_files(whole: Path, killed: Path, *ignored: str) -> dict[str, int]:
-    """Every byte of every file in two folders."""
+    """Compare every byte of every file in two folders."""
     a, b = (
         {
             str(p.relative_to(folder)): p.read_bytes()

@@ -8,7 +8,7 @@ import gc
 import json
 import os
 
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # of processes that tests start
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes that tests start
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
@@ -53,23 +53,23 @@ SMALL = (
 """A run of a second or two on a small text."""
 MAMBA2 = ("model=mamba2", "model.backbone.head_dim=16", "model.backbone.state_dim=8")
 SMALL_MAMBA2 = (*(x for x in SMALL if "heads" not in x and "bigram" not in x), *MAMBA2)
-"""The same on the other backbone."""
+"""`SMALL` for the Mamba-2 backbone."""
 OFFLINE = ("logger=wandb", "logger.wandb.offline=true")
 
 torch.set_num_threads(1)
-yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # 40 files for each composed config
+yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # composing a config reads 40 files
 schema.register()
 
 
 @pytest.fixture(scope="session", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One cache of prepared data for all tests, and for all workers."""
+    """One cache of prepared data for all tests and all workers."""
     base = tmp_path_factory.getbasetemp()
     shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
     folder = shared / "cache"
     os.environ["JEPA_LM_CACHE"] = str(folder)
     os.environ["WANDB_DATA_DIR"] = str(folder / "wandb")  # copies of artifacts
-    gc.freeze()  # a run collects garbage at its start; let it not look through all that is imported
+    gc.freeze()  # a run collects garbage at its start; spare it everything already imported
     return folder
 
 
@@ -87,14 +87,14 @@ Compose = Callable[..., DictConfig]
 
 @pytest.fixture
 def compose(tmp_path: Path, small_text: Path) -> Compose:
-    """compose("train", overrides...) is what the command line would compose."""
+    """compose("train", overrides...) returns the config that the command line would compose."""
 
     def make(command: str, *overrides: str, run_dir: Path | None = None) -> DictConfig:
         chosen = tuple(word for word in overrides if _chooses(word))
         values = [word for word in overrides if word not in chosen]
         cfg = copy.deepcopy(_composed(command, chosen))
         values.insert(0, f"paths.run_dir={run_dir or tmp_path / 'run'}")
-        # What Hydra does itself after it has put the chosen files together.
+        # Hydra does the same after it has merged the chosen files.
         parsed = OverridesParser.create().parse_overrides(values)
         ConfigLoaderImpl._apply_overrides_to_config(parsed, cfg)
         return cfg
@@ -103,14 +103,14 @@ def compose(tmp_path: Path, small_text: Path) -> Compose:
 
 
 def _chooses(word: str) -> bool:
-    """Whether an override chooses a file of a group, and does not set a value."""
+    """Return whether an override chooses a file of a config group rather than setting a value."""
     group = word.lstrip("+~").split("=")[0].split("@")[0]
     return group.startswith("hydra") or (CONF / group).is_dir()
 
 
 @functools.cache
 def _composed(command: str, chosen: tuple[str, ...]) -> DictConfig:
-    """Hydra takes half a second to put files together."""
+    """Compose the chosen files once: Hydra takes half a second for it."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return hydra.compose(command, overrides=list(chosen))
@@ -118,7 +118,7 @@ def _composed(command: str, chosen: tuple[str, ...]) -> DictConfig:
 
 @pytest.fixture
 def small(compose: Compose, small_text: Path) -> Compose:
-    """small(overrides...) is a small training config on real text."""
+    """small(overrides...) returns a small training config on real text."""
 
     def make(*overrides: str, run_dir: Path | None = None) -> DictConfig:
         path = f"data.path={small_text}"
@@ -130,7 +130,7 @@ def small(compose: Compose, small_text: Path) -> Compose:
 
 @pytest.fixture
 def answers_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the fresh process of an export would answer comes from this one, which is seconds faster."""
+    """Answer in this process what an export asks of its fresh process, which saves seconds."""
     from jepa_lm.artifact import round_trip
 
     def asked(settings: dict[str, Any]) -> dict[str, Any]:
@@ -170,7 +170,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, small_text: Path) -> Run:
 
 @dataclass(frozen=True)
 class Logged:
-    """A finished run and what W&B wrote of it."""
+    """A finished run and the record that W&B wrote of it."""
 
     folder: Path
     run: Offline
@@ -179,7 +179,7 @@ class Logged:
 
 @pytest.fixture(scope="session")
 def logged(tmp_path_factory: pytest.TempPathFactory, small_text: Path) -> Logged:
-    """One run with an objective, logged offline in a group and under a name."""
+    """One run with an objective, logged offline in a group and with a name."""
     from jepa_lm.run import train
 
     folder = tmp_path_factory.mktemp("logged")

@@ -1,4 +1,4 @@
-"""Several processes that begin the same at the same moment."""
+"""Start several processes that make the same call at the same moment."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 
 def begun_together(call: Callable[[], object], processes: int = 4) -> int:
-    """How many processes fail that make a call together."""
+    """Make a call in several processes at once; return how many fail."""
     ready, go = os.pipe()
     children = []
     for _ in range(processes):

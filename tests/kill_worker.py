@@ -1,6 +1,6 @@
-"""SIGKILL at chosen moments: work is done again and again in forked children until one is through.
+"""SIGKILL at chosen moments: work is repeated in forked children until one of them finishes.
 
-Forked after the imports, which are most of a start. `python -m tests.kills` says what work.
+Children are forked after the imports, which are most of a start. `tests.kills` defines the work.
 """
 
 from __future__ import annotations
@@ -24,24 +24,24 @@ KILLED = -signal.SIGKILL
 LOST_RANK = 4
 """Exit code of a run whose other rank was killed."""
 START, STEP = 1.0, 0.2
-"""Seconds: within which a start is killed; what a step takes at most."""
+"""Seconds within which a start is killed, and the most that a step takes."""
 
 
 class Plan(NamedTuple):
     """When a child dies.
 
-    `start`: within `START` seconds. `step`: a while after its step `number`. `validation`: before its batch
-    `number` of a validation. `rows`: with half a row of metrics.csv on the disk. `half`, `complete`: a file
-    is half written, or whole but without its name. `named`: a file has its name, but is not last.ckpt yet.
-    `linked`: it has a second name, but not that one. `kept`: it is last.ckpt, and older ones are still
+    `start`: within `START` seconds. `step`: shortly after its step `number`. `validation`: before batch
+    `number` of its validation. `rows`: with half a row of metrics.csv on the disk. `half`, `complete`: a file
+    is half written, or whole but not yet named. `named`: a file has its name, but is not last.ckpt yet.
+    `linked`: it has a second name, but not last.ckpt. `kept`: it is last.ckpt, and older ones are still
     there. `other`: another rank dies, after step `number`.
     """
 
     kind: str
     number: int = 1
-    """Which of these moments."""
+    """Which of these moments, counted from 1."""
     share: float = 0.5
-    """Of `START` or `STEP`."""
+    """Fraction of `START` or `STEP` to wait."""
 
 
 def die() -> None:
@@ -49,10 +49,10 @@ def die() -> None:
 
 
 def until_done(work: Callable[[], object], plans: Iterable[Plan]) -> list[tuple[str, int]]:
-    """Do the work in a child for each plan, and at last without one.
+    """Do the work in a child for each plan, and finally in one that is not killed.
 
     Returns:
-        for each child, what should kill it and how it ended.
+        for each child, what should kill it and its exit status.
     """
     history = []
     for plan in (*plans, None):
@@ -61,7 +61,7 @@ def until_done(work: Callable[[], object], plans: Iterable[Plan]) -> list[tuple[
         if child == 0:
             import faulthandler
 
-            faulthandler.dump_traceback_later(600, exit=True)  # a child that hangs
+            faulthandler.dump_traceback_later(600, exit=True)  # ends a child that hangs
             code = 1
             try:
                 if plan is not None:
@@ -82,7 +82,7 @@ def arm(plan: Plan) -> None:
     left = [plan.number]
 
     def now() -> bool:
-        """Whether this is the moment."""
+        """Return whether this is the moment."""
         left[0] -= 1
         return left[0] == 0
 
@@ -106,7 +106,7 @@ def _later(seconds: float) -> None:
 
 
 def _before(owner: type, name: str, now: Callable[[], bool], act: Callable[[], object]) -> None:
-    """Act before a call of a method, if it is the one."""
+    """Call `act` before a call of a method if `now()` says so."""
     original = getattr(owner, name)
 
     def wrapped(self, *arguments, **settings):
@@ -118,7 +118,7 @@ def _before(owner: type, name: str, now: Callable[[], bool], act: Callable[[], o
 
 
 def _other() -> None:
-    """Kill the rank that this process has started; it finds out by itself."""
+    """Kill the rank that this process has started; this process must notice by itself."""
     children = subprocess.run(["pgrep", "-P", str(os.getpid())], capture_output=True, text=True)
     os.kill(int(children.stdout.split()[0]), signal.SIGKILL)
 

@@ -1,8 +1,8 @@
 """60 SIGKILLs over ten kinds of work: `make kills`, or `python -m tests.kills [NAME...]`.
 
-Each work is done undisturbed, and once more in a folder where it is killed again and again and gone on with
-by the same command. What is left must be the same: every tensor and number of the last checkpoint, every row
-of metrics.csv, the score; of an export, of a cache, every byte.
+Each kind of work is done once undisturbed, and once in a folder where it is killed again and again and
+resumed by the same command. The results must be equal: every tensor and number of the last checkpoint, every
+row of metrics.csv, the score; every byte of an export and of a cache.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from tests.kill_worker import KILLED, LOST_RANK, Plan, until_done
 
 MOMENTS = ("start", "step", "half", "validation", "kept", "rows", "complete", "linked", "named")
 SOME_STEPS = 5
-"""A child that dies at a step does so after at most so many of its own."""
+"""A child that is to die at a step dies within this many steps of its own."""
 COMMON = (
     *("trainer.log_every_n_steps=1", "trainer.val_check_interval=3", "checkpoint.every_n_steps=3"),
     *("trainer.limit_val_batches=2", "trainer.max_steps=28", "ckpt_path=auto", "sample=false"),
@@ -47,7 +47,7 @@ SECONDS_A_STEP = 0.25
 
 
 class Result(NamedTuple):
-    """What became of one kind of work."""
+    """The outcome of one kind of work."""
 
     kills: Counter[str]
     compared: dict[str, int]
@@ -61,10 +61,10 @@ class Work:
         self.words, self.sizes, self.timed = (*COMMON, *words), sizes, timed
 
     def prepare(self, place: Path) -> None:
-        """Once, before anything is done in this place."""
+        """Prepare the place once, before any work is done in it."""
 
     def do(self, folder: Path, place: Path) -> object:
-        """In a child."""
+        """Do the work in a child process."""
         GlobalHydra.instance().clear()
         words = [*self.sizes, *self.words, f"data.path={place.parent}/text.txt"]
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
@@ -87,7 +87,7 @@ def _number(kind: str, draw: random.Random) -> int:
 
 
 class Simulated(Work):
-    """A wall-clock budget, by a clock that moves on with each step, so that it can be repeated."""
+    """A wall-clock budget on a clock that advances with each step, so that it can be repeated."""
 
     def do(self, folder: Path, place: Path) -> object:
         now = [0.0]
@@ -114,7 +114,7 @@ class Ranks(Work):
 
 
 class Sweep(Work):
-    """Two jobs, by the command line."""
+    """Two jobs, started from the command line."""
 
     def do(self, folder: Path, place: Path) -> object:
         words = [word for word in self.words if not word.startswith("ckpt_path")]
@@ -130,7 +130,7 @@ class Sweep(Work):
 
 
 class Export(Work):
-    """An export over an earlier one: the artifact there is whole at any moment."""
+    """An export over an earlier one: the artifact is whole at any moment."""
 
     def prepare(self, place: Path) -> None:
         until_done(lambda: Work("trainer.max_steps=3").do(place / "run", place), [])
@@ -160,7 +160,7 @@ class Export(Work):
 
 
 class Cache(Work):
-    """Text is prepared in an empty cache."""
+    """Prepare text in an empty cache."""
 
     def do(self, folder: Path, place: Path) -> object:
         self.words = (*COMMON, f"paths.cache={folder}", "describe=false", "trainer.max_steps=1")
@@ -195,7 +195,7 @@ KILLS_EACH = 6
 
 
 def check(name: str, place: Path, moments: list[str], seed: int) -> Result:
-    """Do a work twice, once undisturbed; compare.
+    """Do a kind of work with and without kills, and compare the results.
 
     Raises:
         DifferenceError: naming what differs.

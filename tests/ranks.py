@@ -63,7 +63,7 @@ class FastWatch(Callback):
 
 
 class PoisonRank(Callback):
-    """Gives one rank a loss that is no number."""
+    """Gives one rank a NaN loss."""
 
     def __init__(self, step: int, rank: int) -> None:
         self.step, self.rank = step, rank
@@ -77,7 +77,7 @@ class PoisonRank(Callback):
 
 
 class SlowEnd(Callback):
-    """Makes the first rank's conclusion longer than the patience with lost ranks."""
+    """Makes the first rank's conclusion take longer than the grace period for lost ranks."""
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
         if trainer.is_global_zero:

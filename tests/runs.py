@@ -1,4 +1,4 @@
-"""Runs with hands on the trainer, and what they leave."""
+"""Train with direct access to the trainer, and read what runs leave."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from jepa_lm.utils.config import resolve
 
 
 class Watch(Callback):
-    """Loss of every micro-batch, gradients left after each step, optimizer steps."""
+    """Keeps the loss of every micro-batch, gradients left after each step, and the number of steps."""
 
     def __init__(self) -> None:
         self.losses: list[float] = []
@@ -35,7 +35,7 @@ class Watch(Callback):
 
 
 def fit(cfg, watch: Watch | None = None, ckpt=None, clock=None) -> LanguageModelTask:
-    """A run with hands on the trainer."""
+    """Train a config with direct access to the trainer; return the task."""
     from jepa_lm.commands import train as training
 
     config = resolve(cfg)

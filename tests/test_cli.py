@@ -40,7 +40,7 @@ MISTAKES = [
     ("seed=abc", "seed", "Value 'abc'"),
     ("compile=maybe", "compile", "not a valid bool"),
     ("a=b=c", "a=b=c: cannot be read", "if it is text: 'a=\"b=c\"'"),
-    # what Hydra lets through
+    # errors that Hydra lets through
     ("+trainer.max_stepz=3", "trainer.max_stepz", "did you mean trainer.max_steps?"),
     ("+jepa.wieght=0.1", "jepa.wieght", "did you mean jepa.weight?"),
     ("+sampling.temprature=1", "sampling.temprature", "did you mean sampling.temperature?"),
@@ -139,7 +139,7 @@ def test_a_flag_or_a_word_that_is_none(command, words, said):
 
 
 def test_flags_may_stand_behind_the_overrides(command, monkeypatch, tmp_path):
-    """What argparse alone takes for unknown arguments."""
+    """argparse alone treats such flags as unknown arguments."""
     scored = []
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(cli.run, "evaluate", lambda cfg: scored.append(cfg.ckpt_path))
@@ -214,7 +214,7 @@ def test_a_config_is_shown_resolved_and_no_folder_is_made(monkeypatch, capsys, t
 
 
 def test_a_mistyped_key_is_answered_without_loading_torch():
-    """What makes the answer quick: nothing heavy is imported before the config is composed."""
+    """The answer is quick because nothing heavy is imported before the config is composed."""
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "train.py", "trainer.max_stepz=3"],
         capture_output=True,

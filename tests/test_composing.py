@@ -1,4 +1,4 @@
-"""The configs of the tests are those that Hydra composes for the same words."""
+"""The configs of the tests equal those that Hydra composes from the same overrides."""
 
 from __future__ import annotations
 

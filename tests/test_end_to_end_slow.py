@@ -1,4 +1,4 @@
-"""Whole commands in processes of their own: kills, ranks, the three entry points in a row."""
+"""Whole commands in separate processes: kills, ranks, the three entry points in a row."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def run(script: str, *overrides: str, code: int = 0) -> str:
 
 
 def losses(folder) -> dict[str, str]:
-    """Loss by step; a step logged twice must have been computed the same."""
+    """Return loss by step; a step logged twice must have been computed identically."""
     found: dict[str, str] = {}
     with open(folder / "metrics.csv", newline="") as file:
         for row in csv.DictReader(file):
@@ -153,7 +153,7 @@ def test_two_gloo_ranks_equal_one_process(tmp_path, small_text):
 
 
 def test_two_gloo_ranks_stop_at_the_same_step_under_a_wall_clock_budget(tmp_path, small_text):
-    """Ranks that disagreed by one step would wait for each other for ever (trap 5)."""
+    """Ranks that disagree by one step would wait for each other forever."""
     fast = "+callbacks.fast._target_=tests.ranks.FastWatch"
     common = [*SMALL, f"data.path={small_text}", "trainer=ddp_sim", fast]
     run(

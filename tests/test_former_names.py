@@ -1,6 +1,6 @@
-"""What was written before classes were renamed is read on: checkpoints, artifacts, sweeps, users' YAML.
+"""Files from before classes were renamed still load: checkpoints, artifacts, sweeps, users' YAML.
 
-The files in `former/` were made by the last version with the old names, from the overrides below.
+The last version with the old names made the files in `former/` from the overrides below.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The rooms of the house: a folder imports only from folders below it, and there are few of them.
+"""Layers of the package: a folder imports only from folders below it, and there are few folders.
 
     cli, run
     commands
@@ -33,13 +33,13 @@ LAYERS = (
 )
 HEIGHT = {room: height for height, layer in enumerate(LAYERS) for room in layer}
 ONLY = {"study": {"utils", "loggers"}}
-"""A laboratory that reads records of runs and knows nothing of models."""
+"""A folder that reads records of runs and knows nothing of models."""
 MOST_ROOMS = 20
 PACKAGE = Path(jepa_lm.__file__).parent
 
 
 def faults(package: Path) -> list[str]:
-    """What breaks the order of the rooms below a folder `jepa_lm`."""
+    """Return what breaks the order of the layers below a folder `jepa_lm`."""
     found = []
     for path in sorted(package.rglob("*.py")):
         below = path.relative_to(package)
@@ -51,7 +51,7 @@ def faults(package: Path) -> list[str]:
             continue
         for module in _imported(ast.parse(path.read_text(encoding="utf-8"))):
             there = module.split(".")[1] if module.startswith("jepa_lm.") else module
-            if there == "jepa_lm" or there == here:  # the package itself holds its version alone
+            if there == "jepa_lm" or there == here:  # the package itself holds only its version
                 continue
             if HEIGHT.get(there, 99) >= HEIGHT[here]:
                 found.append(f"{below} imports {module}, which is not below it")
@@ -61,7 +61,7 @@ def faults(package: Path) -> list[str]:
 
 
 def _imported(tree: ast.Module) -> Iterator[str]:
-    """Dotted names of this package's modules that a module imports; relative ones as they are written."""
+    """Yield dotted names of this package's modules that a module imports; relative ones as written."""
     for node in ast.walk(tree):
         if isinstance(node, ast.ImportFrom) and node.level:
             yield f"{'.' * node.level}{node.module or ''}"

@@ -1,4 +1,4 @@
-"""Trap 34: no release candidate or compromised release can be pulled in."""
+"""No release candidate or compromised release of a dependency can be installed."""
 
 from __future__ import annotations
 

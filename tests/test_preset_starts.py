@@ -1,7 +1,7 @@
-"""How every class of tensors starts in the presets, at full width: standard deviation and largest value.
+"""Initial values of every class of tensors in the presets, at full width: standard deviation and maximum.
 
-By the page of the published systems: orthogonal means singular values of 1, so a [R, C] matrix has a standard
-deviation of 1 / sqrt(max(R, C)); the framework's own start is uniform below 1 / sqrt(fan in).
+As published: orthogonal means singular values of 1, so a [R, C] matrix has a standard deviation of
+1 / sqrt(max(R, C)); the framework's default is uniform below 1 / sqrt(fan in).
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ START = {
         **GAINS, "q_gain": (0.0, 1.5), r"^model\.embedding\.table": normal(0.005), "smear": ZERO,
         r"query": orthogonal(512, 512), r"attention\.(key|value)": orthogonal(256, 512),
         r"mlp\.up": orthogonal(1024, 512), r"(attention\.out|mlp\.down)": ZERO,
-        # The published projection is zero and never moves; here it starts as wide as it is.
+        # The published projection is zero and never moves; here it gets a start of its own width.
         r"bigram\.table": ZERO, r"bigram\.expand": orthogonal(512, 32), r"bigram\.scale": (None, 0.05),
         r"injector\.start": normal(0.02), r"project_in": uniform(512),
         r"(project_out|predict_in|predict_out)": uniform(256), r"injector\.inject": ZERO,

@@ -1,4 +1,4 @@
-"""Every number of the published systems against the presets' resolved configs (trap 38)."""
+"""Every number of the published systems against the presets' resolved configs."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ COMMON = {
     f"{LR}.end": 0.0,
     f"{MOMENTUM}._target_": "jepa_lm.schedules.factors.Warmup",
 }
-"""What a published loop does not have, and the forms of its schedules."""
+"""Parts that no published loop has, and the forms of its schedules."""
 TRUNK = {
     "model.dim": 512,
     "model.backbone.heads": 8,
@@ -477,7 +477,7 @@ def test_a_number_of_shards_that_nobody_published_is_said_to_be_unknown(preset):
 
 
 def test_a_wrong_number_would_be_seen(compose):
-    """The planted bug of trap 38: the right shapes and a wrong learning rate."""
+    """Planted bug: the right shapes and a wrong learning rate."""
     wrong = f"{MUON}.lr=0.02"
     config = resolve(compose("train", "experiment=pr1243_jepardy", wrong))
     assert at(config, f"{MUON}.lr") != SYSTEMS["pr1243_jepardy"][f"{MUON}.lr"]
@@ -513,7 +513,7 @@ COUNTS = {
 @pytest.mark.parametrize("preset", COUNTS)
 def test_parameter_counts_are_the_published_ones(compose, preset):
     config = resolve(compose("train", f"experiment={preset}"))
-    with torch.device("meta"):  # shapes alone
+    with torch.device("meta"):  # only shapes
         parts = [build(part, config[part]) for part in ("model", "jepa")]
     assert tuple(count_parameters(part) for part in parts) == COUNTS[preset]
 

@@ -10,7 +10,7 @@ from jepa_lm.data.corpora import Austen
 
 
 def published_bpe() -> bytes:
-    """A tokenizer of the challenge's kind: normalising, with a dummy prefix."""
+    """Train a tokenizer like the challenge's: normalising, with a dummy prefix."""
     out = io.BytesIO()
     text = (b.text for b in Austen().blocks("train"))
     sentencepiece.SentencePieceTrainer.train(

@@ -1,4 +1,4 @@
-"""Reads what W&B wrote offline, so that tests see what a server would get."""
+"""Read what W&B wrote offline, so that tests see what a server would receive."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 
 
 def records(path: Path) -> list[Any]:
-    """The records of an offline file: LevelDB's log format after a header of 7 bytes.
+    """Yield the records of an offline file: LevelDB's log format after a header of 7 bytes.
 
     Blocks of 32 KiB hold chunks with a header of crc (4), length (2) and kind (1: whole, 2: first,
     3: middle, 4: last); fewer than 7 bytes at a block's end are padding.
@@ -39,7 +39,7 @@ def records(path: Path) -> list[Any]:
 
 @dataclass
 class Offline:
-    """One W&B run, as its file has it."""
+    """One W&B run, as read from its file."""
 
     id: str = ""
     project: str = ""
@@ -51,21 +51,21 @@ class Offline:
     history: list[dict[str, Any]] = field(default_factory=list)
     summary: dict[str, Any] = field(default_factory=dict)
     metrics: dict[str, Any] = field(default_factory=dict)
-    """Definitions, by metric."""
+    """Definitions by metric."""
     files: set[str] = field(default_factory=set)
     artifacts: dict[str, set[str]] = field(default_factory=dict)
-    """Names of files, by type."""
+    """Names of files by artifact type."""
     preempting: bool = False
     exit_code: int | None = None
-    """None for a run that was never finished."""
+    """None for an unfinished run."""
 
     def series(self, name: str) -> list[float]:
-        """Every value of a metric, in order."""
+        """Return every value of a metric, in order."""
         return [row[name] for row in self.history if name in row]
 
 
 def read(path: Path) -> Offline:
-    """Put a file's records together."""
+    """Combine a file's records into a run."""
     run = Offline()
     for record in records(path):
         kind = record.WhichOneof("record_type")
@@ -96,7 +96,7 @@ def read(path: Path) -> Offline:
 
 
 def runs_in(folder: Path) -> list[Offline]:
-    """The runs that a run folder holds, the oldest first."""
+    """Return the runs in a run folder, the oldest first."""
     return [_complete(path) for path in sorted(folder.glob("wandb/offline-run-*/run-*.wandb"))]
 
 

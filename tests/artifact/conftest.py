@@ -1,4 +1,4 @@
-"""One exported file for all tests that only read it."""
+"""Fixtures: one exported file for all tests that only read it, and hostile files on every route."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def exported(trained, tmp_path_factory) -> Exported:
 
 @pytest.fixture
 def exporting(trained, compose, tmp_path, answers_here):
-    """exporting(overrides...) exports the shared run and gives the account; `exported` has a real process."""
+    """exporting(overrides...) exports the shared run in this process and returns the account."""
 
     def run(*overrides: str) -> dict:
         export(compose("export", f"ckpt_path={trained.folder}", *overrides))
@@ -60,7 +60,7 @@ def exporting(trained, compose, tmp_path, answers_here):
 
 @pytest.fixture
 def canary(tmp_path, monkeypatch):
-    """A file that appears when something out of a file is run."""
+    """A file that appears if anything named in a hostile file is run."""
     path = tmp_path / "made"
     monkeypatch.setenv("SECRET", SECRET)
     monkeypatch.setenv("OWNED", str(path))
@@ -70,7 +70,7 @@ def canary(tmp_path, monkeypatch):
 
 @pytest.fixture
 def go(compose, small, exported, trained, tmp_path, capsys):
-    """go(route, place, value) hands such a file to what the command line calls; the refusal as text."""
+    """go(route, place, value) reads a hostile file through a command and returns the refusal as text."""
 
     def refused(route: str, place: tuple[str, ...], value: object) -> str:
         make = artifact_with if "artifact" in route else checkpoint_with

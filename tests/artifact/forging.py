@@ -1,4 +1,4 @@
-"""Artifacts taken apart, and forged ones with right checksums."""
+"""Take artifacts apart, and forge artifacts with valid checksums."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from jepa_lm.artifact.container import from_file, to_file
 
 
 def unpack(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Tensors and metadata of a file."""
+    """Return the tensors and metadata of an artifact."""
     streams = from_file(path)
     tensors: dict[str, Any] = {}
     for stream in streams:
@@ -24,12 +24,12 @@ def unpack(path: Path) -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def pack(tmp_path: Path, tensors: dict[str, Any], meta: Any) -> Path:
-    """A file with right checksums of whatever it is given."""
+    """Write an artifact with valid checksums from any tensors and metadata."""
     return forge(tmp_path, safetensors.torch.save(tensors, {"jepa_lm": json.dumps(meta)}))
 
 
 def forge(tmp_path: Path, *raw: bytes, promise: int | None = None) -> Path:
-    """A file of streams with right checksums, whatever the streams are."""
+    """Write an artifact with valid checksums from any streams."""
     streams = [
         Compressed("zlib", compress("zlib", stream), promise or len(stream), {}) for stream in raw
     ]

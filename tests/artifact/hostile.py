@@ -1,4 +1,4 @@
-"""Configs and archives that would run code, read the environment or fill memory, if anything let them."""
+"""Configs and archives that would run code, read the environment or fill memory if anything let them."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tests.artifact.forging import pack, unpack
 
 SECRET = "told-a-secret"
 HANG, MOST_BYTES = 5, 1 << 30
-"""Seconds and additional bytes that no file may take."""
+"""Seconds and additional bytes that reading any file may take at most."""
 
 
 def forms(made: Path) -> dict[str, Any]:
-    """What to put in the place of a part; `made` is the file that shows that something was run.
+    """Return hostile values for a part of a config; running one of them creates the file `made`.
 
-    Hydra blocks a few names such as os.system by itself: none of these is one of them.
+    None uses a name that Hydra blocks by itself, such as os.system.
     """
     call = f"${{oc.create:{{_target_:numpy.savetxt,_args_:['{made}',[1]]}}}}"
     foreign = {"_target_": "numpy.savetxt", "fname": str(made), "X": [1]}
@@ -61,17 +61,17 @@ def forms(made: Path) -> dict[str, Any]:
 
 ROUTES = ("eval artifact", "look at artifact", "eval checkpoint", "export checkpoint", "resume")
 PLACES = [("model", "bigram"), ("data", "corpus"), ("quantization", "rules")]
-"""Parts that are built out of files."""
+"""Parts of a config from which objects are built."""
 
 
 def artifact_with(file: Path, folder: Path, place: tuple[str, ...], value: Any) -> Path:
-    """The artifact with another value in its config, and right checksums."""
+    """Write the artifact with one value of its config replaced, and valid checksums."""
     tensors, meta = unpack(file)
     return pack(folder, tensors, _with(meta, place, value))
 
 
 def checkpoint_with(file: Path, folder: Path, place: tuple[str, ...], value: Any) -> Path:
-    """The checkpoint with another value in its config."""
+    """Write the checkpoint with one value of its config replaced."""
     found = torch.load(file, weights_only=True)
     config = found["hyper_parameters"]["config"]
     found["hyper_parameters"]["config"] = _with(config, place, value)
@@ -90,7 +90,7 @@ def _with(config: dict[str, Any], place: tuple[str, ...], value: Any) -> dict[st
 
 
 def bombs(file: Path) -> dict[str, Callable[[], bytes]]:
-    """Archives that promise little and take much, or that run a pickle."""
+    """Return archives that claim little memory and take much, or that run a pickle."""
     found = torch.load(file, weights_only=True)
     whole = io.BytesIO()
     torch.save(found, whole)
@@ -154,9 +154,9 @@ def bombs(file: Path) -> dict[str, Callable[[], bytes]]:
 
 @contextmanager
 def bounded() -> Iterator[None]:
-    """Inside, neither more than some seconds nor more than a gigabyte of additional memory.
+    """Fail if the block takes more than a few seconds or more than a gigabyte of additional memory.
 
-    Bounds, no speed: what is refused takes a hundredth of either.
+    These are safety limits, not speed targets: refusing a file takes about a hundredth of either.
     """
 
     def too_long(signum: int, frame: Any) -> None:
@@ -175,6 +175,6 @@ def bounded() -> Iterator[None]:
 
 
 def clear(text: str, canary: Path) -> bool:
-    """One line that ends somewhere, names no secret, and nothing was run."""
+    """Return whether the message is one short line without the secret, and nothing was run."""
     line = text.strip()
     return "\n" not in line and len(line) < 700 and SECRET not in line and not canary.exists()

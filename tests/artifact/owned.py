@@ -1,4 +1,4 @@
-"""A module that shows that it was imported: no file may bring that about."""
+"""A module that shows that it was imported: no file may cause that."""
 
 from __future__ import annotations
 
@@ -10,4 +10,4 @@ if "OWNED" in os.environ:
 
 
 class Owned:
-    """Nothing."""
+    """An empty class."""

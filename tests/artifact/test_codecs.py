@@ -1,4 +1,4 @@
-"""Codecs: lossless, side by side in processes, bounded when they are undone; byte planes."""
+"""Codecs: lossless, run in parallel processes, bounded when decompressing; byte planes."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ BOMBS = {
 
 @pytest.mark.parametrize("codec", COMPRESSORS)
 def test_a_bomb_is_stopped_at_the_promised_size(codec):
-    """64 MB of zeros in a small file: never held, the header promises 1 kB."""
+    """64 MB of zeros in a small file are never held in memory: the header promises 1 kB."""
     bomb = BOMBS[codec](bytes(1 << 26))
     tracemalloc.start()
     with pytest.raises(UserError, match="more than the 1024 bytes"):
@@ -62,7 +62,7 @@ def test_a_bomb_is_stopped_at_the_promised_size(codec):
 
 
 def test_ans_comes_within_a_thousandth_of_the_entropy():
-    """Where Huffman's codes lose more: normal values, of which the likeliest has less than 3 bits."""
+    """Huffman codes lose more on normal values, the likeliest of which has less than 3 bits."""
     values = np.random.default_rng(0).normal(0, 1.5, 1 << 20).round().astype(np.int8)
     share = np.unique(values, return_counts=True)[1] / len(values)
     entropy = -(share * np.log2(share)).sum() * len(values) / 8
@@ -76,7 +76,7 @@ def test_ans_comes_within_a_thousandth_of_the_entropy():
 
 @pytest.mark.parametrize("size", [0, 1, ans.UNIT - 1, ans.UNIT, ans.UNIT + 1, 100_003])
 def test_ans_gives_back_any_length_and_any_neighbours(size):
-    """A header that repeats itself, noise, a bell, zeros: each has frequencies of its own."""
+    """A repeating header, noise, a bell curve, zeros: each stretch has its own frequencies."""
     rng = np.random.default_rng(size)
     bell = rng.normal(0, 3, 30_000).round().astype(np.int8).tobytes()
     raw = (b'{"name":"block","shape":[1,2]}' * 700 + rng.bytes(20_000) + bell + bytes(40_000))[
@@ -86,7 +86,7 @@ def test_ans_gives_back_any_length_and_any_neighbours(size):
 
 
 def test_an_ans_stream_with_any_byte_changed_is_refused_or_the_same():
-    """No error but one for a user, no endless work."""
+    """Any error other than a UserError, or an endless loop, fails."""
     raw = numbers(40_000) + bytes(20_000)
     packed, rng = compress("ans", raw), np.random.default_rng(0)
     for at in [*range(ans.HEAD.size), *rng.integers(0, len(packed), 60)]:
@@ -136,7 +136,7 @@ def _killed_at_once(*arguments, **settings):
 
 
 def test_a_fresh_process_runs_nothing_that_lies_in_the_current_folder(monkeypatch, tmp_path):
-    """A folder with an artifact of somebody else's may hold modules of theirs as well."""
+    """A folder with somebody else's artifact may also hold somebody else's modules."""
     (tmp_path / "brotli.py").write_text("open('made', 'w', encoding='utf-8')")
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "of_the_user.py").write_text("print('found')")
@@ -154,7 +154,7 @@ def test_a_fresh_process_runs_nothing_that_lies_in_the_current_folder(monkeypatc
 def test_a_file_larger_than_any_artifact_is_not_read(tmp_path):
     path = tmp_path / "artifact.br"
     with open(path, "wb") as file:
-        file.truncate(1 << 40)  # a hole that takes no place on the disk
+        file.truncate(1 << 40)  # a sparse file, which takes no space on the disk
     with pytest.raises(
         UserError, match=r"artifact\.br: 1099511627776 bytes is too large for an artifact"
     ):
@@ -193,7 +193,7 @@ def test_planes_are_taken_where_they_help_and_nowhere_else():
 
 
 def test_a_stream_for_each_kind_of_number():
-    """int6 and int8 lie in bytes alike; their streams are two all the same."""
+    """int6 and int8 values look alike as bytes; they still get separate streams."""
     names = {"a": "int6", "a::scale": "scale", "b": "int8", "b::scale": "scale", "c": "int6"}
     tensors = {name: torch.zeros(2, dtype=torch.int8) for name in names}
     assert [set(s) for s in streams_of(tensors, names, "single")] == [set(tensors)]

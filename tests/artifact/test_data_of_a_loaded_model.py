@@ -1,4 +1,4 @@
-"""What is downloaded to score a model that was trained on many shards."""
+"""Scoring a model that was trained on many shards downloads only what it needs."""
 
 from __future__ import annotations
 

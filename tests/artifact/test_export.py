@@ -1,4 +1,4 @@
-"""What export.py writes: an honest account (trap 23), every tensor's format (22), the file's own score."""
+"""Output of export.py: an honest account, the format of every tensor, and the artifact's own score."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def test_too_great_a_loss_fails_the_command_and_keeps_the_files(exporting):
 
 
 def test_a_tensor_lost_on_the_way_to_the_file_fails_the_command(exporting, monkeypatch):
-    """The planted bug of trap 21: the writing process holds every weight and would never notice."""
+    """Planted bug: the writing process still holds every weight and would not notice."""
     streams_of = layout.streams_of
 
     def loses_one(tensors, *more):
@@ -207,7 +207,7 @@ def test_a_change_to_the_runs_own_policy(exporting):
 
 
 def score_elsewhere(package: Path, *words: object) -> subprocess.CompletedProcess[str]:
-    """What the scoring program of a written package answers, in a process that has only that package."""
+    """Return the output of a written package's scoring program, run where only that package exists."""
     return subprocess.run(
         [sys.executable, "-m", SCORING, *map(str, words)],
         capture_output=True,
@@ -219,7 +219,7 @@ def score_elsewhere(package: Path, *words: object) -> subprocess.CompletedProces
 
 @pytest.mark.slow
 def test_code_for_inference_loads_and_scores_the_file_alone(exporting, trained):
-    """Without trainer, objectives, optimizers, data preparation: they are not even there."""
+    """Trainer, objectives, optimizers and data preparation are absent from the written package."""
     account = exporting(
         "export.codecs=[zlib]", "export.code=inference", "export.protocols=[standard]"
     )
@@ -239,7 +239,7 @@ def test_code_for_inference_loads_and_scores_the_file_alone(exporting, trained):
     assert done.returncode == 0, done.stderr
     scored = account["round_trip"]["standard"]["artifact"]
     assert json.loads(done.stdout) == pytest.approx(scored)
-    # The planted bug: a module that is missing does not come from elsewhere.
+    # Planted bug: a missing module must not be imported from somewhere else.
     (package / "evaluation" / "windows.py").unlink()
     missing = score_elsewhere(package, *words)
     assert missing.returncode == 1

@@ -1,4 +1,4 @@
-"""Exports beside a training, on a full disk, of failed runs; what can go wrong costs no earlier export."""
+"""Exports during training, on a full disk and of failed runs: a failure never costs an earlier export."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def files(folder: Path) -> dict[str, bytes]:
 
 @pytest.fixture
 def changed(trained, tmp_path):
-    """changed(name, change) is the shared run's checkpoint after a change to its weights."""
+    """changed(name, change) saves the shared run's checkpoint with changed weights."""
 
     def make(path: Path, change) -> Path:
         checkpoint = torch.load(trained.checkpoint, weights_only=True)
@@ -45,7 +45,7 @@ def changed(trained, tmp_path):
 
 
 def test_on_a_full_disk_the_earlier_export_stays_as_it_was(exporting, monkeypatch):
-    """Whichever file is the one too many."""
+    """This holds whichever file no longer fits."""
     exporting(*QUICK)
     before = files(exporting.folder)
     for room, name in enumerate(("artifact.zlib", "export.json", "submission.json")):
@@ -65,7 +65,7 @@ def test_on_a_full_disk_the_earlier_export_stays_as_it_was(exporting, monkeypatc
 def test_an_export_beside_a_training_compares_with_the_checkpoint_it_was_made_of(
     exporting, trained, compose, tmp_path, monkeypatch, changed
 ):
-    """Until the fresh process looks, the training has replaced last.ckpt and removed the one before."""
+    """By the time the fresh process looks, training has replaced last.ckpt and deleted the one before."""
     run = tmp_path / "training"
     shutil.copytree(trained.folder, run)
     asked = round_trip._asked
@@ -87,7 +87,7 @@ def test_an_export_beside_a_training_compares_with_the_checkpoint_it_was_made_of
 def test_a_checkpoint_that_changes_while_it_is_exported_is_refused(
     exporting, trained, monkeypatch, changed
 ):
-    """As a copy onto the same file would do, which no second name helps against."""
+    """Copying onto the same file would do this; a second name (hard link) does not protect against it."""
     asked, before = round_trip._asked, trained.checkpoint.read_bytes()
 
     def later(settings):

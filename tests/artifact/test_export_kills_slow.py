@@ -1,4 +1,4 @@
-"""Real processes: an export that is killed over an earlier one, and two at once."""
+"""Real processes: an export is killed while it replaces an earlier one; two exports run at once."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ def over(exported, trained, tmp_path):
 
 
 def test_a_kill_during_an_export_costs_nothing_and_leaves_nothing(over, exported):
-    """While the fresh process looks at the new file; the next one sweeps up, in an ASCII locale as well."""
+    """Killed while the fresh process reads the file; the next export cleans up, in an ASCII locale too."""
     before = {name: (over.folder / name).read_bytes() for name in (*RECORDS, exported.file.name)}
     with over() as process:
         while not list(over.folder.glob(".*.tmp/artifact.*")):

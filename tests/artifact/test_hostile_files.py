@@ -1,4 +1,4 @@
-"""Traps 24 and 39: what comes out of a file is not run, refers to nothing, takes no memory on its word."""
+"""Files read as data: nothing in them is run, no reference is resolved, no claimed size is allocated."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_archives_that_take_more_than_they_hold_are_refused(go, trained, tmp_pat
 
 
 def test_what_looks_like_a_reference_is_plain_text_elsewhere(small, compose, tmp_path):
-    """In a prompt, a tag or a name it means nothing to this program, and is shown as it is."""
+    """In a prompt, a tag or a name it has no meaning to this program and is shown as written."""
     words = ("tags=['\\${oc.env:HOME}']", "sampling.prompt='\\${x} {0} %s'", "trainer.max_steps=1")
     train(small(*words, "sample=true", "sampling.tokens=1"))
     run.evaluate(compose("eval", f"ckpt_path={tmp_path / 'run'}", "eval.baselines=false"))
@@ -85,7 +85,7 @@ class Mine(TanhSoftcap):
 def test_a_module_of_ones_own_is_built_when_the_user_names_it_and_only_then(
     small, compose, tmp_path, monkeypatch
 ):
-    """Train, evaluate, resume, and export with its fresh process."""
+    """In training, evaluation, resuming, and export with its fresh process."""
     (tmp_path / "my_parts.py").write_text(MINE)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setenv("PYTHONPATH", f"{tmp_path}{os.pathsep}{os.environ.get('PYTHONPATH', '')}")
@@ -104,13 +104,13 @@ def test_a_module_of_ones_own_is_built_when_the_user_names_it_and_only_then(
     assert look([str(tmp_path / "x")]) == 2
     assert look([str(tmp_path / "x"), "trust=[my_parts]"]) == 0
     train(small(*own, "trainer.max_steps=3", "ckpt_path=auto"))
-    # What a trusted module has imported is not trusted with it.
+    # Modules that a trusted module imports are not trusted with it.
     with pytest.raises(UserError, match=r"my_parts\.Popen"):
         check_part("model", {"_target_": "my_parts.Popen"}, "a file", Trust(("my_parts",)))
 
 
 def test_limits_are_the_users_to_set(compose, trained):
-    """And never a file's: a config is asked for nothing but what the command line says."""
+    """No file can set them: a config is read with the limits of the command line alone."""
     for limit, words in (
         ("bytes=1000", "limits.bytes=1000"),
         ("tensors=3", "limits.tensors=3"),
@@ -131,7 +131,7 @@ def test_a_plain_copy_is_the_same_and_shares_nothing():
 
 
 class Text(str):
-    """No plain text: a subclass can do anything."""
+    """A subclass of str, which could run anything, is not plain text."""
 
 
 @pytest.mark.parametrize("value", [Text("x"), {1: 2}, {"a": {Text("k"): 1}}, b"x", {1, 2}, 1 << 63])

@@ -1,4 +1,4 @@
-"""Every route with every form, and whole processes: nothing that comes out of a file is run."""
+"""Every hostile form on every route, and in whole processes: nothing that a file names is run."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Loading the exported file: strict, in a fresh process (traps 20, 21), without running anything (24)."""
+"""Loading the exported file: strictly, in a fresh process, without running anything from the file."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_keys_are_those_of_a_fresh_inference_model(exported, trained):
 
 @pytest.mark.slow
 def test_a_fresh_process_scores_the_artifact_like_the_checkpoint(exported, trained, tmp_path):
-    """Nothing of a live model can help: another process, other objects, strict loading."""
+    """Nothing of a live model can help: another process, new objects, strict loading."""
     done = subprocess.run(
         [
             sys.executable,
@@ -53,7 +53,7 @@ def test_a_fresh_process_scores_the_artifact_like_the_checkpoint(exported, train
     assert done.returncode == 0, done.stderr
     result = json.loads((tmp_path / "eval" / "eval.json").read_text())
     assert result["bpb"] == pytest.approx(trained.bpb, abs=0.01)
-    assert result["bpb"] != trained.bpb  # it is the quantized model that was scored
+    assert result["bpb"] != trained.bpb  # the quantized model is what was scored
 
 
 @pytest.mark.usefixtures("answers_here")
@@ -65,7 +65,7 @@ def test_float32_export_scores_exactly(trained, compose, tmp_path):
 
 
 def test_a_missing_tensor_does_not_load(exported, tmp_path):
-    """The planted bug of trap 21: a tensor lost on the way must not go unnoticed."""
+    """Planted bug: a tensor lost on the way must not go unnoticed."""
     path = exported.file
     tensors, meta = unpack(path)
     name = "backbone.blocks.0.mlp.up.weight"
@@ -110,7 +110,7 @@ def test_a_config_inside_an_artifact_can_call_nothing_else(exported, tmp_path, t
 
 
 def test_the_data_of_an_artifact_can_call_nothing_else(exported, tmp_path):
-    """Evaluation builds the data that the file names, and would run whatever it names."""
+    """Evaluation builds the data that the file names, and would call whatever it names."""
     tensors, meta = unpack(exported.file)
     for target in ("os.system", "jepa_lm.model.language_model.LanguageModel"):
         meta["data"]["tokenizer"] = {"_target_": target, "command": f"touch {tmp_path}/owned"}
@@ -136,7 +136,7 @@ def test_a_pickle_is_not_an_artifact_and_is_not_run(tmp_path):
 
 
 def test_the_artifact_path_imports_no_pickle():
-    """By its source: nothing in the package that reads artifacts unpickles."""
+    """Read from its source: no module that reads artifacts unpickles."""
     from pathlib import Path
 
     import jepa_lm.artifact
@@ -217,7 +217,7 @@ def test_weights_that_were_changed_after_the_export_are_refused(exported, tmp_pa
 
 
 def test_a_config_that_asks_for_more_than_its_tensors_builds_nothing(exported, tmp_path):
-    """Neither a million layers nor a table of terabytes takes time or memory."""
+    """Neither a million layers nor a table of terabytes may take time or memory."""
     tensors, meta = unpack(exported.file)
     for part, key, value, words in (
         ("backbone", "layers", 10**9, "more than the 36 tensors that the file names"),

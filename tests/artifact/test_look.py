@@ -1,4 +1,4 @@
-"""`python -m jepa_lm.artifact FILE`: what is inside, or one line and exit code 2."""
+"""`python -m jepa_lm.artifact FILE`: the contents of the file, or one line and exit code 2."""
 
 from __future__ import annotations
 

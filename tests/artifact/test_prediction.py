@@ -1,4 +1,4 @@
-"""The size that `describe=true` announces, against sizes that exports reach."""
+"""The size that `describe=true` predicts, compared with the sizes of real exports."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ POLICIES = (
     ("int4",),
     ("int4_fp8",),
     ("none",),
-    ("int6_large", SMALL),  # with a floor under the scales
+    ("int6_large", SMALL),  # with a lower limit on the scales
 )
 
 
@@ -34,7 +34,7 @@ POLICIES = (
     "backbone", ["transformer", pytest.param("mamba2", marks=pytest.mark.slow)]
 )
 def test_weights_of_the_prior_take_what_was_predicted(small, policy, backbone):
-    """The arithmetic of the prediction, without what training does: every codec within its few percent."""
+    """The prediction's arithmetic alone, without effects of training: each codec within a few percent."""
     sizes = ("model.dim=128", "model.backbone.layers=4", "data.tokenizer.vocab_size=1024")
     chosen, *more = policy
     overrides = (f"model={backbone}", f"quantization={chosen}", *more, *sizes)
@@ -54,7 +54,7 @@ def test_weights_of_the_prior_take_what_was_predicted(small, policy, backbone):
 
 
 def test_under_a_floor_the_size_of_the_weights_decides(small):
-    """Where every scale is the floor's, weights twice as large take one bit more; without one, none."""
+    """If the lower limit sets every scale, doubled weights take one bit more; without it, none."""
     model = build("model", resolve(small("model.dim=128"))["model"])
     for chosen, bit in (("int6_large", 1.0), ("int6", 0.0)):
         node = resolve(small("model.dim=128", f"quantization={chosen}", SMALL))["quantization"]

@@ -1,4 +1,4 @@
-"""An export over an export: a kill at any moment leaves the earlier one or the new one, whole."""
+"""An export over an export: a kill at any moment leaves the earlier or the new one, whole."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ RECORDS = ("export.json", "submission.json", "model_card.md")
 
 
 class KilledError(BaseException):
-    """Stands for SIGKILL: nothing after it runs."""
+    """Simulates SIGKILL: nothing after it runs."""
 
 
 def write(folder: Path, name: str, text: str, code: str | None = None) -> None:
-    """The files of an export, all of which name their artifact."""
+    """Write the files of an export, each of which names its artifact."""
     (folder / name).write_text(text)
     sha256 = hashlib.sha256(text.encode()).hexdigest()
     said = {"artifact_sha256": sha256, "code": "minified" if code else "full"}
@@ -35,7 +35,7 @@ def write(folder: Path, name: str, text: str, code: str | None = None) -> None:
 
 
 def contents(folder: Path) -> tuple[str, str | None]:
-    """Artifact and code; every record must be of that artifact."""
+    """Return artifact and code; check that every record belongs to that artifact."""
     (path,) = folder.glob("artifact.*")
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     said = [json.loads((folder / name).read_text()) for name in RECORDS]
@@ -45,7 +45,7 @@ def contents(folder: Path) -> tuple[str, str | None]:
 
 
 def kill_at(monkeypatch, moment: int) -> None:
-    """Before the so many-th change of a name, counted from 0."""
+    """Simulate a kill before rename or deletion number `moment`, counted from 0."""
     counter = itertools.count()
     for module, name in ((os, "replace"), (os, "link"), (Path, "unlink")):
         real = getattr(module, name)
@@ -81,7 +81,7 @@ def test_a_kill_at_any_moment_leaves_one_whole_export(tmp_path, monkeypatch, nam
             assert contents(folder) == ("new", code[1])
             assert moment > 4
             break
-        with staging(folder) as staged:  # the next one mends everything
+        with staging(folder) as staged:  # the next export repairs everything
             write(staged, "artifact.br", "next", code[1])
             publish(staged, folder)
         assert contents(folder) == ("next", code[1])
@@ -132,7 +132,7 @@ def test_errors_of_staged_files_name_their_places(tmp_path):
 
 
 def test_what_a_killed_export_left_is_swept_up(tmp_path, monkeypatch):
-    monkeypatch.setattr(os, "getpid", lambda: 2**22 + 1)  # more than a Linux process id can be
+    monkeypatch.setattr(os, "getpid", lambda: 2**22 + 1)  # larger than any Linux process id
     with staging(tmp_path) as staged, held(_other(tmp_path), tmp_path) as file:
         (staged / "artifact.br").write_text("half")
         monkeypatch.undo()

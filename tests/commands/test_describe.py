@@ -1,4 +1,4 @@
-"""describe=true, and the FLOPs that it and the summary tell."""
+"""describe=true, and the FLOPs that it and the summary report."""
 
 from __future__ import annotations
 

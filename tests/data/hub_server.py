@@ -21,7 +21,7 @@ COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
 @dataclass
 class Request:
-    """One request as the server saw it; `sent` counts the body's bytes."""
+    """One request as the server received it; `sent` counts the bytes of the body."""
 
     method: str
     path: str
@@ -89,7 +89,7 @@ class HubServer:
         self._thread.join()
 
     def downloads(self, path: str) -> list[Request]:
-        """The GETs that carried content of a file, in order."""
+        """Return the GETs that carried content of a file, in order."""
         content = (f"/cdn/{path}", f"/datasets/{self.repo_id}/resolve/main/{path}")
         return [r for r in self.requests if r.method == "GET" and r.path in content and r.sent]
 
@@ -208,7 +208,7 @@ class _Handler(BaseHTTPRequestHandler):
             pass  # the client has hung up
 
     def _send_slowly(self, content: bytes, where: str, seconds: float) -> None:
-        """A byte at a time, until the client hangs up."""
+        """Send one byte at a time until the client hangs up."""
         head = f"HTTP/1.1 200 OK\r\nContent-Length: {len(content)}\r\n".encode()
         slow = itertools.chain(b"X: ", itertools.repeat(120)) if where == "headers" else content
         self.close_connection = True
@@ -227,7 +227,7 @@ class _Handler(BaseHTTPRequestHandler):
         headers: dict[str, str] | None = None,
         cut_after: int | None = None,
     ) -> None:
-        """Answer, and close: a kept connection would still be served after the server is gone."""
+        """Answer and close: a kept connection would be served even after the server is gone."""
         self.send_response(status)
         for name, value in (headers or {}).items():
             self.send_header(name, value)
@@ -236,7 +236,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.end_headers()
         if self.command == "GET":
             sent = body if cut_after is None else body[:cut_after]
-            self.seen.sent = len(sent)  # before the client can act on it
+            self.seen.sent = len(sent)  # written down before the client can react
             self.wfile.write(sent)
 
     def log_message(self, *args: object) -> None:

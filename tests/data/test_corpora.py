@@ -242,10 +242,10 @@ def test_byte260_shards_become_bytes_and_nothing_else(tmp_path):
         assert bytes256.decode(open_shard(path)) == 2 * text.encode()
     written = {p: p.stat().st_mtime_ns for p in (*prepared.train, *prepared.val)}
     again = prepare(corpus, bytes256, cache)
-    assert {p: p.stat().st_mtime_ns for p in (*again.train, *again.val)} == written  # made once
+    assert {p: p.stat().st_mtime_ns for p in (*again.train, *again.val)} == written  # prepared once
     with ShardWriter(tmp_path / "fineweb_train_000000.bin") as shard:
         shard.write([1, 4 + 65])
-    assert open_shard(prepare(corpus, bytes256, cache).train[0]).tolist() == [65]  # and anew
+    assert open_shard(prepare(corpus, bytes256, cache).train[0]).tolist() == [65]  # and again
     with ShardWriter(tmp_path / "fineweb_val_000000.bin") as shard:
         shard.write([1, 1, 3])
     with pytest.raises(UserError, match=r"fineweb_val_000000\.bin holds nothing but ids below 4"):

@@ -1,4 +1,4 @@
-"""The ids of a document are those of the whole document, however its file was read."""
+"""A document's ids are those of the whole document, however its file is read."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def odd_text(rng: random.Random) -> str:
 
 
 def in_blocks(rng: random.Random, texts: list[str]) -> list[Block]:
-    """The texts as documents, cut anywhere."""
+    """Yield the texts as documents, cut at arbitrary places."""
     blocks = []
     for text in texts:
         cuts = sorted(rng.choices(range(len(text) + 1), k=rng.randint(0, 4)))
@@ -103,8 +103,8 @@ def test_ids_do_not_depend_on_how_a_file_was_cut_into_blocks(name, monkeypatch):
         assert "".join(block.text for block in made) == "".join(texts)
         pieces += len(made) - len(texts)
         cut_blindly += ids_of(tokenizer, blocks) != whole
-    assert (cut_blindly > 0) == (name != "bytes")  # the fault that this is about
-    # Cut into pieces where that is certain, so that memory stays small.
+    assert (cut_blindly > 0) == (name != "bytes")  # the bug that this test is about
+    # Cut into pieces only where that is certain to be safe, so that memory stays small.
     assert (pieces > 0) == (
         name.startswith("bpe, keeps text") or name in ("bytes", "joins line ends")
     )

@@ -1,4 +1,4 @@
-"""download_shards against a hub on the loopback interface: what arrives, and what was asked for."""
+"""download_shards against a hub on the loopback interface: what arrives, and what was requested."""
 
 from __future__ import annotations
 
@@ -84,7 +84,7 @@ def fetch(tmp_path: Path) -> Fetch:
 
 
 def refused(fetch: Fetch, **changes: Any) -> str:
-    """The message of the UserError, which must be a single line."""
+    """Return the message of the UserError, which must be a single line."""
     with pytest.raises(UserError) as caught:
         fetch(**changes)
     assert "\n" not in str(caught.value)
@@ -258,7 +258,7 @@ def test_what_a_killed_process_left_is_checked_and_swept_up(
     target = tmp_path / "shards" / TRAIN[0]
     target.parent.mkdir(parents=True)
     version = hashlib.sha256(hub.files[TRAIN[0]]).hexdigest()[:16]
-    for name in (version, "f" * 16):  # of this version, and of one that the repo no longer has
+    for name in (version, "f" * 16):  # one of this version, and one that the repo no longer has
         target.with_name(f"{target.name}.{name}.incomplete").write_bytes(b"j" * length)
     (tmp_path / "shards" / f".{HOST}-999999999-00.tmp").write_bytes(b"half a record")
     assert fetch().train[0].read_bytes() == hub.files[TRAIN[0]]
@@ -281,14 +281,14 @@ def test_more_shards_later_fetches_only_the_new_one(hub: HubServer, fetch: Fetch
 
 
 def announced(capfd: pytest.CaptureFixture[str]) -> list[str]:
-    """Lines about the size of a download."""
+    """Return the lines about the size of a download."""
     return [line for line in capfd.readouterr().err.splitlines() if "downloading" in line]
 
 
 def test_more_than_a_gigabyte_is_told(
     hub: HubServer, fetch: Fetch, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    """As its listing says; that it then sends less is another matter."""
+    """The size comes from the listing; the hub then sends less, which does not matter here."""
     refused(fetch, folder="fineweb10B_sp999")
     hub.entries[VAL] = {"size": 999_000_000}
     refused(fetch)
@@ -298,7 +298,7 @@ def test_more_than_a_gigabyte_is_told(
     (line,) = announced(capfd)
     assert line.startswith(
         "data: downloading 2 files, 1.2 GB, from willdepueoai/parameter-golf (main) "
-        f"at {hub.url} to {tmp_path}/shards; "  # the training shards are there
+        f"at {hub.url} to {tmp_path}/shards; "  # the training shards are already there
     )
     for setting in ("data.corpus.train_shards=2", "paths.cache=FOLDER", "data.path=FOLDER"):
         assert setting in line
@@ -320,7 +320,7 @@ def test_it_is_told_before_the_first_byte_and_never_of_what_is_there(
     assert told.pop() == ("data: downloading 4 files", [])
     hub.requests.clear()
     rest = sum(len(hub.files[path]) for path in (TRAIN[1], VAL, TOKENIZER)) - 50_000
-    monkeypatch.setattr(download, "TOLD_BYTES", rest)  # no more than that is to come
+    monkeypatch.setattr(download, "TOLD_BYTES", rest)  # this is all that is missing
     fetch()
     assert told == []
     fetch()
@@ -336,7 +336,7 @@ def test_files_of_an_older_version_count_as_not_there(
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """The planted bug: what lies there under the name is taken for downloaded, and 16 GB come untold."""
+    """Planted bug: old files of the same name count as downloaded, and 16 GB arrive unannounced."""
     got = fetch()
     for path in TRAIN[:2]:
         hub.files[path] = hub.files[path][:-2] + b"\1\0"

@@ -1,4 +1,4 @@
-"""How often a run reads its training split, against what its ranks are given one batch after another."""
+"""How often a run reads its training split, compared with the batches that its ranks are given."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ LAYOUTS = [(1, 1), (1, 3), (2, 1), (3, 2)]
 
 @pytest.fixture
 def stream(tmp_path):
-    """The tokens 0, 1, ..., 996, a number that nothing divides."""
+    """The tokens 0, 1, ..., 996: 997 is prime, so no batch divides it."""
     with ShardWriter(tmp_path / "t.bin") as shard:
         shard.write(np.arange(997))
     return TokenStream([tmp_path / "t.bin"])
@@ -43,7 +43,7 @@ def data_of(stream, order="stream", corpus=None, **settings) -> TokenData:
 
 
 def lasts(data: TokenData, ranks: int, accumulate: int) -> int:
-    """Whole steps before one in which a token is read a second time."""
+    """Return the number of whole steps before a step that reads a token a second time."""
     orders = [data.order_of(rank, ranks, accumulate) for rank in range(ranks)]
     stream, seen, step = data.streams["train"], Counter(), 0
     while True:
@@ -73,7 +73,7 @@ def test_the_first_pass_ends_where_a_token_is_read_again(stream, order, ranks, a
 
 
 def test_forgotten_ranks_or_micro_batches_would_be_seen(stream):
-    """The planted bug: what one rank takes of a micro-batch for what a step does."""
+    """Planted bug: counting one rank's share of a micro-batch as a whole step."""
     data = data_of(stream)
     order = data.order_of(0, 3, 2)
     order.world_size = 1

@@ -1,4 +1,4 @@
-"""Prepared data is whole and as it was written, or it is made again."""
+"""Prepared data is complete and unchanged, or it is prepared again."""
 
 from __future__ import annotations
 

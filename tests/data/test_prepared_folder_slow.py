@@ -1,4 +1,4 @@
-"""Processes that prepare the same data at once, one of them killed on the way."""
+"""Several processes prepare the same data at once, and one of them is killed."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def test_the_others_go_on_when_the_one_that_builds_is_killed(tmp_path):
     assert first.stdout is not None
     assert first.stdout.readline() == "builds\n"
     others = [started("no") for _ in range(3)]
-    for other in others:  # each says that it waits
+    for other in others:  # each reports that it waits
         assert other.stderr is not None
         assert "another process is writing there; waiting for it" in other.stderr.readline()
     first.send_signal(signal.SIGKILL)
@@ -61,5 +61,5 @@ def test_the_others_go_on_when_the_one_that_builds_is_killed(tmp_path):
     assert len({lines[-1] for lines in said}) == 1
     assert said[0][-1].startswith("has ")
     left = sorted(path.name for path in (cache / "prepared").iterdir())
-    assert len(left) == 2  # the data, and the folder of locks: the killed one's was swept up
+    assert len(left) == 2  # the data, and the folder of locks
     assert left[0] == ".locks"

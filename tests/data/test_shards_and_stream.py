@@ -90,7 +90,7 @@ def test_token_ids_are_checked_once(tmp_path, monkeypatch):
         patched.setattr(shard_files, "open_shard", None)  # not read again
         check_token_ids([path], 1024, notes)
     with pytest.raises(UserError, match="token id 700"):
-        check_token_ids([path], 512, notes)  # the memory is of another vocabulary
+        check_token_ids([path], 512, notes)  # the note was made for another vocabulary
     assert set(os.listdir(tmp_path)) == {"a.bin", "cache"}  # nothing is written beside the data
     write(path, [1, 2, 3, 7000, 4, 4])
     with pytest.raises(UserError, match="token id 7000"):
@@ -99,7 +99,7 @@ def test_token_ids_are_checked_once(tmp_path, monkeypatch):
 
 def test_where_no_note_can_be_kept_the_ids_are_still_checked(tmp_path):
     path = write(tmp_path / "a.bin", [1, 700])
-    for left in ("", "{", "[]"):  # of an earlier version
+    for left in ("", "{", "[]"):  # written by an earlier version
         (tmp_path / "checked.json").write_text(left)
         check_token_ids([path], 1024, tmp_path / "a.bin" / "no folder")
     with pytest.raises(UserError, match="token id 700"):
@@ -129,7 +129,7 @@ def test_a_copy_without_special_ids_is_told_apart_by_folder_and_built_again_when
     for name, path in paths.items():
         path.parent.mkdir()
         write(path, ids[name])
-        os.utime(path, (10**9, 10**9))  # as unpacked from an archive
+        os.utime(path, (10**9, 10**9))  # as after unpacking an archive
     copies = {name: without_special_ids(path, 4, tmp_path / "c") for name, path in paths.items()}
     assert {name: open_shard(copy).tolist() for name, copy in copies.items()} == {
         "a": [1, 2],
@@ -172,7 +172,7 @@ def test_stream_can_be_limited(shards):
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
 def test_stream_order_hands_out_the_challenges_chunks(shards, world_size):
-    """Consecutive chunks of W (n + 1) tokens; rank r takes the r-th n + 1."""
+    """Chunks of W (n + 1) consecutive tokens; rank r takes the r-th n + 1 of each."""
     stream, n, T = TokenStream(shards), 24, 8
     for index in (0, 1, 7, 50):
         for rank in range(world_size):

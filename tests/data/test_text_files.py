@@ -1,4 +1,4 @@
-"""A user's text: what is read, what is left out and said, and what validates."""
+"""Your own text: what is read, what is left out and reported, and what serves as validation."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def corpus(path, val_path=None, fraction=0.05) -> TextFiles:
 
 
 def texts(corpus: TextFiles, split: str) -> list[str]:
-    """The documents of a split."""
+    """Return the documents of a split."""
     found: list[str] = []
     for block in corpus.blocks(split):
         found += [""] if block.starts_document else []
@@ -58,7 +58,7 @@ def share(corpus: TextFiles) -> float:
 
 
 def wrote(folder: Path, **files: str | bytes) -> Path:
-    """A folder with files; `__` stands for a dot in a name, `_in_` for a folder."""
+    """Write a folder of files; in a keyword, `__` becomes a dot and `_in_` a folder."""
     for name, content in files.items():
         path = folder / name.replace("_in_", "/").replace("__", ".")
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +87,7 @@ def test_validation_text_in_the_training_folder_is_left_out_of_training_and_said
 
 @pytest.mark.parametrize("small_first", [True, False])
 def test_a_folder_holds_out_a_share_of_its_bytes_and_no_whole_large_file(tmp_path, small_first):
-    """It was 87 % once: the last file, whole."""
+    """It once held out 87 %: the last file, whole."""
     names = ["a__txt", "b__txt"] if small_first else ["b__txt", "a__txt"]
     wrote(tmp_path, **dict(zip(names, (LINES[:200], LINES * 4), strict=True)))
     found = corpus(tmp_path)
@@ -101,12 +101,12 @@ def test_a_folder_holds_out_a_share_of_its_bytes_and_no_whole_large_file(tmp_pat
 def test_blank_lines_at_the_end_leave_no_empty_split(tmp_path, blank, packed):
     pack = {"": bytes, ".gz": gzip.compress, ".zst": zstandard.ZstdCompressor().compress}[packed]
     plain, lines = tmp_path / f"a.txt{packed}", tmp_path / f"a.jsonl{packed}"
-    plain.write_bytes(pack(("word " * 500 + blank).encode()))  # one line, cut within
+    plain.write_bytes(pack(("word " * 500 + blank).encode()))  # one line, cut inside
     assert share(corpus(plain)) >= 0.05
     assert "word" in texts(corpus(plain), "val")[0]
     lines.write_bytes(pack((DOCUMENTS[:-1] + "\n" + blank).encode()))
     assert texts(corpus(lines), "val")[-1] == "document 39"
-    assert texts(corpus(lines, fraction=0.001), "val") == ["document 39"]  # one at least
+    assert texts(corpus(lines, fraction=0.001), "val") == ["document 39"]  # at least one
     assert len(texts(corpus(lines, fraction=0.999), "train")) == 1
 
 
@@ -116,7 +116,7 @@ def test_a_document_is_never_cut_and_a_line_only_where_lines_are_long(tmp_path):
     assert texts(corpus(tmp_path / "a"), "val") == ["x" * 5000]
     wrote(tmp_path / "b", a__txt="short line\n" * 10 + "\u00e9" * 5000)
     assert 0.04 < share(corpus(tmp_path / "b")) < 0.06
-    wrote(tmp_path / "c", a__txt="a line of the text\n" * 12)  # an eighth of a line is wanted
+    wrote(tmp_path / "c", a__txt="a line of the text\n" * 12)  # an eighth of a line is asked for
     assert texts(corpus(tmp_path / "c", fraction=0.03), "val") == ["a line of the text\n"]
 
 
@@ -212,7 +212,7 @@ def test_other_formats_are_refused_with_the_command_that_makes_text_of_them(
         corpus(path)
     command = str(caught.value).partition("make text of it: ")[2]
     assert way in command
-    assert str(path) in shlex.split(command.partition(" (after")[0])  # can be pasted
+    assert str(path) in shlex.split(command.partition(" (after")[0])  # the command can be pasted
     if content[:2] != b"\x1f\x8b":
         with pytest.raises(UserError, match="and move it out of the folder"):
             corpus(tmp_path)

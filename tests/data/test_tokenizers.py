@@ -1,4 +1,4 @@
-"""Tokenizers keep every byte, and know how many bytes each token stands for (trap 17)."""
+"""Tokenizers keep every byte and know how many bytes each token represents."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from jepa_lm.data.tokenizers import (
 from jepa_lm.utils.errors import UserError
 
 PUBLISHED = Path(os.environ.get("JEPA_LM_FINEWEB_TOKENIZERS", "."))
-"""A folder with the challenge's tokenizers, for those who have them."""
+"""A folder with the challenge's tokenizers, if you have them."""
 
 
 @cache
@@ -35,7 +35,7 @@ def trained() -> SentencePieceTokenizer:
 
 @cache
 def with_dummy_prefix() -> SentencePieceTokenizer:
-    """A tokenizer of the FineWeb family: a space before each document that the decoder drops."""
+    """A tokenizer of the FineWeb family: it puts a space before each document, which decoding drops."""
     import io
 
     import sentencepiece
@@ -98,7 +98,7 @@ def test_whole_novels_survive():
 
 
 def test_dummy_prefix_family_counts_the_decoded_text():
-    """The space that a decoder drops at a document's start counts nothing, others one byte."""
+    """The space that decoding drops at a document's start counts zero bytes, other spaces one."""
     tokenizer = with_dummy_prefix()
     for text in ("He had a dog", "  two  spaces ", "x", "café\u2026 \u00a0\ufffd?"):
         decoded = tokenizer.decode(tokenizer.encode(text).tolist())
@@ -107,7 +107,7 @@ def test_dummy_prefix_family_counts_the_decoded_text():
 
 @pytest.mark.parametrize("factory", [trained, with_dummy_prefix])
 def test_audited_bugs_of_published_tables_are_seen(factory):
-    """Each planted bug of trap 17 must change the count on real text."""
+    """Each planted bug of a published byte table must change the count on real text."""
     tokenizer = factory()
     text = next(Austen().blocks("val")).text[:5000] + " \u2013 \u2014  caf\u00e9 \u2060 end"
     true = table_bytes(tokenizer, text)
@@ -216,7 +216,7 @@ def test_what_goes_wrong_in_the_text_is_not_blamed_on_the_vocabulary():
 
 
 def test_lines_that_the_trainer_would_leave_out_are_trained_on():
-    """Those with its sign for unknown characters, and those of more than 16 MiB."""
+    """Lines with the trainer's sign for unknown characters, and lines of more than 16 MiB."""
     text = "".join(f"\u2585 number {i} of the words\n" for i in range(300))
     tokenizer = SentencePieceBPE(vocab_size=300, model=None, train_bytes=10**6).build([text], None)
     assert tokenizer.decode(tokenizer.encode(text).tolist()) == text.encode()

@@ -1,4 +1,4 @@
-"""Bits per byte: every target once (trap 15), plain cross entropy (16), true byte counts (17)."""
+"""Bits per byte: every target scored once, plain cross entropy, true byte counts."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_every_target_is_scored_exactly_once(tmp_path, total, seq_len, rows):
 
 
 def test_dropping_the_tail_would_be_seen(tmp_path):
-    """The planted bug of #903: only whole windows."""
+    """Planted bug of #903: only whole windows are scored."""
     windows = StandardWindows(stream_of(tmp_path, np.arange(101)), seq_len=8, rows=3)
     windows.tail = 0
     assert targets_scored(windows) != list(range(1, 101))
@@ -66,7 +66,7 @@ def test_ranks_together_score_every_target_once(tmp_path):
 
 
 def test_validation_is_plain_cross_entropy_over_the_bytes_of_the_text(trained):
-    """Computed again here from the shards, window by window, without the project's evaluation."""
+    """Recomputed here from the shards, window by window, without the project's evaluation code."""
     import lightning.pytorch as pl
     from hydra.utils import instantiate
 
@@ -86,7 +86,7 @@ def test_validation_is_plain_cross_entropy_over_the_bytes_of_the_text(trained):
             window = torch.from_numpy(tokens[start : start + T + 1])
             logits, _ = model(window[None, :-1])
             nats += F.cross_entropy(logits[0], window[1:], reduction="sum").item()
-    # the first token is a BOS, so the targets stand for the whole text
+    # the first token is a BOS, so the targets represent the whole text
     size = len(data.tokenizer.decode(tokens.tolist()))
     summary = json.loads((trained.folder / "summary.json").read_text())
     assert summary["val"]["bytes"] == size
@@ -116,7 +116,7 @@ def test_the_score_does_not_depend_on_the_batch(trained, compose, batch_tokens):
 
 
 def test_z_loss_or_an_auxiliary_loss_would_be_seen(trained, compose, monkeypatch):
-    """The planted bug of trap 16: anything added to the evaluation's loss moves the score."""
+    """Planted bug: anything added to the evaluation's loss changes the score."""
     from jepa_lm.evaluation import bpb
 
     plain = bpb.token_nll

@@ -1,4 +1,4 @@
-"""What is said of a text's bytes is true of its content; scores divide by the bytes of the text itself."""
+"""The byte audit reports the content of a text; scores divide by the bytes of the text itself."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ def test_a_text_of_the_same_length_is_not_called_the_same(tmp_path, text, lossle
 
 @pytest.fixture(scope="session")
 def lossy(tmp_path_factory):
-    """A tokenizer that normalises, and a text that has a third more bytes than what is left of it."""
+    """A normalising tokenizer, and a text with a third more bytes than what normalisation leaves of it."""
     folder = tmp_path_factory.mktemp("lossy")
     text = next(Austen().blocks("train")).text[:20_000].replace(" ", "   ").replace("fi", "\ufb01")
     (folder / "text.txt").write_text(text, encoding="utf-8")
@@ -186,7 +186,7 @@ def test_remembered_baselines_that_are_damaged_are_found_again(tmp_path, damage)
     found = cached_baselines(text, prefix, tmp_path)
     (path,) = (tmp_path / "baselines").iterdir()
     whole = path.read_text()
-    if damage is None:  # a kill while it was written, and a cache that is closed
+    if damage is None:  # no file, and no folder to write one to
         path.unlink()
         (tmp_path / "baselines").rmdir()
         (tmp_path / "baselines").write_text("no folder")

@@ -1,4 +1,4 @@
-"""Scores of the protocols against brute force, and what they refuse."""
+"""Scores of the protocols compared with brute force, and the settings that they refuse."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def transformer(compose):
 
 @pytest.fixture
 def stream(tmp_path) -> TokenStream:
-    """Documents of very different lengths, over two shards."""
+    """Documents of very different lengths, spread over two shards."""
     rng = np.random.default_rng(0)
     parts = [[BOS, *rng.integers(4, 260, size=n)] for n in (3, 70, 1, 0, 41, 9, 16, 33)]
     ids = np.concatenate(parts)
@@ -78,7 +78,7 @@ def scorer(a_model, **settings) -> Scorer:
 
 
 def nats(a_model, ids) -> float:
-    """Of all targets of one text, from one pass over it."""
+    """Return the nats of all targets of one text, from one pass over it."""
     with torch.no_grad():
         return F.cross_entropy(a_model(ids[None, :-1])[0][0], ids[1:], reduction="sum").item()
 
@@ -93,7 +93,7 @@ def test_a_stream_scores_like_one_long_pass(compose, stream, piece):
 
 
 def test_a_stream_never_reads_more_than_a_piece(compose, stream, monkeypatch):
-    """Memory does not grow with the text."""
+    """Memory does not grow with the length of the text."""
     asked, read = [], stream.read
     monkeypatch.setattr(
         stream, "read", lambda start, out: (asked.append(len(out)), read(start, out))
@@ -131,15 +131,15 @@ def test_documents_start_at_bos_and_cover_the_text(stream):
 @pytest.mark.parametrize("backbone", [model, transformer])
 @pytest.mark.parametrize(("stride", "rows", "world"), [(1, 4, 1), (5, 1, 1), (5, 3, 4), (16, 2, 3)])
 def test_sliding_scores_equal_brute_force(compose, stream, backbone, stride, rows, world):
-    """One window for each target, cut and scored here."""
+    """One window per target, cut and scored here."""
     loaded, ids, T = backbone(compose), tokens_of(stream), 16
     ends = []
     for target in range(1, len(ids)):
-        # As the windows have it: the first T together, then `stride` at a time, the tail to the end.
+        # The windows in order: the first T targets together, then `stride` at a time, the tail at the end.
         ends.append(
             T if target <= T else min(T + -(-(target - T) // stride) * stride, len(ids) - 1)
         )
-    with torch.no_grad():  # all are of T tokens
+    with torch.no_grad():  # all have T tokens
         logits = loaded(torch.stack([ids[end - T : end] for end in ends]))[0]
     own = torch.stack(
         [
@@ -217,7 +217,7 @@ def test_each_protocol_has_its_name_and_its_numbers(recurrent, compose, tmp_path
     assert (found["stream"]["reset"], found["documents"]["reset"]) == ("none", "document")
     assert "stride" not in found["standard"]
     assert all(r["in_time"] and r["max_seconds"] == 600 for r in found.values())
-    # A stride of the whole window differs from side by side in the tail's context alone.
+    # A stride of a whole window differs from separate windows only in the tail's context.
     assert found["stride"]["nll"] == pytest.approx(found["standard"]["nll"], abs=5e-3)
     # The small text is one document.
     assert found["stream"]["nll"] == pytest.approx(found["documents"]["nll"], abs=1e-6)
@@ -279,7 +279,7 @@ def test_a_score_that_is_no_number_is_no_result(trained, compose, tmp_path, monk
 
 
 def test_processes_that_share_the_work_score_the_same_weights(trained, compose):
-    """Each reads the file by itself; a stand-in for one of them reads other weights than the first."""
+    """Each process reads the file itself; a stand-in for one of them reads different weights."""
     config = resolve(compose("eval", f"ckpt_path={trained.folder}", *QUICK))
     held = HeldFile("ckpt_path", trained.checkpoint, trained.checkpoint)
     fabric = SimpleNamespace(device=CPU, world_size=1)

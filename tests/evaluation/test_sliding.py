@@ -1,4 +1,4 @@
-"""Sliding windows: every target once, with enough context, whatever the batch or the process (trap 15)."""
+"""Sliding windows score every target once, with enough context, for any batch size or process count."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ class Counting:
 
 
 def problems(windows, *, total: int, seq_len: int, stride: int) -> list[str]:
-    """What is wrong with the windows: targets missed or scored twice, context too short or torn."""
+    """Return what is wrong with the windows: targets missed or scored twice, context too short or torn."""
     found, scored = [], []
     for i in range(len(windows)):
         inputs, targets = windows[i]["inputs"], windows[i]["targets"]
@@ -66,7 +66,7 @@ def test_every_target_is_scored_once_with_enough_context(total, seq_len, stride,
 
 @pytest.mark.parametrize("bug", ["tail dropped", "tail scored twice", "first window scored late"])
 def test_the_published_defects_would_be_seen(bug):
-    """Trap 15: #903 dropped the tail, #832 and #1243 scored parts of it twice."""
+    """#903 dropped the tail; #832 and #1243 scored parts of it twice."""
     sizes = dict(seq_len=16, stride=5)
     windows = SlidingWindows(Counting(100), rows=3, device=CPU, **sizes)
     assert windows.left > 0

@@ -1,4 +1,4 @@
-"""Temperature: searched on training tokens only (trap 18), kept with the artifact, used in scoring."""
+"""Temperature: searched on training tokens only, stored in the artifact, used in scoring."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from jepa_lm.utils.values import check_temperature
 
 
 class Sharpened(LanguageModel):
-    """A model whose logits were multiplied, so that its best temperature is known to have moved."""
+    """A model with multiplied logits, so that its best temperature moves by a known factor."""
 
     factor = 1.0
 
@@ -44,7 +44,7 @@ def scorer_and_data(trained):
 
 
 SHARP = 2.5
-"""After six steps the model's best temperature lies below the grid; sharper, it lies inside."""
+"""After six steps the best temperature lies below the grid; sharpened, it lies inside."""
 
 
 def test_the_search_undoes_a_factor_on_the_logits(scorer_and_data):
@@ -56,7 +56,7 @@ def test_the_search_undoes_a_factor_on_the_logits(scorer_and_data):
     for factor in (0.6, 1.37, 1.8):
         scorer.model.factor = SHARP * factor
         found = search_temperature(scorer, data.streams["train"], **sizes)
-        # The two grids are .02 to .5 apart, and the best may lie between two of their points.
+        # The grids' points are .02 to .5 apart, and the best temperature may lie between two of them.
         assert found["temperature"] / factor == pytest.approx(plain["temperature"], rel=0.15)
         assert len(found["nll"]) == len(COARSE) + 6
         assert found["nll"][f"{found['temperature']:g}"] == min(found["nll"].values())
@@ -79,7 +79,7 @@ def test_scores_that_are_no_numbers_are_not_the_best(scorer_and_data, monkeypatc
 
 
 def test_it_reads_training_tokens_and_no_others(scorer_and_data, monkeypatch):
-    """Trap 18, with its planted bug: a search over the validation text is caught by the same check."""
+    """Planted bug in the same test: a search over the validation text fails this check."""
     scorer, data = scorer_and_data
     read = TokenStream.read
 
@@ -137,7 +137,7 @@ def test_it_travels_with_the_artifact_and_divides_its_logits(trained, compose, t
     windows = StandardWindows(data.streams["val"], seq_len=data.seq_len, rows=4)
     counter = ByteCounter(data.tokenizer.token_bytes())
     wanted = mean_nll(Scorer(model, counter, torch.device("cpu"), "32-true"), windows, (1.3,))[1.3]
-    assert result["nll"] == pytest.approx(wanted, abs=2e-3)  # weights went through the file
+    assert result["nll"] == pytest.approx(wanted, abs=2e-3)  # weights were rounded in the file
     evaluate(compose("eval", f"artifact_path={path}", *quick, "eval.temperature=1"))
     again = json.loads((tmp_path / "run" / "eval.json").read_text())
     assert again["temperature"] == 1.0

@@ -1,4 +1,4 @@
-"""See the package: one reader as JSON, or all of them as a table."""
+"""Run one reader and print JSON, or run all of them and print a table; see the package."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ COLUMNS = ("reader", "mutants", "read", "refused", "wrong", "slowest s", "peak M
 
 
 def in_a_process(reader: str, first: int, count: int, material: Path) -> dict[str, Any]:
-    """What `python -m tests.fuzz READER FIRST COUNT MATERIAL` prints."""
+    """Return the output of `python -m tests.fuzz READER FIRST COUNT MATERIAL`."""
     words = [reader, str(first), str(count), str(material)]
     done = subprocess.run(
         [sys.executable, "-m", "tests.fuzz", *words], cwd=REPO, stdout=subprocess.PIPE, text=True
@@ -32,7 +32,7 @@ def in_a_process(reader: str, first: int, count: int, material: Path) -> dict[st
 
 
 def everything(total: int, folder: Path) -> int:
-    """All readers, `total` mutants together; prints a table, and what was wrong. 1 if anything was."""
+    """Run `total` mutants over all readers, print a table and every failure; return 1 if there is one."""
     each = -(-total // len(READERS))
     wrong: list[str] = []
     _ = Material(folder).export  # made before the processes need it
@@ -60,7 +60,7 @@ def everything(total: int, folder: Path) -> int:
 
 
 def main(words: list[str]) -> int:
-    """READER FIRST COUNT [MATERIAL], or [TOTAL]."""
+    """Run READER FIRST COUNT [MATERIAL], or [TOTAL]."""
     with tempfile.TemporaryDirectory() as made:
         if len(words) < 3:
             return everything(int(words[0]) if words else TOTAL, Path(made))

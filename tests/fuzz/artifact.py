@@ -1,6 +1,6 @@
 """Exported files, as eval.py reads them: streams, tensors and metadata that do not fit together.
 
-Most have right checksums, so that what lies below is reached.
+Most have valid checksums, so that the code behind the checksum test is reached.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ class Reader:
         return data if rng.random() < 0.5 else _sealed(data[len(MAGIC) + DIGEST :])
 
     def rehashed(self, rng: random.Random) -> bytes:
-        """Flipped below a checksum that fits again."""
+        """Flip bits and recompute the checksum."""
         return _sealed(flipped(self.whole[len(MAGIC) + DIGEST :], rng))
 
     def table(self, rng: random.Random) -> bytes:
@@ -75,21 +75,21 @@ class Reader:
         return _sealed(COUNT.pack(count) + rows + rng.randbytes(rng.randrange(300)))
 
     def stream(self, rng: random.Random) -> bytes:
-        """Flipped before compression, by a random codec."""
+        """A stream with bits flipped before compression, by a random codec."""
         return _file(rng, flipped(self.raw[0], rng, near=rng.choice([60, 5000, len(self.raw[0])])))
 
     def coded(self, rng: random.Random) -> bytes:
-        """Entropy-coded, with tables and states that were flipped or cut."""
+        """Entropy-coded streams with tables and states flipped or cut."""
         packed = ans.compress(self.raw[0])
         packed = cut(packed, rng) if rng.random() < 0.3 else flipped(packed, rng, near=2000)
         promise = rng.choice([len(self.raw[0]), 1000, 1 << 24])
         return _sealed(COUNT.pack(1) + STREAM.pack(b"ans", promise, len(packed)) + packed)
 
     def bomb(self, rng: random.Random) -> bytes:
-        """Much out of little: with an honest promise, and with one that is too small."""
+        """A small stream that expands to much, with an honest promised size or one that is too small."""
         size = rng.choice([1 << 20, 1 << 24, 1 << 26]) if rng.random() < 0.1 else 1 << 18
         raw = bytes(size)
-        if rng.random() < 0.5:  # JSON that says there is a tensor of all that
+        if rng.random() < 0.5:  # JSON that claims a tensor of that size
             shape = {"a": {"dtype": "U8", "shape": [size], "data_offsets": [0, size]}}
             header = json.dumps(shape).encode()
             raw = len(header).to_bytes(8, "little") + header + raw
@@ -129,7 +129,7 @@ class Reader:
 
     def put(self, mutant: Any, folder: Path) -> None:
         (folder / "artifact.fuzz").write_bytes(mutant)
-        shutil.copytree(self.cache, folder / "cache")  # else each would prepare the text anew
+        shutil.copytree(self.cache, folder / "cache")  # else each would prepare text anew
 
     def read(self, folder: Path) -> str | None:
         file = folder / "artifact.fuzz"
@@ -146,7 +146,7 @@ def _sealed(body: bytes) -> bytes:
 
 
 def _squeezed(codec: str, raw: bytes) -> bytes:
-    """As `codecs.compress`, but fast and with little memory."""
+    """Like `codecs.compress`, but fast and with little memory."""
     return zlib.compress(raw, 1) if codec == "zlib" else zstandard.compress(raw, 1)
 
 

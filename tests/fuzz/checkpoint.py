@@ -1,4 +1,4 @@
-"""Checkpoints: archives, their list of contents, tensors, configs, and what a run goes on from."""
+"""Checkpoints: archives, their list of contents, tensors, configs, and the state that a run resumes from."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Reader:
 
     def __init__(self, material: Material) -> None:
         path = material.run / "checkpoints" / "last.ckpt"
-        inference_model(read_checkpoint(path))  # what PyTorch does once is no mutant's doing
+        inference_model(read_checkpoint(path))  # PyTorch's one-time setup is not a mutant's doing
         self.raw = path.read_bytes()
         self.found = torch.load(path, weights_only=True)
         with zipfile.ZipFile(path) as archive:
@@ -55,7 +55,7 @@ class Reader:
         return cut(self.raw, rng)
 
     def contents_flipped(self, rng: random.Random) -> bytes:
-        """Below a checksum that fits."""
+        """Bits of the list of contents flipped, under a checksum that fits."""
         near = rng.choice([200, 5000, None])
         return self._archive({self.contents: flipped(self.entries[self.contents], rng, near)})
 
@@ -63,7 +63,7 @@ class Reader:
         return self._archive({self.contents: spliced(self.entries[self.contents], rng)})
 
     def pickle(self, rng: random.Random) -> bytes:
-        """Another list of contents, alone or before what was there."""
+        """Another list of contents, alone or before the original."""
         more = self.entries[self.contents] if rng.random() < 0.3 else b""
         return self._archive({self.contents: rng.choice(PICKLES) + more})
 
@@ -90,7 +90,7 @@ class Reader:
         return _saved({**self.found, "hyper_parameters": {"config": config}})
 
     def tensor(self, rng: random.Random) -> bytes:
-        """A tensor of another shape, type or kind, under another name, or none."""
+        """A tensor of another shape, type or kind, under another name, or missing."""
         state = dict(self.found["state_dict"])
         name = rng.choice([n for n in state if n.startswith("model.")])
         tensor = state.pop(name)
@@ -132,7 +132,7 @@ class Reader:
         (folder / "step-6.ckpt").write_bytes(mutant)
 
     def read(self, folder: Path) -> str | None:
-        """What finding, evaluating and exporting read of it before they touch any text."""
+        """Read what finding, evaluating and exporting read of a checkpoint before they touch any text."""
         path = folder / "step-6.ckpt"
         if (reason := damage(path)) is not None:
             raise UserError(f"{path}: {reason}")
@@ -147,7 +147,7 @@ class Reader:
 
 def _saved(value: Any) -> bytes:
     out, before = io.BytesIO(), sys.getrecursionlimit()
-    sys.setrecursionlimit(10_000)  # the mutation may be deeper than what Python saves otherwise
+    sys.setrecursionlimit(10_000)  # the mutation may be nested deeper than Python can normally save
     try:
         torch.save(value, out)
     finally:

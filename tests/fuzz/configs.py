@@ -1,4 +1,4 @@
-"""Configs out of files: models, data and quantization of every preset, as they are built from files."""
+"""Configs from files: models, data and quantization of every preset, built as if read from a file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ PARTS = ("model", "model", "data", "quantization")
 
 
 class Reader:
-    """One value after another of a preset's config exchanged for what should not be there."""
+    """Values of a preset's config, replaced one at a time by values that do not belong there."""
 
     allowed = ()
 

@@ -1,9 +1,9 @@
 """Readers, and the loop that hands them mutants in a process that may die of one.
 
-Wrong is: anything but success or a UserError; a message that is no clear line or shows a secret of the
-environment; success with other contents than the file's; a file made outside of the reader's folder, a
-program or a connection begun, a module imported that the file names; over 5 s of work, 1 GB; the end of the
-process.
+A mutant fails if its reader ends in anything but success or a UserError; prints a message that is not one
+clear line or that shows a secret of the environment; succeeds with other contents than the file's; makes a
+file outside of its folder, starts a program or a connection, or imports a module that the file names; takes
+over 5 s of work or 1 GB; or ends the process.
 """
 
 from __future__ import annotations
@@ -32,40 +32,40 @@ from tests.fuzz.watch import Watch
 READERS = ("shards", "tokenizer", "jsonl", "hub", "artifact", "checkpoint", "configs", "records")
 """Modules of this package, each with a class `Reader`."""
 NO_END = 60.0
-"""Seconds after which a process is ended that has not come to the end of a mutant."""
+"""Seconds after which a process that has not finished a mutant is ended."""
 LONGEST_LINE = 700
 
 
 class Reader(Protocol):
-    """One kind of file, made mutants of and read. A class that is made once in a process."""
+    """One kind of file: makes mutants of it and reads them. Built once in a process."""
 
     allowed: ClassVar[tuple[str, ...]]
-    """Audit events that reading brings about; see `watch.RUNS`."""
+    """Audit events that reading causes; see `watch.RUNS`."""
 
     def __init__(self, material: Material) -> None: ...
 
     def mutant(self, number: int, rng: random.Random) -> tuple[str, Any]:
-        """Name of the mutation, and what to read."""
+        """Return the name of the mutation, and what to read."""
         ...
 
     def put(self, mutant: Any, folder: Path) -> None:
-        """Lay it down in an empty folder, the present one, before anything is watched."""
+        """Write it into an empty folder, the current one, before anything is watched."""
         ...
 
     def read(self, folder: Path) -> str | None:
-        """Hand it to what a command calls.
+        """Pass it to what a command calls.
 
         Returns:
             What is wrong with a success, or None.
 
         Raises:
-            UserError: refused.
+            UserError: the file was refused.
         """
         ...
 
 
 class Told(NamedTuple):
-    """What became of a mutant: `end` is read, refused, crashed or died."""
+    """The outcome of a mutant: `end` is read, refused, crashed or died."""
 
     number: int
     kind: str
@@ -76,7 +76,7 @@ class Told(NamedTuple):
 
 
 def fuzz(name: str, first: int, count: int, material: Material) -> dict[str, Any]:
-    """Read mutants `first` to `first + count` of a reader; what each kind came to, and what was wrong."""
+    """Read mutants `first` to `first + count`; return outcomes by kind of mutation, and every failure."""
     os.environ[VARIABLE] = SECRET
     reader: Reader = importlib.import_module(f"tests.fuzz.{name}").Reader(material)
     gc.collect()
@@ -91,7 +91,7 @@ def fuzz(name: str, first: int, count: int, material: Material) -> dict[str, Any
 
 
 def read_all(reader: Reader, name: str, first: int, stop: int) -> Iterator[Told]:
-    """Read mutants in a child process, and in another one after each that dies."""
+    """Read mutants in a child process, and in a new one after each mutant that ends it."""
     while first < stop:
         ours, theirs = os.pipe()
         child = os.fork()
@@ -107,7 +107,7 @@ def read_all(reader: Reader, name: str, first: int, stop: int) -> Iterator[Told]
             told = Told(*json.loads(line))
             yield told
             first = told.number + 1
-        os.kill(child, signal.SIGKILL)  # one that has come to no end
+        os.kill(child, signal.SIGKILL)  # a mutant that never ends
         ended = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
         if first < stop:
             kind, _ = reader.mutant(first, _rng(name, first))
@@ -116,7 +116,7 @@ def read_all(reader: Reader, name: str, first: int, stop: int) -> Iterator[Told]
 
 
 def _lines(pipe: int) -> Iterator[bytes]:
-    """What comes through a pipe, until it is closed or nothing comes for long."""
+    """Yield lines from a pipe until it closes or stays silent for too long."""
     begun = b""
     while select.select([pipe], [], [], NO_END)[0] and (data := os.read(pipe, 1 << 16)):
         *lines, begun = (begun + data).split(b"\n")
@@ -162,7 +162,7 @@ def _read(reader: Reader, folder: Path, watch: Watch) -> tuple[str, list[str]]:
 
 
 def _unclear(message: str) -> list[str]:
-    """Line ends are of names that hold them: the commands show those as escapes."""
+    """Line ends inside names are allowed: the commands show them as escapes."""
     if not message.strip() or len(message) > LONGEST_LINE:
         return [f"no clear line: {message[:300]!r}"]
     return [f"shows a secret: {message[:300]!r}"] if SECRET in message else []

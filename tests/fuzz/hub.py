@@ -1,4 +1,4 @@
-"""A hub that lies: its listings, statuses, headers and files, and what an earlier download has left."""
+"""A hub that lies: listings, statuses, headers, files, and leftovers of an earlier download."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ STATUSES = (
 
 @dataclass
 class Lie:
-    """What the hub says and sends, and what lies in the destination."""
+    """Answers of the hub, and files that already lie in the destination."""
 
     pages: list[bytes]
     links: list[str | None] = field(default_factory=lambda: [None])
@@ -117,7 +117,7 @@ class Reader:
         lie.pages = [json.dumps(damaged(self.entries, rng)).encode()]
 
     def value(self, lie: Lie, rng: random.Random) -> None:
-        """A path, size or hash of a kind that somebody may have meant."""
+        """A path, size or hash of a type that somebody may plausibly have used."""
         entries = json.loads(lie.pages[0])
         entry = rng.choice(entries)
         change = rng.randrange(3)
@@ -139,7 +139,7 @@ class Reader:
         lie.pages = [json.dumps(entries).encode()]
 
     def page(self, lie: Lie, rng: random.Random) -> None:
-        """Bytes of the listing."""
+        """Bytes of the listing changed."""
         whole = lie.pages[0]
         lie.pages = [rng.choice([
             flipped(whole, rng), cut(whole, rng), spliced(whole, rng), b"[" * rng.choice([50, 100_000]),
@@ -148,7 +148,7 @@ class Reader:
         ])]  # fmt: skip
 
     def linked(self, lie: Lie, rng: random.Random) -> None:
-        """More pages: elsewhere, again, without end."""
+        """More pages: elsewhere, repeated, without end."""
         pages = rng.choice([1, 2, 5])
         lie.pages = [
             json.dumps(self.entries if i == 0 else [{**self.entries[0], "path": f"x/{i}"}]).encode()
@@ -170,7 +170,7 @@ class Reader:
             lie.headers.setdefault(where, {})[rng.choice(HEADERS)] = rng.choice(VALUES)
 
     def content(self, lie: Lie, rng: random.Random) -> None:
-        """Other bytes of a file than its hash is of."""
+        """A file with other bytes than its hash describes."""
         path = rng.choice(self.paths)
         whole = self.files[path]
         lie.content[path] = rng.choice([
@@ -187,7 +187,7 @@ class Reader:
         lie.headers[where] = {"Location": rng.choice(ADDRESSES)}
 
     def record(self, lie: Lie, rng: random.Random) -> None:
-        """A record of what was verified that is not ours, or is damaged, and files that nobody verified."""
+        """A foreign or damaged record of verified files, and files that nobody verified."""
         stamped = {
             path: [len(data), 0, self._entry(path)["oid"]] for path, data in self.files.items()
         }

@@ -1,4 +1,4 @@
-"""A user's text: files of lines, of JSON and compressed, folders of them, and settings of the splits."""
+"""A user's text: plain, JSON lines and compressed files, folders of them, and settings of the splits."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ NAMES = (
 
 @dataclass
 class Text:
-    """Files by their names, and settings. `expected` is what a single file holds, None where nobody says."""
+    """Files by name, and settings. `expected` is the content of a single file, None where it is undefined."""
 
     files: dict[str, Any]
     path: str = "text"
@@ -66,7 +66,7 @@ class Reader:
         return kind.__name__, kind(rng)
 
     def damaged(self, rng: random.Random) -> Text:
-        """Bytes of a file changed; in a plain file of ASCII that may well be text still."""
+        """Bytes of a file changed; a plain ASCII file may well still be text."""
         name, whole = rng.choice([("a.txt", PLAIN), ("a.md", PLAIN), ("a.jsonl", DOCUMENTS)])
         data = rng.choice([flipped, cut, spliced])(whole, rng)
         return _single(name, data)
@@ -93,7 +93,7 @@ class Reader:
         return _single("a.jsonl", b"".join(json.dumps(line).encode() + b"\n" for line in lines))
 
     def shape(self, rng: random.Random) -> Text:
-        """JSON that is not lines of objects, and objects under another name."""
+        """JSON that is not lines of objects, and objects with other keys."""
         objects = [{"text": line} for line in LINES]
         data = rng.choice([
             json.dumps(objects).encode(), json.dumps(objects, indent=2).encode(), json.dumps(LINES).encode(),
@@ -122,7 +122,7 @@ class Reader:
         return _single(name + how, data)
 
     def named(self, rng: random.Random) -> Text:
-        """Names that say another thing than the file is, or that no terminal should be shown."""
+        """Names that misstate the file's format, or that no terminal should be shown."""
         names = rng.sample(NAMES, rng.choice([1, 2, 4]))
         files = {
             f"text/{name}": rng.choice([PLAIN, DOCUMENTS, gzip.compress(PLAIN), b""])
@@ -159,7 +159,7 @@ class Reader:
             path = folder / name
             path.parent.mkdir(parents=True, exist_ok=True)
             if isinstance(data, bytes):
-                with contextlib.suppress(OSError):  # a name that this disk does not take
+                with contextlib.suppress(OSError):  # a name that this disk rejects
                     path.write_bytes(data)
             elif data == "folder":
                 path.mkdir()
@@ -183,7 +183,7 @@ class Reader:
 
 
 def _single(name: str, data: bytes) -> Text:
-    """One file, cut in two, whose parts together must be what it holds."""
+    """One file cut in two: both splits together must equal its content."""
     text = Text({f"text/{name}": data}, f"text/{name}")
     plain = data
     try:
@@ -198,7 +198,7 @@ def _single(name: str, data: bytes) -> Text:
             lines = [json.loads(line)["text"] for line in plain.split(b"\n") if line.strip()]
             text.expected = "".join(lines).encode()
     except Exception:
-        pass  # whatever it is, it is refused or nobody says what it holds
+        pass  # refused, or its content is undefined
     return text
 
 

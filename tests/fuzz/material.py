@@ -1,4 +1,4 @@
-"""What the readers of files of ours begin with: a small run and its export, made when first asked for."""
+"""Material for readers of this project's files: a small run and its export, made on first use."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests.conftest import SMALL
 
 @dataclass(frozen=True)
 class Material:
-    """A folder with `run` and `export` in it, or one where they are to be made."""
+    """A folder that holds `run` and `export`, or will once they are made."""
 
     folder: Path
 
@@ -38,7 +38,7 @@ class Material:
 
     @property
     def export(self) -> Path:
-        """Its artifact, in a folder with the account of it."""
+        """The run's artifact, in a folder with its account."""
         folder = self.folder / "export"
         if not folder.exists():
             _command("export", folder, f"ckpt_path={self.run}")

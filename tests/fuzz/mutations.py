@@ -9,9 +9,9 @@ from typing import Any
 from tests.artifact.hostile import SECRET
 
 VARIABLE = "SECRET"
-"""Of the environment; holds `SECRET`, which no message may show."""
+"""An environment variable that holds `SECRET`, which no message may show."""
 BAIT = "tests.artifact.owned"
-"""A module that nothing imports unless a file could make it."""
+"""A module that is imported only if a file causes it."""
 
 REFERENCES = (
     f"${{oc.env:{VARIABLE}}}", "${times:9,9}", "${", "$(touch OWNED)", "`touch OWNED`", "{0.__class__}",
@@ -42,12 +42,12 @@ JUNK: tuple[Any, ...] = (
     ["x"] * 3000, {f"k{i}": i for i in range(3000)},
 )  # fmt: skip
 WORDS = ("_target_", "_args_", "_partial_", "_recursive_", "_convert_", "__class__", "x", "")
-"""Keys that a file may have and should not."""
+"""Keys that a file could have and should not."""
 assert SECRET not in repr(JUNK)
 
 
 def junk(rng: random.Random) -> Any:
-    """A value to put in the place of another; sometimes a deep one."""
+    """Return a replacement value, sometimes a deeply nested one."""
     if rng.random() < 0.02:
         deep: Any = "x"
         for _ in range(rng.choice([50, 500])):
@@ -57,7 +57,7 @@ def junk(rng: random.Random) -> Any:
 
 
 def damaged(node: Any, rng: random.Random, times: int | None = None) -> Any:
-    """A copy of nested dictionaries and lists with some values changed."""
+    """Return a copy of nested dictionaries and lists with some values changed."""
     made = copy.deepcopy(node)
     for _ in range(times or rng.choice([1, 1, 2, 5])):
         _damage(made, rng)
@@ -90,7 +90,7 @@ def _damage(node: Any, rng: random.Random) -> None:
 
 
 def flipped(data: bytes, rng: random.Random, near: int | None = None) -> bytes:
-    """Some bits changed, all among the first `near` bytes if that is given."""
+    """Flip some bits, all among the first `near` bytes if that is given."""
     if not data:
         return data
     out = bytearray(data)
@@ -100,13 +100,13 @@ def flipped(data: bytes, rng: random.Random, near: int | None = None) -> bytes:
 
 
 def cut(data: bytes, rng: random.Random) -> bytes:
-    """The beginning, or the end."""
+    """Cut off the beginning or the end."""
     at = rng.choice([0, 1, rng.randrange(len(data) + 1), max(0, len(data) - 1)])
     return data[:at] if rng.random() < 0.8 else data[at:]
 
 
 def spliced(data: bytes, rng: random.Random) -> bytes:
-    """Two cuts, and the pieces in another order, perhaps one of them twice."""
+    """Cut twice and put the pieces in another order, perhaps one of them twice."""
     a, b = sorted((rng.randrange(len(data) + 1), rng.randrange(len(data) + 1)))
     pieces = [data[:a], data[a:b], data[b:]]
     if rng.random() < 0.3:

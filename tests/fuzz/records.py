@@ -19,7 +19,7 @@ from tests.study.sweeps import study
 
 PLAN, SUMMARY, CONFIG, METRICS = "study.json", "summary.json", "config.json", "metrics.csv"
 COMMANDS = ("ls", "ls --json", "compare") * 3 + ("report",)
-"""A report takes as long as a hundred of the others."""
+"""Reports are rare here because one takes as long as a hundred of the other commands."""
 CHOICES = ".hydra/hydra.yaml"
 SCORES = {"control": {"1": 1.71, "2": 1.70}, "vicreg": {"1": 1.69, "2": 1.68}}
 MARKUP = "<script>alert(1)</script>"
@@ -48,7 +48,7 @@ class Reader:
         self.plan = json.loads((self.source / PLAN).read_text())
         self.runs = sorted(path.name for path in self.source.iterdir() if path.is_dir())
         with contextlib.redirect_stdout(io.StringIO()), contextlib.redirect_stderr(io.StringIO()):
-            main([str(self.source)])  # libraries of figures make folders of their own, once
+            main([str(self.source)])  # plotting libraries create folders of their own, once
         for page in self.source.glob("report.*"):
             page.unlink()
 
@@ -77,7 +77,7 @@ class Reader:
         return {PLAN: json.dumps(damaged(self.plan, rng)).encode()}
 
     def text(self, rng: random.Random) -> dict[str, Any]:
-        """Words of a user that are markup, commands or escapes elsewhere."""
+        """A user's words that are markup, commands or escapes elsewhere."""
         word = rng.choice(TEXTS)
         plan = json.loads(json.dumps(self.plan).replace("vicreg", "WORD").replace("seed=", "WORD"))
         renamed = json.loads(json.dumps(plan).replace("WORD", json.dumps(word)[1:-1]))
@@ -136,7 +136,7 @@ class Reader:
         ])}  # fmt: skip
 
     def place(self, rng: random.Random) -> dict[str, Any]:
-        """Files that are gone, folders in their place, jobs that lie elsewhere."""
+        """Files that are missing, folders in their place, jobs that lie elsewhere."""
         run = rng.choice(self.runs)
         name = rng.choice([PLAN, run, *(f"{run}/{x}" for x in (SUMMARY, CONFIG, METRICS, CHOICES))])
         if rng.random() < 0.5:

@@ -1,4 +1,4 @@
-"""Shard files, as a folder of one's own is read: headers, lengths and ids that do not fit together."""
+"""Shard files in a user's own folder: headers, lengths and ids that do not fit together."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ class Reader:
         return struct.pack("<3i", *words) + self.whole[12:]
 
     def length(self, rng: random.Random) -> bytes:
-        """Cut or longer, with a header that says so or one that does not."""
+        """Cut or longer, with a header that matches the length or does not."""
         tokens = rng.choice([0, 1, 2, 5, 2999])
         body = self.whole[HEADER_BYTES : HEADER_BYTES + 2 * tokens]
         told = struct.pack("<3i", MAGIC, 1, rng.choice([tokens, tokens, tokens + 1, 3000]))
@@ -62,7 +62,7 @@ class Reader:
         return rng.choice([data, data + rng.randbytes(rng.randrange(4)), cut(self.whole, rng)])
 
     def ids(self, rng: random.Random) -> bytes:
-        """Ids beyond the vocabulary, or nothing but special ones."""
+        """Ids beyond the vocabulary, or only special ones."""
         ids = np.random.default_rng(rng.randrange(1000)).integers(0, 260, 3000)
         if rng.random() < 0.3:
             ids[:] = rng.randrange(SPECIAL)
@@ -73,7 +73,7 @@ class Reader:
         return spliced(self.whole, rng)
 
     def place(self, rng: random.Random) -> str:
-        """Something else than a file in its place."""
+        """Something other than a file in its place."""
         return rng.choice(["folder", "nothing", "loop", "dangling", "empty name"])
 
     def put(self, mutant: Any, folder: Path) -> None:

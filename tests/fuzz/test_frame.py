@@ -1,4 +1,4 @@
-"""The frame of the fuzzers tells everything that a reader may do wrong."""
+"""The fuzzers' frame reports everything that a reader may do wrong."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ RIGHT = {
 
 
 class Planted:
-    """Mutant i does what the i-th does."""
+    """Mutant i commits fault number i."""
 
     allowed = ()
     calls = (*RIGHT.items(), *WRONG.items())
@@ -97,7 +97,7 @@ def test_slowness_is_told(tmp_path, monkeypatch):
             assert noted[0].startswith("took 0.0 s of work")
 
 
-@pytest.mark.parametrize("name", READERS[:4])  # the others begin with a run
+@pytest.mark.parametrize("name", READERS[:4])  # the other readers start with a run
 def test_a_mutant_depends_on_its_number_alone(name, tmp_path):
     made = importlib.import_module(f"tests.fuzz.{name}").Reader(Material(tmp_path))
     first = [made.mutant(number, frame._rng(name, number)) for number in range(30)]

@@ -1,4 +1,4 @@
-"""A fixed sample of what `make fuzz` reads: every mutant is refused by one clear line, or read as it is."""
+"""A fixed sample of `make fuzz`: every mutant is refused in one clear line, or read correctly."""
 
 from __future__ import annotations
 
@@ -26,5 +26,5 @@ def test_a_sample_of_mutants_does_nothing_wrong(reader, material):
     found = in_a_process(reader, 0, each, material)
     assert found["wrong"] == []
     assert sum(found["ends"].values()) == each
-    # Every reader meets both: what is still sound, and what is not.
+    # Every reader meets both sound and unsound files.
     assert {end.split()[-1] for end in found["ends"]} == {"read", "refused"}

@@ -66,7 +66,7 @@ class Reader:
         return model.SerializeToString()
 
     def pieces(self, rng: random.Random) -> bytes:
-        """Fewer, more, in another order, or none."""
+        """Fewer or more pieces, in another order, or none."""
         model = self._model()
         pieces = list(model.pieces)
         change = rng.randrange(5)
@@ -107,7 +107,7 @@ class Reader:
         return model.SerializeToString()
 
     def normalizer(self, rng: random.Random) -> bytes:
-        """Rules for the text: names, spaces, and the compiled map, which is read as it is."""
+        """Rules for the text: names, spaces, and the compiled map, which SentencePiece reads unchecked."""
         model = self._model()
         for spec in rng.sample(
             [model.normalizer_spec, model.denormalizer_spec], rng.choice([1, 2])
@@ -128,7 +128,7 @@ class Reader:
         return model.SerializeToString()
 
     def place(self, rng: random.Random) -> str | bytes:
-        """Something else in its place."""
+        """Something else in the model file's place."""
         other = junk(rng)
         return rng.choice(["folder", "nothing", repr(other).encode(errors="replace"), *KEPT])
 
@@ -158,5 +158,5 @@ class Reader:
 
 
 def _text(rng: random.Random) -> str:
-    """What protobuf can hold."""
+    """Replace what protobuf cannot hold."""
     return rng.choice(TEXTS).encode(errors="replace").decode()

@@ -1,4 +1,4 @@
-"""What a reader does besides reading: Python's audit events, what is printed, time and memory."""
+"""Everything that a reader does besides reading: audit events, output, time and memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ RUNS = (
     "pty.spawn", "os.startfile", "webbrowser.open", "socket.connect", "socket.bind", "socket.getaddrinfo",
     "urllib.Request", "ctypes.dlopen", "os.kill",
 )  # fmt: skip
-"""Audit events of programs, connections and libraries, of which a file may be the cause of none."""
+"""Audit events of programs, connections and libraries, none of which a file may cause."""
 CHANGES = (
     "os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.link", "os.symlink", "os.chmod", "os.chown",
     "os.truncate", "os.utime", "os.chdir", "shutil.rmtree", "shutil.move", "shutil.copyfile",
@@ -32,14 +32,14 @@ WRITING = os.O_WRONLY | os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_APPEND
 
 
 WAITED = 30.0
-"""Seconds that a reader may take on a machine that is busy with others; `HANG` are of its own work."""
+"""Seconds that a reader may take on a busy machine; `HANG` limits its own work."""
 
 
 class Watch:
-    """Made once in a process. Inside `over`, everything that is not reading is noted.
+    """Notes everything other than reading that happens inside `over`. Made once in a process.
 
     Args:
-        allowed: audit events of `RUNS` that the reader is meant to bring about.
+        allowed: audit events of `RUNS` that the reader is meant to cause.
     """
 
     def __init__(self, allowed: tuple[str, ...] = ()) -> None:
@@ -47,13 +47,13 @@ class Watch:
         self._folder: str | None = None
         self._noted: list[str] = []
         self.seconds, self.bytes = 0.0, 0
-        # As long as the process.
+        # for as long as the process lives
         self._printed = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")  # noqa: SIM115
         sys.addaudithook(self._hook)
 
     @contextmanager
     def over(self, folder: Path) -> Iterator[list[str]]:
-        """Watch a block that may write below a folder; the list holds what was wrong, at its end."""
+        """Watch a block that may write below a folder; the list holds every fault at the block's end."""
         self._noted = []
         sys.modules.pop(BAIT, None)
         memory = PeakMemory()
@@ -97,7 +97,7 @@ class Watch:
 
     @contextmanager
     def _print_aside(self) -> Iterator[None]:
-        """What is printed, also by libraries that are not Python, must show no secret and no traceback."""
+        """Capture all output, also of libraries outside Python: it must show no secret and no traceback."""
         sys.stdout.flush()
         sys.stderr.flush()
         kept = [os.dup(1), os.dup(2)]

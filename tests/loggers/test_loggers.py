@@ -1,4 +1,4 @@
-"""What the loggers leave behind, read back from their files."""
+"""Files of the loggers, read back."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def test_csv_goes_on_where_another_process_stopped(tmp_path):
 
 
 def test_lightnings_own_csv_logger_would_lose_the_rows(tmp_path):
-    """The planted bug that our logger exists for."""
+    """The planted bug that our own logger avoids."""
     from lightning.pytorch.loggers import CSVLogger
 
     for step in (1, 2):

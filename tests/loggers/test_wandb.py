@@ -1,4 +1,4 @@
-"""Weights & Biases: what its offline files hold is what a server would get."""
+"""Weights & Biases: its offline files hold what a server would receive."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_the_summary_and_its_file_are_there(logged):
         assert run.summary[key] == logged.summary[key]
     assert run.summary["val"]["bpb"] == pytest.approx(logged.summary["val"]["bpb"])
     assert {"summary.json", "config.json"} <= run.files
-    assert run.artifacts == {}  # nothing large unless asked
+    assert run.artifacts == {}  # nothing large unless requested
 
 
 def test_a_minimum_is_no_last_value(tmp_path):
@@ -155,8 +155,8 @@ def test_a_run_that_starts_anew_is_another_one(small, tmp_path):
     short = (*OFFLINE, "trainer.max_steps=1", "trainer.log_every_n_steps=1")
     train(small(*short))
     shutil.rmtree(tmp_path / "run" / "checkpoints")
-    (tmp_path / "run" / "summary.json").unlink()  # as if it was killed before it saved anything
-    train(small(*short, "ckpt_path=auto"))  # in the same folder, but from its start
+    (tmp_path / "run" / "summary.json").unlink()  # as if killed before it saved anything
+    train(small(*short, "ckpt_path=auto"))  # in the same folder, but from the start
     first, second = wandb_file.runs_in(tmp_path / "run")
     assert first.id != second.id
 
@@ -164,7 +164,7 @@ def test_a_run_that_starts_anew_is_another_one(small, tmp_path):
 def test_an_offline_run_leaves_the_next_one_online(small, monkeypatch):
     monkeypatch.setenv("WANDB_MODE", "offline")
     train(small(*OFFLINE, "trainer.max_steps=1"))
-    assert os.environ["WANDB_MODE"] == "offline"  # Lightning's own would write dryrun
+    assert os.environ["WANDB_MODE"] == "offline"  # Lightning's own logger would write dryrun
 
 
 def test_the_last_checkpoint_is_an_artifact_when_asked(small, tmp_path):
@@ -205,7 +205,7 @@ def test_what_is_left_open_is_filled_in():
 
 
 def test_what_wandb_would_not_take_is_refused_or_made_to_fit():
-    """F17, F29."""
+    """Names and tags that are too long, and a shared record with values of the wrong type."""
 
     def filled(task="t", shared=None, **wandb):
         config = {"task_name": task, "tags": [], "logger": {"wandb": {"tags": [], **wandb}}}
@@ -227,7 +227,7 @@ def test_what_wandb_would_not_take_is_refused_or_made_to_fit():
     long = filled(task="t" * 300)["group"]
     assert (len(long), long[:119]) == (128, "t" * 119)
     assert long != filled(task="t" * 301)["group"]
-    # As another program, or a hand, may have left it beside an artifact.
+    # As another program, or an edit by hand, may have left it beside an artifact.
     damaged = {"group": 5, "name": ["n"], "tags": "abc", "project": None, "entity": "e", "x": "y"}
     assert filled(shared=damaged) == {
         "group": "t",

@@ -1,4 +1,4 @@
-"""W&B runs beside a training: evaluation, export, report."""
+"""W&B runs of commands other than training: evaluation, export, report."""
 
 from __future__ import annotations
 

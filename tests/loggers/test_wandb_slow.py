@@ -1,4 +1,4 @@
-"""Weights & Biases in processes of their own: ranks, a sweep's agent, nobody logged in."""
+"""Weights & Biases in separate processes: ranks, a sweep's agent, no login."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def test_a_run_of_a_sweep_has_the_id_that_the_agent_gave_it(start, tmp_path):
     agent = {"WANDB_SWEEP_ID": "s1", "WANDB_RUN_ID": "given", "WANDB_PROJECT": "of_the_sweep"}
     words = ("logger=wandb", "logger.wandb.project=mine", "ckpt_path=auto")
     where = f"hydra.run.dir={tmp_path}/${{oc.env:WANDB_RUN_ID}}"
-    for _ in range(2):  # the second time it goes on, and has nothing left to do
+    for _ in range(2):  # the second time it resumes and has nothing left to do
         code, err = start(*words, where, **agent)
         assert code == 0, err
         assert "Ignoring" not in err

@@ -1,4 +1,4 @@
-"""Chunked cross entropy against the formula as it reads: values, gradients, types, memory, compilers."""
+"""Chunked cross entropy against the plain formula: values, gradients, types, memory, compilers."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def inputs(bias: bool = True, dtype=torch.float32, rows: int = N, scale: float =
 
 
 def both(tensors: list, cap, *, autocast=None, weight: float = WEIGHT, scale: float = 1.0):
-    """(loss, ce, z) and gradients: chunked, and by the formula."""
+    """Return (loss, ce, z) and gradients, chunked and by the formula."""
     features, table, bias, targets = tensors
     leaves = [t for t in (features, table, bias) if t is not None]
     found = []
@@ -73,7 +73,7 @@ def relative(got: torch.Tensor, wanted: torch.Tensor) -> float:
 @pytest.mark.parametrize("softcap", [TanhSoftcap, PolynomialSoftcap])
 @with_z
 def test_logits_at_the_cap_and_caps_beyond_float32(softcap, cap, weight):
-    """Whether or not exponentials of capped logits fit into float32: exp(89) does not."""
+    """float32 holds exp(88) but not exp(89); caps on both sides are tested."""
     got, plain = both(inputs(scale=cap / 2), softcap(cap=cap), weight=weight)
     assert torch.isfinite(got[0]).all()
     assert relative(got[0], plain[0]) < 1e-5
@@ -82,7 +82,7 @@ def test_logits_at_the_cap_and_caps_beyond_float32(softcap, cap, weight):
 
 
 class Seen(TorchDispatchMode):
-    """The largest tensor that any operation makes, and how often each operation ran."""
+    """Records the largest tensor that any operation makes, and how often each operation ran."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -115,7 +115,7 @@ def test_chunks_agree_with_the_formula(cap, bias, weight):
 @with_bias
 @with_z
 def test_the_gradient_is_that_of_the_loss(cap, bias, weight):
-    words = 13  # a check of a gradient takes two passes for each of its numbers
+    words = 13  # a gradient check takes two passes for each number of the input
     features, table, offset, targets = inputs(bias, torch.float64, rows=11)
     table, offset = (
         None if t is None else t.detach()[:words].requires_grad_() for t in (table, offset)
@@ -135,7 +135,7 @@ def test_the_gradient_is_that_of_the_loss(cap, bias, weight):
 @every_cap
 @with_bias
 def test_autocast_rounds_where_the_formula_does(dtype, cap, bias):
-    """The logits are those of the low-precision product; a float32 product would be seen."""
+    """The logits come from the low-precision product; a float32 product would fail."""
     tensors = inputs(bias)
     (got, gradients), (wanted, expected) = both(tensors, cap, autocast=dtype)
     (exact, _), _ = both(tensors, cap)
@@ -147,7 +147,7 @@ def test_autocast_rounds_where_the_formula_does(dtype, cap, bias):
 
 
 def test_autocast_sums_the_table_gradient_in_float32():
-    """Many chunks: each product is rounded, their sum is not, so that more rows do not blur it."""
+    """Many chunks: each product is rounded, but their sum is not, so more rows do not add error."""
     features, table, _, targets = inputs(rows=64 * CHUNK)
     context = torch.autocast("cpu", torch.bfloat16)
     with context:
@@ -163,7 +163,7 @@ def test_autocast_sums_the_table_gradient_in_float32():
 
 
 def test_float16_keeps_gradients_that_a_loss_scale_would_keep():
-    """Before its scale, a gradient of 1 / N softmax lies below what float16 can hold."""
+    """Before scaling, a gradient of 1 / N softmax lies below float16's range."""
     features, table, _, targets = inputs(rows=4096)
     features = (1e-3 * features.detach()).requires_grad_()
     tensors = [features, table, None, targets]
@@ -288,7 +288,7 @@ def test_it_compiles_without_a_graph_break(cap, dtype, backend):
     ids=["untied", "corrected", "gelu"],
 )
 def test_a_model_trains_on_the_loss_of_its_logits(small, overrides, monkeypatch):
-    """Loss, logged cross entropy and the gradient of every parameter, without ever having all logits."""
+    """Loss, logged cross entropy and the gradient of every parameter, without holding all logits at once."""
     monkeypatch.setitem(cross_entropy.CHUNK_ELEMENTS, "cpu", 20 * 400)
     task = LanguageModelTask(resolve(small("z_loss_weight=0.05", *overrides)))
     with torch.no_grad():

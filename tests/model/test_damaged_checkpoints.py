@@ -16,7 +16,7 @@ from jepa_lm.utils.errors import UserError
 
 
 def flipped(path) -> None:
-    """One wrong bit in the middle of the file, where tensors lie."""
+    """Flip one bit in the middle of the file, where tensors lie."""
     data = bytearray(path.read_bytes())
     data[len(data) // 2] ^= 1
     path.write_bytes(data)
@@ -32,7 +32,7 @@ def emptied(path) -> None:
 
 @pytest.fixture
 def copy(small, trained, tmp_path):
-    """The session's run with its checkpoints of steps 3 and 6, free to be broken."""
+    """A copy of the session's run with its checkpoints of steps 3 and 6, free to be damaged."""
     shutil.copytree(trained.folder, tmp_path / "copy")
     folder = tmp_path / "copy" / "checkpoints"
     (folder / "last.ckpt").unlink()
@@ -49,14 +49,14 @@ def test_a_damaged_checkpoint_is_passed_over_with_a_warning(small, copy, tmp_pat
     said = capsys.readouterr().err
     assert "warning:" in said
     assert "damaged" in said
-    assert "step-3.ckpt" in said  # what the run continues
+    assert "step-3.ckpt" in said  # training resumes from here
     after = read_checkpoint(tmp_path / "rest" / "checkpoints" / "last.ckpt")["state_dict"]
     assert all(torch.equal(before[n], after[n]) for n in before)
     assert got == json.loads((copy / "summary.json").read_text())["val"]["bpb"]
 
 
 def test_a_wrong_bit_would_load_without_the_checksums(copy):
-    """The planted bug: PyTorch itself reads damaged tensors without a word."""
+    """Planted bug: PyTorch itself reads damaged tensors silently."""
     path = copy / "checkpoints" / "step-6.ckpt"
     before = torch.load(path, weights_only=True)["state_dict"]
     flipped(path)

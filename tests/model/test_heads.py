@@ -1,4 +1,4 @@
-"""Heads by their parts, and soft caps in place."""
+"""Heads compared part by part, and soft caps computed in place."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def test_the_parts_of_a_head_make_its_logits(mode):
 
 
 def test_logits_of_an_untied_head_pass_through_its_layer():
-    """GPTQ listens at linear layers for what their matrices read."""
+    """GPTQ hooks linear layers to record the inputs of their matrices."""
     head, heard = UntiedHead(dim=8, vocab_size=11, zero_init=False), []
     head.out.register_forward_pre_hook(lambda layer, arguments: heard.append(arguments[0].shape))
     head(torch.randn(2, 3, 8), torch.zeros(11, 8))

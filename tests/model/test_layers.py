@@ -1,4 +1,4 @@
-"""Layers against plain references, and the property that no later token changes an earlier logit."""
+"""Layers against plain references; no later token changes an earlier logit."""
 
 from __future__ import annotations
 
@@ -208,7 +208,7 @@ ALL_ON = [
 
 
 def randomised(config) -> torch.nn.Module:
-    """A model whose zero-started tensors have values, so that every path matters."""
+    """Give values to a model's zero-started tensors, so that every path matters."""
     torch.manual_seed(0)
     model = instantiate(config["model"]).double()
     for p in model.parameters():

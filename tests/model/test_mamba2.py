@@ -1,4 +1,4 @@
-"""Mamba-2: its parts against code of others, its state against one long pass (trap 19)."""
+"""Mamba-2: its parts against other implementations, its carried state against one long pass."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def mixer(**changes) -> Mamba2Mixer:
 
 
 def noisy(module):
-    """Every parameter moved, so that no part is left at an inert start."""
+    """Move every parameter, so that no part keeps an inert start."""
     torch.manual_seed(1)
     with torch.no_grad():
         for p in module.parameters():
@@ -93,7 +93,7 @@ def test_the_start_of_decays_and_time_steps():
     [(1, 8, 1, 8), (37, 8, 2, 4), (50, 16, 1, 48), (64, 64, 4, 4)],
 )
 def test_the_mixer_is_that_of_transformers(length, chunk, groups, head_dim):
-    """Weights go over unchanged, and outputs and gradients are the same; its scan is pure PyTorch."""
+    """Same weights, same outputs and gradients; the scan of transformers is pure PyTorch."""
     from transformers import Mamba2Config
     from transformers.models.mamba2.modeling_mamba2 import Mamba2Mixer as Theirs
 
@@ -144,7 +144,7 @@ def test_any_split_gives_the_output_and_the_state_of_one_pass(cuts, chunk):
 @pytest.mark.parametrize("overrides", [(), LOOKS_BACK])
 @pytest.mark.parametrize("piece", [1, 3, 8, 13, 40])
 def test_any_split_of_a_text_gives_the_scores_of_one_pass(compose, overrides, piece):
-    """Trap 19, for the whole model: features of earlier ids included."""
+    """For the whole model, including features of earlier ids."""
     model, text = language_model(compose, *overrides), ids(40)
     wanted = model(text)[0]
     state, pieces = None, []
@@ -157,7 +157,7 @@ def test_any_split_of_a_text_gives_the_scores_of_one_pass(compose, overrides, pi
 
 @pytest.mark.parametrize("lost", ["ids", "conv", "ssm"])
 def test_a_state_that_loses_something_would_be_seen(compose, lost):
-    """The planted bugs of trap 19: a part of the state starts anew with each piece."""
+    """Planted bugs: a part of the carried state is reset at each piece."""
     model, text = language_model(compose, *LOOKS_BACK), ids(40)
     wanted = model(text)[0]
     _, state = model.stream(text[:, :13], None)
@@ -185,7 +185,7 @@ def test_a_state_that_loses_something_would_be_seen(compose, lost):
     ],
 )
 def test_the_tail_is_the_end_of_a_whole_pass(compose, overrides, count):
-    """Sliding windows run the last block where they score; nothing else may change."""
+    """Sliding windows run the last block only where they score; nothing else may change."""
     if "model=transformer" in overrides:
         extra = (
             "model.vocab_size=64",
@@ -242,7 +242,7 @@ def test_an_impossible_setting_is_named(compose, override, words):
 
 
 def test_values_for_attention_are_refused(compose):
-    """Mamba-2 has none; ignoring them silently would leave parameters that never train."""
+    """Mamba-2 has none; silently ignoring them would leave parameters that never train."""
     config = resolve(compose("train", "model/value_embedding=shared"))
     donor = build("model", config["model"])
     backbone = language_model(compose).backbone

@@ -1,4 +1,4 @@
-"""The chunked scan against the recurrence it stands for."""
+"""The chunked scan against the recurrence that it computes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def arguments(B=2, T=37, H=4, P=3, G=2, N=5, dtype=torch.float64, seed=0):
 @pytest.mark.parametrize(
     ("shape", "chunk"),
     [
-        (dict(), 8),  # neither chunk nor 1 divides 37
+        (dict(), 8),  # 37 is not a multiple of the chunk
         (dict(T=1), 16),
         (dict(T=64, H=6, G=3), 16),
         (dict(B=1, T=129, H=2, G=1, P=4), 64),
@@ -56,7 +56,7 @@ def test_final_state_is_that_of_the_scan():
 
 @pytest.mark.parametrize("what", ["scan", "final state"])
 def test_a_long_text_stays_exact_in_float32(what):
-    """Late in a text the summed decay is large; what happens there must not lose its digits."""
+    """Late in a text the summed decay is large; differences of it must not lose their digits."""
     exact = arguments(B=1, T=4096, H=2, G=1)
     single = [v.detach().float() for v in exact]
     wanted, last = ssd_sequential(*exact[:5])
@@ -68,7 +68,7 @@ def test_a_long_text_stays_exact_in_float32(what):
 
 
 def test_differences_of_long_sums_would_be_seen(monkeypatch):
-    """A planted bug: the decay between borders of chunks as a difference of running sums."""
+    """Planted bug: the decay between chunk borders as a difference of running sums."""
 
     def imprecise(added, log_decay, state):
         B, K, G, R, P, N = added.shape
@@ -93,7 +93,7 @@ def test_differences_of_long_sums_would_be_seen(monkeypatch):
 
 
 def test_a_strong_decay_over_a_long_chunk_is_finite():
-    """exp of a positive difference would overflow where the mask comes too late."""
+    """exp of a positive difference would overflow if the mask came too late."""
     x, dt, a, b, c, _ = arguments(B=1, T=256, H=2, G=1, dtype=torch.float32)
     y, last = ssd(x, dt * 20, a, b, c, chunk=256)
     (y.sum() + last.sum()).backward()

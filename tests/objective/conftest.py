@@ -17,9 +17,9 @@ RECIPES = tuple(
     f"recipes/pr{n}" for n in (1006, 1312, 2027, 1116, 1277, 1330, 1443, 1556, 2142, 896, 1012)
 )
 EVERY = (*OBJECTIVES, *(pytest.param(name, marks=pytest.mark.slow) for name in RECIPES))
-"""Recipes are compositions of the same parts: what holds for each is looked at in the slow tests."""
+"""Recipes are compositions of the same parts, so their tests are among the slow ones."""
 NOW = "jepa.schedule=null"
-"""The objective from the first step on."""
+"""Overrides that switch the objective on from the first step."""
 ZERO = "jepa.predictor.output_start=zero"
 FROZEN = "optimizer.freeze=['objective.predictor.*']"
 DEEP_ENOUGH = {"recipes/pr1556": ("model.backbone.layers=6",)}
@@ -29,7 +29,7 @@ Build = Callable[..., LanguageModelTask]
 
 @pytest.fixture
 def build(small) -> Build:
-    """build("objective=lewm", ...) is a small task with a clock, on one thread of the CPU."""
+    """build("objective=lewm", ...) returns a small task with a clock, on one thread of the CPU."""
 
     def make(*overrides: str, seed: int = 0, max_steps: int = 100) -> LanguageModelTask:
         config = resolve(small(*overrides))
@@ -47,7 +47,7 @@ def random_batch(rows: int = 4, length: int = 32, vocab: int = 400, seed: int = 
 
 
 def noise(module: torch.nn.Module, seed: int = 0, std: float = 0.02) -> None:
-    """A little of it on every parameter, so that no zero start hides what lies behind it."""
+    """Add a little noise to every parameter, so that no zero start hides what lies behind it."""
     draw = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for p in module.parameters():
@@ -61,7 +61,7 @@ def at(step: int = 0, *, max_steps: int = 100, **more: int) -> StepContext:
 
 
 def compared(task: LanguageModelTask, batch: dict, step_context: StepContext | None = None):
-    """Latents of a batch, and the main pass."""
+    """Return the latents of a batch, the main pass and the logits."""
     model, objective = task.model, task.objective
     logits, main = model(batch["inputs"], *objective.main_needs(model))
     return objective.compare(model, batch, main, step_context or at()), main, logits
@@ -70,7 +70,7 @@ def compared(task: LanguageModelTask, batch: dict, step_context: StepContext | N
 def auxiliary(
     task: LanguageModelTask, batch: dict, step_context: StepContext | None = None
 ) -> torch.Tensor:
-    """The auxiliary loss of a batch."""
+    """Return the auxiliary loss of a batch."""
     model, objective = task.model, task.objective
     _, main = model(batch["inputs"], *objective.main_needs(model))
     return objective(model, batch, main, step_context or at())[0]

@@ -1,4 +1,4 @@
-"""One of two gloo ranks: its half of a batch through DDP, gradients held against the joint batch's.
+"""One of two gloo ranks: its half of a batch through DDP, with gradients compared to the joint batch's.
 
 Arguments: a file with configs by name (JSON); a file for the largest relative differences (JSON).
 """
@@ -37,7 +37,7 @@ class Loss(torch.nn.Module):
 
 
 def difference(config: dict, *, outside_ddp: bool = False) -> float:
-    """Largest relative difference of a gradient between two ranks and one process."""
+    """Return the largest relative difference of a gradient between two ranks and one process."""
     rank = dist.get_rank()
     torch.manual_seed(0)
     clock = ProgressClock(max_steps=10, max_time=None)
@@ -54,7 +54,7 @@ def difference(config: dict, *, outside_ddp: bool = False) -> float:
     task.zero_grad()
     step_context = StepContext(clock, rank=rank, world_size=2)
     if outside_ddp:
-        Loss(task)(mine, step_context).backward()  # the planted bug: no rank hears of the other
+        Loss(task)(mine, step_context).backward()  # the planted bug: the ranks exchange nothing
     else:
         wrapped = DistributedDataParallel(Loss(task), broadcast_buffers=False)
         with stored():

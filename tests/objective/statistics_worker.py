@@ -1,6 +1,6 @@
-"""One of several gloo ranks: regularizers on its share of rows, held against the joint rows.
+"""One of several gloo ranks: regularizers on its share of rows, compared to the joint rows.
 
-Argument: a file for what was found (JSON), {case: {split: largest relative difference}}.
+Argument: a file for the results (JSON), {case: {split: largest relative difference}}.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ def latents(dtype: torch.dtype, shift: float = 0.0) -> torch.Tensor:
 def difference(
     part: Regularizer, joint: torch.Tensor, sizes: tuple[int, ...], *, local: bool = False
 ) -> float:
-    """Of loss and gradient between this rank and one process, relative to the latter."""
+    """Return the difference of loss and gradient from those of one process, relative to the latter."""
     rank, world = dist.get_rank(), dist.get_world_size()
     start = sum(sizes[:rank])
     whole, mine = (x.clone().requires_grad_() for x in (joint, joint[start : start + sizes[rank]]))

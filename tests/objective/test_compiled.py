@@ -1,4 +1,4 @@
-"""The whole loss compiles: the same values, once for all steps, and outside training time."""
+"""The whole loss compiles: same values, compiled once for all steps, and outside of training time."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def batches(steps: int):
 
 @pytest.mark.parametrize("name", ALL)
 def test_the_compiled_loss_is_the_loss_and_is_compiled_once(small, name):
-    """With PyTorch's own executor behind the tracer: what is traced is what is being tested."""
+    """The eager backend runs the traced graph, so the test is about what is traced."""
     torch.manual_seed(0)
     clock = ProgressClock(max_steps=100, max_time=None)
     task = LanguageModelTask(resolve(small(f"objective={name}")), clock)
@@ -64,7 +64,7 @@ def test_the_compiled_loss_is_the_loss_and_is_compiled_once(small, name):
 
 @pytest.mark.slow
 def test_generated_code_trains_the_same(small, tmp_path):
-    """By the real compiler, through `train`."""
+    """With the real compiler, through `train`."""
     common = ("objective=lewm", "trainer.max_steps=3", "average.decay=0.5")
     train(small(*common, run_dir=tmp_path / "eager"))
     train(small(*common, "compile=true", run_dir=tmp_path / "compiled"))
@@ -78,7 +78,7 @@ def test_generated_code_trains_the_same(small, tmp_path):
 
 
 class StandingClock:
-    """Moves on a second at every reading, and by what is added."""
+    """Advances by a second at every reading, and by what is added."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -89,7 +89,7 @@ class StandingClock:
 
 
 def compiled_run(small, monkeypatch, tmp_path) -> dict:
-    """A run whose compiler takes a million seconds."""
+    """Train with a compiler that takes a million seconds; return the summary."""
     clock, compile_ = StandingClock(), torch.compile
 
     def slow(graph, inputs):
@@ -108,7 +108,7 @@ def test_compilation_is_no_training_time(small, monkeypatch, tmp_path):
 
 
 def test_a_clock_that_runs_on_would_be_seen(small, monkeypatch, tmp_path):
-    """The planted bug: nobody listens to the compiler."""
+    """Planted bug: the clock does not stop for the compiler."""
     monkeypatch.setattr(
         "jepa_lm.training.callbacks.compiling.ClockStopsForCompiler.on_train_start", lambda *a: None
     )

@@ -1,4 +1,4 @@
-"""The controls that a study holds an objective against: placebo, prediction alone, regularizers alone."""
+"""The controls that a study compares an objective with: placebo, prediction only, regularizers only."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ GUARDED = ("vicreg", "lewm", "chunk")
 
 @pytest.mark.parametrize("name", EVERY)
 def test_the_placebo_differs_in_whose_target_it_is_alone(build, name):
-    """Same parameters, FLOPs and form; every row is held against the target of another row."""
+    """Same parameters, FLOPs and form; every row is compared with the target of another row."""
     more = DEEP_ENOUGH.get(name, ())
     real = build(f"objective={name}", *more)
     placebo = build(f"objective={name}", "jepa.placebo=true", *more)
@@ -33,7 +33,7 @@ def test_the_placebo_differs_in_whose_target_it_is_alone(build, name):
     step_context, batch = at(1, micro_batch=0), random_batch(rows=5)
     seen = []
     for task in (placebo, real):
-        torch.manual_seed(0)  # of dropout
+        torch.manual_seed(0)  # for dropout
         seen.append(compared(task, batch, step_context))
     (with_it, _, logits), (without, _, same) = seen
     assert torch.equal(logits, same), "the trunk must not see the difference"
@@ -62,7 +62,7 @@ def test_the_placebo_draws_anew_for_each_micro_batch_and_the_same_after_a_resume
 
 @pytest.mark.slow
 def test_a_placebo_cannot_be_predicted(build):
-    """Each row repeats one random token, so a row's latents say all about its own and nothing of others."""
+    """Each row repeats one random token, so its latents predict only its own targets."""
     last = {}
     for placebo in ("false", "true"):
         task = build("objective=patch", f"jepa.placebo={placebo}")

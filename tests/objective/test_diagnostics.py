@@ -1,4 +1,4 @@
-"""What a run measures of its objective, and that measuring changes nothing."""
+"""Diagnostics of an objective: their values, and that measuring changes nothing."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ def test_measuring_changes_nothing(small, tmp_path, objective):
 
 
 def test_gradients_are_compared_as_weighted(build):
-    """Half the weight of cross entropy is twice the ratio of the two norms."""
+    """Half the weight of cross entropy doubles the ratio of the two norms."""
     task = build("objective=lewm", "jepa.weight=0.01")
     noise(task)
     ratios = []
@@ -77,7 +77,7 @@ def test_a_frozen_trunk_is_measured_without_it(small, tmp_path):
 def test_the_distance_of_a_copy_is_logged(small, tmp_path):
     train(small("objective=vicreg", "jepa.diagnostics.every=2", run_dir=tmp_path / "run"))
     assert metrics(tmp_path / "run", "jepa/ema_distance")[-1] > 0
-    assert metrics(tmp_path / "run", "jepa/target_variance")  # weight 0: measured all the same
+    assert metrics(tmp_path / "run", "jepa/target_variance")  # weight 0: measured nevertheless
 
 
 @pytest.mark.slow
@@ -102,7 +102,7 @@ def test_collapse_sets_off_the_alarm(small, tmp_path, capsys):
 
 
 def test_the_alarm_survives_a_resume(small, tmp_path):
-    """Two low readings before the checkpoint and one after it are three."""
+    """Two low readings before the checkpoint and one after it make three."""
     overrides = (
         "objective=lewm",
         "jepa.diagnostics.every=2",
@@ -134,7 +134,7 @@ def test_measuring_is_no_training_time(small, tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("added", [("objective=lewm", "jepa.weight=5"), ("z_loss_weight=0.5",)])
 def test_validation_holds_no_added_loss(small, tmp_path, added):
-    """Trap 16: what a run reports is cross entropy of its model, whatever it was trained with."""
+    """Validation reports the model's cross entropy, whatever loss it was trained with."""
     train(small(*added, run_dir=tmp_path / "run"))
     checkpoint = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")
     data = build_node("data", checkpoint["hyper_parameters"]["config"]["data"])

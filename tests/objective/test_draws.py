@@ -1,4 +1,4 @@
-"""Random draws: shared by all ranks or each rank's own, and which of the two where."""
+"""Random draws: shared by all ranks or drawn by each rank, and where each applies."""
 
 from __future__ import annotations
 

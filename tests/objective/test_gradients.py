@@ -29,7 +29,7 @@ def test_every_parameter_moves_within_two_active_steps(build, name):
 
 
 def moved_nothing(task) -> list[str]:
-    """Parameters that two steps with an active objective leave where they are."""
+    """Return the parameters that do not move in two steps with an active objective."""
     optimizer, _ = task.recipe.configure(task, task.clock)
     before = {n: p.detach().clone() for n, p in task.named_parameters()}
     for step in range(2):
@@ -44,9 +44,9 @@ def moved_nothing(task) -> list[str]:
 
 @pytest.mark.parametrize("name", [o for o in EVERY if o != "vicreg_published"])
 def test_every_objective_trains_the_other_backbone(build, name):
-    """An objective knows of taps, not of attention: all parameters of Mamba-2 move, too.
+    """Objectives depend on taps, not on attention: all parameters of Mamba-2 move, too.
 
-    The published mask vector starts at zero, which here takes a third step to leave.
+    The published mask vector is left out: it starts at zero, and here takes three steps to move.
     """
     more = (NOW, "jepa.ce_schedule=null", *DEEP_ENOUGH.get(name, ()))
     assert moved_nothing(build("model=mamba2", f"objective={name}", *more)) == []
@@ -60,17 +60,17 @@ def start_norms(build, name) -> dict[str, float]:
 
 @pytest.mark.parametrize("name", [o for o in EVERY if o != "vicreg_published"])
 def test_gradients_at_the_start_are_finite_and_bounded(build, name):
-    """Trap 11."""
+    """A zero output before a normalisation without eps would give a huge first gradient."""
     norms = start_norms(build, name)
     assert max(norms.values()) < 100  # false for NaN, too
 
 
 def test_the_published_mask_vector_starts_with_a_huge_gradient(build):
-    """The planted bug: zero before an RMS norm. The published ramp has weight 0 at that step."""
+    """Planted bug: zero before an RMS norm. The published ramp has weight 0 at that step."""
     assert start_norms(build, "vicreg_published")["objective.context.view.vector"] > 1e5
 
 
-# Regularizers are statistics of a micro-batch; without them these are per sequence.
+# Regularizers are statistics of a micro-batch; without them these objectives are per sequence.
 PER_SEQUENCE = {
     "llm_jepa": (),
     "patch": ("jepa.regularizers.std.weight=0",),
@@ -81,7 +81,7 @@ PER_SEQUENCE = {
 
 @pytest.mark.parametrize("name", PER_SEQUENCE)
 def test_accumulating_is_the_joint_batch(build, name):
-    """Trap 6."""
+    """Each micro-batch must compute its own target."""
     task = build(f"objective={name}", *PER_SEQUENCE[name])
     noise(task)
     batch = random_batch(rows=8)
@@ -96,7 +96,7 @@ def test_accumulating_is_the_joint_batch(build, name):
 
 
 def test_a_target_kept_from_the_first_micro_batch_would_show(build):
-    """The planted bug of trap 6."""
+    """Planted bug: the first micro-batch's target is reused for the others."""
     task = build("objective=llm_jepa")
     noise(task)
     batch = random_batch(rows=8)
@@ -145,14 +145,14 @@ def test_reach_stops_the_objective_below_the_last_blocks(build):
 def test_reach_works_for_other_views_too(build):
     task = build("objective=vicreg", "data.seq_len=64", "jepa.reach=1")
     noise(task)
-    assert task.frozen == ["objective.context.view.vector"]  # nothing could train it
+    assert task.frozen == ["objective.context.view.vector"]  # no gradient reaches it
     auxiliary(task, random_batch(length=64)).backward()
     blocks = task.model.backbone.blocks
     assert blocks[2].mlp.up.weight.grad.any()
     assert blocks[1].mlp.up.weight.grad is None
 
 
-# ---- causality (trap 10)
+# ---- causality
 
 
 def test_the_reach_table_shows_a_detached_trunk(build):
@@ -164,14 +164,14 @@ def test_the_reach_table_shows_a_detached_trunk(build):
     assert all(v > 0 for v in table["prediction"].values())
     assert table["ce"]["objective.projector"] == 0
     table = reach_table(patch.model, patch.objective, 32, [])
-    assert table["std"]["model.backbone.blocks.0"] > 0  # the hinge may be met at the moment
+    assert table["std"]["model.backbone.blocks.0"] > 0  # the hinge may be satisfied at the moment
     frozen = build("objective=patch", ZERO, FROZEN)
     table = reach_table(frozen.model, frozen.objective, 32, frozen.frozen)
     assert all(v == 0 for v in table["prediction"].values())
 
 
 def test_a_zero_output_does_not_hide_the_trunk(build):
-    """vicreg's predictor starts at zero; the table is measured on a copy where it does not."""
+    """vicreg's predictor starts at zero; the table is measured on a copy with other values."""
     task = build("objective=vicreg", "data.seq_len=64")
     before = {n: p.clone() for n, p in task.named_parameters()}
     table = reach_table(task.model, task.objective, 64, [])
@@ -184,7 +184,7 @@ def test_a_zero_output_does_not_hide_the_trunk(build):
 
 
 def test_main_pass_is_shared(build, monkeypatch):
-    """An objective that needs no second forward costs none."""
+    """An objective that needs no second forward pass adds none."""
     task = build("objective=lewm")
     calls = []
     resume = type(task.model).resume

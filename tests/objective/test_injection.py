@@ -33,7 +33,7 @@ def test_injection_is_causal(build, training, length):
 
 
 def test_an_injection_of_the_own_chunk_would_leak(build):
-    """The planted bug: zhat of a chunk made from that chunk's latent."""
+    """Planted bug: the zhat of a chunk is computed from that chunk's latent."""
     task = build("objective=chunk")
     noise(task)
     model = task.model
@@ -61,7 +61,7 @@ def test_a_tail_shorter_than_a_chunk_gets_nothing(build):
     assert not injected.addition[:, 24:].any()
 
 
-# ---- what a run says
+# ---- what a run reports
 
 
 @pytest.mark.usefixtures("answers_here")

@@ -1,4 +1,4 @@
-"""Mistakes in an objective's settings, and losses that are no numbers."""
+"""Mistakes in an objective's settings, and losses that are NaN or infinite."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Objectives in processes of their own: two ranks through every phase, presets without an alarm."""
+"""Objectives in separate processes: two ranks through every phase, presets without a collapse alarm."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ IN_TWENTY_STEPS = {
 
 @pytest.mark.parametrize("name", IN_TWENTY_STEPS)
 def test_two_ranks_cross_every_phase_and_stay_equal(tmp_path, small_text, name):
-    """Traps 3 and 4: a head that a phase leaves out must not make the other rank wait."""
+    """A head that is unused in one phase must not make the other rank wait."""
     common = [
         *SMALL,
         f"data.path={small_text}",
@@ -55,7 +55,7 @@ def test_two_ranks_cross_every_phase_and_stay_equal(tmp_path, small_text, name):
 
 @pytest.mark.parametrize("global_statistics", ["false", "true"])
 def test_draws_of_each_rank_train_and_resume(small, tmp_path, global_statistics):
-    """Other spans on each rank are other numbers of rows: nobody may wait, a resumed run repeats them."""
+    """Different spans give different numbers of rows: no rank may wait, and a resumed run repeats them."""
     runs = {
         "a_shared": ("jepa.draws=shared",),
         "b_own": (),

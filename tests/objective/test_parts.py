@@ -1,4 +1,4 @@
-"""Pooling, taps, alignments, normalisations, distances, predictors: each against the plain formula."""
+"""Pooling, taps, alignments, normalisations, distances, predictors: each against its plain formula."""
 
 from __future__ import annotations
 
@@ -126,7 +126,7 @@ def test_distances():
     torch.testing.assert_close(SmoothL1(reduction="mean")(X, Y), smooth.mean())
     cos = (F.normalize(X, dim=-1) * F.normalize(Y, dim=-1)).sum(-1)
     torch.testing.assert_close(Cosine(scale=2.0)(X, Y), (2 - 2 * cos).mean())
-    # What makes the mean misleading: orthogonal unit vectors are 2 / D apart.
+    # Why the mean misleads: orthogonal unit vectors are 2 / D apart.
     a, b = torch.eye(512)[:1], torch.eye(512)[1:2]
     assert MSE(reduction="mean")(a, b).item() == pytest.approx(0.0039, abs=1e-4)
 

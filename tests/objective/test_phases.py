@@ -13,7 +13,7 @@ from tests.runs import metrics, same, state, summary
 
 @pytest.mark.parametrize("name", ["vicreg", "lewm", "recipes/pr1330"])
 def test_resuming_is_exact(small, tmp_path, name):
-    """Weights, copies that follow, draws and schedules: six steps, or the last two again."""
+    """Weights, copies that follow, draws and schedules: six steps, or only the last two repeated."""
     common = (f"objective={name}", "trainer.log_every_n_steps=1")
     common = (*common, "checkpoint.every_n_steps=4")
     train(small(*common, run_dir=tmp_path / "whole"))
@@ -72,7 +72,7 @@ def test_resuming_with_another_objective_of_equal_shape_is_refused(small, tmp_pa
 
 
 def test_what_is_compiled_is_recorded(small, tmp_path, monkeypatch):
-    """Trap 8: arms that differ in it can be told apart, and the wrapper is what really runs."""
+    """Studies can refuse arms that differ in compilation, and the compiled wrapper is what runs."""
     calls = []
 
     def compiler(function):
@@ -93,7 +93,7 @@ def test_what_is_compiled_is_recorded(small, tmp_path, monkeypatch):
 def test_a_phase_of_weight_zero_leaves_moments_alone_or_lets_them_run_on(
     small, tmp_path, when_zero, moves
 ):
-    """#832 multiplies by zero: weights decay nothing there, but Adam's counter and momentum go on."""
+    """#832 multiplies by zero: no weight decay there, but Adam's counter and momentum advance."""
     phases = ("jepa.schedule.points=[[0.0,1.0],[0.5,1.0],[0.5,0.0]]", f"jepa.when_zero={when_zero}")
     train(small("objective=chunk", *phases, run_dir=tmp_path / "run"))
     states = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["optimizer_states"][0]

@@ -1,8 +1,8 @@
-"""Every preset on two and four gloo ranks is the one process that has their joint batch.
+"""Every preset on two and four gloo ranks equals one process that trains on their joint batch.
 
-By `train` itself, shrunk by debug=tiny, with global statistics and shared draws, in float32. Training on
-stored weights is off over 20 steps, since a weight at the edge of a grid cell turns rounding into a jump;
-with it, gradients of the first step are compared.
+Trained by `train` itself, shrunk by debug=tiny, with global statistics and shared draws, in float32.
+Quantization-aware training is off over 20 steps, since a weight at the edge of a grid cell turns rounding
+into a jump; with it, gradients of the first step are compared.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ pytestmark = pytest.mark.slow
 ON_GPUS = {"pr1581_span_vicreg_8gpu"}
 PRESETS = sorted({path.stem for path in (CONF / "experiment").glob("pr*.yaml")} - ON_GPUS)
 STORED = [name for name in PRESETS if name.startswith(("pr903", "pr1243"))]
-"""Those that train on stored weights."""
+"""Presets with quantization-aware training."""
 STEPS = 20
 WATCHED = {1: 1e-5, 15: 5e-4}
-"""Steps whose gradients are compared, and how closely; in the second every objective is switched on."""
+"""Steps whose gradients are compared, and their tolerance; by the second, every objective is on."""
 COMMON = (
     "debug=tiny",
     "data.order=shuffle",  # the joint batch is the same on any number of ranks
@@ -41,18 +41,18 @@ COMMON = (
     "sample=false",
 )
 FULL_RATE = "optimizer.schedule.lr.steps=5"
-"""20 steps inside a warmdown of thousands would hardly train. Two presets keep theirs: at the full rate
-of 0.04 their steps turn rounding into 1e-5 within 20 steps, in one process as well (docs/log.md)."""
+"""20 steps inside a warmdown of thousands would hardly train. Two presets keep their warmdown: at the full
+rate of 0.04, 20 of their steps amplify rounding to 1e-5, in one process as well (docs/log.md)."""
 FITTED = {
     "pr1243_isolation_byte": (FULL_RATE,),
     "pr1243_jepardy": (FULL_RATE,),
     "pr1196_llm_jepa": ("jepa.schedule.steps=5",),
     "pr1581_span_vicreg": ("jepa.schedule.steps=5",),
-    "pr832_byte_chunk": (FULL_RATE, "jepa.weight=1.0"),  # a thousandth of it would hide mistakes
+    "pr832_byte_chunk": (FULL_RATE, "jepa.weight=1.0"),  # 0.001, as published, hides mistakes
     "pr903_lewm_bpe": ("optimizer.ghost_steps=2",),
     "pr903_lewm_byte": ("optimizer.ghost_steps=2",),
 }
-"""What 20 steps would hardly see, or see too much of."""
+"""Changes for what 20 steps would show too little of, or too much."""
 OFF = ("quantization.training.start=null", "quantization.training.lr_below=null")
 ON = (
     "quantization.training.start=0",
@@ -64,7 +64,7 @@ LOCAL = ("jepa.global_statistics=false", "trainer.max_steps=1", "optimizer.ghost
 
 
 def runs() -> dict[str, tuple[str, ...]]:
-    """Overrides by name."""
+    """Return overrides by name of the run."""
     found = {}
     for preset in PRESETS:
         common = (f"experiment={preset}", *COMMON, *FITTED.get(preset, ()))
@@ -76,7 +76,7 @@ def runs() -> dict[str, tuple[str, ...]]:
 
 
 def trained(folder: Path, ranks: int) -> Any:
-    """Losses and gradients of every run on so many ranks."""
+    """Train every run on this many ranks; return losses and gradients."""
     folder.mkdir()
     configs = {}
     GlobalHydra.instance().clear()
@@ -99,7 +99,7 @@ def several(request, tmp_path_factory):
 
 
 def apart(want: dict[str, torch.Tensor], got: dict[str, torch.Tensor]) -> float:
-    """Largest relative difference of a gradient; one that is next to nothing is held against the largest."""
+    """Return the largest relative difference of a gradient; tiny ones are measured against the largest."""
     scale = max(g.norm().item() for g in want.values())
     assert want.keys() <= got.keys()
     return max(

@@ -40,7 +40,7 @@ def test_a_large_mean_does_not_drown_the_spread(found):
 
 
 def test_every_regularizer_has_its_case():
-    """A new one has to be right in several ranks, too."""
+    """A new regularizer must also be right on several ranks."""
 
     def below(kind: type) -> set[type]:
         return {kind}.union(*(below(k) for k in kind.__subclasses__()))

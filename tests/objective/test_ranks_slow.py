@@ -1,4 +1,4 @@
-"""Two gloo processes against one (traps 3 and 4)."""
+"""Two gloo processes against one: gradients of the joint batch, also for losses that use all ranks."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_two_ranks_that_train_on_stored_weights_have_the_same_gradient(differenc
 
 
 def test_a_loss_outside_ddp_would_not(differences):
-    """The planted bug of trap 3."""
+    """Planted bug: the auxiliary loss is computed outside of DDP's forward pass."""
     assert differences["outside_ddp"] > 1e-2
 
 

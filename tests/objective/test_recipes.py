@@ -1,8 +1,8 @@
 """Every related recipe is a YAML file: its loss equals a formula written here, independent of the parts.
 
-Hidden states come from the model; everything after them is computed again in float64. Each recipe's
-weights get a little noise first, and the copies that follow the model are moved away from it, so that
-no zero and no equality hides a mistake.
+Hidden states come from the model; everything after them is recomputed in float64. Each recipe's weights
+get a little noise first, and the copies that follow the model are moved away from it, so that no zero and
+no equality hides a mistake.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.objective.conftest import DEEP_ENOUGH, RECIPES, at, auxiliary, noise,
 
 
 def double(module: torch.nn.Module) -> SimpleNamespace:
-    """Parameters and buffers of a module in float64, by their last names."""
+    """Return parameters and buffers of a module in float64, by the last part of their names."""
     tensors = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     return SimpleNamespace(
         **{
@@ -169,7 +169,7 @@ NO_DROPOUT = {"recipes/pr1556": ("jepa.predictor.dropout=0.0",)}
 
 
 def hidden_states(task, batch) -> SimpleNamespace:
-    """What the formulas start from, float64."""
+    """Return the float64 hidden states that the formulas start from."""
     model, objective, inputs = task.model, task.objective, batch["inputs"]
     main = model.encode(model.embed(inputs), taps=range(model.layers))
     states = {"final": main.final, "boundary": main.taps[model.layers // 2 - 1]}

@@ -1,4 +1,4 @@
-"""VICReg's terms, the hinges and the spectral floor, against NumPy and by what they must not notice."""
+"""VICReg's terms, the hinges and the spectral floor, against NumPy and by their invariances."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_the_square_root_of_the_variance_would_have_no_gradient_there():
     assert x.grad.isnan().any()
 
 
-# ---- trap 12
+# ---- a hinge that can never be met
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""SIGReg: the sweep equals the plain formula, and the statistic knows a normal from what is not."""
+"""SIGReg: the sweep equals the plain formula, and the statistic separates normal from other samples."""
 
 from __future__ import annotations
 
@@ -151,7 +151,7 @@ def test_a_width_that_is_not_that_of_the_latents_is_refused(build):
         build("objective=lewm", "jepa.regularizers.sigreg.dim=63")
 
 
-# ---- the whole of lewm on the transformer, in float64, as systems.md writes it
+# ---- all of lewm on the transformer, in float64, by the published formulas
 
 
 def test_lewm_is_its_formula(build):

@@ -1,4 +1,4 @@
-"""Target sources, above all the copies that follow by a moving average (trap 7)."""
+"""Target sources, mainly the copies that follow by a moving average, which must stay in float32."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_a_copy_is_no_parameter_and_travels_in_checkpoints(build):
     assert not names
     stored = [n for n in task.state_dict() if n.startswith("objective.target.encoder.")]
     assert "objective.target.encoder.embedding.table.weight" in stored
-    assert not any(".head." in n for n in stored)  # what never runs is not kept
+    assert not any(".head." in n for n in stored)  # modules that never run are not kept
 
 
 @pytest.mark.parametrize(
@@ -55,7 +55,7 @@ def test_each_part_copies_what_it_names(build, recipe, has, has_not):
 
 @pytest.mark.parametrize("recipe", ["vicreg", "recipes/pr896", "recipes/pr1006"])
 def test_targets_come_from_the_copy(build, recipe):
-    """Move the online weights: targets stay. Move the copy: targets follow."""
+    """Moving the online weights leaves targets as they are; moving the copy moves them."""
     task = build(f"objective={recipe}", "data.seq_len=64")
     noise(task)
     batch = random_batch(length=64)
@@ -83,11 +83,11 @@ def test_distance_is_relative(build):
     assert got == pytest.approx(0.1, rel=1e-3)
 
 
-# ---- trap 7
+# ---- copies in float32
 
 
 def mean_gap_closed(dtype: torch.dtype, momentum: float, steps: int = 2000) -> float:
-    """How much of the way to a fixed online weight a copy kept in this type covers."""
+    """Return how much of the distance to a fixed online weight a copy of this type covers."""
     online = torch.nn.Linear(8, 8)
     twin = as_buffers(copy.deepcopy(online))
     start = twin.weight.clone()
@@ -100,7 +100,7 @@ def mean_gap_closed(dtype: torch.dtype, momentum: float, steps: int = 2000) -> f
 
 
 def test_a_copy_in_bfloat16_would_stall():
-    """The planted bug, and why copies are float32."""
+    """Planted bug, and the reason why copies are float32."""
     assert mean_gap_closed(torch.float32, 0.999) == pytest.approx(0.865, abs=0.01)
     assert mean_gap_closed(torch.bfloat16, 0.999) < 0.6
     assert mean_gap_closed(torch.bfloat16, 0.9999) < 0.1

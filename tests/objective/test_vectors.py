@@ -1,6 +1,6 @@
-"""The published systems at a fixed fill of every parameter, through the presets' own YAML.
+"""The published systems with every parameter filled by a fixed rule, through the presets' own YAML.
 
-Losses, statistics and gradient norms were computed elsewhere, by other code. The fill looks at shapes
+Losses, statistics and gradient norms were computed elsewhere, by other code. The fill depends on shapes
 alone, so names and layout do not matter.
 """
 
@@ -139,7 +139,7 @@ def statistics(x: torch.Tensor) -> dict:
 
 @dataclass
 class Computed:
-    """What our code makes of a system."""
+    """Our results for one system."""
 
     task: LanguageModelTask
     ce: torch.Tensor
@@ -245,7 +245,7 @@ def test_losses_of_chunk_832_patch_1243_and_prefix_1196(compose):
 
 
 def test_chunk_832_without_its_modules(compose):
-    """`objective=none` is the same trunk; the injector leaves no trace in it."""
+    """`objective=none` has the same trunk; the injector leaves no trace in it."""
     none = [x for x in OVERRIDES["chunk_832"] if not x.startswith("model.injector")]
     config = resolve(compose("train", *none, "objective=none", *SIZES))
     task = LanguageModelTask(config)
@@ -257,7 +257,7 @@ def test_chunk_832_without_its_modules(compose):
 
 
 def lewm_misses(got: Computed, system: str) -> list[str]:
-    """Names of the expected figures of #903 that were not met."""
+    """Return the names of the expected figures of #903 that were not met."""
     expected = VECTORS["systems"][system]["expected"]
     task = got.task
     z = task.config["z_loss_weight"] * z_loss(got.tensors["logits"])

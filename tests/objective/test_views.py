@@ -1,4 +1,4 @@
-"""Spans, replacements and suffixes; and that nothing of a masked token is left to see (trap 9)."""
+"""Spans, replacements and suffixes; no feature of a masked token may leak."""
 
 from __future__ import annotations
 
@@ -104,7 +104,7 @@ def test_a_span_that_cannot_fit_is_refused(length, message):
         spans_of().check(length, "jepa.context.view")
 
 
-# ---- trap 9
+# ---- leaks of masked tokens
 
 LEAKY = {
     "xor": (),
@@ -114,7 +114,7 @@ LEAKY = {
 
 
 def change_masked(task, batch):
-    """Latents of a batch and of one whose masked tokens are others."""
+    """Return the latents of a batch, and of the same batch with other ids at its masked tokens."""
     view = task.objective.context.view
     step_context = at(7)
     masked = view(batch["inputs"], step_context, "context").positions
@@ -132,7 +132,7 @@ def test_masked_tokens_leave_no_trace_in_predictions(build, features):
 
 
 def test_a_masked_tokens_own_bigram_would_be_seen(build, monkeypatch):
-    """The planted bug: the embedding is replaced, the bigram feature is added afterwards."""
+    """Planted bug: the embedding is replaced, but the bigram feature is added afterwards."""
     task = build("objective=vicreg", "data.seq_len=64")
     noise(task)
     embed = type(task.model).embed

@@ -1,4 +1,4 @@
-"""Objectives whose loss reaches nothing: weight 0, controls of the injected latents, a frozen predictor."""
+"""Objectives whose loss reaches nothing: weight 0, controls of injected latents, a frozen predictor."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_weight_zero_with_modules_present_is_none_step_for_step(small, plain, tm
 
 @pytest.mark.slow
 def test_chunk_has_its_three_controls(small, plain, tmp_path):
-    """No module; injection alone; the loss without injection, whose trunk is that of no module."""
+    """No module; injection alone; the loss without injection, whose trunk equals that of no module."""
     runs = {
         "injection": ("objective=chunk", "jepa.weight=0"),
         "loss": ("objective=chunk_loss_only", NOW, "jepa.weight=0.1"),
@@ -88,7 +88,7 @@ def test_injection_alone_leaves_projector_and_predictor_at_their_start(small, bu
 
 @pytest.mark.slow
 def test_the_detached_loss_reaches_the_trunk_through_a_shared_clip_alone(small, plain, tmp_path):
-    """What systems.md says of #832."""
+    """As #832 was published: its gradient counts in the clip."""
     clip = "trainer.gradient_clip_val=0.3"
     train(small("objective=chunk_loss_only", NOW, "jepa.weight=10", clip, run_dir=tmp_path / "a"))
     assert not same(state(tmp_path / "a", "model."), state(plain(clip), "model."))
@@ -104,7 +104,7 @@ def test_a_zero_start_under_l2_is_refused_unless_frozen(build):
 
 
 def test_what_that_start_would_have_done(build):
-    """The planted bug of trap 11: the published gradient norm of about 1e9."""
+    """Planted bug: the published gradient norm of about 1e9."""
     task = build("objective=patch", ZERO, FROZEN)
     for p in task.parameters():
         p.requires_grad_(True)
@@ -113,7 +113,7 @@ def test_what_that_start_would_have_done(build):
 
 
 def test_the_published_frozen_predictor_is_a_constant_loss_without_gradient(small, plain, tmp_path):
-    """#1243 as its script ran: 1/D + .01, and the trunk of objective=none (trap 36)."""
+    """As #1243's script ran: a loss of 1/D + .01, and the same trunk as objective=none."""
     every = ("jepa.diagnostics.every=2", "trainer.log_every_n_steps=1")
     train(small("objective=patch", ZERO, FROZEN, *every, run_dir=tmp_path / "run"))
     losses = metrics(tmp_path / "run", "jepa/loss")

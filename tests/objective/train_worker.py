@@ -1,7 +1,7 @@
 """One of several gloo ranks, started as torchrun does: trains every config of a folder by `train`.
 
-Argument: a folder of `NAME.yaml`, resolved training configs, taken in order of name. What a run's
-`Record` found lies beside each: `NAME.json` (losses) and `NAME.pt` (gradients).
+Argument: a folder of `NAME.yaml`, resolved training configs, taken in order of name. The results of a
+run's `Record` go beside each: `NAME.json` (losses) and `NAME.pt` (gradients).
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Record(Callback):
     """Keeps the training loss of each step, averaged over ranks, and the gradients of some steps.
 
     Args:
-        path: of the files, without their ending. steps: counted from 1.
+        path: path of the files, without suffix. steps: counted from 1.
     """
 
     def __init__(self, *, path: str, steps: Sequence[int] = ()) -> None:
@@ -45,11 +45,11 @@ class Record(Callback):
             self.gradients[step] = {n: p.grad.clone() for n, p in named if p.grad is not None}
 
     def on_train_batch_end(self, *arguments: Any) -> None:
-        """The loss as it was trained on."""
+        """Keep the loss as it was trained on."""
         self.losses.append(arguments[2]["loss"])
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Every rank's loss counts alike; gradients are the same on all."""
+        """Average the losses over ranks; gradients are the same on all."""
         losses = torch.stack(self.losses).double()
         if trainer.world_size > 1:
             dist.all_reduce(losses)
@@ -60,7 +60,7 @@ class Record(Callback):
 
 
 def recorded(folder: Path, name: str, *, ranks: int, steps: Sequence[int] = ()) -> list[str]:
-    """Overrides that let a run of the worker on so many ranks record under a name."""
+    """Return overrides that let a run on this many ranks record under a name."""
     more = [] if ranks == 1 else ["trainer=ddp_sim", f"trainer.devices={ranks}"]
     record = f"{Record.__module__}.{Record.__name__}"
     return [
@@ -80,14 +80,14 @@ def train_all(folder: Path, configs: dict[str, dict[str, Any]], *, ranks: int) -
 
 
 def found_in(folder: Path, names: Sequence[str]) -> tuple[Losses, Gradients]:
-    """Losses by step, and gradients by step and parameter, of each run."""
+    """Return losses by step, and gradients by step and parameter, of each run."""
     losses = {name: json.loads((folder / f"{name}.json").read_text()) for name in names}
     return losses, {name: torch.load(folder / f"{name}.pt") for name in names}
 
 
 def main() -> None:
     torch.set_num_threads(1)
-    # Lightning then takes rank and world from the environment and starts no processes.
+    # Lightning then takes rank and world size from the environment and starts no processes.
     os.environ |= {
         "TORCHELASTIC_RUN_ID": "tests",
         "LOCAL_RANK": os.environ["RANK"],

@@ -1,6 +1,6 @@
 """One of four gloo ranks: Muon's sharded update against the same update in one process.
 
-Arguments: an empty folder for the ranks to meet in; a file for what was found, by number of ranks and
+Arguments: an empty folder for the ranks to meet in; a file for the results, by number of ranks and
 case (JSON). Groups of 2, 3 and 4 of the processes train together, one after the other.
 """
 
@@ -29,10 +29,10 @@ MIXED = ((16, 16), (40, 10), (10, 40), (16, 16), (40, 10), (7, 33), (16, 16))
 
 @dataclass(frozen=True)
 class Case:
-    """Muon groups by their settings and shapes; AdamW takes a vector beside them if asked.
+    """Muon groups given by settings and shapes, and an AdamW group of one vector if `vector` is set.
 
     Args:
-        missing: (step, position of a parameter) pairs without a gradient.
+        missing: (step, index of a parameter) pairs without a gradient.
     """
 
     groups: tuple[tuple[dict[str, Any], tuple[tuple[int, int], ...]], ...]
@@ -91,7 +91,7 @@ def build(case: Case) -> tuple[MuonAdamW, list[nn.Parameter]]:
 
 
 def train(case: Case) -> tuple[list[Tensor], list[Tensor], list[Watch]]:
-    """Parameters and momenta after some steps, and what each step did."""
+    """Return parameters and momenta after some steps, and each step's counts."""
     optimizer, parameters = build(case)
     watches = []
     for step in range(STEPS):
@@ -107,7 +107,7 @@ def train(case: Case) -> tuple[list[Tensor], list[Tensor], list[Watch]]:
 
 
 def findings(case: Case, alone: tuple[list[Tensor], list[Tensor], list[Watch]]) -> dict[str, Any]:
-    """The sharded run beside the one of a single process."""
+    """Compare the sharded run with the run of a single process."""
     parameters, momenta, watches = train(case)
     mine = torch.cat([x.flatten() for x in parameters + momenta])
     everyone = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
@@ -126,12 +126,12 @@ def findings(case: Case, alone: tuple[list[Tensor], list[Tensor], list[Watch]]) 
 
 
 def largest(values: list[Tensor]) -> float:
-    """No number if one of them is none, which Python's max would overlook."""
+    """Return NaN if one of them is NaN, which Python's max would overlook."""
     return torch.stack(values).max().item()
 
 
 def without_one(*arguments: Any) -> Plan:
-    """The planted bug: a plan that leaves the first matrix of its last rank to nobody."""
+    """Planted bug: a plan that leaves out the first matrix of its last rank."""
     plan = plan_shares(*arguments)
     *others, last = plan.batches
     left = tuple(batch for batch in (last[0][1:], *last[1:]) if batch)

@@ -57,7 +57,7 @@ def test_a_zero_gradient_gives_a_zero_update():
 )
 def test_muon_equals_torch(nesterov, ours, theirs):
     # torch averages gradients where we sum them: with momentum 0.5 the two momenta differ by a
-    # power of two, which the orthogonalisation divides out without rounding.
+    # power of two, which orthogonalisation cancels without rounding.
     mine, reference = parameters(), parameters()
     settings = dict(lr=0.02, momentum=0.5, nesterov=nesterov, weight_decay=0.1)
     optimizer = MuonAdamW(
@@ -164,7 +164,7 @@ def test_state_survives_a_round_trip():
 
 
 def test_moments_are_float32_under_autocast():
-    """Trap 7, for what exists: master weights and moments never leave float32."""
+    """Master weights and moments never leave float32."""
     model = torch.nn.Linear(4, 4, bias=False)
     other = torch.nn.Parameter(torch.zeros(4))
     optimizer = MuonAdamW(

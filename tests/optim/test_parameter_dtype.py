@@ -1,4 +1,4 @@
-"""`model.parameter_dtype=bfloat16`: rounded weights, as if they were stored so, and nothing else."""
+"""`model.parameter_dtype=bfloat16` rounds weights as if they were stored so, and changes nothing else."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def test_a_start_is_the_same_start_rounded(small, tmp_path):
     ("dtype", "least", "most"), [("float32", 0.0, 0.7), ("bfloat16", 0.9, 1.0)]
 )
 def test_an_update_of_less_than_half_a_step_is_lost(small, tmp_path, dtype, least, most):
-    """Why a study asks: at a small learning rate most weights stand still."""
+    """The reason to study it: at a small learning rate most weights do not move."""
     tables = []
     for lr in ("0", "1e-6"):
         words = (f"model.parameter_dtype={dtype}", f"optimizer.groups.embeddings.lr={lr}")

@@ -1,4 +1,4 @@
-"""What no recording covers, against plain loops: a frozen predictor, ghost steps, a clock."""
+"""Published behaviour without recordings, against plain loops: a frozen predictor, ghost steps, a clock."""
 
 from __future__ import annotations
 
@@ -74,7 +74,7 @@ class Loop:
 
 
 def start(config) -> tuple[LanguageModelTask, TokenData]:
-    """The same start as a run's, and its data."""
+    """Return a task with the same start as a run's, and its data."""
     config = resolve(config)
     torch.manual_seed(config["seed"])
     task = LanguageModelTask(
@@ -87,7 +87,7 @@ def start(config) -> tuple[LanguageModelTask, TokenData]:
 
 
 def batches_of(data: TokenData):
-    """Of the stream: consecutive tokens, without a loader."""
+    """Yield batches of consecutive tokens of the stream, without a loader."""
     tokens = np.empty(257, dtype=np.int64)
     for first in itertools.count(step=257):
         data.streams["train"].read(first, tokens)

@@ -1,4 +1,4 @@
-"""Trap 1: every trainable parameter is in exactly one group and moves; what is frozen is listed."""
+"""Every trainable parameter is in exactly one optimizer group and moves; frozen parameters are listed."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def make_task(small, *overrides) -> LanguageModelTask:
 
 
 def two_steps(task: LanguageModelTask) -> list[str]:
-    """Names of trainable parameters that did not move."""
+    """Take two steps; return the names of trainable parameters that did not move."""
     optimizer, _ = task.recipe.configure(task, task.clock)
     before = {n: p.detach().clone() for n, p in task.named_parameters()}
     vocab = task.config["model"]["vocab_size"]
@@ -57,7 +57,7 @@ def test_every_parameter_moves_within_two_steps(small, overrides):
 
 
 def test_the_published_bigram_start_never_moves(small):
-    """#832: table and linear both zero. The check above must see such a saddle."""
+    """#832 starts table and linear at zero. The test above must detect such a saddle."""
     stuck = two_steps(make_task(small, "model.bigram.zero_projection=true"))
     assert set(stuck) == {
         "model.bigram.table.weight",
@@ -118,7 +118,7 @@ def test_an_entry_is_a_role_or_a_pattern_of_whole_names(entry):
 
 @pytest.mark.parametrize("entry", ["mlp", "up.weight", "blocks.0", "mlp.*", "*.mlp", "matri", "B*"])
 def test_a_part_of_a_name_or_role_fits_nothing(entry):
-    """Trap 22, for the rules of the optimizer as well: they choose by the same entries."""
+    """The rules of the optimizer choose by the same entries as those of quantization."""
     assert not matches(entry, "blocks.0.mlp.up.weight", "matrix")
 
 
@@ -149,8 +149,8 @@ ROUTES = {
                        "model.backbone.blocks.0.mixer.conv1d.weight": "vectors"},
     "pr1196_llm_jepa": {"objective.predictor.up.weight": "auxiliary"},
 }  # fmt: skip
-"""What each published system routes in a way of its own. In all of them matrices of the blocks go to Muon,
-tables to the embeddings' AdamW, gains, mixes, biases and skip weights to the vectors'."""
+"""Parameters that each published system routes differently. In all of them matrices of the blocks go to Muon,
+tables to the embeddings' AdamW, and gains, mixes, biases and skip weights to the vectors' AdamW."""
 
 
 @pytest.mark.parametrize("preset", ROUTES)

@@ -1,4 +1,4 @@
-"""Newton-Schulz divided among ranks: the plan, the one exchange of a step, and that nothing changes."""
+"""Newton-Schulz divided among ranks: the plan, the one exchange of a step, and unchanged results."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from tests.optim.sharding_worker import CASES, MIXED, STEPS, WORLDS, without_one
 from tests.ranks import run_ranks
 
 BFLOAT16_ROUNDING = 2.0**-8
-"""Of numbers up to 2, more than Newton-Schulz gives."""
+"""For numbers up to 2, more than Newton-Schulz returns."""
 
 
 @pytest.mark.slow
 def test_ranks_that_share_the_work_end_like_one_process(tmp_path):
-    """One test, as pytest's workers would each start ranks of their own for several."""
+    """A single test, since each of pytest's workers would start its own ranks."""
     results = tmp_path / "found.json"
     run_ranks(
         "tests.optim.sharding_worker",
@@ -41,7 +41,7 @@ def test_ranks_that_share_the_work_end_like_one_process(tmp_path):
         for case in CASES:
             check_equal(by_case[case], case, f"{case} on {ranks} ranks")
             check_collectives(by_case[case], case, f"{case} on {ranks} ranks")
-        # The planted bug, a matrix left out: what nobody wrote may be anything, also no number.
+        # Planted bug, a matrix left out: memory that nobody wrote may hold anything, also NaN.
         assert not by_case["planted"]["relative"] < 1e-3, ranks
 
 
@@ -52,12 +52,12 @@ def check_equal(result: dict, case: str, where: str) -> None:
     if case.startswith("float32"):
         assert result["relative"] < 1e-6, where
     else:
-        # batches of another size may round otherwise, a few times in each step
+        # batches of another size may round differently, a few times in each step
         assert result["in_updates"] < 4 * STEPS * BFLOAT16_ROUNDING, where
 
 
 def check_collectives(result: dict, case: str, where: str) -> None:
-    """One in a step, none if no matrix has a gradient; and the host reads nothing."""
+    """One collective per step, none if no matrix has a gradient; and the host reads nothing."""
     assert result["collectives"] == ([1, 0, 1] if case == "no_gradient_at_all" else [1, 1, 1]), (
         where
     )
@@ -72,7 +72,7 @@ def matrices(*shapes: tuple[int, int], ns_steps: int = 5) -> tuple[Matrix, ...]:
 
 @cache
 def published() -> tuple[Matrix, ...]:
-    """The matrices of submission #1243."""
+    """Return the matrices of submission #1243."""
     config = resolve(compose("experiment=pr1243_jepardy", "trainer=cpu", "paths.run_dir=unused"))
     with torch.device("meta"):
         task = LanguageModelTask(config, ProgressClock(max_steps=1, max_time=None))
@@ -86,7 +86,7 @@ def published() -> tuple[Matrix, ...]:
 
 
 def check(plan: Plan, planned: tuple[Matrix, ...]) -> None:
-    """Each matrix once, in batches of one group and shape, in places that nothing else takes."""
+    """Check that each matrix appears once, in a batch of one group and shape, in a place of its own."""
     spans: list[tuple[int, int, int]] = []
     for rank, batches in enumerate(plan.batches):
         for batch in batches:

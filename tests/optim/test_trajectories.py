@@ -2,7 +2,7 @@
 
 The numbers were recorded from the five scripts' own main loops: float32 on one process, eight micro-batches
 of 2 x 64 tokens a step, sizes cut down, and every warm-up, phase and warm-down crossed. Weights start from a
-fill that looks at shapes alone.
+fill that depends on shapes alone.
 """
 
 from __future__ import annotations
@@ -26,9 +26,9 @@ from tests.tokenizers import published_bpe
 pytestmark = pytest.mark.slow
 FILES = sorted((Path(__file__).parent.parent / "vectors" / "trajectories").glob("*.json"))
 MICRO_BATCHES, LENGTH = 8, 129
-"""Of a step; tokens of a micro-batch and the one after it."""
+"""Micro-batches of a step; tokens of a micro-batch and the one after it."""
 CE, WEIGHTS = {"1581_plain": 2e-4}, {"1581_plain": 2e-2}
-"""Where not 3e-5 and 1e-3: #1581's gains start at a saddle, where rounding decides."""
+"""Tolerances other than 3e-5 and 1e-3: #1581's gains start at a saddle, where rounding decides."""
 BLOCK = {
     r"attn\.c_q": "attention.query", r"attn\.c_k": "attention.key", r"attn\.c_v": "attention.value",
     r"attn\.proj": "attention.out", r"attn\.q_gain": "attention.q_gain", r"mlp\.fc": "mlp.up",
@@ -45,11 +45,11 @@ BANKS = {
     "mlp_up_bank": ("mlp.up.weight",),
     "mlp_down_bank": ("mlp.down.weight",),
 }
-"""Tensors of #1243 that hold those of all blocks."""
+"""Tensors of #1243 that hold the matrices of all blocks."""
 
 
 def matrix(rows: int, columns: int) -> torch.Tensor:
-    """Of full rank, without a name."""
+    """Return a full-rank matrix that depends on its shape alone."""
     i = torch.arange(1, rows + 1, dtype=torch.float64)[:, None]
     j = torch.arange(1, columns + 1, dtype=torch.float64)[None]
     v = torch.sin(12.9898 * i + 78.233 * j) * 43758.5453
@@ -73,7 +73,7 @@ def stream(vocabulary: int, length: int) -> np.ndarray:
 
 
 class Recorded(LanguageModelTask):
-    """From the fill, with the cross entropy of every micro-batch kept."""
+    """A task that starts from the fill and keeps the cross entropy of every micro-batch."""
 
     def __init__(self, *given) -> None:
         super().__init__(*given)
@@ -91,7 +91,7 @@ class Recorded(LanguageModelTask):
 
 
 class Keep(Callback):
-    """What a step used, and what it left."""
+    """Keeps the momentum, rate and loss weight that a step used, and the norms that it left."""
 
     def on_before_optimizer_step(self, trainer, pl_module, optimizer):
         momentum = next(g["momentum"] for g in optimizer.param_groups if g["algorithm"] == "muon")
@@ -118,7 +118,7 @@ def ours(name: str) -> str:
 
 
 def norm_of(found: dict[str, float], published: str, copy: str) -> float:
-    """A published tensor's norm among ours; `copy` stands for `model.` in the names of a copy."""
+    """Return our norm of a published tensor; `copy` replaces `model.` for the tensors of a copy."""
     parts = BANKS.get(published)
     if parts is None:
         name = ours(published)
@@ -129,7 +129,7 @@ def norm_of(found: dict[str, float], published: str, copy: str) -> float:
 
 @pytest.fixture
 def recorded(compose, tmp_path, monkeypatch):
-    """recorded(vectors) is the task after its twenty steps."""
+    """recorded(vectors) returns the task after its twenty steps."""
 
     def run(vectors: dict) -> Recorded:
         vocabulary, steps = vectors["vocabulary"], len(vectors["steps"])
@@ -165,12 +165,12 @@ def recorded(compose, tmp_path, monkeypatch):
 
 
 def use_spans(monkeypatch) -> None:
-    """Spans of #1581's recording, counted over the micro-batches that draw any."""
+    """Use the spans of #1581's recording, counted over the micro-batches that draw any."""
     drawn = []
 
     def forward(self, inputs, moment, purpose):
         n = len(drawn)
-        drawn.extend([n] * (not inputs.is_meta))  # a check of shapes is no micro-batch
+        drawn.extend([n] * (not inputs.is_meta))  # a check of shapes is not a micro-batch
         return self.mask(
             inputs, [(3 + n % 5, 8 + n % 5), (16 + n % 7, 22 + n % 7), (40, 44 + n % 4)]
         )
@@ -215,7 +215,7 @@ def test_a_published_loop_is_followed_step_by_step(recorded, file):
 
 
 def known(task, name: str) -> bool:
-    """A recording may hold modules that it did not train, and that weight 0 leaves out here."""
+    """Return whether we have the tensor: a recording may hold untrained modules, absent here at weight 0."""
     return name in BANKS or ours(name) in task.norms[0]
 
 

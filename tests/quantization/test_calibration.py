@@ -1,4 +1,4 @@
-"""GPTQ over a model: what its matrices read, and which of GPTQ and rounding each of them keeps."""
+"""GPTQ over a model: the inputs that its matrices read, and whether each matrix keeps GPTQ or rounding."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_each_matrix_keeps_what_changes_its_outputs_less(model):
 
 
 def test_rounding_stays_where_gptq_is_worse(model, monkeypatch):
-    """A planted GPTQ that stores zeros must not be taken."""
+    """A broken GPTQ that stores zeros must not be kept."""
     net, formats = model
 
     def broken(weight, hessian, kind, **_):
@@ -176,7 +176,7 @@ def test_training_text_is_the_first_training_tokens(tmp_path):
 def test_an_export_with_gptq_reads_no_validation_text(
     trained, compose, tmp_path, monkeypatch, text
 ):
-    """Validation tokens raise when they are read (trap 18's rule, for calibration)."""
+    """Reading validation tokens raises an error."""
     read = TokenStream.read
 
     def guarded(self, start, out):

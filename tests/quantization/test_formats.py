@@ -16,7 +16,7 @@ def integer(**settings) -> Integer:
 
 
 def back(format_, weight: torch.Tensor) -> torch.Tensor:
-    """The weight after a round trip through the stored parts."""
+    """Return the weight after a round trip through the stored parts."""
     return unpack_parts(format_.spec(), format_.pack(weight), weight.shape)
 
 
@@ -27,13 +27,13 @@ def test_the_error_is_at_most_half_a_step(bits, scale_dtype):
     weight = torch.randn(50, 200) * torch.logspace(-3, 2, 50)[:, None]
     format_ = integer(bits=bits, scale_dtype=scale_dtype)
     step = format_.pack(weight)["scale"].float()
-    # The rounded scale may leave the largest value a little outside.
+    # The rounded scale may leave the largest value slightly outside the range.
     outside = 2**-8 if scale_dtype == "bfloat16" else 2**-11
     assert ((back(format_, weight) - weight).abs() <= step * (0.5 + format_.limit * outside)).all()
 
 
 def test_integers_against_a_loop_over_rows_and_groups():
-    """An independent computation, in numpy, of a short last group included."""
+    """An independent computation in numpy, including a short last group."""
     weight = torch.randn(6, 21, generator=torch.Generator().manual_seed(0))
     wanted = np.zeros((6, 21), dtype=np.float32)
     for row in range(6):
@@ -91,7 +91,7 @@ def test_clipping_takes_outliers_at_the_quantile():
 
 def test_of_several_quantiles_each_row_takes_its_best():
     torch.manual_seed(0)
-    weight = torch.stack((torch.randn(4000), torch.rand(4000)))  # one row with tails, one without
+    weight = torch.stack((torch.randn(4000), torch.rand(4000)))  # with tails, without
     clips = [0.9, 0.99, 1.0]
     errors = torch.stack(
         [(back(integer(bits=4, clip=c), weight) - weight).square().sum(1) for c in clips]
@@ -123,7 +123,7 @@ def test_float8_keeps_four_significant_bits():
 
 
 def test_integers_that_straddle_bytes_are_packed_only_where_nothing_is_lost():
-    """Compressors code bytes: a dense stream of int6 hides what int8 shows."""
+    """Compressors code bytes: a dense stream of int6 hides the patterns that int8 shows."""
     bell = torch.randn(200, 500, generator=torch.Generator().manual_seed(4))
     flat = torch.rand(200, 500, generator=torch.Generator().manual_seed(4)) * 2 - 1
     assert integer(bits=6).pack(bell)[""].dtype == torch.int8
@@ -214,7 +214,7 @@ def test_policy_goes_by_role_and_size():
 
 
 def test_a_pattern_that_fits_nothing_is_an_error():
-    """Trap 22: a renamed module must not fall silently into another class."""
+    """A renamed module must not silently fall into another class."""
     extra = {"match": ["attention.*"], "min_values": 0, "format": Cast(dtype="float32")}
     with pytest.raises(UserError, match=r"quantization\.rules\.extra\.match=attention\.\*"):
         rules(extra=extra).assign(model())
@@ -245,4 +245,4 @@ def test_a_scale_that_is_no_number_is_refused_in_a_file_not_in_a_step():
             format_.pack(weight)
         assert (
             format_.fake_quantize(weight).isnan().all()
-        )  # the loss will be none either: training stops
+        )  # the loss will be NaN as well: training stops

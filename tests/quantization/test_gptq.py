@@ -16,7 +16,7 @@ def integer(bits=4, group=None) -> Integer:
 
 
 def problem(rows: int, columns: int, seed: int = 0) -> tuple[torch.Tensor, torch.Tensor]:
-    """A matrix and the Hessian of inputs that go together, some of them large."""
+    """Return a matrix and the Hessian of correlated inputs, some of them large."""
     draw = torch.Generator().manual_seed(seed)
     mixing = torch.randn(columns, columns, generator=draw) / columns**0.5
     inputs = torch.randn(4 * columns + 8, columns, generator=draw) @ (mixing + torch.eye(columns))
@@ -30,7 +30,7 @@ def stored(kind: Integer, q: torch.Tensor, scale: torch.Tensor) -> torch.Tensor:
 
 
 def reference(weight, hessian, kind, damping, act_order):
-    """Column by column, with the inverse of what is left computed anew each time."""
+    """Column by column, with the inverse of the remaining Hessian recomputed each time."""
     C = weight.shape[1]
     _, scale = kind.quantize(weight)
     spread = stored(kind, torch.ones_like(weight), scale).double()

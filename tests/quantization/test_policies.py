@@ -1,4 +1,4 @@
-"""The ready policies: each fits each backbone, and what it stores comes back close."""
+"""The ready-made policies: each fits each backbone, and stored weights come back close."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ POLICIES = (
 OF_THE_TRANSFORMER = ("int6_quantile", "int8_large", "mixed_int6_int8")
 HEADS = ("model.backbone.heads=4", "model.backbone.kv_heads=2")
 WORST = {"none": 0.0, "int8": 0.01, "int6": 0.04, "int5": 0.08, "int4": 0.2, "int4_fp8": 0.2} | {
-    "int6_large": 0.2,  # with a floor under the scale, and weights of 0.05
+    "int6_large": 0.2,  # with a lower limit on the scale, and weights of 0.05
     "int6_quantile": 0.2,
     "mixed_int6_int8": 0.2,
 }
@@ -82,7 +82,7 @@ def test_903_gets_what_it_published(compose):
 
 
 def test_a_policy_that_does_not_fit_is_refused_before_training(small):
-    """Not after the hours of training, when export.py would find out."""
+    """Not after hours of training, when export.py would find out."""
     with pytest.raises(
         UserError, match=r"quantization\.rules\.blocks\.match=backbone.*fits no parameter"
     ):

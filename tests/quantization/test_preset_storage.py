@@ -55,11 +55,11 @@ STORED = {
     "pr903_lewm_bpe": MAMBA2,
     "pr903_lewm_byte": MAMBA2,
 }
-"""By preset and format, the tensors that are stored so; those of all blocks are one."""
+"""Tensors by preset and storage format; tensors of all blocks share one entry."""
 
 
 def in_words(spec: dict) -> str:
-    """A format's settings in a few words; its floor is no part of the file."""
+    """Describe a format's settings in a few words, without its lower limit, which the file does not hold."""
     if spec["kind"] == "cast":
         return spec["dtype"]
     name = f"int{spec['bits']}" if spec["kind"] == "int" else spec["kind"]

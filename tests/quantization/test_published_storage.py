@@ -1,4 +1,4 @@
-"""What the published systems store, each against its formula in numpy, through the packed file."""
+"""The published systems' storage, each against its formula in numpy, through the packed file."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ HIGH = 0.9999984
 
 
 def rows_of_many_sizes(columns: int = 300) -> torch.Tensor:
-    """Rows whose largest value lies on both sides of 1, one of them with outliers."""
+    """Return rows whose largest values lie on both sides of 1, one of them with outliers."""
     rng = torch.Generator().manual_seed(5)
     weight = torch.randn(24, columns, generator=rng) * torch.logspace(-3, 1, 24)[:, None]
     weight[7, :2] *= 30
@@ -83,7 +83,7 @@ def test_integers_with_a_floor_against_the_formula(bits, clip, one_clip):
 
 
 def test_the_planted_bug_no_floor():
-    """The rows below it differ, those above do not."""
+    """Planted bug: without the lower limit on scales, only the rows below it differ."""
     weight = rows_of_many_sizes()
     below = weight.abs().amax(1) < 1
     assert 0 < below.sum() < len(weight)
@@ -110,7 +110,7 @@ def test_one_quantile_of_a_tensor_is_not_the_best_of_each_row():
 
 
 def test_a_tensor_whose_rows_depend_on_each_other_is_snapped_alone():
-    """A GPU snaps matrices of one width as one; this one must not be."""
+    """On a GPU matrices of one width are snapped together; such a tensor must not be."""
     model = torch.nn.ModuleDict({name: torch.nn.Linear(40, 8, bias=False) for name in "ab"})
     for clip, calls in ((FIVE, 2), (1.0, 1)):
         kind = integer(clip=clip, one_clip=True)
@@ -133,7 +133,7 @@ def test_float8_without_a_scale_refuses_what_it_cannot_hold(value):
 
 
 def test_int4_has_float32_scales_while_training_and_bfloat16_in_the_file(compose):
-    """On the preset's own policy: what a step sees, and what the file holds."""
+    """On the preset's own policy: the weights of a step, and those of the file."""
     node = resolve(compose("train", "experiment=pr903_lewm_bpe"))["quantization"]
     node["rules"]["tables"]["match"] = ["embedding"]
     policy = build("quantization", node)
@@ -192,7 +192,7 @@ POLICIES = {
 
 
 def published(policy: str, name: str, weight: torch.Tensor) -> np.ndarray:
-    """What comes back of a tensor of a small transformer, by the words of the submission."""
+    """Return the stored values of a tensor of a small transformer, as the submission describes them."""
     large, table = weight.ndim == 2 and weight.numel() >= 1000, TABLES.fullmatch(name)
     if policy == "int4_fp8":
         if large and not table and not GAINS.fullmatch(name):
@@ -227,7 +227,7 @@ def test_a_file_holds_what_its_system_publishes(compose, trained, tmp_path, poli
 
 
 def test_a_run_on_stored_weights_goes_on_from_before_these_settings(trained):
-    """An earlier version's config has none of them; what is off is the same."""
+    """An earlier version's config lacks these settings, which is the same as switching them off."""
     now = read_checkpoint(trained.checkpoint)
     now["stored_since"] = 3
     before = copy.deepcopy(now)

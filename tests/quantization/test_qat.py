@@ -1,4 +1,4 @@
-"""Quantization-aware training: the stored weights in every step, the full ones in every update."""
+"""Quantization-aware training: quantized weights in every forward pass, full ones in every update."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ NOW = ("quantization=int4", "quantization.training.start=0")
 
 
 class StraightThrough(torch.autograd.Function):
-    """The textbook form: round forward, pass the gradient on as it is."""
+    """The textbook form: round in the forward pass, pass the gradient through unchanged."""
 
     @staticmethod
     def forward(ctx, weight, format_):
@@ -48,7 +48,7 @@ def batch_of(step: int) -> dict:
 @pytest.mark.parametrize("backbone", ["model=transformer", "model=mamba2"])
 @pytest.mark.parametrize("policy", ["int4", "int4_fp8", "int8"])
 def test_swapping_is_the_straight_through_gradient(small, backbone, policy):
-    """Step for step against fake quantization inside the graph, the weights never touched."""
+    """Step for step against fake quantization inside the graph, which never touches the weights."""
     overrides = (backbone, f"quantization={policy}", "quantization.training.start=0")
     swapped, textbook = task_of(small, *overrides), task_of(small, *overrides)
     formats = textbook.policy.training.formats(textbook.formats)
@@ -83,7 +83,7 @@ def test_swapping_in_gives_the_stored_weights_and_out_the_full_ones(small):
         stored_copy(task.model, task.policy.training.formats(task.formats)).named_parameters()
     )
     with task.stored.swapped():
-        task.stored.swap_in()  # a second time changes nothing: accumulated micro-batches
+        task.stored.swap_in()  # a second call changes nothing: accumulated micro-batches
         inside = {n: p.detach().clone() for n, p in task.model.named_parameters()}
     for name, p in task.model.named_parameters():
         assert torch.equal(p, full[name])
@@ -92,7 +92,7 @@ def test_swapping_in_gives_the_stored_weights_and_out_the_full_ones(small):
 
 @pytest.mark.parametrize("compiled", [False, True])
 def test_every_named_tensor_changes_the_forward(small, compiled):
-    """Trap 35: a switch that reaches no weight, or that a compiler folded away, is found."""
+    """Detects a switch that reaches no weight, or that the compiler folded into a constant."""
     task = task_of(small, *NOW)
     assert set(task.stored.names) == {n for n, f in task.formats.items() if f.name == "int4"}
     for p in task.model.parameters():
@@ -114,7 +114,7 @@ def test_every_named_tensor_changes_the_forward(small, compiled):
 
 
 def test_a_tensor_that_nothing_reads_would_be_seen(small):
-    """The planted bug of trap 35: weights that bypass the quantized tensor."""
+    """Planted bug: a forward pass that bypasses the quantized tensor."""
     task = task_of(small, *NOW)
     name = "backbone.blocks.0.mlp.up.weight"
     copied = task.model.backbone.blocks[0].mlp.up.weight.detach().clone()
@@ -126,7 +126,7 @@ def test_a_tensor_that_nothing_reads_would_be_seen(small):
 
 
 class Spy(Callback):
-    """Whether the weights are on their grid in each step's loss and update."""
+    """Records whether the weights are on their grid in each step's loss and update."""
 
     def __init__(self) -> None:
         self.in_loss, self.in_update = [], []
@@ -139,7 +139,7 @@ class Spy(Callback):
 
 
 def on_grid(task) -> bool:
-    """Whether int4 holds the weights exactly."""
+    """Return whether int4 holds the weights exactly."""
     weight = task.model.get_parameter("backbone.blocks.0.attention.query.weight")
     return len(torch.unique(weight[0])) <= 15
 
@@ -186,7 +186,7 @@ def test_it_begins_where_the_plan_says(spied, tmp_path, settings, first, accumul
 
 
 def test_it_begins_in_time_under_a_wall_clock_budget(small):
-    """Trap 5: 10,000 steps planned, the seconds end the run after ten."""
+    """10,000 steps are planned, and the time limit ends the run after ten."""
     task, seconds, seen = task_of(small, "quantization.training.start=0.5"), [0.0], []
     clock = ProgressClock(max_steps=10_000, max_time=10.0, now=lambda: seconds[0])
     task.clock = clock
@@ -289,7 +289,7 @@ def test_a_plan_that_cannot_be_is_refused(settings, words):
 
 
 def test_swapping_copies_nothing(small):
-    """The full weights wait where they are and come back to the same memory."""
+    """The full weights stay where they are and return to the same memory."""
     task = task_of(small, *NOW)
     places = [w.data_ptr() for w in task.stored.weights]
     with task.stored.swapped():
@@ -298,7 +298,7 @@ def test_swapping_copies_nothing(small):
 
 
 def test_matrices_snapped_together_are_the_same_as_alone():
-    """A GPU snaps all matrices of one width as one."""
+    """On a GPU all matrices of one width are snapped together."""
     torch.manual_seed(0)
     for clip in (1.0, [0.99, 1.0]):
         kind = Integer(bits=4, group=None, clip=clip, scale_dtype="bfloat16")
@@ -316,7 +316,7 @@ def test_no_plan_is_no_training_on_stored_weights(small):
 
 
 class StopInTheMiddle(Callback):
-    """Ctrl-C between two micro-batches of one step."""
+    """Simulates Ctrl-C between two micro-batches of one step."""
 
     def on_train_batch_end(self, trainer, task, outputs, batch, batch_idx):
         if batch_idx == 4:
@@ -359,7 +359,7 @@ class HostReads(TorchDispatchMode):
 
 @pytest.mark.parametrize("policy", ["int4", "int4_fp8", "int8"])
 def test_a_step_on_stored_weights_reads_nothing_back(small, policy):
-    """On a GPU each value that the host reads stops it until everything before is done."""
+    """On a GPU the host waits for all earlier work at each value that it reads."""
     task = task_of(small, f"quantization={policy}", "quantization.training.start=0")
     with HostReads() as planted:
         bool(torch.isfinite(torch.ones(3)).all())

@@ -1,4 +1,4 @@
-"""Trap 5: one clock drives every phase, under a step budget and under a wall-clock budget."""
+"""One clock drives every phase, under a step budget and under a wall-clock budget."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from jepa_lm.utils.errors import UserError
 
 
 class Time:
-    """Seconds that a test moves by hand."""
+    """A clock that a test sets by hand."""
 
     def __init__(self) -> None:
         self.now = 100.0
@@ -33,7 +33,7 @@ class Time:
 
 
 def run(clock: ProgressClock, time: Time, seconds_per_step: float, schedule) -> list[float]:
-    """The schedule's value before each step until the budget is used up."""
+    """Return the schedule's value before each step until the budget is used up."""
     values = []
     clock.start()
     while not clock.done:
@@ -58,7 +58,7 @@ def test_every_phase_is_visited_whatever_the_budget(limits, seconds_per_step):
 
 
 def test_a_schedule_on_step_counts_alone_misses_its_phases():
-    """The planted bug: 10,000 steps planned, the wall clock ends the run after 600."""
+    """Planted bug: 10,000 steps are planned, but the wall clock ends the run after 600."""
     time = Time()
     clock = ProgressClock(max_steps=10_000, max_time=60.0, now=time)
     values = run(clock, time, 0.1, lambda c: 1.0 if c.step < 5000 else 0.0)
@@ -94,7 +94,7 @@ def test_time_counts_only_while_the_clock_runs():
     clock.start()
     time.now += 3
     clock.stop()
-    time.now += 100  # a validation
+    time.now += 100  # time of a validation
     assert clock.elapsed == 3.0
     clock.start()
     time.now += 2
@@ -117,7 +117,7 @@ def test_state_continues_the_clock():
 
 
 def test_ranks_with_different_watches_agree_on_every_step():
-    """Rank 1's watch runs 30 % fast; both must see the same progress and stop together."""
+    """Rank 1's watch runs 30 % fast; both ranks must see the same progress and stop together."""
     leader_time, follower_time = Time(), Time()
     told: list[float] = []
 
@@ -234,7 +234,7 @@ def test_every_nth_step():
 
 @pytest.mark.parametrize("seconds_per_step", [0.05, 0.3])
 def test_phases_are_visited_under_a_wall_clock_budget(seconds_per_step):
-    """Trap 5, for a loss weight."""
+    """The schedule of a loss weight."""
     time = Time()
     clock = ProgressClock(max_steps=None, max_time=60.0, now=time)
     schedule = Phased(points=[[0.0, 0.0], [0.3, 0.0], [0.8, 1.0], [0.8, 0.0]])
@@ -245,7 +245,7 @@ def test_phases_are_visited_under_a_wall_clock_budget(seconds_per_step):
 
 @pytest.mark.parametrize("schedule", [Linear(start=0.9, end=0.2), LogAnneal(start=0.9, end=0.2)])
 def test_lines_reach_their_end_when_the_wall_clock_comes_first(schedule):
-    """Trap 5, for the momentum of a moving average."""
+    """The momentum of a moving average."""
     time = Time()
     clock = ProgressClock(max_steps=10_000, max_time=60.0, now=time)
     assert run(clock, time, 0.1, schedule)[-1] == pytest.approx(0.2, rel=0.02)
@@ -279,7 +279,7 @@ SHAPES = {
 
 @pytest.mark.parametrize("shape", SHAPES)
 def test_over_one_limit_a_schedule_is_that_of_a_run_with_that_limit_alone(shape):
-    """100 steps in 60 of 90 seconds: the steps end the run, two thirds through its time."""
+    """100 steps in 60 of 90 seconds: the step limit ends the run, two thirds through its time."""
 
     def values(over, max_steps, max_time):
         time = Time()
@@ -294,7 +294,7 @@ def test_over_one_limit_a_schedule_is_that_of_a_run_with_that_limit_alone(shape)
     assert values("steps", 100, 90.0) == values("budget", 100, None).expected
     assert values("time", 100, 90.0) == values("budget", None, 90.0).expected
     assert values("budget", 100, 90.0) == values("steps", 100, 90.0).expected
-    # A limit that a run does not have gives way to the other.
+    # If the run lacks the limit that a schedule follows, the other limit applies.
     assert values("time", 100, None) == values("budget", 100, None).expected
     assert values("steps", None, 90.0) == values("budget", None, 90.0).expected
     assert values("time", 100, 90.0) != values("steps", 100, 90.0).expected

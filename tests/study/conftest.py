@@ -1,4 +1,4 @@
-"""Sweeps that are planned by the real command and not run."""
+"""Sweeps that are planned by the real command but not run."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ from tests.conftest import SMALL
 WITHOUT_OTHERS = tuple(
     f"study.arms.{arm}=null" for arm in ("placebo", "prediction_only", "regularizers_only")
 )
-"""Hydra takes half a second to compose each arm, where a test is about another one."""
+"""Leaves out arms that a test is not about: Hydra takes half a second to compose each."""
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 
 
 @dataclass
 class Planned:
-    """What a command came to."""
+    """The result of a planning command."""
 
     code: int
     folder: Path
@@ -47,7 +47,7 @@ Plan = Callable[..., Planned]
 
 @pytest.fixture
 def plan(monkeypatch, capsys, tmp_path, small_text) -> Plan:
-    """plan(words...) is `python train.py words...` up to the launch of its jobs."""
+    """plan(words...) runs `python train.py words...` up to the launch of its jobs."""
 
     def run(*words: str, folder: Path = tmp_path / "sweep", quote: bool = False) -> Planned:
         launched: list[list[str]] = []
@@ -56,14 +56,14 @@ def plan(monkeypatch, capsys, tmp_path, small_text) -> Plan:
             launched.extend(list(words) for words in job_overrides)
             return []
 
-        # Hydra loads its plugins by file, so its class is not the one that an import gives.
+        # Hydra loads its plugins by file, so its class differs from the imported one.
         launcher = Plugins.instance().class_name_to_class[BASIC]
         monkeypatch.setattr(launcher, "launch", launch)
         monkeypatch.setattr(execution, "report", lambda *_: None)
         monkeypatch.setattr(execution, "failures", lambda *_: {})
         place = quoted(str(folder)) if quote else folder
         common = (*SMALL, f"data.path={small_text}", f"hydra.sweep.dir={place}")
-        flags = [word for word in words if word == "-m"]  # before the first word, says argparse
+        flags = [word for word in words if word == "-m"]  # argparse wants it first
         words = tuple(word for word in words if word != "-m")
         monkeypatch.setattr(sys, "argv", ["train.py", *flags, *common, *words])
         capsys.readouterr()

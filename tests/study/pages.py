@@ -1,4 +1,4 @@
-"""A report read back: its elements in order, its tables as cells."""
+"""Read a report back: its elements in order, its tables as cells."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ VOID = {"meta", "br", "hr", "img", "link", "input"}
 
 @dataclass
 class Element:
-    """An element with what is below it."""
+    """An element and everything below it."""
 
     tag: str
     attributes: dict[str, str]
@@ -23,12 +23,12 @@ class Element:
 
     @property
     def text(self) -> str:
-        """All text below, spaces as one."""
+        """All text below, with whitespace collapsed."""
         parts = (c if isinstance(c, str) else f" {c.text} " for c in self.children)
         return " ".join("".join(parts).split())
 
     def all(self, tag: str, **attributes: str) -> list[Element]:
-        """Those below with this tag and, for example, `id="verdict"`."""
+        """Return the elements below with this tag and, for example, `id="verdict"`."""
         found = []
         for child in self.children:
             if isinstance(child, str):
@@ -40,12 +40,12 @@ class Element:
         return found
 
     def one(self, tag: str, **attributes: str) -> Element:
-        """The only one."""
+        """Return the only such element."""
         (found,) = self.all(tag, **attributes)
         return found
 
     def tables(self) -> dict[str, list[list[str]]]:
-        """Rows of cells, heads first, by caption."""
+        """Return tables by caption, as rows of cells, headings first."""
         return {
             table.one("caption").text: [
                 [cell.text for cell in row.all("*") if cell.tag in ("th", "td")]
@@ -57,7 +57,7 @@ class Element:
 
 
 def read(text: str) -> Element:
-    """The page; an element that is not closed, or closed twice, is an error."""
+    """Parse a page; an element that is not closed, or closed twice, is an error."""
     reader = _Reader()
     reader.feed(text)
     reader.close()
@@ -66,7 +66,7 @@ def read(text: str) -> Element:
 
 
 def markdown_tables(text: str) -> list[list[list[str]]]:
-    """Rows of cells, heads first; escapes are undone."""
+    """Return tables as rows of cells, headings first, with escapes undone."""
     tables: list[list[list[str]]] = []
     before = ""
     for line in text.splitlines():
@@ -133,7 +133,7 @@ class Report:
 
 
 def report(folder: Path) -> Report:
-    """Build it and read it back."""
+    """Build a report and read it back."""
     path = write_report(folder)
     assert path == folder / "report.html"
     html = path.read_text()

@@ -1,4 +1,4 @@
-"""Folders of sweeps and studies as finished runs leave them, with scores that a test chooses."""
+"""Write folders of sweeps and studies as finished runs leave them, with scores that a test chooses."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ JEPA = {
     "collapse": None,
     "warnings": [],
 }
-"""The last measurement of an objective that works."""
+"""The last diagnostics of an objective that works."""
 NATS = math.log(2) * 465725 / 167287
 """Nats per token for each bit per byte of this validation text."""
 
@@ -78,7 +78,7 @@ def write_run(
     jepa: Mapping[str, Any] | None = None,
     every: int = 20,
 ) -> Path:
-    """A finished run; with `bpb=None` one that has begun and left no summary."""
+    """Write a finished run; with `bpb=None` a run that has begun and left no summary."""
     folder.mkdir(parents=True, exist_ok=True)
     resolved = _merged(
         CONFIG, {"seed": int(seed), "data": {"seed": int(seed)}, "jepa": {"weight": weight}}
@@ -107,7 +107,7 @@ def study(
     runs: Mapping[str, Mapping[str, Any]] | None = None,
     **about: Any,
 ) -> Path:
-    """study.json and a finished run for every score.
+    """Write study.json and a finished run for every score.
 
     Args:
         scores: BPB by arm and seed. against: controls by treatment and role. settings: by arm.
@@ -150,7 +150,7 @@ def study(
 def paired(
     base: float, apart: float, seeds: int = 5, noise: float = 0.001
 ) -> dict[str, dict[str, float]]:
-    """`control` and `treatment` with scores that move together from seed to seed."""
+    """Return `control` and `treatment` with scores that move together from seed to seed."""
     draw = random.Random(7)
     control = {str(seed): base + draw.gauss(0, 0.006) for seed in range(1, seeds + 1)}
     treatment = {seed: score + apart + draw.gauss(0, noise) for seed, score in control.items()}
@@ -158,7 +158,7 @@ def paired(
 
 
 def _write_metrics(path: Path, bpb: float, seed: str, jepa: Mapping[str, Any], every: int) -> None:
-    """Log points on the way to the score, as the CSV logger lays them out."""
+    """Write log points on the way to the score, as the CSV logger does."""
     draw = random.Random(int(seed))  # equal batches for equal seeds
     measured = random.Random(int(seed))
     figures = [key for key, value in jepa.items() if isinstance(value, float)]
@@ -186,7 +186,7 @@ def _write_metrics(path: Path, bpb: float, seed: str, jepa: Mapping[str, Any], e
 
 
 def _merged(base: Mapping[str, Any], more: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested dictionaries joined, the second one's values first."""
+    """Join nested dictionaries; values of the second one win."""
     joined = copy.deepcopy(dict(base))
     for key, value in more.items():
         both = isinstance(value, Mapping) and isinstance(joined.get(key), dict)

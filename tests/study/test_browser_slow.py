@@ -1,4 +1,4 @@
-"""The report in a real browser, on a desk and on a phone, light and dark; screenshots stay in tmp_path."""
+"""The report in a real browser, at desktop and phone width, light and dark; tmp_path keeps screenshots."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What keeps two runs from being held against each other (traps 8 and 25)."""
+"""Differences that make two runs not comparable, such as compilation, data or budget."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ COMPILED = {"compiled": True, "compiled_parts": ["main pass", "cross entropy"]}
 
 @pytest.fixture
 def difference(tmp_path):
-    """difference(summary of a, summary of b, match) is what is said of two runs."""
+    """difference(summary of a, summary of b, match) returns what is reported about two runs."""
 
     def told(ours: dict, theirs: dict, match: str | None = "steps", config: dict | None = None):
         left = Run(write_run(tmp_path / "a", 1.7, weight=0, summary=ours))
@@ -73,7 +73,7 @@ def test_arms_of_equal_time_differ_in_steps_but_not_in_time(difference):
 
 
 def test_every_run_of_an_arm_counts(tmp_path):
-    """Trap 8: the first seeds agree, a later one was compiled."""
+    """The first seeds agree, but a later one was compiled."""
     runs = [
         Run(write_run(tmp_path / n, 1.7, summary=s))
         for n, s in (("0", {}), ("1", {}), ("2", COMPILED))

@@ -1,4 +1,4 @@
-"""Jobs' configs are those that Hydra composes for the same words."""
+"""Jobs' configs equal those that Hydra composes from the same overrides."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def master(loader):
 
 def test_words_mean_what_they_mean_to_hydra(loader, master):
     composer = Composer(loader, master)
-    for words in (*WORDS, *WORDS):  # the second time from what was kept
+    for words in (*WORDS, *WORDS):  # the second time from the cache
         wanted, got = loader.load_sweep_config(master, [*SMALL, *words]), composer([*SMALL, *words])
         for config in (wanted, got):
             config.paths.run_dir = "."

@@ -1,4 +1,4 @@
-"""Records that were edited by hand, cut short or made to do harm: told in a line, no other run's problem."""
+"""Records that were edited, cut short or malicious: reported in one line, and no other run's problem."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def changed(record: dict, path: str, value: object) -> dict:
 
 
 def survives(folder: Path, capsys, *, report: bool) -> None:
-    """Everything that reads records ends with 0, or with 2 and one line."""
+    """Every command that reads records exits with 0, or with 2 and one line."""
     for words in (["ls", str(folder)], ["compare", str(folder / "0"), str(folder / "3")]):
         assert main(words) in (0, 2), capsys.readouterr().err
     if report:
@@ -69,7 +69,7 @@ def survives(folder: Path, capsys, *, report: bool) -> None:
     ids=["summary", "config"],
 )
 def test_no_value_of_any_field_stops_a_reader(whole, tmp_path, capsys, file, keys):
-    """Each field with some of the values, so that each value is tried in many fields."""
+    """Each field gets some of the values, so that each value is tried in many fields."""
     shutil.copytree(whole, tmp_path / "s")
     path = tmp_path / "s" / "0" / file
     record = json.loads(path.read_text(encoding="utf-8"))
@@ -114,7 +114,7 @@ def test_a_report_says_which_records_it_does_not_believe(whole, tmp_path):
 
 
 def places(record: object, path: str = "") -> list[str]:
-    """Every place of study.json, the first entry of each list."""
+    """Yield every place in study.json, and the first entry of each list."""
     if isinstance(record, dict):
         return [path, *(p for k, v in record.items() for p in places(v, f"{path}/{k}"))]
     if isinstance(record, list):
@@ -208,7 +208,7 @@ def test_references_of_hydras_config_are_text(tmp_path):
 
 
 def test_copies_that_wandb_keeps_are_no_runs(tmp_path):
-    """F30."""
+    """W&B keeps copies of run folders, which must not count as runs."""
     write_run(tmp_path / "wandb", 1.8)  # a task of that name
     run = write_run(tmp_path / "a", 1.7)
     for copy_of in ("wandb/run-20261121-ab12/files", "wandb/offline-run-1-x/files"):

@@ -1,4 +1,4 @@
-"""The dashboard by its serialised form, and the sweep file as W&B's agent reads it."""
+"""The dashboard in its serialised form, and the sweep file as W&B's agent reads it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ pytest.importorskip("wandb")
 
 
 def test_the_sweep_file_starts_training_with_arguments_it_takes(small):
-    """The command is put together by W&B's own code."""
+    """W&B's own code builds the command."""
     from wandb.sdk.launch.sweeps import utils
 
     sweep = yaml.safe_load((REPO / "docs" / "wandb_sweep.yaml").read_text())
@@ -46,7 +46,7 @@ def test_the_sweep_file_starts_training_with_arguments_it_takes(small):
 
 @pytest.fixture(scope="module")
 def panels() -> dict[str, dict]:
-    """The panels of the workspace by title, as they are sent to W&B."""
+    """Return the panels of the workspace by title, as they are sent to W&B."""
     pytest.importorskip("wandb_workspaces", reason="wandb-workspaces (extra: dashboard) is missing")
     spec = json.loads(dashboard.serialised(dashboard.workspace("me", "jepa_lm")))
     found = {}
@@ -76,7 +76,7 @@ def test_the_dashboard_draws_scores_by_run_group_and_weight(panels):
 
 
 def test_every_metric_of_the_dashboard_is_logged(panels, logged):
-    """Apart from what this model and objective do not have."""
+    """Except metrics that this model and objective do not have."""
     known = {key for row in logged.run.history for key in row}
     drawn = {
         m for p in panels.values() if "Line" in p["viewType"] for m in (*p["metrics"], p["xAxis"])

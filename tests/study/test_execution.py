@@ -1,4 +1,4 @@
-"""What a sweep does around its jobs; nothing is trained."""
+"""Execution of a sweep around its jobs; nothing is trained."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.study.sweeps import paired, study
 
 
 class Interrupted:
-    """A launcher that Ctrl-C ends."""
+    """A launcher that is interrupted by Ctrl-C."""
 
     def launch(self, *args, **kwargs):
         raise KeyboardInterrupt
@@ -41,7 +41,7 @@ def test_a_study_ends_with_its_verdict(tmp_path, capsys):
 
 
 def finish(done, folder: str, status: str = "finished", **changed) -> None:
-    """As if the job had run."""
+    """Write the files of a job as if it had run."""
     run = done.folder / folder
     (run / "checkpoints").mkdir(parents=True, exist_ok=True)
     config = json.loads((done.folder / "configs.json").read_text())[folder] | changed
@@ -52,7 +52,7 @@ def finish(done, folder: str, status: str = "finished", **changed) -> None:
 
 @pytest.fixture
 def keep_configs(monkeypatch):
-    """Writes the resolved configs of the jobs beside the plan."""
+    """Write the resolved configs of the jobs beside the plan."""
     from jepa_lm.study import execution
 
     check = execution.check_unchanged
@@ -103,7 +103,7 @@ def test_more_values_are_more_jobs(plan, keep_configs):
 
 
 def test_a_second_sweep_in_a_folder_is_refused_while_the_first_writes(plan, tmp_path):
-    """S16."""
+    """Two sweeps in one folder would overwrite each other's records."""
     with only_writer(tmp_path / "sweep", "x"):
         done = plan("-m", "seed=1,2")
         assert done.code == 2
@@ -140,7 +140,7 @@ def test_a_study_of_few_seeds_is_warned_of(plan, seeds, few):
 
 
 def test_words_of_a_job_are_what_they_say(plan, tmp_path):
-    """F18, F29: an apostrophe in the folder of a sweep, and names that W&B would not take."""
+    """An apostrophe in the sweep's folder, and names that W&B would not accept."""
     folder = tmp_path / ("it's ${x} " + "a" * 150)
     done = plan("-m", "logger=wandb", "seed=1", folder=folder, quote=True)
     assert done.code == 0, done.error

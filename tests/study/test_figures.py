@@ -1,4 +1,4 @@
-"""Figures: vector, in the page's colours, with units; what they draw is what the runs recorded."""
+"""Figures: vector graphics in the page's colours, with units; they draw what the runs recorded."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_nothing_visible_is_plain_black(panels):
 
 
 def luminance(colour: str) -> float:
-    """Relative, of WCAG 2."""
+    """Return the relative luminance of a colour, by WCAG 2."""
     parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
     linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in parts]
     return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]

@@ -1,4 +1,4 @@
-"""python -m jepa_lm.study: rebuild a report, list runs, compare two."""
+"""`python -m jepa_lm.study`: rebuild a report, list runs, compare two."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.study.sweeps import paired, study, write_run
 
 @pytest.fixture
 def wide(monkeypatch):
-    """A terminal in which no cell is folded."""
+    """A terminal wide enough that no cell wraps."""
     monkeypatch.setenv("COLUMNS", "250")
 
 

@@ -1,4 +1,4 @@
-"""What a sweep or a study is going to run: jobs, groups, comparisons, refusals; nothing is trained."""
+"""The plan of a sweep or a study: jobs, groups, comparisons, refusals; nothing is trained."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def against(planned, of: str = "treatment") -> dict[str, str]:
 
 
 def settings(planned, folder: str) -> dict[str, str]:
-    """The last word for each key of a job."""
+    """Return the last value for each key of a job."""
     job = next(j for j in planned.plan.jobs if j.folder == folder)
     return dict(word.split("=", 1) for word in job.overrides)
 
@@ -74,7 +74,7 @@ def test_a_study_has_the_treatment_and_matched_controls(plan):
 
 
 def test_arms_win_over_the_command_line(plan):
-    """Trap 37."""
+    """Otherwise control and treatment would be the same run."""
     done = plan("study=ablation", "objective=lewm", "jepa.weight=0.3", "seed=1,2")
     assert done.code == 0, done.error
     assert settings(done, "treatment/seed-1")["jepa.weight"] == "0.3"
@@ -99,7 +99,7 @@ def test_every_objective_has_its_controls_and_all_share_none(plan):
     assert [len(controls[name]) for name in objectives] == [4, 6, 4, 6, 2]
     without_chunk = [controls[name]["none"] for name in objectives if name != "chunk"]
     assert without_chunk == ["none"] * 4
-    # To chunk, the only one that injects, these runs are the model without its injector.
+    # chunk is the only objective that injects; for it, these runs are the model without its injector.
     assert groups(done)["no_module"] == groups(done)["none"] == {"1": "none/seed-1"}
 
 
@@ -191,7 +191,7 @@ def test_every_declared_key_has_to_differ():
 
 @pytest.mark.parametrize("objective", ["patch", "chunk"])
 def test_controls_differ_in_nothing_but_the_objective(plan, objective):
-    """Trap 25: equal seeds, data order and compilation, whatever conf/study declares; chunk has its own."""
+    """Equal seeds, data order and compilation in all of conf/study; chunk has controls of its own."""
     done = plan("study=ablation", f"objective={objective}", "data.seq_len=32", "seed=1,2")
     assert done.code == 0, done.error
     for comparison in done.plan.comparisons:

@@ -1,4 +1,4 @@
-"""The report is made of what every run recorded: traps 8, 26, 27, 36."""
+"""The report is built from what every run recorded: compilation, budget, data, source, gradient share."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from tests.study.sweeps import paired, study, write_run
 
 
 def test_every_control_has_to_be_comparable(tmp_path):
-    """Trap 8, for a control that is not the baseline."""
+    """A control other than the baseline was compiled."""
     compiled = {"summary": {"compiled": True, "compiled_parts": ["main pass"]}}
     against = {"treatment": {"weight_0": "control", "placebo": "control: placebo"}}
     scores = {**paired(1.7, -0.012), "control: placebo": {str(s): 1.701 for s in range(1, 6)}}
@@ -32,7 +32,7 @@ def test_arms_of_a_sweep_without_a_control_have_to_be_comparable_too(tmp_path):
 
 
 def test_budget_and_data_of_all_runs_are_said_in_both_files(tmp_path):
-    """Trap 26: also what holds for some of the runs alone."""
+    """Also what holds for only some of the runs."""
     config = {
         "trainer": {"max_steps": None, "max_time": 60.0},
         "data": {"corpus": {"_target_": "jepa_lm.data.corpora.FineWeb"}},
@@ -54,7 +54,7 @@ def test_budget_and_data_of_all_runs_are_said_in_both_files(tmp_path):
 
 
 def test_what_runs_recorded_is_told_and_not_what_was_planned(tmp_path):
-    """Trap 27: another config than planned, a source that nobody committed, steps as taken."""
+    """Another config than planned, uncommitted source, the steps that were taken."""
     git = {"commit": "0123456789abcdef", "dirty": True, "diff": "feed"}
     record = {"config_hash": "beef", "steps": 380, "git": git}
     made = report(
@@ -81,7 +81,6 @@ def test_what_runs_recorded_is_told_and_not_what_was_planned(tmp_path):
     ],
 )
 def test_a_share_of_zero_is_told_whenever_it_was_measured(tmp_path, measured, last, said):
-    """Trap 36."""
     run = Run(write_run(tmp_path, 1.7, jepa={"trunk_gradient_share": last}))
     lines = [
         "step,jepa/trunk_gradient_share",
@@ -93,7 +92,6 @@ def test_a_share_of_zero_is_told_whenever_it_was_measured(tmp_path, measured, la
 
 
 def test_a_gain_whose_gradient_reaches_nothing_is_warned_of_whatever_the_verdict(tmp_path):
-    """Trap 36."""
     scores = {**paired(1.7, -0.012), "control: placebo": {str(s): 1.701 for s in range(1, 6)}}
     against = {"treatment": {"weight_0": "control", "placebo": "control: placebo"}}
     runs = {"treatment": {"jepa": {"trunk_gradient_share": 0.0}}}
@@ -103,7 +101,7 @@ def test_a_gain_whose_gradient_reaches_nothing_is_warned_of_whatever_the_verdict
 
 
 def test_a_headline_says_what_ran_and_not_what_was_asked(tmp_path):
-    """Trap 27: weight 0.3 said, 0.1 run."""
+    """Weight 0.3 was requested, 0.1 ran."""
     asked = {"treatment": {"objective": "lewm", "jepa.weight": "0.3", "data.seq_len": "256"}}
     made = report(study(tmp_path, paired(1.7, -0.02), against=AGAINST, settings=asked))
     assert "objective=vicreg jepa.weight=0.1 data.seq_len=256" in made.headline

@@ -1,4 +1,4 @@
-"""What a sweep or a study refuses before anything runs, in one line."""
+"""Refusals of a sweep or a study before anything runs, in one line."""
 
 from __future__ import annotations
 
@@ -89,7 +89,7 @@ def test_a_mistake_in_a_sweep_is_one_line_before_anything_runs(plan, words, mess
 
 @pytest.mark.parametrize("word", ["compile=true", "data.order=stream", "data.seed=7"])
 def test_an_arm_on_another_code_path_or_data_is_refused(plan, word):
-    """Trap 25."""
+    """A control must share the treatment's seeds, data order and compilation."""
     arm = f"+study.arms.other={{role:other,set:['jepa.weight=0.2','{word}'],changes:[jepa.weight]}}"
     done = plan("study=ablation", "objective=patch", arm, *WITHOUT_OTHERS)
     assert done.code == 2
@@ -97,7 +97,7 @@ def test_an_arm_on_another_code_path_or_data_is_refused(plan, word):
 
 
 def test_an_arm_that_the_command_line_overrules_is_refused(plan):
-    """The planted bug of trap 37: an arm that leaves the command line's word in the last place."""
+    """Planted bug: an arm whose setting comes before the command line's, and so loses to it."""
     arm = "+study.arms.low={role:weight_0,set:[],changes:[jepa.weight]}"
     done = plan("study=ablation", "objective=lewm", "jepa.weight=0.3", arm, *WITHOUT_OTHERS)
     assert done.code == 2

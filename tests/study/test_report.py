@@ -1,4 +1,4 @@
-"""The report says what the runs recorded, verdict first, in one file, whatever users called things."""
+"""The report states what the runs recorded, verdict first, in one file, whatever names users chose."""
 
 from __future__ import annotations
 
@@ -190,7 +190,7 @@ NO_LOG = {"every": 200}
     ids=["trained", "untrained", "a dozen steps", "few log points"],
 )
 def test_a_short_study_is_not_headlined_equivalent(tmp_path, bpb, runs, reason):
-    """A study of 12 steps was: arms that start alike cannot have parted by then."""
+    """This happened with a study of 12 steps: arms that start alike cannot have diverged by then."""
     nll = {"val": {"nll": bpb * math.log(1024) / 3.59}}
     about = {**runs, "summary": {**nll, **runs.get("summary", {})}}
     scores = paired(bpb, 0.0)
@@ -309,7 +309,7 @@ NASTY = (
     "it's \\n #g"
 )
 UNSEEN = "\x1b[31m\n\u202e"
-"""What acts on a terminal, and how it is shown."""
+"""Text that would control a terminal, and how it is shown."""
 SHOWN = r"\x1b[31m\n\u202e"
 
 

@@ -1,4 +1,4 @@
-"""Run folders as they are found, half-written ones included."""
+"""Finding run folders, half-written ones included."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A search's draws, and what Optuna is told of them; nothing is trained."""
+"""A search's draws, and the results that Optuna gets; nothing is trained."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def search(*words: str, **settings) -> Search:
 
 
 def run(found: Search, folder: Path, score) -> list[dict[str, str]]:
-    """Each batch is "trained": score(settings, seed) is its BPB, None for a job that failed."""
+    """Simulate training of each batch: score(settings, seed) is its BPB, None for a failed job."""
     batches = 0
     for manifest, _ in found.batches(folder):
         batches += 1
@@ -108,7 +108,7 @@ def test_whole_numbers_lists_and_logarithms(tmp_path):
     rates = [float(s["lr"]) for s in drawn]
     assert min(rates) >= 1e-4
     assert max(rates) <= 1
-    # Half of evenly drawn logarithms lie below .01; of evenly drawn numbers, one in a hundred.
+    # Half of log-uniform draws lie below .01; of uniform draws, one in a hundred.
     assert sum(rate < 0.01 for rate in rates) >= 8
 
 

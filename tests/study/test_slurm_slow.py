@@ -1,4 +1,4 @@
-"""Clusters: a job of a sweep that is pre-empted goes on by itself; the examples are what they say."""
+"""Clusters: a pre-empted job of a sweep resumes by itself; the example scripts match their descriptions."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ def processes(words: str) -> list[int]:
 
 
 def test_a_preempted_job_is_requeued_and_goes_on_bit_for_bit(tmp_path, small_text):
-    """By submitit's local executor, which sends and handles the same signals as its SLURM one."""
+    """With submitit's local executor, which sends and handles the same signals as its SLURM executor."""
     common = [*SMALL, f"data.path={small_text}", "trainer.max_steps=400"]
     logged = "trainer.log_every_n_steps=1"
     run("train.py", *common, logged, f"hydra.run.dir={tmp_path}/whole")

@@ -39,7 +39,7 @@ def from_differences(differences, **options) -> Effect:
 
 
 def assert_rate(found: np.ndarray, rate: float) -> None:
-    """A share of simulated studies is within its 99.9 % binomial interval."""
+    """Check that a share of simulated studies is within its 99.9 % binomial interval."""
     low, high = stats.binom.interval(0.999, len(found), rate)
     assert low <= found.sum() <= high, f"{found.mean()} instead of {rate}"
 
@@ -221,7 +221,7 @@ def test_identical_sides_are_equivalent():
 
 @pytest.mark.parametrize("shift", [0.01, -0.3, 1e-3])
 def test_a_constant_difference_leaves_nothing_to_test(shift):
-    """Rounding of the scores must not pass for spread: it would make p as small as one likes."""
+    """Rounding of the scores must not count as spread: it would make p arbitrarily small."""
     control = by_seed(1.5 + np.sin(np.arange(8)))
     shifted = {seed: score + shift for seed, score in control.items()}
     assert len({shifted[s] - control[s] for s in control}) > 1
@@ -278,7 +278,7 @@ def test_false_positives_are_nominal(n, alpha):
 
 
 def test_whole_effects_agree_with_the_tests_on_many_rows():
-    """What the simulations check is what `effect` reports."""
+    """The simulations test the same code that `effect` reports."""
     rows = simulated(5, std=0.01)[:50]
     for p, equivalent, row in zip(
         paired_test(rows), equivalence_test(rows, 0.005), rows, strict=True
@@ -325,18 +325,18 @@ def test_the_equivalence_test_errs_as_often_as_it_says_at_the_margin(edge):
 
 
 def test_holm_keeps_the_errors_of_a_family():
-    """Four arms without effect, with a treatment in common as in a study: any error in 5 % at most."""
+    """Four arms without effect that share a treatment, as in a study: any error in 5 % at most."""
     rng = np.random.default_rng(1)
     shared = rng.normal(size=(STUDIES, 1, 5))
     p = paired_test(shared - rng.normal(size=(STUDIES, 4, 5)))
     families = [holm({str(i): Effect(p_paired=float(x)) for i, x in enumerate(row)}) for row in p]
     wrong = np.array([any(e.p_holm < 0.05 for e in family.values()) for family in families])
     assert_at_most(wrong, 0.05)
-    assert (p < 0.05).any(axis=1).mean() > 0.1  # what would happen without it
+    assert (p < 0.05).any(axis=1).mean() > 0.1  # the rate without the correction
 
 
 def test_pairing_finds_what_welch_misses():
-    """Planted bug: an unpaired test where seeds share more than the effect is worth."""
+    """Planted bug: an unpaired test where the spread between seeds exceeds the effect."""
     rng = np.random.default_rng(2)
     seeds = 1.7 + 0.03 * rng.normal(size=(200, 5))
     noise = 0.003 * rng.normal(size=(2, 200, 5))

@@ -30,13 +30,13 @@ def sweep(folder: Path, text: Path, *words: str) -> subprocess.Popen:
 
 
 def finish(process: subprocess.Popen) -> tuple[int, str]:
-    """Exit code and what was said on stderr."""
+    """Wait for a process; return exit code and stderr."""
     _, err = process.communicate(timeout=500)
     return process.returncode, err
 
 
 def finished(folder: Path) -> dict[str, float]:
-    """When each finished run of a sweep was written."""
+    """Return when each finished run of a sweep was written."""
     runs = [run for run in find_runs(folder) if run.finished]
     return {
         str(r.folder.relative_to(folder)): (r.folder / "summary.json").stat().st_mtime_ns
@@ -49,7 +49,7 @@ def without_date(html: str) -> str:
 
 
 def test_a_sweep_killed_in_the_middle_goes_on_to_its_report(tmp_path, small_text):
-    """12 jobs; what was finished stays untouched, the rest is what an undisturbed sweep gives."""
+    """12 jobs: finished ones stay untouched, the rest equal those of an undisturbed sweep."""
     whole, broken = tmp_path / "whole", tmp_path / "broken"
     assert finish(sweep(whole, small_text, *WEIGHTS))[0] == 0
     process = sweep(broken, small_text, *WEIGHTS)
@@ -98,7 +98,7 @@ def test_ctrl_c_stops_the_sweep_and_not_only_its_job(tmp_path, small_text):
 
 
 def test_two_sweeps_in_one_folder_are_one_and_a_refusal(tmp_path, small_text):
-    """S16: the second is told in a line; what a killed one held is free."""
+    """The second sweep is refused in one line; a killed sweep leaves its folder free."""
     folder = tmp_path / "sweep"
     first = sweep(folder, small_text, "-m", "seed=1,2", "trainer.max_steps=100000")
     while not (folder / "all/seed-1/metrics.csv").exists() and first.poll() is None:
@@ -117,7 +117,7 @@ def test_two_sweeps_in_one_folder_are_one_and_a_refusal(tmp_path, small_text):
 
 
 def test_each_worker_has_a_gpu_of_its_own(tmp_path, small_text, monkeypatch):
-    """As each job sees it; the numbers are those that the user's own list gives."""
+    """As each job sees it; the numbers come from the user's own list."""
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")
     folder = tmp_path / "sweep"
     words = ("-m", "hydra/launcher=gpus", "seed=1,2,3,4")

@@ -16,7 +16,7 @@ NOISE = np.array([-0.0010, 0.0004, 0.0008, -0.0006, 0.0004])
 
 
 def of(mean: float, *, scale: float = 1.0, n: int = 5, nats: float | None = None) -> Effect:
-    """An effect of about this mean; `nats` adds a mean difference in nats per token."""
+    """Return an effect of about this mean; `nats` adds a mean difference in nats per token."""
     seeds = [str(i) for i in range(n)]
     control = {s: 1.7 + 0.01 * i for i, s in enumerate(seeds)}
     noise = dict(zip(seeds, scale * NOISE[:n], strict=True))
@@ -93,7 +93,7 @@ def test_a_sentence_in_full():
 
 
 def test_a_gain_that_meets_the_challenges_rule_is_not_called_equivalent():
-    """0.003 BPB is within the margin, and 0.0075 nats where a token has 3.6 bytes."""
+    """0.003 BPB is within the margin, but 0.0075 nats where a token has 3.6 bytes."""
     gain = of(-0.003, nats=-0.0075)
     assert gain.p_equivalent < 0.05
     assert gain.p_rule < 0.01
@@ -110,7 +110,7 @@ def test_the_baseline_is_weight_0_or_no_jepa_or_any_other_control():
 
 
 def test_the_other_arms_count_for_holm():
-    """0.03 is enough alone, and not among four."""
+    """0.03 is enough alone, but not among four."""
     close = replace(of(-0.01, scale=8), p_paired=0.03)
     others = {
         name: of(0.0, scale=20) for name in ("placebo", "prediction_only", "regularizers_only")
@@ -127,7 +127,7 @@ def test_a_correction_over_a_larger_family_is_kept():
 
 
 def scores(rng: np.random.Generator, *means: float, spread: float) -> list[dict[str, float]]:
-    """Groups of five runs that share the luck of their seeds, on top of noise of their own."""
+    """Return groups of five runs with shared seed effects and noise of their own."""
     luck = 1.7 + 0.02 * rng.normal(size=5)
     return [
         {str(i): float(x) for i, x in enumerate(luck + mean + spread * rng.normal(size=5))}
@@ -136,7 +136,7 @@ def scores(rng: np.random.Generator, *means: float, spread: float) -> list[dict[
 
 
 def words(seed: int, studies: int, treatment: float, placebo: float, spread: float) -> np.ndarray:
-    """The verdicts of simulated studies with these true effects against weight 0."""
+    """Return the verdicts of simulated studies with these true effects against weight 0."""
     rng = np.random.default_rng(seed)
     found = []
     for _ in range(studies):
@@ -163,7 +163,7 @@ def test_studies_without_effect_are_rarely_called_anything():
 
 @pytest.mark.slow
 def test_a_gain_that_the_placebo_has_too_is_rarely_called_help():
-    """Parameters and computation help here, the latents do not; weight 0 alone would be fooled."""
+    """Parameters and compute help here, the latents do not; weight 0 alone would be misleading."""
     found = words(1, STUDIES, -0.05, -0.05, spread=0.01)
     assert (found == "helps").sum() <= most(0.025)
 

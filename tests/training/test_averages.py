@@ -1,4 +1,4 @@
-"""Averages of the weights: what they are, and that what ships is what is scored, resumed and exported."""
+"""Averages of the weights: their values, and that the shipped ones are scored, resumed and exported."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def test_the_average_is_scored_exported_and_resumed(small, compose, tmp_path):
 
 
 def test_what_is_written_at_the_end_comes_from_the_weights_that_ship(small, tmp_path, monkeypatch):
-    """Trap 33: one place that still took the raw weights."""
+    """No place may still use the raw weights."""
     written = []
 
     def keep(model, *args, **settings):
@@ -103,7 +103,7 @@ def averages(online, **settings):
 
 
 def test_the_ema_takes_in_every_step():
-    """Trap 33: a copy of the start that nobody moves."""
+    """An average that no step updates would stay a copy of the start."""
     online = torch.nn.Linear(3, 4)
     kept = averages(online, decay=0.9, swa=False)
     want = online.weight.detach().clone()
@@ -140,7 +140,7 @@ def test_swa_every_takes_in_every_nth_step():
 
 
 def test_an_average_that_does_not_exist_yet_is_neither_scored_nor_shipped():
-    """Trap 33: a never-updated average must not stand in for the weights."""
+    """A never-updated average must not replace the weights."""
     online = torch.nn.Linear(3, 4)
     kept = averages(online, ship="swa")
     moved(online, 1.0)
@@ -153,7 +153,7 @@ def test_an_average_that_does_not_exist_yet_is_neither_scored_nor_shipped():
 
 
 def test_a_run_says_that_raw_weights_were_scored_before_the_mean_began(small, tmp_path):
-    """Trap 33 in a run: the learning rate never falls, so there is no mean to ship."""
+    """The learning rate never falls, so there is no mean to ship."""
     flat = "optimizer.schedule.lr.fraction=0"
     train(small("average.swa=true", "average.ship=swa", flat, run_dir=tmp_path / "run"))
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -163,7 +163,7 @@ def test_a_run_says_that_raw_weights_were_scored_before_the_mean_began(small, tm
 
 
 def test_a_never_updated_average_would_be_seen(small, tmp_path, monkeypatch):
-    """The planted bug of trap 33."""
+    """Planted bug: the average replaces the weights before its first update."""
     monkeypatch.setattr(
         WeightAverages, "models", lambda self, model: {"raw": model, "swa": self.swa.model}
     )

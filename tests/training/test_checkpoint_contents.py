@@ -14,7 +14,7 @@ from tests.runs import Watch, fit, weights
 
 
 def test_checkpoints_hold_plain_containers_only(trained):
-    """Trap 31: a DictConfig would make this load fail."""
+    """A DictConfig would make this load fail."""
     checkpoint = torch.load(trained.checkpoint, weights_only=True)
     assert type(checkpoint["hyper_parameters"]["config"]) is dict
     json.dumps(checkpoint["hyper_parameters"]["config"])
@@ -23,7 +23,7 @@ def test_checkpoints_hold_plain_containers_only(trained):
 
 
 def test_a_dictconfig_in_a_checkpoint_would_be_seen(trained, tmp_path):
-    """The planted bug of trap 31."""
+    """Planted bug: a DictConfig in the hyper-parameters."""
     checkpoint = torch.load(trained.checkpoint, weights_only=True)
     checkpoint["hyper_parameters"]["config"] = trained.config
     torch.save(checkpoint, tmp_path / "bad.ckpt")
@@ -33,7 +33,7 @@ def test_a_dictconfig_in_a_checkpoint_would_be_seen(trained, tmp_path):
 
 @pytest.mark.slow
 def test_a_wrapped_module_would_be_seen(small, tmp_path, monkeypatch):
-    """The planted bug of trap 32: compiling the module by wrapping it renames its keys."""
+    """Planted bug: compiling the module by wrapping it renames its keys."""
     setup = LanguageModelTask.setup
 
     def wraps(self, stage):
@@ -49,7 +49,7 @@ def test_a_wrapped_module_would_be_seen(small, tmp_path, monkeypatch):
 
 
 def test_compiled_runs_have_clean_keys_and_load_either_way(small, tmp_path, monkeypatch):
-    """Trap 32: no `_orig_mod.` in a checkpoint."""
+    """No key in a checkpoint contains `_orig_mod.`."""
     compiled = []
     monkeypatch.setattr(
         torch, "compile", lambda f: compiled.append(f) or torch._dynamo.optimize("eager")(f)

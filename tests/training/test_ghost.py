@@ -1,4 +1,4 @@
-"""Ghost warm-up (#903): moments are kept, and nothing else of those steps."""
+"""Ghost warm-up (#903) keeps the optimizer's moments, and nothing else of those steps."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from jepa_lm.utils.errors import UserError
 
 
 class Watcher(Callback):
-    """What a run looks like at its start, and its first batches."""
+    """Records the state of a run at its start, and its first batch."""
 
     def on_train_batch_start(self, trainer, task, batch, batch_idx):
         if trainer.global_step == 0 and batch_idx == 0:
@@ -78,11 +78,11 @@ def test_moments_are_kept_and_everything_else_is_put_back(watched, accumulate):
         assert torch.equal(start, ghost.weights[name]), name
     assert torch.equal(plain.batch, ghost.batch)
     assert ghost.random == plain.random
-    assert ghost.elapsed < 0.5  # its clock has not run
+    assert ghost.elapsed < 0.5  # its clock has not advanced
 
 
 def test_the_moments_are_those_of_plain_steps(small, watched, monkeypatch):
-    """Three ghosts see the batches and take the steps that three real steps would."""
+    """Three ghost steps see the batches and take the steps that three real steps would."""
     seen = {}
 
     class AtThree(Callback):
@@ -118,7 +118,7 @@ def test_the_moments_are_those_of_plain_steps(small, watched, monkeypatch):
 
 
 def test_weights_that_are_not_put_back_would_be_seen(watched, monkeypatch):
-    """The planted bug: ghost steps that move the model."""
+    """Planted bug: ghost steps that move the model."""
     plain = watched(*LEWM)
 
     def careless(task, steps):

@@ -1,4 +1,4 @@
-"""A loss or gradient that is no number stops the run and is named, or its step is left out (trap 14)."""
+"""A NaN or infinite loss or gradient stops the run and is named, or its step is left out."""
 
 from __future__ import annotations
 
@@ -94,7 +94,7 @@ def test_more_bad_steps_than_allowed_stop_the_run(poisoned):
 
 
 def test_a_left_out_step_changes_nothing_but_the_clock(poisoned, tmp_path):
-    """Weights after step 3 with step 2 left out are those before it, moved by step 3 alone."""
+    """Weights after step 3 are those before step 2, moved by step 3 alone."""
     saved = ("checkpoint.every_n_steps=1", "checkpoint.keep=9", "trainer.max_steps=3")
     poisoned({2: NAN}, "guard.skip=1", *saved)
     first, second = (
@@ -111,7 +111,7 @@ def test_the_gradient_norm_is_logged_before_it_is_clipped(small, tmp_path):
 
 
 def test_nothing_is_read_between_log_points(small, monkeypatch):
-    """Benchmark 2: one read of the device at a log point, none between."""
+    """One read of the device at a log point, none between."""
     reads = []
     first = FiniteGuard.first
     monkeypatch.setattr(FiniteGuard, "first", lambda self: reads.append(1) or first(self))

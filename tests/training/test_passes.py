@@ -1,6 +1,6 @@
-"""A run says how often its budget repeats its data, and warns once from the second pass on.
+"""A run reports how often its budget repeats its data, and warns once from the second pass on.
 
-A pass of these runs lasts for four steps: in 32 windows, or in 4 chunks of 257 tokens.
+A pass of these runs takes four steps: in 32 windows, or in 4 chunks of 257 tokens.
 """
 
 from __future__ import annotations
@@ -28,13 +28,13 @@ def summary(folder) -> dict:
 
 
 def warned(err: str) -> list[int]:
-    """Where the warnings are in what was said."""
+    """Return the line numbers of the warnings on stderr."""
     lines = err.splitlines()
     return [i for i, line in enumerate(lines) if line.startswith("warning: ") and LASTS in line]
 
 
 def first_figures(err: str) -> int:
-    """Where the first figures of training are, those of step 2."""
+    """Return the line number of the first training figures, those of step 2."""
     return next(i for i, line in enumerate(err.splitlines()) if line.startswith("training "))
 
 
@@ -52,7 +52,7 @@ def test_a_budget_of_steps_is_told_before_it_starts(small, tmp_path, capsys, ord
 
 @pytest.mark.parametrize("order", ORDERS)
 def test_exactly_one_pass_repeats_nothing(small, tmp_path, capsys, order):
-    """The planted bug: a comparison that is off by one step."""
+    """Planted bug: a comparison that is off by one step."""
     train(small(*ORDERS[order], "trainer.max_steps=4"))
     assert not warned(capsys.readouterr().err)
     assert summary(tmp_path / "run")["passes"] == 1.0
@@ -67,7 +67,7 @@ def test_where_seconds_may_end_it_before_the_second_pass_is_told_as_it_begins(
     assert f"{SAID}at most 1.50" in err
     (place,) = warned(err)
     assert place > first_figures(err)
-    # Going on in the second pass: another terminal, so it is said again, once.
+    # Resumed in the second pass: a new process, so it warns again, once.
     more = (*both, "ckpt_path=auto", "trainer.max_steps=8")
     train(small(*more))
     err = capsys.readouterr().err
@@ -78,7 +78,7 @@ def test_where_seconds_may_end_it_before_the_second_pass_is_told_as_it_begins(
 
 @pytest.mark.parametrize(("steps", "times"), [(4, 0), (5, 1), (9, 1)])
 def test_a_budget_of_seconds_is_told_when_the_second_pass_begins(small, capsys, steps, times):
-    """On a clock that goes on by a second whenever a step is done."""
+    """On a clock that advances by a second with each step."""
     clock = ProgressClock(max_steps=None, max_time=float(steps), now=lambda: float(clock.step))
     limits = ("trainer.max_steps=null", f"trainer.max_time={steps}")
     task = fit(small(*ORDERS["shuffle"], *limits), clock=clock)

@@ -1,4 +1,4 @@
-"""Runs over several processes by the real command: signals, lost ranks, sweeps, silence between logs."""
+"""Runs over several processes by the real command: signals, lost ranks, sweeps, exchanges between logs."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ LONG = ("trainer.max_steps=100000", "checkpoint.every_n_steps=2", "trainer.log_e
 
 
 def begin(folder, text, *overrides: str) -> subprocess.Popen:
-    """Start two ranks in the background and wait for a checkpoint of theirs."""
+    """Start two ranks in the background and wait until they save a checkpoint."""
     last = folder / "checkpoints" / "last.ckpt"
     before = last.stat().st_mtime_ns if last.exists() else 0
     common = (*SMALL, f"data.path={text}", "trainer=ddp_sim", f"hydra.run.dir={folder}")
@@ -38,14 +38,14 @@ def begin(folder, text, *overrides: str) -> subprocess.Popen:
 
 
 def child_of(process: subprocess.Popen) -> int:
-    """Process id of the rank that a run has started."""
+    """Return the process id of the rank that a run has started."""
     found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
     (child,) = found.stdout.split()
     return int(child)
 
 
 def gone(pid: int) -> bool:
-    """Whether a process has ended, within a minute."""
+    """Return whether a process ends within a minute."""
     for _ in range(600):
         try:
             os.kill(pid, 0)
@@ -137,7 +137,7 @@ def test_a_loss_that_is_no_number_names_its_rank_once(tmp_path, small_text):
 
 
 def test_nothing_is_exchanged_between_log_points_but_gradients_and_muon(tmp_path, small_text):
-    """One gather of Muon's a step; at log points one more, and at checkpoints."""
+    """One gather of Muon's per step; one more at log points and checkpoints."""
     counts = tmp_path / "counts.json"
     run(
         "train.py",
@@ -160,12 +160,12 @@ def test_nothing_is_exchanged_between_log_points_but_gradients_and_muon(tmp_path
 
 
 def test_a_sweep_of_two_ranks_each_gives_two_runs(tmp_path, small_text):
-    """Trap 29: ranks that repeat the command line would start the sweep again."""
+    """Ranks that repeat the command line would start the sweep again."""
     common = [*SMALL, f"data.path={small_text}", f"hydra.sweep.dir={tmp_path}/sweep"]
     process = start("train.py", "-m", *common, "seed=1,2", "trainer=ddp_sim", "trainer.max_steps=4")
     _, err = process.communicate(timeout=300)
     assert process.returncode == 0, err
-    assert err.count(" jobs in ") == 1, err  # a rank that plans the sweep again says so too
+    assert err.count(" jobs in ") == 1, err  # a rank that plans the sweep again would print it too
     folders = sorted(p.name for p in (tmp_path / "sweep/all").iterdir() if p.is_dir())
     assert folders == ["seed-1", "seed-2"]
     scores = set()
@@ -211,7 +211,7 @@ def test_ranks_with_folders_of_their_own_are_told_so(tmp_path, small_text):
 
 
 def test_a_stopped_run_may_take_its_time_to_conclude(tmp_path, small_text):
-    """The other ranks end with the code of the signal, which is no loss; the first one concludes."""
+    """The other ranks exit with the code of the signal, which does not count as a lost rank."""
     process = begin(
         tmp_path / "run", small_text, *LONG, "+callbacks.slow._target_=tests.ranks.SlowEnd"
     )

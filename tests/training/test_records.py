@@ -1,4 +1,4 @@
-"""What a run writes down: summary, config, hashes, metrics."""
+"""Records of a run: summary, config, hashes, metrics."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def test_summary_holds_what_a_study_needs(trained):
 
 
 def test_a_run_keeps_the_config_that_it_was_started_with(trained):
-    """Trap 27: as resolved, whatever else was read or chosen afterwards."""
+    """As resolved, whatever else was read or chosen afterwards."""
     from jepa_lm.utils.provenance import config_hash
 
     kept = json.loads((trained.folder / "config.json").read_text())
@@ -67,7 +67,7 @@ def test_the_source_is_known_by_a_hash(trained):
 
 
 def test_uncommitted_changes_are_told_apart_by_a_hash(tmp_path, monkeypatch):
-    """Trap 27: commit, whether it is dirty, and a hash of the difference."""
+    """Recorded: the commit, whether it is dirty, and a hash of the difference."""
     import jepa_lm
     from jepa_lm.utils.provenance import git_state
 
@@ -134,7 +134,7 @@ def test_a_checkpoint_without_its_run_folder_still_evaluates(trained, compose, t
 
 
 def test_the_git_state_at_the_start_is_kept(small, tmp_path, monkeypatch):
-    """Trap 27: a commit during the run is not what ran."""
+    """A commit made during the run is not what ran."""
     states = iter([{"commit": "ab", "dirty": True, "diff": "cd"}])
     monkeypatch.setattr("jepa_lm.commands.train.git_state", lambda: next(states))
     train(small(run_dir=tmp_path / "run"))

@@ -1,4 +1,4 @@
-"""Checkpoints and what goes on from them: whole or passed over, the newest few, all of the state."""
+"""Checkpoints and resuming: whole or skipped, the latest few kept, the complete state restored."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def test_settings_that_save_nothing_are_refused(small, key):
 
 
 def test_auto_goes_on_in_the_own_folder_or_starts(small, tmp_path):
-    """What a requeued job runs: the same command again."""
+    """A requeued job runs the same command again."""
     command = small("ckpt_path=auto", "trainer.max_steps=4")
     train(command)
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["steps"] == 4
@@ -92,7 +92,7 @@ def test_what_a_killed_write_left_is_swept_up(small, tmp_path):
 
 
 class Ticks:
-    """A clock that moves on by an eighth of a second, which adds up exactly, whenever it is read."""
+    """A clock that advances at each reading by 1/8 s, which floating point adds exactly."""
 
     def __init__(self) -> None:
         self.now = 0.0
@@ -117,7 +117,7 @@ EVERYTHING = (
 
 
 def under_a_budget(small, monkeypatch, *overrides, run_dir) -> None:
-    """A run of 8 seconds of a clock that moves only when it is read, so that it can be repeated."""
+    """Train for 10 simulated seconds; the clock moves only when read, so the run can be repeated."""
 
     monkeypatch.setattr(training, "ProgressClock", partial(ProgressClock, now=Ticks()))
     budget = ("trainer.max_steps=null", "trainer.max_time=10")
@@ -158,7 +158,7 @@ def test_a_resumed_wall_clock_run_has_the_whole_state(small, tmp_path, monkeypat
 
 
 class ForgetsTheClock(Callback):
-    """The planted bug: elapsed time starts anew, so the learning rate is that of a young run."""
+    """Planted bug: elapsed time restarts at zero, so the learning rate is that of a young run."""
 
     def on_train_start(self, trainer, task):
         task.clock._before = 0.0
@@ -194,7 +194,7 @@ def test_checkpoints_cost_no_training_time(small, tmp_path, monkeypatch):
 
 
 def test_a_run_that_has_used_up_its_seconds_trains_no_further(small, tmp_path, monkeypatch):
-    """What a requeued job does: each start would otherwise add a step."""
+    """A requeued job must not add a step at each start."""
     budget = ("trainer.max_steps=null", "trainer.max_time=3", "ckpt_path=auto")
     monkeypatch.setattr(training, "ProgressClock", partial(ProgressClock, now=Ticks()))
     train(small(*budget))
@@ -202,14 +202,14 @@ def test_a_run_that_has_used_up_its_seconds_trains_no_further(small, tmp_path, m
     recorded = rows(tmp_path / "run")
     got = train(small(*budget))
     again = json.loads((tmp_path / "run" / "summary.json").read_text())
-    assert rows(tmp_path / "run") == recorded  # scored again, and not written again
+    assert rows(tmp_path / "run") == recorded  # scored again, but not written again
     assert again["steps"] == first["steps"]
     assert again["seconds"] == pytest.approx(first["seconds"], abs=0.5)
     assert got == first["val"]["bpb"]
 
 
 def test_new_settings_count_after_a_resume(small, tmp_path):
-    """The advice of an error, to lower the learning rate, must not be overruled by the checkpoint."""
+    """An error's advice to lower the learning rate must not be overruled by the checkpoint."""
     train(small("trainer.max_steps=4"))
     lower = ("optimizer.groups.matrices.lr=1e-5", "optimizer.groups.matrices.weight_decay=0.3")
     train(small("trainer.max_steps=8", "ckpt_path=auto", *lower))
@@ -220,12 +220,12 @@ def test_new_settings_count_after_a_resume(small, tmp_path):
 
 
 class Killed(BaseException):
-    """Ends a run as nothing that is handled would."""
+    """Ends a run without any handler, as a kill does."""
 
 
 @pytest.mark.parametrize("ship", ["ema", "best"])
 def test_a_kill_in_a_validation_loses_no_row_and_no_choice(small, tmp_path, monkeypatch, ship):
-    """The checkpoint of a step is written before its validation, which is due when the run goes on."""
+    """A checkpoint is written before its step's validation, which the resumed run must catch up on."""
     common = (
         *(
             "trainer.val_check_interval=2",
@@ -258,7 +258,7 @@ def test_rows_that_come_again_are_taken_out_and_a_recorded_validation_is_seen(tm
         logger.log_metrics({"val/bpb": 2.0}, step) if step == 1 else None
     logger.save()
     with open(tmp_path / "metrics.csv", "a") as file:
-        file.write("2,,9.0")  # a validation whose row a kill has cut off
+        file.write("2,,9.0")  # a validation whose row was cut off by a kill
     assert validated(tmp_path, 2)
     assert not validated(tmp_path, 3)
     AppendingCSVLogger(save_dir=str(tmp_path)).goes_on(2)
@@ -271,7 +271,7 @@ def test_rows_that_come_again_are_taken_out_and_a_recorded_validation_is_seen(tm
 
 
 def test_a_copy_in_the_place_of_a_second_name_takes_no_ones_place(small, tmp_path, monkeypatch):
-    """On disks without hard links."""
+    """On file systems without hard links."""
 
     def refuses(*arguments):
         raise OSError(95, "Operation not supported")

@@ -1,4 +1,4 @@
-"""What a checkpoint depends on is compared, line by line of one table."""
+"""Facts that a checkpoint depends on are compared when resuming, by the rows of one table."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ EXAMPLES = {
     "trainer.max_steps": FREE,
     "a setting of another version": REFUSED,
 }
-"""A fact for each rule, in their order, and one that no rule knows."""
+"""A fact for each rule, in their order, and one without a rule."""
 
 
 @pytest.mark.parametrize(("fact", "then"), EXAMPLES.items())
@@ -96,7 +96,7 @@ def test_a_fact_that_differs_is_refused_told_or_free(capsys, fact, then):
 
 
 def test_each_rule_decides_a_fact_of_its_own():
-    """None is shadowed by one before it, and none is without a test."""
+    """No rule is shadowed by an earlier one, and none is untested."""
     assert [rule_of(fact) for fact in EXAMPLES] == [*RULES, NO_RULE]
 
 
@@ -109,9 +109,9 @@ def test_every_setting_there_is_has_a_rule(compose, objective):
 MAY_BE = (
     (("averages", "best"), None),
     (("averages", "lr_factor"), None),
-    (("loops", "fit_loop"), {"a": 1}),  # Lightning says so itself, see below
+    (("loops", "fit_loop"), {"a": 1}),  # Lightning reports it itself, see below
 )
-"""What a checkpoint may hold there, as far as we look."""
+"""Values that our check accepts there."""
 OTHER = {
     "data.batch_tokens=512": r"different data\.batch_tokens \(256, now 512\); the position in the data",
     "data.order=stream": r"different data\.order \(shuffle, now stream\)",
@@ -123,7 +123,7 @@ OTHER = {
 
 @pytest.mark.parametrize("other", OTHER)
 def test_a_run_does_not_go_on_as_another_one(small, trained, other):
-    """F23: a batch of another size went on at another token, and nobody said so."""
+    """Resuming with another batch size used to continue at another token, silently."""
     with pytest.raises(UserError, match=OTHER[other]):
         train(small(f"ckpt_path={trained.folder}", other))
 
@@ -158,7 +158,6 @@ def test_stored_weights_stay_those_that_the_run_has_trained_on(trained):
     "where", [*NEEDED, ("optimizer_states", 0, "param_groups"), ("lr_schedulers", 0)]
 )
 def test_a_checkpoint_of_another_version_is_refused_in_one_line(trained, where):
-    """F25."""
     checkpoint = copy.deepcopy(read_checkpoint(trained.checkpoint))
     check_run_state(checkpoint, "ckpt_path=x")
     node = checkpoint

@@ -1,4 +1,4 @@
-"""One process writes to a run's folder, and its records are of one run."""
+"""Only one process writes to a run's folder, and all its records belong to one run."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def files(folder) -> set[str]:
 
 @pytest.fixture
 def killed(tmp_path):
-    """What a run leaves that was killed before its first checkpoint, in an old folder of logs."""
+    """The folder of a run that was killed before its first checkpoint, with older logs in it."""
     folder = tmp_path / "run"
     (folder / "tensorboard").mkdir(parents=True)
     (folder / "checkpoints").mkdir()
@@ -38,7 +38,6 @@ def killed(tmp_path):
 
 
 def test_a_second_run_in_the_same_folder_is_told_so(small, tmp_path):
-    """S16."""
     with (
         only_writer(tmp_path / "run", "x"),
         pytest.raises(UserError, match=r"hydra\.run\.dir=.*run: another process is writing there"),
@@ -48,7 +47,6 @@ def test_a_second_run_in_the_same_folder_is_told_so(small, tmp_path):
 
 
 def test_a_new_run_in_the_folder_of_another_is_refused(killed):
-    """F22."""
     before = files(killed)
     with (
         pytest.raises(UserError, match=r"metrics\.csv, config\.json\); ckpt_path=auto resumes"),
@@ -92,7 +90,7 @@ def test_an_empty_folder_is_as_good_as_none(tmp_path):
 
 
 def test_later_checkpoints_are_set_aside_when_damaged_and_kept_when_whole(trained, tmp_path):
-    """Counted among the newest, a damaged one would push out those that are whole."""
+    """A damaged one among the latest would push out whole checkpoints."""
     shutil.copytree(trained.folder / "checkpoints", tmp_path / "checkpoints")
     first, later = (tmp_path / "checkpoints" / f"step-{n}.ckpt" for n in (3, 6))
     with pytest.raises(UserError, match=r"holds a later checkpoint, step-6\.ckpt"):
@@ -117,7 +115,7 @@ def test_a_refused_start_takes_no_score_away(tmp_path):
 
 
 class AtStep3(Callback):
-    """Does something after the third step, before it is logged."""
+    """Calls a function after the third step, before it is logged."""
 
     def __init__(self, act) -> None:
         self.act = act
@@ -145,14 +143,13 @@ def at_step_3(small, monkeypatch):
 
 @pytest.mark.parametrize("logger", ["csv", "none"])
 def test_a_folder_that_vanishes_ends_the_run_in_one_line(at_step_3, tmp_path, logger):
-    """S12."""
     with pytest.raises(UserError, match=r"hydra\.run\.dir=.*: the folder of this run is gone"):
         at_step_3(lambda task: shutil.rmtree(tmp_path / "run"), f"logger={logger}")
     assert not (tmp_path / "run").exists()
 
 
 def test_weights_that_are_no_numbers_are_never_saved(at_step_3, tmp_path):
-    """S8: the last update spoils them, and no loss after it would show that."""
+    """The last update spoils the average, and no later loss would show it."""
 
     def spoil(task):
         task.averages.ema.model.embedding.table.weight[0, 0] = float("nan")
@@ -170,7 +167,7 @@ def test_weights_that_are_no_numbers_are_never_saved(at_step_3, tmp_path):
 
 
 def test_a_rank_takes_texts_as_they_are(tmp_path, monkeypatch):
-    """The first rank has resolved them; `${...}` in a prompt is a prompt."""
+    """The first rank has resolved them; `${...}` in a prompt is plain text."""
     given = {"sampling": {"prompt": "${oc.env:HOME} ???"}, "clip": float("inf")}
     (tmp_path / "ranks.json").write_text(json.dumps(given))
     taken = []

@@ -1,4 +1,4 @@
-"""Values that fit their types and are refused all the same, before anything is built."""
+"""Values of the right type that are nevertheless refused before anything is built."""
 
 from __future__ import annotations
 
@@ -48,7 +48,6 @@ def changed(config, key, value) -> dict:
     ],
 )
 def test_a_value_that_could_only_fail_later_is_refused(whole, key, value, told):
-    """S15, F21."""
     check_start(whole)
     with pytest.raises(UserError, match=told):
         check_start(changed(whole, key, value))
@@ -60,7 +59,7 @@ def test_a_gpu_may_compute_in_float16(whole):
 
 @pytest.mark.parametrize("key", ELSEWHERE)
 def test_settings_of_lightning_that_would_do_something_else_here_are_refused(key):
-    """F20: limit_train_batches trained on the same batches again and again."""
+    """limit_train_batches would train on the same batches again and again."""
     check_trainer({key: None, "max_steps": 5})
     with pytest.raises(UserError, match=rf"trainer\.{key}=2: not used here; \w"):
         check_trainer({key: 2})
@@ -77,7 +76,7 @@ def test_a_weight_of_nothing_is_refused_in_a_single_run(small):
 
 @pytest.mark.parametrize("experiment", sorted(p.stem for p in (CONF / "experiment").glob("*.yaml")))
 def test_every_preset_shrinks_to_a_run_that_sliding_windows_can_score(compose, experiment):
-    """Two of them kept strides of 128 and 512 over windows of 64."""
+    """Two presets used to keep strides of 128 and 512 over windows of 64."""
     config = resolve(compose("train", f"experiment={experiment}", "debug=tiny"))
     check(config)
     check_start(config)

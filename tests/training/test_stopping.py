@@ -1,4 +1,4 @@
-"""Signals end a run after the step it is in, with its state saved; a launcher's handler comes after that."""
+"""Signals end a run after the current step with its state saved; then a launcher's handler is called."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class SignalAt(Callback):
 
 @pytest.fixture(autouse=True)
 def in_a_terminal():
-    """Tests that are started by nohup ignore SIGHUP."""
+    """Reset SIGHUP, which tests started by nohup ignore."""
     before = signal.signal(signal.SIGHUP, signal.SIG_DFL)
     yield
     signal.signal(signal.SIGHUP, before)
@@ -91,7 +91,7 @@ def test_a_step_of_several_micro_batches_is_finished_first(signalled, tmp_path):
 
 
 def test_a_launchers_handler_is_called_when_the_state_is_saved(signalled, tmp_path):
-    """submitit requeues its job in it; training must not have taken it away for good."""
+    """submitit requeues its job in it, so training must restore it."""
     calls = []
 
     def requeue(signum, frame):
@@ -130,7 +130,7 @@ def test_a_run_that_is_to_outlive_its_terminal_does():
 
 
 def test_a_terminal_that_was_closed_takes_no_words(monkeypatch):
-    """SIGHUP comes because it was; writing to it fails inside of the handler."""
+    """SIGHUP arrives because the terminal closed; writing to it fails inside the handler."""
 
     class Closed(io.StringIO):
         def write(self, text: str) -> int:
@@ -161,7 +161,7 @@ def test_a_second_ctrl_c_stops_at_once_and_the_more_urgent_signal_wins():
     ("name", "error"), [("SIGINT", KeyboardInterrupt), ("SIGTERM", SystemExit)]
 )
 def test_when_training_is_over_a_signal_stops_at_once(name, error):
-    """Nothing is promised that will not happen: no step and no validation follows."""
+    """No message promises a further step or validation, since none follows."""
     request = StopRequest()
     with request.listening(speak=True):
         request.over = True

@@ -1,4 +1,4 @@
-"""Training through Lightning: one optimizer, exact resume, clean checkpoints, honest records."""
+"""Training through Lightning: one optimizer, exact resume, clean checkpoints, correct records."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ def test_resume_goes_on_bit_for_bit(small, tmp_path, order, accumulate):
 
 
 class StopAfter(Callback):
-    """Stops a run early and leaves a checkpoint, as a time limit of a cluster would."""
+    """Stops a run early and leaves a checkpoint, as a cluster's time limit would."""
 
     def __init__(self, steps: int) -> None:
         self.limit = steps
@@ -96,7 +96,7 @@ def test_resuming_with_another_model_is_refused(small, trained):
 
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_no_gradient_survives_a_step(small, accumulate):
-    """Trap 2: a parameter that nobody zeroes would still count in the clip."""
+    """Gradients that are never zeroed would still count in the clip."""
     watch = Watch()
     fit(
         small(
@@ -110,7 +110,7 @@ def test_no_gradient_survives_a_step(small, accumulate):
 
 
 def test_a_parameter_outside_the_optimizer_would_be_seen(small, monkeypatch):
-    """The planted bug of trap 2."""
+    """Planted bug: a parameter that the optimizer does not know."""
     configure = LanguageModelTask.configure_optimizers
 
     def loses_one(self):
@@ -125,7 +125,7 @@ def test_a_parameter_outside_the_optimizer_would_be_seen(small, monkeypatch):
 
 
 def test_one_optimizer_counts_one_step_and_allows_clip_and_accumulation(small):
-    """Trap 30: manual optimization would refuse both and count each optimizer's steps."""
+    """Manual optimization would refuse both and count each optimizer's steps."""
     watch = Watch()
     task = fit(
         small(

@@ -1,4 +1,4 @@
-"""What is shown can fail alone: the record of a run is complete before anything is."""
+"""Output can fail without harm: a run's record is complete before anything is shown."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def raises(*arguments, **settings):
 def test_whatever_fails_after_the_score_leaves_the_run_finished(
     small, tmp_path, monkeypatch, capsys
 ):
-    """S13, F7, F8: the probe, a logger at its end, the table, a sample."""
+    """The probe, a logger's end, the table and a sample all fail here."""
     monkeypatch.setattr(training, "probe", raises)
     monkeypatch.setattr(summary, "sample_text", raises)
     monkeypatch.setattr(AppendingCSVLogger, "finalize", raises)
@@ -65,7 +65,6 @@ def test_an_evaluation_that_cannot_be_shown_has_its_score(trained, compose, tmp_
 
 
 def test_characters_that_a_terminal_lacks_are_replaced(monkeypatch):
-    """F7."""
     raw = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii", errors="strict"))
     with showing("the scores"):
@@ -100,7 +99,7 @@ def test_a_reader_that_goes_away_ends_no_run(monkeypatch, capsys):
 
 @pytest.mark.parametrize("prompt", [None, " \n"])
 def test_a_sample_has_a_start_whatever_the_tokenizer_drops(prompt):
-    """F8: one that gives no ids for white space."""
+    """A tokenizer may return no ids for whitespace."""
 
     class Drops:
         bos_id = None

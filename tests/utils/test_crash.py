@@ -1,4 +1,4 @@
-"""Bugs of ours: kept in crash.txt, told in one line, exit code 70; what the system says is no bug."""
+"""Bugs of this program: kept in crash.txt, reported in one line, exit code 70; system errors are no bugs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Text files are UTF-8 whatever the locale: an ASCII terminal must not change what is read or written."""
+"""Text files are UTF-8 in any locale: an ASCII terminal must not change what is read or written."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ PIPES = {"stdin", "stdout", "capture_output"}
 
 
 def left_to_the_locale(source: str) -> list[str]:
-    """Calls that open, read or write text and name no encoding."""
+    """Yield calls that open, read or write text without naming an encoding."""
     found = []
     for call in (node for node in ast.walk(ast.parse(source)) if isinstance(node, ast.Call)):
         name = call.func.id if isinstance(call.func, ast.Name) else getattr(call.func, "attr", "")

@@ -1,4 +1,4 @@
-"""Which checkpoint or artifact a setting names: contents and names of runs decide, not times of files."""
+"""Finding a checkpoint or artifact by a setting: contents and run names decide, not file times."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jepa_lm.utils.finding import runs_below
 
 @pytest.fixture
 def saved(trained, tmp_path):
-    """saved(folder, step, name=...) is a checkpoint that was saved after so many steps."""
+    """saved(folder, step, name=...) writes a checkpoint that was saved after this many steps."""
     content = torch.load(trained.checkpoint, weights_only=True)
 
     def save(folder, step: int, name: str | None = None):
@@ -30,10 +30,10 @@ def saved(trained, tmp_path):
 
 
 def test_steps_decide_and_not_the_times_of_files(saved, tmp_path):
-    """A clock that was wrong, or `cp -r`, makes an older checkpoint the newer file."""
+    """After a wrong clock, or `cp -r`, an older checkpoint can be the newer file."""
     folder = tmp_path / "checkpoints"
     for step, name in ((4, None), (12, "last.ckpt"), (8, None), (2, None)):
-        saved(folder, step, name)  # the file of the fewest steps is the newest
+        saved(folder, step, name)  # the file with the fewest steps has the latest time
     assert [p.name for p in checkpoints_in(folder)] == [
         "last.ckpt",
         "step-8.ckpt",
@@ -70,7 +70,7 @@ def test_links_to_nothing_and_pipes_are_passed_over(saved, tmp_path):
 def test_last_is_the_newest_run_that_has_one_by_the_time_in_its_path(
     saved, tmp_path, monkeypatch, capsys
 ):
-    """Also of a task with a slash in its name, of a sweep's jobs, and whatever was copied since."""
+    """Also with a slash in the task's name, in a sweep, and after copies."""
     monkeypatch.chdir(tmp_path)
     logs = tmp_path / "logs"
     old = logs / "a" / "b" / "runs" / "2026-01-02_03-04-05-000001"

@@ -1,4 +1,4 @@
-"""Workers of a sweep and the GPUs of their machine: one each, and free again when a worker is gone."""
+"""Workers of a sweep and the machine's GPUs: one each, free again when a worker is gone."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ sys.stdin.read()
 
 @pytest.fixture
 def machine(monkeypatch):
-    """One with the GPUs that its user calls 3 and 5."""
+    """A machine with two GPUs, which the user's list calls 3 and 5."""
     monkeypatch.setenv(gpus.VISIBLE, "3, 5")
     monkeypatch.setattr(gpus, "_held", None)
     yield
@@ -46,7 +46,7 @@ def test_a_worker_holds_its_gpu_until_its_process_ends(machine, tmp_path):
         one.wait()
         gpus.claim(tmp_path)
         held = os.environ[gpus.VISIBLE]
-        gpus.claim(tmp_path)  # the next job of the same worker
+        gpus.claim(tmp_path)  # the same worker's next job
         assert os.environ[gpus.VISIBLE] == held
         other.kill()
 

@@ -1,4 +1,4 @@
-"""Settings of the process; a user's own win."""
+"""Settings of the process; a user's own settings win."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 @pytest.mark.slow
 @pytest.mark.skipif(not sys.platform.startswith("linux"), reason="glibc's malloc")
 def test_large_tensors_reuse_memory():
-    """64 MB each: mapped anew every time without tuning, which costs a page fault every 4 KiB."""
+    """64 MB each: without tuning each is mapped anew, which costs a page fault every 4 KiB."""
     faults = {
         name: int(subprocess.check_output([sys.executable, "-c", FAULTS, name], text=True))
         for name in ("plain", "tuned")
@@ -52,7 +52,7 @@ def test_a_users_environment_wins(monkeypatch):
 
 
 def test_scoring_and_exporting_start_without_lightning():
-    """Its import takes longer than all the rest of a start; the fresh process of an export counts, too."""
+    """Its import is most of a start; an export's fresh process counts, too."""
     code = (
         "import sys, jepa_lm.commands.export, jepa_lm.artifact.round_trip, jepa_lm.commands.evaluate\n"
         "print([name for name in ('lightning', 'torch._dynamo') if name in sys.modules])"

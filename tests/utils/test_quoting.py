@@ -1,4 +1,4 @@
-"""Text of users, files and models is shown as it was written, by every route: nothing in it is obeyed."""
+"""Text of users, files and models is shown as written, on every route; nothing in it is interpreted."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ SEEN = (
     '[red]a[/red] \\x1b[31m\\x1b]0;t\\x07 <b>c</b> ${oc.env:HOME} {0} %s `d` | "e" it\'s $(f) \\n\\r g '
     "\\u202e \\x9b2J *h* :smile: \\ \\u200b \\udc80 \\ufffe é 日 #"
 )
-"""How it is shown."""
+"""How `HOSTILE` is shown."""
 
 
 def value(text: str) -> str:
-    """What Hydra and OmegaConf make of an override's value."""
+    """Return what Hydra and OmegaConf make of an override's value."""
     found = OverridesParser.create().parse_override(f"k={text}").value()
     return OmegaConf.to_container(OmegaConf.create({"k": found}), resolve=True)["k"]
 
@@ -186,10 +186,10 @@ def test_a_terminal_shows_what_was_written_and_obeys_nothing(monkeypatch, tmp_pa
     monkeypatch.setattr(sys, "stdout", stream)
     monkeypatch.setattr(sys, "stderr", stream)
     monkeypatch.setenv("COLUMNS", "1000")
-    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes it for a terminal
+    monkeypatch.setenv("FORCE_COLOR", "1")  # makes rich treat it as a terminal
     ROUTES[route](HOSTILE, tmp_path)
     shown = stream.getvalue()
-    # One that folds its lines, or leaves out white space, has every part of it all the same.
+    # An output that folds its lines, or drops whitespace, still has every part of the text.
     parts = [
         "[red]a[/red]",
         "\\x1b[31m\\x1b]0;t\\x07",
