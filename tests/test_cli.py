@@ -39,7 +39,7 @@ MISTAKES = [
     ("objective=nune", "objective=nune", "did you mean none?"),
     ("seed=abc", "seed", "Value 'abc'"),
     ("compile=maybe", "compile", "not a valid bool"),
-    ("a=b=c", "a=b=c: cannot be read", "if it is text: 'a=\"b=c\"'"),
+    ("a=b=c", "a=b=c: cannot be read", "to pass it as text: 'a=\"b=c\"'"),
     # what Hydra lets through
     ("+trainer.max_stepz=3", "trainer.max_stepz", "did you mean trainer.max_steps?"),
     ("+jepa.wieght=0.1", "jepa.wieght", "did you mean jepa.weight?"),
@@ -88,7 +88,7 @@ MISTAKES = [
     (
         "model=mamba2 model/value_embedding=shared",
         "model/value_embedding",
-        "no such group to choose",
+        "has no such group",
     ),
     ("model=mamba2 model.backbone.state_size=32", "state_size", "model.backbone.state_dim?"),
     ("model=mamba2 model.kernel=triton", "model.kernel=triton", "needs"),
@@ -100,12 +100,12 @@ MISTAKES = [
 
 
 WORDS = [
-    ("seed=", "seed=: nothing follows; null unsets a setting"),
-    ("=3", "=3: what is set?"),
+    ("seed=", "seed=: the value is missing; null unsets a setting"),
+    ("=3", "=3: the key is missing"),
     ("objective=null", "objective=null: choose one of base, chunk"),
-    ("+debug=null", "choose one of overfit, profiler, tiny, or leave the word out"),
+    ("+debug=null", "choose one of overfit, profiler, tiny, or leave this override out"),
     ("sweep=5", "sweep=5: choose one of jepa_weight"),
-    ("data.tokenizer=bytes256", "is chosen from a group; data/tokenizer=bytes256"),
+    ("data.tokenizer=bytes256", "this is a config group; write data/tokenizer=bytes256"),
     ("hydra.sweeper=basic", "hydra/sweeper=basic"),
 ]
 
@@ -123,13 +123,13 @@ def test_a_word_that_hydra_would_misread_is_named_before_it_does(word, said):
     [
         (
             ["--lr", "0.1"],
-            "unrecognized arguments: --lr; settings are key=value words without dashes",
+            "unrecognized arguments: --lr; settings are given as key=value without dashes",
         ),
-        (["--experimental-rerun=config.pickle"], "would run a file's contents"),
-        (["-m", "--cfg=job"], "one of them at a time"),
-        (["--resolve"], "--resolve: goes with --cfg"),
+        (["--experimental-rerun=config.pickle"], "would execute a file's contents"),
+        (["-m", "--cfg=job"], "use only one of them"),
+        (["--resolve"], "--resolve: only works with --cfg"),
         (["seed"], "seed: a setting is given as key=value"),
-        (["task_name='a"], "a quotation mark that is not closed"),
+        (["task_name='a"], "unclosed quotation mark"),
     ],
 )
 def test_a_flag_or_a_word_that_is_none(command, words, said):
