@@ -1,9 +1,9 @@
-"""From the command line to a function of the config; errors become one line and an exit code.
+"""The command line: compose the config, call the command, turn errors into one line and an exit code.
 
-0 success, 2 something the user can mend, 3 an artifact over its cap, 4 a rank of a distributed run was
-lost, 5 jobs of a sweep failed, 70 a bug of ours, whose traceback is in crash.txt of the run's folder (of
-logs/ before there is one), 128 + n stopped by signal n (130 Ctrl-C, 138 SIGUSR1, 143 SIGTERM) with its
-state saved.
+Exit codes: 0 success; 2 an error that the user can fix; 3 the artifact exceeds its cap; 4 a rank of a
+distributed run was lost; 5 jobs of a sweep failed; 70 a bug in jepa_lm, with its traceback in crash.txt in
+the run folder (in logs/ if there is no run folder yet); 128 + n stopped by signal n with the state saved
+(130 Ctrl-C, 138 SIGUSR1, 143 SIGTERM).
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ from jepa_lm.utils.paths import CONF
 from jepa_lm.utils.signals import Stopped
 
 TOLD = (*MENDABLE, CrashError)
-"""What is told in one line."""
+"""Errors that are printed as one line."""
 
 
 def launch(command: str) -> int:
-    """Compose conf/<command>.yaml with the command line, run the command, return its exit code."""
-    os.environ["HYDRA_FULL_ERROR"] = "1"  # Hydra would print a traceback and exit by itself
+    """Compose conf/<command>.yaml with the command line, run the command and return its exit code."""
+    os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints the error and exits itself
     process.tune()
     replace_characters(sys.stdout)
     schema.register()
@@ -43,10 +43,10 @@ def launch(command: str) -> int:
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)
     def job(cfg: DictConfig) -> float | None:
-        # Not by its mode: `study=` and `sweep=` choose that in a file that jobs do not read.
+        # Hydra's mode does not tell: `study=` and `sweep=` set it in a file that jobs do not read.
         in_sweep = not OmegaConf.is_missing(HydraConfig.get().job, "num")
         if in_sweep:
-            schema.register()  # a worker has read none of this
+            schema.register()  # a worker process has not run the code above
         try:
             with bugs_kept(Path(HydraConfig.get().runtime.output_dir)):
                 if (
@@ -61,7 +61,7 @@ def launch(command: str) -> int:
             if in_sweep:
                 tell(f"error: {explain(error, command)[0]}")
                 raise  # the sweep counts its failures
-            returned.append(error)  # Hydra would print a second message for a raised one
+            returned.append(error)  # if raised, Hydra would print a second message
             return None
 
     try:
@@ -84,7 +84,7 @@ def launch(command: str) -> int:
 
 
 def _run(job: Callable[[], None]) -> None:
-    """With what Hydra raises while it reads a config told with the name of the file."""
+    """Run the job; add the file's name to errors that Hydra raises while it reads a config."""
     try:
         job()
     except TOLD:
@@ -97,10 +97,10 @@ def _run(job: Callable[[], None]) -> None:
 
 
 def _check_arguments() -> None:
-    """Hydra's flags before the overrides, where alone it takes them; mistakes are told before it starts.
+    """Move Hydra's flags in front of the overrides, as Hydra requires, and check all arguments.
 
     Raises:
-        UserError: a flag that it does not have, an override that no command can mean.
+        UserError: an unknown flag, flags that exclude each other, or a malformed override.
     """
 
     def is_override(word: str) -> bool:
@@ -110,16 +110,18 @@ def _check_arguments() -> None:
     parser = get_args_parser()
 
     def refuse(message: str) -> NoReturn:
-        raise UserError(f"{message}; settings are key=value words without dashes, such as seed=1")
+        raise UserError(
+            f"{message}; settings are given as key=value without dashes, such as seed=1"
+        )
 
     parser.error = refuse  # type: ignore[method-assign]
     asked = parser.parse_args()
     if asked.experimental_rerun is not None:
         raise UserError(
-            "--experimental-rerun: would run a file's contents; give the overrides instead"
+            "--experimental-rerun: would execute a file's contents; give the overrides instead"
         )
     if asked.run + asked.multirun + (asked.cfg is not None) + (asked.info is not None) > 1:
-        raise UserError("--run, --multirun, --cfg, --info: one of them at a time")
+        raise UserError("--run, --multirun, --cfg, --info: use only one of them")
     if asked.resolve and asked.cfg is None:
-        raise UserError("--resolve: goes with --cfg")
+        raise UserError("--resolve: only works with --cfg")
     check_words(asked.overrides)

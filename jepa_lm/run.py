@@ -1,6 +1,7 @@
 """train, evaluate, export: plain functions of a composed config, called by the entry points.
 
-Each imports what it needs when it is called: Lightning, which training alone needs, takes seconds.
+Each function imports its command only when called: importing Lightning, which only training needs, takes
+seconds.
 """
 
 from __future__ import annotations

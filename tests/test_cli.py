@@ -39,13 +39,13 @@ OF_HYDRA = [
     ("objective=nune", "objective=nune", "did you mean none?"),
     ("seed=abc", "seed", "Value 'abc'"),
     ("compile=maybe", "compile", "not a valid bool"),
-    ("a=b=c", "a=b=c: cannot be read", "if it is text: 'a=\"b=c\"'"),
+    ("a=b=c", "a=b=c: cannot be read", "to pass it as text: 'a=\"b=c\"'"),
     ("objective=recipes/pr1007", "objective=recipes/pr1007", "did you mean recipes/pr1006?"),
     ("model=mamba", "model=mamba", "did you mean mamba2?"),
     (
         "model=mamba2 model/value_embedding=shared",
         "model/value_embedding",
-        "no such group to choose",
+        "has no such group",
     ),
     ("eval=sliding", "eval: with these choices", "its settings are eval.stride"),
     (
@@ -103,12 +103,12 @@ OF_OURS = [
 
 
 WORDS = [
-    ("seed=", "seed=: nothing follows; null unsets a setting"),
-    ("=3", "=3: what is set?"),
+    ("seed=", "seed=: the value is missing; null unsets a setting"),
+    ("=3", "=3: the key is missing"),
     ("objective=null", "objective=null: choose one of base, chunk"),
-    ("+debug=null", "choose one of overfit, profiler, tiny, or leave the word out"),
+    ("+debug=null", "choose one of overfit, profiler, tiny, or leave this override out"),
     ("sweep=5", "sweep=5: choose one of jepa_weight"),
-    ("data.tokenizer=bytes256", "is chosen from a group; data/tokenizer=bytes256"),
+    ("data.tokenizer=bytes256", "this is a config group; write data/tokenizer=bytes256"),
     ("hydra.sweeper=basic", "hydra/sweeper=basic"),
 ]
 
@@ -126,13 +126,13 @@ def test_a_word_that_hydra_would_misread_is_named_before_it_does(word, said):
     [
         (
             ["--lr", "0.1"],
-            "unrecognized arguments: --lr; settings are key=value words without dashes",
+            "unrecognized arguments: --lr; settings are given as key=value without dashes",
         ),
-        (["--experimental-rerun=config.pickle"], "would run a file's contents"),
-        (["-m", "--cfg=job"], "one of them at a time"),
-        (["--resolve"], "--resolve: goes with --cfg"),
+        (["--experimental-rerun=config.pickle"], "would execute a file's contents"),
+        (["-m", "--cfg=job"], "use only one of them"),
+        (["--resolve"], "--resolve: only works with --cfg"),
         (["seed"], "seed: a setting is given as key=value"),
-        (["task_name='a"], "a quotation mark that is not closed"),
+        (["task_name='a"], "unclosed quotation mark"),
     ],
 )
 def test_a_flag_or_a_word_that_is_none(command, words, said):

@@ -1,8 +1,8 @@
-"""The sweeper that Hydra finds here; see `jepa_lm.study.execution` for what it does.
+"""Hydra's plugin for our sweeper; `jepa_lm.study.execution` does the work.
 
-Hydra imports this module at each start and accepts sweepers from `hydra_plugins` alone, so it is small
-and imports the rest when a sweep begins. It executes the file before `sys.modules` knows it, where a
-dataclass with postponed annotations fails: no `from __future__ import annotations`.
+Hydra accepts sweepers only from `hydra_plugins` and imports this module at every start, so it is small and
+imports the rest when a sweep begins. Hydra executes the file before it is in `sys.modules`, where dataclasses
+with postponed annotations fail: hence no `from __future__ import annotations`.
 """
 
 from dataclasses import dataclass, field
@@ -19,17 +19,17 @@ from omegaconf import DictConfig
 
 @dataclass
 class ResumableSweeperConf:
-    """Settings below `hydra.sweeper`."""
+    """Settings under `hydra.sweeper`."""
 
     _target_: str = "hydra_plugins.jepa_lm_study.ResumableSweeper"
     params: dict[str, Any] = field(default_factory=dict)
-    """Swept keys and their values, as a `sweep=` file gives them; the command line wins."""
+    """Swept keys and their values from a `sweep=` file; the command line overrides them."""
     trials: Optional[int] = None  # noqa: UP045 (Hydra reads this annotation)
-    """Search instead: so many draws of the swept values, which may be intervals."""
+    """Number of trials of a search over the swept values, which may be intervals; None: a full grid."""
     sampler: str = "tpe"
-    """Of a search: tpe learns from the scores, random does not."""
+    """Sampler of a search: `tpe` learns from the scores, `random` does not."""
     batch: int = 1
-    """Draws of a search that are run together, for a launcher with several workers."""
+    """Trials of a search that run in parallel, for a launcher with several workers."""
 
 
 ConfigStore.instance().store(
@@ -38,10 +38,10 @@ ConfigStore.instance().store(
 
 
 class ResumableSweeper(Sweeper):
-    """Runs the jobs of a sweep or of a study that are not finished yet.
+    """Runs the unfinished jobs of a sweep or study.
 
     Args:
-        params: see `ResumableSweeperConf`. search: read from the config when it begins.
+        params: see `ResumableSweeperConf`. search: unused here; read from the config when the sweep starts.
     """
 
     def __init__(self, params: dict[str, Any], **search: Any) -> None:
@@ -53,14 +53,14 @@ class ResumableSweeper(Sweeper):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Called by Hydra before `sweep`."""
+        """Keep what Hydra passes before it calls `sweep`."""
         self.hydra_context, self.config = hydra_context, config
         self.launcher = Plugins.instance().instantiate_launcher(
             hydra_context=hydra_context, task_function=task_function, config=config
         )
 
     def sweep(self, arguments: list[str]) -> Any:
-        """Plan, run and report; see `jepa_lm.study.execution.sweep`."""
+        """Plan the jobs, run them and report; see `jepa_lm.study.execution.sweep`."""
         from jepa_lm.study.execution import sweep
 
         assert self.hydra_context is not None

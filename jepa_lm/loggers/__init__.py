@@ -1,1 +1,1 @@
-"""Loggers: metrics.csv, W&B and TensorBoard; what they get at a run's end; the W&B run of a report."""
+"""Loggers: metrics.csv, W&B and TensorBoard, and the records they receive at the end of a run."""

@@ -1,6 +1,6 @@
-"""metrics.csv that survives a resumed run: what comes again after a resume is there once.
+"""metrics.csv that survives a resume: steps that are repeated after a resume appear only once.
 
-A row's `step` is the number of optimizer steps before the one that it is about, as Lightning counts.
+A row's `step` counts the optimizer steps before the one that it describes, as Lightning does.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from jepa_lm.utils.files import write_bytes
 
 FILE = "metrics.csv"
 VALIDATED = "val/bpb"
-"""Column that only rows of a validation fill."""
+"""Column that is filled only in validation rows."""
 Row = dict[str, str]
 
 
 class _AppendingWriter(_ExperimentWriter):
-    """Goes on in the file that is there; Lightning's own deletes it. A kill loses no complete row."""
+    """Appends to an existing file, which Lightning's writer would delete. A kill loses no complete row."""
 
     def _check_log_dir_exists(self) -> None:
         path = Path(self.metrics_file_path)
@@ -39,13 +39,13 @@ class _AppendingWriter(_ExperimentWriter):
             path.unlink()
 
     def _rewrite_with_new_header(self, fieldnames: list[str]) -> None:
-        """The same rows under more columns; the file is there at any moment."""
+        """Rewrite the rows with more columns; the file is replaced in one step and never missing."""
         path = Path(self.metrics_file_path)
         _write(path, fieldnames, _read(path)[1])
 
 
 def _cut_half_row(path: Path) -> None:
-    """Take off what a kill left of a row that was being written."""
+    """Remove a last row that a kill left incomplete."""
     data = path.read_bytes()
     whole = data.rfind(b"\n") + 1
     if whole < len(data):
@@ -54,10 +54,10 @@ def _cut_half_row(path: Path) -> None:
 
 
 def _read(path: Path) -> tuple[list[str], list[Row]]:
-    """Columns and rows, without one that a kill left half written.
+    """Return columns and rows, without a last row that a kill left incomplete.
 
     Raises:
-        UserError: the file is no table of this kind.
+        UserError: the file is not a CSV table.
     """
     data = path.read_bytes()
     try:
@@ -66,7 +66,9 @@ def _read(path: Path) -> tuple[list[str], list[Row]]:
         rows = [{key: row.get(key) or "" for key in reader.fieldnames or ()} for row in reader]
         return list(reader.fieldnames or ()), rows
     except (csv.Error, ValueError) as error:
-        raise UserError(f"{path}: damaged ({error}); move it away to go on without it") from error
+        raise UserError(
+            f"{path}: damaged ({error}); move it away to continue without it"
+        ) from error
 
 
 def _write(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
@@ -78,7 +80,7 @@ def _write(path: Path, columns: Sequence[str], rows: Sequence[Row]) -> None:
 
 
 def _before(step: int) -> Callable[[Row], bool]:
-    """Whether a row is about one of the first `step` steps; one without a number stays."""
+    """Return a filter that keeps rows of the first `step` steps and rows without a step number."""
 
     def kept(row: Row) -> bool:
         number = row.get("step", "")
@@ -88,7 +90,7 @@ def _before(step: int) -> Callable[[Row], bool]:
 
 
 def validated(folder: Path, step: int) -> bool:
-    """Whether the metrics.csv of a run folder holds the validation after this many steps."""
+    """Return whether metrics.csv in a run folder holds the validation after this many steps."""
     path = folder / FILE
     if not path.is_file():
         return False
@@ -97,7 +99,7 @@ def validated(folder: Path, step: int) -> bool:
 
 
 class AppendingCSVLogger(CSVLogger, RunLogger):
-    """metrics.csv straight in the run folder; a run resumed there appends to it."""
+    """Writes metrics.csv directly in the run folder; a resumed run appends to it."""
 
     def __init__(self, *, save_dir: str) -> None:
         super().__init__(save_dir, name="", version="")
@@ -105,14 +107,14 @@ class AppendingCSVLogger(CSVLogger, RunLogger):
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The writer, made at the first use."""
+        """The writer, created on first use."""
         if self._experiment is None:
             self._experiment = _AppendingWriter(log_dir=self.log_dir)
         return self._experiment
 
     @rank_zero_only
     def goes_on(self, step: int) -> None:
-        """Take out rows of later steps, which will be written again."""
+        """Remove rows of later steps, which will be written again."""
         path = Path(self.log_dir) / FILE
         if not path.is_file():
             return
@@ -123,4 +125,4 @@ class AppendingCSVLogger(CSVLogger, RunLogger):
             _write(path, columns, kept)
 
     def log_hyperparams(self, params: Any = None) -> None:
-        """Nothing: the run folder holds the config in .hydra already."""
+        """Do nothing: the run folder already holds the config, in .hydra."""

@@ -1,6 +1,6 @@
-"""The life of a run's loggers: they get its config, its summary and how it ended, and are closed.
+"""The life of a run's loggers: they receive its config, its summary and how it ended, and are closed.
 
-Each job of a sweep closes its own before the next one starts.
+Each job of a sweep closes its loggers before the next job starts.
 """
 
 from __future__ import annotations
@@ -23,44 +23,44 @@ if TYPE_CHECKING:
 FINISHED = Ending("finished", 0)
 FAILED = Ending("failed", 1)
 ENDED_AT_ONCE = Ending("interrupted", 130)
-"""By a second Ctrl-C."""
+"""A second Ctrl-C stopped the run immediately."""
 
 
 class RunLoggers:
-    """The loggers of one run. Their trouble at its end is told and does not fail the run."""
+    """The loggers of one run. Their errors at its end are warnings and do not fail the run."""
 
     def __init__(self, loggers: Iterable[Logger]) -> None:
         self.loggers = list(loggers)
 
     def goes_on(self, step: int) -> None:
-        """The run goes on after this many steps.
+        """Prepare the loggers for a run that resumes after this many steps.
 
         Raises:
-            UserError: records that cannot be read.
+            UserError: existing records cannot be read.
         """
         for logger in self.loggers:
             if isinstance(logger, RunLogger):
                 logger.goes_on(step)
 
     def config(self, config: Mapping[str, Any]) -> None:
-        """What the run was started with; starts a W&B run.
+        """Log the config that the run was started with; this starts a W&B run.
 
         Raises:
-            UserError: W&B cannot be reached, or nobody is logged in.
+            UserError: W&B cannot be reached, or the user is not logged in.
         """
         for logger in self.loggers:
             logger.log_hyperparams(dict(config))
 
     def summary(self, summary: Mapping[str, Any], files: Sequence[Path] = ()) -> None:
-        """The final figures, and the small files that hold them."""
+        """Log the final figures, and the small files that hold them."""
         self._each(lambda keeper: keeper.log_summary(summary, files))
 
     def artifact(self, name: str, files: Sequence[Path]) -> None:
-        """A version of a model."""
+        """Log a version of a model."""
         self._each(lambda keeper: keeper.log_artifact(name, files))
 
     def close(self, ending: Ending) -> None:
-        """Write out everything."""
+        """Close the loggers; each writes what it still holds."""
         self._each(lambda keeper: keeper.close(ending))
 
     def _each(self, call: Callable[[RunLogger], None]) -> None:
@@ -69,7 +69,7 @@ class RunLoggers:
                 continue
             try:
                 call(logger)
-            except Exception as error:  # whatever a service says: the run folder has the records
+            except Exception as error:  # any error of a service: the run folder holds the records
                 warn(f"{type(logger).__name__}: {error}")
 
 
@@ -80,11 +80,11 @@ def recording(
     stop: StopRequest | None = None,
     resumed: Resumed | None = None,
 ) -> Iterator[RunLoggers]:
-    """Give the loggers the config; afterwards tell them how the run ended, and close them.
+    """Log the config on entry; on exit report to the loggers how the run ended, and close them.
 
     Args:
-        stop: says whether a signal ended the run.
-        resumed: where the run goes on.
+        stop: knows whether a signal ended the run.
+        resumed: the checkpoint that the run resumes from, if it does.
     """
     records = RunLoggers(loggers)
     ending = ENDED_AT_ONCE
@@ -112,12 +112,12 @@ def recording_job(
     run: Mapping[str, Any],
     shared: Mapping[str, Any],
 ) -> Iterator[RunLoggers]:
-    """The same for an evaluation or an export, beside the training run that it belongs to.
+    """Like `recording`, for an evaluation or export and linked to the training run it belongs to.
 
     Args:
-        config: of the job, resolved. job_type: eval or export.
-        run: resolved config of the training; empty where it is not known.
-        shared: what W&B runs of that training share.
+        config: the job's resolved config. job_type: eval or export.
+        run: the training's resolved config; empty if unknown.
+        shared: W&B settings that all runs of that training share.
     """
     fill_in(config, job_type, shared=shared)
     loggers = build("logger", config["logger"] or {}).values()

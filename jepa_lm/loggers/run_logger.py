@@ -1,4 +1,4 @@
-"""What a logger of ours can do beside metrics."""
+"""The interface of our loggers beyond metrics: resume, summary, model versions, close."""
 
 from __future__ import annotations
 
@@ -11,23 +11,23 @@ class Ending(NamedTuple):
     """How a run ended."""
 
     status: str
-    """finished, failed or interrupted, as in summary.json."""
+    """`finished`, `failed` or `interrupted`, as in summary.json."""
     exit_code: int
     preempted: bool = False
-    """A cluster took the machine away; it will start the run again."""
+    """True if a cluster preempted the run and will start it again."""
 
 
 class RunLogger:
-    """A logger that keeps what a run ends with, and that we close. Each method may do nothing."""
+    """A logger that also keeps the results of a run and is closed by us. Each method may do nothing."""
 
     def goes_on(self, step: int) -> None:
-        """The run goes on after this many steps: what was kept of later ones will come again."""
+        """Prepare for a run that resumes after this many steps: records of later steps will be repeated."""
 
     def log_summary(self, summary: Mapping[str, Any], files: Sequence[Path] = ()) -> None:
         """Keep a run's final figures, and copies of the small files that hold them."""
 
     def log_artifact(self, name: str, files: Sequence[Path]) -> None:
-        """Keep a version of a model, under a name."""
+        """Keep a version of a model under a name."""
 
     def close(self, ending: Ending) -> None:
-        """Write out everything; the logger is not used any more."""
+        """Write everything out; the logger is not used afterwards."""

@@ -1,4 +1,4 @@
-"""What `logger.wandb` leaves open (null) is filled in: W&B runs of one training run belong together."""
+"""Fill in the settings of `logger.wandb` that are null, so that all W&B runs of one training are linked."""
 
 from __future__ import annotations
 
@@ -9,31 +9,31 @@ from typing import Any
 from jepa_lm.utils.errors import UserError
 
 LONGEST_TAG, LONGEST_NAME = 64, 128
-"""Letters that W&B takes."""
+"""Maximum number of characters that W&B accepts."""
 NOT_IN_PROJECTS = "/\\#?%:"
 SHARED = ("project", "entity", "group", "name", "tags")
-"""Settings that the evaluation and the export of a run take from its training."""
+"""Settings that the evaluation and the export of a run take over from its training."""
 
 
 def wandb_settings(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The node `logger.wandb`; empty without it."""
+    """Return the node `logger.wandb`; empty if there is none."""
     found = config.get("logger") or {}
     node = found.get("wandb") if isinstance(found, dict) else None
     return node if isinstance(node, dict) else {}
 
 
 def shared_settings(run: Mapping[str, Any]) -> dict[str, Any]:
-    """What W&B runs of one training run share.
+    """Return the settings that all W&B runs of one training share.
 
     Args:
-        run: the resolved config of the training, which need not have used W&B.
+        run: the training's resolved config; the training need not have used W&B.
     """
     own = {"group": run.get("task_name"), "tags": run.get("tags")}
     return as_shared(own | _given(wandb_settings(run)))
 
 
 def as_shared(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """What of it can be what it should, wherever it was read: texts, and a list of them."""
+    """Keep only shared settings of the right type, because they may come from any file."""
     found = {k: v for k in SHARED if isinstance(v := settings.get(k), str) and k != "tags"}
     tags = settings.get("tags")
     known = [tag for tag in tags if isinstance(tag, str) and tag] if isinstance(tags, list) else []
@@ -47,15 +47,15 @@ def fill_in(
     shared: Mapping[str, Any] | None = None,
     resume: bool = False,
 ) -> None:
-    """Fill in `logger.wandb`, where the config has one; what the user has set stays.
+    """Fill in `logger.wandb` if the config has it; values set by the user stay.
 
     Args:
-        config: resolved; it is changed. job_type: train, eval or export.
-        shared: what the training run has set, see `shared_settings`; its tags are added.
-        resume: go on with the W&B run of the folder.
+        config: resolved; it is changed in place. job_type: train, eval or export.
+        shared: settings of the training run, see `shared_settings`; its tags are added.
+        resume: resume the W&B run of the folder.
 
     Raises:
-        UserError: a tag, a name or a project that W&B would not take.
+        UserError: a tag, a name or a project that W&B would reject.
     """
     settings = wandb_settings(config)
     if not settings:
@@ -72,7 +72,7 @@ def fill_in(
 
 
 def fitted(text: str, most: int = LONGEST_NAME) -> str:
-    """A text that W&B takes: of a longer one its beginning, and a digest that tells it from others."""
+    """Return a text short enough for W&B: a longer one is cut, and a digest keeps it unique."""
     if len(text) <= most:
         return text
     digest = hashlib.sha256(text.encode(errors="replace")).hexdigest()[:8]
@@ -80,22 +80,23 @@ def fitted(text: str, most: int = LONGEST_NAME) -> str:
 
 
 def _check(settings: Mapping[str, Any]) -> None:
-    """Refuse what the user has set and W&B would not take, some of it only when the run is over."""
+    """Refuse settings that W&B would reject, some of them only at the end of the run."""
     for tag in settings.get("tags") or []:
         if not 1 <= len(tag) <= LONGEST_TAG:
             raise UserError(
-                f"tags={tag[:80]}: has {len(tag)} letters; W&B takes tags of 1 to {LONGEST_TAG}"
+                f"tags={tag[:80]}: has {len(tag)} characters; W&B allows 1 to {LONGEST_TAG}"
             )
     for key in ("project", "entity", "name", "group", "job_type"):
         value = settings.get(key) or ""
         if len(value) > LONGEST_NAME:
             raise UserError(
-                f"logger.wandb.{key}={value[:80]}...: has {len(value)} letters; W&B takes {LONGEST_NAME}"
+                f"logger.wandb.{key}={value[:80]}...: has {len(value)} characters; W&B allows at most "
+                f"{LONGEST_NAME}"
             )
     project = settings.get("project") or ""
     if found := [sign for sign in NOT_IN_PROJECTS if sign in project]:
         raise UserError(
-            f"logger.wandb.project={project}: W&B takes no {' '.join(found)} in a project's name"
+            f"logger.wandb.project={project}: W&B does not allow {' '.join(found)} in a project name"
         )
 
 

@@ -1,4 +1,4 @@
-"""TensorBoard's event file in the run folder, with the run's settings beside its score."""
+"""TensorBoard's event file in the run folder, with the run's settings next to its score."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from jepa_lm.utils.errors import UserError
 
 
 class TensorBoardRun(TensorBoardLogger, RunLogger):
-    """Lightning's logger; settings are written when there is a score to show them with.
+    """Lightning's TensorBoard logger; it writes the settings once there is a score to show with them.
 
     Args:
-        save_dir: where the event file is written.
+        save_dir: folder of the event file.
 
     Raises:
         UserError: tensorboard is not installed.
@@ -33,12 +33,12 @@ class TensorBoardRun(TensorBoardLogger, RunLogger):
             ) from error
 
     def goes_on(self, step: int) -> None:
-        """Let TensorBoard hide what an event file of an earlier start has from there on."""
+        """Let TensorBoard hide events of an earlier start from this step on."""
         self._kwargs["purge_step"] = step
 
     @rank_zero_only
     def log_summary(self, summary: Mapping[str, Any], files: Sequence[Path] = ()) -> None:
-        """Write all of it as text, and the validation beside the settings."""
+        """Write the summary as text, and the validation scores with the settings."""
         text = json.dumps(summary, indent=2).replace("\n", "\n    ")  # indented: code in Markdown
         self.experiment.add_text("summary", f"    {text}")
         if summary.get("val"):
@@ -47,5 +47,5 @@ class TensorBoardRun(TensorBoardLogger, RunLogger):
 
     @rank_zero_only
     def close(self, ending: Ending) -> None:
-        """Close the file."""
+        """Close the event file."""
         self.finalize("success" if ending.exit_code == 0 else "failed")

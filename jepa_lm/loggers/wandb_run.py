@@ -1,4 +1,4 @@
-"""A Weights & Biases run for each run folder: continued under its id, finished with its exit code."""
+"""One Weights & Biases run per run folder: resumed under its id, finished with the run's exit code."""
 
 from __future__ import annotations
 
@@ -19,32 +19,32 @@ from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.files import write_text
 
 ID_FILE = "wandb_id"
-"""In the run folder: the id of its W&B run."""
+"""File in the run folder with the id of its W&B run."""
 PROJECT = "jepa_lm"
 STEP = "trainer/global_step"
-"""Lightning's name of the axis."""
+"""Lightning's name for the step axis."""
 BEST = ("val/bpb", "val/nll")
-"""Metrics whose summary is their minimum, at `val/bpb.min`."""
+"""Metrics whose W&B summary is their minimum, under `val/bpb.min`."""
 FINAL = "final/bpb"
-"""Of the model that the run ends with: a plain number, which a sweep can optimize."""
+"""BPB of the final model: a plain number, which a sweep can optimize."""
 
 
 class WandbRun(WandbLogger, RunLogger):
-    """Lightning's W&B logger with a life of its own: `wandb.init` at the first use, `close` at the end.
+    """Lightning's W&B logger: calls `wandb.init` on first use and is closed at the end of the run.
 
-    Only the first rank has a W&B run.
+    Only rank 0 has a W&B run.
 
     Args:
-        project, entity: where the run is; None: WANDB_PROJECT or jepa_lm, the user's own entity.
-        name: None: W&B invents one. group: of runs that belong together, a study for example.
+        project, entity: where the run is stored; None: WANDB_PROJECT or jepa_lm, and the user's own entity.
+        name: None: W&B invents one. group: joins runs that belong together, such as those of a study.
         job_type: train, eval, export or report.
-        offline: write files for `wandb sync`; needs no account and no network.
-        log_model: keep the last checkpoint as an artifact.
+        offline: write files for `wandb sync`; needs neither an account nor a network.
+        log_model: upload the last checkpoint as an artifact.
         save_dir: the run folder.
-        resume: go on with the W&B run that this folder had before, if it had one.
+        resume: resume this folder's earlier W&B run, if it has one.
 
     Raises:
-        UserError: wandb is not installed; when the run is started: not logged in, no network.
+        UserError: wandb is not installed; on first use: the user is not logged in, or there is no network.
     """
 
     def __init__(
@@ -75,9 +75,9 @@ class WandbRun(WandbLogger, RunLogger):
             tags=tags,
             save_dir=save_dir,
             id=self._kept_id() if resume else None,
-            # Not Lightning's `offline`, which sets WANDB_MODE for all later runs of the process.
+            # Lightning's `offline` would set WANDB_MODE for all later runs of the process.
             mode="offline" if offline else None,
-            # A run that somebody left open does not take in this one's metrics.
+            # A W&B run that was left open must not receive this run's metrics.
             reinit="finish_previous",
         )
 
@@ -87,13 +87,15 @@ class WandbRun(WandbLogger, RunLogger):
             return None
         kept = path.read_bytes()[:1000].decode(errors="replace").strip()
         if kept and not re.fullmatch(r"[A-Za-z0-9_-]{1,128}", kept):
-            raise UserError(f"{path}: holds no id of a W&B run; delete it to start another one")
+            raise UserError(
+                f"{path}: does not hold the id of a W&B run; delete it to start a new run"
+            )
         return kept or None
 
     @property
     @rank_zero_experiment
     def experiment(self) -> Any:
-        """The W&B run, started at the first use."""
+        """The W&B run, started on first use."""
         if self._experiment is None:
             self._experiment = self._start()
         return self._experiment
@@ -103,7 +105,7 @@ class WandbRun(WandbLogger, RunLogger):
 
         asked = {key: value for key, value in self._wandb_init.items() if value is not None}
         if os.environ.get("WANDB_SWEEP_ID"):
-            for key in ("project", "entity", "id"):  # the sweep's own; W&B would warn of each
+            for key in ("project", "entity", "id"):  # set by the sweep; W&B would warn about each
                 asked.pop(key, None)
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -124,7 +126,7 @@ class WandbRun(WandbLogger, RunLogger):
 
     @rank_zero_only
     def log_summary(self, summary: Mapping[str, Any], files: Sequence[Path] = ()) -> None:
-        """Put the figures into W&B's summary, and beside it those files of the run folder that exist."""
+        """Write the figures to W&B's summary, and upload the given files that exist."""
         if self._experiment is None:
             return
         if summary.get("val"):
@@ -135,7 +137,7 @@ class WandbRun(WandbLogger, RunLogger):
                 self._copy(path, self._experiment)
 
     def _copy(self, path: Path, run: Any) -> None:
-        """Copy a file beside W&B's own; as a link it would not travel with an offline run."""
+        """Copy a file into W&B's folder; a link would not be synced with an offline run."""
         home = Path(run.dir)
         copy = home / path.relative_to(self.folder)
         copy.parent.mkdir(parents=True, exist_ok=True)
@@ -156,19 +158,19 @@ class WandbRun(WandbLogger, RunLogger):
 
     @rank_zero_only
     def close(self, ending: Ending) -> None:
-        """Finish the W&B run; with a code that is not 0 it is marked failed, or pre-empted."""
+        """Finish the W&B run; a nonzero exit code marks it as failed, or as preempted."""
         if self._experiment is None:
             return
         if self.log_model and (last := self.folder / "checkpoints" / "last.ckpt").is_file():
             self.log_artifact("checkpoint", [last])
         run, self._experiment = self._experiment, None
         if ending.preempted:
-            run.mark_preempting()  # a sweep's agent starts it again under the same id
+            run.mark_preempting()  # a sweep agent restarts it under the same id
         run.finish(exit_code=ending.exit_code)
 
 
 def _without_tables(summary: Mapping[str, Any]) -> dict[str, Any]:
-    """Without lists of records, which no panel can show; the attached files hold them."""
+    """Drop lists of records, which no W&B panel can show; the uploaded files hold them."""
     found: dict[str, Any] = {}
     for key, value in summary.items():
         if isinstance(value, Mapping):

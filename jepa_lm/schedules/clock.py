@@ -1,12 +1,14 @@
-"""The one clock of a run: progress in [0, 1] = max(step / max_steps, elapsed / max_time).
+"""The single clock of a run: progress in [0, 1] = max(step / max_steps, elapsed / max_time).
 
-A schedule may follow one of the two limits alone: #832 lowers its learning rate by the wall clock while its
+Learning rates, momentum, loss weights and the end of training all read it, so that no phase is missed when
+a wall-clock budget ends a run early. The clock is stopped during validation and measurements.
+
+A schedule may follow only one of the two limits: #832 decays its learning rate by the wall clock while its
 phases follow the steps.
 
-Learning rates, momentum, loss weights and the end of training all read it, so that no phase is
-missed when a wall-clock budget ends a run early. Validation and measurements stop the clock. Ranks
-agree on it: every `exchange_every` steps they take rank 0's elapsed time and between exchanges they
-extrapolate by the same pace, so that all stop after the same step without a collective per step.
+All ranks agree on the clock: every `exchange_every` steps they take rank 0's elapsed time, and between
+exchanges they extrapolate at the same pace. So all ranks stop after the same step without a collective per
+step.
 """
 
 from __future__ import annotations
@@ -18,16 +20,16 @@ from typing import Any
 from jepa_lm.utils.errors import UserError
 
 OVER = ("budget", "steps", "time")
-"""What a schedule may run over: the limit that is reached first, or one of them."""
+"""Limits that a schedule may follow: whichever is reached first (budget), or only that one."""
 
 
 class ProgressClock:
-    """Progress of a run.
+    """Progress of a run, in steps and seconds of training.
 
     Args:
         max_steps: optimizer steps, or None. max_time: seconds of training, or None.
         now: seconds, monotonic; tests pass a simulated one.
-        exchange: maps a float to rank 0's; None for a single process.
+        exchange: maps a float to rank 0's value; None for a single process.
         exchange_every: steps between exchanges.
 
     Raises:
@@ -55,38 +57,38 @@ class ProgressClock:
         self.step = 0
         self._now = now
         self._before = 0.0
-        """Seconds up to the last start."""
+        """Seconds counted before the last start."""
         self._started: float | None = None
         self._agreed = (0, 0.0)
-        """Step and seconds of the last exchange."""
+        """Step and elapsed seconds at the last exchange."""
         self._pace = 0.0
-        """Seconds a step between the last two exchanges."""
+        """Seconds per step between the last two exchanges."""
 
     def start(self) -> None:
-        """Run the clock, if it stands."""
+        """Start the clock if it is stopped."""
         if self._started is None:
             self._started = self._now()
 
     def stop(self) -> None:
-        """Stop the clock, if it runs."""
+        """Stop the clock if it is running."""
         if self._started is not None:
             self._before += self._now() - self._started
             self._started = None
 
     @property
     def running(self) -> bool:
-        """Time counts at the moment."""
+        """True while the clock is running."""
         return self._started is not None
 
     def advance(self) -> None:
-        """An optimizer step is done."""
+        """Count one optimizer step, and exchange the time with the other ranks if it is due."""
         self.step += 1
         if self.exchange is not None and self._exchanges():
             (step, before), now = self._agreed, self.exchange(self._local())
             self._agreed, self._pace = (self.step, now), (now - before) / (self.step - step)
 
     def _exchanges(self) -> bool:
-        """On the interval, and often at the start: the first step of a run is not like the others."""
+        """Return whether this step exchanges; often at first, because early steps have an unusual pace."""
         begins = self.step < self.exchange_every and self.step & (self.step - 1) == 0
         return begins or self.step % self.exchange_every == 0
 
@@ -96,7 +98,7 @@ class ProgressClock:
 
     @property
     def elapsed(self) -> float:
-        """Seconds of training so far; with several ranks, what they agree on."""
+        """Seconds of training so far; with several ranks, the time they agree on."""
         if self.exchange is None:
             return self._local()
         step, seconds = self._agreed
@@ -104,11 +106,11 @@ class ProgressClock:
 
     @property
     def progress(self) -> float:
-        """Share of the budget that is done, in [0, 1]."""
+        """Fraction of the budget that is used, in [0, 1]."""
         return self.share_done("budget")
 
     def share_done(self, over: str) -> float:
-        """Share that is done, in [0, 1], of one of `OVER`; a limit that is not set gives way to the other."""
+        """Return the used fraction, in [0, 1], of one of `OVER`; an unset limit is replaced by the other."""
         shares = {}
         if self.max_steps is not None:
             shares["steps"] = self.step / self.max_steps
@@ -118,11 +120,11 @@ class ProgressClock:
 
     @property
     def done(self) -> bool:
-        """The budget is used up."""
+        """True once the budget is used up."""
         return self.progress >= 1.0
 
     def share_of(self, steps: int, over: str = "budget") -> float:
-        """Share that this many steps take, at the pace so far, of one of `OVER`."""
+        """Return the fraction of one of `OVER` that this many steps take at the pace so far."""
         shares = {}
         if self.max_steps is not None:
             shares["steps"] = steps / self.max_steps
@@ -131,11 +133,11 @@ class ProgressClock:
         return shares[over] if over in shares else max(shares.values(), default=0.0)
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs."""
+        """Return the state that a resumed run needs."""
         return {"step": self.step, "elapsed": self.elapsed}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Continue where another run stopped."""
+        """Continue from the state of an earlier run."""
         self.step, self._before = state["step"], state["elapsed"]
         self._agreed = (self.step, self._before)
         self._pace = self._before / self.step if self.step else 0.0

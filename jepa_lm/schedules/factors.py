@@ -1,8 +1,8 @@
 """Schedules: functions of the progress clock that drive learning rates, momentum and loss weights.
 
-A schedule maps a clock to a number. Those of learning rates and of loss weights are factors on a
-value that stands elsewhere in the config. `over` is what its shares are shares of: the `budget` (the limit
-that is reached first, so that no phase is missed), its `steps`, or its `time`.
+A schedule maps the clock to a number. For learning rates and loss weights this number is a factor on a
+value set elsewhere in the config. `over` chooses what fractions refer to: the `budget` (whichever limit is
+reached first, so that no phase is missed), its `steps`, or its `time`.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ class Schedule(Protocol):
     """A value that follows the clock."""
 
     def __call__(self, clock: ProgressClock) -> float:
-        """The value now."""
+        """Return the current value."""
         ...
 
     def phases(self) -> list[dict[str, Any]]:
-        """What the schedule does, phase by phase, in plain values for `describe=true`."""
+        """Return the schedule phase by phase, in plain values for `describe=true`."""
         ...
 
 
@@ -33,7 +33,7 @@ def _known(name: str, over: str) -> str:
 
 
 class Constant:
-    """Always the same value."""
+    """A constant value."""
 
     def __init__(self, *, value: float) -> None:
         self.value = value
@@ -46,10 +46,10 @@ class Constant:
 
 
 class Warmdown:
-    """1, then linearly down to `end` over the last part of the budget.
+    """1, then linear decay to `end` over the last part of the budget.
 
-    The part is a `fraction` of the budget, or a number of `steps`: under a wall-clock budget these
-    count at the pace measured so far, as the challenge's scripts convert them.
+    The length of the decay is a `fraction` of the budget or a number of `steps`. Under a wall-clock budget,
+    steps are converted to time at the pace measured so far, as in the challenge's scripts.
     """
 
     def __init__(
@@ -57,11 +57,11 @@ class Warmdown:
     ) -> None:
         if (fraction is None) == (steps is None):
             raise UserError(
-                f"optimizer.schedule.lr: set fraction or steps, not both (fraction={fraction}, "
+                f"optimizer.schedule.lr: set either fraction or steps (fraction={fraction}, "
                 f"steps={steps})"
             )
         if fraction is not None and not 0 <= fraction <= 1:
-            raise UserError(f"optimizer.schedule.lr.fraction={fraction}: must lie in 0 to 1")
+            raise UserError(f"optimizer.schedule.lr.fraction={fraction}: must be between 0 and 1")
         self.fraction, self.steps, self.end = fraction, steps, end
         self.over = _known("Warmdown", over)
 
@@ -125,10 +125,10 @@ class After:
 
 
 class Phased:
-    """Straight lines between points [progress, value]; two points at one progress are a jump.
+    """Linear interpolation between points [progress, value]; two points at the same progress are a jump.
 
-    Before the first point its value holds, after the last point its value. At a jump the later
-    value counts.
+    The first point's value holds before it, the last point's value after it. At a jump the later point
+    counts.
     """
 
     def __init__(self, *, points: Sequence[Sequence[float]], over: str = "budget") -> None:
@@ -157,7 +157,7 @@ class Phased:
 
 
 class Linear:
-    """From `start` to `end` with the share of the budget that is done."""
+    """Linear from `start` to `end` over the whole budget."""
 
     def __init__(self, *, start: float, end: float, over: str = "budget") -> None:
         self.start, self.end, self.over = start, end, _known("Linear", over)
@@ -170,7 +170,7 @@ class Linear:
 
 
 class LogAnneal:
-    """From `start` to `end` by a constant factor per share of the budget."""
+    """Geometric from `start` to `end` over the whole budget: a constant factor per unit of progress."""
 
     def __init__(self, *, start: float, end: float, over: str = "budget") -> None:
         if start <= 0 or end <= 0:
@@ -185,7 +185,7 @@ class LogAnneal:
 
 
 class EveryNth:
-    """Another schedule's value on every n-th optimizer step (0, n, 2n, ...), 0 on the others."""
+    """The value of another schedule on every n-th optimizer step (0, n, 2n, ...), 0 on all other steps."""
 
     def __init__(self, *, n: int, schedule: Schedule) -> None:
         if n < 1:

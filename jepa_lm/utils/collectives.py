@@ -1,4 +1,4 @@
-"""Small things that ranks tell each other. Nothing here needs Lightning."""
+"""Small exchanges between ranks. Nothing here needs Lightning."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch.distributed as dist
 
 
 def world_size() -> int:
-    """How many processes there are; 1 outside a process group."""
+    """Return the number of processes; 1 outside a process group."""
     return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
 
 
 def maximum(*values: float, device: torch.device) -> list[float]:
-    """The largest of each value over all ranks, in one collective; waits for the device."""
+    """Return the maximum of each value over all ranks, in one collective; synchronizes with the device."""
     shared = torch.tensor(values, dtype=torch.float64, device=device)
     dist.all_reduce(shared, op=dist.ReduceOp.MAX)
     return shared.tolist()
 
 
 def gathered(value: Any) -> list[Any]:
-    """Each rank's value, in rank order; for what is said once, such as an error."""
+    """Return each rank's value, in rank order; for messages that one rank prints, such as an error."""
     everyone: list[Any] = [None] * dist.get_world_size()
     dist.all_gather_object(everyone, value)
     return everyone

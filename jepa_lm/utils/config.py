@@ -1,7 +1,7 @@
-"""Checks of a composed config that Hydra does not make, before any data is touched.
+"""Checks of a composed config that Hydra does not make, run before any data is read.
 
-Every node with a `_target_` is held against the signature of the class it names: an unknown key
-or a value of the wrong type gives one line that names the key, the value and what would be right.
+Every node with a `_target_` is checked against the signature of the class it names: an unknown key
+or a value of the wrong type gives one line with the key, the value and what would be right.
 """
 
 from __future__ import annotations
@@ -26,34 +26,32 @@ from jepa_lm.utils.schema import TrainConfig
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 SCALARS = (bool, int, float, str)
 LONGEST_VALUE = 100
-"""Letters of a value in a message."""
+"""Maximum number of characters of a value in a message."""
 OURS_IN_TRAINER = {
     "max_steps": int | None,
     "max_time": float | None,
     "val_check_interval": int | None,
 }
 """Settings under `trainer` that we read before Lightning's Trainer does."""
-
-
 SETTINGS = ("data", "model", "jepa", "optimizer", "trainer")
-"""Nodes that every training has."""
+"""Nodes that every training config has."""
 REQUIRED = (*OURS_IN_TRAINER, "accelerator", "devices", "precision", "accumulate_grad_batches")
-"""Of the trainer: settings that may be null and must not be deleted."""
+"""Settings of the trainer that may be null but must not be deleted."""
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
-    """Plain containers without interpolations; what checkpoints and loggers get."""
+    """Return the config as plain containers without interpolations, for checkpoints and loggers."""
     config = modern(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
     assert isinstance(config, dict)
     return typing.cast(dict[str, Any], config)
 
 
 def check_schema(config: Mapping[str, Any], schema: type, path: str = "") -> None:
-    """Refuse keys that a typed skeleton does not have, and lack of those it has: `+key=value` and `~key`."""
+    """Refuse keys that the typed schema does not have (`+key=value`) and missing ones (`~key`)."""
     known = {f.name: f.type for f in dataclasses.fields(schema)}
     for name in known:
         if name not in config:
-            raise UserError(f"{path}{name}: is not there; a command without ~{path}{name} has it")
+            raise UserError(f"{path}{name}: missing; remove ~{path}{name} from the command")
     for key, value in config.items():
         if key not in known:
             raise unknown_key(f"{path}{key}", [f"{path}{name}" for name in known], "the config")
@@ -74,7 +72,7 @@ def check(config: Mapping[str, Any]) -> None:
         check_type(name, config.get(name), Mapping)
     for key in REQUIRED:
         if key not in config["trainer"]:
-            raise UserError(f"trainer.{key}: is not there; null is no limit")
+            raise UserError(f"trainer.{key}: missing; null means no limit")
     check_type("jepa.weight", config["jepa"].get("weight", 0.0), float)
     trainer = dict(config["trainer"])
     for key, hint in OURS_IN_TRAINER.items():
@@ -87,11 +85,11 @@ def check(config: Mapping[str, Any]) -> None:
 
 
 Find = Callable[[str, Any], Any]
-"""From the path of a node and its `_target_` to what is called."""
+"""Maps the path of a node and its `_target_` to the class or function to call."""
 
 
 def find_anything(path: str, target: Any) -> Any:
-    """What `_target_` names, wherever it is: for configs that the user wrote.
+    """Return what `_target_` names, from any module: for configs that the user wrote.
 
     Raises:
         UserError: it cannot be imported.
@@ -105,16 +103,16 @@ def find_anything(path: str, target: Any) -> Any:
 
 
 def build(path: str, node: Any, find: Find = find_anything) -> Any:
-    """Make what a node names, with everything below it.
+    """Build the object that a node names, with everything below it.
 
-    Texts are taken as they are: what looks like a reference was resolved when the config was composed.
+    Strings are used literally: references were resolved when the config was composed.
 
     Args:
-        path: of the node, for messages. node: plain containers with a `_target_`.
-        find: which targets there are.
+        path: the node's key, for messages. node: plain containers with a `_target_`.
+        find: looks up the targets, and decides which ones are allowed.
 
     Raises:
-        UserError: what a part said about its settings, with the part's key in front.
+        UserError: a part refused its settings; the message starts with the part's key.
     """
 
     def made(part: str, value: Any) -> Any:
@@ -137,14 +135,14 @@ def build(path: str, node: Any, find: Find = find_anything) -> Any:
         try:
             return target(*positional, **entries)
         except UserError as error:
-            # It may name its key already, or a part of it has put it there.
+            # The message may already start with the key, added by this part or one below it.
             named = str(error).startswith((f"{path}.", f"{path}:", f"{path}="))
             raise type(error)(f"{error}" if named else f"{part}: {error}") from error
         except (OSError, MemoryError):
             raise
         except Exception as error:
             raise UserError(
-                f"{part}: {value['_target_']} cannot be made ({type(error).__name__}: {shown(error)})"
+                f"{part}: {value['_target_']} cannot be created ({type(error).__name__}: {shown(error)})"
             ) from error
 
     return made(path, node)
@@ -163,7 +161,7 @@ def check_node(path: str, node: Any, find: Find = find_anything) -> None:
 
 
 def _check_call(path: str, node: Mapping[str, Any], find: Find) -> None:
-    """Hold a node's keys and values against the signature of what it names."""
+    """Check a node's keys and values against the signature of its target."""
     target = find(path, node["_target_"])
     parameters = inspect.signature(target).parameters
     if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
@@ -185,8 +183,8 @@ def _check_call(path: str, node: Mapping[str, Any], find: Find) -> None:
             made = find(f"{path}.{key}", value["_target_"])
             if not _makes(made, hint):
                 raise UserError(
-                    f"{path}.{key}._target_={shown(value['_target_'])}: makes no {_spell(hint)}, which "
-                    f"{node['_target_'].rpartition('.')[2]} takes"
+                    f"{path}.{key}._target_={shown(value['_target_'])}: not of type {_spell(hint)}, which "
+                    f"{node['_target_'].rpartition('.')[2]} expects"
                 )
     for name, parameter in parameters.items():
         required = parameter.default is parameter.empty and parameter.kind is parameter.KEYWORD_ONLY
@@ -195,7 +193,7 @@ def _check_call(path: str, node: Mapping[str, Any], find: Find) -> None:
 
 
 def unknown_key(key: str, known: Iterable[str], where: str) -> UserError:
-    """The error for a key that nobody reads, with the nearest key that somebody does."""
+    """Return the error for an unknown key, with the nearest known key."""
     known, key = list(known), shown(key)
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
     hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known[:12])}"
@@ -212,7 +210,7 @@ def check_type(key: str, value: Any, hint: Any) -> None:
 
 
 def shown(value: Any) -> str:
-    """A value in a message: as it is, or its beginning."""
+    """Return a value as text for a message, cut if it is long."""
     text = str(value)
     return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
 
@@ -227,7 +225,7 @@ def _fits(value: Any, hint: Any) -> bool:
         return value is None
     if hint is float:
         a_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return a_number and abs(value) <= sys.float_info.max  # and so neither NaN nor infinite
+        return a_number and abs(value) <= sys.float_info.max  # excludes NaN and infinity
     if hint is int:
         return isinstance(value, int) and not isinstance(value, bool)
     if hint in (bool, str):
@@ -243,7 +241,7 @@ def _fits(value: Any, hint: Any) -> bool:
 
 
 def _of_entries(hint: Any) -> Any:
-    """What a hint says of a mapping's values."""
+    """Return the type hint of a mapping's values."""
     for option in (hint, *typing.get_args(hint)):
         if typing.get_origin(option) in (dict, Mapping):
             return typing.get_args(option)[1]
@@ -251,7 +249,7 @@ def _of_entries(hint: Any) -> Any:
 
 
 def _makes(target: Any, hint: Any) -> bool:
-    """Whether what a target makes can be what a hint asks for; True where nobody can tell."""
+    """Return whether a target can create what a hint asks for; True if that cannot be decided."""
     if typing.get_origin(hint) in (typing.Union, types.UnionType):
         return any(_makes(target, option) for option in typing.get_args(hint))
     if hint is Any or not isinstance(target, type) or not isinstance(hint, type):
@@ -272,9 +270,9 @@ def _spell(hint: Any) -> str:
     container = typing.get_origin(hint) or hint
     if container in (list, Sequence, tuple):
         entry = next(iter(typing.get_args(hint)), Any)
-        return "a list" if entry is Any else f"a list, each of it {_spell(entry)}"
+        return "a list" if entry is Any else f"a list, each entry {_spell(entry)}"
     if container in (dict, Mapping):
-        return "settings by name"
+        return "a mapping"
     return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(
         hint, getattr(hint, "__name__", str(hint))
     )

@@ -1,4 +1,4 @@
-"""What is shown: bars on stderr while something takes long, results when it is over and recorded."""
+"""Screen output: progress bars on stderr during long work, results once they are recorded."""
 
 from __future__ import annotations
 
@@ -22,56 +22,56 @@ T = TypeVar("T")
 
 
 class Screen(Console):
-    """Rich's console for what others wrote as well: strings are shown as they are, without markup."""
+    """Rich's console for text from any source: strings are shown literally, without markup."""
 
     def render_str(self, text: str, **settings: Any) -> Text:
-        """Every text that is no `Text` comes through here, cells of tables as well."""
+        """Render a plain string literally; rich calls this for every string, including table cells."""
         settings |= {"markup": False, "emoji": False, "highlight": False}
         return super().render_str(literal(text), **settings)
 
     def on_broken_pipe(self) -> None:
-        """An error like any other; Rich would end the program."""
+        """Raise an ordinary error; rich would exit the program."""
         raise BrokenPipeError(errno.EPIPE, os.strerror(errno.EPIPE))
 
 
 @contextmanager
 def showing(what: str) -> Iterator[None]:
-    """Around what is shown of a record that is complete: it can fail alone, with a warning.
+    """Wrap the display of results that are already recorded: a failure becomes a warning.
 
-    Characters that the terminal lacks are replaced.
+    Characters that the terminal cannot show are replaced.
 
     Args:
-        what: is shown, for the warning.
+        what: name of what is shown, for the warning.
     """
     try:
         with suppressed(sys.stdout, warn):
             yield
             sys.stdout.flush()
-    except Exception as error:  # whatever it is, what was reached is on the disk
+    except Exception as error:  # any error: the results are already on disk
         warn(f"{what} cannot be shown ({type(error).__name__}: {error})")
 
 
 def as_written(text: str) -> Text:
-    """A text of a user, a file or a model: no markup, and no codes that a terminal would obey."""
+    """Return text of a user, a file or a model without markup or terminal escape codes."""
     return Text(literal(text, keep="\n\t"))
 
 
 def panel(lines: Iterable[str], title: str, **settings: Any) -> Panel:
-    """Lines in a frame; rich itself takes a title for markup."""
+    """Return lines in a frame; rich alone would treat the title as markup."""
     shown = Text("\n".join(literal(line, keep="\t") for line in lines))
     return Panel(shown, title=Text(literal(title)), **settings)
 
 
 class Words(TextColumn):
-    """A column of a bar, as it is."""
+    """A text column of a progress bar, shown literally."""
 
     def render(self, task: Task) -> Text:
-        """Rich would take it for markup."""
+        """Return the text literally; rich would treat it as markup."""
         return Text(literal(self.text_format.format(task=task)))
 
 
 def bars() -> Progress:
-    """Several bars, one below the other; they vanish when all is done."""
+    """Return a display of several progress bars that disappears when all work is done."""
     console = Screen(stderr=True)
     return Progress(
         Words("{task.description}"),
@@ -85,6 +85,6 @@ def bars() -> Progress:
 
 
 def shown(items: Iterable[T], description: str, total: int) -> Iterable[T]:
-    """The same items, with a bar of how many of them are done."""
+    """Yield the items, with a progress bar."""
     with bars() as progress:
         yield from progress.track(items, total=total, description=description)

@@ -1,7 +1,7 @@
-"""How a command ends: what a user can mend is one line; anything else is a bug of ours, kept in crash.txt.
+"""How a command fails: an error that the user can fix is one line; any other is a bug, kept in crash.txt.
 
-A bug is what is derived from none of UserError, RankError, HydraException, OmegaConfBaseException,
-YAMLError, OSError and MemoryError. Nothing of it is lost: its traceback goes into the run's folder.
+A bug is any exception other than UserError, RankError, HydraException, OmegaConfBaseException, YAMLError,
+OSError and MemoryError. Its full traceback is written to crash.txt in the run folder.
 """
 
 from __future__ import annotations
@@ -25,23 +25,23 @@ from jepa_lm.utils.output import replace_characters, tell
 
 FILE = "crash.txt"
 LOGS = Path("logs")
-"""Where it is written when there is no run's folder."""
+"""Folder for crash.txt if there is no run folder."""
 MENDABLE = (UserError, RankError, HydraException, OmegaConfBaseException, YAMLError)
-"""What is told in one line."""
+"""Errors that the user can fix; they are printed as one line."""
 
 
 class CrashError(RuntimeError):
-    """A bug of ours, told in one line that names its crash.txt."""
+    """A bug in jepa_lm, printed as one line that names its crash.txt."""
 
     exit_code = 70
 
 
 @contextmanager
 def bugs_kept(folder: Path) -> Iterator[None]:
-    """Inside, a bug becomes a `CrashError`, and what the system or the memory says a `UserError`.
+    """Turn a bug inside the block into a `CrashError`, and a system or memory error into a `UserError`.
 
     Args:
-        folder: of the run, for crash.txt.
+        folder: the run folder, for crash.txt.
     """
     try:
         yield
@@ -57,10 +57,10 @@ def bugs_kept(folder: Path) -> Iterator[None]:
 
 
 def command(call: Callable[[], int | None], folder: Path = LOGS, name: str = "") -> int:
-    """Run a command of `python -m`; returns its exit code, with one line on what is wrong.
+    """Run a command of `python -m`, print an error as one line, and return the exit code.
 
     Args:
-        folder: for crash.txt. name: of the process, in front of what is wrong.
+        folder: for crash.txt. name: of the process, printed before the error.
     """
     replace_characters(sys.stdout)
     try:
@@ -78,7 +78,7 @@ def command(call: Callable[[], int | None], folder: Path = LOGS, name: str = "")
 
 
 def _crash(error: Exception, folder: Path) -> CrashError:
-    what = f"a bug of jepa_lm ({type(error).__name__}: {' '.join(str(error).split())[:500]})"
+    what = f"a bug in jepa_lm ({type(error).__name__}: {' '.join(str(error).split())[:500]})"
     told = "".join(traceback.format_exception(error))
     about = (
         f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} jepa_lm {jepa_lm.__version__}, Python "
@@ -87,9 +87,9 @@ def _crash(error: Exception, folder: Path) -> CrashError:
     for place in (folder, LOGS):
         with suppress(OSError):
             place.mkdir(parents=True, exist_ok=True)
-            # Behind those of earlier attempts and of other ranks.
+            # Append: earlier attempts and other ranks may have written here.
             with open(place / FILE, "a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write(f"{about}{told}\n")
-            return CrashError(f"{what}; please report it with {place / FILE}")
+            return CrashError(f"{what}; please report it and attach {place / FILE}")
     print(told, file=sys.stderr)
-    return CrashError(f"{what}; no {FILE} could be written, its traceback is above")
+    return CrashError(f"{what}; {FILE} could not be written, the traceback is above")

@@ -1,4 +1,4 @@
-"""Errors that a user can mend, and warnings. Entry points print each as one line; see `exit_code`."""
+"""Errors that the user can fix, and warnings. Entry points print each as one line; see `exit_code`."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ class UserError(ValueError):
 
 
 class OverCapError(UserError):
-    """The exported artifact does not fit the byte budget."""
+    """The exported artifact exceeds its byte cap."""
 
     exit_code = 3
 
 
 class LossError(UserError):
-    """The exported artifact scores worse than its checkpoint by more than is allowed."""
+    """The exported artifact loses more against its checkpoint than is allowed."""
 
 
 class SweepError(UserError):
-    """Some jobs of a sweep failed; the others are done."""
+    """Some jobs of a sweep failed; the others finished."""
 
     exit_code = 5
 
 
 LONGEST = 300
-"""Letters of a path that a message shows."""
+"""Maximum number of characters of a path in a message."""
 
 
 def system_error(error: OSError) -> UserError:
-    """What the system says about a file, a disk or a connection, as one line."""
+    """Return a system error about a file, a disk or a connection as a one-line error."""
     if error.strerror is None:
         return UserError(str(error) or type(error).__name__)
     names = [str(name) for name in (error.filename, error.filename2) if name is not None]
@@ -46,7 +46,7 @@ def system_error(error: OSError) -> UserError:
 
 
 def memory_error(error: Exception) -> UserError | None:
-    """The same where memory ran out, of the host or of a GPU."""
+    """Return a one-line error if the host or a GPU ran out of memory, else None."""
     torch = sys.modules.get("torch")
     if not (
         isinstance(error, MemoryError)
@@ -62,7 +62,7 @@ def memory_error(error: Exception) -> UserError | None:
 
 
 def yaml_error(error: YAMLError) -> str:
-    """File, line and what is wrong, in one line."""
+    """Return the file, the line and the problem in one line."""
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     if mark is None:
         return " ".join(str(error).split())
@@ -71,22 +71,22 @@ def yaml_error(error: YAMLError) -> str:
 
 
 class EveryRankError(UserError):
-    """An error that all ranks of a run have at once, so that one of them tells it."""
+    """An error that all ranks of a run raise together, so only one of them reports it."""
 
 
 class RankError(RuntimeError):
-    """A process of a run over several is gone, so the others stopped."""
+    """A process of a distributed run was lost, so the others stopped."""
 
     exit_code = 4
 
 
 def warn(text: str) -> None:
-    """One line on stderr about something that does not stop a run."""
+    """Print one line on stderr about something that does not stop the run."""
     tell(f"warning: {' '.join(text.split())}")
 
 
 def in_words(error: BaseException) -> str:
-    """What the record of a run says about its failure."""
+    """Return the description of an error for the run's record."""
     if isinstance(error, OSError):
         return str(system_error(error))
     known = isinstance(error, UserError | RankError)

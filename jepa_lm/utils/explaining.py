@@ -1,4 +1,4 @@
-"""What a user got wrong on the command line or in YAML, in one line that names key, value and remedy."""
+"""Explain mistakes on the command line and in YAML: one line with the key, the value and the remedy."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from jepa_lm.utils.paths import CONF
 from jepa_lm.utils.quoting import override
 
 NO_NAME = re.compile(r"null|true|false|[0-9.eE+-]+|\{.*", re.IGNORECASE)
-"""Values that are no option of a group."""
+"""Values that cannot be an option of a group."""
 
 
 def check_words(words: Iterable[str]) -> None:
-    """Refuse overrides that Hydra would misunderstand, or answer without naming them.
+    """Refuse overrides that Hydra would misread, or reject without naming them.
 
     Raises:
-        UserError: naming the word.
+        UserError: names the override.
     """
     for word in words:
         key, sign, value = word.partition("=")
@@ -43,20 +43,20 @@ def check_words(words: Iterable[str]) -> None:
         if not sign or key.startswith("~"):
             continue
         if not key:
-            raise UserError(f"{word}: what is set? An override is key=value")
+            raise UserError(f"{word}: the key is missing; an override is key=value")
         if not value.strip():
             raise UserError(
-                f"{word}: nothing follows; null unsets a setting, and empty text is {override(key, '')}"
+                f"{word}: the value is missing; null unsets a setting, and empty text is {override(key, '')}"
             )
         if (CONF / key).is_dir() and NO_NAME.fullmatch(value):
             raise UserError(
-                f"{word}: choose one of {', '.join(_options(key))}, or leave the word out"
+                f"{word}: choose one of {', '.join(_options(key))}, or leave this override out"
             )
         group = key.replace(".", "/")
         if "." in key and (
             value in _options(group) or group in ("hydra/launcher", "hydra/sweeper")
         ):
-            raise UserError(f"{word}: is chosen from a group; {group}={value}")
+            raise UserError(f"{word}: this is a config group; write {group}={value}")
 
 
 def _options(group: str) -> list[str]:
@@ -64,7 +64,7 @@ def _options(group: str) -> list[str]:
 
 
 def explain(error: BaseException, command: str) -> tuple[str, int]:
-    """One line for an error, and the exit code."""
+    """Return one line that explains an error, and the exit code."""
     chain: BaseException | None = error
     while chain is not None:
         if isinstance(chain, UserError | RankError | CrashError):
@@ -83,7 +83,7 @@ def explain(error: BaseException, command: str) -> tuple[str, int]:
     )
     if twice:
         word = "=".join(twice.groups())
-        return f"+{word}: there is one by default; without the +, {word}", UserError.exit_code
+        return f"+{word}: has a default already; without the +, {word}", UserError.exit_code
     unknown = re.search(r"Could not override '([^']+)'", str(error))
     if unknown:
         return _unknown_key(unknown.group(1), command), UserError.exit_code
@@ -93,12 +93,12 @@ def explain(error: BaseException, command: str) -> tuple[str, int]:
     if elsewhere:
         file, key = elsewhere.groups()
         return (
-            f"{file}.yaml: sets {key}, which is no part of {command}.yaml; its first line has to say where "
-            "it belongs, such as `# @package jepa`"
+            f"{file}.yaml: sets {key}, which {command}.yaml does not have; its first line must say where it "
+            "belongs, such as `# @package jepa`"
         ), UserError.exit_code
     cause = error.__cause__ or error
     key = getattr(cause, "full_key", None)
-    if key and "full_key" in str(cause):  # OmegaConf writes its fields below the message
+    if key and "full_key" in str(cause):  # OmegaConf appends its fields to the message
         reason = _one_line(str(cause).split("full_key")[0])
         return f"{key}: {reason}", UserError.exit_code
     said, file = _one_line(str(error) or str(cause)), _file_being_read(error)
@@ -106,7 +106,7 @@ def explain(error: BaseException, command: str) -> tuple[str, int]:
 
 
 def of_a_config(error: Exception) -> UserError | None:
-    """What went wrong in Hydra while it read a file, with the file's name; None for any other error."""
+    """Return an error with the name of the file that Hydra was reading; None for any other error."""
     file = _file_being_read(error)
     if file is None:
         return None
@@ -115,7 +115,7 @@ def of_a_config(error: Exception) -> UserError | None:
 
 
 def _file_being_read(error: BaseException) -> str | None:
-    """The config that Hydra had at hand when it raised an error."""
+    """Return the config file that Hydra was reading when it raised an error, if any."""
     file = None
     for frame, _ in traceback.walk_tb(error.__traceback__):
         if frame.f_globals.get("__name__", "").startswith("hydra._internal."):
@@ -129,7 +129,7 @@ def _file_being_read(error: BaseException) -> str | None:
 
 
 def _no_override(error: OverrideParseException) -> str:
-    """A word that Hydra cannot read; text with signs of its grammar has to be quoted."""
+    """Explain an override that Hydra cannot parse; text with characters of its grammar must be quoted."""
     key, sign, value = error.override.partition("=")
     if not sign:
         return f"{error.override}: a setting is given as key=value"
@@ -137,15 +137,15 @@ def _no_override(error: OverrideParseException) -> str:
         r"^Error parsing override .*|See https.*| expecting.*", "", error.message, flags=re.M
     )
     if "LexerNoViableAlt" in reason:
-        reason = "a quotation mark that is not closed"
+        reason = "unclosed quotation mark"
     remedy = ""
     if re.search(r"[=,:(){}'\"\[\]]", value):
-        remedy = f"; if it is text: {override(key, value)}"
+        remedy = f"; to pass it as text: {override(key, value)}"
     return f"{error.override}: cannot be read ({_one_line(reason)}){remedy}"
 
 
 def _list_of_values(error: BaseException, command: str) -> tuple[str, int]:
-    """Hydra takes a command for a single run whose `study=` or `sweep=` it could not compose."""
+    """Explain values for several runs; Hydra also complains so if `study=` or `sweep=` do not compose."""
     asked = get_args_parser().parse_args()
     try:
         with _hydra(asked.config_dir) as loader:
@@ -158,14 +158,14 @@ def _list_of_values(error: BaseException, command: str) -> tuple[str, int]:
     word = re.search(r"'([^']+)'", str(error))
     several = word.group(1) if word else "several values"
     return (
-        f"{several}: more than one run; add -m, or a study= or sweep= of train.py",
+        f"{several}: more than one run; add -m, or use study= or sweep= with train.py",
         UserError.exit_code,
     )
 
 
 @contextmanager
 def _hydra(config_dir: str | None) -> Iterator[ConfigLoader]:
-    """Hydra as this command has it, with the user's own folder of configs."""
+    """Hydra set up as for this command, including the user's own config folder."""
     GlobalHydra.instance().clear()
     path = create_automatic_config_search_path(None, None, str(CONF))
     if config_dir is not None:
@@ -185,10 +185,10 @@ def _unknown_key(key: str, command: str) -> str:
     key = key.lstrip("+~")
     known = _all_keys(command)
     if key in known:
-        # A group that what else was chosen does not have, or a name with settings below.
+        # A group that the other choices do not have, or a node with settings below it.
         below = [name for name in known if name.startswith(f"{key}.")]
         hint = f"; its settings are {', '.join(below)}" if below else ""
-        return f"{key}: with these choices {command}.yaml has no such group to choose from{hint}"
+        return f"{key}: with these choices {command}.yaml has no such group{hint}"
     return str(unknown_key(key, known, f"{command}.yaml"))
 
 
@@ -198,7 +198,7 @@ def _missing_option(error: MissingConfigException) -> str:
     options = list(error.options or _options(group))
     ours = (CONF / group).is_dir() and not group.startswith("hydra/")
     if ours and options and not (CONF / group / f"{options[0]}.yaml").is_file():
-        # An option in a folder of its group: objective=recipes/pr1006.
+        # An option in a subfolder of its group, such as objective=recipes/pr1006.
         group, _, folder = group.rpartition("/")
         options = sorted(f"{folder}/{p.stem}" for p in (CONF / group / folder).glob("*.yaml"))
         option = f"{folder}/{option}"
@@ -208,7 +208,7 @@ def _missing_option(error: MissingConfigException) -> str:
 
 
 def _all_keys(command: str) -> list[str]:
-    """Every dotted key and every group, with the groups chosen on the command line."""
+    """Return every dotted key and every group, given the groups chosen on the command line."""
     asked = get_args_parser().parse_args()
     choices = [word for word in asked.overrides if (CONF / word.partition("=")[0]).is_dir()]
     with _hydra(asked.config_dir):

@@ -1,7 +1,7 @@
-"""Files that are complete or not there, and JSON and YAML that were not written by us, read within bounds.
+"""Atomic file writes, and bounded reads of JSON and YAML that may come from others.
 
-A file is written beside its name, under a name that no other process uses, forced to the disk and renamed: a
-kill or a full disk leaves the earlier file as it was. What a killed process has left is swept up later.
+A file is written under a temporary name that no other process uses, synced to disk and renamed: a kill or a
+full disk leaves the earlier file intact. Leftovers of killed processes are removed later (`sweep_up`).
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from jepa_lm.utils.errors import UserError
 
 BEING_WRITTEN = ".tmp"
 MOST_JSON = 64 << 20
-"""Bytes of a file of JSON that is read. In memory it takes many times as much."""
+"""Maximum size of a JSON file, in bytes. In memory it takes many times as much."""
 MOST_YAML, MOST_DEPTH = 1 << 16, 40
-"""Bytes and levels of a file of YAML that is read; reading takes seconds a megabyte."""
+"""Maximum size in bytes and nesting depth of a YAML file; reading takes seconds per megabyte."""
 YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """A new file, open for writing; it takes the place of `path` when the block ends without an error.
+    """Open a new file for writing; it replaces `path` when the block ends without an error.
 
     Raises:
-        OSError: naming `path`, whose earlier contents are as they were.
+        OSError: names `path`, whose earlier contents are intact.
     """
     beside = _own_name(path.parent)
     try:
@@ -54,15 +54,15 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
 
 
 def _own_name(folder: Path) -> Path:
-    """A path that no other process uses; short whatever becomes of it: file systems allow 255 bytes."""
+    """Return a path that no other process uses; short, because file systems allow names of 255 bytes."""
     return folder / f".{HOST}-{os.getpid()}-{secrets.token_hex(6)}{BEING_WRITTEN}"
 
 
 @contextmanager
 def staging(folder: Path) -> Iterator[Path]:
-    """A hidden folder for files that belong together, until they take their places in `folder`.
+    """Create a hidden folder for files that belong together, until they are moved into `folder`.
 
-    Errors about a file in it name the file's place.
+    Errors about a file in it name the file's final path.
     """
     beside = _own_name(folder)
     beside.mkdir()
@@ -75,12 +75,12 @@ def staging(folder: Path) -> Iterator[Path]:
 
 @contextmanager
 def held(path: Path, folder: Path) -> Iterator[Path]:
-    """Another name of the file that `path` is now, whatever other processes make of `path`.
+    """Hold the file that is now at `path` under a second name, even if other processes replace `path`.
 
-    It lies in `folder` or, where that is on another disk, beside `path`. Errors about it name `path`.
+    The second name is in `folder` or, if that is on another disk, next to `path`. Errors name `path`.
 
     Raises:
-        FileNotFoundError: it is gone already.
+        FileNotFoundError: the file is already gone.
     """
     second = _linked(path, folder) or _linked(path, path.parent)
     kept = second or _own_name(folder)
@@ -94,7 +94,7 @@ def held(path: Path, folder: Path) -> Iterator[Path]:
 
 
 def link_or_copy(path: Path, second: Path) -> None:
-    """Give a file a second name; where the disk knows no such thing, a copy has to do."""
+    """Give a file a second name as a hard link, or as a copy if the disk has no hard links."""
     try:
         os.link(path, second)
     except FileNotFoundError:
@@ -104,7 +104,7 @@ def link_or_copy(path: Path, second: Path) -> None:
 
 
 def _linked(path: Path, folder: Path) -> Path | None:
-    """A second name in a folder; None where there can be none."""
+    """Return a hard link to a file in a folder, or None if the disk does not allow one."""
     second = _own_name(folder)
     try:
         os.link(path, second)
@@ -126,7 +126,7 @@ def _copy(path: Path, second: Path) -> None:
 
 @contextmanager
 def _named(inside: Path, outside: Path) -> Iterator[None]:
-    """Errors name what the user knows."""
+    """Let errors name the path that the user knows (`outside`) instead of `inside`."""
     try:
         yield
     except UserError as error:
@@ -141,23 +141,23 @@ def _named(inside: Path, outside: Path) -> Iterator[None]:
 
 
 def write_bytes(path: Path, data: bytes | memoryview) -> None:
-    """Write a whole file; see `replacing`."""
+    """Write a whole file atomically; see `replacing`."""
     with replacing(path) as file:
         file.write(data)
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a whole file in UTF-8, whatever the locale; half a surrogate pair becomes a question mark."""
+    """Write a whole file in UTF-8 for any locale; a lone surrogate becomes a question mark."""
     write_bytes(path, text.encode(errors="replace"))
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write JSON that every reader takes: what is no number becomes null."""
+    """Write standard JSON: NaN and infinite values become null."""
     write_text(path, json.dumps(without_nan(value), indent=2, allow_nan=False) + "\n")
 
 
 def without_nan(value: Any) -> Any:
-    """The same plain value with null for NaN and infinities, which JSON does not have."""
+    """Return the value with None for NaN and infinities, which JSON does not have."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, dict):
@@ -166,19 +166,19 @@ def without_nan(value: Any) -> Any:
 
 
 def read_json(path: Path, most_bytes: int = MOST_JSON) -> Any:
-    """What a file of JSON holds.
+    """Return the contents of a JSON file.
 
     Raises:
-        OSError: it cannot be read. ValueError: it is too large, damaged, or nested too deeply.
+        OSError: the file cannot be read. ValueError: it is too large, damaged, or nested too deeply.
     """
     return from_json(_bounded(path, most_bytes))
 
 
 def from_json(data: str | bytes) -> Any:
-    """What a JSON text holds.
+    """Return the value of a JSON text.
 
     Raises:
-        ValueError: it is damaged, or nested too deeply.
+        ValueError: the text is damaged, or nested too deeply.
     """
     try:
         return json.loads(data)
@@ -187,29 +187,29 @@ def from_json(data: str | bytes) -> Any:
 
 
 def read_yaml(path: Path, most_bytes: int = MOST_YAML) -> Any:
-    """What a file of YAML holds: plain values, no part of it by reference to another.
+    """Return the contents of a YAML file: plain values, without aliases.
 
     Raises:
-        OSError: it cannot be read. ValueError: it is too large, damaged, nested too deeply, or refers to
-            parts of itself.
+        OSError: the file cannot be read. ValueError: it is too large, damaged, nested too deeply, or uses
+            aliases.
     """
     data, depth = _bounded(path, most_bytes), 0
     try:
         for event in yaml.parse(data, Loader=YAML):
             if isinstance(event, yaml.AliasEvent):
-                raise ValueError("refers to a part of itself")
+                raise ValueError("contains an alias")
             depth += isinstance(event, yaml.CollectionStartEvent)
             depth -= isinstance(event, yaml.CollectionEndEvent)
             if depth > MOST_DEPTH:
                 raise ValueError("nested too deeply")
         return yaml.load(data, Loader=YAML)
     except (yaml.YAMLError, TypeError, AttributeError, LookupError) as error:
-        raise ValueError(f"no YAML ({type(error).__name__})") from error
+        raise ValueError(f"not valid YAML ({type(error).__name__})") from error
 
 
 def _bounded(path: Path, most_bytes: int) -> bytes:
     if not path.is_file() and path.exists():
-        raise ValueError("not a file")  # a folder, or a pipe that would never end
+        raise ValueError("not a file")  # a folder, or a pipe that might never end
     with open(path, "rb") as file:
         data = file.read(most_bytes + 1)
     if len(data) > most_bytes:
@@ -218,7 +218,7 @@ def _bounded(path: Path, most_bytes: int) -> bytes:
 
 
 def read_object(path: Path) -> dict[str, Any]:
-    """The JSON object in a file; empty where there is none, or nothing that can be read."""
+    """Return the JSON object in a file; empty if there is none or it cannot be read."""
     try:
         found = read_json(path)
     except (OSError, ValueError):
@@ -227,7 +227,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
 
 def sweep_up(folder: Path) -> None:
-    """Remove what processes of this machine that are gone were writing in a folder."""
+    """Remove temporary files that dead processes of this machine left in a folder."""
     with contextlib.suppress(OSError):
         for path in folder.glob(f".{HOST}-*{BEING_WRITTEN}"):
             owner = path.name.split("-")[1]
@@ -236,7 +236,7 @@ def sweep_up(folder: Path) -> None:
 
 
 def _lives(process: int) -> bool:
-    if os.name == "nt":  # there, signal 0 would end the process
+    if os.name == "nt":  # on Windows, signal 0 would kill the process
         return True
     try:
         os.kill(process, 0)

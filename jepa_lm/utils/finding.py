@@ -1,7 +1,7 @@
-"""Finding runs and their files by what a setting names: a file, a run folder, or `last`.
+"""Find runs and their files from a setting: a file, a run folder, or `last`.
 
-What is newest is decided by the time in the name of a run's folder. Times of files say when somebody copied
-them.
+The latest run is decided by the time in the folder's name, because file times may only say when a file was
+copied.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from jepa_lm.utils.errors import UserError, warn
 LAST = "last"
 LOGS = Path("logs")
 KINDS = ("runs", "multiruns")
-"""Folders below a task's that hold run folders: single runs, and sweeps with their jobs."""
+"""Subfolders of a task's folder that hold run folders: single runs, and sweeps with their jobs."""
 STARTED = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(-\d+)?")
-"""Name of a run's folder, or of its sweep's: when it was started."""
+"""Name of a run folder or a sweep folder: the time when it was started."""
 DEEPEST = 6
-"""Levels below `runs` that are searched: a job of a study lies three below its sweep."""
+"""Exclusive limit on levels searched below `runs`: a study's job is three levels below its sweep."""
 
 
 def find_file(
@@ -29,16 +29,16 @@ def find_file(
     patterns: tuple[str, ...],
     choose: Callable[[list[Path]], Path | None] = lambda found: None,
 ) -> Path:
-    """The file that a setting names.
+    """Return the file that a setting names.
 
     Args:
         key: the setting, for messages.
-        value: a file, a run folder, or `last` for the newest run that has one.
+        value: a file, a run folder, or `last` for the latest run that has such a file.
         patterns: of files in a run folder.
-        choose: the one of several in a folder that counts, or None.
+        choose: picks one of several files in a folder, or returns None.
 
     Raises:
-        UserError: nothing there, or several.
+        UserError: no file was found, or several.
     """
     path = as_path(key, value)
     if path.is_file():
@@ -59,17 +59,17 @@ def find_file(
 
 
 def as_path(key: str, value: str) -> Path:
-    """The path that a setting holds.
+    """Return the path that a setting holds.
 
     Raises:
-        UserError: no path can be such a text.
+        UserError: the text cannot be a path.
     """
     path = Path(os.path.expanduser(value))
     try:
         path.exists()
     except (OSError, ValueError) as error:  # a name that is too long, a zero byte
         reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{key}={value[:80]!r}: no path ({reason})") from error
+        raise UserError(f"{key}={value[:80]!r}: not a valid path ({reason})") from error
     return path
 
 
@@ -78,10 +78,10 @@ def _files_in(folder: Path, patterns: tuple[str, ...]) -> list[Path]:
 
 
 def runs_below(folder: Path) -> list[Path]:
-    """Run folders below a folder of logs that hold checkpoints, artifacts or records, the newest last.
+    """Return the run folders below a log folder that hold checkpoints or artifacts, the latest last.
 
-    The time of a start is in a run's path, whatever has been done to the files since; runs in folders of
-    other names come before those, by the times of their files.
+    Runs are sorted by the start time in their path, which later changes to files do not affect. Runs in
+    folders with other names come first, sorted by file time.
     """
     found: set[Path] = set()
     for kind in KINDS:
@@ -102,10 +102,10 @@ def _started(folder: Path) -> tuple[str, float]:
 
 
 def newest_run(key: str, value: str, patterns: tuple[str, ...], but: Path | None = None) -> Path:
-    """The folder of the newest run that has such a file; `but` is passed over.
+    """Return the folder of the latest run that has such a file, ignoring `but`.
 
     Raises:
-        UserError: `value` is not `last`, or there is none.
+        UserError: `value` is not `last`, or there is no such run.
     """
     if value != LAST:
         raise UserError(
@@ -116,5 +116,5 @@ def newest_run(key: str, value: str, patterns: tuple[str, ...], but: Path | None
             continue
         if _files_in(run, patterns):
             return run
-        warn(f"{key}=last: {run} has no {' or '.join(patterns)}; an older run is taken")
+        warn(f"{key}=last: {run} has no {' or '.join(patterns)}; using an older run")
     raise UserError(f"{key}={value}: no {' or '.join(patterns)} in any run below {LOGS.resolve()}")

@@ -1,7 +1,7 @@
-"""Classes that had another name: what was written under it is read on.
+"""Former names of classes, so that files written with them can still be read.
 
-A class path is part of what lies on disks: `_target_` in checkpoints, in records of runs, in users' YAML.
-Hashes of configs are taken of the first name that a class had, so that they stay as they were.
+Class paths are stored on disk: as `_target_` in checkpoints, in records of runs and in users' YAML. Config
+hashes use the first name of each class, so that they do not change when a class is renamed.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ FORMER = {
     "jepa_lm.quantization.calibration.Calibration": "jepa_lm.quantization.calibration.GPTQSettings",
     "jepa_lm.quantization.training.TrainingPlan": "jepa_lm.quantization.qat.QATSchedule",
 }
-"""From the first name of a class to the one that it has today."""
+"""Maps the first name of a class to its current name."""
 FIRST = {today: first for first, today in FORMER.items()}
 
 
 def modern(node: Any) -> Any:
-    """A config with the names that classes have today."""
+    """Return a config with the current names of its classes."""
     return _renamed(node, FORMER)
 
 
 def first(node: Any) -> Any:
-    """A config with the first names of its classes."""
+    """Return a config with the first names of its classes."""
     return _renamed(node, FIRST)
 
 

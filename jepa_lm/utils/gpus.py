@@ -1,7 +1,7 @@
-"""One job for each GPU: workers of a sweep on one machine take GPUs that no other worker holds.
+"""One job per GPU: each worker of a sweep on one machine takes a GPU that no other worker holds.
 
-`hydra/launcher=gpus` runs as many workers as there are GPUs. A worker claims one with a file lock, which
-ends with its process, however that goes, and keeps it for all the jobs that it runs.
+`hydra/launcher=gpus` runs as many workers as there are GPUs. A worker claims a GPU with a file lock and keeps
+it for all its jobs; the lock ends with the process, even if it is killed.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from typing import IO
 from jepa_lm.utils.errors import UserError
 
 LAUNCHER = "gpus"
-"""Option of the group hydra/launcher."""
+"""The option of the group hydra/launcher."""
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 _held: IO[bytes] | None = None
-"""The lock of this process."""
+"""The lock that this process holds."""
 
 
 def visible() -> list[str]:
-    """The GPUs that this process may use, as CUDA names them."""
+    """Return the CUDA names of the GPUs that this process may use."""
     given = os.environ.get(VISIBLE)
     if given is not None:
         return [name.strip() for name in given.split(",") if name.strip()]
@@ -30,22 +30,22 @@ def visible() -> list[str]:
 
 
 def count() -> int:
-    """How many there are; 1 where there is none, so that a sweep still has a worker."""
+    """Return the number of visible GPUs; 1 if there is none, so that a sweep still has a worker."""
     return max(len(visible()), 1)
 
 
 def claim(folder: Path) -> None:
-    """Let this process see one GPU that no other worker of the sweep holds.
+    """Restrict this process to one GPU that no other worker of the sweep holds.
 
-    To be called before CUDA is started.
+    Call it before CUDA is initialized.
 
     Args:
-        folder: of the sweep, where the locks lie.
+        folder: the sweep's folder, which holds the locks.
 
     Raises:
-        UserError: there is none, or all are taken.
+        UserError: there is no GPU, or all are taken.
     """
-    import fcntl  # there is none on Windows, where the rest of the program runs
+    import fcntl  # not on Windows, where the rest of the program runs
 
     global _held
     if _held is not None:
@@ -62,6 +62,6 @@ def claim(folder: Path) -> None:
         os.environ[VISIBLE] = name
         return
     raise UserError(
-        f"hydra/launcher=gpus: none of the {len(names)} GPUs here is free ({VISIBLE}="
+        f"hydra/launcher=gpus: none of the {len(names)} GPUs is free ({VISIBLE}="
         f"{os.environ.get(VISIBLE, 'not set')}); lower hydra.launcher.n_jobs"
     )

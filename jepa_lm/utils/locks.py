@@ -1,6 +1,6 @@
-"""One writer a folder: a second run or sweep in the same place is told so instead of mixing its files in.
+"""One writer per folder: a second run or sweep in the same folder gets an error instead of mixing files.
 
-The lock is the operating system's, so that it ends with the process that holds it, however that goes.
+The lock is the operating system's, so it ends with the process that holds it, even if that is killed.
 """
 
 from __future__ import annotations
@@ -15,31 +15,31 @@ from jepa_lm.utils.errors import UserError, warn
 
 FILE = ".lock"
 PATIENCE = 1.0
-"""Seconds of waiting before a process says what it waits for."""
+"""Seconds that a process waits before it reports what it is waiting for."""
 
 
 @contextmanager
 def only_writer(folder: Path, key: str) -> Iterator[None]:
-    """Hold a folder, which is made where it is missing.
+    """Lock a folder, creating it if it is missing.
 
     Args:
         key: the setting that names the folder, for the message.
 
     Raises:
-        UserError: another process holds it.
+        UserError: another process holds the folder, or it cannot be created.
     """
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise UserError(
-            f"{key}={folder}: no folder can be made there ({error.strerror})"
+            f"{key}={folder}: the folder cannot be created ({error.strerror})"
         ) from error
     lock = FileLock(folder / FILE, timeout=0)
     try:
         lock.acquire()
     except Timeout as error:
         raise UserError(
-            f"{key}={folder}: another process is writing there; wait until it is through, or name "
+            f"{key}={folder}: another process is writing there; wait until it has finished, or name "
             "another folder"
         ) from error
     except NotImplementedError:
@@ -53,7 +53,7 @@ def only_writer(folder: Path, key: str) -> Iterator[None]:
 
 @contextmanager
 def taking_turns(file: Path, wait: bool = True) -> Iterator[bool]:
-    """Hold a file's lock, once whoever has it is through; without `wait`, false where somebody has it."""
+    """Acquire a file lock, waiting for its holder; without `wait`, yield False if it is taken."""
     # Members of a group may share a cache.
     lock, mine = FileLock(file, timeout=PATIENCE if wait else 0, mode=0o664), True
     try:
@@ -73,4 +73,6 @@ def taking_turns(file: Path, wait: bool = True) -> Iterator[bool]:
 
 
 def _warn_without_locks(folder: Path) -> None:
-    warn(f"{folder}: this disk, of a network, knows no locks; let no second process write there")
+    warn(
+        f"{folder}: this network disk does not support locks; do not let a second process write there"
+    )

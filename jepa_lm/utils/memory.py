@@ -1,4 +1,4 @@
-"""How much memory a run takes at its peak: of the GPU, or of this process on a CPU (Linux)."""
+"""Peak memory of a run: on the GPU, or of this process on a CPU (Linux)."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ import torch
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"
-"""Written there, it makes the present size the peak (proc(5))."""
+"""Written to `CLEAR`, it resets the peak to the current size (proc(5))."""
 
 
 class PeakMemory:
-    """Counts from its making on, so that the jobs of a sweep in one process are told apart."""
+    """Peak memory since this object was created, so that jobs of a sweep in one process are kept apart."""
 
     def __init__(self) -> None:
-        if torch.cuda.is_initialized():  # by an earlier job; else there is nothing to reset
+        if torch.cuda.is_initialized():  # by an earlier job; otherwise there is nothing to reset
             torch.cuda.reset_peak_memory_stats()
         gc.collect()
         self._start: int | None = None
         with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)  # what earlier jobs have freed is not this one's
+            ctypes.CDLL(None).malloc_trim(0)  # return memory that earlier jobs freed
             CLEAR.write_text(RESET_PEAK, encoding="utf-8")
             self._start = _resident("VmRSS")
 
     def peak(self, device: torch.device) -> int | None:
-        """Bytes on a GPU; for a CPU, of this process on top of its size at the start (None: not on Linux)."""
+        """Return peak bytes on a GPU; on a CPU, peak bytes above this process's start (None: not Linux)."""
         if device.type == "cuda":
             return torch.cuda.max_memory_allocated(device)
         with contextlib.suppress(OSError):

@@ -1,7 +1,7 @@
-"""What is said to the user: it never ends a run that goes on, or one that is over, by failing.
+"""Messages to the user, which must not make a run fail.
 
-A terminal may be closed (its streams then raise errors), a log's disk may be full, an encoding may lack
-characters. What is recorded does not depend on any of them.
+The terminal may be closed (its streams then raise errors), the disk of a log may be full, or the encoding may
+lack characters. What a run records does not depend on any of these.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from typing import TextIO
 from jepa_lm.utils.quoting import literal
 
 STRICT = ("strict", "surrogateescape")
-"""Ways of a stream to treat characters that raise an error where its encoding lacks one."""
+"""Error handlers of a stream that raise an error for characters that its encoding lacks."""
 
 
 def say(text: str) -> None:
-    """A line on stdout: a result, which fails where it cannot be written."""
+    """Print a result on stdout; raises an error if it cannot be written."""
     replace_characters(sys.stdout)
     print(literal(text), flush=True)
 
 
 def tell(text: str) -> None:
-    """A line on stderr, if that can be written to; in a signal handler it may be busy."""
+    """Print a line on stderr if possible; in a signal handler the stream may be busy."""
     with suppress(RuntimeError), suppressed(sys.stderr):
         print(literal(text), file=sys.stderr, flush=True)
 
@@ -34,10 +34,10 @@ def tell(text: str) -> None:
 def suppressed(
     stream: TextIO | None, warn: Callable[[str], None] = lambda text: None
 ) -> Iterator[None]:
-    """Inside, a stream that cannot be written to is given up; what comes later goes nowhere.
+    """Give up a stream that cannot be written to inside the block; later output is discarded.
 
     Args:
-        warn: is called about it.
+        warn: is called with the reason.
     """
     replace_characters(stream)
     try:
@@ -48,7 +48,7 @@ def suppressed(
 
 
 def replace_characters(stream: TextIO | None) -> None:
-    """From now on, characters that the stream's encoding lacks are shown as escapes."""
+    """Let a stream show characters that its encoding lacks as escapes from now on."""
     reconfigure = getattr(stream, "reconfigure", None)
     if reconfigure is not None and getattr(stream, "errors", None) in STRICT:
         with suppress(OSError, ValueError):
@@ -56,7 +56,7 @@ def replace_characters(stream: TextIO | None) -> None:
 
 
 def give_up(stream: TextIO | None) -> None:
-    """Lead a stream to nowhere: what it still holds would fail again when the process ends."""
+    """Redirect a stream to the null device, or its buffer would raise again when the process ends."""
     with suppress(OSError, ValueError, AttributeError):
         descriptor = stream.fileno()  # type: ignore[union-attr]
         nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -1,4 +1,4 @@
-"""Where the configs lie."""
+"""Path of the config folder."""
 
 from __future__ import annotations
 

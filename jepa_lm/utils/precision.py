@@ -1,4 +1,4 @@
-"""Which number format a run computes in."""
+"""The number format that a run computes in."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ import torch
 from jepa_lm.utils.errors import UserError
 
 AUTOCAST = {"32-true": None, "bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
-"""Lightning's names and the type of autocast they stand for."""
+"""Maps Lightning's names to the autocast dtype."""
 
 BF16_INSTRUCTIONS = ("avx512_bf16", "amx_bf16", "bf16")
-"""Names of native bfloat16 arithmetic on x86 and on Arm."""
+"""Names of native bfloat16 instructions on x86 and Arm."""
 
 
 def resolve_precision(name: str, accelerator: str) -> str:
-    """Lightning's name of the precision; `auto` is bf16-mixed where the hardware has bfloat16.
+    """Return Lightning's name of the precision; `auto` is bf16-mixed if the hardware has bfloat16.
 
-    On a processor without bfloat16 instructions the mixed mode would be slower than float32.
+    On a processor without bfloat16 instructions, bf16-mixed would be slower than float32.
 
     Raises:
-        UserError: a precision we do not train or evaluate in.
+        UserError: an unsupported precision.
     """
     if name == "auto":
         if accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available()):
@@ -36,5 +36,5 @@ def resolve_precision(name: str, accelerator: str) -> str:
 
 
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
-    """No autocast inside: bfloat16 products are too coarse for statistics and for long sums."""
+    """Disable autocast: bfloat16 products are too coarse for statistics and long sums."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)

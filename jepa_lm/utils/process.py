@@ -1,4 +1,4 @@
-"""Settings of this process that make PyTorch faster on a CPU, and processes beside it."""
+"""Process settings that make PyTorch faster on a CPU, and the start of further processes."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from typing import Any
 from jepa_lm.utils.errors import RankError
 
 M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
-"""Names of glibc's malloc.h."""
+"""Constants of glibc's malloc.h."""
 NEVER = 2**31 - 1
 
 
 def tune() -> None:
-    """To be called before torch is loaded; it changes no result. A user's own environment variables win."""
-    # Idle OpenMP threads sleep instead of spinning: beside one busy process, spinning made the
-    # demo's steps on two cores 2 to 40 times slower (docs/log.md). Read when torch is loaded.
+    """Tune threads and malloc before torch is imported; no result changes, and set variables win."""
+    # Idle OpenMP threads sleep instead of spinning: next to one busy process, spinning made the
+    # demo's steps on two cores 2 to 40 times slower (docs/log.md). Read when torch is imported.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     if not any(name.startswith("MALLOC_") for name in os.environ):
         _keep_freed_memory()
 
 
 def _keep_freed_memory() -> None:
-    """Let malloc reuse large blocks: a fresh mapping for each tensor costs a page fault every 4 KiB.
+    """Let malloc reuse large blocks: a new mapping for each tensor costs a page fault every 4 KiB.
 
-    With a vocabulary of 8192 that was half of a run's time (docs/log.md).
+    With a vocabulary of 8192 these page faults took half of a run's time (docs/log.md).
     """
     with contextlib.suppress(OSError, AttributeError):  # another C library: nothing to tune
         mallopt = ctypes.CDLL(None).mallopt
@@ -41,11 +41,11 @@ def _keep_freed_memory() -> None:
 
 
 PARENT = "JEPA_LM_RANK_ZERO"
-"""Variable with the process id of the first rank, in the others it has started."""
+"""Environment variable with the process id of rank 0, set in the ranks that it started."""
 
 
 def stop_with_parent() -> None:
-    """In a rank that another process has started: end when that one is gone, however it went."""
+    """Make this rank exit once rank 0, which started it, is gone for any reason."""
     parent = int(os.environ[PARENT])
 
     def watch() -> None:
@@ -63,13 +63,13 @@ def fresh_python(
     variables: Mapping[str, str] | None = None,
     **settings: Any,
 ) -> subprocess.Popen:
-    """Start a Python of its own that finds what this one finds, wherever it is called from.
+    """Start a new Python process that finds the same modules as this one, from any folder.
 
-    That is this package and modules of the user's own, but nothing that happens to lie in the current folder.
+    It finds this package and the user's own modules, but nothing that happens to be in the current folder.
 
     Args:
-        path: where to look for the package instead. variables: more for its environment.
-        settings: of `subprocess.Popen`.
+        path: folder that holds the package, if not this one. variables: added to the environment.
+        settings: passed to `subprocess.Popen`.
     """
     package = path or Path(__file__).resolve().parent.parent.parent
     paths = [str(package), *(os.path.abspath(folder) for folder in sys.path)]

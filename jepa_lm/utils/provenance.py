@@ -1,4 +1,4 @@
-"""Where a result comes from: config, source, versions, and the checkpoint that a run went on from."""
+"""Provenance of a result: config, source, versions, and the checkpoint that a run resumed from."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jepa_lm.utils.former_names import first
 
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "sentencepiece", "numpy")
 CONFIG_FILE = "config.json"
-"""The resolved config that a run was started with, in its folder."""
+"""File in the run folder with the resolved config that the run was started with."""
 NOT_HASHED = {
     "paths",
     "ckpt_path",
@@ -32,21 +32,21 @@ NOT_HASHED = {
     "trust",
     "limits",
 }
-"""Where and how a run is watched does not change what it computes."""
+"""Keys that do not change what a run computes, such as paths and loggers."""
 
 
 class Resumed(NamedTuple):
-    """A checkpoint that a run goes on from."""
+    """A checkpoint that a run resumes from."""
 
     path: Path
     step: int
-    """Optimizer steps that are done."""
+    """Number of optimizer steps done."""
     validated: bool
-    """The validation after that step is recorded already, as far as this process sees."""
+    """True if this process sees the validation after that step recorded already."""
 
 
 def relevant(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The part of a resolved config that decides what a run computes."""
+    """Return the part of a resolved config that decides what a run computes."""
     kept = {key: value for key, value in config.items() if key not in NOT_HASHED}
     kept["data"] = {k: v for k, v in config["data"].items() if k != "cache_dir"}
     kept["trainer"] = {k: v for k, v in config["trainer"].items() if k != "default_root_dir"}
@@ -54,15 +54,15 @@ def relevant(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def config_hash(config: Mapping[str, Any]) -> str:
-    """Equal for runs that compute the same."""
+    """Return a hash that is equal for runs that compute the same."""
     kept = first(relevant(config))
     return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def git_state() -> dict[str, Any]:
-    """Commit of the source, whether it was changed since, and a hash of the changes.
+    """Return the commit of the source, whether it was changed since, and a hash of the changes.
 
-    None where there is no repository.
+    The values are None if there is no repository.
     """
     folder = Path(jepa_lm.__file__).parent
 
@@ -73,7 +73,7 @@ def git_state() -> dict[str, Any]:
             )
         except (OSError, subprocess.TimeoutExpired):
             return None
-        # A difference may be of files in any encoding.
+        # A diff may contain files in any encoding.
         return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else None
 
     changes = git("status", "--porcelain", "--untracked-files=no")
@@ -87,9 +87,9 @@ def git_state() -> dict[str, Any]:
 
 @functools.cache
 def source_hash() -> str:
-    """Of this package's Python files, as they were when it was asked for first: what a process runs.
+    """Return a hash of this package's Python files as of the first call: the code that this process runs.
 
-    Unlike a commit it does not move with documentation, and it needs no repository.
+    Unlike a commit it does not change with documentation, and it needs no repository.
     """
     folder = Path(jepa_lm.__file__).parent
     found = hashlib.sha256()
@@ -100,7 +100,7 @@ def source_hash() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Of Python and of the packages that decide results."""
+    """Return the versions of Python and of the packages that affect results."""
     found = {"python": platform.python_version(), "jepa_lm": jepa_lm.__version__}
     for package in PACKAGES:
         try:

@@ -1,7 +1,7 @@
-"""Text of users, files and models, shown as it was written: nothing in it is taken for markup or a command.
+"""Quote text of users, files and models, so that nothing in it is treated as markup or a command.
 
-literal is for a terminal, markdown for a paragraph or cell, override and shell for words to be pasted.
-HTML is escaped by its template; tables and panels are of `jepa_lm.utils.console`.
+`literal` is for terminals, `markdown` for paragraphs and cells, `override` and `shell` for words to paste.
+HTML is escaped by its template; `jepa_lm.utils.console` makes tables and panels.
 """
 
 from __future__ import annotations
@@ -13,18 +13,18 @@ import unicodedata
 from collections.abc import Iterable
 
 UNSEEN = {"Cc", "Cf", "Cs", "Zl", "Zp"}
-"""Unicode categories that act on a terminal or on the text around them: escapes, directions, line ends."""
+"""Unicode categories that affect a terminal or the surrounding text: escapes, directions, line ends."""
 JOINERS = "\u200c\u200d"
-"""Of those, what Persian, Hindi and emoji are written with."""
+"""Characters of those categories that Persian, Hindi and emoji need."""
 BARE = re.compile(r"[A-Za-z0-9_/.+@%-]+")
-"""Values that Hydra takes for text, or for the number that they are, without quotes."""
+"""Values that Hydra reads correctly without quotes, as text or as a number."""
 
 
 def literal(text: str, *, keep: str = "") -> str:
-    """The same with what cannot be seen as an escape: `\\x1b`, `\\n`, `\\u202e`.
+    """Return the text with invisible characters as escapes: `\\x1b`, `\\n`, `\\u202e`.
 
     Args:
-        keep: characters that stay, such as line ends.
+        keep: characters that are not escaped, such as line ends.
     """
     if text.isprintable():
         return text
@@ -38,7 +38,7 @@ def literal(text: str, *, keep: str = "") -> str:
 
 
 def markdown(text: str) -> str:
-    """Text that stays text in a paragraph, a list or a cell of Markdown."""
+    """Escape text for a paragraph, a list or a table cell of Markdown."""
     text = literal(text).strip()
     for sign, safe in (("&", "&amp;"), ("<", "&lt;"), (">", "&gt;"), ("$", "&#36;")):
         text = text.replace(sign, safe)
@@ -49,22 +49,22 @@ def markdown(text: str) -> str:
 
 
 def override(key: str, value: object) -> str:
-    """A word of the command line that gives this text to a setting, for a shell."""
+    """Return `key=value`, quoted for a shell, as an override that sets this text."""
     text = str(value)
     return shell([f"{key}={text if BARE.fullmatch(text) else quoted(text)}"])
 
 
 def quoted(text: str) -> str:
-    """A value of an override that is this text, whatever is in it."""
+    """Quote any text as the value of a Hydra override."""
     from hydra.core.override_parser.types import Quote, QuotedString
 
-    # References would be resolved; a backslash before them says that they are text.
+    # A backslash keeps Hydra from resolving references.
     text = re.sub(r"(\\*)\$\{", r"\1\1\\${", text)
     return QuotedString(text, Quote.double).with_quotes()
 
 
 def shell(words: Iterable[str]) -> str:
-    """A line to paste into a shell."""
+    """Return the words as one line to paste into a shell."""
     return " ".join(map(_word, words))
 
 
@@ -72,9 +72,9 @@ def _word(text: str) -> str:
     if literal(text) == text:
         return shlex.quote(text)
     told = text.replace("\\", "\\\\").replace("'", "\\'")
-    # A byte of a file name that is no text.
+    # A byte of a file name that is not valid UTF-8.
     told = re.sub(r"[\udc80-\udcff]", lambda byte: f"\\x{ord(byte[0]) - 0xDC00:02x}", told)
-    # Of shells, `\\x9b` is a byte and `\\u009b` a character.
+    # In shells, `\\x9b` is a byte and `\\u009b` a character.
     told = re.sub(
         r"[\x80-\xff]", lambda c: c[0] if c[0].isprintable() else f"\\u{ord(c[0]):04x}", told
     )
@@ -82,8 +82,8 @@ def _word(text: str) -> str:
 
 
 class Formatter(logging.Formatter):
-    """Of what Hydra and libraries log: they repeat the user's words."""
+    """Log formatter for Hydra and other libraries, whose messages may repeat the user's text."""
 
     def format(self, record: logging.LogRecord) -> str:
-        """Lines stay apart."""
+        """Format a record and escape its text, keeping line ends."""
         return literal(super().format(record), keep="\n\t")

@@ -1,6 +1,6 @@
-"""The typed skeletons of train.yaml, eval.yaml and export.yaml: Hydra refuses other keys and types.
+"""Typed schemas of train.yaml, eval.yaml and export.yaml: Hydra refuses other keys and types.
 
-Groups are `Any` here; `jepa_lm.utils.config` checks them against the classes that they name.
+Config groups are `Any` here; `jepa_lm.utils.config` checks them against the classes that they name.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jepa_lm.utils import gpus
 
 @dataclass
 class Sampling:
-    """Words on screen after training."""
+    """The sample text shown after training."""
 
     prompt: str | None = MISSING
     tokens: int = MISSING
@@ -29,7 +29,7 @@ class Sampling:
 
 @dataclass
 class Paths:
-    """Folders. `run_dir` is where a run writes, `cache` where prepared data is kept."""
+    """Folders: `run_dir` for the output of a run, `cache` for prepared data."""
 
     run_dir: str = MISSING
     cache: str = "~/.cache/jepa_lm"
@@ -57,7 +57,7 @@ class Average:
 
 @dataclass
 class Checkpointing:
-    """When checkpoints are written and how many stay."""
+    """When checkpoints are written and how many are kept."""
 
     every_n_steps: int | None = MISSING
     keep: int = MISSING
@@ -65,21 +65,21 @@ class Checkpointing:
 
 @dataclass
 class Guard:
-    """What happens to a step whose gradient is no number."""
+    """How many steps whose gradient is NaN or infinite are skipped before the run stops."""
 
     skip: int = MISSING
 
 
 @dataclass
 class EvaluationDefaults:
-    """What eval.py uses for this run unless told otherwise."""
+    """Defaults that eval.py uses for this run."""
 
     stride: int = MISSING
 
 
 @dataclass
 class TrainConfig:
-    """train.py"""
+    """Schema of train.yaml."""
 
     data: Any = MISSING
     model: Any = MISSING
@@ -113,7 +113,7 @@ class TrainConfig:
 
 @dataclass
 class Evaluation:
-    """How a text is cut into windows, and what is reported beside the score."""
+    """How text is cut into windows, and what is reported besides the score."""
 
     protocol: str = MISSING
     seq_len: int | None = MISSING
@@ -130,7 +130,7 @@ class Evaluation:
 
 @dataclass
 class EvalConfig:
-    """eval.py"""
+    """Schema of eval.yaml."""
 
     eval: Evaluation = field(default_factory=Evaluation)
     task_name: str = MISSING
@@ -147,7 +147,7 @@ class EvalConfig:
 
 @dataclass
 class Export:
-    """What the exported file may weigh and lose, and how it is made."""
+    """How the exported file is made, how large it may be and how much it may lose."""
 
     cap_bytes: int = MISSING
     code: str = MISSING
@@ -161,7 +161,7 @@ class Export:
 
 @dataclass
 class Submission:
-    """What submission.json says that no record of the run knows."""
+    """Fields of submission.json that are not in the run's records."""
 
     author: str | None = MISSING
     github_id: str | None = MISSING
@@ -171,7 +171,7 @@ class Submission:
 
 @dataclass
 class ExportConfig:
-    """export.py"""
+    """Schema of export.yaml."""
 
     quantization: Any = None
     task_name: str = MISSING
@@ -188,7 +188,7 @@ class ExportConfig:
 
 
 def run_folder() -> str:
-    """The folder of this run, or of the one that `--cfg job` shows, which makes none."""
+    """Return the folder of this run; for `--cfg job`, which creates none, the planned folder."""
     hydra = HydraConfig.get()
     made = None if OmegaConf.is_missing(hydra.runtime, "output_dir") else hydra.runtime.output_dir
     return str(made or hydra.run.dir)
@@ -203,7 +203,7 @@ RESOLVERS: dict[str, Callable[..., Any]] = {
 
 
 def register() -> None:
-    """Make the skeletons known to Hydra, and the resolvers to the configs."""
+    """Register the schemas with Hydra and the resolvers with OmegaConf."""
     for name, resolver in RESOLVERS.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
     store = ConfigStore.instance()

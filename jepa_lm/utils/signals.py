@@ -1,8 +1,8 @@
-"""Signals that ask a run to stop: it ends after the step it is in, on every rank after the same one.
+"""Signals that ask a run to stop: it ends after the current step, the same step on every rank.
 
-Ctrl-C (SIGINT) validates and saves; what clusters send before they kill (SIGTERM, SIGUSR1, SIGUSR2) and
-what a terminal sends that is closed (SIGHUP) saves alone. A handler only notes the signal: the training
-loop acts on it, several ranks after they have agreed on it together with the clock.
+Ctrl-C (SIGINT) validates and saves; the signals that clusters send before a kill (SIGTERM, SIGUSR1, SIGUSR2)
+and that a closed terminal sends (SIGHUP) only save. A handler only records the signal: the training loop acts
+on it, with several ranks after they have agreed on it together with the clock.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from jepa_lm.utils.errors import warn
 from jepa_lm.utils.output import tell
 
 NAMES = ("SIGINT", "SIGHUP", "SIGUSR1", "SIGUSR2", "SIGTERM")
-"""By urgency; a rank that got a more urgent one decides for all. Not every system has all of them."""
+"""Sorted by urgency; the most urgent signal of any rank decides for all. Some systems lack some."""
 Handler = Callable[[int, FrameType | None], Any]
 
 
 class Stopped(BaseException):
-    """A run has ended early and has saved its state.
+    """A run ended early and saved its state.
 
-    Not an `Exception`: what handles failures must not take it for one.
+    Not an `Exception`, so that code that handles failures does not catch it.
 
     Args:
-        signum: the signal that asked for it.
+        signum: the signal that stopped the run.
     """
 
     def __init__(self, signum: int) -> None:
@@ -38,38 +38,38 @@ class Stopped(BaseException):
 
 
 class StopRequest:
-    """What was asked of this process, and what the ranks have agreed on."""
+    """The stop that was requested from this process, and the one that the ranks agreed on."""
 
     def __init__(self) -> None:
         self.asked = 0
-        """1 + place in `NAMES` of the most urgent signal so far; 0 without one."""
+        """1 + index in `NAMES` of the most urgent signal so far; 0 if there was none."""
         self.agreed = 0
-        """The same for all ranks."""
+        """Like `asked`, for all ranks."""
         self.over = False
-        """Training is over and its state saved: from now on a signal stops at once."""
+        """True once training is over and its state saved: from then on a signal stops immediately."""
 
     @property
     def signum(self) -> int | None:
-        """The signal that ends the run, None while none does."""
+        """Number of the signal that ends the run, or None."""
         return int(getattr(signal, NAMES[self.agreed - 1])) if self.agreed else None
 
     @property
     def hurried(self) -> bool:
-        """A kill will follow: no time for a validation."""
+        """True if a kill will follow, so that there is no time for a validation."""
         return self.agreed > 1
 
     @contextmanager
     def listening(self, *, speak: bool) -> Iterator[None]:
-        """Note signals while inside; a second Ctrl-C stops at once.
+        """Record signals inside the block; a second Ctrl-C stops immediately.
 
-        A handler that was there before gets a pre-emption signal afterwards, when the state is saved:
-        a job launcher requeues the job in it.
+        A preemption signal is passed to the earlier handler afterwards, when the state is saved: a job
+        launcher's handler requeues the job.
 
         Args:
-            speak: tell the user what happens now (one rank is enough).
+            speak: print what happens (one rank is enough).
         """
         if threading.current_thread() is not threading.main_thread():
-            yield  # only the main thread may listen
+            yield  # only the main thread may set signal handlers
             return
 
         def note(signum: int, frame: FrameType | None) -> None:
@@ -80,12 +80,12 @@ class StopRequest:
                 sys.exit(128 + signum)
             urgency = 1 + NAMES.index(name)
             if speak and urgency > self.asked:
-                after = "and a validation; Ctrl-C again stops at once" if urgency == 1 else ""
+                after = "and a validation; Ctrl-C again stops immediately" if urgency == 1 else ""
                 tell(f"{name}: stopping after this step {after}".rstrip())
             self.asked = max(self.asked, urgency)
 
         known = [getattr(signal, name) for name in NAMES if hasattr(signal, name)]
-        # `nohup` starts a program with this one ignored, so that it outlives its terminal.
+        # `nohup` starts a program with SIGHUP ignored, so that it outlives its terminal.
         known = [s for s in known if s.name != "SIGHUP" or signal.getsignal(s) != signal.SIG_IGN]
         before = {signum: signal.signal(signum, note) for signum in known}
         try:

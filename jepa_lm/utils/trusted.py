@@ -1,10 +1,10 @@
-"""Configs that come out of files are data: one bounded plain copy is made, and only that copy is built.
+"""Treat configs from files as data: make one bounded plain copy, and build only that copy.
 
     file -> plain (types, size, depth) -> build_part (classes of one room, no references) -> object
 
 Hydra's `instantiate` would call whatever `_target_` names and resolve `${...}`, which can call and read
-anything. Here a class counts when it is one of the room that the part belongs to, or when the user has named
-its module on the command line (`trust=[my_module]`); never because a file names it.
+anything. Here a class is allowed only if it belongs to the part's room, or if the user named its module on
+the command line (`trust=[my_module]`); never because a file names it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.former_names import modern
 
 MOST_NODES, MOST_DEPTH, MOST_TEXT = 20_000, 40, 1 << 16
-"""Of a config: values in it, levels, letters of a text. Real ones have some 400, 8 and 200."""
+"""Limits on a config: values, levels, characters of a text. Real ones have about 400, 8 and 200."""
 MOST_INTEGER = 1 << 63
 MODULES_A_BLOCK = 64
 REFERENCE = "${"
@@ -34,10 +34,10 @@ REFERENCE = "${"
 
 @dataclass(frozen=True)
 class Room:
-    """Whose classes a part of a config may name."""
+    """The classes that a part of a config may name: those of `modules` derived from `base`."""
 
     modules: tuple[str, ...]
-    """They and what is below them."""
+    """Modules, including everything below them."""
     base: type = object
 
 
@@ -50,7 +50,7 @@ ROOMS = {
 
 @dataclass(frozen=True)
 class Limits:
-    """What a file may ask for before memory is taken. The user's to set, never a file's."""
+    """Maximum that a file may ask for before memory is allocated. Set by the user, never by a file."""
 
     tensor_values: int = 1 << 31
     blocks: int = 1000
@@ -60,10 +60,10 @@ class Limits:
 
 @dataclass(frozen=True)
 class Trust:
-    """How far files are trusted in this process: what the command line says, and nothing else.
+    """How far files are trusted in this process, set only by the command line.
 
     Args:
-        modules: of classes that files may name beside this package's. limits: see `Limits`.
+        modules: modules besides this package whose classes files may name. limits: see `Limits`.
     """
 
     modules: tuple[str, ...] = ()
@@ -71,7 +71,7 @@ class Trust:
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Trust:
-        """From the nodes `trust` and `limits` of a command's config.
+        """Return the trust from the nodes `trust` and `limits` of a command's config.
 
         Raises:
             UserError: a limit below 1, or a module that cannot be imported.
@@ -95,15 +95,15 @@ def _import(name: str) -> None:
 
 
 def plain(value: Any, source: str) -> Any:
-    """A copy of dictionaries, lists, texts and numbers, of bounded size; tuples become lists.
+    """Return a copy of dictionaries, lists, strings and numbers, of bounded size; tuples become lists.
 
-    Classes are named as they are today.
+    Former class names are replaced by the current ones.
 
     Args:
-        source: of the value, for messages.
+        source: where the value comes from, for messages.
 
     Raises:
-        UserError: another type, or more than a config may hold.
+        UserError: a value of another type, or a config that is too large.
     """
     left = MOST_NODES
 
@@ -112,7 +112,7 @@ def plain(value: Any, source: str) -> Any:
         left -= 1
         if left < 0 or depth > MOST_DEPTH:
             raise UserError(
-                f"{source}: its config is no config (more than {MOST_NODES} values or {MOST_DEPTH} levels)"
+                f"{source}: its config is too large (more than {MOST_NODES} values or {MOST_DEPTH} levels)"
             )
         if node is None or type(node) in (bool, float):
             return node
@@ -124,20 +124,22 @@ def plain(value: Any, source: str) -> Any:
             return [copied(x, f"{where}[{i}]", depth + 1) for i, x in enumerate(node)]
         if type(node) is dict and all(type(key) is str and len(key) <= 200 for key in node):
             return {key: copied(x, f"{where}.{key}", depth + 1) for key, x in node.items()}
-        told = f"{len(node)} letters" if type(node) is str else type(node).__name__
-        raise UserError(f"{source}: its config holds {told} at {where[:200] or 'its top'}; refused")
+        told = f"{len(node)} characters" if type(node) is str else type(node).__name__
+        raise UserError(
+            f"{source}: its config holds {told} at {where[:200] or 'the top level'}; refused"
+        )
 
     return modern(copied(value, "", 0))
 
 
 def build_part(part: str, node: Any, source: str, trust: Trust) -> Any:
-    """What a config out of a file names, of classes that it may name, with arguments that they take.
+    """Build the object that a config from a file names, from allowed classes with valid arguments.
 
     Args:
         part: a key of `ROOMS`. node: a `plain` copy. source: for messages.
 
     Raises:
-        UserError: a class of elsewhere, a reference, arguments that do not fit.
+        UserError: a class that is not allowed, a reference, or arguments that do not fit.
     """
     check_part(part, node, source, trust)
     try:
@@ -147,10 +149,10 @@ def build_part(part: str, node: Any, source: str, trust: Trust) -> Any:
 
 
 def check_part(part: str, node: Any, source: str, trust: Trust) -> None:
-    """Refuse what `build_part` would refuse before it builds anything."""
+    """Make the checks of `build_part` without building anything."""
     try:
         if not isinstance(node, dict) or "_target_" not in node:
-            raise UserError(f"{part}: names nothing to build")
+            raise UserError(f"{part}: has no _target_ to build")
         _refuse_references(part, node)
         check_node(part, node, _finder(part, trust))
     except UserError as error:
@@ -161,13 +163,13 @@ def _refuse_references(path: str, node: Any) -> None:
     if isinstance(node, dict):
         for key, value in node.items():
             if key.startswith("_") and key != "_target_":
-                raise UserError(f"{path}.{key}: no such setting can be in a file; refused")
+                raise UserError(f"{path}.{key}: a file must not set this; refused")
             _refuse_references(f"{path}.{key}", value)
     elif isinstance(node, list):
         for i, value in enumerate(node):
             _refuse_references(f"{path}[{i}]", value)
     elif isinstance(node, str) and REFERENCE in node:
-        raise UserError(f"{path}={shown(node)!r}: a file cannot refer to anything; refused")
+        raise UserError(f"{path}={shown(node)!r}: a file must not contain references; refused")
 
 
 def _finder(part: str, trust: Trust) -> Find:
@@ -180,13 +182,13 @@ def _finder(part: str, trust: Trust) -> Find:
         if _below(module, modules):
             with suppress(ImportError):
                 found = getattr(importlib.import_module(module), name, None)
-            # Defined there: what a module imports from elsewhere is not its own.
+            # The class must be defined there, not only imported there.
             own = isinstance(found, type) and _below(found.__module__, modules)
             if own and (issubclass(found, room.base) or not _below(found.__module__, room.modules)):
                 return found
         raise UserError(
-            f"{path}._target_={shown(target)!r}: its config asks to call what is no class of "
-            f"{', '.join(room.modules)}; refused (a module of your own: trust=[its_name])"
+            f"{path}._target_={shown(target)!r}: its config asks to call something that is not a class of "
+            f"{', '.join(room.modules)}; refused (for a module of your own: trust=[its_name])"
         )
 
     return find
@@ -198,23 +200,25 @@ def _below(module: str, modules: tuple[str, ...]) -> bool:
 
 @contextmanager
 def bounded_modules(limits: Limits, tensors: int, values: int | None = None) -> Iterator[None]:
-    """Inside, modules may be given no more parameters, values and parts than these.
+    """Limit the parameters, values and submodules that modules built inside the block may get.
 
     Args:
-        tensors: parameters that the file holds. values: of all of them together, None for what `limits`
-            says of bytes.
+        tensors: number of parameters in the file. values: number of values in all of them together; None
+            for `limits.bytes`.
     """
     left = {
-        f"the {tensors} tensors that the file names": min(tensors, limits.tensors),
-        "limits.bytes or the format allow in values": limits.bytes if values is None else values,
-        f"limits.blocks={limits.blocks} allows in parts": limits.blocks * MODULES_A_BLOCK,
+        f"more than the {tensors} tensors that the file names": min(tensors, limits.tensors),
+        "more values than limits.bytes or the format allow": limits.bytes
+        if values is None
+        else values,
+        f"more parts than limits.blocks={limits.blocks} allows": limits.blocks * MODULES_A_BLOCK,
     }
     of_tensors, of_values, of_parts = left
 
     def take(what: str, count: int) -> None:
         left[what] -= count
         if left[what] < 0:
-            raise UserError(f"its config asks for more than {what}")
+            raise UserError(f"its config asks for {what}")
 
     def parameter_added(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
         if parameter is not None:

@@ -1,6 +1,6 @@
-"""What is refused of a composed config: values that fit their types and could only fail, or mislead, later.
+"""Checks of a composed config for values that fit their types but would fail, or mislead, later.
 
-Nothing here needs PyTorch, and nothing depends on this machine: the plan of a sweep is checked by it, too.
+Nothing here needs PyTorch or depends on this machine, because the plan of a sweep is checked here as well.
 """
 
 from __future__ import annotations
@@ -12,32 +12,32 @@ from typing import Any
 from jepa_lm.utils.errors import UserError
 
 LARGEST_SEED = 2**32 - 1
-"""That every generator in use takes."""
+"""The largest seed that all random generators in use accept."""
 AT_LEAST = {"ce_weight": 0, "z_loss_weight": 0, "model.dim": 1, "trainer.gradient_clip_val": 0}
-"""Numbers that no class of ours checks, by dotted key."""
+"""Minimum of numbers that no class of ours checks, by dotted key."""
 SEARCH = "search"
-"""Of a temperature: the best one on training tokens."""
+"""Value of a temperature: fit it on training tokens."""
 ELSEWHERE = {
     "max_epochs": "a run ends with trainer.max_steps or trainer.max_time",
     "min_epochs": "a run ends with trainer.max_steps or trainer.max_time",
     "min_steps": "a run ends with trainer.max_steps or trainer.max_time",
     "limit_train_batches": "it would repeat the same batches; set trainer.max_steps, or data.train_tokens",
     "overfit_batches": "set data.train_tokens, as debug=overfit does",
-    "fast_dev_run": "debug=tiny is a short run",
+    "fast_dev_run": "debug=tiny makes a short run",
     "barebones": "logger=none logs nothing",
     "check_val_every_n_epoch": "set trainer.val_check_interval, in steps",
-    "num_sanity_val_steps": "nothing is validated before a run; debug=tiny is a short one",
-    "limit_test_batches": "eval.py scores, all of the split",
+    "num_sanity_val_steps": "nothing is validated before a run; debug=tiny makes a short run",
+    "limit_test_batches": "eval.py scores the whole split",
     "limit_predict_batches": "nothing is predicted in batches",
     "reload_dataloaders_every_n_epochs": "the data has no epochs",
-    "use_distributed_sampler": "ranks take their share of each batch as it is",
-    "enable_checkpointing": "set checkpoint.every_n_steps=null for one at the end",
+    "use_distributed_sampler": "each rank already takes its share of every batch",
+    "enable_checkpointing": "set checkpoint.every_n_steps=null for a single checkpoint at the end",
     "enable_model_summary": "describe=true shows what would be trained",
     "callbacks": "add one with +callbacks.NAME._target_=...",
-    "logger": "choose with logger=",
+    "logger": "choose one with logger=",
     "plugins": "set trainer.precision, trainer.strategy or trainer.accelerator",
 }
-"""Settings of Lightning's Trainer that this project does not have, and what it has instead."""
+"""Settings of Lightning's Trainer that this project does not use, and what to use instead."""
 COUNTS = ("val_check_interval", "log_every_n_steps", "accumulate_grad_batches")
 
 
@@ -45,7 +45,7 @@ def check_values(config: Mapping[str, Any]) -> None:
     """Check a resolved training config, which has passed `config.check`, before anything is built.
 
     Raises:
-        UserError: naming the key, the value and what would be right.
+        UserError: names the key, the value and what would be right.
     """
     for key, seed in sorted(named("seed", config), key=lambda found: found[0].count(".")):
         if isinstance(seed, int):
@@ -68,30 +68,30 @@ def check_values(config: Mapping[str, Any]) -> None:
 
 
 def check_seed(key: str, seed: int) -> None:
-    """Refuse a seed that NumPy does not take."""
+    """Refuse a seed that NumPy does not accept."""
     if not 0 <= seed <= LARGEST_SEED:
         raise UserError(f"{key}={seed}: a seed is a whole number from 0 to {LARGEST_SEED}")
 
 
 def require_objective(config: Mapping[str, Any]) -> None:
-    """Refuse a weight of nothing. A sweep over objectives takes it out, and says so in its plan.
+    """Refuse a loss weight without an objective. A sweep over objectives drops it, and its plan says so.
 
     Raises:
-        UserError: `jepa.weight` is set and there is no objective.
+        UserError: `jepa.weight` is set but there is no objective.
     """
     weight = config["jepa"].get("weight", 0.0)
     if weight and "_target_" not in config["jepa"]:
         raise UserError(
-            f"jepa.weight={weight}: there is nothing to weigh with objective=none; choose an objective, "
-            "such as objective=patch"
+            f"jepa.weight={weight}: objective=none has no loss to weigh; choose an objective, such as "
+            "objective=patch"
         )
 
 
 def check_trainer(settings: Mapping[str, Any]) -> None:
-    """Refuse settings that would do nothing here, or something else.
+    """Refuse Trainer settings that would have no effect here, or a different one.
 
     Raises:
-        UserError: naming the setting, and what to use.
+        UserError: names the setting and what to use instead.
     """
     for key, instead in ELSEWHERE.items():
         if settings.get(key) is not None:
@@ -106,7 +106,7 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
 
 
 def check_sampling(settings: Mapping[str, Any]) -> None:
-    """Refuse settings that could only fail after the training.
+    """Refuse settings that would only fail after training.
 
     Raises:
         UserError: a negative temperature or length.
@@ -117,10 +117,10 @@ def check_sampling(settings: Mapping[str, Any]) -> None:
 
 
 def check_temperature(key: str, value: Any) -> None:
-    """Refuse what is neither a positive number nor `search`.
+    """Refuse a temperature that is neither a positive number nor `search`.
 
     Raises:
-        UserError: naming the setting.
+        UserError: names the setting.
     """
     number = isinstance(value, int | float) and not isinstance(value, bool)
     if value != SEARCH and not (number and 0 < value < math.inf):
@@ -128,7 +128,7 @@ def check_temperature(key: str, value: Any) -> None:
 
 
 def named(name: str, node: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """Every setting of this name, with its dotted key."""
+    """Yield every setting of this name, with its dotted key."""
     if isinstance(node, Mapping):
         for key, value in node.items():
             below = f"{path}.{key}" if path else str(key)

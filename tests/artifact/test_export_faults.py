@@ -202,7 +202,7 @@ def test_a_card_is_made_of_any_summary(exported, trained, tmp_path, summary):
         ("summary.json", b"[" * 200_000, "cannot be read"),
         ("summary.json", b"[1]", "holds a list"),
         ("summary.json", b"\xff\xfe{}", "cannot be read"),
-        (".hydra/overrides.yaml", b"- &a [x]\n- *a", "refers to a part of itself"),
+        (".hydra/overrides.yaml", b"- &a [x]\n- *a", "contains an alias"),
         (".hydra/overrides.yaml", b"[" * 60_000, "cannot be read"),
         (".hydra/overrides.yaml", b"- a\n" * 60_000, "more than 65536 bytes"),
         (".hydra/overrides.yaml", b"a: b", "holds a dict"),

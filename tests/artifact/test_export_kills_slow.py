@@ -58,8 +58,8 @@ def test_a_kill_during_an_export_costs_nothing_and_leaves_nothing(over, exported
             told = second.stderr.read().splitlines()
         process.send_signal(signal.SIGKILL)
     assert told == [
-        f"error: hydra.run.dir={over.folder}: another process is writing there; wait until it is "
-        "through, or name another folder"
+        f"error: hydra.run.dir={over.folder}: another process is writing there; wait until it has "
+        "finished, or name another folder"
     ]
     assert {name: (over.folder / name).read_bytes() for name in before} == before
     assert len(list(over.folder.glob(".*.tmp"))) == 2

@@ -222,7 +222,7 @@ def test_a_config_that_asks_for_more_than_its_tensors_builds_nothing(exported, t
     for part, key, value, words in (
         ("backbone", "layers", 10**9, "more than the 36 tensors that the file names"),
         ("embedding", "vocab_size", 1 << 40, r"a tensor of 70368744177664 values; limits\."),
-        ("bigram", "buckets", 1 << 24, "more than limits.bytes or the format allow in values"),
+        ("bigram", "buckets", 1 << 24, "more values than limits.bytes or the format allow"),
     ):
         changed = copy.deepcopy(meta)
         changed["model"][part][key] = value

@@ -38,7 +38,7 @@ def test_what_a_file_says_is_shown_as_it_is(exported, tmp_path, capsys):
         (("{folder}/missing",), "artifact_path={folder}/missing: no such file"),
         (("{folder}",), "artifact_path={folder}: no artifact.* in {folder}"),
         (("/dev/null",), "artifact_path=/dev/null: no such file"),
-        (("x" * 300,), "artifact_path='" + "x" * 80 + "': no path (File name too long)"),
+        (("x" * 300,), "artifact_path='" + "x" * 80 + "': not a valid path (File name too long)"),
         (("a", "trust=[nobody]"), "trust=[nobody]: cannot be imported"),
         (("a", "trust=nobody"), "trust=nobody: expected a list"),
         (("a", "trust=["), "trust=[: while parsing a flow node"),

@@ -213,12 +213,15 @@ def test_what_wandb_would_not_take_is_refused_or_made_to_fit():
         return config["logger"]["wandb"]
 
     for wandb, says in (
-        ({"tags": ["a", "b" * 65]}, r"tags=b+: has 65 letters; W&B takes tags of 1 to 64"),
-        ({"tags": [""]}, "tags=: has 0 letters"),
-        ({"name": "n" * 129}, r"logger\.wandb\.name=n+\.\.\.: has 129 letters; W&B takes 128"),
+        ({"tags": ["a", "b" * 65]}, r"tags=b+: has 65 characters; W&B allows 1 to 64"),
+        ({"tags": [""]}, "tags=: has 0 characters"),
+        (
+            {"name": "n" * 129},
+            r"logger\.wandb\.name=n+\.\.\.: has 129 characters; W&B allows at most 128",
+        ),
         (
             {"project": "a/b#c"},
-            r"logger\.wandb\.project=a/b#c: W&B takes no / # in a project's name",
+            r"logger\.wandb\.project=a/b#c: W&B does not allow / # in a project name",
         ),
     ):
         with pytest.raises(UserError, match=says):
@@ -246,7 +249,7 @@ def test_a_kept_id_that_is_none_is_named(tmp_path):
         (tmp_path / ID_FILE).write_bytes(content)
         assert logger._kept_id() == kept
     (tmp_path / ID_FILE).write_bytes(b"../a\x1b[31m")
-    with pytest.raises(UserError, match="holds no id of a W&B run; delete it"):
+    with pytest.raises(UserError, match="does not hold the id of a W&B run; delete it"):
         logger._kept_id()
 
 

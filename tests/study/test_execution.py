@@ -108,8 +108,8 @@ def test_a_second_sweep_in_a_folder_is_refused_while_the_first_writes(plan, tmp_
         done = plan("-m", "seed=1,2")
         assert done.code == 2
         assert done.told == [
-            f"error: hydra.sweep.dir={tmp_path}/sweep: another process is writing there; wait until it is "
-            "through, or name another folder"
+            f"error: hydra.sweep.dir={tmp_path}/sweep: another process is writing there; wait until it has "
+            "finished, or name another folder"
         ]
     assert plan("-m", "seed=1,2").code == 0
 

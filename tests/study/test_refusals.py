@@ -54,10 +54,10 @@ def test_a_mistake_is_one_line_before_anything_runs(plan, words, message):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (("seed=1,2",), "seed=1,2: more than one run; add -m, or a study= or sweep="),
+        (("seed=1,2",), "seed=1,2: more than one run; add -m, or use study= or sweep="),
         (
             ("+study=ablation", "seed=1,2"),
-            "+study=ablation: there is one by default; without the +,",
+            "+study=ablation: has a default already; without the +,",
         ),
         (("sweep=jepa_weigth", "seed=1,2"), "sweep=jepa_weigth: no such option"),
         (

@@ -106,7 +106,7 @@ def test_two_sweeps_in_one_folder_are_one_and_a_refusal(tmp_path, small_text):
     code, err = finish(sweep(folder, small_text, "-m", "seed=1,2", "trainer.max_steps=100000"))
     assert code == 2
     assert err.splitlines() == [
-        f"error: hydra.sweep.dir={folder}: another process is writing there; wait until it is through, or "
+        f"error: hydra.sweep.dir={folder}: another process is writing there; wait until it has finished, or "
         "name another folder"
     ]
     assert first.poll() is None

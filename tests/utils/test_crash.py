@@ -45,7 +45,7 @@ def test_a_bug_is_one_line_and_its_traceback_is_in_the_runs_folder(launch, monke
         code, lines = launch(command)
         assert code == 70
         assert lines == [
-            "error: a bug of jepa_lm (KeyError: 'lost'); please report it with "
+            "error: a bug in jepa_lm (KeyError: 'lost'); please report it and attach "
             f"{tmp_path / 'run' / 'crash.txt'}"
         ]
         assert 'in bug\n    {}["lost"]' in kept(tmp_path / "run")
@@ -79,7 +79,7 @@ def test_a_job_that_crashes_or_fails_is_a_failed_job_and_the_others_go_on(
     assert lines[-1].startswith("error: 2 of 2 jobs failed; ")
     (crash,) = (tmp_path / "sweep").rglob("crash.txt")
     assert crash.parent.name == "seed-1"
-    assert f"a bug of jepa_lm (KeyError: 'lost'); please report it with {crash}" in lines[-1]
+    assert f"a bug in jepa_lm (KeyError: 'lost'); please report it and attach {crash}" in lines[-1]
     assert "x: Input/output error" in lines[-1]
     assert (
         json.loads((crash.parent / "summary.json").read_text(encoding="utf-8"))["status"]
@@ -128,7 +128,7 @@ def test_tools_keep_their_bugs_too(monkeypatch, tmp_path, capsys, module, inside
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(module, inside, bug)
     assert module.main(arguments) == 70
-    assert "a bug of jepa_lm (KeyError: 'lost')" in capsys.readouterr().err
+    assert "a bug in jepa_lm (KeyError: 'lost')" in capsys.readouterr().err
     assert "in bug" in kept(tmp_path / "logs")
     monkeypatch.setattr(module, inside, lambda *_: (_ for _ in ()).throw(MemoryError))
     assert module.main(arguments) == 2
@@ -143,7 +143,7 @@ def test_a_rank_keeps_its_bug_in_the_runs_folder(monkeypatch, tmp_path, capsys):
     monkeypatch.setenv("LOCAL_RANK", "3")
     (tmp_path / "ranks.json").write_text("{}", encoding="utf-8")
     assert rank_process.main(tmp_path / "ranks.json") == 70
-    assert "error: rank 3: a bug of jepa_lm" in capsys.readouterr().err
+    assert "error: rank 3: a bug in jepa_lm" in capsys.readouterr().err
     assert "in bug" in kept(tmp_path)
 
 
@@ -151,7 +151,7 @@ def test_where_no_file_can_be_written_the_traceback_is_shown(monkeypatch, tmp_pa
     (tmp_path / "logs").write_text("in the way", encoding="utf-8")
     monkeypatch.chdir(tmp_path)
     with (
-        pytest.raises(CrashError, match=r"no crash\.txt could be written"),
+        pytest.raises(CrashError, match=r"crash\.txt could not be written"),
         bugs_kept(tmp_path / "logs"),
     ):
         bug()
@@ -171,7 +171,7 @@ BROKEN = [
         (),
         "/objective/broken.yaml, line 3: while constructing a mapping, found duplicate key a",
     ),
-    ("- a", (), "jepa=['a']: expected settings by name"),
+    ("- a", (), "jepa=['a']: expected a mapping"),
     ("a: \xff", (), "/objective/broken.yaml: cannot be read (UnicodeDecodeError"),
     ("defaults: 5", (), "objective/broken.yaml: cannot be read (ValueError: Invalid defaults list"),
 ]

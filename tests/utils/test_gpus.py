@@ -40,7 +40,7 @@ def worker(folder):
 def test_a_worker_holds_its_gpu_until_its_process_ends(machine, tmp_path):
     with worker(tmp_path) as one, worker(tmp_path) as other:
         assert {one.stdout.readline(), other.stdout.readline()} == {"3\n", "5\n"}
-        with pytest.raises(UserError, match=r"none of the 2 GPUs here is free .*n_jobs"):
+        with pytest.raises(UserError, match=r"none of the 2 GPUs is free .*n_jobs"):
             gpus.claim(tmp_path)
         one.kill()
         one.wait()
