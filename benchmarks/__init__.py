@@ -1,1 +1,1 @@
-"""Timed claims about this framework; `python -m benchmarks [name ...]` runs them."""
+"""Benchmarks of the framework's performance claims; run them with `python -m benchmarks [name ...]`."""

@@ -1,7 +1,7 @@
 """Run benchmarks: `python -m benchmarks [name ...]`.
 
-One JSON object per claim on stdout, progress on stderr; exit code 1 if a claim is not ok. Each
-benchmark gets a process of its own, so that none finds the memory and the threads of another.
+Write one JSON object per claim to stdout and progress to stderr; exit with code 1 if a claim fails. Each
+benchmark runs in its own process, so that it does not inherit the memory and threads of another.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from jepa_lm.utils import process
 
 HELPERS = {"__main__", "measure", "models"}
 WAITING = {"cross_entropy": "ACTIVE", "optimizer_step": "ACTIVE", "export_speed": "PASSIVE"}
-"""How idle threads wait, where it matters: threads that sleep, as the programs have it, wake up late for
-small operations; threads that spin take a core from other processes."""
+"""How idle threads wait, for benchmarks where it matters. Threads that sleep, as in the programs, wake up too
+late for small operations; threads that spin take a core from other processes."""
 
 
 def names() -> list[str]:
-    """Every benchmark: each module here that is no helper."""
+    """Return the names of all benchmarks: the modules of this package except the helpers."""
     found = (module.name for module in pkgutil.iter_modules(benchmarks.__path__))
     return sorted(set(found) - HELPERS)
 
 
 def run(name: str) -> bool:
-    """Print a benchmark's claims; returns whether all are ok."""
+    """Print a benchmark's claims and return whether all are ok."""
     if name in WAITING:
         os.environ.setdefault("OMP_WAIT_POLICY", WAITING[name])
         process.tune()
@@ -44,7 +44,7 @@ def run(name: str) -> bool:
 
 
 def main(asked: list[str]) -> int:
-    """The exit code."""
+    """Run the named benchmarks, or all, and return the exit code."""
     unknown = set(asked) - set(names())
     if unknown:
         print(

@@ -1,10 +1,10 @@
-"""Claim 5: a head's cross entropy and z-loss, forward and backward, beside its three matrix products.
+"""Claim 5: a head's cross entropy and z-loss, forward and backward, against its three matrix products.
 
     logits = features table^T,   d features = d logits table,   d table = d logits^T features
 
-The products alone, of whole matrices and into memory that is there already, are the limit. The plain
-formula needs them as well, so that nothing is faster than it by more than plain / products: the limit of
-the second claim.
+The limit of the first claim is the time of the products alone, on whole matrices and into allocated memory.
+The plain formula needs them too, so nothing is faster than it by more than plain / products, the limit of the
+second claim.
 """
 
 from __future__ import annotations
@@ -27,31 +27,31 @@ CASES: tuple[tuple[torch.dtype, int, type[Softcap]], ...] = (
     (torch.bfloat16, 336, TanhSoftcap),
     (torch.bfloat16, 640, PolynomialSoftcap),
 )
-"""Type of the products, width of the token table, cap."""
+"""Dtype of the products, width of the token table, soft cap."""
 CAP, Z_LOSS_WEIGHT = 30.0, 1e-4
 OVERHEAD, SPEEDUP = 1.25, 3.0
-"""What is claimed: times the products, at most; times plain, at least. The second is out of reach where plain
-itself takes less than 3 times the products: the limit beside it says so."""
+"""Targets: at most this many times the products; at least this many times faster than the plain formula. The
+second is out of reach where the plain formula takes less than 3 times the products; its limit shows this."""
 TOLERANCE = {torch.float32: (1e-6, 1e-5), torch.bfloat16: (1e-5, 1e-2)}
-"""Of the loss and of gradients. The plain way rounds the table's gradient to the products' type."""
+"""Of the loss and of the gradients. The plain formula rounds the table's gradient to the products' dtype."""
 
 
 class Problem:
-    """Random rows of one case.
+    """Random inputs of one case.
 
     Args:
-        dtype: of the products. width: of features and table.
+        dtype: dtype of the products. width: width of features and table. softcap: cap of the logits.
     """
 
     def __init__(self, dtype: torch.dtype, width: int, softcap: Softcap) -> None:
         self.dtype, self.softcap = dtype, softcap
         self.features = torch.randn(ROWS, width, requires_grad=True)
-        # Logits have a standard deviation of 5: some of them feel the cap.
+        # The logits have a standard deviation of 5, so that the cap affects some of them.
         self.table = (5 / width**0.5 * torch.randn(VOCABULARY, width)).requires_grad_()
         self.targets = torch.randint(0, VOCABULARY, (ROWS,))
 
     def run(self, function: Callable[..., CrossEntropy]) -> Tensor:
-        """Forward and backward; returns the loss."""
+        """Run forward and backward and return the loss."""
         self.features.grad = self.table.grad = None
         with torch.autocast("cpu", self.dtype, enabled=self.dtype != torch.float32):
             loss = function(
@@ -66,7 +66,7 @@ class Problem:
         return loss.detach()
 
     def products(self) -> Callable[[], None]:
-        """The three matrix products, ready to be timed."""
+        """Return a function that computes the three matrix products."""
         features, table = (t.detach().to(self.dtype) for t in (self.features, self.table))
         logits = torch.empty(ROWS, VOCABULARY, dtype=self.dtype)
         d_features, d_table = torch.empty_like(features), torch.empty_like(table)
@@ -79,7 +79,7 @@ class Problem:
         return multiply
 
     def check(self) -> dict[str, float]:
-        """Relative differences to the plain formula; they must agree before anything is timed."""
+        """Check that both agree, and return the relative differences from the plain formula."""
         found = []
         for function in (chunked_cross_entropy, cross_entropy_reference):
             loss = self.run(function)
@@ -92,7 +92,7 @@ class Problem:
 
 
 def claims() -> Iterator[Claim]:
-    """Two for each case."""
+    """Yield two claims for each case."""
     for dtype, width, cap in CASES:
         problem = Problem(dtype, width, cap(cap=CAP))
         errors = problem.check()

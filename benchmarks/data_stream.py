@@ -1,4 +1,4 @@
-"""Claim 9: training batches from memory-mapped shards, against a plain copy of memory."""
+"""Claim 9: speed of training batches from memory-mapped shards, against a plain memory copy."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ TARGET_SWITCH_MS = 1.0
 
 
 def claims() -> Iterator[Claim]:
-    """Tokens per second for two batch sizes, then the cost of crossing into another shard."""
+    """Yield tokens per second for two batch sizes, then the cost of crossing into another shard."""
     with tempfile.TemporaryDirectory() as folder:
         paths = write_shards(Path(folder))
         check(TokenStream(paths), paths)
@@ -44,7 +44,7 @@ def claims() -> Iterator[Claim]:
 
 
 def write_shards(folder: Path) -> list[Path]:
-    """Shards of random tokens, in the page cache once they are written."""
+    """Write shards of random tokens; they are then in the page cache."""
     rng = np.random.default_rng(0)
     paths = [folder / f"shard_{i}.bin" for i in range(SHARDS)]
     for path in paths:
@@ -54,7 +54,7 @@ def write_shards(folder: Path) -> list[Path]:
 
 
 def check(stream: TokenStream, paths: list[Path]) -> None:
-    """The batches are what the files hold, also across a border."""
+    """Check that the batches match the files, also across a border between shards."""
     files = np.concatenate([np.fromfile(path, dtype="<u2", offset=HEADER_BYTES) for path in paths])
     order = make_order(BATCHES[1])
     for index in (0, SHARD_TOKENS // BATCHES[1], 2 * SHARD_TOKENS // BATCHES[1]):
@@ -66,12 +66,12 @@ def check(stream: TokenStream, paths: list[Path]) -> None:
 
 
 def make_order(tokens: int) -> StreamOrder:
-    """The challenge's order for one process."""
+    """Return the challenge's order for one process."""
     return StreamOrder(tokens=tokens, seq_len=SEQ_LEN, rank=0, world_size=1, seed=0)
 
 
 def one_pass(paths: list[Path], tokens: int) -> Callable[[], None]:
-    """Read every token once, as training does: from maps that are new, one batch held meanwhile."""
+    """Return a function that reads every token once, as training does: from new maps, holding one batch."""
     order = make_order(tokens)
 
     def read() -> None:
@@ -85,13 +85,13 @@ def one_pass(paths: list[Path], tokens: int) -> Callable[[], None]:
 
 
 def throughput(paths: list[Path], tokens: int) -> Claim:
-    """Tokens per second into int64 batches."""
+    """Measure tokens per second into int64 batches."""
     count = SHARDS * SHARD_TOKENS // (tokens + 1)
     read = one_pass(paths, tokens)
     timings = interleaved(read, rounds=ROUNDS, between=read)
     rate = count * tokens / timings.median("between")
-    # A batch fits into the cache, so the copy that bounds it is one of a block as large as the
-    # batch; it moves 2 bytes per byte, a token moves the 2 read and the 8 written.
+    # A batch fits into the cache, so its limit is the copy of a block of the same size. The copy moves
+    # 2 bytes per byte; a token moves 10: 2 read and 8 written.
     block, memory = memcpy_gbps(8 * tokens), memcpy_gbps()
     return at_least(
         f"data_stream/batch_{tokens}",
@@ -105,9 +105,9 @@ def throughput(paths: list[Path], tokens: int) -> Claim:
 
 
 def switching(paths: list[Path]) -> Claim:
-    """Milliseconds that a batch costs more when it crosses from one shard into the next.
+    """Measure the additional milliseconds of a batch that crosses from one shard into the next.
 
-    Every batch is read once from a new map, so that the other shard's first pages count too.
+    Every batch is read once from a new map, so that loading the other shard's first pages counts.
     """
     order = make_order(BATCHES[0])
     step = BATCHES[0] + 1

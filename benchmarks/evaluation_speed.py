@@ -1,4 +1,4 @@
-"""Claims 7 and 8: a stream against windows of the same stride; sliding scores against bare forwards."""
+"""Claims 7 and 8: stream scores against sliding windows; sliding scores against bare forward passes."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class RandomTokens:
 
 
 def windows_of(model: LanguageModel, tokens: int) -> SlidingWindows:
-    """Sliding windows over random text."""
+    """Return sliding windows over random tokens."""
     stream = RandomTokens(tokens, model.vocab_size)
     return SlidingWindows(
         stream,  # type: ignore[arg-type]
@@ -45,7 +45,7 @@ def windows_of(model: LanguageModel, tokens: int) -> SlidingWindows:
 
 @torch.inference_mode()
 def bare(model: LanguageModel, windows: SlidingWindows) -> float:
-    """Every window through the whole model; the nats of the scored targets."""
+    """Run every window through the whole model and return the nats of the scored targets."""
     nats = 0.0
     for i in range(len(windows)):
         batch = windows[i]
@@ -57,20 +57,20 @@ def bare(model: LanguageModel, windows: SlidingWindows) -> float:
 
 @torch.inference_mode()
 def forwards(model: LanguageModel, windows: SlidingWindows) -> None:
-    """Nothing but the forward passes."""
+    """Run only the forward passes."""
     for i in range(len(windows)):
         model(windows[i]["inputs"])
 
 
 def claims() -> Iterator[Claim]:
-    """The stream first, then sliding windows of both backbones."""
+    """Yield the claim about the stream, then sliding windows with both backbones."""
     yield stream_claim()
     for backbone in BACKBONES:
         yield sliding_claim(backbone)
 
 
 def stream_claim() -> Claim:
-    """Claim 7."""
+    """Measure claim 7."""
     model = language_model("model=mamba2", "model.backbone.layers=4").eval()
     windows = windows_of(model, TOKENS["stream"])
     stream = RandomTokens(TOKENS["stream"], model.vocab_size)
@@ -106,7 +106,7 @@ def stream_claim() -> Claim:
 
 
 def sliding_claim(backbone: str) -> Claim:
-    """Claim 8."""
+    """Measure claim 8."""
     model = language_model(f"model={backbone}").eval()
     windows, scorer = windows_of(model, TOKENS["sliding"]), scorer_of(model)
     expected, got = bare(model, windows), score_windows(scorer, windows)[0].item()

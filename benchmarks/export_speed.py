@@ -1,7 +1,7 @@
-"""Claim 11: the time of an export against its slowest compressor alone.
+"""Claim 11: time of an export against its slowest compressor alone.
 
-Weights are drawn as training leaves them. What is timed is everything from the weights to the file: packing,
-hashing, four codecs, writing.
+The weights are drawn with the distribution of trained ones. The time covers everything from the weights to
+the file: packing, hashing, four codecs, writing.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TARGET, ROUNDS, SLOWEST = 1.10, 3, "brotli"
 
 
 def claims() -> Iterator[Claim]:
-    """One."""
+    """Yield the claim."""
     model, formats = drawn_model(*SIZES, "quantization=int6")
     raw = to_streams(pack_model(model, formats), META, "single")[0]
     found = compress_best([raw], list(COMPRESSORS))[0]

@@ -1,8 +1,8 @@
-"""Claim 2: between log points a step reads nothing from the device and starts no collective of its own.
+"""Claim 2: between log points, a step reads nothing from the device and starts no additional collective.
 
-Reads are counted by PyTorch's dispatcher in a run with an objective; left out are AdamW's step counters,
-which lie on the host on any device. Collectives are counted in a run of two processes: each step has one
-gather of Muon's updates, and DDP's own reduction of gradients, which is started in C++.
+PyTorch's dispatcher counts the reads in a run with an objective; AdamW's step counters are excluded, since
+they are on the host with any device. Collectives are counted in a run of two processes: each step has one
+gather of Muon's updates, and DDP's own reduction of gradients, which starts in C++.
 """
 
 from __future__ import annotations
@@ -46,13 +46,13 @@ SMALL = (
 
 
 class CountReads(Callback):
-    """How many scalars each step of the newest run read on the host."""
+    """Counts the scalars that each step of the latest run read on the host."""
 
     counts: ClassVar[list[int]]
     counting: ClassVar[bool] = True
 
     def on_train_start(self, *args: Any) -> None:
-        """Listen to the dispatcher."""
+        """Start to count."""
         kind, this = type(self), self
         kind.counts, self._count = [], 0
 
@@ -64,7 +64,7 @@ class CountReads(Callback):
                     this._count += 1
                 return func(*args, **(kwargs or {}))
 
-        def tolist(tensor: torch.Tensor) -> Any:  # on the CPU it passes the dispatcher by
+        def tolist(tensor: torch.Tensor) -> Any:  # on the CPU it bypasses the dispatcher
             this._count += 1
             return whole(tensor)
 
@@ -74,17 +74,17 @@ class CountReads(Callback):
         self._listening.enter_context(mock.patch.object(torch.Tensor, "tolist", tolist))
 
     def on_train_batch_end(self, *args: Any) -> None:
-        """A step is over."""
+        """Save the count of a step."""
         self.counts.append(self._count)
         self._count = 0
 
     def on_train_end(self, *args: Any) -> None:
-        """Listen no more."""
+        """Stop counting."""
         self._listening.close()
 
 
 class CountCollectives(Callback):
-    """Writes down how many collectives Python starts in each step; DDP's own are started in C++."""
+    """Records how many collectives Python starts in each step; DDP's own start in C++."""
 
     NAMES = ("broadcast", "all_reduce", "all_gather", "all_gather_object", "barrier")
     GATHERS = ("all_gather_into_tensor", "all_gather_single")
@@ -94,7 +94,7 @@ class CountCollectives(Callback):
         self.undo: list[Any] = []
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
-        """Put counters in front of the functions."""
+        """Wrap the functions in counters."""
         for name in (*self.NAMES, *self.GATHERS):
             original = getattr(torch.distributed, name, None)
             if original is not None:
@@ -109,12 +109,12 @@ class CountCollectives(Callback):
         return counted
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, *args: Any) -> None:
-        """A step is over."""
+        """Save the count of a step."""
         self.counts.append(self.count)
         self.count = 0
 
     def on_train_end(self, trainer: Any, pl_module: Any) -> None:
-        """Take the counters away and write the counts."""
+        """Remove the counters and write the counts."""
         for name, original in self.undo:
             setattr(torch.distributed, name, original)
         if trainer.is_global_zero:
@@ -122,12 +122,12 @@ class CountCollectives(Callback):
 
 
 def quiet(counts: list[int]) -> list[int]:
-    """Counts of steps without a log point; before the first one the clocks agree more often."""
+    """Return the counts of steps without a log point; before the first one, the clocks agree more often."""
     return [count for step, count in enumerate(counts, 1) if step > LOG_EVERY and step % LOG_EVERY]
 
 
 def reads(folder: Path) -> list[int]:
-    """Host reads of each step of a run in this process."""
+    """Return the host reads of each step of a run in this process."""
     counted = MuonAdamW._adamw
 
     def uncounted(*args: Any) -> None:
@@ -145,7 +145,7 @@ def reads(folder: Path) -> list[int]:
 
 
 def collectives(folder: Path) -> list[int]:
-    """Collectives of each step of a run over two processes."""
+    """Return the collectives of each step of a run over two processes."""
     counter = "benchmarks.host_reads.CountCollectives"
     record = (f"+callbacks.count._target_={counter}", f"+callbacks.count.path={folder}/counts.json")
     cfg = compose(*SMALL, "trainer=ddp_sim", *record, *paths(folder, "two"))
@@ -155,12 +155,12 @@ def collectives(folder: Path) -> list[int]:
 
 
 def paths(folder: Path, name: str) -> tuple[str, str]:
-    """Where a run writes."""
+    """Return the settings of the folders that a run writes to."""
     return f"paths.run_dir={folder / name}", f"paths.cache={folder / 'cache'}"
 
 
 def claims() -> Iterator[Claim]:
-    """Two."""
+    """Yield a claim for reads and one for collectives."""
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         for kind, counts, own in (

@@ -1,7 +1,7 @@
-"""Claim 3: what an objective costs in time, per what it costs in FLOPs.
+"""Claim 3: time of an objective relative to its FLOPs.
 
-Whole steps of the demo's model on random tokens, with its optimizer: cross entropy alone and with each
-objective, interleaved. 1.0 means that an objective's FLOPs take as long as the model's own.
+Whole steps of the demo's model on random tokens, with its optimizer, are timed with cross entropy alone and
+with each objective, interleaved. 1.0 means that an objective's FLOPs take as long as the model's own.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ NOW = "jepa.schedule=null"
 
 
 def task_of(*overrides: str) -> LanguageModelTask:
-    """The demo's model with an objective that is active from the first step."""
+    """Return the demo's task with these overrides."""
     config = resolve(compose("experiment=demo", "paths.run_dir=unused", *overrides))
     return LanguageModelTask(config, ProgressClock(max_steps=10**6, max_time=None))
 
 
 def step_of(task: LanguageModelTask) -> Callable[[], None]:
-    """A whole optimizer step."""
+    """Return a function that runs a whole optimizer step."""
     assert task.clock is not None
     clock = task.clock
     optimizer, scheduler = task.recipe.configure(task, clock)
@@ -60,14 +60,14 @@ def step_of(task: LanguageModelTask) -> Callable[[], None]:
 
 
 def flops(task: LanguageModelTask) -> int:
-    """Per token, with the objective."""
+    """Return the FLOPs per token, including the objective's."""
     seq_len = task.config["data"]["seq_len"]
     model = model_flops_per_token(task.model, seq_len)
     return model + objective_flops_per_token(task.model, task.objective, seq_len)
 
 
 def claims() -> Iterator[Claim]:
-    """For each objective."""
+    """Yield a claim for each objective."""
     plain = task_of("objective=none")
     step = step_of(plain)
     for name in OBJECTIVES:

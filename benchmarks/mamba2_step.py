@@ -1,4 +1,4 @@
-"""A training step of pure PyTorch Mamba-2 against a transformer of its width and parameter count."""
+"""A training step of pure PyTorch Mamba-2 against a transformer of equal width and parameter count."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ TRANSFORMER = (
     "~model/bigram",
     "model.backbone.heads=4",
     "model.backbone.kv_heads=2",
-    "model.backbone.mlp_multiple=2.32",  # as many parameters as the other
+    "model.backbone.mlp_multiple=2.32",  # gives both about the same number of parameters
 )
 
 
 def step(model: LanguageModel, ids: torch.Tensor, dtype: torch.dtype | None) -> None:
-    """Forward and backward."""
+    """Run forward and backward."""
     with torch.autocast("cpu", dtype=dtype, enabled=dtype is not None):
         loss = token_nll(model(ids[:, :-1])[0], ids[:, 1:]).mean()
     loss.backward()
@@ -32,7 +32,7 @@ def step(model: LanguageModel, ids: torch.Tensor, dtype: torch.dtype | None) -> 
 
 
 def claims() -> Iterator[Claim]:
-    """In float32 and in bfloat16."""
+    """Yield a claim for float32 and one for bfloat16."""
     mamba2, transformer = (language_model(*COMMON, *more) for more in (MAMBA2, TRANSFORMER))
     counts = {"mamba2": count_parameters(mamba2), "transformer": count_parameters(transformer)}
     assert abs(counts["mamba2"] / counts["transformer"] - 1) < 0.02, counts

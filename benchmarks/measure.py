@@ -1,8 +1,8 @@
-"""How claims are timed: interleaved, as medians, beside the machine's own ceilings.
+"""Time claims: interleaved, as medians, and compared with the machine's own ceilings.
 
-A is the reference, B what is claimed about. Each round times A, B, A, so that a machine that slows
-down slows both, and the two series of A tell how far apart equal things come out (the A/A spread).
-A claim fails only when it misses its target by more than that spread.
+A is the reference, B the subject of the claim. Each round times A, B, A: if the machine slows down, it slows
+both, and the two series of A show how much equal things differ (the A/A spread). A claim fails only if it
+misses its target by more than that spread.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ GEMM_SIZES = (1024, 2048)
 
 @dataclass(frozen=True)
 class Claim:
-    """One measured figure.
+    """A measured figure and its target.
 
     Args:
-        value: what was measured, in `unit`. target: what is claimed, None for a mere report.
-        limit: the best that could be, measured in the same run where it depends on the machine.
-        spread: what A/A differs by, in `unit`. ok: the target is met, or missed within the spread.
-        details: what else a reader needs to judge the value.
+        value: measured value, in `unit`. target: claimed value, None for a report without a claim.
+        limit: best possible value, measured in the same run if it depends on the machine.
+        spread: A/A spread, in `unit`. ok: True if the target is met, or missed within the spread.
+        details: other figures that help to judge the value.
     """
 
     name: str
@@ -41,24 +41,24 @@ class Claim:
     details: dict[str, Any] = field(default_factory=dict)
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values, floats to four digits."""
+        """Return plain values, with floats rounded to four digits."""
         return {key: _rounded(value) for key, value in asdict(self).items()}
 
 
 def at_most(name: str, value: float, *, target: float, spread: float, **rest: Any) -> Claim:
-    """A claim that the value does not exceed its target."""
+    """Return a claim that the value does not exceed its target."""
     ok = value <= target + spread
     return Claim(name=name, value=value, target=target, spread=spread, ok=ok, **rest)
 
 
 def at_least(name: str, value: float, *, target: float, spread: float, **rest: Any) -> Claim:
-    """A claim that the value reaches its target."""
+    """Return a claim that the value reaches its target."""
     ok = value >= target - spread
     return Claim(name=name, value=value, target=target, spread=spread, ok=ok, **rest)
 
 
 def report(name: str, value: float, *, spread: float, **rest: Any) -> Claim:
-    """A figure without a target."""
+    """Return a figure without a target."""
     return Claim(name=name, value=value, target=None, spread=spread, ok=True, **rest)
 
 
@@ -72,7 +72,7 @@ def _rounded(value: Any) -> Any:
 
 @dataclass(frozen=True)
 class Timings:
-    """Seconds of each round: of A, of what came between, and of A again."""
+    """Seconds of each round: of A, of the contenders between, and of A again."""
 
     first: list[float]
     between: dict[str, list[float]]
@@ -84,19 +84,19 @@ class Timings:
         return statistics.median(self.first + self.again)
 
     def median(self, name: str) -> float:
-        """Median seconds of a contender."""
+        """Return the median seconds of a contender."""
         return statistics.median(self.between[name])
 
     @property
     def spread(self) -> float:
-        """A/A spread as a share of A."""
+        """A/A spread as a fraction of A."""
         return aa_spread(self.first, self.again) / self.reference
 
 
 def interleaved(
     reference: Callable[[], Any], *, rounds: int, **contenders: Callable[[], Any]
 ) -> Timings:
-    """Time A, every contender, A again, in that order, `rounds` times after one round unmeasured."""
+    """Time A, every contender and A again, in that order, for `rounds` rounds after one warm-up round."""
     timings = Timings([], {name: [] for name in contenders}, [])
     for i in range(rounds + 1):
         first = seconds(reference)
@@ -111,17 +111,17 @@ def interleaved(
 
 
 def seconds(function: Callable[[], Any]) -> float:
-    """Wall-clock seconds of one call."""
+    """Return the wall-clock seconds of one call."""
     began = time.perf_counter()
     function()
     return time.perf_counter() - began
 
 
 def aa_spread(first: Sequence[float], again: Sequence[float]) -> float:
-    """How far apart two series of the same thing come out.
+    """Return how much two series of the same thing differ.
 
-    The larger of the shift, |median of the differences|, and what the shift could be by chance: the
-    quartile distance of the differences over the root of their number, about its standard error.
+    This is the larger of the shift, |median of the differences|, and the shift that chance could cause: the
+    interquartile range of the differences over the root of their number, about its standard error.
     """
     differences = [b - a for a, b in zip(first, again, strict=True)]
     low, _, high = statistics.quantiles(differences, n=4)
@@ -129,14 +129,14 @@ def aa_spread(first: Sequence[float], again: Sequence[float]) -> float:
 
 
 def matrix_product(size: int, dtype: torch.dtype) -> Callable[[], torch.Tensor]:
-    """The product of two random [size, size] matrices, ready to be timed."""
+    """Return a function that multiplies two random [size, size] matrices."""
     a, b = (torch.randn(size, size).to(dtype) for _ in range(2))
     out = torch.empty(size, size, dtype=dtype)
     return lambda: torch.mm(a, b, out=out)
 
 
 def gemm_gflops(dtype: torch.dtype, rounds: int = 5) -> float:
-    """The machine's ceiling for matrix products of one type, in GFLOP/s."""
+    """Measure the machine's ceiling for matrix products of a dtype, in GFLOP/s."""
     best = 0.0
     for size in GEMM_SIZES:
         product = matrix_product(size, dtype)
@@ -147,7 +147,7 @@ def gemm_gflops(dtype: torch.dtype, rounds: int = 5) -> float:
 
 
 def memcpy_gbps(n_bytes: int = 1 << 28, rounds: int = 9) -> float:
-    """Bytes copied per second by one thread in blocks of this size, in GB/s."""
+    """Measure how fast one thread copies blocks of this size, in GB/s."""
     source = np.random.default_rng(0).integers(256, size=n_bytes, dtype=np.uint8)
     target = source.copy()
     repeats = max(1, (1 << 26) // n_bytes)

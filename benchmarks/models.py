@@ -1,4 +1,4 @@
-"""Configs and models for benchmarks, composed as the command line composes them."""
+"""Configs and models for benchmarks, composed as on the command line."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from jepa_lm.utils.paths import CONF
 
 
 def compose(*overrides: str) -> DictConfig:
-    """What `python train.py overrides` would get."""
+    """Return the config of `python train.py OVERRIDES`."""
     schema.register()
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
@@ -31,7 +31,7 @@ def compose(*overrides: str) -> DictConfig:
 
 
 def language_model(*overrides: str) -> LanguageModel:
-    """The model of `train.py` with these overrides, every weight moved from an inert start."""
+    """Return `train.py`'s model with these overrides, with noise on every weight so that no part is inert."""
     config = resolve(compose(*overrides, "paths.run_dir=unused"))
     torch.manual_seed(0)
     model: LanguageModel = build("model", config["model"])
@@ -42,14 +42,14 @@ def language_model(*overrides: str) -> LanguageModel:
 
 
 def scorer_of(model: LanguageModel) -> Scorer:
-    """A scorer on the CPU in float32; every token counts one byte."""
+    """Return a scorer on the CPU in float32 that counts one byte for every token."""
     V = model.vocab_size
     table = TokenBytes(np.ones(V, dtype=np.int64), np.zeros(V, bool), np.zeros(V, bool))
     return Scorer(model, ByteCounter(table), torch.device("cpu"), "32-true")
 
 
 def drawn_model(*overrides: str) -> tuple[LanguageModel, dict[str, Format]]:
-    """A model with weights as training leaves them (`artifact/prediction.py`), and its formats."""
+    """Return a model with weights drawn like trained ones (`artifact/prediction.py`), and its formats."""
     config = resolve(compose(*overrides, "paths.run_dir=unused"))
     model: LanguageModel = build("model", config["model"])
     rng, roles = np.random.default_rng(0), parameter_roles(model)

@@ -1,8 +1,8 @@
-"""Claim 12: everything around an update, for #1243's shapes, against its unavoidable matrix products.
+"""Claim 12: a whole update for #1243's shapes against its unavoidable matrix products.
 
-Optimizer, gradient clip, moving average and training on stored weights, with random gradients; beside it
-the products of Newton-Schulz alone, of the same stacked shapes, in the same type: alpha A B + beta C, as a
-GEMM is.
+The update consists of optimizer, gradient clipping, moving average and quantization-aware training, with
+random gradients. The reference is the products of Newton-Schulz alone, with the same stacked shapes and
+dtype; each is a GEMM: alpha A B + beta C.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ROUNDS, TARGET = 9, 1.15
 
 
 def products(task: LanguageModelTask, optimizer: torch.optim.Optimizer) -> Callable[[], None]:
-    """The matrix products of Newton-Schulz and nothing else."""
+    """Return a function that computes only the matrix products of Newton-Schulz."""
     work, (a, b, c) = [], COEFFICIENTS
     for group in optimizer.param_groups:
         if group["algorithm"] != "muon":
@@ -46,7 +46,7 @@ def products(task: LanguageModelTask, optimizer: torch.optim.Optimizer) -> Calla
 
 
 def claims() -> Iterator[Claim]:
-    """One."""
+    """Yield the claim."""
     config = resolve(compose(*PRESET))
     torch.manual_seed(0)
     task = LanguageModelTask(config, ProgressClock(max_steps=100, max_time=None))

@@ -1,4 +1,4 @@
-"""Claim 10: packing int4 and int6, bit-identical to `np.packbits`."""
+"""Claim 10: speed of packing int4 and int6, bit-identical to `np.packbits`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TARGETS = {4: 1.5, 6: 0.6}
 
 
 def claims() -> Iterator[Claim]:
-    """One for each width."""
+    """Yield a claim for each width."""
     for bits, target in TARGETS.items():
         half = 1 << (bits - 1)
         values = np.random.default_rng(0).integers(-half, half, size=VALUES).astype(np.int8)

@@ -1,8 +1,9 @@
-"""Bytes of each published system's file at its full size, and of the code beside it, told apart.
+"""Bytes of each published system's file at full size and, separately, of its code.
 
 Matrices and tables are drawn from N(0, 0.2) one tensor at a time, gains and biases are 1; nothing is trained.
-Normal weights have the largest entropy of their standard deviation, and 0.2 is where the published files'
-bits lie. Beside the file: the code that trains, which the challenge counts, and that which loads and scores.
+Normal weights have the largest entropy for their standard deviation, and 0.2 gives about the bits of the
+published files. The code is reported in two parts: training, which the challenge counts, and loading and
+scoring.
 """
 
 from __future__ import annotations
@@ -30,17 +31,17 @@ PUBLISHED = {
     "pr1581_span_vicreg": None,
     "pr1196_llm_jepa": None,
 }
-"""Bytes of the artifact as its authors report them (means where there are several)."""
+"""Bytes of the artifact as reported by its authors (the mean if there are several)."""
 MUST_FIT = ("pr1243_jepardy", "pr832_byte_chunk", "pr903_lewm_bpe", "pr903_lewm_byte")
 TARGET = 15_900_000
 STD = 0.2
 META: dict[str, Any] = {"data": {}}
 CODEC = "ans"
-"""The smallest for independent values, and the fastest."""
+"""The codec with the smallest files for independent values, and the fastest."""
 
 
 def claims() -> Iterator[Claim]:
-    """One for each preset."""
+    """Yield a claim for each preset."""
     for preset, published in PUBLISHED.items():
         packed, model = stored(preset)
         size = len(compress(CODEC, to_streams(packed, META | {"model": model}, "single")[0]))
@@ -69,7 +70,7 @@ def claims() -> Iterator[Claim]:
 
 
 def stored(preset: str) -> tuple[Packed, dict[str, Any]]:
-    """A drawn model of a preset as it is stored, and the model's config."""
+    """Return a preset's drawn model, quantized and packed, and the model's config."""
     config = resolve(compose(f"experiment={preset}", "paths.run_dir=unused"))
     with torch.device("meta"):
         model = build("model", config["model"])

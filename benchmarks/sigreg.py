@@ -1,4 +1,4 @@
-"""Claim 4: SIGReg's sweep, forward and backward, against the plain formula in eager mode."""
+"""Claim 4: speed of SIGReg's sweep, forward and backward, against the plain formula in eager mode."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ SHAPES = {"published_903": (64, 64, 672), "demo": (8, 64, 672)}
 
 
 def check(u: Tensor, t: Tensor, weights: Tensor) -> tuple[float, float]:
-    """Relative differences of loss and gradient; they must agree before anything is timed."""
+    """Check that both agree, and return the relative differences of loss and gradient."""
     losses, grads = [], []
     for function, x in ((statistic, u), (statistic_reference, u.double())):
         leaf = x.clone().requires_grad_()
@@ -33,7 +33,7 @@ def check(u: Tensor, t: Tensor, weights: Tensor) -> tuple[float, float]:
 
 
 def claims() -> Iterator[Claim]:
-    """For each shape."""
+    """Yield a claim for each shape."""
     t, weights = knot_weights(0.2, 4.0, 17, True)
     for name, shape in SHAPES.items():
         u = torch.randn(shape)

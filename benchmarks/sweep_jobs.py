@@ -1,7 +1,7 @@
-"""What a sweep adds to each of its jobs: planning, composing, checks, records, the report.
+"""Overhead of a sweep over its jobs: planning, composing, checks, records, the report.
 
-A is `train(cfg)` for every job, B the sweep by the command's own function, in this process. Both train
-the four weights and three seeds of `sweep=jepa_weight` under debug=tiny.
+A runs `train(cfg)` for every job, B the sweep through the command's own function, both in this process. They
+train the four weights and three seeds of `sweep=jepa_weight` with debug=tiny.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from jepa_lm.run import train
 
 WORDS = ("objective=patch", "debug=tiny", "sample=false")
 JOBS = tuple(itertools.product((0, 0.05, 0.1, 0.15), (1, 2, 3)))
-"""Weight and seed."""
+"""Weight and seed of each job."""
 ROUNDS = 3
 
 
 def bare() -> None:
-    """Every job, without a sweep."""
+    """Run every job without a sweep."""
     with tempfile.TemporaryDirectory() as folder:
         for weight, seed in JOBS:
             run_dir = f"paths.run_dir={folder}/{weight}/{seed}"
@@ -33,7 +33,7 @@ def bare() -> None:
 
 
 def swept() -> None:
-    """The sweep."""
+    """Run the sweep."""
     with tempfile.TemporaryDirectory() as folder:
         words = (*WORDS, "sweep=jepa_weight", f"hydra.sweep.dir={folder}")
         with mock.patch.object(sys, "argv", ["train.py", *words]):
@@ -41,7 +41,7 @@ def swept() -> None:
 
 
 def claims() -> Iterator[Claim]:
-    """The claims of this benchmark."""
+    """Yield the claim."""
     with contextlib.redirect_stdout(sys.stderr):
         timings = interleaved(bare, rounds=ROUNDS, swept=swept)
     yield at_most(

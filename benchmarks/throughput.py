@@ -1,4 +1,4 @@
-"""Claim 6: training throughput of the demo's model as a share of the machine's matrix products."""
+"""Claim 6: training throughput of the demo's model as a fraction of the machine's matrix-product speed."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ ROUNDS = 9
 
 
 def training_step() -> tuple[Callable[[], None], int, int, str]:
-    """A whole step of the demo on random tokens; its tokens, FLOPs and precision."""
+    """Return a whole step of the demo on random tokens, and its tokens, FLOPs and precision."""
     config = resolve(compose("experiment=demo", "paths.run_dir=unused"))
     precision = resolve_precision(config["trainer"]["precision"], "cpu")
     task = LanguageModelTask(config, ProgressClock(max_steps=10**6, max_time=None))
@@ -41,7 +41,7 @@ def training_step() -> tuple[Callable[[], None], int, int, str]:
 
 
 def claims() -> Iterator[Claim]:
-    """The share, and what it is made of."""
+    """Yield the fraction, with its components as details."""
     step, tokens, flops, precision = training_step()
     dtype = AUTOCAST[precision] or torch.float32
     products = {f"gemm_{size}": matrix_product(size, dtype) for size in GEMM_SIZES}

@@ -1,13 +1,13 @@
-"""Claim 1: what `train(cfg)` costs per step over a bare loop.
+"""Claim 1: overhead of `train(cfg)` per step over a bare loop.
 
-Both train the same tiny model on the same batches with the same optimizer and schedule. The bare
-loop runs inside the fit: the fit's data hands out SEGMENT batches, then the bare loop trains as
-many steps, and so on, so that bare/fit/bare/fit come one after the other in one process. The fit's
-time runs from one batch handed out to that SEGMENT batches later, so it holds all that a step goes
-through. One thread: the overhead is Python's, and the waiting of threads would only hide it.
+Both train the same tiny model on the same batches with the same optimizer and schedule. The bare loop runs
+inside the fit: the fit's data yields SEGMENT batches, then the bare loop trains for as many steps, and so on,
+so that segments alternate bare/fit/bare/fit in one process. The fit's time runs from one batch to the one
+SEGMENT batches later, so it includes all parts of a step. One thread is used: the overhead is Python's, and
+waiting threads would only hide it.
 
-What Lightning alone costs on the same machine, the smallest module in its automatic mode without logger,
-callbacks and checkpoints, stands beside it.
+The details give the overhead of Lightning alone on the same machine: the smallest module in automatic mode,
+without logger, callbacks and checkpoints.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from jepa_lm.utils.config import resolve
 from jepa_lm.utils.precision import AUTOCAST
 
 SEGMENT = 100
-"""Steps of the fit between two bare segments: five intervals of logging, one flush of metrics.csv."""
+"""Steps of the fit between two bare segments: five logging intervals, one flush of metrics.csv."""
 ROUNDS = 30
 CHECKED_STEPS = 40
 NEVER = 10**9
@@ -60,11 +60,11 @@ TINY = (
     "trainer.limit_val_batches=0",
     "sample=false",
 )
-"""A step of a few milliseconds, so that tenths of one are seen; all callbacks and metrics.csv."""
+"""Steps of a few milliseconds, so that tenths are visible; all callbacks and metrics.csv are on."""
 
 
 class BareLoop:
-    """Twin of a task at its first step, trained as one would without a framework."""
+    """A copy of a task at its first step, trained without a framework."""
 
     def __init__(self, task: LanguageModelTask, batches: Iterator[Batch], max_steps: int) -> None:
         self.clock = ProgressClock(max_steps=max_steps, max_time=None)
@@ -76,7 +76,7 @@ class BareLoop:
         self.losses: list[Tensor] = []
 
     def run(self, steps: int) -> None:
-        """Train for some steps."""
+        """Train for this many steps."""
         for _ in range(steps):
             batch = next(self.batches)
             with torch.autocast("cpu", self.dtype, enabled=self.dtype is not None):
@@ -91,14 +91,14 @@ class BareLoop:
 
 
 class InterleavedData(TokenDataModule):
-    """The run's data, which trains the bare loop between segments of the fit and times both."""
+    """A run's data that trains the bare loop between segments of the fit and times both."""
 
     segment: ClassVar[int]
     latest: ClassVar[InterleavedData]
-    """Of the newest run."""
+    """Data of the latest run."""
 
     def train_dataloader(self) -> Any:
-        """The run's batches; the bare loop gets its own, from the same shards."""
+        """Return the run's batches; the bare loop gets its own from the same shards."""
         type(self).latest = self
         trainer = self.trainer
         assert trainer is not None
@@ -114,11 +114,11 @@ class InterleavedData(TokenDataModule):
         self.bare = BareLoop(trainer.lightning_module, batches, trainer.max_steps)  # type: ignore[arg-type]
         self.fit_seconds: list[float] = []
         self.bare_seconds: list[float] = []
-        """One more than of the fit: before and after each of its segments."""
+        """One more than for the fit: before and after each of its segments."""
         return _Interleaved(super().train_dataloader(), self)
 
     def switch(self, resumed: float | None) -> float:
-        """A segment of the fit is over: it is the bare loop's turn. Returns when the fit goes on."""
+        """Train the bare loop after a segment of the fit; return the time at which the fit resumes."""
         began = time.perf_counter()
         if resumed is not None:
             self.fit_seconds.append(began - resumed)
@@ -129,7 +129,7 @@ class InterleavedData(TokenDataModule):
 
 
 class _Interleaved:
-    """Batches, with a switch to the bare loop before each segment."""
+    """Batches that switch to the bare loop before each segment."""
 
     def __init__(self, batches: Iterable[Batch], data: InterleavedData) -> None:
         self.batches, self.data = batches, data
@@ -148,18 +148,18 @@ class Losses(Callback):
     latest: ClassVar[list[Tensor]]
 
     def on_train_start(self, *args: Any) -> None:
-        """Begin a new list."""
+        """Start a new list."""
         type(self).latest = []
 
     def on_train_batch_end(self, trainer: Any, task: Any, outputs: Any, *args: Any) -> None:
-        """Keep one."""
+        """Keep the step's loss."""
         self.latest.append(outputs["loss"])
 
 
 def run_pair(
     folder: Path, *extra: str, segment: int, rounds: int, log_every: int
 ) -> InterleavedData:
-    """Train by `train(cfg)` and by the bare loop in turns."""
+    """Train with `train(cfg)` and with the bare loop in turns."""
     InterleavedData.segment = segment
     cfg = compose(
         *TINY,
@@ -176,7 +176,7 @@ def run_pair(
 
 
 class PlainTask(LightningModule):
-    """The same model, loss, optimizer and schedule, and nothing else of ours."""
+    """The same model, loss, optimizer and schedule, without any other part of this framework."""
 
     def __init__(self, config: dict[str, Any]) -> None:
         super().__init__()
@@ -187,7 +187,7 @@ class PlainTask(LightningModule):
         self.configured = task.recipe.configure(task, self.clock)
 
     def configure_optimizers(self) -> Any:
-        """As the run's."""
+        """Return the same optimizer and scheduler as in the run."""
         optimizer, scheduler = self.configured
         return {
             "optimizer": optimizer,
@@ -195,7 +195,7 @@ class PlainTask(LightningModule):
         }
 
     def training_step(self, batch: Batch, index: int) -> Tensor:
-        """As the bare loop's."""
+        """Return the same loss as in the bare loop."""
         self.clock.advance()
         hidden = self.model.encode(self.model.embed(batch["inputs"])).final
         return self.model.cross_entropy(hidden, batch["targets"], 0.0).loss
@@ -204,7 +204,7 @@ class PlainTask(LightningModule):
 def run_lightning_alone(
     folder: Path, *callbacks: Callback, segment: int, rounds: int
 ) -> InterleavedData:
-    """Train `PlainTask` by Lightning's own loop and by the bare loop in turns."""
+    """Train `PlainTask` with Lightning's own loop and with the bare loop in turns."""
     InterleavedData.segment = segment
     steps = segment * rounds + 1
     paths = (f"paths.run_dir={folder / 'alone'}", f"paths.cache={folder / 'cache'}")
@@ -227,7 +227,7 @@ def run_lightning_alone(
 
 
 def check_losses(folder: Path) -> None:
-    """All must train the same: every loss equal to the last bit."""
+    """Check that the fit, Lightning alone and the bare loop give bit-identical losses."""
     record = "+callbacks.losses._target_=benchmarks.trainer_overhead.Losses"
     sizes = {"segment": CHECKED_STEPS // 4, "rounds": 4}
     for trained in (
@@ -242,7 +242,7 @@ def check_losses(folder: Path) -> None:
 
 
 def extra(data: InterleavedData) -> tuple[float, float, dict[str, float]]:
-    """Milliseconds per step over the bare loop, A/A spread, what was timed; the first round warms up."""
+    """Return the extra milliseconds per step, the A/A spread and the timings, without the warm-up round."""
     scale = 1000 / data.segment
     bare = [scale * value for value in data.bare_seconds[1:]]
     fit = [scale * value for value in data.fit_seconds[1:]]
@@ -254,7 +254,7 @@ def extra(data: InterleavedData) -> tuple[float, float, dict[str, float]]:
 
 
 def claims() -> Iterator[Claim]:
-    """Without logging, and logging each 20 steps as by default."""
+    """Yield a claim without logging, and one with logging every 20 steps, the default."""
     torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -83,7 +83,7 @@ OF_OURS = [
     (
         "debug=tiny data=text data.path=a.txt",
         "data.path=a.txt",
-        "or with debug=tiny, which has that corpus whatever data= says, data/corpus=text",
+        "or with debug=tiny, which always uses that corpus, data/corpus=text",
     ),
     ('data=text data.path=""', "data.path: is empty", "name a file or a folder"),
     ("data.tokenizer.vocab_size=70000", "vocab_size=70000", "1 to 65536"),

@@ -1,4 +1,4 @@
-"""How many bytes of text each token stands for, on the device of the model. Legend: B windows, T targets."""
+"""Count the bytes of text that each token represents, on the model's device. Legend: B windows, T targets."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ class ByteCounter(nn.Module):
     """`TokenBytes` as tensors that follow the model to its device and stay out of checkpoints.
 
     Args:
-        scale: bytes of text for each byte of the table; another number than 1 where the tokenizer does not
-            keep the text (a normalised space, an unknown character).
+        scale: bytes of text per byte of the table; not 1 if the tokenizer changes the text (it normalises
+            spaces, or meets an unknown character).
     """
 
     base: Tensor
@@ -27,7 +27,7 @@ class ByteCounter(nn.Module):
             self.register_buffer(name, torch.from_numpy(getattr(table, name)), persistent=False)
 
     def forward(self, inputs: Tensor, targets: Tensor) -> Tensor:
-        """Bytes of each target, int64 (scaled: float64); inputs are the tokens before them; all [B, T]."""
+        """Return the bytes of each target, int64 (float64 if scaled); `inputs` precede them; all [B, T]."""
         space = self.leading_space[targets] & ~self.boundary[inputs]
         counted = self.base[targets] + space
         return counted if self.scale == 1 else counted.double() * self.scale

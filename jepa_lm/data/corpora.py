@@ -1,6 +1,6 @@
-"""Where text comes from: the embedded novels, a user's files, the published FineWeb shards.
+"""Sources of text: the embedded novels, a user's files, the published FineWeb shards.
 
-A text corpus hands out documents in blocks of bounded size, so no corpus is ever held in memory.
+A text corpus yields its documents in blocks of bounded size, so it is never held in memory as a whole.
 """
 
 from __future__ import annotations
@@ -24,25 +24,25 @@ from jepa_lm.utils.errors import UserError
 
 SPLITS = ("train", "val")
 HASHED_BYTES = 1 << 28
-"""Text of up to this size is known by its content, which takes a second; more by sizes, times and ends."""
+"""Text up to this size is identified by content, which takes a second; above it, by size, time and ends."""
 
 
 class TextCorpus(Protocol):
     """Text that still has to be tokenized."""
 
     remarks: list[str]
-    """What was left out, for the first lines of a run."""
+    """Remarks on text that was left out, shown when a run starts."""
 
     def fingerprint(self) -> str:
-        """Changes whenever the text or the split changes."""
+        """Return a string that changes whenever the text or the split changes."""
         ...
 
     def blocks(self, split: str) -> Iterator[Block]:
-        """The documents of a split, in order."""
+        """Yield the documents of a split, in order."""
         ...
 
     def size(self) -> int:
-        """Bytes of text in all splits, for the progress bar."""
+        """Return the bytes of text in all splits, for the progress bar."""
         ...
 
 
@@ -72,9 +72,9 @@ class Austen:
 
     @classmethod
     def chapters(cls, novel: str) -> list[str]:
-        """Cut a novel before each chapter heading; the parts joined are the novel again."""
+        """Cut a novel before each chapter heading; joined, the parts give the novel again."""
         starts = [match.start() for match in cls._chapter.finditer(novel)]
-        cuts = [0, *starts[1:], len(novel)]  # the title page goes with the first chapter
+        cuts = [0, *starts[1:], len(novel)]  # the title page belongs to the first chapter
         return [novel[a:b] for a, b in pairwise(cuts)]
 
     @staticmethod
@@ -88,18 +88,18 @@ class Austen:
 
 
 class TextFiles:
-    """A user's text: a file, a folder of .txt, .md and .jsonl files, each of them compressed or not.
+    """A user's text: a file, or a folder of .txt, .md and .jsonl files, compressed or not.
 
-    A plain file is one document; each line of a .jsonl is one (its `text` field). Validation is
-    `val_path`, or the last `val_fraction` of all bytes, cut at a line end. What validates is left out of
-    training where it lies in `path` as well.
+    A plain file is one document; in a .jsonl file each line is one (its `text` field). The validation split
+    is `val_path`, or the last `val_fraction` of all bytes, cut at a line end. Files of `val_path` that are
+    also in `path` are left out of training.
 
     Args:
         path: file or folder. val_path: file or folder, or None.
         val_fraction: share of the bytes held out, in (0, 1).
 
     Raises:
-        UserError: nothing there, nothing to read, not UTF-8, or a bad line of JSON.
+        UserError: the path does not exist, holds no text, is not UTF-8, or has an invalid line of JSON.
     """
 
     def __init__(self, *, path: str | None, val_path: str | None, val_fraction: float) -> None:
@@ -118,18 +118,18 @@ class TextFiles:
             self._files, left_out = without(self._files, self._held_out)
             if not self._files:
                 raise UserError(
-                    f"data.val_path={val_path}: all of data.path={path} is in it, so nothing is left to "
+                    f"data.val_path={val_path}: contains all of data.path={path}, so nothing is left to "
                     "train on; name other text"
                 )
             if left_out:
                 names = listed([file.path for file in left_out])
                 self.remarks.append(
-                    f"data.val_path={val_path}: is in data.path as well; left out of training: {names}"
+                    f"data.val_path={val_path}: is also in data.path; left out of training: {names}"
                 )
 
     @cached_property
     def _splits(self) -> dict[str, list[TextFile]]:
-        """Files of each split; cut here because it takes reading them."""
+        """Files of each split; computed when first needed, because the cut reads the files."""
         if self._held_out is not None:
             return {"train": self._files, "val": self._held_out}
         train, val = hold_out(self._files, self._fraction)
@@ -151,15 +151,15 @@ class TextFiles:
 
 
 class FineWeb:
-    """Shards of the parameter-golf challenge, from a folder on disk or downloaded.
+    """Shards of the parameter-golf challenge, read from a folder or downloaded.
 
     Args:
         folder: name of the published folder, for example fineweb10B_sp1024.
         tokenizer_file: name of the published tokenizer, None for byte models.
-        train_shards: how many training shards to take, 100 million tokens each.
-        path: a folder that already holds fineweb_train_*.bin and fineweb_val_*.bin; None downloads.
-        special_ids: ids below this are left out and the others moved down by it (byte260 to bytes256).
-        repo_id, revision: of the dataset on the hub.
+        train_shards: number of training shards to use, 100 million tokens each.
+        path: folder that already holds fineweb_train_*.bin and fineweb_val_*.bin; None to download them.
+        special_ids: ids below this are dropped and the others lowered by it (byte260 to bytes256).
+        repo_id, revision: the dataset on the Hugging Face hub.
     """
 
     def __init__(
@@ -187,7 +187,7 @@ class FineWeb:
         self.path, self.repo_id, self.revision = path, repo_id, revision
 
     def shards(self, cache_dir: Path) -> tuple[list[Path], list[Path], Path | None]:
-        """Training shards, validation shards and the published tokenizer, all on disk."""
+        """Return the training shards, the validation shards and the published tokenizer, all on disk."""
         if self.path is not None:
             return self._on_disk(Path(os.path.expanduser(self.path)))
         from jepa_lm.data.download import download_shards
@@ -215,7 +215,7 @@ class FineWeb:
         return found["train"][: self.train_shards], found["val"], self._tokenizer_near(folder)
 
     def _tokenizer_near(self, folder: Path) -> Path | None:
-        """The published tokenizer beside the shards or in a `tokenizers` folder above, if it is there."""
+        """Return the published tokenizer if it is beside the shards or in a `tokenizers` folder above."""
         if self.tokenizer_file is None:
             return None
         places = [folder, *(p / "tokenizers" for p in (folder, *folder.resolve().parents[:2]))]

@@ -1,4 +1,4 @@
-"""The LightningDataModule: batches of `inputs` and `targets` [B, T] for each rank."""
+"""The LightningDataModule, which gives each rank batches of `inputs` and `targets` [B, T]."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from jepa_lm.data.token_data import TokenData
 
 
 class TokenDataModule(LightningDataModule):
-    """What the Trainer reads of a run's data."""
+    """The data of a run as the Trainer reads it."""
 
     def __init__(self, data: TokenData) -> None:
         super().__init__()
@@ -26,21 +26,21 @@ class TokenDataModule(LightningDataModule):
         self.data.setup()
 
     def train_dataloader(self) -> TrainBatches:
-        """Endless; starts where the restored run stopped, which the number of done steps tells."""
+        """Return endless batches; the number of finished steps says where a resumed run starts."""
         trainer = self.trainer
         assert trainer is not None
         accumulate = trainer.accumulate_grad_batches
         order = self.data.order_of(trainer.global_rank, trainer.world_size, accumulate)
         first = trainer.global_step * accumulate
-        # A DataLoader would only add its own steps: batches come ready from a memory map.
+        # A DataLoader would only add overhead: batches come ready from a memory map.
         return TrainBatches(self.data.streams["train"], order, first, pin=self._pin())
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        """Each rank scores every W-th batch of windows."""
+        """Return the batches that this rank scores: every W-th of W ranks."""
         assert self.trainer is not None
         windows = self.data.val_windows()
         mine = range(self.trainer.global_rank, len(windows), self.trainer.world_size)
-        # Of its own generator, or a validation would move on the random numbers of training.
+        # Its own generator, or a validation would advance the random numbers of training.
         own = torch.Generator()
         chosen = Subset(windows, mine)
         return DataLoader(chosen, batch_size=None, pin_memory=self._pin(), generator=own)

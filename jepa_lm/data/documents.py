@@ -1,9 +1,9 @@
-"""Documents that come in blocks, cut anew so that their ids are those of the whole documents.
+"""Recut documents that come in blocks, so that their ids are those of the whole documents.
 
-A file is read in blocks for the sake of memory, and where a block ends says nothing about the text. A
-tokenizer looks across that place: it joins characters, normalises runs of spaces, marks the start of a
-document. So a document is cut only where its tokenizer says that it makes no difference, and otherwise read
-whole, up to a size.
+A file is read in blocks to save memory, and where a block ends says nothing about the text. A tokenizer looks
+across that place: it joins characters, normalises runs of spaces, marks the start of a document. So a
+document is cut only where its tokenizer says that the cut makes no difference; otherwise it is read whole, up
+to a size limit.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ from jepa_lm.data.tokenizers import Tokenizer
 from jepa_lm.utils.errors import UserError
 
 PIECE = 1 << 20
-"""Characters that are encoded at a time, where that is free."""
+"""Characters encoded at a time, where the tokenizer allows a cut."""
 MOST_WHOLE = 1 << 24
-"""Characters of a document that is encoded in one call; SentencePiece takes some 50 bytes for each."""
+"""Most characters of a document encoded in one call; SentencePiece needs about 50 bytes for each."""
 
 
 class Block(NamedTuple):
-    """A piece of text; `starts_document` where a new document begins."""
+    """A piece of text; `starts_document` is true if a new document begins with it."""
 
     text: str
     starts_document: bool
 
 
 def recut(blocks: Iterable[Block], tokenizer: Tokenizer) -> Iterator[Block]:
-    """The same documents, cut so that blocks can be encoded one by one.
+    """Yield the same documents, cut so that blocks can be encoded one by one.
 
     Raises:
-        UserError: a document that has to be encoded whole, and is too large for that.
+        UserError: a document must be encoded whole and is too large for that.
     """
     held, starts = "", False
     for block in blocks:
@@ -49,9 +49,9 @@ def recut(blocks: Iterable[Block], tokenizer: Tokenizer) -> Iterator[Block]:
             searched = len(held)
             if searched > MOST_WHOLE:
                 raise UserError(
-                    "data.tokenizer: this tokenizer takes a document whole, and one has more than "
-                    f"{MOST_WHOLE} characters; cut the text into documents (a .jsonl, one on each line), or "
-                    "train the tokenizer here (data.tokenizer.model=null)"
+                    "data.tokenizer: this tokenizer must encode a document whole, and one has more than "
+                    f"{MOST_WHOLE} characters; split the text into documents (a .jsonl file, one per line), "
+                    "or train the tokenizer here (data.tokenizer.model=null)"
                 )
     if held or starts:
         yield Block(held, starts)

@@ -1,15 +1,15 @@
 """Download the parameter-golf challenge's FineWeb shards from the Hugging Face hub.
 
-`hub_listing` says which files are wanted; here they are fetched, verified and recorded. They keep
-the repo's layout below the destination.
+`hub_listing` chooses the files; this module fetches, verifies and records them. They keep the repo's layout
+below the destination.
 
-Deviation from `hf_hub_download`: huggingface_hub 2.x removes a broken download's temporary file,
-so the next call starts from zero. Here the partial file stays, and only the rest is requested
-(Range). What arrives is held against the listing while it arrives: never a byte more is kept.
+Deviation from `hf_hub_download`: huggingface_hub 2.x removes the temporary file of a broken download, so the
+next call starts from zero. Here the partial file stays, and only the rest is requested (Range). Data is
+checked against the listing as it arrives: not a byte more than listed is kept.
 
-`downloads.json` in the destination remembers the repo's listing and which files were verified, so
-that later starts neither touch the network nor hash 20 GB again. What has changed since, or never
-was right, is fetched anew.
+`downloads.json` in the destination records the repo's listing and which files were verified, so that later
+starts neither use the network nor hash 20 GB again. A file that has changed since, or was never right, is
+downloaded again.
 """
 
 from __future__ import annotations
@@ -35,20 +35,20 @@ from jepa_lm.utils.locks import taking_turns
 from jepa_lm.utils.output import tell
 
 ATTEMPTS = 5
-"""Failures in a row, with next to nothing new, after which a download is given up."""
+"""Failures in a row without progress after which a download is given up."""
 BACKOFF_SECONDS = 1.0
-"""Wait after a failure that followed progress; it doubles with each further one in a row."""
+"""Wait after the first failure; it doubles with each further failure in a row."""
 PROGRESS_BYTES = 1 << 16
-"""What an attempt has to bring to count as progress."""
+"""Bytes that an attempt must add to count as progress."""
 UNFINISHED = ".incomplete"
 TOLD_BYTES = 1_000_000_000
-"""What is to be downloaded above this size is told before its first byte."""
+"""A download above this size is announced before it starts."""
 ON_DISK_HINT = "data.path=FOLDER can point at shards already on disk"
 
 
 @dataclass(frozen=True)
 class Downloaded:
-    """Local paths: shards sorted by name; no tokenizer for byte models."""
+    """Local paths; shards are sorted by name, and byte models have no tokenizer."""
 
     train: list[Path]
     val: list[Path]
@@ -65,23 +65,23 @@ def download_shards(
     root: str = "datasets",
     revision: str = "main",
 ) -> Downloaded:
-    """Make sure that shards and tokenizer lie in `destination`, verified; fetch what is missing.
+    """Make sure that verified shards and tokenizer are in `destination`; download what is missing.
 
     Args:
         folder: the dataset's folder in the repo, e.g. `fineweb10B_sp1024`.
         destination: local folder; files keep the repo's layout below it.
-        train_shards: how many training shards, the first by name; all validation shards come too.
+        train_shards: number of training shards, first by name; all validation shards are included.
         tokenizer_file: file name such as `fineweb_1024_bpe.model`; None for byte models.
-        root: folder of the repo to look in, "" for all of it.
+        root: folder of the repo to search, "" for all of it.
 
     Raises:
-        UserError: unknown folder or tokenizer, more shards than published, hub out of reach, disk
-            full, or a file that is not what the repo promises (it is deleted).
+        UserError: unknown folder or tokenizer, more shards than published, hub unreachable, disk full, or a
+            file that differs from the listing (it is deleted).
     """
     source = Source(repo_id, root, revision)
     record = DownloadRecord(destination, source)
     with contextlib.suppress(UserError, OSError):
-        # The record may be older than what is asked for now: ask the hub before complaining.
+        # The record may be older than the request: ask the hub before reporting an error.
         wanted = choose(record.listing, folder, train_shards, tokenizer_file, source)
         if all(record.is_verified(file) for file in chain(*wanted)):
             return _local(wanted, destination)
@@ -99,8 +99,8 @@ def download_shards(
         needed = sum(_rest(file, destination) for file in missing)
         _check_space(needed, destination)
         if needed > TOLD_BYTES:
-            # By the process that holds the lock, the first rank where it starts the others: nobody else
-            # knows what is missing, and the others find all of it there.
+            # Announced by the process that holds the lock (the first rank if it starts the others): only it
+            # knows what is missing, and the others find everything there.
             tell(_in_words(len(missing), needed, source, destination, train_shards))
         for file in missing:
             _obtain(file, destination, source, wanted)
@@ -118,7 +118,8 @@ def _local(wanted: Wanted, destination: Path) -> Downloaded:
 def _writing_to(destination: Path) -> Iterator[None]:
     """Hold the destination's lock: the ranks of one job must not append to the same partial file.
 
-    A disk that is full or not writable becomes a UserError.
+    Raises:
+        UserError: the disk is full or not writable.
     """
     try:
         destination.mkdir(parents=True, exist_ok=True)
@@ -144,47 +145,47 @@ def _listing(source: Source) -> list[RemoteFile]:
 
 
 def _rest(file: RemoteFile, destination: Path) -> int:
-    """Bytes of a file that are not in the destination yet."""
+    """Return the bytes of a file that are not in the destination yet."""
     part = _unfinished(file, file.below(destination))
     have = part.stat().st_size if part.is_file() else 0
-    return file.size - have if have <= file.size else file.size  # too long: begun anew
+    return file.size - have if have <= file.size else file.size  # too long: starts over
 
 
 def _check_space(needed: int, destination: Path) -> None:
     free = shutil.disk_usage(destination).free
     if needed > free:
         raise UserError(
-            f"data: {needed / 1e9:,.1f} GB are to be downloaded, and {destination} has {free / 1e9:,.1f} GB "
+            f"data: {needed / 1e9:,.1f} GB to download, but {destination} has only {free / 1e9:,.1f} GB "
             f"free; name another disk with paths.cache=FOLDER, or {ON_DISK_HINT}"
         )
 
 
 def _in_words(files: int, needed: int, source: Source, destination: Path, train_shards: int) -> str:
-    """What comes, from where, to where, and what makes it less."""
+    """Describe the download: its size, source and destination, and the settings that change them."""
     return (
         f"data: downloading {files:,} file{'' if files == 1 else 's'}, {needed / 1e9:,.1f} GB, from {source} "
-        f"at {told(endpoint())} to {destination}; a smaller data.corpus.train_shards={train_shards} makes it "
-        f"less, paths.cache=FOLDER names another place, and {ON_DISK_HINT}"
+        f"at {told(endpoint())} to {destination}; lower data.corpus.train_shards={train_shards} to download "
+        f"less, paths.cache=FOLDER sets another destination, and {ON_DISK_HINT}"
     )
 
 
 def _is_right(file: RemoteFile, destination: Path, wanted: Wanted) -> bool:
-    """Whether a file lies there as the listing says; one that is not right is removed."""
+    """Return whether a file is there and matches the listing; remove one that does not match."""
     target = file.below(destination)
     if not target.is_file():
         return False
     problem = _problem(file, target, wanted)
     if problem is not None:
         target.unlink()
-        warn(f"{problem}; it is fetched anew, {file.size:,} bytes")
+        warn(f"{problem}; it will be downloaded again, {file.size:,} bytes")
     return problem is None
 
 
 def _obtain(file: RemoteFile, destination: Path, source: Source, wanted: Wanted) -> None:
-    """Fetch a file; what was begun earlier and then is not right is fetched anew, once.
+    """Download a file; if it continued an earlier download and does not match, download it again, once.
 
     Raises:
-        UserError: the hub does not give it, or gives another (which is deleted).
+        UserError: the hub does not send it, or sends another file (which is deleted).
     """
     target = file.below(destination)
     if not _fetch(file, target, source.url(file.path)):
@@ -194,17 +195,17 @@ def _obtain(file: RemoteFile, destination: Path, source: Source, wanted: Wanted)
     problem = _problem(file, target, wanted)
     if problem is not None:
         target.unlink()
-        raise UserError(f"{problem}; the file was deleted, start again to fetch it anew")
+        raise UserError(f"{problem}; the file was deleted, run again to download it")
 
 
 def _fetch(file: RemoteFile, target: Path, url: str) -> bool:
-    """Download one file to `target`; bytes of an earlier, broken download are not asked for again.
+    """Download one file to `target`; do not request the bytes of an earlier, broken download again.
 
     Returns:
-        Whether all of it came now.
+        True if this call downloaded the whole file.
 
     Raises:
-        UserError: refused by the hub, or `ATTEMPTS` failures in a row without progress.
+        UserError: the hub refused, or `ATTEMPTS` attempts in a row failed without progress.
     """
     from huggingface_hub.utils import tqdm
 
@@ -225,8 +226,8 @@ def _fetch(file: RemoteFile, target: Path, url: str) -> bool:
             if have < file.size:
                 if failures >= ATTEMPTS:
                     raise UserError(
-                        f"data: {told(url)} stopped at {have} of {file.size} bytes ({problem}); start "
-                        f"again to fetch only the rest, or {ON_DISK_HINT}"
+                        f"data: {told(url)} stopped at {have} of {file.size} bytes ({problem}); run "
+                        f"again to download only the rest, or {ON_DISK_HINT}"
                     )
                 time.sleep(BACKOFF_SECONDS * 2**failures)
     partial.replace(target)
@@ -234,12 +235,12 @@ def _fetch(file: RemoteFile, target: Path, url: str) -> bool:
 
 
 def _unfinished(file: RemoteFile, target: Path) -> Path:
-    """The content's id is part of the name: halves of two versions never join."""
+    """Return the partial file's path; it contains the content's id, so that versions never mix."""
     return target.with_name(f"{target.name}.{file.content_id[:16]}{UNFINISHED}")
 
 
 def _remove_versions(target: Path, wanted: Path) -> None:
-    """Remove unfinished downloads of what the repo held under this name before."""
+    """Remove unfinished downloads of earlier versions of this file."""
     for path in target.parent.iterdir():
         version_of = path.name.removesuffix(UNFINISHED).rpartition(".")[0]
         if path != wanted and path.suffix == UNFINISHED and version_of == target.name:
@@ -247,13 +248,13 @@ def _remove_versions(target: Path, wanted: Path) -> None:
 
 
 def _append_rest(url: str, partial: Path, size: int, bar: Any) -> str:
-    """Request once what `partial` still lacks; returns what went wrong, if it stays incomplete.
+    """Request the missing rest of `partial` once; return what went wrong if it stays incomplete.
 
     Raises:
-        UserError: an error that trying again does not mend.
+        UserError: an error that a retry does not fix.
     """
     have = partial.stat().st_size
-    longer = HubError(f"it sends more than the {size} bytes that its listing says; refused")
+    longer = HubError(f"it sends more than the {size} bytes that its listing gives; refused")
     try:
         with get(url, have) as answer:
             if answer.status != 206:  # a server may ignore the range
@@ -272,29 +273,29 @@ def _append_rest(url: str, partial: Path, size: int, bar: Any) -> str:
     except HubError as error:
         if error.broken or error.busy:
             return str(error)
-        what = f"it has fewer than the {size} bytes that its listing says"
+        what = f"it has fewer than the {size} bytes that its listing gives"
         what = what if error.status == 416 else str(error)
         raise UserError(f"data: cannot get {told(url)}: {what}; {ON_DISK_HINT}") from error
     return "the connection ended early"
 
 
 def _problem(file: RemoteFile, target: Path, wanted: Wanted) -> str | None:
-    """What is wrong with a file: a shard's header, its size, or its hash."""
+    """Return what is wrong with a file (a shard's header, the size or the hash), or None."""
     if file not in wanted.tokenizer:
         try:
             open_shard(target)
         except UserError as error:
             return str(error)
     if (size := target.stat().st_size) != file.size:
-        return f"data: {target} has {size} bytes, but its listing says {file.size}"
+        return f"data: {target} has {size} bytes, but its listing gives {file.size}"
     kind, digest = _digest(file, target)
     if digest != file.content_id:
-        return f"data: {target} has {kind} {digest}, published is {file.content_id}"
+        return f"data: {target} has {kind} {digest}, but the published file has {file.content_id}"
     return None
 
 
 def _digest(file: RemoteFile, target: Path) -> tuple[str, str]:
-    """The hash that the listing gives: sha256 of the content, or git's id of it."""
+    """Return the name and value of the hash that the listing uses: the content's sha256 or git id."""
     kind = "sha256" if len(file.content_id) == 64 else "sha1"
     made = hashlib.new(kind, usedforsecurity=False)
     if file.sha256 is None:

@@ -1,4 +1,4 @@
-"""Which files of a download were verified, so that later starts neither ask the hub nor hash again."""
+"""Record which downloaded files were verified, so that later starts neither ask the hub nor hash again."""
 
 from __future__ import annotations
 
@@ -14,17 +14,17 @@ RECORD = "downloads.json"
 
 
 class DownloadRecord:
-    """What is known of a destination without asking the hub, kept in its `downloads.json`.
+    """The repo's listing and the verified files of a destination, kept in its `downloads.json`.
 
     Args:
-        destination: the local folder. source: whose listing is meant.
+        destination: the local folder. source: the repo that the listing belongs to.
     """
 
     def __init__(self, destination: Path, source: Source) -> None:
         self.listing: list[RemoteFile] = []
         self._destination, self._source = destination, source
         self._verified: dict[str, Any] = {}
-        # Missing, damaged or another repo's: the hub has the truth, and files can be hashed again.
+        # If the record is missing, damaged or another repo's, ask the hub and hash the files again.
         with contextlib.suppress(ValueError, KeyError, TypeError, AttributeError):
             known = read_object(destination / RECORD)
             self._verified = {
@@ -36,17 +36,17 @@ class DownloadRecord:
                 self.listing = [RemoteFile(**entry) for entry in known["files"]]
 
     def is_verified(self, file: RemoteFile) -> bool:
-        """Whether the local file was checked against this listing and has not changed since."""
+        """Return whether the local file was checked against this listing and has not changed since."""
         exists = file.below(self._destination).is_file()
         return exists and self._verified.get(file.path) == self._stamp(file)
 
     def remember(self, file: RemoteFile) -> None:
-        """The local file was just checked."""
+        """Record that the local file has just been checked."""
         self._verified[file.path] = self._stamp(file)
         self.save()
 
     def save(self) -> None:
-        """Write it down."""
+        """Write the record to disk."""
         files = [asdict(file) for file in self.listing]
         known = {"source": asdict(self._source), "files": files, "verified": self._verified}
         write_json(self._destination / RECORD, known)

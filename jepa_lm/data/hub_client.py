@@ -1,10 +1,10 @@
-"""Requests to the Hugging Face hub, with bounds on what an answer may take, whoever gives it.
+"""Requests to the Hugging Face hub, with limits on the size and time of a response, whoever sends it.
 
 The hub client's own session does the work, with its token, proxies and certificates. Its listing and its
-error messages are not used: they read whole answers into memory, of any size, for as long as these take.
-Here a thread reads an answer, so that one which trickles in comes to an end, be it in its headers.
+error messages are not used: they read whole responses into memory, whatever their size and duration. Here a
+thread reads a response, so that one which trickles in is ended, even within its headers.
 
-huggingface_hub is imported only inside functions: where everything is on disk, nothing needs it.
+huggingface_hub is imported only inside functions: if everything is on disk, it is not needed.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from jepa_lm.utils.quoting import literal
 T = TypeVar("T")
 
 SLOWEST = 1024
-"""Bytes a second, over half the time-out, below which an answer counts as stalled."""
+"""Bytes per second, over half the timeout, below which a response counts as stalled."""
 PATIENCE = 3
-"""Time-outs that connecting, redirects and headers may take together."""
+"""Number of timeouts that connecting, redirects and headers may take together."""
 REDIRECTS = 10
 MOST_OF_AN_ERROR = 4096
-"""Bytes that are read of what comes with an error status."""
+"""Bytes read from the body of an error response."""
 ENVIRONMENT = (
     "HTTPS_PROXY",
     "HTTP_PROXY",
@@ -39,14 +39,14 @@ ENVIRONMENT = (
     "SSL_CERT_FILE",
     "SSL_CERT_DIR",
 )
-"""Read by the client when it is made, in capitals or small letters."""
+"""Variables that the client reads when it is created, in upper or lower case."""
 
 
 class HubError(Exception):
-    """What is wrong with an answer, in words to follow an address.
+    """A failed request; the text is written to follow an address in a message.
 
     Args:
-        status: of the answer, if it is an error status. broken: the connection is at fault, not the answer.
+        status: the response's status, if it is an error. broken: the connection failed, not the server.
     """
 
     def __init__(self, text: str, status: int = 0, broken: bool = False) -> None:
@@ -55,12 +55,12 @@ class HubError(Exception):
 
     @property
     def busy(self) -> bool:
-        """Whether the server may answer later."""
+        """True if the server may answer later."""
         return self.status >= 500 or self.status in (408, 429)
 
 
 class Answer(NamedTuple):
-    """Status 200, or 206 for the rest that was asked for; links of a listing; the body in pieces."""
+    """A response: status 200, or 206 for a requested rest; length; next page of a listing; body in pieces."""
 
     status: int
     length: int | None
@@ -70,10 +70,10 @@ class Answer(NamedTuple):
 
 @contextmanager
 def get(url: str, start: int = 0) -> Iterator[Answer]:
-    """What an address of the hub answers, from byte `start` on.
+    """Request an address of the hub, from byte `start` on.
 
     Raises:
-        HubError: here or while the body is read. UserError: the client cannot be set up.
+        HubError: the request failed, here or while the body is read. UserError: the client cannot be set up.
     """
     session, headers, seconds = _client()
     if start:
@@ -86,10 +86,12 @@ def get(url: str, start: int = 0) -> Iterator[Answer]:
             raise HubError(_in_words(response, body), response.status_code)
         encoding = response.headers.get("Content-Encoding", "identity")
         if encoding != "identity":
-            raise HubError(f"the answer is packed ({one_line(encoding)}), which was not asked for")
+            raise HubError(
+                f"the response is compressed ({one_line(encoding)}), which was not requested"
+            )
         part = re.match(r"bytes ([0-9]{1,18})-", response.headers.get("Content-Range", ""))
         if response.status_code == 206 and int(part[1] if part else start) != start:
-            raise HubError(f"the answer is not the part from byte {start} on that was asked for")
+            raise HubError(f"the response is not the requested part from byte {start} on")
         length = re.fullmatch(r"[0-9]{1,18}", response.headers.get("Content-Length", ""))
         yield Answer(
             response.status_code,
@@ -100,18 +102,18 @@ def get(url: str, start: int = 0) -> Iterator[Answer]:
 
 
 def _client() -> tuple[Any, dict[str, str], float]:
-    """The session, headers of a request, and seconds that an answer may pause."""
+    """Return the session, the headers of a request, and the seconds that a response may pause."""
     try:
         from huggingface_hub.constants import HF_HUB_DOWNLOAD_TIMEOUT
         from huggingface_hub.utils import build_hf_headers, get_session
 
-        # A packed answer would have other lengths than the file, and could unpack to any size.
+        # The length of a compressed response would not be the file's, and it could unpack to any size.
         headers = {**build_hf_headers(), "Accept-Encoding": "identity"}
         session = get_session()
-    except Exception as error:  # of the environment's settings, each by another library
+    except Exception as error:  # several libraries read the environment, and each raises its own
         raise UserError(_about_environment(error)) from error
     if not all(value.isascii() and value.isprintable() for value in headers.values()):
-        raise UserError("data: HF_TOKEN holds what no token can hold; set it anew or unset it")
+        raise UserError("data: HF_TOKEN contains characters that no token has; correct or unset it")
     return session, headers, max(0.1, HF_HUB_DOWNLOAD_TIMEOUT)
 
 
@@ -134,30 +136,30 @@ def _about_environment(error: Exception) -> str:
 
 
 def _read(session: Any, url: str, settings: dict[str, Any]) -> Iterator[Any]:
-    """The response, once it is no redirect, then its body as it is sent."""
+    """Follow redirects; yield the final response, then its body as it is sent."""
     try:
         request = session.build_request("GET", url, **settings)
         for _ in range(REDIRECTS):
-            # By hand: the client would read the whole body of each redirect.
+            # Not by the client: it would read the whole body of each redirect.
             with closing(session.send(request, stream=True, follow_redirects=False)) as response:
                 if not response.has_redirect_location:
                     yield response
                     yield from response.iter_raw()
                     return
-                request = response.next_request  # without the token, if it goes elsewhere
+                request = response.next_request  # without the token, if to another server
                 if request is None or request.url.scheme not in ("http", "https"):
-                    raise HubError("the answer sends us to an address that is none")
-        raise HubError(f"the answer sends us on more than {REDIRECTS} times")
+                    raise HubError("the response redirects to an invalid address")
+        raise HubError(f"the request was redirected more than {REDIRECTS} times")
     except HubError:
         raise
     except (http_error(), OSError) as error:
         raise HubError(one_line(error), broken=True) from error
-    except Exception as error:  # the client's, about addresses and headers that are none
+    except Exception as error:  # the client's, about invalid addresses and headers
         raise HubError(one_line(error)) from error
 
 
 def _prompt(items: Iterator[T], seconds: float) -> Generator[T]:
-    """The same items, made by a thread that is left to itself when one takes longer than `seconds`."""
+    """Yield the same items, made by a thread that is abandoned if one takes longer than `seconds`."""
     made: Queue[tuple[T | None, BaseException | None]] = Queue(maxsize=1)
     gone = Event()
 
@@ -181,15 +183,15 @@ def _prompt(items: Iterator[T], seconds: float) -> Generator[T]:
                 raise error
             yield item  # type: ignore[misc]
     except Empty:
-        raise HubError(f"no answer within {seconds:g} seconds", broken=True) from None
+        raise HubError(f"no response within {seconds:g} seconds", broken=True) from None
     finally:
         gone.set()
-        with suppress(Empty):  # the thread may be waiting to put one more
+        with suppress(Empty):  # the thread may be waiting to put another item
             made.get_nowait()
 
 
 def _steady(pieces: Iterator[bytes], seconds: float) -> Iterator[bytes]:
-    """The same pieces, unless they trickle in; a pause before a piece is the time-out's matter."""
+    """Yield the same pieces, unless they trickle in; the timeout covers a pause before a piece."""
     began, got, count = time.monotonic(), 0, 0
     for piece in pieces:
         got, count = got + len(piece), count + 1
@@ -198,30 +200,30 @@ def _steady(pieces: Iterator[bytes], seconds: float) -> Iterator[bytes]:
             if got >= SLOWEST * passed:
                 began, got, count = time.monotonic(), 0, 0
             elif count > 1:
-                raise HubError(f"less than {SLOWEST} bytes a second", broken=True)
+                raise HubError(f"less than {SLOWEST} bytes per second", broken=True)
         yield piece
 
 
 def _in_words(response: Any, body: Iterator[bytes]) -> str:
-    """What an error says of itself: in a header, or at the start of its body."""
+    """Describe an error response from its status, and its header or the start of its body."""
     said = response.headers.get("X-Error-Message") or response.headers.get("X-Error-Code") or ""
     if not said:
         data = bytearray()
-        with suppress(HubError):  # the status is what counts
+        with suppress(HubError):  # the status is enough
             while len(data) < MOST_OF_AN_ERROR and (piece := next(body, b"")):
                 data += piece
         said = data[:MOST_OF_AN_ERROR].decode(errors="replace")
     later = response.headers.get("Retry-After")
     words = [f"{response.status_code} {response.reason_phrase}".strip(), said]
-    words += [f"asks to wait for {later} s"] if later else []
+    words += [f"retry after {later} s"] if later else []
     return one_line(": ".join(word for word in words if word))
 
 
 def endpoint() -> str:
-    """The hub's address, read at call time; huggingface_hub itself reads it only when imported.
+    """Return the hub's address, read at call time; huggingface_hub itself reads it only when imported.
 
     Raises:
-        UserError: HF_ENDPOINT is no address.
+        UserError: HF_ENDPOINT is not a valid address.
     """
     address = (os.environ.get("HF_ENDPOINT") or "https://huggingface.co").rstrip("/")
     try:
@@ -232,18 +234,18 @@ def endpoint() -> str:
         right = False
     if not right:
         raise UserError(
-            f"HF_ENDPOINT={told(address)}: no address of a hub; such as https://huggingface.co"
+            f"HF_ENDPOINT={told(address)}: not the address of a hub; for example https://huggingface.co"
         )
     return address
 
 
 def told(url: str) -> str:
-    """An address for a message, without the password that may be in it."""
+    """Return an address for a message, without any password in it."""
     return literal(re.sub(r"//[^/@]*@", "//", url))
 
 
 def http_error() -> type[Exception]:
-    """HTTPError of the hub's client: httpx in huggingface_hub 1.x, httpx2 in 2.x."""
+    """Return the HTTPError of the hub's client: httpx in huggingface_hub 1.x, httpx2 in 2.x."""
     from huggingface_hub.errors import HfHubHTTPError
 
     base = HfHubHTTPError.__bases__[0]

@@ -1,12 +1,12 @@
-"""What the challenge's dataset repo on the Hugging Face hub holds, and which files are wanted.
+"""List the challenge's dataset repo on the Hugging Face hub and choose the files to download.
 
 The repo keeps everything below `datasets/`: folders such as `fineweb10B_sp1024` hold
 `fineweb_train_000000.bin`, ..., `fineweb_val_000000.bin`, ...; tokenizers are named like
-`fineweb_1024_bpe.model`. Files are found by listing the repo and matching names, so the nesting
-between does not matter.
+`fineweb_1024_bpe.model`. Files are found by listing the repo and matching names, so the folders
+between do not matter.
 
-A listing is not trusted: its size is bounded, types and hashes are checked, and no path leads out of the
-folder or could not be a file's name.
+A listing is not trusted: its size is bounded, types and hashes are checked, and a path that leads out of the
+folder or is not a valid file name is refused.
 """
 
 from __future__ import annotations
@@ -25,16 +25,19 @@ from jepa_lm.utils.files import from_json
 from jepa_lm.utils.quoting import literal
 
 MOST_PAGES, MOST_FILES, MOST_SECONDS = 100, 100_000, 300
-"""Of a listing, which stays below 1 GB. Pages hold 1,000 files, and the challenge's repo has some 500."""
+"""Limits of a listing, so that it stays below 1 GB. A page holds 1,000 files; the challenge's repo has about
+500."""
 PAGE_BYTES = 8 << 20
 MOST_BYTES = 1 << 60
-"""Of a file."""
+"""Largest size of a file."""
 MOST_LETTERS = 200
-"""Bytes of a file's or folder's name; a file system allows 255, and an unfinished file's name is longer."""
+"""Most bytes of a file or folder name; a file system allows 255, and a partial file's name is longer."""
 
 
 @dataclass(frozen=True)
 class Source:
+    """A dataset repo on the hub: its id, the folder to list, and the revision."""
+
     repo_id: str
     root: str
     revision: str
@@ -44,23 +47,23 @@ class Source:
 
     @property
     def listing_url(self) -> str:
-        """Of the first page."""
+        """Address of the listing's first page."""
         place = f"{quote(self.revision, safe='')}/{quote(self.root)}".rstrip("/")
         api = f"{endpoint()}/api/datasets/{quote(self.repo_id)}"
         return f"{api}/tree/{place}?recursive=true&expand=false"
 
     def url(self, path: str) -> str:
-        """Of a file."""
+        """Return the address of a file."""
         place = f"{quote(self.revision, safe='')}/{quote(path)}"
         return f"{endpoint()}/datasets/{quote(self.repo_id)}/resolve/{place}"
 
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """One file of the repo: path from the repo's root, size in bytes, git id, sha256 if LFS.
+    """A file of the repo: path from the repo's root, size in bytes, git id, sha256 if stored with LFS.
 
     Raises:
-        ValueError: a listing that says anything else.
+        ValueError: the listing gives any of them in another form.
     """
 
     path: str
@@ -92,15 +95,15 @@ class RemoteFile:
         return self.sha256 or self.blob
 
     def below(self, destination: Path) -> Path:
-        """The local path, refused if it could leave the destination or be no file's on any system."""
-        windows = PureWindowsPath(self.path)  # splits at both kinds of slash
+        """Return the local path; refuse one that could leave the destination or is invalid on some system."""
+        windows = PureWindowsPath(self.path)  # splits at slashes and backslashes
         if windows.anchor or ".." in windows.parts or ":" in self.path:
             raise UserError(f"data: the repo lists an unsafe path, {_brief(self.path)}; refused")
         if not self.path.isprintable() or any(
             len(part.encode()) > MOST_LETTERS for part in windows.parts
         ):
             raise UserError(
-                f"data: the repo lists {_brief(self.path)}, which is no name of a file; refused"
+                f"data: the repo lists {_brief(self.path)}, which is not a valid file name; refused"
             )
         return destination / self.path
 
@@ -112,9 +115,9 @@ def _is_hash(value: Any, *lengths: int) -> bool:
 
 
 def _brief(value: Any) -> str:
-    """What a listing says, for a message."""
+    """Shorten a value of a listing for a message."""
     text = literal(value) if isinstance(value, str) else literal(repr(value))
-    return text if len(text) <= 100 else f"{text[:80]}... ({len(text)} letters)"
+    return text if len(text) <= 100 else f"{text[:80]}... ({len(text)} characters)"
 
 
 class Wanted(NamedTuple):
@@ -126,10 +129,10 @@ class Wanted(NamedTuple):
 
 
 def list_repo(source: Source) -> list[RemoteFile]:
-    """Every file below the root.
+    """Return every file below the root.
 
     Raises:
-        HubError: no listing, or none to believe.
+        HubError: the listing is missing, invalid or too long.
     """
     url = source.listing_url
     files: dict[str, RemoteFile] = {}
@@ -148,40 +151,40 @@ def list_repo(source: Source) -> list[RemoteFile]:
             break
         url = following
     raise HubError(
-        f"it has no end within {MOST_PAGES} pages, {MOST_FILES} files or {MOST_SECONDS} s"
+        f"the listing does not end within {MOST_PAGES} pages, {MOST_FILES} files or {MOST_SECONDS} s"
     )
 
 
 def _same_hub(url: str, following: str) -> str:
-    """The next page's address; another server would get the token."""
+    """Return the next page's address; refuse another server, which would receive the token."""
     try:
         joined = urljoin(url, following)
         if urlsplit(joined)[:2] == urlsplit(url)[:2]:
             return joined
     except ValueError:
         pass
-    raise HubError(f"its next page lies elsewhere, {_brief(following)}")
+    raise HubError(f"its next page is on another server, {_brief(following)}")
 
 
 def _page(url: str) -> tuple[list[Any], str | None]:
-    """Entries of one page, and the address of the next."""
+    """Return the entries of one page and the address of the next."""
     data = bytearray()
     with get(url) as answer:
         for piece in answer.body:
             data += piece
             if len(data) > PAGE_BYTES:
-                raise HubError(f"a page of it has more than {PAGE_BYTES} bytes")
+                raise HubError(f"a page of the listing has more than {PAGE_BYTES} bytes")
     try:
         entries = from_json(bytes(data))
     except ValueError as error:
-        raise HubError(f"it is no listing ({error})") from error
+        raise HubError(f"the response is not a listing ({error})") from error
     if not isinstance(entries, list):
-        raise HubError(f"it is no list of files but {_brief(entries)}")
+        raise HubError(f"the response is not a list of files but {_brief(entries)}")
     return entries, answer.next_page
 
 
 def _file(entry: Any) -> RemoteFile | None:
-    """A file of a listing; None for a folder."""
+    """Return an entry of a listing as a file; None for a folder."""
     try:
         if entry["type"] != "file":
             return None
@@ -190,7 +193,7 @@ def _file(entry: Any) -> RemoteFile | None:
     except KeyError as error:
         raise HubError(f"it lists {_brief(entry)} without {error}") from error
     except (AttributeError, TypeError) as error:
-        raise HubError(f"it lists {_brief(entry)}, which is no file") from error
+        raise HubError(f"it lists {_brief(entry)}, which is not a file") from error
     except ValueError as error:
         raise HubError(f"it lists {error}") from error
 
@@ -202,13 +205,13 @@ def choose(
     tokenizer_file: str | None,
     source: Source,
 ) -> Wanted:
-    """Pick the first `train_shards` training shards, all validation shards and the tokenizer."""
+    """Choose the first `train_shards` training shards, all validation shards and the tokenizer."""
     listing = sorted(listing, key=lambda file: file.path)
     shards = [file for file in listing if fnmatch(file.name, "fineweb_*.bin")]
     parents = sorted({file.parent for file in shards})
     found = [parent for parent in parents if f"/{parent}".endswith(f"/{folder}")]
     if len(found) != 1:
-        # With two folders of one name, more of the path tells them apart.
+        # If two folders have the same name, more of the path tells them apart.
         problem = "is ambiguous" if found else "does not exist"
         names = found or [PurePosixPath(parent).name for parent in parents]
         raise UserError(
@@ -234,6 +237,6 @@ def choose(
 
 
 def _some(names: list[str], most: int = 12) -> str:
-    """Names for a message; those of a lying listing have no end."""
+    """Join names for a message; a false listing could have any number of them."""
     more = [f"and {len(names) - most} more"] if len(names) > most else []
     return ", ".join([*map(_brief, names[:most]), *more]) or "none"

@@ -1,9 +1,9 @@
-"""How often a run reads its training split: known before it starts under a budget of steps alone.
+"""How often a run reads its training split; known before the run starts if its budget is in steps alone.
 
-    passes = steps x what a step takes / what a pass has
+    passes = steps x amount per step / amount per pass
 
-in the unit of `data.order`: tokens of the challenge's stream, windows of the shuffled one. A step takes its
-micro-batches on all ranks. Ghost steps are not counted: their data comes again as that of the first steps.
+in the unit of `data.order`: tokens for the challenge's stream, windows for the shuffled order. A step reads
+its micro-batches on all ranks. Ghost steps are not counted: the first steps read the same data again.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ class Passes:
     """How often a run reads its training split.
 
     Args:
-        step: what an optimizer step takes. whole: what a pass has, in the same unit.
-        remedy: what gives the run more text, as a setting.
+        step: amount that an optimizer step reads. whole: amount of a pass, in the same unit.
+        remedy: the setting that gives the run more text, for the warning.
     """
 
     step: int
@@ -25,23 +25,23 @@ class Passes:
     remedy: str
 
     def after(self, steps: int) -> float:
-        """Passes in so many optimizer steps."""
+        """Return the passes in this many optimizer steps."""
         return steps * self.step / self.whole
 
     @property
     def first(self) -> int:
-        """Optimizer steps within the first pass."""
+        """Number of optimizer steps within the first pass."""
         return self.whole // self.step
 
     def will_repeat(self, max_steps: int | None, max_time: float | None) -> bool:
-        """Whether the budget is sure to begin a second pass; seconds may end a run before."""
+        """Return whether the budget is sure to begin a second pass; a limit in seconds may end it earlier."""
         return max_steps is not None and max_time is None and max_steps * self.step > self.whole
 
     def announced(self, max_steps: int | None, max_time: float | None, done: int) -> str:
-        """What the budget means for the data, for the first lines of a run.
+        """Say how often the budget reads the data, for the first lines of a run.
 
         Args:
-            done: steps of the run that this one goes on with.
+            done: finished steps of the run that this one resumes.
         """
         so_far = f", {figure(self.after(done))} so far" if done else ""
         if max_steps is None:
@@ -52,18 +52,18 @@ class Passes:
         return f"passes over the training split: {most}{figure(self.after(max_steps))}{so_far}"
 
     def warning(self, steps: int | None = None) -> str:
-        """What to know once a second pass is sure, or has begun.
+        """Return the warning for a second pass that is certain or has begun.
 
         Args:
-            steps: of the whole run, where they are known.
+            steps: steps of the whole run, if known.
         """
         in_all = "" if steps is None else f", {figure(self.after(steps))} passes in all"
         return (
-            f"the training split lasts for {self.first:,} steps: from then on the run trains on text that it "
-            f"has seen{in_all}; {self.remedy}, or a smaller budget avoids that"
+            f"the training split lasts for {self.first:,} steps: after that the run trains on text that it "
+            f"has already seen{in_all}; {self.remedy} or a smaller budget avoids this"
         )
 
 
 def figure(passes: float) -> str:
-    """A number of passes as it is shown."""
+    """Format a number of passes."""
     return f"{passes:,.2f}" if passes >= 0.1 else f"{passes:.2g}"

@@ -1,8 +1,8 @@
-"""From a corpus and a tokenizer to shard files on disk, built once and cached.
+"""Build shard files from a corpus and a tokenizer, once, and cache them.
 
     text -> tokenizer (given, published or trained) -> [BOS] document [BOS] document ... -> shards
 
-See `prepared_folder` for what happens when two runs build the same data, or one is killed.
+`prepared_folder` handles two runs that build the same data, and a run that is killed.
 """
 
 from __future__ import annotations
@@ -30,17 +30,17 @@ from jepa_lm.data.tokenizers import ByteTokenizer, SentencePieceBPE, Tokenizer
 from jepa_lm.utils.errors import UserError
 
 FORMAT = 2
-"""Goes into the cache key; raise it when prepared data would come out differently."""
+"""Part of the cache key; raise it when the prepared data changes."""
 SHARD_TOKENS = 100_000_000
-"""As in the published export."""
+"""Tokens per shard, as in the published export."""
 SHOW_PROGRESS_BYTES = 50_000_000
-"""Smaller corpora are encoded before a bar would be read."""
+"""Smaller corpora are encoded before anyone could read a progress bar."""
 MODEL = "tokenizer.model"
 
 
 @dataclass(frozen=True)
 class Prepared:
-    """Data ready to train on. `texts` is what each split was before tokenization, None where unknown."""
+    """Data ready to train on. `texts` describes each split before tokenization, None if unknown."""
 
     train: list[Path]
     val: list[Path]
@@ -51,10 +51,10 @@ class Prepared:
 def prepare(
     corpus: TextCorpus | FineWeb, tokenizer: SentencePieceBPE | ByteTokenizer, cache_dir: Path
 ) -> Prepared:
-    """Shards and tokenizer of a corpus; builds or downloads what is not in `cache_dir` yet.
+    """Return the shards and tokenizer of a corpus; build or download what is not in `cache_dir` yet.
 
     Raises:
-        UserError: bad text, bad shards, a tokenizer of another size.
+        UserError: bad text, bad shards, or a tokenizer of another size.
     """
     try:
         cache_dir.mkdir(parents=True, exist_ok=True)
@@ -78,7 +78,7 @@ def prepare(
             and tokenizer.model is None
         ):
             raise UserError(
-                f"data.path={corpus.path}: no {corpus.tokenizer_file} beside the shards nor in a "
+                f"data.path={corpus.path}: no {corpus.tokenizer_file} beside the shards or in a "
                 "tokenizers folder above them; name it with data.tokenizer.model=FILE"
             )
         built = tokenizer.build((), published)
@@ -138,13 +138,13 @@ def _build(corpus: TextCorpus, tokenizer: SentencePieceBPE | ByteTokenizer, fold
 
 
 def _training_text(corpus: TextCorpus) -> Iterator[str]:
-    """What a tokenizer is trained on; documents begin on lines of their own."""
+    """Yield the text to train a tokenizer on; each document begins on a new line."""
     for block in corpus.blocks("train"):
         yield f"\n{block.text}" if block.starts_document else block.text
 
 
 class _SplitWriter:
-    """Writes a split's shards, and keeps account of its text."""
+    """Writes a split's shards and keeps the size and hash of its text."""
 
     def __init__(self, tokenizer: Tokenizer, folder: Path, split: str) -> None:
         self._tokenizer, self._folder, self._split = tokenizer, folder, split
@@ -153,7 +153,7 @@ class _SplitWriter:
         self._last: int | None = None
 
     def write(self, corpus: TextCorpus) -> Iterator[int]:
-        """Yields the bytes of each block of text as it is done."""
+        """Write all shards; yield the bytes of each block of text once it is written."""
         blocks = recut(corpus.blocks(self._split), self._tokenizer)
         block = next(blocks, None)
         number = 0
@@ -167,7 +167,7 @@ class _SplitWriter:
                     shard.write(ids)
                     yield self._count(block.text.encode(), ids)
                     block = next(blocks, None)
-            if shard.tokens == 0:  # a tokenizer may leave nothing of a text
+            if shard.tokens == 0:  # a tokenizer may drop a whole text
                 path.unlink()
             number += 1
 
@@ -183,5 +183,5 @@ class _SplitWriter:
         return len(text)
 
     def text(self) -> SourceText:
-        """What was written so far, before tokenization."""
+        """Return the size and hash of the text written so far."""
         return SourceText(self._bytes, self._counted, self._hash.hexdigest())

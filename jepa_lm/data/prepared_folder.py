@@ -1,7 +1,7 @@
-"""A folder of prepared data in the cache: whole and as it was written, or made again.
+"""A folder of prepared data in the cache: complete and unchanged, or built again.
 
-It is built beside its place, under a lock, and moved there when it is complete. `corpus.json` in it says
-what else belongs there, so that a missing, cut or changed file is noticed when the folder is opened.
+It is built next to its final place, under a lock, and moved there when complete. Its `corpus.json` lists the
+other files, so that a missing, truncated or changed file is noticed when the folder is opened.
 """
 
 from __future__ import annotations
@@ -21,15 +21,16 @@ from jepa_lm.utils.locks import taking_turns
 MANIFEST = "corpus.json"
 LOCKS = ".locks"
 HASHED_BYTES = 1 << 28
-"""Folders of up to this size are compared by content, which takes a second; larger ones by sizes."""
+"""Folders up to this size are checked by content, which takes a second; larger ones by file sizes."""
 
 
 @dataclass(frozen=True)
 class SourceText:
-    """A split's text before it was cut into tokens.
+    """A split's text before tokenization.
 
     Args:
-        bytes: of it. counted: bytes of its tokens by the tokenizer's table. sha256: of it.
+        bytes: size of the text. counted: bytes of its tokens by the tokenizer's table.
+        sha256: hash of the text.
     """
 
     bytes: int
@@ -39,14 +40,14 @@ class SourceText:
 
 @dataclass(frozen=True)
 class Manifest:
-    """What is in a folder: each split's text, and the names of its files."""
+    """Contents of a folder: the text of each split and the names of the files."""
 
     texts: dict[str, SourceText]
     files: list[str]
 
 
 def write_manifest(folder: Path, texts: dict[str, SourceText]) -> None:
-    """Say what belongs to a folder; the last thing that is written into it."""
+    """Write the list of a folder's files; must be the last file written to it."""
     listed = {
         path.name: {"bytes": path.stat().st_size, "sha256": _hash(path)}
         for path in sorted(folder.iterdir())
@@ -56,7 +57,7 @@ def write_manifest(folder: Path, texts: dict[str, SourceText]) -> None:
 
 
 def read_manifest(folder: Path) -> Manifest | None:
-    """What is in a folder; None where it is not there, not complete, or not as it was written."""
+    """Return a folder's contents, or None if it is missing, incomplete or changed."""
     said = read_object(folder / MANIFEST)
     try:
         if said.pop("checksum") != _checksum(said):
@@ -74,12 +75,12 @@ def read_manifest(folder: Path) -> Manifest | None:
 
 @contextmanager
 def place_to_build(folder: Path) -> Iterator[Path | None]:
-    """An empty folder, which takes the place of `folder` when the block ends without an error.
+    """Yield an empty folder, which replaces `folder` when the block ends without an error.
 
-    Waits for a process that builds the same; None where it is there by then.
+    Wait for a process that builds the same folder, and yield None if it has been built by then.
 
     Raises:
-        UserError: the cache is closed to the user. OSError: the disk is full.
+        UserError: the cache is not writable. OSError: the disk is full.
     """
     with ExitStack() as stack:
         try:
@@ -89,12 +90,12 @@ def place_to_build(folder: Path) -> Iterator[Path | None]:
             if read_manifest(folder) is not None:
                 yield None
                 return
-            sweep_up(folder.parent)  # what killed processes were building
+            sweep_up(folder.parent)  # unfinished folders of killed processes
             building = stack.enter_context(staging(folder.parent))
         except OSError as error:
             raise UserError(
-                f"data.cache_dir: cannot write to {folder.parent} ({error.strerror}), and the data is not "
-                "there whole; name another folder"
+                f"data.cache_dir: cannot write to {folder.parent} ({error.strerror}), and the prepared data "
+                "there is missing or incomplete; name another folder"
             ) from error
         new = building / "new"
         new.mkdir()

@@ -1,8 +1,8 @@
-"""What a SentencePiece model file says of itself, which the library has no way to ask for.
+"""Read the settings in a SentencePiece model file that the library does not expose.
 
-The file is a protocol buffer. The classes for it that come with the library run with one version of
-protobuf alone, and four settings are wanted, so they are read from the bytes; the library has parsed the
-file before, so that it is well formed.
+The file is a protocol buffer. The library's own classes for it work with only one version of protobuf, and
+only four settings are needed, so they are read from the bytes. The library has parsed the file before, so it
+is well formed.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from dataclasses import dataclass
 
 TRAINER, NORMALIZER = 2, 3
 BPE = 2
-"""Of the model types; 1 is unigram, 3 words, 4 characters."""
+"""The model type; 1 is unigram, 3 words, 4 characters."""
 
 
 @dataclass(frozen=True)
 class ModelSettings:
-    """How a model cuts text.
+    """How a model splits text.
 
     Args:
-        bpe: it merges pairs of neighbours, and nothing else.
-        keeps_text: first it makes each space U+2581, and nothing else: it does not normalise, nor add or
-            remove spaces.
+        bpe: it only merges neighbouring pairs.
+        keeps_text: its only change to the text is to write each space as U+2581: it does not normalise, and
+            neither adds nor removes spaces.
     """
 
     bpe: bool
@@ -30,10 +30,10 @@ class ModelSettings:
 
 
 def model_settings(model: bytes) -> ModelSettings:
-    """The settings of a serialized model.
+    """Return the settings of a serialized model.
 
     Raises:
-        ValueError: it is no protocol buffer.
+        ValueError: it is not a protocol buffer.
     """
     fields = list(_fields(model))
     trainer, normalizer = (dict(_fields(_part(fields, n))) for n in (TRAINER, NORMALIZER))
@@ -46,12 +46,12 @@ def model_settings(model: bytes) -> ModelSettings:
 
 
 def _part(fields: list[tuple[int, int | bytes]], number: int) -> bytes:
-    """A message inside; where it is there in several places, they are one."""
+    """Return a nested message; if it occurs several times, the parts are joined."""
     return b"".join(value for n, value in fields if n == number and isinstance(value, bytes))
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Number and value of each field; of a field that is there twice the last one counts."""
+    """Yield the number and value of each field; if a field is repeated, the last one counts."""
     at = 0
     try:
         while at < len(message):
@@ -65,7 +65,7 @@ def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
                 if size is None:
                     size, at = _varint(message, at)
                 if at + size > len(message):
-                    raise ValueError("a field goes on after the end")
+                    raise ValueError("a field runs past the end")
                 yield number, message[at : at + size]
                 at += size
             else:

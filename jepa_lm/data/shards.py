@@ -25,11 +25,11 @@ HEADER_BYTES = 4 * HEADER_WORDS
 MAX_VOCAB = 1 << 16
 """Tokens are uint16."""
 BLOCK = 1 << 24
-"""Tokens looked at at a time."""
+"""Tokens checked at a time."""
 
 
 class ShardWriter:
-    """Appends tokens to one shard file, which bears its name when it is complete. A context manager."""
+    """Context manager that appends tokens to a shard file, which gets its name once it is complete."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -58,7 +58,7 @@ class ShardWriter:
 
 
 def open_shard(path: Path) -> np.ndarray:
-    """Memory-map a shard's tokens, [N] uint16, after checking its header and its length.
+    """Check a shard's header and length, and memory-map its tokens, [N] uint16.
 
     Raises:
         UserError: no such file, not a shard, another version, empty, truncated or too long.
@@ -90,12 +90,15 @@ def open_shard(path: Path) -> np.ndarray:
 
 
 def check_token_ids(paths: Iterable[Path], vocab_size: int, notes: Path | None = None) -> None:
-    """Read every token once and refuse ids >= vocab_size.
+    """Check that every token id is below `vocab_size`.
 
     Args:
-        notes: a folder that remembers what was read, so that a second run over 20 GB starts at once: an
-            empty file for each version of a shard, whose name says all, so that nothing in it can be
-            damaged or half written. None, or a folder that cannot be written: everything is read.
+        notes: folder that records the checked shards, so that a second run over 20 GB starts at once. It
+            holds an empty file for each version of a shard; the name is the record, so it cannot be damaged
+            or half written. If None or not writable, everything is read.
+
+    Raises:
+        UserError: a shard holds an id that is too large.
     """
     for path in paths:
         note = notes / _version(path, vocab_size) if notes is not None else None
@@ -118,13 +121,13 @@ def check_token_ids(paths: Iterable[Path], vocab_size: int, notes: Path | None =
 
 
 def without_special_ids(path: Path, first: int, folder: Path) -> Path:
-    """A copy of a shard without the ids below `first`, the others moved down by it; made once.
+    """Return a copy of a shard, made once, without the ids below `first` and with the others lowered by it.
 
     Raises:
-        UserError: the shard holds nothing else.
+        UserError: the shard holds only ids below `first`.
     """
     copy = folder / f"{_version(path, first)}.bin"
-    with contextlib.suppress(UserError):  # not there, or damaged since
+    with contextlib.suppress(UserError):  # missing or damaged
         open_shard(copy)
         return copy
     folder.mkdir(parents=True, exist_ok=True)
@@ -140,7 +143,7 @@ def without_special_ids(path: Path, first: int, folder: Path) -> Path:
 
 
 def _version(path: Path, about: int) -> str:
-    """A file name for what is known about a shard; another one, or a changed one, has another."""
+    """Return a file name that identifies a shard, its version and the number `about`."""
     stat = path.stat()
     told = [str(path.resolve()), stat.st_size, stat.st_mtime_ns, about]
     return hashlib.sha256(repr(told).encode()).hexdigest()

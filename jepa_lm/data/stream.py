@@ -1,4 +1,4 @@
-"""Training batches from shards: any batch is a function of its number, so resuming is exact.
+"""Training batches from shards; each batch is a function of its number, so resuming is exact.
 
 Legend: n tokens of one rank's micro-batch, T sequence length, W ranks, r this rank.
 """
@@ -22,7 +22,7 @@ Batch = dict[str, Tensor]
 
 
 class TokenStream:
-    """The tokens of several shards as one endless circle.
+    """The tokens of several shards as one endless loop.
 
     Args:
         paths: shard files, in order. limit: use only the first `limit` tokens, None for all.
@@ -34,7 +34,7 @@ class TokenStream:
         self.total = min(int(self._ends[-1]), limit or sys.maxsize)
 
     def read(self, start: int, out: np.ndarray) -> None:
-        """Fill `out` (int64) with the tokens from position `start` (any integer) on."""
+        """Fill `out` (int64) with the tokens that start at position `start` (any integer)."""
         filled = 0
         while filled < len(out):
             at = (start + filled) % self.total
@@ -47,14 +47,14 @@ class TokenStream:
 
 
 class Order(Protocol):
-    """Which tokens make up micro-batch number `index`."""
+    """The order of a run's tokens: which of them make up micro-batch number `index`."""
 
     def batch(self, stream: TokenStream, index: int) -> Batch:
-        """Rank-local batch of a micro-step."""
+        """Return this rank's micro-batch number `index`."""
         ...
 
     def share(self, total: int) -> tuple[int, int]:
-        """What one micro-step takes of a pass over `total` tokens, on all ranks: so many of so many."""
+        """Return the amount a micro-step reads on all ranks, and the amount in a pass over `total` tokens."""
         ...
 
 
@@ -74,12 +74,12 @@ class StreamOrder:
         }
 
     def share(self, total: int) -> tuple[int, int]:
-        """In tokens; the last target of a chunk is none of the next."""
+        """Count in tokens; the last target of a chunk is not an input of the next chunk."""
         return self.world_size * (self.tokens + 1), total
 
 
 class ShuffleOrder:
-    """Windows in an order drawn anew for each pass, with a random offset for each pass.
+    """Windows in random order, with a random offset; both are drawn again for each pass.
 
     The joint batch of all ranks is the same for any number of ranks.
     """
@@ -91,11 +91,11 @@ class ShuffleOrder:
         self._starts = np.empty(0, dtype=np.int64)
 
     def _windows(self, total: int) -> int:
-        """Of a pass."""
+        """Return the number of windows in a pass."""
         return max(1, (total - 1) // self.seq_len)
 
     def _start(self, window: int, total: int) -> int:
-        """Where window number `window`, counted over all passes, starts."""
+        """Return the first position of window number `window`, counted over all passes."""
         windows = self._windows(total)
         number, place = divmod(window, windows)
         if number != self._pass:
@@ -114,7 +114,7 @@ class ShuffleOrder:
         return {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
 
     def share(self, total: int) -> tuple[int, int]:
-        """In windows."""
+        """Count in windows."""
         return self.world_size * self.rows, self._windows(total)
 
 
@@ -124,7 +124,7 @@ ORDERS: dict[str, Callable[..., Order]] = {"stream": StreamOrder, "shuffle": Shu
 def make_order(
     name: str, *, tokens: int, seq_len: int, rank: int, world_size: int, seed: int
 ) -> Order:
-    """The order called `name` (`stream` or `shuffle`) for one rank's micro-batches of `tokens`."""
+    """Return the order `name` (`stream` or `shuffle`) for one rank's micro-batches of `tokens` tokens."""
     if name not in ORDERS:
         raise UserError(f"data.order={name}: one of {', '.join(ORDERS)}")
     return ORDERS[name](tokens=tokens, seq_len=seq_len, rank=rank, world_size=world_size, seed=seed)

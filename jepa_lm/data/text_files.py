@@ -1,4 +1,4 @@
-"""Reading a user's text files in blocks: UTF-8, line ends kept, memory bounded."""
+"""Read a user's text files in blocks: UTF-8, line ends kept, memory bounded."""
 
 from __future__ import annotations
 
@@ -18,25 +18,25 @@ from jepa_lm.data.text_formats import HEAD, opened
 from jepa_lm.utils.errors import UserError
 
 BLOCK_BYTES = 1 << 20
-"""Text is handed on in blocks of about this size."""
+"""Approximate size of a block of text."""
 MAX_JSON_LINE = 1 << 25
-"""A document of a .jsonl may have this many bytes."""
+"""Most bytes of a document of a .jsonl file."""
 PLAIN = {".txt", ".md"}
 JSON_LINES = {".jsonl", ".ndjson"}
 PACKED = {".gz", ".zst"}
 
 
 def suffix(path: Path) -> str:
-    """What a name says of a file, in small letters, without what says how it is compressed."""
+    """Return a file name's suffix in lower case, without the suffix for compression."""
     name = Path(path.name.lower())
     return Path(name.stem).suffix if name.suffix in PACKED else name.suffix
 
 
 @dataclass(frozen=True)
 class TextFile:
-    """The bytes [start, stop) of a file's text, to its end where stop is None.
+    """The bytes [start, stop) of a file's text, to its end if `stop` is None.
 
-    `key` is the setting that named the file, for messages; `json` says that each line is a document.
+    `key` is the setting that named the file, for messages; `json` means that each line is a document.
     """
 
     key: str
@@ -47,34 +47,34 @@ class TextFile:
 
     @property
     def size(self) -> int:
-        """Bytes of text; a compressed file is read for it."""
+        """Bytes of text; a compressed file is read to count them."""
         stop = _length(self.key, _version(self.path)) if self.stop is None else self.stop
         return stop - self.start
 
     def split(self, where: int) -> tuple[TextFile, TextFile]:
-        """What lies before and after a byte of the file."""
+        """Return the parts before byte `where` of the file, and from it on."""
         return replace(self, stop=where), replace(self, start=where)
 
     def stamp(self, hashed: bool) -> str:
-        """Changes when the text changes: a hash of the file, or of its ends with its size and time."""
+        """Return a hash of the file, or of its ends with its size and time; changes when the text changes."""
         version = _version(self.path)
         return f"{_digest(version) if hashed else _sampled(version)} {self.json}"
 
     def same_bytes(self, other: TextFile) -> bool:
-        """Whether two files are one, or hold the same bytes."""
+        """Return whether the two are the same file or have the same bytes."""
         mine, theirs = _version(self.path), _version(other.path)
         if os.path.samefile(self.path, other.path):
             return True
         return mine[1] == theirs[1] and _digest(mine) == _digest(theirs)
 
     def head(self) -> bytes:
-        """The first bytes of the text."""
+        """Return the first bytes of the text."""
         with opened(self.key, self.path) as file:
             return file.read(HEAD)
 
     @contextmanager
     def reading(self) -> Iterator[BinaryIO]:
-        """The text from `start` on."""
+        """Open the text at `start`."""
         with opened(self.key, self.path) as file:
             if file.seekable():
                 file.seek(self.start)
@@ -85,7 +85,7 @@ class TextFile:
             yield file
 
     def chunks(self) -> Iterator[bytes]:
-        """The text in order, in pieces of up to `BLOCK_BYTES`."""
+        """Yield the text in order, in pieces of up to `BLOCK_BYTES`."""
         with self.reading() as file:
             left = sys.maxsize if self.stop is None else self.stop - self.start
             while data := file.read(min(BLOCK_BYTES, left)):
@@ -93,7 +93,7 @@ class TextFile:
                 left -= len(data)
 
     def blocks(self) -> Iterator[Block]:
-        """The documents in order."""
+        """Yield the documents in order."""
         return self._json_documents() if self.json else self._plain_blocks()
 
     def _plain_blocks(self) -> Iterator[Block]:
@@ -135,31 +135,31 @@ class TextFile:
 
 
 def _document(line: bytes) -> str:
-    """The text of a line of JSON.
+    """Return the text of a line of JSON.
 
     Raises:
-        ValueError: what is wrong with the line.
+        ValueError: the line is not a JSON object with a text; the message says why.
     """
     try:
         text = json.loads(line)["text"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(
-            'is not a JSON object with a "text" field; each line is one, as {"text": "..."} '
-            "(jq -c .[] FILE makes lines of a list, jq -c . FILE of an object over several lines)"
+            'is not a JSON object with a "text" field; each line must be one, such as {"text": "..."} '
+            "(jq -c .[] FILE converts a list, jq -c . FILE an object that spans several lines)"
         ) from error
     if not isinstance(text, str):
         raise ValueError(f'has a "text" that is {type(text).__name__}, expected a string')
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError("holds half a surrogate pair, which is no text") from error
+        raise ValueError("holds half a surrogate pair, which is not valid text") from error
     return text
 
 
 def holds_documents(head: bytes) -> bool:
-    """Whether a file that begins so has a JSON object with a text on each line."""
+    """Return whether a file that begins with `head` has a JSON object with a text on each line."""
     line = head.lstrip().partition(b"\n")[0]
-    if len(line) >= HEAD // 2:  # a long document: what there is of the line tells
+    if len(line) >= HEAD // 2:  # a long document, whose line may be cut: its start decides
         return line.startswith(b"{") and b'"text"' in line
     try:
         return isinstance(json.loads(line)["text"], str)
@@ -168,7 +168,7 @@ def holds_documents(head: bytes) -> bool:
 
 
 def _block_end(data: bytes) -> int:
-    """Where to cut: after the last line end, else before the last, perhaps unfinished, character."""
+    """Return where to cut: after the last line end, else before the last, perhaps incomplete, character."""
     newline = data.rfind(b"\n")
     if newline >= 0:
         return newline + 1
@@ -182,7 +182,7 @@ Version = tuple[Path, int, int, int, int]
 
 
 def _version(path: Path) -> Version:
-    """What tells a file from an earlier one of its name, within one process."""
+    """Return what distinguishes a file from an earlier one of the same name, within one process."""
     stat = path.stat()
     return path, stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns, stat.st_ino
 

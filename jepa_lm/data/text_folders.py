@@ -1,4 +1,4 @@
-"""Which files at a path are text, whatever their names say, and which ones were left out."""
+"""Find the text files at a path, and name the files that were left out."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from jepa_lm.data.text_formats import HEAD, check_format
 from jepa_lm.utils.errors import UserError
 
 MAYBE_LINES = ".json"
-"""Files of this name hold one document a line, or one value in all: their first line tells."""
+"""Such files hold one document per line, or a single value; the first line decides."""
 NAMED = 3
-"""Files that a remark names; of others it gives the number."""
-EXPECTED = "those that end in .txt, .md, .jsonl or .ndjson, or in these and .gz or .zst"
+"""Most files that a remark names; the others are only counted."""
+EXPECTED = "files that end in .txt, .md, .jsonl or .ndjson, alone or followed by .gz or .zst"
 
 
 def text_files(key: str, path: str) -> tuple[list[TextFile], list[str]]:
-    """The text files at a path, sorted by name, and remarks on what was left out.
+    """Return the text files at a path, sorted by name, and remarks on files that were left out.
 
-    Folders behind links are read, each once; names that begin with a dot are not.
+    Linked folders are read, each once; names that begin with a dot are skipped.
 
     Args:
         key: the setting that holds the path, for messages.
 
     Raises:
-        UserError: nothing there, no text in it, or something that has to be made into text first.
+        UserError: the path does not exist, holds no text, or holds a file that must first be converted.
     """
     if not path.strip():
         raise UserError(f"{key}: is empty; name a file or a folder")
@@ -56,15 +56,15 @@ def text_files(key: str, path: str) -> tuple[list[TextFile], list[str]]:
                 plain_json.append(member)
     files, doubled = _once(files)
     if not files:
-        there = f" (it has {listed(passed_over, found)})" if passed_over else ""
+        there = f" (found {listed(passed_over, found)})" if passed_over else ""
         raise UserError(f"{key}={path}: holds no text; expected {EXPECTED}{there}")
     remarks = []
     if passed_over:
         names = listed(passed_over, found)
-        remarks.append(f"{key}={path}: left out {names}; files of text are {EXPECTED}")
+        remarks.append(f"{key}={path}: left out {names}; only {EXPECTED} are read")
     if doubled:
         names = listed(doubled, found)
-        remarks.append(f"{key}={path}: left out {names}, which is there uncompressed, too")
+        remarks.append(f"{key}={path}: left out {names}; the uncompressed text is there as well")
     if plain_json:
         remarks.append(_read_as_plain(key, plain_json))
     return files, remarks
@@ -72,13 +72,13 @@ def text_files(key: str, path: str) -> tuple[list[TextFile], list[str]]:
 
 def _read_as_plain(key: str, paths: list[Path]) -> str:
     return (
-        f"{key}: {listed(paths)} has JSON on its lines and is read as plain text; under a name that ends "
-        "in .jsonl each line is a document"
+        f"{key}: {listed(paths)} has JSON lines but is read as plain text; with a name that ends in .jsonl, "
+        "each line would be a document"
     )
 
 
 def _members(folder: Path) -> Iterator[Path]:
-    """Files below a folder, through links, without hidden ones; no folder twice."""
+    """Yield the files below a folder, following links, without hidden files; no folder twice."""
 
     def closed(error: OSError) -> None:
         raise error
@@ -100,7 +100,7 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def _text_of_folder(key: str, path: Path) -> TextFile | None:
-    """A file of a folder as text; None where its name says that it is none."""
+    """Return a folder's file as text, or None if its name is not that of a text file."""
     if not os.path.isfile(path):
         return None
     name = suffix(path)
@@ -114,7 +114,7 @@ def _text_of_folder(key: str, path: Path) -> TextFile | None:
 
 
 def _checked_head(file: TextFile) -> bytes:
-    """The first bytes of a text, of a kind that is read."""
+    """Return the first bytes of a text after checking that its format is supported."""
     head = file.head()
     check_format(file.key, file.path, head)
     return head
@@ -125,7 +125,7 @@ def _blank(head: bytes) -> bool:
 
 
 def _once(files: list[TextFile]) -> tuple[list[TextFile], list[Path]]:
-    """No file under two names, and none beside its compressed copy; the copies are named."""
+    """Drop second names of a file and compressed copies beside the text; return the files and the copies."""
     first: dict[tuple[int, int], TextFile] = {}
     for file in files:
         first.setdefault(_identity(file.path), file)
@@ -136,7 +136,7 @@ def _once(files: list[TextFile]) -> tuple[list[TextFile], list[Path]]:
 
 
 def listed(paths: list[Path], folder: Path | None = None) -> str:
-    """The first few of some paths, below a folder, and how many more there are."""
+    """Join the first few paths, relative to `folder`, and say how many more there are."""
     names = ", ".join(str(path.relative_to(folder) if folder else path) for path in paths[:NAMED])
     more = f" and {len(paths) - NAMED} more" if len(paths) > NAMED else ""
     return f"{names}{more}"

@@ -1,6 +1,6 @@
-"""What a file of text is, by its first bytes and not by its name: plain, compressed, or of a kind not read.
+"""Tell a text file's format by its first bytes, not by its name: plain, compressed, or not supported.
 
-Compressed text is read as a stream: it is never whole in memory nor on the disk.
+Compressed text is read as a stream: it is never whole in memory or on disk.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from typing import IO, BinaryIO
 from jepa_lm.utils.errors import UserError
 
 HEAD = 4096
-"""Bytes that tell what a file is."""
+"""Bytes that are read to tell a file's format."""
 GZIP, ZSTD = b"\x1f\x8b", b"\x28\xb5\x2f\xfd"
 COMPRESSED = {GZIP: ("gzip", "gunzip"), ZSTD: ("zstd", "unzstd")}
 MOST_EXPANDED, MOST_TIMES = 1 << 26, 100
-"""Compressed text may have this many bytes, or this many times its file; prose shrinks to a third."""
+"""Limits of compressed text: this many bytes, or this many times its file; prose shrinks to a third."""
 ZSTD_INPUT = 1 << 10
-"""Bytes that are unpacked in one go: they may become 32,000 times as many."""
+"""Bytes unpacked at a time; they may expand to 32,000 times as many."""
 TO_LINES = (
     "import pandas, sys; "
     "pandas.read_{}(sys.argv[1]).to_json(sys.argv[2], orient='records', lines=True)"
@@ -43,14 +43,15 @@ TAR, TAR_AT = b"ustar", 257
 
 
 def check_format(key: str, path: Path, head: bytes, in_folder: bool = False) -> None:
-    """Refuse a file that is no text, though it could be made into text.
+    """Refuse a file that is not text but can be converted to text.
 
     Args:
         key: the setting that named it. head: the first bytes of its text, unpacked.
-        in_folder: it lies in the folder that was named, under no name of a text; `head` is its own.
+        in_folder: the file is in a named folder and not named like a text file; `head` is then of the file
+            itself.
 
     Raises:
-        UserError: naming its kind and the command that makes text of it.
+        UserError: the message names the format and the command that converts it.
     """
     kinds = [
         n for start, n in NOT_READ.items() if head.startswith(start) and _really(start, path, head)
@@ -63,12 +64,12 @@ def check_format(key: str, path: Path, head: bytes, in_folder: bool = False) -> 
     for name, command in kinds:
         then = ", and move it out of the folder" if in_folder else ""
         raise UserError(
-            f"{key}={path}: {name} is not read; make text of it: {_way(path, command)}{then}"
+            f"{key}={path}: {name} is not supported; convert it to text: {_way(path, command)}{then}"
         )
 
 
 def _really(start: bytes, path: Path, head: bytes) -> bool:
-    """A text may begin with the letters of a format, too."""
+    """Return whether a file has the format; a text may begin with the same letters."""
     if start == b"PAR1":
         with open(path, "rb") as file:
             file.seek(max(0, path.stat().st_size - 4))
@@ -85,10 +86,10 @@ def _way(path: Path, command: str) -> str:
 
 @contextmanager
 def opened(key: str, path: Path) -> Iterator[BinaryIO]:
-    """A file's text as bytes, unpacked where it is compressed.
+    """Open a file's text as bytes, unpacked if it is compressed.
 
     Raises:
-        UserError: compressed data that is damaged, or grows beyond all measure.
+        UserError: the compressed data is damaged, or expands too far.
     """
     with open(path, "rb") as file:
         start = file.read(4)
@@ -103,7 +104,7 @@ def opened(key: str, path: Path) -> Iterator[BinaryIO]:
 
 
 class _Unpacked(io.RawIOBase):
-    """Chunks of bytes as a file, whose length is bounded."""
+    """A file made of chunks of bytes, with a limit on its length."""
 
     def __init__(
         self, chunks: Iterator[bytes], source: str, packing: tuple[str, str], most: int
@@ -123,11 +124,11 @@ class _Unpacked(io.RawIOBase):
             if isinstance(error, OSError) and not isinstance(error, gzip.BadGzipFile):
                 raise
             raise UserError(
-                f"{self._source}: its {self._name} data is damaged or cut off; fetch the file again"
+                f"{self._source}: its {self._name} data is damaged or truncated; get the file again"
             ) from error
         if self._most < 0:
             raise UserError(
-                f"{self._source}: unpacks to more than {MOST_TIMES} times its size; if that is meant, "
+                f"{self._source}: unpacks to more than {MOST_TIMES} times its size; if that is intended, "
                 f"unpack it yourself ({self._command})"
             )
         count = min(len(buffer), len(self._left))
@@ -142,7 +143,7 @@ def _gunzipped(file: IO[bytes]) -> Iterator[bytes]:
 
 
 def _unzstd(file: IO[bytes]) -> Iterator[bytes]:
-    """Frame after frame. The library's own reader takes a file that is cut off for a whole one."""
+    """Unpack frame after frame. The library's own reader treats a truncated file as complete."""
     import zstandard
 
     frame, begun = zstandard.ZstdDecompressor().decompressobj(), False

@@ -1,4 +1,4 @@
-"""Which part of a user's text validates: cut by bytes at line ends, and never trained on as well."""
+"""Split a user's text into training and validation, by bytes at line ends, without overlap."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ from jepa_lm.data.text_files import TextFile
 from jepa_lm.utils.errors import UserError
 
 MOST_HELD_OUT = 0.2
-"""Share of the text above which validation takes away more than most people want."""
+"""Share of the text above which a run warns that much of it is held out for validation."""
 
 
 def without(
     training: list[TextFile], held_out: list[TextFile]
 ) -> tuple[list[TextFile], list[TextFile]]:
-    """Training files that are no validation files, and those that are, in place or in content."""
+    """Return the training files that are not validation files, and those that are, by path or by content."""
     sizes: dict[int, list[TextFile]] = {}
     for file in held_out:
         sizes.setdefault(file.path.stat().st_size, []).append(file)
@@ -26,10 +26,10 @@ def without(
 
 
 def hold_out(files: list[TextFile], fraction: float) -> tuple[list[TextFile], list[TextFile]]:
-    """Training files, and the last `fraction` of all bytes; the cut lies at the nearest line end.
+    """Return the training files and the last `fraction` of all bytes; the cut is at the nearest line end.
 
-    A document of a .jsonl is never cut. A plain file is cut within a line where its lines are so long that
-    far more or far less than `fraction` would validate.
+    A document of a .jsonl file is never cut. A plain file is cut within a line if its lines are so long that
+    far more or far less than `fraction` would be held out.
 
     Raises:
         UserError: the text cannot be cut in two.
@@ -61,7 +61,7 @@ def hold_out(files: list[TextFile], fraction: float) -> tuple[list[TextFile], li
 
 
 def _text_within(file: TextFile) -> tuple[int, int]:
-    """Where the first character that is no blank is, and where the last one ends."""
+    """Return the start of the first character that is not white space, and the end of the last one."""
     first, end, at = -1, 0, 0
     for chunk in file.chunks():
         if text := chunk.rstrip():
@@ -73,7 +73,7 @@ def _text_within(file: TextFile) -> tuple[int, int]:
 
 
 def _line_starts(file: TextFile, aim: int) -> list[int]:
-    """The last line that starts at `aim` or before, and the first one that starts after it."""
+    """Return the last line start at or before `aim`, and the first one after it."""
     found, at = [0], 0
     for chunk in file.chunks():
         here = max(0, aim - at)
@@ -86,7 +86,7 @@ def _line_starts(file: TextFile, aim: int) -> list[int]:
 
 
 def _character_start(file: TextFile, aim: int) -> int:
-    """The first character that starts at `aim` or after it."""
+    """Return the first start of a character at or after `aim`."""
     with file.split(aim)[1].reading() as text:
         rest = text.read(4)
     return aim + next((i for i, byte in enumerate(rest) if byte & 0xC0 != 0x80), 0)

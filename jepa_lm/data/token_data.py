@@ -1,4 +1,4 @@
-"""The data of one run: prepared shards, open, and how they are cut into batches."""
+"""The data of a run: its prepared shards, opened, and the way they are cut into batches."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ from jepa_lm.utils.errors import UserError
 
 
 class TokenData:
-    """Data of one run. `TokenDataModule` hands it to Lightning.
+    """The data of a run. `TokenDataModule` passes it to Lightning.
 
     Args:
-        corpus: where the text or the shards come from. tokenizer: how it is cut into tokens.
+        corpus: source of the text or the shards. tokenizer: how the text is split into tokens.
         seq_len: T. batch_tokens: tokens of one optimizer step over all ranks and micro-batches.
-        val_batch_tokens: tokens a rank scores at a time.
+        val_batch_tokens: tokens that a rank scores at a time.
         order: `stream` (the challenge's) or `shuffle` (windows in random order).
-        seed: of the shuffle. cache_dir: where prepared data is kept.
+        seed: seed of the shuffle. cache_dir: folder for prepared data.
         train_tokens: use only the first n training tokens, None for all.
-        path, val_path: a user's files; read through `corpus`, named here to refuse a path that nobody reads.
-        train_shards: of FineWeb; read through `corpus`, named here so that any other may stand beside it.
+        path, val_path: a user's files; read through `corpus`, given here to refuse a path that is not read.
+        train_shards: FineWeb's; read through `corpus`, accepted here so that other corpora may be given it.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class TokenData:
             if isinstance(corpus, Austen) and named is not None:
                 raise UserError(
                     f"data.{key}={named}: the embedded corpus reads no files; add data=text, or with "
-                    "debug=tiny, which has that corpus whatever data= says, data/corpus=text"
+                    "debug=tiny, which always uses that corpus, data/corpus=text"
                 )
         self.corpus, self.tokenizer_spec = corpus, tokenizer
         self.seq_len, self.batch_tokens = seq_len, batch_tokens
@@ -74,7 +74,7 @@ class TokenData:
         """Open what `prepare_data` left on disk; runs on every process.
 
         Raises:
-            UserError: sequences or batches that the data is too short for.
+            UserError: the data is too short for the sequences or batches.
         """
         if self.streams:
             return
@@ -92,19 +92,19 @@ class TokenData:
             if self.seq_len >= tokens:
                 raise UserError(
                     f"data.seq_len={self.seq_len}: the {split} split holds {tokens} tokens; choose at "
-                    f"most {tokens - 1}, or more text"
+                    f"most {tokens - 1}, or use more text"
                 )
         if self.batch_tokens >= train:
             raise UserError(
                 f"data.batch_tokens={self.batch_tokens}: the training split holds {train} tokens; "
-                f"choose at most {train - 1}, or more text"
+                f"choose at most {train - 1}, or use more text"
             )
 
     def byte_counter(self, split: str) -> ByteCounter:
-        """Counts bytes of tokens so that those of a whole split are the bytes of its text.
+        """Return a counter whose sum over a whole split is the number of bytes of its text.
 
-        That is the text before tokenization, where it is known: a tokenizer that changes a text must not
-        change what its score is divided by.
+        This is the text before tokenization, if known: a tokenizer that changes the text must not change the
+        number that the score is divided by.
         """
         assert self.prepared is not None
         table, texts = self.tokenizer.token_bytes(), self.prepared.texts
@@ -113,13 +113,13 @@ class TokenData:
         return ByteCounter(table, texts[split].bytes / texts[split].counted)
 
     def in_words(self) -> str:
-        """The size of each split and the share that validates, for the first lines of a run."""
+        """Return the sizes of the splits and validation's share, for the first lines of a run."""
         sizes, unit = self._sizes()
         share = sizes["val"] / sum(sizes.values())
         return f"{sizes['train']:,} {unit} of text to train on, {sizes['val']:,} ({share:.0%}) to validate on"
 
     def cautions(self) -> list[str]:
-        """What a user should know of the text before it is trained on."""
+        """Return warnings about the text, shown before training."""
         sizes, _ = self._sizes()
         share, found = sizes["val"] / sum(sizes.values()), list(self.corpus.remarks)
         if share > MOST_HELD_OUT and not isinstance(self.corpus, FineWeb):
@@ -136,7 +136,7 @@ class TokenData:
         return {split: stream.total for split, stream in self.streams.items()}, "tokens"
 
     def micro_batch_tokens(self, world_size: int, accumulate: int) -> int:
-        """Tokens of one rank's micro-batch.
+        """Return the number of tokens in one rank's micro-batch.
 
         Raises:
             UserError: the batch does not divide into whole sequences.
@@ -150,10 +150,10 @@ class TokenData:
         return self.batch_tokens // (world_size * accumulate)
 
     def order_of(self, rank: int, world_size: int, accumulate: int) -> Order:
-        """Which tokens make up this rank's micro-batches.
+        """Return the order of the tokens in this rank's micro-batches.
 
         Raises:
-            UserError: no such order, or a batch that does not divide into whole sequences.
+            UserError: unknown order, or a batch that does not divide into whole sequences.
         """
         return make_order(
             self.order,
@@ -165,10 +165,10 @@ class TokenData:
         )
 
     def passes(self, world_size: int, accumulate: int) -> Passes:
-        """How often steps of so many micro-batches on so many ranks read the training split.
+        """Return how often a run reads the training split, for `accumulate` micro-batches per step and rank.
 
         Raises:
-            UserError: as of `order_of`.
+            UserError: see `order_of`.
         """
         order = self.order_of(0, world_size, accumulate)
         taken, whole = order.share(self.streams["train"].total)
@@ -176,21 +176,21 @@ class TokenData:
 
     def _more_text(self) -> str:
         if self.train_tokens is not None:
-            return f"more of it than data.train_tokens={self.train_tokens}"
+            return f"more tokens than data.train_tokens={self.train_tokens}"
         if isinstance(self.corpus, FineWeb):
             return f"more shards than data.corpus.train_shards={self.corpus.train_shards}"
         return "more text (data=text data.path=FOLDER)"
 
     @property
     def val_rows(self) -> int:
-        """Sequences that are scored side by side."""
+        """Number of sequences scored at a time."""
         return max(1, self.val_batch_tokens // self.seq_len)
 
     def limit_validation(self, tokens: int | None) -> None:
-        """Score only the first tokens of the validation split, None for all."""
+        """Score only the first `tokens` tokens of the validation split, None for all."""
         assert self.prepared is not None
         self.streams["val"] = TokenStream(self.prepared.val, tokens)
 
     def val_windows(self) -> StandardWindows:
-        """The validation split in windows of `seq_len`."""
+        """Return the validation split in windows of `seq_len`."""
         return StandardWindows(self.streams["val"], seq_len=self.seq_len, rows=self.val_rows)

@@ -1,4 +1,4 @@
-"""Training a SentencePiece BPE on the training text."""
+"""Train a SentencePiece BPE on the training text."""
 
 from __future__ import annotations
 
@@ -11,26 +11,26 @@ import sentencepiece
 from jepa_lm.utils.errors import UserError
 
 LINE = 1 << 20
-"""Characters of a line that are handed to the trainer at a time; it leaves out longer than 16 MiB."""
+"""Most characters of a line given to the trainer, which skips lines longer than 16 MiB."""
 RESERVED = "\u2585"
-"""The trainer's own sign for an unknown character; it leaves out a line that holds one."""
+"""The trainer's own symbol for an unknown character; it skips a line that contains one."""
 
 
 def train_bpe(text: Iterable[str], *, vocab_size: int, train_bytes: int) -> bytes:
-    """A serialized model that keeps every byte: no normalisation, bytes for what is rare.
+    """Return a serialized model that preserves every byte: no normalisation, byte tokens for rare characters.
 
     Args:
-        text: blocks in order. train_bytes: how much of it is read.
+        text: blocks in order. train_bytes: bytes of text to read.
 
     Raises:
-        UserError: no tokenizer of this size can be had from this text. Whatever reading the text raises.
+        UserError: no tokenizer of this size can be trained on this text. Errors of reading it pass through.
     """
     out, failed = io.BytesIO(), list[BaseException]()
 
     def lines() -> Iterator[str]:
         try:
             yield from training_lines(text, train_bytes)
-        except BaseException as error:  # the trainer would turn it into one of its own
+        except BaseException as error:  # the trainer would replace it by an error of its own
             failed.append(error)
             raise
 
@@ -65,20 +65,20 @@ def train_bpe(text: Iterable[str], *, vocab_size: int, train_bytes: int) -> byte
 
 
 def _reason(said: str) -> str:
-    """What is wrong and what to do, in a few words, from the trainer's message."""
+    """Turn the trainer's message into a short statement of the problem and its remedy."""
     if "sentences_.empty()" in said:
-        return "it holds nothing but line ends; give more text"
+        return "it contains only line ends; give more text"
     if at_most := re.search(r"too high .*<= (\d+)", said):
-        return f"it has pieces for {at_most[1]} at most; set that or fewer, give more text"
+        return f"it supports at most {at_most[1]} pieces; set that many or fewer, give more text"
     if at_least := re.search(r"smaller than required_chars. \S+ vs (\d+)", said):
-        return f"its bytes and characters take {at_least[1]} pieces; set that or more"
+        return f"its bytes and characters need {at_least[1]} pieces; set that many or more"
     return f"{' '.join(said.split())}; set another size"
 
 
 def training_lines(blocks: Iterable[str], limit: int) -> Iterator[str]:
-    """Lines of the first `limit` bytes of text, however it is cut into blocks, without line ends.
+    """Yield the lines of the first `limit` bytes of text, however it is cut into blocks, without line ends.
 
-    Lines are cut where the trainer would leave them out.
+    Lines that the trainer would skip are cut.
     """
     left, line = limit, ""
     for block in blocks:

@@ -1,7 +1,7 @@
-"""Text to token ids and back, byte for byte.
+"""Convert text to token ids and back, byte for byte.
 
-Two families: SentencePiece BPE (trained here, or a given .model file) and raw bytes. A tokenizer
-also knows how many bytes of text each token stands for; see `TokenBytes`.
+There are two families: SentencePiece BPE (trained here, or a given .model file) and raw bytes. A tokenizer
+also knows how many bytes of text each token represents; see `TokenBytes`.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.files import write_bytes
 
 SPACE = "\u2581"
-"""SentencePiece writes a space as this character, so a literal one in the text needs care."""
+"""SentencePiece writes a space as this character, so a literal one in the text needs special treatment."""
 SPECIAL_IDS = 4
-"""byte260: PAD, BOS, EOS, UNK stand before the 256 bytes."""
+"""byte260: PAD, BOS, EOS and UNK come before the 256 bytes."""
 MOST_MODEL = 1 << 26
-"""Bytes of a .model file that is read; one of 65,536 pieces has about 1 MB."""
+"""Largest .model file that is read, in bytes; one with 65,536 pieces has about 1 MB."""
 
 
 @dataclass(frozen=True)
 class TokenBytes:
-    """Bytes of text per token, three arrays of length V.
+    """Bytes of text per token, as three arrays of length V.
 
-    A token counts base[token], plus one for its leading space when leading_space[token] and the
-    token before it is no boundary (a decoder drops the space that starts a document).
+    A token counts base[token], plus one for its leading space if leading_space[token] is true and the token
+    before it is not a boundary (a decoder drops the space that starts a document).
     """
 
     base: np.ndarray
@@ -43,44 +43,44 @@ class TokenBytes:
     boundary: np.ndarray
 
     def count(self, previous: np.ndarray, current: np.ndarray) -> np.ndarray:
-        """Bytes of each current token given the one before it; both int arrays of one shape."""
+        """Return the bytes of each current token, given the one before; both are int arrays of one shape."""
         return self.base[current] + (self.leading_space[current] & ~self.boundary[previous])
 
 
 class Tokenizer(Protocol):
-    """What data preparation, evaluation and generation need of a tokenizer."""
+    """The interface that data preparation, evaluation and generation need."""
 
     vocab_size: int
     bos_id: int | None
     fingerprint: str
-    """Equal fingerprints give equal ids."""
+    """Tokenizers with equal fingerprints give equal ids."""
 
     def encode(self, text: str) -> np.ndarray:
-        """Token ids of a text, without BOS."""
+        """Return the token ids of a text, without BOS."""
         ...
 
     def safe_cut(self, text: str, first: int) -> int:
-        """The last place from `first` on where the ids of both parts are those of the whole text.
+        """Return the last place, at `first` or after, where a cut leaves the ids of the text unchanged.
 
-        0 where no place is certain.
+        Return 0 if no place is certain.
         """
         ...
 
     def decode(self, ids: Sequence[int]) -> bytes:
-        """The bytes that the ids of one document stand for; control tokens give none."""
+        """Return the bytes that the ids of one document represent; control tokens give none."""
         ...
 
     def token_bytes(self) -> TokenBytes:
-        """The table for bits per byte."""
+        """Return the table for bits per byte."""
         ...
 
     def save(self, path: Path) -> None:
-        """Write what a later run needs to have the same tokenizer."""
+        """Write what a later run needs to rebuild the same tokenizer."""
         ...
 
 
 class ByteTokenizer:
-    """One token a byte: byte256 (id = byte) or byte260 (id = byte + 4, BOS is 1).
+    """One token per byte: byte256 (id = byte) or byte260 (id = byte + 4, BOS is 1).
 
     Args:
         vocab_size: 256 or 260.
@@ -89,7 +89,7 @@ class ByteTokenizer:
     def __init__(self, *, vocab_size: int) -> None:
         if vocab_size not in (256, 256 + SPECIAL_IDS):
             raise UserError(
-                f"data.tokenizer.vocab_size={vocab_size}: a byte tokenizer has 256 or 260"
+                f"data.tokenizer.vocab_size={vocab_size}: must be 256 or 260 for a byte tokenizer"
             )
         self.vocab_size = vocab_size
         self._offset = vocab_size - 256
@@ -97,18 +97,18 @@ class ByteTokenizer:
         self.fingerprint = f"byte{vocab_size}"
 
     def build(self, train_text: Iterable[str], published: Path | None) -> ByteTokenizer:
-        """Nothing to train."""
+        """Return this tokenizer; it needs no training."""
         return self
 
     def encode(self, text: str) -> np.ndarray:
         return np.frombuffer(text.encode(), dtype=np.uint8).astype(np.uint16) + self._offset
 
     def safe_cut(self, text: str, first: int) -> int:
-        """Anywhere: bytes know no neighbours."""
+        """Return the end of the text: bytes do not depend on their neighbours."""
         return len(text)
 
     def save(self, path: Path) -> None:
-        """Nothing to keep."""
+        """Write nothing: a byte tokenizer has no data of its own."""
 
     def decode(self, ids: Sequence[int]) -> bytes:
         array = np.asarray(ids, dtype=np.int64) - self._offset
@@ -125,16 +125,16 @@ class SentencePieceTokenizer:
 
     Args:
         model: the serialized model.
-        vocab_size: what the model must hold.
-        source: where it came from, for the message.
+        vocab_size: number of pieces that the model must have.
+        source: where the model came from, for messages.
 
     Raises:
-        UserError: not a SentencePiece model, or of another size.
+        UserError: not a SentencePiece model, or a model of another size.
     """
 
     def __init__(self, model: bytes, *, vocab_size: int, source: str) -> None:
         damaged = UserError(f"data.tokenizer: {source} is not a SentencePiece model, or is damaged")
-        if not model:  # the library takes it for a model that comes later
+        if not model:  # the library accepts it and waits for a model to be loaded later
             raise damaged
         try:
             self._pieces = sentencepiece.SentencePieceProcessor(model_proto=model)
@@ -146,7 +146,7 @@ class SentencePieceTokenizer:
                 f"data.tokenizer.vocab_size={vocab_size}: {source} has {found} pieces; set "
                 f"data.tokenizer.vocab_size={found} or choose another tokenizer"
             )
-        try:  # what is no text would be an error later
+        try:  # pieces that are not text would fail later
             pieces = [self._pieces.id_to_piece(i) for i in range(found)]
             self._pieces.decode([self._pieces.unk_id()])
             settings = model_settings(model)
@@ -163,8 +163,8 @@ class SentencePieceTokenizer:
         self._byte_fallback = self._pieces.is_byte(self._space_ids[0])
         self._spells_spaces = settings.keeps_text and self._byte_fallback
         self._neighbours: set[str] | None = None
-        """Pairs of characters that are neighbours in a piece; None where text must not be cut at all."""
-        # Merging never joins what no piece joins. An unused piece is taken apart by what was merged last.
+        """Pairs of neighbouring characters within pieces; None if text must not be cut at all."""
+        # A merge never joins what no piece joins. An unused piece is split again at its last merge.
         merges = settings.bpe and not any(map(self._pieces.is_unused, range(found)))
         if merges and settings.keeps_text:
             spelled = (piece.replace(" ", SPACE) for piece in pieces)
@@ -173,7 +173,7 @@ class SentencePieceTokenizer:
     def encode(self, text: str) -> np.ndarray:
         if SPACE not in text or not self._spells_spaces:
             return np.asarray(self._pieces.encode(text), dtype=np.uint16)
-        # A literal U+2581 would come back as a space: spell it in byte tokens.
+        # A literal U+2581 would be decoded as a space: write it in byte tokens.
         parts = [self._pieces.encode(part) for part in text.split(SPACE)]
         ids = parts[0]
         for part in parts[1:]:
@@ -191,7 +191,7 @@ class SentencePieceTokenizer:
         pair = pair.replace(" ", SPACE)
         if pair in self._neighbours:
             return False
-        # Without bytes, unknown characters that follow each other are one token.
+        # Without byte tokens, consecutive unknown characters are one token.
         known = (self._pieces.piece_to_id(character) != self._pieces.unk_id() for character in pair)
         return self._byte_fallback or any(known)
 
@@ -217,35 +217,35 @@ class SentencePieceTokenizer:
                 leading_space[i] = piece.startswith(SPACE)
                 base[i] = len(piece.removeprefix(SPACE).replace(SPACE, " ").encode())
         if not self._dummy_prefix:
-            # Every space is text then, also the one that starts a document.
+            # Then every space is text, also the one that starts a document.
             base += leading_space
             leading_space[:] = False
         return TokenBytes(base, leading_space, boundary)
 
 
 class SentencePieceBPE:
-    """How to come by a SentencePiece tokenizer: read a file, take the corpus's own, or train one.
+    """Builds a SentencePiece tokenizer: from a file, from the corpus, or by training one.
 
-    Trained ones are lossless: identity normalisation, byte fallback, no dummy prefix.
+    A trained one is lossless: identity normalisation, byte fallback, no dummy prefix.
 
     Args:
         vocab_size: number of pieces.
-        model: path of a .model file, or None for the one that the corpus publishes, and where
-            it publishes none, for one trained on the training text.
-        train_bytes: how much training text the trainer reads at most.
+        model: path of a .model file. None for the corpus's published tokenizer or, if it has none, for one
+            trained on the training text.
+        train_bytes: most bytes of training text that the trainer reads.
     """
 
     def __init__(self, *, vocab_size: int, model: str | None, train_bytes: int) -> None:
         if not 1 <= vocab_size <= MAX_VOCAB:
             raise UserError(
-                f"data.tokenizer.vocab_size={vocab_size}: 1 to {MAX_VOCAB}, since tokens are kept in 16 bits"
+                f"data.tokenizer.vocab_size={vocab_size}: 1 to {MAX_VOCAB}, since tokens have 16 bits"
             )
         if train_bytes < 1:
             raise UserError(f"data.tokenizer.train_bytes={train_bytes}: at least 1")
         self.vocab_size, self.model, self.train_bytes = vocab_size, model, train_bytes
 
     def build(self, train_text: Iterable[str], published: Path | None) -> SentencePieceTokenizer:
-        """The tokenizer; `train_text` is read only when one has to be trained."""
+        """Return the tokenizer; `train_text` is read only if it must be trained."""
         path = Path(os.path.expanduser(self.model)) if self.model is not None else published
         if path is None:
             model = train_bpe(train_text, vocab_size=self.vocab_size, train_bytes=self.train_bytes)

@@ -1,7 +1,7 @@
-"""Which targets are scored with which context. Every target is scored exactly once, tail included.
+"""Windows that score every target of a text exactly once, tail included, and the context of each target.
 
 A batch's `targets` [B, S] belong to the last S of its `inputs` [B, T]; earlier inputs are context.
-Legend: N tokens, T window length, S scored positions of a window, B windows a batch.
+Legend: N tokens, T window length, S scored positions per window, B windows per batch.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from jepa_lm.utils.errors import UserError
 
 
 class StandardWindows(torch.utils.data.Dataset[Batch]):
-    """Windows side by side: targets 1..N-1 in pieces of T, the last piece as long as is left.
+    """Windows side by side: targets 1..N-1 in pieces of T; the last piece is the remainder.
 
-    The first token of the stream has nothing before it and is no target.
+    The first token of the stream has no token before it and is not a target.
 
     Args:
-        stream: the tokens. seq_len: T. rows: B. limit: N, how many tokens at most, None for all.
+        stream: the tokens. seq_len: T. rows: B. limit: largest N, None for all tokens.
     """
 
     def __init__(
@@ -30,7 +30,7 @@ class StandardWindows(torch.utils.data.Dataset[Batch]):
         self.full, self.tail = divmod(self.tokens - 1, seq_len)
 
     def __len__(self) -> int:
-        """Number of batches."""
+        """Return the number of batches."""
         return -(-self.full // self.rows) + (self.tail > 0)
 
     def __getitem__(self, index: int) -> Batch:
@@ -46,18 +46,18 @@ class StandardWindows(torch.utils.data.Dataset[Batch]):
 
 
 class SlidingWindows(torch.utils.data.Dataset[Batch]):
-    """Overlapping windows: each target has at least T - stride tokens before it, where they exist.
+    """Overlapping windows: each target has at least T - stride tokens before it, if they exist.
 
-    The first window scores all its targets, each later one its last `stride`; the last window ends
-    with the text and scores what is left. The tokens lie on the device as integers, and windows are
-    cut out of them there.
+    The first window scores all its targets, each later one its last `stride`; the last window ends with the
+    text and scores the remainder. The tokens are kept on the device as integers, and the windows are cut
+    there.
 
     Args:
-        stream: the validation tokens. seq_len: T. stride: new targets of a window, 1 to T.
-        rows: B. device: where the windows are wanted.
+        stream: the validation tokens. seq_len: T. stride: new targets per window, 1 to T.
+        rows: B. device: device of the windows.
 
     Raises:
-        UserError: a stride that windows of T cannot have.
+        UserError: the stride is not in 1 to T.
     """
 
     def __init__(
@@ -72,7 +72,7 @@ class SlidingWindows(torch.utils.data.Dataset[Batch]):
         self.full, self.left = divmod(stream.total - 1 - self.seq_len, stride)
 
     def __len__(self) -> int:
-        """Number of batches."""
+        """Return the number of batches."""
         return 1 + -(-self.full // self.rows) + (self.left > 0)
 
     def __getitem__(self, index: int) -> Batch:

@@ -1,4 +1,4 @@
-"""What general compressors reach on the same text, as context for a model's bits per byte."""
+"""Bits per byte of general compressors on the same text, to compare a model's score with."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ NAMES = ("xz", "brotli", "xz after the training text", "brotli after the trainin
 
 
 def split_text(data: TokenData, split: str, limit: int) -> bytes:
-    """The text of a split, its first `limit` bytes at most; decoded where there are only tokens."""
+    """Return at most the first `limit` bytes of a split's text; decoded if only tokens are available."""
     if not isinstance(data.corpus, FineWeb):
         found = bytearray()
         for block in data.corpus.blocks(split):
@@ -34,7 +34,7 @@ def split_text(data: TokenData, split: str, limit: int) -> bytes:
 
 
 def compressor_baselines(text: bytes, prefix: bytes) -> dict[str, float]:
-    """Bits per byte of xz and brotli on `text`, alone and after having read `prefix`."""
+    """Return the bits per byte of xz and brotli on `text`, alone and after reading `prefix`."""
 
     def bits(compressed: int) -> float:
         return 8 * compressed / len(text)
@@ -50,9 +50,9 @@ def compressor_baselines(text: bytes, prefix: bytes) -> dict[str, float]:
 
 
 def cached_baselines(text: bytes, prefix: bytes, cache_dir: Path) -> dict[str, float]:
-    """`compressor_baselines`, remembered: brotli takes some 15 s over the embedded corpus.
+    """Return `compressor_baselines` from a cache: brotli takes about 15 s over the embedded corpus.
 
-    A memory that is damaged is made anew; a cache that cannot be written to remembers nothing.
+    A damaged entry is computed again; a folder that is not writable is not used.
     """
     key = hashlib.sha256(len(text).to_bytes(8, "little") + text + prefix).hexdigest()[:20]
     path = cache_dir / "baselines" / f"{key}.json"

@@ -1,6 +1,6 @@
 """Bits per byte: total nats / ln 2 / total bytes of the text.
 
-Where the text before tokenization is known, a whole split counts its bytes and no others.
+If the text before tokenization is known, a whole split is divided by exactly its bytes.
 Legend: B windows, T inputs, S scored targets.
 """
 
@@ -19,7 +19,7 @@ from jepa_lm.model import LanguageModel, token_nll
 
 @dataclass(frozen=True)
 class Score:
-    """The score of a text: mean nats per token, bits per byte, and what they were summed over."""
+    """The score of a text: mean nats per token, bits per byte, and the number of tokens and bytes."""
 
     nll: float
     bpb: float
@@ -27,12 +27,12 @@ class Score:
     bytes: int
 
     def as_dict(self) -> dict[str, float]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return asdict(self)
 
 
 class BPBMeter(nn.Module):
-    """Sums nats, targets and bytes in float64 on the model's device; [3] tensor `sums`."""
+    """Sums of nats, targets and bytes in the [3] tensor `sums`, float64, on the model's device."""
 
     sums: Tensor
 
@@ -41,7 +41,7 @@ class BPBMeter(nn.Module):
         self.register_buffer("sums", torch.zeros(3, dtype=torch.float64), persistent=False)
 
     def reset(self) -> None:
-        """Start over."""
+        """Set the sums to zero."""
         self.sums.zero_()
 
     def update(self, nll: Tensor, byte_counts: Tensor) -> None:
@@ -51,12 +51,12 @@ class BPBMeter(nn.Module):
         self.sums[2] += byte_counts.sum()
 
     def score(self) -> Score:
-        """The score so far; one host sync."""
+        """Return the score so far; one host sync."""
         return score_from_sums(*self.sums.tolist())
 
 
 def score_from_sums(nats: float, tokens: float, n_bytes: float) -> Score:
-    """A score from total nats, targets and bytes."""
+    """Return the score for total nats, targets and bytes."""
     bpb = nats / math.log(2) / n_bytes if n_bytes else math.nan
     return Score(nll=nats / max(tokens, 1), bpb=bpb, tokens=int(tokens), bytes=round(n_bytes))
 
@@ -70,8 +70,8 @@ def score_batch(
 ) -> None:
     """Score a batch of windows with plain cross entropy: no auxiliary loss, no z-loss.
 
-    Where `targets` [B, S] is narrower than `inputs` [B, T], the last S positions are scored, and the
-    last block and the head run on those alone.
+    If `targets` [B, S] is narrower than `inputs` [B, T], the last S positions are scored, and the last block
+    and the head run only on them.
     """
     inputs, targets = batch["inputs"], batch["targets"]
     scored = targets.shape[1]

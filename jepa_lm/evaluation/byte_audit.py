@@ -1,7 +1,7 @@
-"""The audit of the byte count: a split is decoded and compared, by content.
+"""Audit the byte count: decode a split and compare its content.
 
-Wrong tables have made published scores look up to 20 % better, and a total can be right by two errors that
-cancel out. So the table is compared with each document and each token, and the text with its source.
+Wrong tables have made published scores look up to 20 % better, and two errors that cancel can leave the total
+right. So the table is compared with each document and each token, and the text with its source.
 """
 
 from __future__ import annotations
@@ -19,17 +19,17 @@ from jepa_lm.data.stream import TokenStream
 from jepa_lm.data.tokenizers import TokenBytes, Tokenizer
 
 NO_TEXT = "\ufffd".encode()
-"""What a decoder writes for bytes that are only a part of a character."""
+"""Character that a decoder writes for an incomplete character."""
 
 
 @dataclass(frozen=True)
 class ByteAudit:
-    """What decoding a split says of its byte count.
+    """Result of comparing a split's byte count with its decoded text.
 
     Args:
         table: bytes by the table. decoded: bytes of the decoded text.
-        matches: the table is right for each document and each token.
-        source: the text before tokenization, where it is known. lossless: the decoded text is that text.
+        matches: True if the table is right for each document and each token.
+        source: the text before tokenization, if known. lossless: True if the decoded text equals it.
     """
 
     table: int
@@ -39,7 +39,7 @@ class ByteAudit:
     lossless: bool | None
 
     def as_dict(self) -> dict[str, Any]:
-        """Plain values for JSON."""
+        """Return plain values for JSON."""
         return {
             "table_bytes": self.table,
             "decoded_bytes": self.decoded,
@@ -50,7 +50,7 @@ class ByteAudit:
 
 
 def decoded_documents(tokens: np.ndarray, tokenizer: Tokenizer) -> Iterator[bytes]:
-    """The text of each document among the tokens; a BOS starts one."""
+    """Yield the text of each document among the tokens; a BOS starts one."""
     for a, b in _documents(tokens, tokenizer):
         yield tokenizer.decode(tokens[a:b].tolist())
 
@@ -61,10 +61,10 @@ def _documents(tokens: np.ndarray, tokenizer: Tokenizer) -> Iterator[tuple[int, 
 
 
 def audit_bytes(stream: TokenStream, tokenizer: Tokenizer, source: SourceText | None) -> ByteAudit:
-    """Count a split's bytes by table and by really decoding it.
+    """Count a split's bytes by the table and by decoding it.
 
-    Every token but the first is a target. Without BOS the first token is text that no target
-    stands for; its bytes are counted on both sides, so that the text is compared whole.
+    Every token except the first is a target. Without BOS, the first token is text but not a target; its bytes
+    are counted on both sides, so that the whole text is compared.
     """
     tokens = np.empty(stream.total, dtype=np.int64)
     stream.read(0, tokens)
@@ -86,9 +86,9 @@ def audit_bytes(stream: TokenStream, tokenizer: Tokenizer, source: SourceText | 
 
 
 def wrong_tokens(ids: np.ndarray, tokenizer: Tokenizer, table: TokenBytes) -> list[int]:
-    """Those of some token ids that the table gives another length than they have after another token.
+    """Return the token ids whose length in the table differs from their decoded length after another token.
 
-    Tokens that are a part of a character alone are left to their documents.
+    Tokens that are only part of a character are skipped; the comparison of documents covers them.
     """
     texts = ((int(i), tokenizer.decode([int(i)])) for i in ids)
     before = next((i for i, text in texts if text.strip() and NO_TEXT not in text), None)

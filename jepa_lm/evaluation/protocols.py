@@ -1,8 +1,8 @@
-"""The ways a split is scored. Each has a name of its own in reports: their scores do not compare.
+"""Protocols for scoring a split. Reports name the protocol, because scores of different ones do not compare.
 
 - `standard`: windows side by side, as in validation.
 - `sliding`: overlapping windows, so that every target has context (the challenge's score).
-- `stream`: one pass with carried state, over everything or document by document; recurrent models.
+- `stream`: one pass with carried state, over the whole text or each document; only recurrent models.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from jepa_lm.evaluation.scoring import Scorer, score_documents, score_stream, sc
 from jepa_lm.utils.errors import UserError
 
 OWN_SETTINGS = {"standard": (), "sliding": ("stride",), "stream": ("reset",)}
-"""Settings that mean something to one protocol alone."""
+"""Settings that apply to only one protocol."""
 RESETS = ("none", "document")
 
 
 def check_protocol(settings: dict[str, Any], devices: int) -> None:
-    """Refuse settings that the protocol would not read.
+    """Check the protocol's settings, and refuse those that it would not read.
 
     Raises:
-        UserError: naming the setting.
+        UserError: the message names the setting.
     """
     protocol = settings["protocol"]
     if protocol not in OWN_SETTINGS:
@@ -37,7 +37,7 @@ def check_protocol(settings: dict[str, Any], devices: int) -> None:
         for key in keys:
             if owner != protocol and settings[key] is not None:
                 raise UserError(
-                    f"eval.{key}={settings[key]}: means something to eval={owner} alone, not to "
+                    f"eval.{key}={settings[key]}: applies only to eval={owner}, not to "
                     f"eval={protocol}"
                 )
     if protocol == "stream":
@@ -51,10 +51,10 @@ def check_protocol(settings: dict[str, Any], devices: int) -> None:
 
 
 def details(settings: dict[str, Any], stride: int) -> dict[str, Any]:
-    """What a report says about the protocol beside its name.
+    """Return the protocol's settings for a report.
 
     Args:
-        stride: the run's own, where the settings name none.
+        stride: the run's own stride, used if the settings give none.
     """
     if settings["protocol"] == "sliding":
         return {"stride": _stride(settings, stride)}
@@ -67,13 +67,13 @@ def _stride(settings: dict[str, Any], stride: int) -> int:
 
 
 def score_split(scorer: Scorer, data: TokenData, settings: dict[str, Any], stride: int) -> Tensor:
-    """Nats, targets and bytes [3] of this process's share of the validation split.
+    """Return the nats, targets and bytes [3] of this process's share of the validation split.
 
     Args:
-        stride: the run's own, where the settings name none.
+        stride: the run's own stride, used if the settings give none.
 
     Raises:
-        UserError: a protocol that this model or this tokenizer cannot have.
+        UserError: this model or this tokenizer does not support the protocol.
     """
     stream, piece = data.streams["val"], data.val_batch_tokens
     if settings["protocol"] == "standard":
@@ -88,7 +88,7 @@ def score_split(scorer: Scorer, data: TokenData, settings: dict[str, Any], strid
         )
         return score_windows(scorer, windows)
     if (reason := scorer.model.why_not_stream()) is not None:
-        raise UserError(f"eval=stream: not for this model: {reason}; use eval=sliding")
+        raise UserError(f"eval=stream: this model does not support it: {reason}; use eval=sliding")
     if settings["reset"] == "none":
         return score_stream(scorer, stream, piece=piece)
     bos_id = data.tokenizer.bos_id

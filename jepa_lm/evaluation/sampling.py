@@ -1,4 +1,4 @@
-"""Text from a model, token by token."""
+"""Sample text from a model, token by token."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ def sample_text(
     seed: int,
     context: int,
 ) -> str:
-    """A continuation of `prompt`, or of the start of a document; it ends where a document does.
+    """Return a continuation of `prompt`, or of the start of a document; it stops at the end of a document.
 
     Args:
-        tokens: how many to draw. temperature: 0 takes the likeliest token each time.
-        context: tokens a model without state looks back at, its training length.
+        tokens: most tokens to draw. temperature: 0 takes the most likely token each time.
+        context: number of tokens that a model without state sees, its training length.
     """
     ids = start_of_text(tokenizer, prompt)
     was_training = model.training
@@ -42,9 +42,9 @@ def sample_text(
 
 
 def start_of_text(tokenizer: Tokenizer, prompt: str | None = None) -> list[int]:
-    """Ids that a text starts with: BOS where there is one, else a line break, then the prompt.
+    """Return the ids that start a text: BOS and the prompt; without a BOS, the prompt or else a line break.
 
-    At least one: a tokenizer that drops white space starts with the first of its tokens that is text.
+    There is at least one id: if the tokenizer drops white space, it is the first token that has text.
     """
     ids = [] if tokenizer.bos_id is None else [tokenizer.bos_id]
     ids += [int(token) for token in tokenizer.encode(prompt or ("" if ids else "\n"))]
@@ -54,7 +54,7 @@ def start_of_text(tokenizer: Tokenizer, prompt: str | None = None) -> list[int]:
 def draws(
     model: LanguageModel, ids: Tensor, *, temperature: float, seed: int, context: int
 ) -> Iterator[Tensor]:
-    """What the model says follows `ids` [B, t]: the next ids [B], position after position, for ever.
+    """Yield the ids [B] that the model draws after `ids` [B, t], position after position, without end.
 
     The model should be in evaluation mode.
     """
@@ -72,7 +72,7 @@ def draws(
 
 
 def _windowed(model: LanguageModel, context: int) -> Callable[[Tensor], Tensor]:
-    """Logits [B, V] of what follows ids [B, t], from a pass over the last `context` of them."""
+    """Return a function from ids [B, t] to the next logits [B, V], by a pass over the last `context` ids."""
     device = model.embedding.table.weight.device
 
     @torch.inference_mode()
@@ -83,7 +83,7 @@ def _windowed(model: LanguageModel, context: int) -> Callable[[Tensor], Tensor]:
 
 
 def _streamed(model: LanguageModel) -> Callable[[Tensor], Tensor]:
-    """The same from the state after the ids of the call before: one token a step, any context."""
+    """Return the same function, but with a state kept between calls: one token per step, any context."""
     device = model.embedding.table.weight.device
     state, read = None, 0
 

@@ -1,4 +1,4 @@
-"""What eval.py shows of eval.json."""
+"""The table that eval.py prints from eval.json."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jepa_lm.utils.console import Screen
 
 
 def print_result(result: dict[str, Any], path: Path) -> None:
-    """A table on stdout, and where the record is."""
+    """Print the table of scores, and the path of eval.json."""
     console = Screen()
     table = Table(title=Path(result["source"]).name, show_header=False)
     table.add_row("protocol", _protocol_in_words(result))
@@ -45,16 +45,16 @@ def _protocol_in_words(result: dict[str, Any]) -> str:
 
 
 def byte_count_in_words(audit: dict[str, Any]) -> str:
-    """What the score was divided by, and how that was checked."""
+    """Describe the number of bytes that the score was divided by, and how it was checked."""
     decoded = f"{audit['decoded_bytes']:,} bytes"
     if audit["lossless"] is False:
         return (
-            f"{audit['source_bytes']:,} bytes of the text itself; the tokenizer does not keep it: decoded it "
-            f"is another one of {decoded}"
+            f"{audit['source_bytes']:,} bytes of the original text; the tokenizer changes it: the decoded "
+            f"text ({decoded}) differs"
         )
     if audit["matches"]:
-        same = ", which is the text itself" if audit["lossless"] else ""
+        same = ", which equals the original text" if audit["lossless"] else ""
         return f"matches the decoded text{same} ({decoded})"
     if audit["lossless"]:
-        return f"{decoded} of the text itself; the tokenizer's table of bytes is wrong"
+        return f"{decoded} of the original text; the tokenizer's table of bytes is wrong"
     return f"[red]DIFFERS from the decoded text[/red] ({decoded})"

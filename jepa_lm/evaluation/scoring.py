@@ -1,4 +1,4 @@
-"""Scores of a model over a whole split, outside of training: windows, or one stream with its state.
+"""Score a model over a whole split, outside of training: in windows, or as one stream with carried state.
 
 Legend: N tokens, T positions of a window, L positions of a piece, B rows.
 """
@@ -21,13 +21,13 @@ from jepa_lm.utils.precision import AUTOCAST, resolve_precision
 
 
 class Scorer(NamedTuple):
-    """How text is scored: by which model, where, in which precision, by which of several processes."""
+    """How text is scored: by which model, on which device, in which precision, by which of the processes."""
 
     model: LanguageModel
     byte_counter: ByteCounter
     device: torch.device
     precision: str
-    """Lightning's name, as in training."""
+    """Lightning's name for the precision, as in training."""
     temperature: float = 1.0
     rank: int = 0
     world_size: int = 1
@@ -36,28 +36,28 @@ class Scorer(NamedTuple):
     def of(
         cls, model: LanguageModel, byte_counter: ByteCounter, device: torch.device, precision: str
     ) -> Scorer:
-        """One process's scorer; `precision` may be `auto`."""
+        """Return the scorer of a single process; `precision` may be `auto`."""
         return cls(model, byte_counter, device, resolve_precision(precision, device.type))
 
     def prepare(self) -> BPBMeter:
-        """Move everything to the device; returns an empty meter there."""
+        """Move the model and the byte counter to the device, and return an empty meter there."""
         self.model.to(self.device).eval()
         self.byte_counter.to(self.device)
         return BPBMeter().to(self.device)
 
     def autocast(self) -> torch.autocast:
-        """The precision as a context."""
+        """Return the autocast context of the precision."""
         dtype = AUTOCAST[self.precision]
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
     def shown(self, numbers: range) -> Iterable[int]:
-        """The same numbers; the first process shows a bar."""
+        """Return the same numbers; the first process shows a progress bar."""
         return shown(numbers, "evaluating", len(numbers)) if self.rank == 0 else numbers
 
 
 @torch.inference_mode()
 def score_windows(scorer: Scorer, windows: torch.utils.data.Dataset[Batch]) -> Tensor:
-    """Nats, targets and bytes [3], float64, of this process's share of the windows.
+    """Return the nats, targets and bytes [3], float64, of this process's share of the windows.
 
     Process r takes every W-th batch, so that no target is scored twice.
     """
@@ -72,12 +72,12 @@ def score_windows(scorer: Scorer, windows: torch.utils.data.Dataset[Batch]) -> T
 
 @torch.inference_mode()
 def score_stream(scorer: Scorer, stream: TokenStream, *, piece: int) -> Tensor:
-    """Nats, targets and bytes [3] of one pass over the text, its state carried from piece to piece.
+    """Return the nats, targets and bytes [3] of one pass over the text, with state carried between pieces.
 
     Memory does not grow with the text.
 
     Args:
-        piece: L, tokens read at a time; it changes speed and memory, not the score.
+        piece: L, tokens read at a time; affects speed and memory, not the score.
     """
     meter, state = scorer.prepare(), None
     targets = stream.total - 1
@@ -93,13 +93,13 @@ def score_stream(scorer: Scorer, stream: TokenStream, *, piece: int) -> Tensor:
 def score_documents(
     scorer: Scorer, stream: TokenStream, *, bos_id: int, piece: int, rows: int
 ) -> Tensor:
-    """Nats, targets and bytes [3], each document read from an empty state.
+    """Return the nats, targets and bytes [3], with an empty state at the start of each document.
 
-    A document runs from its BOS to the next, which is its last target. Documents of like length run
-    side by side, so that little of a piece is padding; the score does not depend on it.
+    A document runs from its BOS to the next BOS, which is its last target. Documents of similar length are
+    scored together, to reduce padding; the score does not depend on it.
 
     Args:
-        piece: L, tokens of a document read at a time. rows: B, documents side by side.
+        piece: L, tokens of a document read at a time. rows: B, documents scored together.
     """
     meter = scorer.prepare()
     starts, lengths = documents(stream, bos_id)
@@ -117,7 +117,7 @@ def score_documents(
 
 
 def documents(stream: TokenStream, bos_id: int) -> tuple[np.ndarray, np.ndarray]:
-    """First token and number of targets of each document of a split, the longest document first."""
+    """Return the first token and the number of targets of each document of a split, longest first."""
     block, found = 1 << 22, [np.zeros(1, dtype=np.int64)]
     for start in range(0, stream.total - 1, block):
         ids = np.empty(min(block, stream.total - 1 - start), dtype=np.int64)
@@ -132,7 +132,7 @@ def documents(stream: TokenStream, bos_id: int) -> tuple[np.ndarray, np.ndarray]
 def _pieces(
     stream: TokenStream, starts: np.ndarray, lengths: np.ndarray, piece: int
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Tokens [B', L + 1] and targets [B'] of the documents that are not over yet, longest first."""
+    """Yield tokens [B', L + 1] and target counts [B'] of the unfinished documents, longest first."""
     for at in range(0, int(lengths[0]), piece):
         left = np.minimum(lengths - at, piece)
         alive = int((left > 0).sum())
@@ -149,7 +149,7 @@ def _score_piece(
     state: TextState | None,
     lengths: Tensor | None,
 ) -> TextState:
-    """Add tokens [B, L + 1] to the meter, of each row its first `lengths` targets; the next state."""
+    """Score tokens [B, L + 1], only the first `lengths` targets of each row; return the next state."""
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     with scorer.autocast():
         hidden, state = scorer.model.stream(inputs, state)

@@ -1,7 +1,7 @@
-"""The temperature that fits a model's scores best, searched on training tokens only (#903).
+"""Search the temperature with the lowest loss, on training tokens only (#903).
 
-Logits are divided by it before the softmax. Two phases: a coarse grid, then steps around its best.
-The validation text is never read here: a temperature fitted to it would be told the answers.
+Logits are divided by it before the softmax. The search has two phases: a coarse grid, then steps around its
+best value. The validation text is never read here: a temperature fitted to it would have seen the answers.
 """
 
 from __future__ import annotations
@@ -25,17 +25,17 @@ FINE = (-0.06, -0.04, -0.02, 0.02, 0.04, 0.06)
 def search_temperature(
     scorer: Scorer, train: TokenStream, *, seq_len: int, rows: int
 ) -> dict[str, Any]:
-    """The best temperature on the first training tokens.
+    """Return the best temperature on the first training tokens.
 
     Args:
         scorer: its own temperature is not used. train: the training tokens.
-        seq_len, rows: of the windows.
+        seq_len, rows: length of a window and windows per batch.
 
     Returns:
-        `temperature`, `tokens` it was searched on, and `nll` per token of each one tried.
+        `temperature`, the number of `tokens` used, and `nll` per token for each temperature tried.
 
     Raises:
-        UserError: no score is a number.
+        UserError: all scores are NaN or infinite.
     """
     windows = StandardWindows(train, seq_len=seq_len, rows=rows, limit=TOKENS + 1)
     tried = mean_nll(scorer, windows, COARSE)
@@ -51,7 +51,7 @@ def search_temperature(
 def _best(tried: dict[float, float]) -> float:
     found = {t: nll for t, nll in tried.items() if math.isfinite(nll)}
     if not found:
-        raise UserError("temperature=search: no score of the training text is a number")
+        raise UserError("temperature=search: all scores of the training text are NaN or infinite")
     return min(found, key=found.__getitem__)
 
 
@@ -59,7 +59,7 @@ def _best(tried: dict[float, float]) -> float:
 def mean_nll(
     scorer: Scorer, windows: torch.utils.data.Dataset[Batch], temperatures: tuple[float, ...]
 ) -> dict[float, float]:
-    """Nats per target at each temperature."""
+    """Return the nats per target at each temperature."""
     scorer.prepare()
     sums = torch.zeros(len(temperatures) + 1, dtype=torch.float64, device=scorer.device)
     for i in range(len(windows)):  # type: ignore[arg-type]

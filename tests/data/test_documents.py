@@ -115,7 +115,9 @@ def test_a_document_too_large_for_one_call_is_refused(monkeypatch):
     monkeypatch.setattr(documents, "PIECE", 10)
     text = [Block("two words\n" * 3, True), Block("two words\n" * 3, False)]
     assert sum(len(block.text) for block in recut(text, model("bpe", "keeps text", True))) == 60
-    with pytest.raises(UserError, match=r"data\.tokenizer: .* takes a document whole.*\.jsonl"):
+    with pytest.raises(
+        UserError, match=r"data\.tokenizer: .* must encode a document whole.*\.jsonl"
+    ):
         list(recut(text, model("bpe", "normalises", True)))
 
 

@@ -417,7 +417,7 @@ def test_content_of_another_length_than_listed(
 def test_a_body_without_end_is_cut_off(hub: HubServer, fetch: Fetch, tmp_path: Path) -> None:
     hub.unsized = {TRAIN[0]}
     message = refused(fetch)
-    assert f"more than the {len(hub.files[TRAIN[0]])} bytes that its listing says" in message
+    assert f"more than the {len(hub.files[TRAIN[0]])} bytes that its listing gives" in message
     (kept,) = (tmp_path / "shards").rglob("fineweb_train_000000.bin*")
     assert kept.stat().st_size <= len(hub.files[TRAIN[0]])
     assert hub.downloads(TRAIN[0])[0].sent < 32 << 20
@@ -475,7 +475,7 @@ def test_server_gone(
 @pytest.mark.parametrize("endpoint", ["nowhere", "http://[nowhere", "http://h:port", "ftp://h"])
 def test_malformed_endpoint(fetch: Fetch, monkeypatch: pytest.MonkeyPatch, endpoint: str) -> None:
     monkeypatch.setenv("HF_ENDPOINT", endpoint)
-    assert f"HF_ENDPOINT={endpoint}: no address" in refused(fetch)
+    assert f"HF_ENDPOINT={endpoint}: not the address" in refused(fetch)
 
 
 def test_server_gone_but_everything_is_there(
@@ -516,14 +516,16 @@ LISTED: dict[str, dict[str, Any]] = {
     "with a hash of 5": {"lfs": {"oid": 5}},
     "without 'oid'": {"oid": None},
     "with a hash of /../../owned": {"lfs": None, "oid": "/../../owned"},
-    "which is no file": {"lfs": "text"},
+    "which is not a file": {"lfs": "text"},
     "twice": {"path": TRAIN[1]},
-    r"fineweb_train_\n\x1b[31m.bin, which is no name": {
+    r"fineweb_train_\n\x1b[31m.bin, which is not a valid file name": {
         "path": f"{FOLDER}/fineweb_train_\n\x1b[31m.bin"
     },
-    r"fineweb_train_\ud800.bin, which is no name": {"path": f"{FOLDER}/fineweb_train_\ud800.bin"},
-    "(354 letters), which is no name": {"path": f"{FOLDER}/fineweb_train_{'0' * 300}.bin"},
-    "1,000,000,000.0 GB are to be downloaded": {"size": 10**18},
+    r"fineweb_train_\ud800.bin, which is not a valid": {
+        "path": f"{FOLDER}/fineweb_train_\ud800.bin"
+    },
+    "(354 characters), which is not a": {"path": f"{FOLDER}/fineweb_train_{'0' * 300}.bin"},
+    "1,000,000,000.0 GB to download, but": {"size": 10**18},
 }
 
 
@@ -542,10 +544,10 @@ def test_a_listing_is_not_believed(
 @pytest.mark.parametrize(
     ("page", "words"),
     [
-        (b"<html>please log in</html>", "no listing"),
+        (b"<html>please log in</html>", "not a listing"),
         (b"[" * 100_000 + b"]" * 100_000, "nested too deeply"),
-        (b"null", "no list of files but None"),
-        (b'["a", "b"]', "lists a, which is no file"),
+        (b"null", "not a list of files but None"),
+        (b'["a", "b"]', "lists a, which is not a file"),
         (b"[" + b" " * (9 << 20) + b"]", "more than 8388608 bytes"),
     ],
 )
@@ -571,14 +573,14 @@ def test_pages_without_end_are_given_up(
 ) -> None:
     monkeypatch.setattr(hub_listing, "MOST_FILES", 20)
     hub.next_page = "endless"
-    assert "no end within" in refused(fetch)
+    assert "does not end within" in refused(fetch)
     assert len(hub.requests) < 25
 
 
 @pytest.mark.parametrize(
     ("address", "words"),
     [
-        ("file:///etc/passwd", "an address that is none"),
+        ("file:///etc/passwd", "an invalid address"),
         (f"/datasets/willdepueoai/parameter-golf/resolve/main/{TRAIN[0]}", "more than 10 times"),
     ],
 )
@@ -602,7 +604,7 @@ def test_the_token_goes_to_the_hub_alone(
 
 def test_a_packed_answer_is_not_unpacked(hub: HubServer, fetch: Fetch) -> None:
     hub.headers[TRAIN[0]] = {"Content-Encoding": "zstd"}
-    assert "packed (zstd)" in refused(fetch)
+    assert "compressed (zstd)" in refused(fetch)
 
 
 @pytest.mark.parametrize("where", ["headers", "body"])
@@ -615,7 +617,9 @@ def test_an_answer_that_trickles_in_is_given_up(
     monkeypatch.setattr(download, "ATTEMPTS", 2)
     hub.drip[TRAIN[0]] = (where, 0.02)
     message = refused(fetch)
-    assert "no answer within 0.6 seconds" in message or "less than 1024 bytes a second" in message
+    assert (
+        "no response within 0.6 seconds" in message or "less than 1024 bytes per second" in message
+    )
 
 
 def test_a_byte_at_each_attempt_is_no_progress(hub: HubServer, fetch: Fetch) -> None:
@@ -652,7 +656,7 @@ def test_what_an_error_says_is_shown_safely(hub: HubServer, fetch: Fetch) -> Non
         ),
         ("all_proxy", "carrier-pigeon://host", "all_proxy"),
         ("SSL_CERT_FILE", "/nowhere", "SSL_CERT_FILE"),
-        ("HF_TOKEN", "hf_secret\x01", "HF_TOKEN holds what no token can hold"),
+        ("HF_TOKEN", "hf_secret\x01", "HF_TOKEN contains characters that no token has"),
     ],
 )
 def test_a_setting_of_the_environment_that_the_client_cannot_take(

@@ -91,7 +91,7 @@ def test_what_is_said_depends_on_the_budget():
     assert not passes.will_repeat(30, 60.0)
     assert not passes.will_repeat(None, 60.0)
     assert "lasts for 12 steps" in passes.warning()
-    assert "2.40 passes in all; more text, or" in passes.warning(30)
+    assert "2.40 passes in all; more text or" in passes.warning(30)
     assert [figure(x) for x in (0.00123, 0.441, 2.0, 12345.6)] == [
         "0.0012",
         "0.44",

@@ -80,7 +80,7 @@ def test_validation_text_in_the_training_folder_is_left_out_of_training_and_said
     assert texts(found, "train") == ["words to train on\n" * 9]
     assert texts(found, "val") == ["words held out\n" * 9]
     (said,) = found.remarks
-    assert said.startswith(f"data.val_path={val}: is in data.path as well; left out of training: ")
+    assert said.startswith(f"data.val_path={val}: is also in data.path; left out of training: ")
     with pytest.raises(UserError, match="nothing is left to train on"):
         corpus(val, train)
 
@@ -153,9 +153,9 @@ def test_what_a_folder_leaves_out_is_named(tmp_path):
     found = corpus(folder)
     assert in_all(found) == LINES + DOCUMENTS + "".join(f"document {i}" for i in range(40))
     left_out, doubled, plain = found.remarks
-    assert "left out b.csv, config.json, gone.txt; files of text are" in left_out
-    assert "left out a.txt.gz, which is there uncompressed, too" in doubled
-    assert "lines.txt has JSON on its lines and is read as plain text" in plain
+    assert "left out b.csv, config.json, gone.txt; only files that end in" in left_out
+    assert "left out a.txt.gz; the uncompressed text is there as well" in doubled
+    assert "lines.txt has JSON lines but is read as plain text" in plain
 
 
 @pytest.mark.parametrize("name", ["a.txt", "a.jsonl", "A.JSONL", "data.json"])
@@ -178,10 +178,10 @@ def test_damaged_and_hostile_compressed_files_are_one_line(tmp_path, pack, monke
     monkeypatch.setattr(text_formats, "MOST_EXPANDED", 1 << 20)
     path, whole = tmp_path / "a.txt", pack(os.urandom(3000).hex().encode())
     for content, words in (
-        (whole[:-5], "damaged or cut off"),
-        (whole[:500] + b"zz" + whole[502:], "damaged or cut off"),
+        (whole[:-5], "damaged or truncated"),
+        (whole[:500] + b"zz" + whole[502:], "damaged or truncated"),
         (pack(bytes(1 << 24)), "unpacks to more than 100 times its size"),
-        (pack(pack(LINES.encode())), "within a compressed file is not read"),
+        (pack(pack(LINES.encode())), "within a compressed file is not supported"),
     ):
         path.write_bytes(content)
         with pytest.raises(UserError, match=words) as caught, small_memory(40 << 20):
@@ -208,9 +208,9 @@ def test_other_formats_are_refused_with_the_command_that_makes_text_of_them(
     tmp_path, content, kind, way
 ):
     path = wrote(tmp_path, **{"it's__bin": content, "a__txt": LINES}) / "it's.bin"
-    with pytest.raises(UserError, match=f"{kind} is not read; make text of it: ") as caught:
+    with pytest.raises(UserError, match=f"{kind} is not supported; convert it to text: ") as caught:
         corpus(path)
-    command = str(caught.value).partition("make text of it: ")[2]
+    command = str(caught.value).partition("convert it to text: ")[2]
     assert way in command
     assert str(path) in shlex.split(command.partition(" (after")[0])  # the command can be pasted
     if content[:2] != b"\x1f\x8b":

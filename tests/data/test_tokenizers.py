@@ -183,9 +183,9 @@ def test_errors_name_the_setting(tmp_path):
 @pytest.mark.parametrize(
     ("text", "size", "words"),
     [
-        (["a short text"], 5000, r"it has pieces for 286 at most; set that or fewer"),
-        (["a short text"], 100, r"its bytes and characters take 268 pieces; set that or more"),
-        (["\n\n\n"], 300, "it holds nothing but line ends; give more text"),
+        (["a short text"], 5000, r"it supports at most 286 pieces; set that many or fewer"),
+        (["a short text"], 100, r"its bytes and characters need 268 pieces; set that many or more"),
+        (["\n\n\n"], 300, "it contains only line ends; give more text"),
     ],
 )
 def test_a_tokenizer_that_cannot_be_trained_says_why_and_what_to_do(text, size, words):

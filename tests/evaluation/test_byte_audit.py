@@ -84,8 +84,8 @@ def test_a_text_of_the_same_length_is_not_called_the_same(tmp_path, text, lossle
     assert audit.lossless is lossless
     assert audit.matches
     words = byte_count_in_words(audit.as_dict())
-    assert ("which is the text itself" in words) == lossless
-    assert ("does not keep it" in words) == (not lossless)
+    assert ("which equals the original text" in words) == lossless
+    assert ("the tokenizer changes it" in words) == (not lossless)
     assert f"{len(text)} bytes" in words
 
 

@@ -245,8 +245,11 @@ def test_too_slow_is_said(recurrent, compose, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        (("eval.stride=8",), r"eval\.stride=8: means something to eval=sliding alone"),
-        (("eval=sliding", "eval.reset=document"), r"eval\.reset=document: .* eval=stream alone"),
+        (("eval.stride=8",), r"eval\.stride=8: applies only to eval=sliding, not to"),
+        (
+            ("eval=sliding", "eval.reset=document"),
+            r"eval\.reset=document: applies only to eval=stream",
+        ),
         (("eval=stream", "eval.reset=documents"), r"eval\.reset=documents: one of none, document"),
         (("eval=stream", "devices=2"), r"devices=2: one stream is read by one process"),
         (("devices=0",), r"devices=0: at least 1"),

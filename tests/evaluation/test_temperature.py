@@ -72,7 +72,9 @@ def test_scores_that_are_no_numbers_are_not_the_best(scorer_and_data, monkeypatc
     monkeypatch.setattr(temperature, "mean_nll", nll)
     found = None
     with (
-        nullcontext() if numbers else pytest.raises(UserError, match="temperature=search: no score")
+        nullcontext()
+        if numbers
+        else pytest.raises(UserError, match="temperature=search: all scores")
     ):
         found = search_temperature(scorer, data.streams["train"], seq_len=data.seq_len, rows=8)
     assert (found or {}).get("temperature") == (numbers or (None,))[0]
