@@ -100,5 +100,5 @@ def test_objectives_compose_with_any_tokenizer_and_quantization(small, tmp_path)
     for data, vocab in (("bytes256", 256), ("byte260", 260)):
         folder = tmp_path / data
         overrides = (f"data={data}", "data/corpus=text", f"data.tokenizer.vocab_size={vocab}")
-        train(small("objective=vicreg", *overrides, "quantization=none", run_dir=folder))
+        train(small("objective=vicreg", *overrides, "quantization=int6", run_dir=folder))
         assert summary(folder)["jepa"]["warnings"] == []

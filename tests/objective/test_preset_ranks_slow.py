@@ -30,6 +30,7 @@ WATCHED = {1: 1e-5, 15: 5e-4}
 """Steps whose gradients are compared, and their tolerance; by the second, every objective is on."""
 COMMON = (
     "debug=tiny",
+    "data.batch_tokens=512",
     "data.order=shuffle",  # the joint batch is the same on any number of ranks
     "jepa.global_statistics=true",
     "trainer.precision=32-true",

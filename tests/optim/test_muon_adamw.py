@@ -176,6 +176,7 @@ def test_moments_are_float32_under_autocast():
     with torch.autocast("cpu", dtype=torch.bfloat16):
         ((model(torch.randn(3, 4)) + other) ** 2).mean().backward()
     optimizer.step()
+    assert len(optimizer.state) == 2
     for p, state in optimizer.state.items():
         assert p.dtype == torch.float32
         assert all(t.dtype == torch.float32 for t in state.values())

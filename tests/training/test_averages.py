@@ -168,7 +168,7 @@ def test_a_never_updated_average_would_be_seen(small, tmp_path, monkeypatch):
         WeightAverages, "models", lambda self, model: {"raw": model, "swa": self.swa.model}
     )
     monkeypatch.setattr(WeightAverages, "shipped", lambda self: "swa")
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match="'swa' == 'raw'"):
         test_a_run_says_that_raw_weights_were_scored_before_the_mean_began(small, tmp_path)
 
 

@@ -175,7 +175,7 @@ def test_a_lost_clock_would_be_seen(small, tmp_path, monkeypatch):
         return trainer
 
     monkeypatch.setattr(training, "make_trainer", forgetful)
-    with pytest.raises(AssertionError):
+    with pytest.raises(AssertionError, match="state_dict"):
         test_a_resumed_wall_clock_run_has_the_whole_state(small, tmp_path, monkeypatch)
 
 
