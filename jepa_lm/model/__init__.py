@@ -1,4 +1,4 @@
-"""The language model and its parts: everything here ships in the artifact."""
+"""The language model and its parts; everything here ships in the artifact."""
 
 from jepa_lm.model.cross_entropy import token_nll, z_loss
 from jepa_lm.model.language_model import Embedded, Encoded, LanguageModel, Mask, TextState

@@ -1,6 +1,6 @@
-"""Checkpoints of runs, and the model that ships in one.
+"""Checkpoints of runs, and the model that a checkpoint ships.
 
-Which is newest is decided by the step that it was saved after.
+The latest checkpoint is the one with the most optimizer steps, whatever its file's date.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ LAST_FILE = "last.ckpt"
 SAVED = re.compile(r"step-(\d+)\.ckpt")
 CHECKPOINTS = ("checkpoints/*.ckpt", "*.ckpt")
 TRIES = 10
-"""Looks into a folder in which a training removes what has just been found there."""
+"""Attempts to read a folder from which a running training may remove the files just listed."""
 
 
 def find_checkpoint(value: str, trust: Trust | None = None) -> Path:
-    """The checkpoint that `ckpt_path` names: a file, a run folder, or `last`.
+    """Return the checkpoint that `ckpt_path` names: a file, a run folder, or `last`.
 
-    In a folder it is the one of the most steps that is whole; damaged ones are named and passed over.
+    In a folder, take the intact checkpoint with the most steps; warn about damaged ones and skip them.
 
     Raises:
-        UserError: nothing there, or nothing whole.
+        UserError: no checkpoint found, or every one is damaged.
     """
     path = as_path("ckpt_path", value)
     if path.is_file():
@@ -47,14 +47,14 @@ def find_checkpoint(value: str, trust: Trust | None = None) -> Path:
 
 
 def checkpoints_in(folder: Path, pattern: str = "*.ckpt") -> list[Path]:
-    """Checkpoints in a folder, the one of the most steps first.
+    """Return the checkpoints in a folder, most steps first.
 
-    `last.ckpt` stands for the file it is a name of. One that cannot be read comes where its name puts it.
+    `last.ckpt` and the file it links to count once. An unreadable file is sorted by the step in its name.
     """
     found: dict[tuple[int, int], Path] = {}
     for path in sorted(folder.glob(pattern), key=lambda f: f.name == LAST_FILE):
-        with suppress(FileNotFoundError):  # a training beside may remove it
-            if path.is_file():  # neither a dangling link nor a pipe
+        with suppress(FileNotFoundError):  # a running training may remove it
+            if path.is_file():  # skip dangling links and pipes
                 status = path.stat()
                 found[status.st_dev, status.st_ino] = path
     return sorted(found.values(), key=lambda f: (_step(f), f.name == LAST_FILE), reverse=True)
@@ -69,10 +69,10 @@ def _step(path: Path) -> float:
 
 
 def newest_whole(folder: Path, trust: Trust | None = None) -> Path | None:
-    """The checkpoint of the most steps in a folder that is not damaged; None where there is none at all.
+    """Return the intact checkpoint with the most steps in a folder; None if the folder has no checkpoint.
 
     Raises:
-        UserError: all of them are damaged.
+        UserError: all checkpoints are damaged.
     """
     for _ in range(TRIES):
         paths = checkpoints_in(folder)
@@ -90,7 +90,10 @@ def newest_whole(folder: Path, trust: Trust | None = None) -> Path | None:
 
 
 def _unreadable(path: Path, trust: Trust | None) -> str | None:
-    """Why a file whose tensors are whole is no checkpoint: its list of contents has no checksum."""
+    """Return why a file with correct checksums still cannot be read as a checkpoint; None if it can.
+
+    The pickle that lists its contents has no checksum, so only reading it shows whether it is valid.
+    """
     try:
         read_checkpoint(path, trust)
     except UserError as error:
@@ -108,45 +111,45 @@ def _require_whole(path: Path) -> None:
 
 
 def read_checkpoint(path: Path, trust: Trust | None = None) -> dict[str, Any]:
-    """A checkpoint as plain containers and tensors on the CPU; code in it is never run.
+    """Return a checkpoint as plain containers and CPU tensors; never run code from the file.
 
     Raises:
-        UserError: damaged, or not a checkpoint of this program.
+        UserError: the file is damaged, or not a checkpoint of this program.
     """
     return load(path, (trust or Trust()).limits)
 
 
 PREFIXES = {"raw": "model.", "ema": "averages.ema.model.", "swa": "averages.swa.model."}
-"""In front of the names of a checkpoint's tensors, by weights."""
+"""Prefix of the tensor names in a checkpoint, by weights."""
 
 
 def shipped_weights(checkpoint: dict[str, Any]) -> str:
-    """Which weights of a checkpoint are scored and exported: `raw`, `ema` or `swa`, as the run chose.
+    """Return which weights of a checkpoint are scored and exported: `raw`, `ema` or `swa`.
 
     Raises:
-        UserError: none of these.
+        UserError: the checkpoint names other weights.
     """
     shipped = checkpoint["shipped"]
     if shipped not in PREFIXES:
-        raise UserError(f"it ships {str(shipped)[:40]!r}, which is none of {', '.join(PREFIXES)}")
+        raise UserError(f"it ships weights {str(shipped)[:40]!r}, not one of {', '.join(PREFIXES)}")
     return str(shipped)
 
 
 def portable(model: dict[str, Any]) -> dict[str, Any]:
-    """A model's config without what belongs to the machine it was trained on."""
+    """Return a model's config without the settings of the machine it was trained on."""
     return model if "kernel" not in model else {**model, "kernel": "auto"}
 
 
 def inference_model(
     checkpoint: dict[str, Any], source: str = "the checkpoint", trust: Trust | None = None
 ) -> LanguageModel:
-    """The model that ships, built from its config alone and loaded strictly.
+    """Return the model that ships, built from its config alone and loaded strictly.
 
     Training-only parts live beside the model, not in it, so nothing is stripped by name. The model is built
-    without memory for its weights and takes over the checkpoint's.
+    on the meta device and uses the checkpoint's tensors without a copy.
 
     Raises:
-        UserError: a config that asks for what it may not, or tensors that are not its model's.
+        UserError: the config asks for something not allowed, or the tensors do not match the model.
     """
     prefix = PREFIXES[shipped_weights(checkpoint)]
     state = {
@@ -163,10 +166,11 @@ def inference_model(
 def empty_model(
     config: dict[str, Any], tensors: int, source: str, trust: Trust, values: int | None = None
 ) -> LanguageModel:
-    """The model that a config out of a file describes, without memory for its weights.
+    """Build the model that a config from a file describes, on the meta device (no memory for weights).
 
     Args:
-        tensors: that the file holds; a model of more is not built. values: of all of them together.
+        tensors: number of tensors in the file; a model with more is not built.
+        values: number of values in all tensors together; None bounds them by `limits.bytes` instead.
     """
     with torch.device("meta"), bounded_modules(trust.limits, tensors, values):
         model = build_part("model", config, source, trust)
@@ -178,18 +182,18 @@ def empty_model(
 
 
 def load_strictly(model: LanguageModel, state: dict[str, torch.Tensor], source: str) -> None:
-    """Give a model its weights, which are taken over as they are.
+    """Assign weights to a model without copying them.
 
     Raises:
-        UserError: names, shapes or types that are not the model's.
+        UserError: names, shapes or dtypes differ from the model's.
     """
     expected = model.state_dict()
     if odd := sorted(expected.keys() ^ state.keys()):
-        raise UserError(f"{source}: its tensors are not those of its model ({odd[0]})")
+        raise UserError(f"{source}: its tensor names differ from those of its model ({odd[0]})")
     for name, tensor in state.items():
         if tensor.shape != expected[name].shape or tensor.dtype != expected[name].dtype:
             raise UserError(
-                f"{source}: {name} is {tuple(tensor.shape)} {tensor.dtype}, its model has "
+                f"{source}: {name} is {tuple(tensor.shape)} {tensor.dtype}, but its model expects "
                 f"{tuple(expected[name].shape)} {expected[name].dtype}"
             )
     model.load_state_dict(state, strict=True, assign=True)

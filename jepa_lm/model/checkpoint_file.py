@@ -1,8 +1,8 @@
-"""From a checkpoint's file to tensors and plain containers, within bounds, without running anything.
+"""Read a checkpoint file into tensors and plain containers, within limits and without running code.
 
-PyTorch's `weights_only` runs no code, but it takes memory on the file's word (a byte array of 8 GB,
-compressed entries). So the archive is looked at first: entries that lie there as they are, and a list of
-contents (a pickle) made of the few instructions and names that `torch.save` writes for our checkpoints.
+PyTorch's `weights_only` runs no code, but it allocates whatever the file asks for (a byte array of 8 GB,
+compressed entries). So the archive is checked first: its entries must be uncompressed, and its list of
+contents (a pickle) may use only the few opcodes and names that `torch.save` writes for our checkpoints.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ BROKEN_ZIP = (
     ValueError,  # UnicodeDecodeError as well
     OverflowError,
 )
-"""What reading a damaged archive raises."""
+"""Exceptions that reading a damaged archive may raise."""
 CONTENTS = "data.pkl"
 MOST_CONTENTS = 64 << 20
 MOST_ENTRIES = 300_000
@@ -46,7 +46,7 @@ NAMES = {
     *(f"torch {kind}Storage" for kind in ("Float", "Double", "Half", "BFloat16", "Byte", "Char")),
     *(f"torch {kind}Storage" for kind in ("Short", "Int", "Long", "Bool", "Untyped")),
 }
-"""What the contents may name."""
+"""Names that the list of contents may use."""
 FORBIDDEN = {"STACK_GLOBAL", "INST", "OBJ", "NEWOBJ", "NEWOBJ_EX", "EXT1", "EXT2", "EXT4", "PERSID"}
 REQUIRED: dict[str, type | tuple[type, ...]] = {
     "state_dict": dict,
@@ -56,7 +56,7 @@ REQUIRED: dict[str, type | tuple[type, ...]] = {
     "shipped": str,
     "averages": dict,
 }
-"""What a checkpoint of train.py holds, whatever it is read for."""
+"""Keys and types that every checkpoint of train.py must have."""
 PARTS: dict[tuple[str, ...], type | tuple[type, ...]] = {
     ("model",): dict,
     ("data",): dict,
@@ -71,13 +71,13 @@ PARTS: dict[tuple[str, ...], type | tuple[type, ...]] = {
     ("task_name",): str,
     ("tags",): list,
 }
-"""Of its config, what evaluation and export read."""
+"""Config keys and types that evaluation and export read."""
 
 
 def damage(path: Path) -> str | None:
-    """What is wrong with a checkpoint's bytes, by its checksums; None when it is whole.
+    """Return what the checksums say is wrong with a checkpoint; None if it is intact.
 
-    PyTorch writes a checksum for each tensor and does not look at it when it reads.
+    PyTorch writes a checksum for each tensor but does not verify it when reading.
     """
     try:
         with zipfile.ZipFile(path) as archive:
@@ -91,13 +91,13 @@ def damage(path: Path) -> str | None:
 
 
 def load(path: Path, limits: Limits, *, mapped: bool = False) -> dict[str, Any]:
-    """Everything that a checkpoint holds; its config is a `plain` copy.
+    """Return everything that a checkpoint holds; its config is a `plain` copy.
 
     Args:
-        mapped: leave the tensors on the disk until they are read.
+        mapped: memory-map the tensors instead of reading them.
 
     Raises:
-        UserError: damaged, too large, not a checkpoint of this program, or holding more than data.
+        UserError: the file is damaged, too large, not a checkpoint of this program, or holds more than data.
     """
     try:
         size = path.stat().st_size
@@ -111,7 +111,7 @@ def load(path: Path, limits: Limits, *, mapped: bool = False) -> dict[str, Any]:
         return _checked(found, str(path))
     except UserError as error:
         raise UserError(_refusal(path, str(error))) from error
-    except Exception as error:  # whatever a file can bring about inside is the file's fault
+    except Exception as error:  # any failure in here is the fault of the file
         reason = str(error).split("\n", 1)[0][:160]
         raise UserError(_refusal(path, f"{type(error).__name__}: {reason}")) from error
 
@@ -121,35 +121,35 @@ def _refusal(path: Path, reason: str) -> str:
 
 
 def step_of(path: Path) -> int | None:
-    """The optimizer step that a checkpoint was saved after; None if it cannot be read."""
+    """Return the optimizer step that a checkpoint was saved after; None if it cannot be read."""
     try:
-        # Of any size: what is mapped takes no memory.
+        # No size limit: a mapped file takes no memory.
         return int(load(path, replace(Limits(), bytes=sys.maxsize), mapped=True)["global_step"])
     except UserError:
         return None
 
 
 def _check_entries(archive: zipfile.ZipFile, size: int) -> None:
-    """Entries that are neither compressed nor more than the file holds, each name once."""
+    """Check that entries are uncompressed, have unique names, and are not larger than the file."""
     entries = archive.infolist()
     if len(entries) > MOST_ENTRIES:
         raise UserError(f"{len(entries)} entries, at most {MOST_ENTRIES}")
     if len({entry.filename for entry in entries}) < len(entries):
-        raise UserError("two entries of one name")
+        raise UserError("two entries have the same name")
     for entry in entries:
         if entry.compress_type != zipfile.ZIP_STORED or entry.file_size != entry.compress_size:
             raise UserError(f"{entry.filename[:80]} is compressed, which torch.save never does")
     if (total := sum(entry.file_size for entry in entries)) > size:
-        raise UserError(f"promises {total} bytes, the file has {size}")
+        raise UserError(f"its entries claim {total} bytes, the file has {size}")
 
 
 def _check_contents(archive: zipfile.ZipFile) -> None:
-    """The list of contents holds nothing but what our own have."""
+    """Check that the list of contents uses only the opcodes and names of our own checkpoints."""
     lists = [e for e in archive.infolist() if e.filename.rpartition("/")[2] == CONTENTS]
     if len(lists) != 1:
-        raise UserError(f"{len(lists)} lists of contents")
+        raise UserError(f"{len(lists)} entries named {CONTENTS}, not one")
     if lists[0].file_size > MOST_CONTENTS:
-        raise UserError(f"a list of contents of {lists[0].file_size} bytes")
+        raise UserError(f"{CONTENTS} has {lists[0].file_size} bytes, at most {MOST_CONTENTS}")
     for code, argument, _ in pickletools.genops(archive.read(lists[0])):
         if code.name in FORBIDDEN or (code.name == "GLOBAL" and argument not in NAMES):
             raise UserError(
@@ -159,14 +159,14 @@ def _check_contents(archive: zipfile.ZipFile) -> None:
 
 
 def _check_tensors(found: Any, limits: Limits) -> None:
-    """Every tensor lies in memory as it is; none stands for more values than are there."""
+    """Check that all tensors are dense, on the CPU, within the limits and backed by enough storage."""
     taken, tensors, values = {}, limits.tensors, MOST_VALUES
     waiting = [found]
     while waiting:
         node = waiting.pop()
         values -= 1
         if values < 0:
-            raise UserError(f"more than {MOST_VALUES} values beside tensors")
+            raise UserError(f"more than {MOST_VALUES} values besides its tensors")
         if isinstance(node, Tensor):
             tensors -= 1
             if tensors < 0:
@@ -190,16 +190,16 @@ def _check_tensor(tensor: Tensor, limits: Limits) -> None:
             f"a tensor of {tensor.numel()} values; limits.tensor_values={limits.tensor_values}"
         )
     if tensor.nbytes > tensor.untyped_storage().nbytes():
-        raise UserError(f"a tensor of shape {tuple(tensor.shape)[:8]} that is not all there")
+        raise UserError(f"a tensor of shape {tuple(tensor.shape)[:8]} is larger than its storage")
 
 
 def _checked(found: Any, source: str) -> dict[str, Any]:
-    """The same with a plain config, if it has what a checkpoint has."""
+    """Return the checkpoint with a plain config, after checking its required keys and types."""
     if not isinstance(found, dict):
         raise UserError(f"it holds a {type(found).__name__}")
     for key, kind in REQUIRED.items():
         if not isinstance(found.get(key), kind):
-            raise UserError(f"no usable {key!r}; written by another version of jepa_lm?")
+            raise UserError(f"it has no usable {key!r}; written by another version of jepa_lm?")
     config = plain(found["hyper_parameters"].get("config"), source)
     for where, expected in PARTS.items():
         node = config

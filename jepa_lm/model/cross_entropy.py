@@ -1,13 +1,13 @@
-"""Cross entropy and z-loss of a head, and the same for training without ever holding all logits.
+"""Cross entropy and z-loss of a head, with a chunked version for training that never holds all logits.
 
     z = softcap(features table^T + bias)      nll = logsumexp(z) - z[target]
     loss = mean(nll) + z_loss_weight mean(logsumexp(z)^2)
 
-The gradient at z is known as soon as a row of z is, so that a chunk of rows goes through all three matrix
-products at once: N d loss / d z = (1 + 2 z_loss_weight logsumexp(z)) softmax(z) - onehot(target), times
-the slope of the cap. The backward pass only scales what the forward pass has found. In float16 and
-bfloat16 the products are taken as autocast takes them; the rest is float32, and so is the sum of the
-table's gradient over chunks.
+The gradient of a row of logits depends on that row alone, so one chunk of rows goes through all three
+matrix products at once: N d loss / d z = (1 + 2 z_loss_weight logsumexp(z)) softmax(z) - onehot(target),
+times the slope of the cap. The backward pass only scales the gradients that the forward pass computed.
+Matrix products run in float16 or bfloat16 where autocast would use them; everything else is float32,
+including the sum of the table's gradient over chunks.
 
 Deviation from autograd: no second derivative.
 Legend: B batch, T positions, N = B T rows, R rows of a chunk, V vocabulary, E width of the token table.
@@ -26,35 +26,35 @@ from torch.autograd.function import once_differentiable
 from jepa_lm.model.heads import Softcap
 
 CHUNK_ELEMENTS = {"cpu": 1 << 23}
-"""Logits made by one matrix product, by device: products of more rows are faster, to a point."""
+"""Logits per matrix product, by device; larger products are faster up to a point."""
 CHUNK_ELEMENTS_ELSEWHERE = 1 << 26
 BLOCK_ELEMENTS = {"cpu": 1 << 19}
-"""Logits worked on at a time between two products: on a CPU, about what its caches hold. Elsewhere few
-large steps are better: the whole chunk."""
+"""Logits processed at a time between two products: on a CPU, about what its caches hold. Other devices
+process the whole chunk at once."""
 
 
 SAFE_CAP = 60.0
-"""Exponentials of capped logits need no largest one taken off first: V exp(60) fits into float32."""
+"""Up to this cap, exp needs no subtraction of the largest logit: V exp(60) fits into float32."""
 
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
-    """Cross entropy of each target in nats: logits [B, T, V], targets [B, T] -> [B, T] float32."""
-    flat = logits.float().flatten(0, 1)
+    """Return the cross entropy of each target in nats: logits [B, T, V], targets [B, T] -> [B, T] float32."""
+    flat = logits.float().flatten(0, 1)  # [B T, V]
     return F.cross_entropy(flat, targets.flatten(), reduction="none").view(targets.shape)
 
 
 def z_loss(logits: Tensor) -> Tensor:
-    """mean(logsumexp(logits)^2) in float32: keeps the normaliser of [B, T, V] near 1 (training only)."""
+    """Return mean(logsumexp(logits)^2) in float32: keeps the normaliser near 1 (training only)."""
     return logits.float().logsumexp(-1).square().mean()
 
 
 class CrossEntropy(NamedTuple):
-    """Of some rows."""
+    """Losses averaged over rows."""
 
     loss: Tensor
-    """ce + z_loss_weight * z; it alone has a gradient."""
+    """ce + z_loss_weight * z; the only one with a gradient."""
     ce: Tensor
-    """Mean nats of the targets."""
+    """Mean negative log-likelihood of the targets, in nats."""
     z: Tensor
     """mean(logsumexp^2)."""
 
@@ -68,7 +68,7 @@ def cross_entropy_reference(
     *,
     z_loss_weight: float,
 ) -> CrossEntropy:
-    """The formula as it reads, see `chunked_cross_entropy`."""
+    """Compute the loss by its formula, with all logits at once; arguments as in `chunked_cross_entropy`."""
     logits = F.linear(features, table)
     if bias is not None:
         logits = logits + bias
@@ -88,14 +88,14 @@ def chunked_cross_entropy(
     z_loss_weight: float,
     chunk_rows: int | None = None,
 ) -> CrossEntropy:
-    """The same with at most R V logits at a time, and no sync with the host.
+    """Compute the loss with at most R V logits in memory at a time, without syncing with the host.
 
-    Float64 stays float64. Never slower than the reference, so that small sizes need no other way.
+    Float64 stays float64. Never slower than the reference, so small sizes use it as well.
 
     Args:
         features: [N, E]. table: [V, E]. bias: [V], before the softcap.
         targets: [N] int64, 0 to V - 1.
-        chunk_rows: R; None for what suits the device.
+        chunk_rows: R; None chooses it for the device.
     """
     at_once = CHUNK_ELEMENTS.get(features.device.type, CHUNK_ELEMENTS_ELSEWHERE)
     rows = chunk_rows or max(1, at_once // len(table))
@@ -128,7 +128,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
-        # The mean's 1 / N comes after the products: before them it could leave the range of float16.
+        # Divide by N after the products: before them, the gradient could underflow in float16.
         scale = upstream / ctx.rows
         gradients = (None if g is None else g * scale for g in ctx.saved_tensors)
         return (*gradients, None, None, None, None)
@@ -145,7 +145,7 @@ def _sweep(
     *,
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
-    """Mean nll, mean logsumexp^2, and N times the gradients of features, table and bias that are wanted."""
+    """Return mean nll, mean logsumexp^2, and N times the wanted gradients of features, table and bias."""
     dtype = _product_type(features)
     x, weight = features.detach().to(dtype), table.detach().to(dtype)
     precise = _precise(dtype)
@@ -154,7 +154,7 @@ def _sweep(
     grad_bias = None if bias is None else torch.zeros_like(bias, dtype=precise)
     nll, lse = [], []
     for rows, aims in zip(x.split(chunk_rows), targets[:, None].split(chunk_rows), strict=True):
-        # In fresh memory each time: inductor mixes up chunks that share a buffer (torch 2.13).
+        # Fresh memory for each chunk: inductor mixes up chunks that share a buffer (torch 2.13).
         d, *losses = _chunk(rows @ weight.T, bias, softcap, aims, z_loss_weight, grad_bias)
         nll.append(losses[0])
         lse.append(losses[1])
@@ -180,14 +180,17 @@ def _chunk(
     z_loss_weight: float,
     grad_bias: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Block by block, in place: products [R, V] become N times their gradient; nll and logsumexp [R, 1].
+    """Replace products [R, V] by N times their gradient, block by block; return nll and logsumexp [R, 1].
 
     Args:
         targets: [R, 1]. grad_bias: the gradient of the bias is added here.
+
+    Returns:
+        `logits` (now gradients), nll and logsumexp.
     """
     precise, V = _precise(logits.dtype), logits.shape[1]
     at_once = BLOCK_ELEMENTS.get(logits.device.type, logits.numel())
-    if torch.compiler.is_compiling():  # it cuts into blocks by itself
+    if torch.compiler.is_compiling():  # the compiler makes its own blocks
         at_once = logits.numel()
     block_rows = max(1, min(len(logits), at_once // V))
     exact = logits.dtype == precise
@@ -210,7 +213,7 @@ def _chunk(
 def logits_to_gradients_(
     z: Tensor, softcap: Softcap | None, targets: Tensor, z_loss_weight: float, work: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Of logits before the cap: nll and logsumexp [R, 1]; N times the loss's gradient is left in z.
+    """Return nll and logsumexp [R, 1] of uncapped logits z; overwrite z by N times the loss's gradient.
 
     Args:
         z: [R, V]. targets: [R, 1]. work: [2, R, V], overwritten.
@@ -221,7 +224,7 @@ def logits_to_gradients_(
     softcap.cap_(z, derivative)
     total = torch.exp(z, out=p).sum(1, keepdim=True)
     lse = total.log()
-    nll = lse - z.gather(1, targets)
+    nll = lse - z.gather(1, targets)  # [R, 1]
     scale = (1 + 2 * z_loss_weight * lse) / total
     p.scatter_add_(1, targets, -1 / scale)
     torch.mul(p, derivative, out=z).mul_(scale)
@@ -236,13 +239,13 @@ def _of_any_logits(
     derivative: Tensor,
     p: Tensor,
 ) -> tuple[Tensor, Tensor]:
-    """The same where exponentials could leave the range of float32: the largest logit is taken off first."""
+    """Do the same for logits whose exp could overflow float32: subtract the largest logit first."""
     if softcap is not None:
         softcap.cap_(z, derivative)
     torch.softmax(z, 1, out=p)
-    # One entry tells the normaliser of all; the largest never underflows.
+    # max(z) - log(max(p)) is logsumexp; the largest p never underflows.
     lse = z.amax(1, keepdim=True) - p.amax(1, keepdim=True).log_()
-    nll = lse - z.gather(1, targets)
+    nll = lse - z.gather(1, targets)  # [R, 1]
     if z_loss_weight:
         p *= 1 + 2 * z_loss_weight * lse
     p.scatter_add_(1, targets, torch.full_like(lse, -1.0))
@@ -254,12 +257,12 @@ def _of_any_logits(
 
 
 def _precise(dtype: torch.dtype) -> torch.dtype:
-    """What everything but the products is computed in."""
+    """Return the dtype of everything but the matrix products."""
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _product_type(features: Tensor) -> torch.dtype:
-    """What `F.linear` would compute in: autocast leaves float64 alone."""
+    """Return the dtype `F.linear` would compute in; autocast leaves float64 alone."""
     device = features.device.type
     if features.dtype != torch.float64 and torch.is_autocast_enabled(device):
         return torch.get_autocast_dtype(device)

@@ -1,4 +1,4 @@
-"""A moving average of a module, kept as float32 buffers: copy <- m copy + (1 - m) online."""
+"""Moving average of a module, kept in float32 buffers: copy <- m copy + (1 - m) online."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def as_buffers(module: AnyModule) -> AnyModule:
 
 
 def keep_float32(module: nn.Module) -> None:
-    """Undo a cast of a copy to another type."""
+    """Cast the floating-point buffers of a copy back to float32."""
     for owner in module.modules():
         for name, buffer in owner._buffers.items():
             if buffer is not None and buffer.is_floating_point():
@@ -29,7 +29,7 @@ def keep_float32(module: nn.Module) -> None:
 
 
 def matched(follower: nn.Module, online: nn.Module) -> tuple[list[Tensor], list[Tensor]]:
-    """The copy's tensors and the online parameters that they follow."""
+    """Return the copy's tensors and the online parameters that they follow, in the same order."""
     by_name = dict(online.named_parameters())
     pairs = [(b, by_name[n].detach()) for n, b in follower.named_buffers() if n in by_name]
     return [b for b, _ in pairs], [p for _, p in pairs]
@@ -37,5 +37,5 @@ def matched(follower: nn.Module, online: nn.Module) -> tuple[list[Tensor], list[
 
 @torch.no_grad()
 def move_towards(copies: list[Tensor], online: list[Tensor], momentum: float) -> None:
-    """One step of the average."""
+    """Move the copies one step of the average: copy <- momentum copy + (1 - momentum) online, in place."""
     torch._foreach_lerp_(copies, [x.float() for x in online], 1.0 - momentum)

@@ -1,4 +1,4 @@
-"""What turns token ids into vectors: the token table, bigram features, value embeddings.
+"""Embeddings of token ids: token table, bigram features, value embeddings.
 
 Legend: B batch, T positions, D model width, V vocabulary, E factor width, n buckets.
 Source: submissions #832, #1243 (xor bigram, value embedding), #1581 (Cantor bigram), #903 (factored).
@@ -14,7 +14,7 @@ from jepa_lm.utils.errors import UserError
 
 
 class TokenEmbedding(nn.Module):
-    """Table [V, D], or a factored one: table [V, E] then Linear E -> D without bias.
+    """Token table [V, D], or a factored one: table [V, E], then Linear E -> D without bias.
 
     Args:
         vocab_size: V. dim: D.
@@ -35,11 +35,11 @@ class TokenEmbedding(nn.Module):
 
 
 class XorBigram(nn.Module):
-    """Features of (previous, current) hashed by xor: table [n, width] -> Linear -> times a scalar.
+    """Features of (previous, current id), hashed by xor: table [n, width] -> Linear -> times a scalar.
 
     index_t = xor(36313 t_i, 27191 t_{i-1}) mod (n - 1); position 0 reads the last bucket. The table
-    starts at zero. #832 starts the linear at zero too, a saddle where both gradients vanish for ever:
-    `zero_projection` keeps that published start, the default is orthogonal as in #1243.
+    starts at zero. #832 starts the linear at zero as well, a saddle point where both gradients stay zero
+    for ever: `zero_projection` keeps that published start; otherwise it is orthogonal, as in #1243.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class XorBigram(nn.Module):
         self.scale = nn.Parameter(torch.tensor(scale))
 
     def index(self, inputs: Tensor) -> Tensor:
-        """Bucket of each position, [B, T]."""
+        """Return the bucket of each position, [B, T]."""
         mixed = torch.bitwise_xor(36313 * inputs[:, 1:], 27191 * inputs[:, :-1])
         return F.pad(mixed % (self.buckets - 1), (1, 0), value=self.buckets - 1)
 
@@ -67,9 +67,9 @@ class XorBigram(nn.Module):
 
 
 class CantorBigram(nn.Module):
-    """Features of (previous a, current b) by Cantor pairing: (s(s+1)/2 + b) mod n, s = a + b.
+    """Features of the pair (previous id a, current id b) by Cantor pairing: (s(s+1)/2 + b) mod n, s = a + b.
 
-    The previous id of position 0 counts as 0. Table [n, D], start N(0, std).
+    At position 0, a = 0. The table [n, D] starts at N(0, std).
     """
 
     def __init__(self, *, dim: int, buckets: int, std: float) -> None:
@@ -79,7 +79,7 @@ class CantorBigram(nn.Module):
         nn.init.normal_(self.table.weight, std=std)
 
     def index(self, inputs: Tensor) -> Tensor:
-        """Bucket of each position, [B, T]."""
+        """Return the bucket of each position, [B, T]."""
         s = inputs + F.pad(inputs[:, :-1], (1, 0))
         return (s * (s + 1) // 2 + inputs) % self.buckets
 
@@ -89,13 +89,14 @@ class CantorBigram(nn.Module):
 
 
 class ValueEmbedding(nn.Module):
-    """A second table of the tokens whose projection is added to the values of some layers (#1243).
+    """A second token table whose projection is added to the attention values of some layers (#1243).
 
     One table [V, width] -> Linear to the width of keys and values, times a learned scalar; each
-    listed layer has a scalar of its own (start 1).
+    listed layer also has its own scalar (start 1).
 
     Args:
-        dim, heads, kv_heads: of the backbone's attention; its values have dim / heads * kv_heads dims.
+        dim, heads, kv_heads: sizes of the backbone's attention, whose values have
+            dim / heads * kv_heads dims.
         layers: indices of the layers that read it; negative ones count from the end.
         total_layers: depth of the backbone.
     """
@@ -129,6 +130,6 @@ class ValueEmbedding(nn.Module):
         self.layer_scales = nn.ParameterList(nn.Parameter(torch.ones(1)) for _ in self.layers)
 
     def forward(self, inputs: Tensor) -> dict[int, Tensor]:
-        """inputs [B, T] -> what each layer adds to its values, {layer: [B, T, kv width]}."""
+        """inputs [B, T] -> additions to the attention values by layer, {layer: [B, T, kv width]}."""
         shared = self.expand(self.table(inputs)) * self.scale
         return {i: shared * s for i, s in zip(self.layers, self.layer_scales, strict=True)}

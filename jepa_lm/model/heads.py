@@ -1,4 +1,4 @@
-"""From the final hidden state to logits: tied and untied heads, soft caps.
+"""Output heads (tied and untied) and softcaps: from the final hidden state to logits.
 
 Legend: B batch, T positions, D model width, V vocabulary, E width of the token table.
 Source: submissions #832, #1196, #1243, #1581 (tied, tanh) and #903 (the four tie modes, polynomial).
@@ -14,15 +14,15 @@ from torch import Tensor, nn
 
 
 class Head(nn.Module, ABC):
-    """features(hidden) @ weight(table)^T. Training takes the two apart, see `cross_entropy.py`."""
+    """features(hidden) @ weight(table)^T. Training uses the factors separately (`cross_entropy.py`)."""
 
     @abstractmethod
     def features(self, hidden: Tensor) -> Tensor:
-        """hidden [B, T, D] -> what the last product reads, [B, T, E]."""
+        """hidden [B, T, D] -> input of the last matrix product, [B, T, E]."""
 
     @abstractmethod
     def weight(self, table: Tensor) -> Tensor:
-        """The matrix [V, E] of the last product, given the token table [V, E]."""
+        """Return the matrix [V, E] of the last product, given the token table [V, E]."""
 
     def forward(self, hidden: Tensor, table: Tensor) -> Tensor:
         """hidden [B, T, D], table [V, E] -> [B, T, V]."""
@@ -30,10 +30,10 @@ class Head(nn.Module, ABC):
 
 
 class UntiedHead(Head):
-    """A Linear(D, V) of its own (tie mode 0 of #903).
+    """A separate Linear(D, V) (tie mode 0 of #903).
 
     Args:
-        zero_init: start at zero instead of the framework's default.
+        zero_init: start at zero instead of PyTorch's default initialisation.
     """
 
     def __init__(self, *, dim: int, vocab_size: int, zero_init: bool) -> None:
@@ -47,20 +47,20 @@ class UntiedHead(Head):
         return hidden
 
     def weight(self, table: Tensor) -> Tensor:
-        """Its own; the token table is not used."""
+        """Return the head's own matrix; the token table is not used."""
         return self.out.weight
 
     def forward(self, hidden: Tensor, table: Tensor) -> Tensor:
-        """The same product, as a call of the layer: GPTQ listens there for what a matrix reads."""
+        """Compute the product by calling the layer, where GPTQ hooks in to record the inputs of a matrix."""
         return self.out(hidden)
 
 
 class TiedHead(Head):
-    """The token table read backwards, after Linear D -> E when the table is factored (mode 1).
+    """The transposed token table, after Linear D -> E when the table is factored (mode 1).
 
     Args:
-        dim: D. vocab_size: V. factor_dim: E of a factored table, None when the table has width D.
-        correction: add a learned [V, E] correction, start 0, to the table (mode 2).
+        dim: D. vocab_size: V. factor_dim: E of a factored table, or None for a table of width D.
+        correction: add a learned correction [V, E], which starts at zero, to the table (mode 2).
         gelu: exact GELU after Linear D -> E (mode 3).
     """
 
@@ -83,10 +83,10 @@ class TiedHead(Head):
 
 
 class Softcap(nn.Module, ABC):
-    """Bounds logits smoothly.
+    """A smooth bound on logits.
 
     Args:
-        cap: the bound.
+        cap: bound on the absolute value.
     """
 
     def __init__(self, *, cap: float) -> None:
@@ -95,10 +95,10 @@ class Softcap(nn.Module, ABC):
 
     @abstractmethod
     def cap_(self, z: Tensor, derivative: Tensor) -> None:
-        """The same in few passes: z is replaced by what `forward` gives for it.
+        """Replace z by `forward(z)` in few passes over memory, and compute the derivative.
 
         Args:
-            z: float32 or float64. derivative: as large; d capped / dz is written there.
+            z: float32 or float64. derivative: of the same shape; receives d capped / dz.
         """
 
 
@@ -109,7 +109,7 @@ class TanhSoftcap(Softcap):
         return self.cap * torch.tanh(z.float() / self.cap)
 
     def cap_(self, z: Tensor, derivative: Tensor) -> None:
-        """By tanh(x) = 2 sigmoid(2 x) - 1: a CPU takes five times as long for tanh itself."""
+        """Use tanh(x) = 2 sigmoid(2 x) - 1, because tanh itself takes five times as long on a CPU."""
         one = z.new_ones(())
         z.mul_(2 / self.cap).sigmoid_()
         torch.add(-self.cap * one, z, alpha=2 * self.cap, out=z)
@@ -125,9 +125,9 @@ class PolynomialSoftcap(Softcap):
         return self.cap * (u * (1 - squared / 3 + squared * squared / 15)).clamp(-1, 1)
 
     def cap_(self, z: Tensor, derivative: Tensor) -> None:
-        """By p = u + u s (s - 5) / 15 and p' = 1 + s (s - 3) / 3, s = u^2; p' = 0 where |p| > 1.
+        """Use p = u + u s (s - 5) / 15 and p' = 1 + s (s - 3) / 3, s = u^2; p' = 0 where |p| > 1.
 
-        p grows throughout and p(2) > 1, so that where u is clamped p' is 0 as well.
+        p is increasing and p(2) > 1, so p' is 0 wherever u is clamped.
         """
         z.mul_(1 / self.cap).clamp_(-2, 2)
         squared = z * z

@@ -1,9 +1,9 @@
-"""Predicted chunk latents added to the hidden state: they ship, inference needs them (#832).
+"""Chunk injector: predicted chunk latents added to the hidden state, at inference too (#832).
 
 u_c = mean of sg(h) over chunk c; z_c = W2 silu(rms(W1 u_c)); zhat_c = V2 silu(rms(V1 z_{c-1})) with a
 learned start for c = 0; h += repeat(W_inj sg(zhat)). Causal: chunk c is predicted from chunk c - 1.
-The trunk and the predictor are behind stop-gradients, so cross entropy trains W_inj alone and a
-JEPA loss on z and zhat trains the rest without touching the trunk.
+Stop-gradients separate the trunk and the predictor from the injection, so cross entropy trains only
+W_inj here, and a JEPA loss on z and zhat trains the rest without touching the trunk.
 Legend: B batch, T positions, C whole chunks of T, D model width, E latent width.
 """
 
@@ -20,14 +20,14 @@ from jepa_lm.utils.errors import UserError
 
 
 class Injected(NamedTuple):
-    """What the injector computed."""
+    """Output of the injector."""
 
     latents: Tensor
     """z [B, C, E]."""
     predictions: Tensor
     """zhat [B, C, E], the prediction of `latents` at the same index."""
     addition: Tensor
-    """What is added to the hidden state, [B, T, D]; zero on a tail shorter than a chunk."""
+    """Addition to the hidden state, [B, T, D]; zero on a tail shorter than a chunk."""
 
 
 class ChunkInjector(nn.Module):
@@ -36,10 +36,10 @@ class ChunkInjector(nn.Module):
     Args:
         dim: D. chunk: positions of a chunk. hidden: width inside the projector. latent: E.
         start_std: the start vector is N(0, start_std).
-        orthogonal_init: matrices with both sides >= 64 start orthogonal, W_inj at zero in any case.
+        orthogonal_init: matrices with both sides >= 64 start orthogonal; W_inj always starts at zero.
 
     Raises:
-        UserError: a chunk of fewer than 1 position.
+        UserError: chunk is below 1.
     """
 
     def __init__(
@@ -68,18 +68,18 @@ class ChunkInjector(nn.Module):
         nn.init.zeros_(self.inject.weight)
 
     def behind_stop_gradient(self) -> list[nn.Parameter]:
-        """Parameters that cross entropy never reaches."""
+        """Return the parameters that cross entropy never trains."""
         return [p for p in self.parameters() if p is not self.inject.weight]
 
     def forward(self, hidden: Tensor) -> Injected:
-        """hidden [B, T, D] of the last block -> latents, predictions and the addition."""
+        """hidden [B, T, D], output of the last block -> latents, predictions and the addition."""
         B, T, D = hidden.shape
         chunks = T // self.chunk
         whole = hidden.detach()[:, : chunks * self.chunk].reshape(B, chunks, self.chunk, D)
-        latents = self.project_out(F.silu(rms_norm(self.project_in(whole.mean(2)))))
-        start = self.start.to(latents.dtype).expand(B, 1, -1)
-        previous = torch.cat((start, latents[:, :-1]), dim=1)[:, :chunks]
+        latents = self.project_out(F.silu(rms_norm(self.project_in(whole.mean(2)))))  # [B, C, E]
+        start = self.start.to(latents.dtype).expand(B, 1, -1)  # [B, 1, E]
+        previous = torch.cat((start, latents[:, :-1]), dim=1)[:, :chunks]  # [B, C, E]
         predictions = self.predict_out(F.silu(rms_norm(self.predict_in(previous))))
         addition = self.inject(predictions.detach()).repeat_interleave(self.chunk, dim=1)
-        tail = T - chunks * self.chunk
+        tail = T - chunks * self.chunk  # positions after the last whole chunk
         return Injected(latents, predictions, F.pad(addition, (0, 0, 0, tail)))

@@ -1,4 +1,4 @@
-"""mamba-ssm's Triton kernels for the SSD scan, where they can run."""
+"""The Triton kernels of mamba-ssm for the SSD scan, on machines that can run them."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ from jepa_lm.utils.errors import UserError
 
 KERNELS = ("auto", "torch", "triton")
 TRITON_CHUNK = 256
-"""What mamba-ssm uses; its kernels tile inside it."""
+"""Chunk length of mamba-ssm; its kernels tile inside a chunk."""
 
 
 def has_triton() -> bool:
-    """Whether mamba-ssm is installed and a CUDA device is at hand."""
+    """Return whether mamba-ssm is installed and a CUDA device is available."""
     return importlib.util.find_spec("mamba_ssm") is not None and torch.cuda.is_available()
 
 
 def may_use_triton(kernel: str) -> bool:
-    """Whether CUDA tensors go to the Triton kernels.
+    """Return whether CUDA tensors go to the Triton kernels.
 
     Args:
-        kernel: `auto` takes them where they can run, `torch` never, `triton` insists.
+        kernel: `auto` uses them if they can run, `torch` never does, `triton` requires them.
 
     Raises:
-        UserError: an unknown name, or triton where it cannot run.
+        UserError: the name is unknown, or `triton` cannot run here.
     """
     if kernel not in KERNELS:
         raise UserError(f"model.kernel={kernel}: one of {', '.join(KERNELS)}")
@@ -41,7 +41,7 @@ def may_use_triton(kernel: str) -> bool:
 def triton_ssd(
     x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """`jepa_lm.model.ssd.ssd` by the kernels of mamba-ssm; CUDA tensors only."""
+    """Compute `jepa_lm.model.ssd.ssd` with the kernels of mamba-ssm; CUDA tensors only."""
     from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
 
     return mamba_chunk_scan_combined(

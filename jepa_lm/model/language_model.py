@@ -1,4 +1,4 @@
-"""The language model: what ships. It knows nothing of objectives, optimizers or quantization.
+"""The language model that ships. It knows nothing about objectives, optimizers or quantization.
 
     ids -> embed -> x0 [B,T,D] -> encode [-> inject] -> hidden [B,T,D] -> logits [B,T,V]
 
@@ -24,23 +24,23 @@ from jepa_lm.utils.errors import UserError
 
 
 class Mask(NamedTuple):
-    """Positions whose token a pass must not see."""
+    """Positions whose tokens are hidden from a pass."""
 
     where: Tensor
     """[T] or [B, T], bool."""
     vector: Tensor
-    """What stands in for the embedding there, [D]."""
+    """Replacement for the embedding at those positions, [D]."""
     hide_next: bool
-    """Also hide the bigram feature of the position after a masked one: it hashes the masked token."""
+    """Also hide the bigram feature of the position after a masked one, which hashes the masked token."""
 
 
 class Embedded(NamedTuple):
-    """What `embed` hands to `encode`. Value embeddings depend on the ids, so they travel along."""
+    """Output of `embed` and input of `encode`. Value embeddings depend on the ids, so they are included."""
 
     x: Tensor
     """The embedded input x0 [B, T, D]."""
     values: dict[int, Tensor]
-    """What each layer's attention adds to its values, {layer: [B, T, kv width]}."""
+    """Additions to the attention values by layer, {layer: [B, T, kv width]}."""
 
 
 class Encoded(NamedTuple):
@@ -49,57 +49,57 @@ class Encoded(NamedTuple):
     last: Tensor
     """Output of the last block, before the final norm, [B, T, D]."""
     final: Tensor
-    """After the final norm, [B, T, D]: what `logits` takes."""
+    """Hidden states after the final norm, [B, T, D]; input of `logits`."""
     taps: dict[int, Tensor]
-    """Outputs [B, T, D] of the blocks that were asked for."""
+    """Outputs [B, T, D] of the requested blocks."""
     embedded: Embedded
     """The input of this pass."""
     carry: Carry | None
-    """The pass as it stood where `encode` was asked to keep it."""
+    """State of the pass before block `keep_at`, if `encode` was asked to keep it."""
     injected: Injected | None
-    """Latents of the injector, when the model has one."""
+    """Output of the injector, if the model has one."""
 
 
 class TextState(NamedTuple):
-    """What a recurrent model must know of the text so far."""
+    """State of a recurrent model after the text so far."""
 
     ids: Tensor
-    """The last two ids [B, 2], or fewer at the start: bigram features and the smear gate look back."""
+    """The last two ids [B, 2], or fewer at the start; bigram features and the smear gate need them."""
     blocks: list[Any]
-    """Each block's state: a tuple of tensors, texts first."""
+    """State of each block: a named tuple of tensors whose first dimension is B."""
 
     def first(self, texts: int) -> TextState:
-        """The state of the first texts of the batch alone."""
+        """Return the state of the first `texts` texts of the batch."""
         blocks = [type(state)(*(t[:texts] for t in state)) for state in self.blocks]
         return TextState(self.ids[:texts], blocks)
 
 
 LOOK_BACK = 2
-"""Ids that an embedding depends on, besides its own: smearing reads the position before, whose bigram
-reads the one before that."""
+"""Earlier ids that an embedding depends on: the smear gate reads the previous position, whose bigram
+feature reads the one before that."""
 
 
 class LanguageModel(nn.Module):
-    """Embedding, backbone and head, composed by the config.
+    """Language model of an embedding, a backbone and a head, composed by the config.
 
     Args:
         vocab_size: V. dim: D.
         embedding: the token table. backbone: a U-Net of blocks.
-        head: from hidden states and the token table to logits.
-        softcap: bounds the logits, or None.
-        bigram: features of the last two ids added to the embedding, or None.
+        head: maps hidden states and the token table to logits.
+        softcap: bound on the logits, or None.
+        bigram: features of the last two ids, added to the embedding, or None.
         value_embedding: see ValueEmbedding, or None.
         injector: adds predicted chunk latents before the final norm, or None.
-        smear_gate: blend each position with the one before.
+        smear_gate: blend each position with the previous one.
         logit_bias: a learned bias [V] before the softcap.
-        norm_eps: of the norm of the embedded input. final_norm_eps: of the final one.
-        parameter_dtype: `bfloat16` rounds every parameter, at the start and after each step, as if it were
-            stored so; gradients, moments and averages stay float32, and so does the tensor itself, so that
-            scoring and export need not know.
-        kernel: of a backbone with several implementations, see `UNet.use_kernel`; None for its own.
+        norm_eps: eps of the norm of the embedded input. final_norm_eps: eps of the final norm.
+        parameter_dtype: `bfloat16` rounds every parameter to bfloat16, at the start and after each step. The
+            tensors stay float32, as do gradients, moments and averages, so scoring and export need no
+            special case.
+        kernel: which implementation of the backbone, see `UNet.use_kernel`; None keeps its default.
 
     Raises:
-        UserError: parts that do not fit the backbone; another dtype.
+        UserError: a part does not fit the backbone, or an unknown parameter_dtype.
     """
 
     def __init__(
@@ -126,8 +126,8 @@ class LanguageModel(nn.Module):
             raise UserError(f"model.parameter_dtype={parameter_dtype}: float32 or bfloat16")
         if value_embedding is not None and not backbone.takes_values:
             raise UserError(
-                "model/value_embedding: adds to the values of attention, which this backbone has not; "
-                "take it away with ~model/value_embedding"
+                "model/value_embedding: adds to the values of attention, but this backbone has no attention; "
+                "remove it with ~model/value_embedding"
             )
         if kernel is not None:
             backbone.use_kernel(kernel)
@@ -143,7 +143,7 @@ class LanguageModel(nn.Module):
 
     @torch.no_grad()
     def round_parameters(self) -> None:
-        """To the nearest bfloat16, where `parameter_dtype` says so; smaller updates are lost."""
+        """Round the parameters to bfloat16 if `parameter_dtype` says so; smaller updates are lost."""
         if self.parameter_dtype == "bfloat16":
             parameters: list[Tensor] = list(self.parameters())
             torch._foreach_copy_(parameters, [p.to(torch.bfloat16) for p in parameters])
@@ -156,8 +156,8 @@ class LanguageModel(nn.Module):
     def embed(self, inputs: Tensor, mask: Mask | None = None) -> Embedded:
         """inputs [B, T] int64 -> the embedded input and the value embeddings.
 
-        With a mask, nothing of a masked token remains but what `mask.hide_next=False` leaves in the
-        bigram feature of the position after it. Smearing comes after the mask and sees it.
+        With a mask, no trace of a masked token remains, except in the bigram feature of the next position
+        if `mask.hide_next` is false. The smear gate runs after the mask.
         """
         x = self.embedding(inputs)
         if self.bigram is not None:
@@ -184,20 +184,20 @@ class LanguageModel(nn.Module):
         """Run the backbone.
 
         Args:
-            taps: layers whose outputs are wanted as well.
-            keep_at: keep the pass as it stands before this block, for `resume`.
+            taps: layers whose outputs are returned as well.
+            keep_at: also return the state of the pass before this block, for `resume`.
         """
         carry = self.begin(embedded, until=keep_at or 0, taps=taps)
         encoded = self.resume(embedded, carry, taps)
         return encoded if keep_at is None else encoded._replace(carry=carry)
 
     def begin(self, embedded: Embedded, *, until: int, taps: Collection[int] = ()) -> Carry:
-        """The first blocks of a pass, up to before block `until`."""
+        """Run the first blocks of a pass, up to but not including block `until`."""
         start = Carry(0, embedded.x, embedded.x, (), {})
         return self.backbone(start, embedded.values, until=until, taps=taps)
 
     def resume(self, embedded: Embedded, carry: Carry, taps: Collection[int] = ()) -> Encoded:
-        """Finish a pass from where it was cut."""
+        """Finish a pass from the block where it was cut."""
         done = self.backbone(carry, embedded.values, until=self.layers, taps=taps)
         injected = None if self.injector is None else self.injector(done.x)
         hidden = done.x if injected is None else done.x + injected.addition
@@ -205,9 +205,9 @@ class LanguageModel(nn.Module):
         return Encoded(done.x, final, done.taps, embedded, None, injected)
 
     def tail(self, inputs: Tensor, count: int) -> Tensor:
-        """The final hidden states of the last `count` positions alone: [B, T] -> [B, count, D].
+        """Return the final hidden states of the last `count` positions: [B, T] -> [B, count, D].
 
-        The last block is spared for the others, unless an injector wants to see them all.
+        The last block skips the other positions, unless an injector needs them all.
         """
         embedded = self.embed(inputs)
         if self.injector is not None or count == inputs.shape[1]:
@@ -216,28 +216,28 @@ class LanguageModel(nn.Module):
         return rms_norm(self.backbone.tail(carry, embedded.values, count), self.final_norm_eps)
 
     def why_not_stream(self) -> str | None:
-        """Why `stream` would not give the scores of one long pass; None when it does."""
+        """Return why `stream` cannot give the scores of one long pass; None if it can."""
         if not self.backbone.recurrent:
             return (
                 "attention has no state of fixed size, and windows cannot reuse keys and values "
-                "exactly: above the first layer they were computed from another left context"
+                "exactly: above the first layer they depend on a different left context"
             )
         if self.injector is not None:
             return (
-                "the injector works on whole chunks, so a piece of text would need what follows it"
+                "the injector works on whole chunks, so a piece of text may need the text after it"
             )
         return None
 
     def stream(self, inputs: Tensor, state: TextState | None) -> tuple[Tensor, TextState]:
-        """Read on from a state; None is the start of a text.
+        """Continue reading from a state; None is the start of a text.
 
-        Any split of a text gives the hidden states of one pass over all of it.
+        Any split of a text into pieces gives the hidden states of one pass over the whole text.
 
         Args:
             inputs: [B, T] int64.
 
         Returns:
-            hidden states after the final norm [B, T, D], and the state after the last position.
+            Hidden states after the final norm [B, T, D], and the state after the last position.
         """
         assert self.why_not_stream() is None
         ids = inputs if state is None else torch.cat((state.ids, inputs), dim=1)
@@ -247,20 +247,20 @@ class LanguageModel(nn.Module):
         return rms_norm(x, self.final_norm_eps), TextState(ids[:, -LOOK_BACK:], after)
 
     def logits(self, hidden: Tensor) -> Tensor:
-        """hidden [B, T, D] after the final norm -> logits [B, T, V], capped when there is a cap."""
+        """hidden [B, T, D] after the final norm -> logits [B, T, V], capped if the model has a softcap."""
         z = self.head(hidden, self.embedding.table.weight)
         if self.logit_bias is not None:
             z = z + self.logit_bias
         return z if self.softcap is None else self.softcap(z)
 
     def cross_entropy(self, hidden: Tensor, targets: Tensor, z_loss_weight: float) -> CrossEntropy:
-        """Of `logits(hidden)` on targets [B, T], for training: no logits are kept."""
+        """Return the training loss of `logits(hidden)` on targets [B, T], without keeping the logits."""
         return chunked_cross_entropy(
-            self.head.features(hidden).flatten(0, 1),
+            self.head.features(hidden).flatten(0, 1),  # [B T, E]
             self.head.weight(self.embedding.table.weight),
             self.logit_bias,
             self.softcap,
-            targets.flatten(),
+            targets.flatten(),  # [B T]
             z_loss_weight=z_loss_weight,
         )
 

@@ -18,33 +18,33 @@ ORTHOGONAL_MIN_SIDE = 64
 
 
 def is_large(weight: Tensor) -> bool:
-    """Whether `orthogonal_init` means this matrix."""
+    """Return whether `orthogonal_init` applies to this matrix."""
     return min(weight.shape) >= ORTHOGONAL_MIN_SIDE
 
 
 def rms_norm(x: Tensor, eps: float = FLOAT32_EPS) -> Tensor:
-    """x / sqrt(mean(x^2) + eps) over the last axis, no learned gain; eps is the same in bfloat16."""
+    """Return x / sqrt(mean(x^2) + eps) over the last axis, without a gain; eps is the same in bfloat16."""
     return F.rms_norm(x, (x.shape[-1],), eps=eps)
 
 
 def rotary_angles(
     positions: int, rope_dims: int, *, base: float, train_length: int | None, device: torch.device
 ) -> tuple[Tensor, Tensor]:
-    """Cosines and sines [T, rope_dims/2] of the rotary embedding, float32.
+    """Return cosines and sines [T, rope_dims/2] of the rotary embedding, float32.
 
-    Past the training length the base grows by (T / train_length)^(n / (n - 2)), n = rope_dims, so
-    that the slowest wave still covers the text once ("NTK-aware" scaling).
+    Beyond the training length the base grows by (T / train_length)^(n / (n - 2)), n = rope_dims, so
+    that the slowest wave still spans the text ("NTK-aware" scaling).
     """
     if train_length is not None and positions > train_length:
         base *= (positions / train_length) ** (rope_dims / (rope_dims - 2))
     exponents = torch.arange(0, rope_dims, 2, dtype=torch.float32, device=device) / rope_dims
     times = torch.arange(positions, dtype=torch.float32, device=device)
-    angles = torch.outer(times, base**-exponents)
+    angles = torch.outer(times, base**-exponents)  # [T, rope_dims / 2]
     return angles.cos(), angles.sin()
 
 
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotate the first 2*cos.shape[-1] dims of x [B, H, T, d] by halves; the rest passes through."""
+    """Rotate the first 2*cos.shape[-1] dims of x [B, H, T, d], half against half; keep the others."""
     half = cos.shape[-1]
     cos, sin = cos.to(x.dtype), sin.to(x.dtype)
     first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
@@ -52,7 +52,7 @@ def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 def exclude_self(y: Tensor, v: Tensor) -> Tensor:
-    """XSA: take from each head's output its projection on that position's own value.
+    """XSA: subtract from each head's output its projection onto the value at the same position.
 
     Args:
         y: attention output [B, H, T, d].
@@ -60,7 +60,7 @@ def exclude_self(y: Tensor, v: Tensor) -> Tensor:
     """
     B, H, T, d = y.shape
     unit = F.normalize(v, dim=-1).unsqueeze(2)  # [B, K, 1, T, d]
-    grouped = y.reshape(B, v.shape[1], H // v.shape[1], T, d)
+    grouped = y.reshape(B, v.shape[1], H // v.shape[1], T, d)  # [B, K, H / K, T, d]
     projection = (grouped * unit).sum(-1, keepdim=True) * unit
     return (grouped - projection).reshape(B, H, T, d)
 
@@ -70,10 +70,10 @@ class CausalSelfAttention(nn.Module):
 
     Args:
         dim: model width D. heads: H. kv_heads: K, divides H.
-        rope_dims: how many dims of each head are rotated, 0 for all.
+        rope_dims: number of rotated dims per head, 0 for all.
         rope_base, rope_train_length: see `rotary_angles`.
         q_gain: start of the learned gain on each query head.
-        exclude_self: subtract the own value's direction from the output (XSA).
+        exclude_self: subtract the direction of the position's own value from the output (XSA).
     """
 
     def __init__(
@@ -105,7 +105,7 @@ class CausalSelfAttention(nn.Module):
     ) -> Tensor:
         """x [B, T, D], extra_value [B, T, K*d] added to the values -> [B, T, D].
 
-        With a count only the last `count` positions ask: [B, count, D].
+        With `count`, only the last `count` positions are queries: [B, count, D].
         """
         B, T, D = x.shape
         asking = T if count is None else count
@@ -113,8 +113,8 @@ class CausalSelfAttention(nn.Module):
         if extra_value is not None:
             value = value + extra_value.to(value.dtype)
         q = self.query(x[:, T - asking :]).view(B, asking, self.heads, self.head_dim)
-        k = self.key(x).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
-        v = value.view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)
+        k = self.key(x).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)  # [B, K, T, d]
+        v = value.view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)  # [B, K, T, d]
         cos, sin = rotary_angles(
             T,
             self.rope_dims,
@@ -123,7 +123,7 @@ class CausalSelfAttention(nn.Module):
             device=x.device,
         )
         q = apply_rotary(rms_norm(q.transpose(1, 2)), cos[T - asking :], sin[T - asking :])
-        q = q * self.q_gain.to(q.dtype)[:, None, None]
+        q = q * self.q_gain.to(q.dtype)[:, None, None]  # [B, H, count, d]
         k = apply_rotary(rms_norm(k), cos, sin)
         seen = None
         if asking < T:
@@ -142,10 +142,10 @@ class CausalSelfAttention(nn.Module):
 
 
 class SquaredReluMLP(nn.Module):
-    """down(act(up(x))) with act(x) = leaky_relu(x, negative_slope)^2; slope 0 is relu^2. No bias.
+    """MLP down(act(up(x))) with act(x) = leaky_relu(x, negative_slope)^2; slope 0 is relu^2. No bias.
 
     Args:
-        inner_norm_eps: of an RMS norm in front of `down` (#903), or None for no norm.
+        inner_norm_eps: eps of an RMS norm before `down` (#903), or None for no norm.
     """
 
     def __init__(
@@ -164,7 +164,7 @@ class SquaredReluMLP(nn.Module):
 
 
 class SmearGate(nn.Module):
-    """Blend each position with the one before: (1-g) x_t + g x_{t-1}, g = sigmoid(gate), x_{-1} = 0."""
+    """Blend of each position with the previous one: (1-g) x_t + g x_{t-1}, g = sigmoid(gate), x_{-1} = 0."""
 
     def __init__(self, *, dim: int) -> None:
         super().__init__()

@@ -1,7 +1,7 @@
 """Mamba-2 in the shared U-Net (#903), with the parameters and layout of the `mamba-ssm` package.
 
-Block: x = mix[0] x + mix[1] x0; x += ssm_scale * mixer(rms(x)); on every `mlp_every`-th block, the
-first one included, x += mlp_scale * W2 rms(relu(W1 rms(x))^2).
+Block: x = mix[0] x + mix[1] x0; x += ssm_scale * mixer(rms(x)); on every `mlp_every`-th block,
+starting with the first, x += mlp_scale * W2 rms(relu(W1 rms(x))^2).
 Mixer: [z, x, B, C, dt] = W_in u; x, B, C = silu(conv(x, B, C)); dt = softplus(dt + dt_bias);
 y = ssd(x, dt, -exp(A_log), B, C) + D x; out = W_out (gain * rms(y * silu(z))).
 Source: Dao and Gu (2024); submission #903.
@@ -25,27 +25,27 @@ from jepa_lm.model.unet import UNet
 from jepa_lm.utils.errors import UserError
 
 DT_MIN, DT_MAX, DT_FLOOR = 0.001, 0.1, 1e-4
-"""Time steps start log-uniform between the first two, and no shorter than the third."""
+"""Initial time steps are log-uniform in [DT_MIN, DT_MAX] and at least DT_FLOOR."""
 A_RANGE = (1.0, 16.0)
-"""Decay rates start uniform between these."""
+"""Range of the initial decay rates, which are uniform."""
 
 
 def wide(x: Tensor) -> Tensor:
-    """In float32 at least: what decays and norms are computed in."""
+    """Return x in float32 or wider, the precision of decays and norms."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 class MixerState(NamedTuple):
-    """What a mixer must know of the text so far."""
+    """State of a mixer after the text so far."""
 
     conv: Tensor
     """The last W - 1 inputs of the convolution, [B, W - 1, C]."""
     ssm: Tensor
-    """The state of the scan, [B, H, P, N], float32."""
+    """State of the scan, [B, H, P, N], float32."""
 
 
 class GatedRMSNorm(nn.Module):
-    """gain * rms(y * silu(z)), each group of channels by itself."""
+    """gain * rms(y * silu(z)), with the RMS taken over each group of channels."""
 
     def __init__(self, *, dim: int, groups: int, eps: float) -> None:
         super().__init__()
@@ -55,17 +55,18 @@ class GatedRMSNorm(nn.Module):
     def forward(self, y: Tensor, z: Tensor) -> Tensor:
         """y, z [..., I] -> [..., I]."""
         gated = wide(y) * F.silu(wide(z))
+        # Normalise [..., G, I / G], then flatten to [..., I].
         normed = rms_norm(gated.unflatten(-1, (self.groups, -1)), self.eps).flatten(-2)
         return (self.weight * normed).to(y.dtype)
 
 
 class Mamba2Mixer(nn.Module):
-    """The mixer; its state dict is that of `mamba_ssm.Mamba2` with the same sizes.
+    """Mamba-2 mixer with the same state dict as `mamba_ssm.Mamba2` of the same sizes.
 
     Args:
-        dim: D. state_dim: N. conv_width: W. head_dim: P. groups: G. expand: I over D.
-        chunk: positions of a chunk of the pure scan; it changes speed, not results.
-        norm_eps: of the gated norm.
+        dim: D. state_dim: N. conv_width: W. head_dim: P. groups: G. expand: I / D.
+        chunk: positions per chunk of the PyTorch scan; affects speed, not results.
+        norm_eps: eps of the gated norm.
     """
 
     def __init__(
@@ -85,7 +86,7 @@ class Mamba2Mixer(nn.Module):
         self.heads, self.groups, self.state_dim = self.inner // head_dim, groups, state_dim
         self.chunk = chunk
         self.triton = False
-        """Whether CUDA tensors go to mamba-ssm's kernels; set by `Mamba2.use_kernel`."""
+        """True if CUDA tensors go to the kernels of mamba-ssm; set by `Mamba2.use_kernel`."""
         channels = self.inner + 2 * groups * state_dim
         self.in_proj = nn.Linear(dim, self.inner + channels + self.heads, bias=False)
         self.conv1d = nn.Conv1d(
@@ -93,7 +94,7 @@ class Mamba2Mixer(nn.Module):
         )
         dt = torch.exp(torch.empty(self.heads).uniform_(math.log(DT_MIN), math.log(DT_MAX)))
         dt = dt.clamp(min=DT_FLOOR)
-        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # softplus inverted
+        self.dt_bias = nn.Parameter(dt + torch.log(-torch.expm1(-dt)))  # inverse softplus
         self.A_log = nn.Parameter(torch.empty(self.heads).uniform_(*A_RANGE).log())
         self.D = nn.Parameter(torch.ones(self.heads))
         self.norm = GatedRMSNorm(dim=self.inner, groups=groups, eps=norm_eps)
@@ -106,11 +107,11 @@ class Mamba2Mixer(nn.Module):
         x, b, c = self._parts(mixed)
         before = None if state is None else state.ssm
         y, ssm = self._scan(x, self._steps(dt), -wide(self.A_log).exp(), b, c, before)
-        y = y + x * self.D.to(x.dtype)[:, None]
+        y = y + x * self.D.to(x.dtype)[:, None]  # [B, T, H, P], flattened to [B, T, I] below
         return self.out_proj(self.norm(y.flatten(2), z)), MixerState(conv, ssm)
 
     def absorb(self, u: Tensor) -> MixerState:
-        """The state after u [B, T, D] from an empty start, without computing outputs."""
+        """Return the state after u [B, T, D] from an empty start, without computing outputs."""
         weight = self.in_proj.weight[self.inner :]
         xbc, dt = F.linear(u, weight).split((self.conv1d.in_channels, self.heads), -1)
         mixed, conv = self._convolve(xbc, None)
@@ -125,7 +126,7 @@ class Mamba2Mixer(nn.Module):
         return ssd(x, dt, a, b, c, state, chunk=self.chunk)
 
     def scan_flops_per_token(self, seq_len: int) -> int:
-        """Forward FLOPs of the pure scan: products inside chunks, states taken up and read out."""
+        """Return forward FLOPs of the PyTorch scan: products inside chunks, state updates and reads."""
         L = min(self.chunk, seq_len)
         return 2 * L * (self.groups * self.state_dim + self.inner) + 4 * self.inner * self.state_dim
 
@@ -133,20 +134,20 @@ class Mamba2Mixer(nn.Module):
         return F.softplus(wide(dt) + wide(self.dt_bias))
 
     def _parts(self, mixed: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """x [B, T, H, P] and b, c [B, T, G, N] out of the convolved channels [B, T, C]."""
+        """Split the convolved channels [B, T, C] into x [B, T, H, P] and b, c [B, T, G, N]."""
         states = self.groups * self.state_dim
         x, b, c = mixed.split((self.inner, states, states), -1)
         return (
-            x.unflatten(-1, (self.heads, -1)),
-            b.unflatten(-1, (self.groups, -1)),
-            c.unflatten(-1, (self.groups, -1)),
+            x.unflatten(-1, (self.heads, -1)),  # [B, T, H, P]
+            b.unflatten(-1, (self.groups, -1)),  # [B, T, G, N]
+            c.unflatten(-1, (self.groups, -1)),  # [B, T, G, N]
         )
 
     def _convolve(self, xbc: Tensor, before: Tensor | None) -> tuple[Tensor, Tensor]:
-        """silu(conv) of xbc [B, T, C] after the inputs `before` [B, W - 1, C]; also the new ones."""
+        """Return silu(conv) of xbc [B, T, C] after `before` [B, W - 1, C], and the last W - 1 inputs."""
         W = self.conv1d.kernel_size[0]
         if before is None:
-            padded = F.pad(xbc, (0, 0, W - 1, 0))
+            padded = F.pad(xbc, (0, 0, W - 1, 0))  # [B, W - 1 + T, C]
         else:
             padded = torch.cat((before.to(xbc.dtype), xbc), dim=1)
         T = xbc.shape[1]
@@ -159,7 +160,7 @@ class Mamba2Mixer(nn.Module):
 
 
 class Mamba2Block(nn.Module):
-    """A mixer and, on some blocks, an MLP, with learned per-channel scales."""
+    """Block of a mixer and optionally an MLP, with learned per-channel scales."""
 
     def __init__(
         self, *, dim: int, mixer: Mamba2Mixer, mlp: SquaredReluMLP | None, norm_eps: float
@@ -175,13 +176,13 @@ class Mamba2Block(nn.Module):
         return self.stream(x, x0, None)[0]
 
     def stream(self, x: Tensor, x0: Tensor, state: MixerState | None) -> tuple[Tensor, MixerState]:
-        """The same, going on from the state before x; also the state after it."""
+        """Run the block on x [B, T, D], continuing from `state`; return the output and the new state."""
         x = self._mix(x, x0)
         y, state = self.mixer(rms_norm(x, self.norm_eps), state)
         return self._mlp(x + self.ssm_scale * y), state
 
     def tail(self, x: Tensor, x0: Tensor, extra_value: Tensor | None, count: int) -> Tensor:
-        """The outputs of the last `count` positions, [B, count, D]; earlier ones only feed the state."""
+        """Return outputs of the last `count` positions, [B, count, D]; earlier ones only feed the state."""
         if count == x.shape[1]:
             return self(x, x0)
         x = self._mix(x, x0)
@@ -206,13 +207,13 @@ class Mamba2(UNet):
     Args:
         dim: D. layers: depth.
         state_dim, conv_width, head_dim, groups, expand, chunk: see Mamba2Mixer.
-        mlp_every: blocks 0, n, 2n, ... have an MLP; 0: none has.
-        mlp_multiple: its hidden width over D.
-        norm_eps: of the norms in front of mixer and MLP, and inside the MLP.
-        gated_norm_eps: of the mixer's norm.
+        mlp_every: blocks 0, n, 2n, ... have an MLP; 0 means no MLP.
+        mlp_multiple: hidden width of the MLP over D.
+        norm_eps: eps of the norms before mixer and MLP, and inside the MLP.
+        gated_norm_eps: eps of the mixer's norm.
 
     Raises:
-        UserError: widths that do not divide.
+        UserError: a count is below 1, or widths do not divide.
     """
 
     recurrent = True
@@ -271,7 +272,7 @@ class Mamba2(UNet):
         super().__init__(blocks=(block(i) for i in range(layers)), dim=dim)
 
     def use_kernel(self, kernel: str) -> None:
-        """Choose the implementation of the scan: auto, torch or triton; see `may_use_triton`."""
+        """Choose the implementation of the scan: `auto`, `torch` or `triton`, see `may_use_triton`."""
         triton = may_use_triton(kernel)
         for module in self.modules():
             if isinstance(module, Mamba2Mixer):

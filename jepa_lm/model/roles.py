@@ -1,6 +1,7 @@
-"""Which role each parameter has: matrix, embedding, conv, head or vector.
+"""Roles of parameters: matrix, embedding, conv, head or vector.
 
-The role comes from the type of the module that owns it; a module may name another in `parameter_role`."""
+The type of the owning module decides the role; a module may override it with `parameter_role`.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +13,7 @@ ROLES = ("matrix", "embedding", "conv", "head", "vector")
 
 
 def parameter_roles(model: nn.Module) -> dict[str, str]:
-    """Role of every parameter by name; a shared parameter appears once."""
+    """Return the role of every parameter by name; a shared parameter appears once."""
     roles = {}
     seen = set()
     for prefix, module in model.named_modules():
@@ -36,5 +37,5 @@ def _role(module: nn.Module, name: str) -> str:
 
 
 def matches(entry: str, name: str, role: str) -> bool:
-    """Whether a role or a pattern of names (with * and ?) fits a parameter."""
+    """Return whether `entry`, a role or a name pattern with * and ?, matches a parameter."""
     return entry == role or (entry not in ROLES and fnmatchcase(name, entry))

@@ -1,4 +1,4 @@
-"""The U-Net transformer of submissions #832, #1196, #1243 and #1581; each feature is a setting.
+"""The U-Net transformer of submissions #832, #1196, #1243 and #1581, with a setting for each feature.
 
 Block: x = mix[0] x + mix[1] x0; x += attn_scale * attn(s rms(x)); x += mlp_scale * mlp(s rms(x)),
 s = 1/sqrt(layer + 1) with `ln_scale`, else 1.
@@ -15,7 +15,7 @@ from jepa_lm.utils.errors import UserError
 
 
 class TransformerBlock(nn.Module):
-    """Attention and MLP with learned per-channel scales; `resid_mix` blends the input back in."""
+    """Attention and MLP with learned per-channel scales; `resid_mix` blends in the embedded input."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class TransformerBlock(nn.Module):
         return self.tail(x, x0, extra_value, None)
 
     def tail(self, x: Tensor, x0: Tensor, extra_value: Tensor | None, count: int | None) -> Tensor:
-        """The outputs of the last `count` positions, [B, count, D]; earlier ones are only looked at."""
+        """Return outputs of the last `count` positions, [B, count, D], which attend to the earlier ones."""
         if self.resid_mix is not None:
             x = self.resid_mix[0] * x + self.resid_mix[1] * x0
         read = self.attention(rms_norm(x) * self.input_scale, extra_value, count)
@@ -52,18 +52,18 @@ class Transformer(UNet):
     Args:
         dim: width D. layers: depth. heads: query heads H. kv_heads: K, divides H.
         mlp_multiple: hidden width of the MLP over D.
-        mlp_negative_slope: of the squared leaky relu; 0 is relu^2.
+        mlp_negative_slope: slope of the squared leaky relu; 0 is relu^2.
         q_gain: start of the gain on each query head.
-        rope_dims: rotated dims of each head, 0 for all. rope_base: of the frequencies.
-        rope_train_length: past this length the base grows; None never scales.
-        xsa_last: how many of the last layers exclude the own value (XSA).
+        rope_dims: rotated dims per head, 0 for all. rope_base: base of the frequencies.
+        rope_train_length: beyond this length the base grows; None never scales it.
+        xsa_last: number of last layers that exclude the position's own value (XSA).
         ln_scale: scale the normed input of layer l by 1/sqrt(l + 1).
         resid_mix: blend the embedded input into every block.
         orthogonal_init: matrices with both sides >= 64 start orthogonal (#832, #1243) instead of
-            with the framework's default. Output projections start at zero in any case.
+            with PyTorch's default. Output projections always start at zero.
 
     Raises:
-        UserError: a width that does not divide, or more XSA layers than layers.
+        UserError: a width does not divide, or xsa_last exceeds layers.
     """
 
     def __init__(

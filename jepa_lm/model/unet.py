@@ -1,7 +1,7 @@
-"""The U-Net over blocks that every backbone here shares: early outputs are added back late.
+"""The U-Net that all backbones share: outputs of early blocks are added to inputs of late ones.
 
-Blocks 0..L-1; the first L//2 push their output on a stack; the j-th later block first adds
-skip_weights[j] * pop(), last pushed first, while the stack lasts.
+Blocks 0..L//2-1 of L push their outputs on a stack. The j-th later block first adds
+skip_weights[j] * pop() to its input, last in first out, until the stack is empty.
 Source: submissions #832, #903, #1196, #1243, #1581.
 """
 
@@ -17,41 +17,41 @@ from jepa_lm.utils.errors import UserError
 
 
 class Carry(NamedTuple):
-    """What travels from block to block; a pass can be cut at any block and taken up again."""
+    """State of a pass between two blocks; a pass can be cut at any block and resumed."""
 
     layer: int
     """The next block to run."""
     x: Tensor
-    """Its input [B, T, D], before the skip is added."""
+    """Input of that block [B, T, D], before the skip is added."""
     x0: Tensor
     """The embedded input [B, T, D]."""
     stack: tuple[Tensor, ...]
-    """Outputs [B, T, D] of early blocks that wait to be added back."""
+    """Outputs [B, T, D] of early blocks that are still to be added."""
     taps: dict[int, Tensor]
-    """Outputs [B, T, D] of the blocks that were asked for, so far."""
+    """Outputs [B, T, D] of the requested blocks so far."""
 
     def detach(self) -> Carry:
-        """The same without gradients: what runs on from here trains only the blocks that follow."""
+        """Return a copy without gradients: a loss after it trains only the blocks that follow."""
         stack = tuple(x.detach() for x in self.stack)
         taps = {layer: x.detach() for layer, x in self.taps.items()}
         return Carry(self.layer, self.x.detach(), self.x0.detach(), stack, taps)
 
 
 RunBlock: TypeAlias = Callable[[int, Tensor, Tensor], Tensor]
-"""(layer, x, x0) -> the next x: how a pass runs its blocks, when not as usual."""
+"""(layer, x, x0) -> the next x: replaces the usual call of a block."""
 
 
 class UNet(nn.Module):
-    """Runs blocks with U-Net skips.
+    """Blocks with U-Net skips.
 
-    A block maps (x, x0, extra_value) to the next x, all [B, T, D]. Its `tail` takes a count as well and
-    returns the last positions alone. A recurrent one has `stream`: (x, x0, state) to (x, state).
+    A block maps (x, x0, extra_value) to the next x, all [B, T, D]. Its `tail` also takes a count and
+    returns only the last positions. A recurrent block has `stream`: (x, x0, state) to (x, state).
     """
 
     recurrent = False
-    """Whether the past fits into a state, so that a text can be read piece by piece."""
+    """True if the past fits into a state, so that a text can be read piece by piece."""
     takes_values = True
-    """Whether `extra_value` means something to the blocks."""
+    """True if the blocks use `extra_value`."""
 
     def __init__(self, *, blocks: Iterable[nn.Module], dim: int) -> None:
         super().__init__()
@@ -73,10 +73,10 @@ class UNet(nn.Module):
 
         Args:
             carry: where to start; `Carry(0, x0, x0, (), {})` is the beginning.
-            extra_values: what a layer's attention adds to its values, by layer.
+            extra_values: additions to the attention values, by layer.
             until: the block to stop before; the number of blocks runs them all.
-            taps: layers whose output [B, T, D] is wanted as well.
-            run: runs a block in another way than by calling it.
+            taps: layers whose output [B, T, D] is returned as well.
+            run: replaces the usual call of a block.
         """
         x, x0, stack, tapped = carry.x, carry.x0, list(carry.stack), dict(carry.taps)
         for i in range(carry.layer, until):
@@ -90,7 +90,7 @@ class UNet(nn.Module):
         return Carry(until, x, x0, tuple(stack), tapped)
 
     def tail(self, carry: Carry, extra_values: Mapping[int, Tensor], count: int) -> Tensor:
-        """Finish a pass that stands before the last block, for the last `count` positions alone."""
+        """Finish a pass that has reached the last block, for the last `count` positions: [B, count, D]."""
         last = len(self.blocks) - 1
         assert carry.layer == last
 
@@ -100,7 +100,7 @@ class UNet(nn.Module):
         return self(carry, extra_values, until=last + 1, run=run).x
 
     def stream(self, x0: Tensor, states: Sequence[Any]) -> tuple[Tensor, list[Any]]:
-        """Read on: x0 [B, T, D] and each block's state before it -> the output and the states after."""
+        """Continue reading: x0 [B, T, D] and the states of all blocks -> the output and the new states."""
         after: list[Any] = []
 
         def run(i: int, x: Tensor, x0: Tensor) -> Tensor:
@@ -112,7 +112,11 @@ class UNet(nn.Module):
         return done.x, after
 
     def use_kernel(self, kernel: str) -> None:
-        """Choose between implementations of the blocks, where there are several."""
+        """Choose between implementations of the blocks, if there are several.
+
+        Raises:
+            UserError: the backbone has only one.
+        """
         raise UserError(
-            f"model.kernel={kernel}: this backbone has one implementation; leave it out"
+            f"model.kernel={kernel}: this backbone has only one implementation; omit the key"
         )

@@ -1,6 +1,6 @@
-"""Which context latent predicts which target latent.
+"""Alignments: which context latent predicts which target latent.
 
-Each alignment calls the predictor and returns pairs of equal shape, with weights that add up to 1.
+Each alignment calls the predictor and returns pairs of equal shape, with weights that sum to 1.
 Legend: B batch, N latents, M masked positions, D width.
 """
 
@@ -17,23 +17,23 @@ from jepa_lm.utils.errors import UserError
 
 
 class Pair(NamedTuple):
-    """Predictions and what they are held against, [B, N', D] each."""
+    """Predictions and their targets, [B, N', D] each."""
 
     prediction: Tensor
     target: Tensor
     context: Tensor
-    """The context latents that the predictions were made from, [B, N', D of the context]."""
+    """Context latents that the predictions were made from, [B, N', D of the context]."""
     weight: float
     """Share of this pair in the prediction loss."""
 
 
 class Alignment(nn.Module):
-    """Pairs predictions with targets."""
+    """Pairing of predictions with targets."""
 
     needs_mask = False
 
     def check(self, latents: int) -> None:
-        """Raise UserError when rows of this many latents are too short."""
+        """Raise UserError if rows with this many latents are too short."""
 
     def forward(
         self, predictor: Predictor | None, context: Tensor, target: Tensor, masked: Tensor | None
@@ -43,7 +43,7 @@ class Alignment(nn.Module):
 
 
 def apply(predictor: Predictor | None, x: Tensor, offset: int = 0) -> Tensor:
-    """The prediction; without a predictor the latents themselves."""
+    """Return the prediction, or the latents themselves if there is no predictor."""
     return x if predictor is None else predictor(x, offset)
 
 
@@ -57,7 +57,7 @@ class SamePosition(Alignment):
 
 
 class MaskedPositions(Alignment):
-    """At the masked positions of the context view, latent n predicts target n."""
+    """Latent n predicts target n at the masked positions of the context view."""
 
     needs_mask = True
 
@@ -65,7 +65,7 @@ class MaskedPositions(Alignment):
         self, predictor: Predictor | None, context: Tensor, target: Tensor, masked: Tensor | None
     ) -> list[Pair]:
         assert masked is not None
-        seen = context.index_select(1, masked)
+        seen = context.index_select(1, masked)  # [B, M, D]
         return [Pair(apply(predictor, seen), target.index_select(1, masked), seen, 1.0)]
 
 
@@ -73,8 +73,8 @@ class Offsets(Alignment):
     """Latent n predicts target n + k, for each k of a list.
 
     Args:
-        offsets: k, at least 1 each. weights: of each, None for equal ones; only their ratios count.
-        stride: predict from every stride-th latent only.
+        offsets: k, each at least 1. weights: one per offset, or None for equal ones; only ratios matter.
+        stride: predict only from every stride-th latent.
     """
 
     def __init__(
@@ -83,7 +83,7 @@ class Offsets(Alignment):
         super().__init__()
         if not offsets or min(offsets) < 1 or stride < 1:
             raise UserError(
-                f"jepa.alignment.offsets={list(offsets)} stride={stride}: at least one, all positive"
+                f"jepa.alignment.offsets={list(offsets)} stride={stride}: at least one offset, all positive"
             )
         self.offsets, self.stride = list(offsets), stride
         self.weights = shares("jepa.alignment.weights", weights, len(self.offsets))
@@ -109,7 +109,7 @@ class NextFromStart(Alignment):
     """Latent n - 1 predicts target n; a learned start vector predicts target 0 (#832).
 
     Args:
-        dim: of the start vector. std: it starts at N(0, std).
+        dim: width of the start vector. std: the start vector is N(0, std).
     """
 
     def __init__(self, *, dim: int, std: float) -> None:
@@ -119,16 +119,16 @@ class NextFromStart(Alignment):
     def forward(
         self, predictor: Predictor | None, context: Tensor, target: Tensor, masked: Tensor | None
     ) -> list[Pair]:
-        start = self.start.to(context.dtype).expand(len(context), 1, -1)
-        previous = torch.cat((start, context[:, :-1]), dim=1)
+        start = self.start.to(context.dtype).expand(len(context), 1, -1)  # [B, 1, D]
+        previous = torch.cat((start, context[:, :-1]), dim=1)  # [B, N, D]
         return [Pair(apply(predictor, previous), target, previous, 1.0)]
 
 
 class Rollout(Alignment):
-    """p_0 = latent n, p_k = predictor(p_{k-1}) is held against target n + k, for k = 1..steps.
+    """Rollout: p_0 = latent n, and p_k = predictor(p_{k-1}) predicts target n + k, for k = 1..steps.
 
     Args:
-        steps: K. weights: of each step, None for equal ones; only their ratios count.
+        steps: K. weights: one per step, or None for equal ones; only ratios matter.
     """
 
     def __init__(self, *, steps: int, weights: Sequence[float] | None = None) -> None:
@@ -150,14 +150,18 @@ class Rollout(Alignment):
         pairs = []
         rolled = context
         for k, weight in enumerate(self.weights, start=1):
-            # What runs past the end has no target; causal predictors give the same without it.
+            # The last latent has no target; a causal predictor gives the same without it.
             rolled = apply(predictor, rolled[:, :-1])
             pairs.append(Pair(rolled, target[:, k:], context[:, :-k], weight))
         return pairs
 
 
 def shares(key: str, weights: Sequence[float] | None, count: int) -> list[float]:
-    """Weights scaled to add up to 1."""
+    """Return weights scaled to sum to 1; None means equal weights.
+
+    Raises:
+        UserError: the number of weights is not `count`, one is negative, or all are 0.
+    """
     if weights is None:
         return [1.0 / count] * count
     if len(weights) != count or min(weights) < 0 or sum(weights) <= 0:

@@ -1,6 +1,6 @@
-"""Whether the parts of an objective go together with each other, the model and the data.
+"""Checks that the parts of an objective fit each other, the model and the data.
 
-Everything here runs before data is read; each function raises UserError with the setting to change.
+All checks run before data is read; each raises UserError with the setting to change.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ if TYPE_CHECKING:
     from jepa_lm.objective.latent_prediction import LatentPrediction
 
 ROWS = 2
-"""Of the batch that shapes are tried on."""
+"""Rows of the batch used to check shapes."""
 
 
 def check_length(objective: LatentPrediction, model: LanguageModel, seq_len: int) -> None:
-    """Views, taps, pooling and alignment fit the model and sequences of this length."""
+    """Check that views, taps, pooling and alignment fit the model and sequences of this length."""
     objective.context.check(model, seq_len)
     objective.target.check(model, seq_len)
     reach, tapped = objective.reach, objective.context.main_taps(model)
     if reach is not None and tapped and max(tapped) < model.layers - reach:
         raise UserError(
             f"jepa.reach={reach}: stops gradients above jepa.context.tap={objective.context.tap}, so "
-            "nothing of the trunk would be trained; reach further or tap later"
+            "no part of the trunk would be trained; raise jepa.reach or tap a later block"
         )
     positions = seq_len
     for side, tap in (("context", objective.context.tap), ("target", objective.target.tap)):
@@ -50,19 +50,19 @@ def check_length(objective: LatentPrediction, model: LanguageModel, seq_len: int
 
 
 def check_hinges(objective: LatentPrediction, model: LanguageModel) -> None:
-    """No hinge asks for a standard deviation that a normalised tensor cannot have (trap 12)."""
+    """Check that no hinge asks for a standard deviation that a normalised tensor cannot reach."""
     for name, part in objective.regularizers.items():
         assert isinstance(part, Regularizer)
         limit = _reachable_std(objective, model, part.tensor)
         if part.weight and part.gamma is not None and limit is not None and part.gamma > limit:
             raise UserError(
-                f"jepa.regularizers.{name}.gamma={part.gamma:g}: never reached; on {part.tensor}, which "
-                f"is normalised, all dims together reach a std of at most {limit:.4g}"
+                f"jepa.regularizers.{name}.gamma={part.gamma:g}: can never be reached; {part.tensor} is "
+                f"normalised, so its dims together have a std of at most {limit:.4g}"
             )
 
 
 def _reachable_std(objective: LatentPrediction, model: LanguageModel, tensor: str) -> float | None:
-    """Largest std that every dim of a normalised tensor can have; None where nothing bounds it."""
+    """Return the largest std that all dims of a normalised tensor can have; None if it is unbounded."""
     projector, predictor = objective.projector, objective.predictor
     projected = None if projector is None else projector.out_dim
     if tensor == "normed_prediction" and objective.normalisation is not None:
@@ -80,21 +80,21 @@ def _reachable_std(objective: LatentPrediction, model: LanguageModel, tensor: st
 
 
 def check_draws(objective: LatentPrediction) -> None:
-    """No joint sample is made of latents that are different positions on different ranks."""
+    """Check that no joint sample mixes latents of different positions from different ranks."""
     if not objective.global_statistics or objective.draws == "shared":
         return
     for name, part in objective.regularizers.items():
         assert isinstance(part, Regularizer)
         if part.per_step and part.tensor != "context" and objective.alignment.needs_mask:
             raise UserError(
-                f"jepa.draws={objective.draws}: each rank masks other positions, so "
-                f"jepa.regularizers.{name} has no time steps in common with jepa.global_statistics=true; "
+                f"jepa.draws={objective.draws}: ranks mask different positions, so jepa.regularizers.{name} "
+                f"has no time steps in common for jepa.global_statistics=true; "
                 f"set jepa.draws=shared or jepa.regularizers.{name}.per_step=false"
             )
 
 
 def check_start(objective: LatentPrediction) -> None:
-    """No trained predictor starts at zero under a normalisation without a gradient there (#1243)."""
+    """Check that no trained predictor starts at zero where the gradient at zero explodes (#1243)."""
     predictor = objective.predictor
     if predictor is None or not predictor.starts_at_zero:
         return
@@ -102,20 +102,20 @@ def check_start(objective: LatentPrediction) -> None:
     fragile = any(getattr(part, "fragile_at_zero", False) for part in parts)
     if fragile and any(p.requires_grad for p in predictor.parameters()):
         raise UserError(
-            "jepa.predictor.output_start=zero: a zero vector has no direction, so its gradient under "
-            "this normalisation is 3e3 (RMS) to 1e9 (L2); start it orthogonal, or freeze it with "
-            "optimizer.freeze=[objective.predictor.*]"
+            "jepa.predictor.output_start=zero: a zero vector has no direction, so this normalisation "
+            "multiplies its gradient by 3e3 (RMS) to 1e9 (L2); set output_start=orthogonal, or freeze the "
+            "predictor with optimizer.freeze=[objective.predictor.*]"
         )
 
 
 def check_shapes(objective: LatentPrediction, model: LanguageModel, seq_len: int) -> None:
-    """Widths fit from part to part: the loss is run on shapes alone, on PyTorch's meta device."""
+    """Check that the widths of all parts fit, by running the loss on PyTorch's meta device."""
     known, asked = (
         getattr(part, "offsets", None) for part in (objective.predictor, objective.alignment)
     )
     if known is not None and known != len(asked or []):
         raise UserError(
-            f"jepa.predictor.offsets={known}: jepa.alignment.offsets={asked}, make their number agree"
+            f"jepa.predictor.offsets={known}: jepa.alignment.offsets={asked}, make their number equal"
         )
     objective, model = copy.deepcopy(objective).to("meta"), copy.deepcopy(model).to("meta")
     inputs = torch.zeros(ROWS, seq_len, dtype=torch.long, device="meta")
@@ -128,7 +128,7 @@ def check_shapes(objective: LatentPrediction, model: LanguageModel, seq_len: int
                 if pair.prediction.shape != pair.target.shape:
                     raise UserError(
                         f"jepa: predictions are {_shape(pair.prediction)}, their targets "
-                        f"{_shape(pair.target)}; make pooling and widths of both sides agree"
+                        f"{_shape(pair.target)}; make pooling and widths of both sides equal"
                     )
             objective.components(latents, step_context, all_of_them=True)
     except RuntimeError as error:

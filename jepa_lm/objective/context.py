@@ -1,4 +1,4 @@
-"""The context: what predictions are made from."""
+"""The context: the latents that predictions are made from."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ class Context(nn.Module):
     """A view of the text, a tap on its pass and a pooling.
 
     Args:
-        view: what the encoder sees; None reads the main pass, which costs no second one.
-        tap: which hidden state, see `jepa_lm.objective.taps`.
+        view: what the encoder sees; None reuses the main pass, without a second one.
+        tap: which hidden state to read, see `jepa_lm.objective.taps`.
         pooling: None keeps every position.
         stop_gradient: the objective does not train the trunk through the context.
     """
@@ -35,7 +35,7 @@ class Context(nn.Module):
         self.view, self.tap, self.pooling, self.stop_gradient = view, tap, pooling, stop_gradient
 
     def check(self, model: LanguageModel, seq_len: int) -> None:
-        """Raise UserError for a tap, view or pooling that does not fit model and data."""
+        """Raise UserError if the tap, view or pooling does not fit the model and the data."""
         check_tap(model, self.tap, "jepa.context.tap")
         if self.view is not None:
             self.view.check(seq_len, "jepa.context.view")
@@ -43,7 +43,7 @@ class Context(nn.Module):
             self.pooling.check(seq_len, "jepa.context.pooling")
 
     def main_taps(self, model: LanguageModel) -> list[int]:
-        """Blocks whose outputs the main pass has to keep."""
+        """Return the blocks whose outputs the main pass has to keep."""
         return tapped_layers(model, self.tap) if self.view is None else []
 
     def forward(
@@ -54,7 +54,7 @@ class Context(nn.Module):
         step_context: StepContext,
         reach: int | None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Latents [B, N, D] and the masked positions [M], if the view masks any."""
+        """Return latents [B, N, D] and the masked positions [M], or None if the view masks none."""
         masked = None
         if self.view is None:
             encoded = main

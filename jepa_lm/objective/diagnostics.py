@@ -1,9 +1,9 @@
-"""What a loss alone does not show: whether predictions beat trivial ones, and whether latents live.
+"""Diagnostics beyond the loss: do predictions beat trivial ones, and have the latents collapsed?
 
-The loss of two collapsed encoders is perfect, so beside it stand the cosine and the R^2 of predictions
+Collapsed encoders have a perfect loss. So these diagnostics also measure the cosine and R^2 of predictions
 against targets, the same for two trivial predictors (the mean of the targets; the context latent
-itself), and the spread of the latents: effective rank (exponential of the entropy of the singular
-values of centred rows; Roy, Vetterli 2007) and standard deviation of each dim.
+itself), and the spread of the latents: effective rank (exponential of the entropy of the normalised
+singular values of centred rows; Roy, Vetterli 2007) and standard deviation of each dim.
 Legend: R rows, D latent width.
 """
 
@@ -19,15 +19,15 @@ from jepa_lm.utils.errors import UserError
 
 DEAD_STD = 0.1
 MIN_ROWS_FOR_ALARM = 8
-"""So few rows have no rank worth a name."""
+"""With fewer rows, the effective rank means nothing."""
 
 
 def effective_rank(rows: Tensor) -> Tensor:
-    """[R, D] -> scalar between 1 and min(R - 1, D); 1 for rows that do not differ at all."""
+    """[R, D] -> scalar between 1 and min(R - 1, D); 1 for identical rows."""
     centred = (rows - rows.mean(0)).double()
-    if not centred.isfinite().all():  # the eigenvalue solver would raise
+    if not centred.isfinite().all():  # the eigenvalue solver would raise an error
         return centred.new_tensor(float("nan"))
-    # The smaller Gram matrix has the same spectrum; float64, or rounding looks like rank.
+    # Both Gram matrices have the same nonzero eigenvalues; in float32, rounding would look like rank.
     gram = centred.T @ centred if len(rows) >= rows.shape[1] else centred @ centred.T
     singular = torch.linalg.eigvalsh(gram).clamp(min=0).sqrt()
     share = singular / singular.sum().clamp(min=1e-30)
@@ -35,10 +35,10 @@ def effective_rank(rows: Tensor) -> Tensor:
 
 
 def spread(rows: Tensor) -> dict[str, Tensor]:
-    """How much [R, D] rows differ from each other."""
+    """Return measures of how much rows [R, D] differ from each other."""
     std = rows.std(0, unbiased=False)
     centred = rows - rows.mean(0)
-    covariance = centred.T @ centred / len(rows)
+    covariance = centred.T @ centred / len(rows)  # [D, D]
     off_diagonal = covariance - torch.diag(covariance.diagonal())
     return {
         "effective_rank": effective_rank(rows),
@@ -50,7 +50,7 @@ def spread(rows: Tensor) -> dict[str, Tensor]:
 
 
 def r_squared(prediction: Tensor, target: Tensor) -> Tensor:
-    """1 - squared error over that of the best constant, the mean target; [R, D] -> scalar."""
+    """Return 1 - squared error / squared error of the mean target; [R, D] twice -> scalar."""
     residual = (prediction - target).square().sum()
     return 1 - residual / (target - target.mean(0)).square().sum().clamp(min=1e-30)
 
@@ -58,7 +58,7 @@ def r_squared(prediction: Tensor, target: Tensor) -> Tensor:
 def prediction_quality(
     prediction: Tensor, target: Tensor, context: Tensor | None
 ) -> dict[str, Tensor]:
-    """Predictions against targets, [R, D] each, beside what trivial predictors reach."""
+    """Return cosine and R^2 of predictions against targets, [R, D] each, and of trivial predictors."""
     mean = target.mean(0).expand_as(target)
     found = {
         "cosine": F.cosine_similarity(prediction, target, dim=-1).mean(),
@@ -72,7 +72,7 @@ def prediction_quality(
 
 
 class Collapse(NamedTuple):
-    """A reading that stayed below a threshold."""
+    """A measurement that stayed below a threshold."""
 
     step: int
     tensor: str
@@ -89,17 +89,17 @@ class Collapse(NamedTuple):
 
 
 class MonitorSettings:
-    """When to measure, and when to call it a collapse.
+    """Settings of when to measure and what counts as a collapse.
 
     Args:
-        every: optimizer steps between measurements. rows: at most this many rows enter one.
-        per_layer: the objective's share of the gradient for every block, too.
-        min_rank: an effective rank below this is a collapse.
-        min_std: so is a median std of the dims below this.
-        patience: measurements in a row that have to agree.
+        every: optimizer steps between measurements. rows: maximum rows per measurement.
+        per_layer: also measure the objective's share of the gradient for every block.
+        min_rank: an effective rank below this counts as collapse.
+        min_std: a median std of the dims below this counts as collapse.
+        patience: consecutive measurements that must be below a threshold.
 
     Raises:
-        UserError: a number that is not positive.
+        UserError: `every`, `rows` or `patience` is below 1.
     """
 
     def __init__(
@@ -119,17 +119,17 @@ class MonitorSettings:
         self.min_rank, self.min_std, self.patience = min_rank, min_std, patience
 
     def sample(self, x: Tensor) -> Tensor:
-        """[B, N, D] -> evenly spaced rows [R, D], at most `rows`."""
-        rows = x.detach().flatten(0, -2)
+        """[B, N, D] -> at most `rows` evenly spaced rows [R, D]."""
+        rows = x.detach().flatten(0, -2)  # [B N, D]
         return rows[:: max(1, -(-len(rows) // self.rows))]
 
 
 class CollapseAlarm:
-    """Raises one alarm when latents stay below a threshold.
+    """Alarm that is raised once, when latents stay below a threshold.
 
     Args:
-        diagnostics: thresholds and patience. cause: what in the composition lets it happen.
-        tensors: which of context and target hold latents; predictions may be as flat as they like.
+        diagnostics: thresholds and patience. cause: what in the composition allows a collapse.
+        tensors: which of `context` and `target` to watch; predictions may have any spread.
     """
 
     def __init__(
@@ -140,11 +140,11 @@ class CollapseAlarm:
     ) -> None:
         self.settings, self.cause, self.tensors = diagnostics, cause, tensors
         self.low: dict[str, int] = {}
-        """Readings in a row below the threshold, by figure."""
+        """Consecutive measurements below the threshold, by figure."""
         self.raised: Collapse | None = None
 
     def read(self, step: int, figures: dict[str, float], rows: int) -> Collapse | None:
-        """Take a measurement; returns the collapse when this one raises the alarm."""
+        """Process a measurement; return the collapse if it raises the alarm, else None."""
         if rows < MIN_ROWS_FOR_ALARM:
             return None
         for tensor in self.tensors:

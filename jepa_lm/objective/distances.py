@@ -1,7 +1,7 @@
-"""How far predictions are from targets: two [..., D] -> a scalar. The reduction is always stated.
+"""Distances of predictions from targets: [..., D] twice -> scalar, with an explicit reduction.
 
-`mean` averages over all elements, so unit vectors at a right angle are 2/D apart: read the cosine
-beside it. `sum` adds up the D dimensions and averages over rows.
+`mean` averages over all elements, so orthogonal unit vectors are only 2/D apart: compare with the
+cosine. `sum` sums over the D dimensions and averages over rows.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ class _Elementwise(nn.Module):
 
 
 class MSE(_Elementwise):
-    """(p - t)^2."""
+    """Squared error (p - t)^2."""
 
     def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
         """[..., D] twice -> scalar."""
@@ -39,7 +39,7 @@ class MSE(_Elementwise):
 
 
 class SmoothL1(_Elementwise):
-    """d^2 / (2 beta) where d = |p - t| < beta, else d - beta / 2."""
+    """Smooth L1: d^2 / (2 beta) where d = |p - t| < beta, else d - beta / 2."""
 
     def __init__(self, *, reduction: Reduction, beta: float = 1.0) -> None:
         super().__init__(reduction=reduction)
@@ -52,7 +52,7 @@ class SmoothL1(_Elementwise):
 
 
 class Cosine(nn.Module):
-    """scale (1 - cos), averaged over rows; scale 2 is the squared distance of unit vectors."""
+    """Cosine distance scale (1 - cos), mean over rows; scale 2 is the squared distance of unit vectors."""
 
     fragile_at_zero = True
 

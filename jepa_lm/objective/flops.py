@@ -1,4 +1,4 @@
-"""What an objective costs: FLOPs of its own passes, forward and backward, counted as they run."""
+"""Cost of an objective: FLOPs of its own forward and backward passes, counted while they run."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from jepa_lm.objective.step_context import StepContext
 from jepa_lm.schedules.clock import ProgressClock
 
 ATTENTION = {torch.ops.aten.bmm, torch.ops.aten.baddbmm}
-"""Attention's products (linears are plain ones); causality halves them. A scan's count in full."""
+"""Batched products: those of attention count half because of causality, those of a scan in full."""
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 ROWS = 2
-"""Of the counted batch; regularizers on rows need at least two."""
+"""Rows of the counted batch; regularizers over rows need at least two."""
 
 
 def _shapes(module: AnyModule) -> AnyModule:
-    """A copy on the meta device; no weight is copied on the way, so it fits beside any model."""
+    """Return a copy on the meta device, without copying any weight."""
     parameters = {
         id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
         for p in module.parameters()
@@ -35,9 +35,9 @@ def _shapes(module: AnyModule) -> AnyModule:
 def objective_flops_per_token(
     model: LanguageModel, objective: LatentPrediction | None, seq_len: int
 ) -> int:
-    """Training FLOPs that an active objective adds to a token of the main pass.
+    """Return the training FLOPs that an active objective adds per token of the main pass.
 
-    Shapes alone are run, on PyTorch's meta device, so this takes about a second and no memory.
+    Everything runs on PyTorch's meta device, so this takes about a second and no memory.
     """
     if objective is None or not objective.weight:
         return 0

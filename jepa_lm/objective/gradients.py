@@ -1,7 +1,7 @@
-"""Where the gradient of an objective goes: its share at the trunk, and a table of reach.
+"""Gradients of an objective at the trunk, compared with those of cross entropy.
 
-The share tells whether an objective trains the trunk at all, and how much beside cross entropy; the
-table tells the same before training, for every loss and module.
+The share shows whether an objective trains the trunk at all, and how strongly compared with cross
+entropy; the table in `reach.py` shows the same before training, for every loss and module.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from jepa_lm.model import LanguageModel
 
 
 def gradients(loss: Tensor, parameters: Iterable[Tensor]) -> list[Tensor]:
-    """Gradients of a loss, zeros where it does not reach; the graph is kept and `.grad` untouched."""
+    """Return the gradients of a loss, zeros where there is none; keep the graph and leave `.grad` alone."""
     parameters = list(parameters)
     if not loss.requires_grad or not parameters:
         return [torch.zeros_like(p) for p in parameters]
@@ -24,13 +24,13 @@ def gradients(loss: Tensor, parameters: Iterable[Tensor]) -> list[Tensor]:
 
 
 def norm(tensors: Iterable[Tensor]) -> Tensor:
-    """L2 norm of all values together."""
+    """Return the L2 norm over all values of all tensors."""
     norms = [t.float().norm() for t in tensors]
     return torch.stack(norms).norm() if norms else torch.zeros(())
 
 
 def compare_gradients(ce: list[Tensor], aux: list[Tensor]) -> dict[str, Tensor]:
-    """Share of the auxiliary gradient in the sum of norms, and its cosine with the other."""
+    """Return the auxiliary share of the sum of both norms, and the cosine of both gradients."""
     ce_norm, aux_norm = norm(ce), norm(aux)
     dot = torch.stack([(a * b).sum() for a, b in zip(ce, aux, strict=True)]).sum()
     return {
@@ -42,10 +42,13 @@ def compare_gradients(ce: list[Tensor], aux: list[Tensor]) -> dict[str, Tensor]:
 def trunk_gradients(
     model: LanguageModel, ce: Tensor, aux: Tensor, *, per_layer: bool
 ) -> dict[str, Tensor]:
-    """The auxiliary loss beside cross entropy, both as weighted in the total, at the trunk.
+    """Compare the gradients of cross entropy and the auxiliary loss at the trunk.
 
     Args:
-        per_layer: also for every block.
+        ce, aux: the losses as weighted in the total. per_layer: also compare for every block.
+
+    Returns:
+        Gradient share and cosine at the trunk; empty if the trunk is frozen.
     """
     trunk = [p for p in model.backbone.parameters() if p.requires_grad]
     if not trunk:  # frozen on purpose

@@ -1,4 +1,4 @@
-"""The objective: latents of a context predict latents of a target, under guards against collapse.
+"""The objective: context latents predict target latents, with regularizers against collapse.
 
     context view -> encoder -> tap -> pooling -> projector -> context latents
     target source                  -> pooling -> projector -> target latents
@@ -7,9 +7,9 @@
            + regularizers_weight * sum_regularizers weight * regularizer
 
 `jepa.weight` times the schedule scales this whole loss; the task adds it to the cross entropy. Parts
-are chosen in YAML, so a new recipe is a YAML file. Statistics (variance, covariance, SIGReg) are
-those of a rank's micro-batch, or of all ranks' with `global_statistics`; the prediction is always the
-mean of a rank's micro-batch, which DDP averages over ranks.
+are chosen in YAML, so a new recipe is a YAML file. Statistics (variance, covariance, SIGReg) are taken
+over the micro-batch of a rank, or over those of all ranks with `global_statistics`; the prediction loss
+is always the mean over a rank's micro-batch, which DDP averages over ranks.
 Legend: B batch, N latents of a row, D latent width.
 """
 
@@ -44,17 +44,17 @@ WHEN_ZERO = ("skip", "multiply")
 
 @dataclass
 class Latents:
-    """What an objective compares, all float32."""
+    """Tensors that an objective compares, all float32."""
 
     pairs: list[Pair]
-    """Before normalisation; targets with gradients where their source has them."""
+    """Pairs before normalisation; targets have gradients if their source has."""
     normed: list[tuple[Tensor, Tensor]]
-    """Prediction and target [B, N', D] of each pair as the distance sees them."""
+    """Prediction and target [B, N', D] of each pair as passed to the distance."""
     context: Tensor
     """All context latents [B, N, D]."""
 
     def at(self, place: str) -> Tensor:
-        """The tensor [B, N, D] that a regularizer on this place gets."""
+        """Return the tensor [B, N, D] that a regularizer with `tensor=place` gets."""
         if place == "context":
             return self.context
         if place == "normed_prediction":
@@ -65,31 +65,32 @@ class Latents:
 
 
 class LatentPrediction(nn.Module):
-    """A JEPA objective.
+    """JEPA objective: an auxiliary loss composed of parts.
 
     Args:
-        weight: scales the whole auxiliary loss. schedule: a factor on it over the clock, or None.
-        ce_schedule: a factor on the cross entropy over the clock, or None; without effect when
-            weight is 0, which is cross entropy alone for every objective.
-        prediction_weight: of the prediction within the auxiliary loss. regularizers_weight: a factor
-            on all regularizers, on top of their own weights.
-        placebo: a control: each prediction is held against the target of another row of the batch,
-            so parameters, FLOPs and form are the same and there is nothing to predict.
+        weight: factor on the whole auxiliary loss. schedule: scheduled factor on it, or None.
+        ce_schedule: scheduled factor on the cross entropy, or None; it has no effect if weight is 0,
+            which means cross entropy alone for every objective.
+        prediction_weight: weight of the prediction within the auxiliary loss. regularizers_weight: factor
+            on all regularizers, in addition to their own weights.
+        placebo: control in which each prediction is compared with the target of another row of the batch:
+            parameters, FLOPs and form stay the same, but there is nothing to predict.
         reach: the objective trains only the last n blocks of the trunk; None trains all of it.
-        global_statistics: regularizers see the rows of all ranks.
-        when_zero: where its schedule gives 0 the objective is left out (`skip`), so that the optimizer leaves
-            its modules alone, or multiplied by 0 (`multiply`), so that their moments run on (#832).
-        draws: random spans and the like are `shared` by all ranks, or drawn `per_rank`. Those of a
-            regularizer stay shared with `global_statistics`: joint samples need the same directions.
-        context, target, alignment, distance: the parts, see their modules.
-        projector: before predictor and distance, on both sides, or None.
-        predictor: from context latents to target latents, or None for the latents themselves.
-        normalisation: of both sides before the distance, or None.
-        regularizers: by name; the name is what they are logged under.
-        diagnostics: what is measured beside the loss, and when collapse raises an alarm.
+        global_statistics: compute regularizers over the rows of all ranks.
+        when_zero: while the schedule gives 0, either leave the objective out (`skip`), so that the
+            optimizer does not touch its modules, or multiply it by 0 (`multiply`), so that their moments
+            keep being updated (#832).
+        draws: random draws such as spans are `shared` by all ranks or made `per_rank`. Draws of
+            regularizers stay shared with `global_statistics`, as joint samples need the same directions.
+        context, target, alignment, distance: see their modules.
+        projector: applied to both sides before predictor and distance, or None.
+        predictor: maps context latents to target latents, or None for the latents themselves.
+        normalisation: applied to both sides before the distance, or None.
+        regularizers: by name; they are logged under their names.
+        diagnostics: settings of the diagnostics and of the collapse alarm.
 
     Raises:
-        UserError: parts that do not go together.
+        UserError: a value is out of range, or the parts do not fit each other.
     """
 
     def __init__(
@@ -139,12 +140,12 @@ class LatentPrediction(nn.Module):
         self.regularizers = nn.ModuleDict(dict(regularizers or {}))
         self.diagnostics = diagnostics
         for name in self.regularizers.keys() & {"prediction", "loss", "weight", "share"}:
-            raise UserError(f"jepa.regularizers.{name}: this name is taken, choose another")
+            raise UserError(f"jepa.regularizers.{name}: this name is reserved, choose another")
         guarded = regularizers_weight and any(r.weight for r in (regularizers or {}).values())
         if not prediction_weight and not guarded:
             raise UserError(
-                "jepa.prediction_weight=0 without a regularizer of a weight above 0 leaves nothing to "
-                "train; for the control set jepa.weight=0"
+                "jepa.prediction_weight=0: leaves nothing to train without a regularizer of positive weight; "
+                "for the control, set jepa.weight=0"
             )
         if alignment.needs_mask and not (context.view is not None and context.view.masks):
             raise UserError(
@@ -154,17 +155,17 @@ class LatentPrediction(nn.Module):
     # ---- at the start of a run
 
     def prepare(self, model: LanguageModel, seq_len: int) -> None:
-        """Check the composition against model and data, and take the copies that follow the model.
+        """Check the composition against model and data, and make the copies that follow the model.
 
         Raises:
-            UserError: naming the setting that does not fit.
+            UserError: names the setting that does not fit.
         """
         if self.reach is not None and not 0 <= self.reach <= model.layers:
             raise UserError(f"jepa.reach={self.reach}: 0 to the {model.layers} blocks, or null")
         if self.reach is not None:
             for name, vector in self.context.named_parameters():
                 assert name == "view.vector"
-                vector.requires_grad_(False)  # below every block, so nothing could train it
+                vector.requires_grad_(False)  # it lies below every block, so nothing trains it
         check_length(self, model, seq_len)
         check_hinges(self, model)
         check_draws(self)
@@ -174,21 +175,21 @@ class LatentPrediction(nn.Module):
     # ---- weights over the clock
 
     def scale(self, clock: ProgressClock) -> float:
-        """What the auxiliary loss is multiplied by now."""
+        """Return the current factor on the auxiliary loss."""
         if not self.weight:
             return 0.0
         return self.weight * (1.0 if self.schedule is None else self.schedule(clock))
 
     def active(self, clock: ProgressClock) -> bool:
-        """Whether it is part of the loss now; with weight 0 it never is."""
+        """Return whether the objective is currently part of the loss; never with weight 0."""
         return bool(self.weight) and (self.when_zero == "multiply" or self.scale(clock) != 0)
 
     def ce_scale(self, clock: ProgressClock) -> float:
-        """What the cross entropy is multiplied by now."""
+        """Return the current factor on the cross entropy."""
         return 1.0 if self.ce_schedule is None or not self.weight else self.ce_schedule(clock)
 
     def phases(self) -> dict[str, list[dict[str, object]]]:
-        """Every schedule's phases, for `describe=true`."""
+        """Return the phases of every schedule, for `describe=true`."""
         named = {"jepa.schedule": self.schedule, "jepa.ce_schedule": self.ce_schedule}
         for name, part in self.regularizers.items():
             assert isinstance(part, Regularizer)
@@ -197,7 +198,7 @@ class LatentPrediction(nn.Module):
         return {k: s.phases() for k, s in {**named, "jepa.target.momentum": momentum}.items() if s}
 
     def weakness(self) -> str:
-        """What in the composition lets latents collapse, for the alarm."""
+        """Return what in the composition may let latents collapse, for the alarm."""
         guards = [n for n, r in self.regularizers.items() if r.weight and self.regularizers_weight]
         trained = not self.target.stop_gradient and not self.target.keeps_copy
         if trained and not guards:
@@ -212,14 +213,14 @@ class LatentPrediction(nn.Module):
     # ---- the loss
 
     def main_needs(self, model: LanguageModel) -> tuple[tuple[int, ...], int | None]:
-        """What the main pass has to keep: blocks to tap, and where to cut it for `reach`."""
+        """Return what the main pass has to keep: blocks to tap, and the block to cut at for `reach`."""
         taps = {*self.context.main_taps(model), *self.target.main_taps(model)}
         return tuple(sorted(taps)), kept_block(model, self.reach)
 
     def forward(
         self, model: LanguageModel, batch: Batch, main: Encoded, progress: StepContext
     ) -> tuple[Tensor, dict[str, Tensor]]:
-        """The auxiliary loss, before `scale`, and its components, detached."""
+        """Return the auxiliary loss before `scale`, and its detached components."""
         components = self.components(self.compare(model, batch, main, progress), progress)
         detached = {name: loss.detach() for name, loss in components.items()}
         return self.total(components, progress.clock), detached
@@ -227,7 +228,7 @@ class LatentPrediction(nn.Module):
     def compare(
         self, model: LanguageModel, batch: Batch, main: Encoded, progress: StepContext
     ) -> Latents:
-        """Predictions, targets and context latents of a micro-batch."""
+        """Compute predictions, targets and context latents of a micro-batch."""
         inputs = batch["inputs"]
         progress = replace(progress, per_rank=self.draws == "per_rank")
         main = limit_reach(model, main, self.main_needs(model)[0], self.reach)
@@ -254,7 +255,7 @@ class LatentPrediction(nn.Module):
     def components(
         self, latents: Latents, progress: StepContext, *, all_of_them: bool = False
     ) -> dict[str, Tensor]:
-        """`prediction` and each regularizer, unweighted; those of weight 0 only on request."""
+        """Return unweighted `prediction` loss and regularizers; those of weight 0 only if `all_of_them`."""
         joint = self.global_statistics and progress.world_size > 1
         own = self.draws == "per_rank" and not self.global_statistics
         progress = replace(progress, joint=joint, per_rank=own)
@@ -273,12 +274,12 @@ class LatentPrediction(nn.Module):
         return found
 
     def total(self, components: Mapping[str, Tensor], clock: ProgressClock) -> Tensor:
-        """The weighted sum of components."""
+        """Return the weighted sum of the components."""
         weights = self.weights(clock)
         return torch.stack([weights[name] * loss for name, loss in components.items()]).sum()
 
     def weights(self, clock: ProgressClock) -> dict[str, float]:
-        """The weight of each component within the auxiliary loss now."""
+        """Return the current weight of each component within the auxiliary loss."""
         found = {"prediction": self.prediction_weight}
         for name, part in self.regularizers.items():
             assert isinstance(part, Regularizer)
@@ -289,18 +290,18 @@ class LatentPrediction(nn.Module):
     # ---- after a step
 
     def after_step(self, model: LanguageModel, clock: ProgressClock) -> None:
-        """Move what follows the model. Called once after each optimizer step."""
+        """Update the copies that follow the model. Called once after each optimizer step."""
         if self.weight:
             self.target.after_step(model, self.projector, clock)
 
 
 def _of_another_row(target: Tensor, step_context: StepContext) -> Tensor:
-    """Latents [B, N, D] in the places of other rows: all moved on by one draw of 1 to B - 1."""
+    """Return latents [B, N, D] with their rows rotated by a random shift of 1 to B - 1."""
     rows = len(target)
     if rows < 2:
         raise EveryRankError(
-            "jepa.placebo=true: gives a row the target of another one, so a micro-batch needs at least "
-            "two sequences; raise data.batch_tokens or lower trainer.accumulate_grad_batches"
+            "jepa.placebo=true: each row gets the target of another row, so a micro-batch needs at least two "
+            "sequences; raise data.batch_tokens or lower trainer.accumulate_grad_batches"
         )
     shift = torch.randint(1, rows, (1,), generator=step_context.generator(0, "placebo"))
     order = (torch.arange(rows) + shift) % rows
@@ -308,7 +309,7 @@ def _of_another_row(target: Tensor, step_context: StepContext) -> Tensor:
 
 
 def _once(project: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """The same, but a tensor is projected once: context and target may be one tensor (#903)."""
+    """Wrap a projector so that it projects a tensor once: context and target may be one tensor (#903)."""
     seen: list[Tensor] = []
 
     def call(x: Tensor) -> Tensor:

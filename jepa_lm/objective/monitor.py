@@ -1,4 +1,4 @@
-"""Measures an objective now and then during a run, warns once, and says in words what it found."""
+"""Monitor of an objective: measures at intervals, warns once, and reports its findings in words."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ class ObjectiveMonitor:
     """Diagnostics of one run.
 
     Args:
-        objective: what is watched; it is not changed.
+        objective: the objective to measure; it is not changed.
     """
 
     def __init__(self, objective: LatentPrediction) -> None:
         self.objective = objective
-        # Without a predictor, what is called context is the prediction itself.
+        # Without a predictor, the context is the prediction itself.
         tensors = ("target",) if objective.predictor is None else ("context", "target")
         self.alarm = CollapseAlarm(objective.diagnostics, objective.weakness(), tensors)
         self.figures: dict[str, float] = {}
-        """Of the newest measurement."""
+        """Figures of the latest measurement."""
         self.warnings: list[str] = []
         self.switched_off = False
-        """Whether the newest measurement fell into a phase without the objective."""
+        """True if the latest measurement fell into a phase without the objective."""
 
     def due(self, step: int) -> bool:
-        """Whether to measure at this step."""
+        """Return whether to measure at this step."""
         return step % self.objective.diagnostics.every == 0
 
     def measure(
@@ -48,10 +48,10 @@ class ObjectiveMonitor:
         step: int,
         ce_weight: float,
     ) -> list[str]:
-        """Measure on a micro-batch, in a pass of its own; returns new warnings.
+        """Measure on a micro-batch in a separate pass; return new warnings.
 
-        The two gradients are compared as weighted now, but the objective's by its full weight in a
-        phase that has it switched off.
+        The two gradients are compared with their current weights; in a phase without the objective, its
+        gradient has its full weight.
         """
         objective = self.objective
         devices = [batch["inputs"].device] if batch["inputs"].is_cuda else []
@@ -84,8 +84,9 @@ class ObjectiveMonitor:
         return self._judge(step, rows, model.injector is not None)
 
     def _latents(self, latents: Latents, found: dict[str, Tensor]) -> int:
-        """Add the figures of the latents; returns how many rows the smallest sample had."""
+        """Add the figures of the latents to `found`; return the number of rows of the smallest sample."""
         sample = self.objective.diagnostics.sample
+        # All pairs together, [rows, D] each.
         prediction = torch.cat([p.flatten(0, -2) for p, _ in latents.normed])
         target = torch.cat([t.flatten(0, -2) for _, t in latents.normed])
         context = None
@@ -115,7 +116,7 @@ class ObjectiveMonitor:
             + (
                 "only its injected features can change the score"
                 if injects
-                else "it cannot be why a score changes"
+                else "it cannot explain a change in the score"
             )
         )
         if self.figures.get("trunk_gradient_share") == 0.0 and untouched not in self.warnings:
@@ -125,11 +126,11 @@ class ObjectiveMonitor:
     def interval(
         self, total: float, scale: float, components: dict[str, float], clock: ProgressClock
     ) -> dict[str, float]:
-        """What is logged on an interval, by metric: losses and their shares of the total.
+        """Return what is logged at an interval, by metric: losses and their shares of the total.
 
         Args:
-            total: the whole loss. components: `loss` and the objective's parts, of the newest step
-                that had the objective; empty when none had it. scale: the weight it had there.
+            total: the whole loss. components: `loss` and the objective's parts at the latest step with
+                the objective; empty if there was none. scale: the weight of the objective at that step.
         """
         weights = self.objective.weights(clock)
         figures = {"weight": self.objective.scale(clock), **components}
@@ -139,7 +140,7 @@ class ObjectiveMonitor:
         return {f"jepa/{name}": value for name, value in figures.items()}
 
     def state_dict(self) -> dict[str, Any]:
-        """What a resumed run needs, in plain containers."""
+        """Return the state that a resumed run needs, in plain containers."""
         raised = self.alarm.raised
         return {
             "figures": self.figures,
@@ -149,13 +150,13 @@ class ObjectiveMonitor:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on where another run stopped."""
+        """Restore the state that `state_dict` returned."""
         self.figures, self.warnings = state["figures"], state["warnings"]
         self.alarm.low = state["low"]
         self.alarm.raised = None if state["raised"] is None else Collapse(**state["raised"])
 
     def summary(self) -> dict[str, Any]:
-        """For summary.json."""
+        """Return the entries for summary.json."""
         raised = self.alarm.raised
         return {
             **self.figures,
@@ -164,34 +165,34 @@ class ObjectiveMonitor:
         }
 
     def in_words(self) -> list[str]:
-        """What the newest measurement says, for people."""
+        """Return sentences that explain the latest measurement."""
         if not self.figures:
             return []
         f = self.figures
         verdict = "better" if f["r2"] > 0 else "no better"
         lines = [
-            f"predictions point {f['cosine']:.2f} along their targets (1 is perfect; always answering "
-            f"the mean target: {f['cosine_of_mean']:.2f}), and explain {max(0.0, f['r2']):.0%} of how "
-            f"targets differ: {verdict} than the mean"
+            f"predictions have cosine {f['cosine']:.2f} with their targets (1 is perfect; always predicting "
+            f"the mean target: {f['cosine_of_mean']:.2f}) and explain {max(0.0, f['r2']):.0%} of the "
+            f"variance of the targets: {verdict} than the mean"
         ]
         if "r2_of_copy" in f:
             lines.append(f"copying the context would explain {max(0.0, f['r2_of_copy']):.0%}")
         lines.append(
-            f"targets fill about {f['effective_rank']:.0f} directions, median spread "
-            f"{f['target_std_median']:.2f} a dimension: "
+            f"targets span about {f['effective_rank']:.0f} directions, median std "
+            f"{f['target_std_median']:.2f} per dimension: "
             + ("collapsed" if self.alarm.raised else "no sign of collapse")
         )
         if "trunk_gradient_share" in f:
-            would = "would, at its full weight, be" if self.switched_off else "is"
+            would = "would contribute, at its full weight," if self.switched_off else "contributes"
             lines.append(
-                f"the objective {would} {f['trunk_gradient_share']:.1%} of the gradient at the trunk, cosine "
-                f"{f['trunk_gradient_cosine']:+.2f} with cross entropy's"
+                f"the objective {would} {f['trunk_gradient_share']:.1%} of the gradient at the trunk; its "
+                f"cosine with the gradient of cross entropy is {f['trunk_gradient_cosine']:+.2f}"
             )
         return lines + [f"warning: {text}" for text in self.warnings]
 
 
 def is_saved_monitor(state: Any) -> bool:
-    """Whether what a checkpoint holds can be what `Watch.state_dict` gave."""
+    """Return whether a value from a checkpoint has the form of `ObjectiveMonitor.state_dict`."""
     try:
         figures, warnings, low = state["figures"], state["warnings"], state["low"]
         kept = (

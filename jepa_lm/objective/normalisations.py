@@ -1,7 +1,7 @@
 """Normalisations of latents, without parameters: [..., D] -> [..., D].
 
-Each knows the largest standard deviation over rows that all its D dimensions can have at once: a
-hinge on a normalised tensor can ask for no more.
+Each knows the largest standard deviation over rows that all its D dimensions can have at once, which
+limits the gamma of a hinge on a normalised tensor.
 """
 
 from __future__ import annotations
@@ -15,23 +15,23 @@ L2_EPS = 1e-12
 
 
 class Normalisation(nn.Module):
-    """Maps [..., D] to [..., D]."""
+    """Map from [..., D] to [..., D]."""
 
     fragile_at_zero = False
-    """Whether its gradient at a zero vector is beyond all use."""
+    """True if its gradient at a zero vector is too large to be useful."""
 
     def reachable_std(self, dim: int) -> float:
-        """Largest std over rows that every dimension can reach together."""
+        """Return the largest std over rows that all dimensions can reach together."""
         raise NotImplementedError
 
 
 class L2(Normalisation):
-    """Rows of unit length; the norm is clamped at 1e-12."""
+    """L2 normalisation to unit length; the norm is clamped at 1e-12."""
 
     fragile_at_zero = True
 
     def reachable_std(self, dim: int) -> float:
-        """Mean squares of the dims add up to 1."""
+        """Return D^-0.5: the mean squares of the dims sum to 1."""
         return dim**-0.5
 
     def forward(self, x: Tensor) -> Tensor:
@@ -39,7 +39,7 @@ class L2(Normalisation):
 
 
 class RMS(Normalisation):
-    """x / sqrt(mean(x^2) + eps). Multiplies gradients at zero by 2900."""
+    """RMS normalisation x / sqrt(mean(x^2) + eps). Multiplies gradients at zero by 2900."""
 
     fragile_at_zero = True
 
@@ -48,7 +48,7 @@ class RMS(Normalisation):
         self.eps = eps
 
     def reachable_std(self, dim: int) -> float:
-        """Mean squares of the dims average to 1."""
+        """Return 1: the mean squares of the dims average to 1."""
         return 1.0
 
     def forward(self, x: Tensor) -> Tensor:
@@ -56,10 +56,10 @@ class RMS(Normalisation):
 
 
 class LayerNorm(Normalisation):
-    """(x - mean) / sqrt(var + 1e-5) over D, no gain and no bias."""
+    """Layer norm (x - mean) / sqrt(var + 1e-5) over D, without gain or bias."""
 
     def reachable_std(self, dim: int) -> float:
-        """Mean squares of the dims average to 1."""
+        """Return 1: the mean squares of the dims average to 1."""
         return 1.0
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Passes of an encoder for an objective: other views, and gradients that stop below the last blocks."""
+"""Encoder passes of an objective: other views, and gradients that stop below the last blocks."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from jepa_lm.objective.views import Seen
 
 
 def kept_block(model: LanguageModel, reach: int | None) -> int | None:
-    """Where the main pass has to be kept for an objective that reaches the last `reach` blocks."""
+    """Return the block before which to keep the main pass, for an objective that reaches `reach` blocks."""
     return None if reach is None else model.layers - reach
 
 
 def limit_reach(
     model: LanguageModel, main: Encoded, taps: Collection[int], reach: int | None
 ) -> Encoded:
-    """The main pass with gradients to its last `reach` blocks only; those blocks run once more."""
+    """Return the main pass with gradients only to its last `reach` blocks, which run once more."""
     if reach is None:
         return main
     assert main.carry is not None
@@ -28,7 +28,7 @@ def limit_reach(
 def encode_view(
     model: LanguageModel, seen: Seen, taps: Collection[int], reach: int | None
 ) -> Encoded:
-    """A pass over a view, with gradients to its last `reach` blocks only."""
+    """Encode a view, with gradients only to the last `reach` blocks (all if None)."""
     if reach is None:
         return model.encode(model.embed(seen.inputs, seen.mask), taps)
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""From hidden states of positions to latents: [B, T, D] -> [B, N, D].
+"""Pooling of hidden states into latents: [B, T, D] -> [B, N, D].
 
 Legend: B batch, T positions, N latents, D width.
 """
@@ -12,13 +12,13 @@ from jepa_lm.utils.errors import UserError
 
 
 class Pooling(nn.Module):
-    """Maps [B, T, D] to [B, N, D]."""
+    """Map from [B, T, D] to [B, N, D]."""
 
     def check(self, seq_len: int, key: str) -> None:
-        """Raise UserError when sequences of this length do not fit; `key` names the pooling."""
+        """Raise UserError if sequences of this length do not fit; `key` is the config key of the pooling."""
 
     def latents(self, seq_len: int) -> int:
-        """N."""
+        """Return N, the number of latents."""
         raise NotImplementedError
 
 
@@ -40,15 +40,15 @@ class _Chunks(Pooling):
 
 
 class ChunkMean(_Chunks):
-    """The mean of each chunk."""
+    """Mean of each chunk."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T / size, D]."""
-        return x.unflatten(1, (-1, self.size)).mean(2)
+        return x.unflatten(1, (-1, self.size)).mean(2)  # over [B, N, size, D]
 
 
 class ChunkLast(_Chunks):
-    """The last position of each chunk, which in a causal model has seen the whole chunk."""
+    """Last position of each chunk, which in a causal model has seen the whole chunk."""
 
     def forward(self, x: Tensor) -> Tensor:
         """[B, T, D] -> [B, T / size, D]."""
@@ -56,7 +56,7 @@ class ChunkLast(_Chunks):
 
 
 class SequenceMean(Pooling):
-    """The mean of all positions."""
+    """Mean of all positions."""
 
     def latents(self, seq_len: int) -> int:
         return 1
@@ -67,7 +67,7 @@ class SequenceMean(Pooling):
 
 
 class PrefixEnd(Pooling):
-    """The last position of the first floor(fraction T) positions."""
+    """Last position of the prefix of floor(fraction T) positions."""
 
     def __init__(self, *, fraction: float) -> None:
         super().__init__()
@@ -76,7 +76,7 @@ class PrefixEnd(Pooling):
     def check(self, seq_len: int, key: str) -> None:
         if not 0 < split_at(seq_len, self.fraction) <= seq_len:
             raise UserError(
-                f"{key}.fraction={self.fraction}: no position of data.seq_len={seq_len} ends it"
+                f"{key}.fraction={self.fraction}: the prefix does not end inside data.seq_len={seq_len}"
             )
 
     def latents(self, seq_len: int) -> int:

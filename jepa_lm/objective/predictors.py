@@ -1,7 +1,7 @@
 """Predictors and projectors: small networks [B, N, D] -> [B, N, E] that train and never ship.
 
-Every one has `out_dim`, its width E, or None where it keeps the width it gets. `offset` tells a
-predictor how many steps ahead it is asked to look, as an index into the alignment's offsets.
+`out_dim` is the width E, or None if a predictor keeps the width of its input. `offset` tells a
+predictor how far ahead to predict, as an index into the offsets of the alignment.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ Start = Literal["default", "orthogonal", "zero"]
 
 
 class Predictor(nn.Module):
-    """Maps latents [B, N, D] to [B, N, E]."""
+    """Map from latents [B, N, D] to [B, N, E]."""
 
     out_dim: int | None = None
     starts_at_zero = False
-    """Whether its output is zero at the start."""
+    """True if its output is zero at the start."""
 
     def forward(self, x: Tensor, offset: int = 0) -> Tensor:
         """[B, N, D] -> [B, N, E]."""
@@ -38,19 +38,19 @@ class Predictor(nn.Module):
 
 
 class MLP(Predictor):
-    """[x +] W2 act(norm(W1 norm(x))).
+    """MLP [x +] W2 act(norm(W1 norm(x))).
 
     Args:
-        dim: D. hidden: inner width. out: E, None for D.
-        activation: relu2 (squared), relu, gelu (exact) or silu. bias: of both linears.
+        dim: D. hidden: inner width. out: E, or None for D.
+        activation: relu2 (squared), relu, gelu (exact) or silu. bias: give both linears a bias.
         input_norm: none or rms, before W1. hidden_norm: none, rms or layer_norm (with gain and
             bias), between W1 and the activation.
-        residual: add the input. dropout: of the hidden units.
-        start: of the weights: default (the framework's) or orthogonal.
-        output_start: of W2; zero also zeroes its bias. None as `start`.
+        residual: add the input. dropout: dropout rate of the hidden units.
+        start: initialisation of the weights: default (PyTorch's) or orthogonal.
+        output_start: initialisation of W2, None as `start`; zero also zeroes its bias.
 
     Raises:
-        UserError: an unknown name, or a residual whose widths differ.
+        UserError: an unknown name, or a residual with different widths.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class MLP(Predictor):
 
 
 class Projection(Predictor):
-    """A linear map D -> E; out None keeps the width."""
+    """Linear map D -> E; out=None keeps the width."""
 
     def __init__(
         self, *, dim: int, out: int | None = None, bias: bool = False, start: Start = "default"
@@ -120,7 +120,11 @@ class Projection(Predictor):
 
 
 class Chain(Predictor):
-    """Several, one after the other, in the order of the mapping."""
+    """Several predictors applied in the order of the mapping.
+
+    Raises:
+        UserError: `parts` is empty.
+    """
 
     def __init__(self, *, parts: Mapping[str, nn.Module]) -> None:
         super().__init__()
@@ -130,7 +134,7 @@ class Chain(Predictor):
         last = list(self.parts.values())[-1]
         assert isinstance(last, Predictor)
         self.out_dim = last.out_dim
-        # Linear maps without bias keep a zero zero.
+        # Linear maps without bias map zero to zero.
         self.starts_at_zero = any(getattr(p, "starts_at_zero", False) for p in self.parts.values())
 
     def forward(self, x: Tensor, offset: int = 0) -> Tensor:
@@ -140,11 +144,11 @@ class Chain(Predictor):
 
 
 class OffsetConditioned(Predictor):
-    """Adds a learned vector for each offset before a shared predictor (#1006, #1012).
+    """A shared predictor whose input gets a learned vector for each offset (#1006, #1012).
 
     Args:
-        dim: D. offsets: how many the alignment has. std: the vectors start at N(0, std).
-        predictor: what follows.
+        dim: D. offsets: number of offsets of the alignment. std: the vectors start at N(0, std).
+        predictor: the shared predictor.
     """
 
     def __init__(self, *, dim: int, offsets: int, std: float, predictor: Predictor) -> None:
@@ -160,7 +164,7 @@ class OffsetConditioned(Predictor):
 
 
 class CausalAttention(Predictor):
-    """x + attention(rms(x)), then x + W2 gelu(W1 rms(x)): looks back over earlier latents (#1277).
+    """Causal attention over earlier latents: x + attention(rms(x)), then x + W2 gelu(W1 rms(x)) (#1277).
 
     Args:
         dim: D. heads: divides D. hidden: inner width of the MLP.

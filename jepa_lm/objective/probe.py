@@ -1,11 +1,11 @@
-"""What the frozen model knows, linearly: top-1/5/10 accuracy of the next token, on request.
+"""Probes of the frozen model, on request: top-1/5/10 accuracy of the next token.
 
 - `head`: the language model's own logits.
-- `linear`: a ridge regression from the hidden state after the final norm to the next token, fitted
+- `linear`: ridge regression from the hidden state after the final norm to the next token, fitted
   on training tokens: argmin_W |H W - Y|^2 + ridge |W|^2 with one-hot Y, solved in float64.
-- `retrieval`: how often an objective's prediction is nearest (by cosine) to its own target among
-  those of the same sample; chance is k / candidates.
-All are measured on validation tokens but the fit.
+- `retrieval`: how often an objective's prediction has its own target among the k nearest (by cosine)
+  targets of the sample; chance is k / candidates.
+Accuracies are measured on validation tokens; only the fit uses training tokens.
 Legend: N tokens, D width, V vocabulary, R rows.
 """
 
@@ -28,13 +28,13 @@ TOP = (1, 5, 10)
 FIT_TOKENS, SCORED_TOKENS = 65_536, 32_768
 CANDIDATES = 512
 RIDGE = 1e-3
-"""Times the mean of the diagonal of H^T H."""
+"""Ridge strength, relative to the mean of the diagonal of H^T H."""
 
 
 def sample_windows(stream: TokenStream, seq_len: int, tokens: int, rows: int) -> Iterable[Batch]:
-    """Evenly spaced windows of a split, about so many tokens, in batches of `rows`.
+    """Yield evenly spaced windows of a split, about `tokens` tokens in total, in batches of `rows`.
 
-    A split that is shorter than a window is one.
+    A split shorter than a window is a single window.
     """
     seq_len = min(seq_len, stream.total - 1)
     count = max(1, min(tokens, stream.total - 1) // seq_len)
@@ -48,14 +48,14 @@ def sample_windows(stream: TokenStream, seq_len: int, tokens: int, rows: int) ->
 
 
 def hits(scores: Tensor, wanted: Tensor) -> Tensor:
-    """How many rows of scores [R, V] have the wanted index [R] among their k best, for each of TOP."""
-    own = scores.gather(1, wanted[:, None])
+    """Return how many rows of scores [R, V] have the wanted index [R] among their k best, for k in TOP."""
+    own = scores.gather(1, wanted[:, None])  # [R, 1]
     better = (scores > own).sum(1)
     return torch.stack([(better < k).sum() for k in TOP]).double()
 
 
 def fit_linear(batches: Iterable[tuple[Tensor, Tensor]], vocab_size: int) -> Tensor:
-    """Ridge regression from hidden states [N, D] to one-hot targets [N]; returns W [D + 1, V]."""
+    """Fit a ridge regression from hidden states [N, D] to one-hot targets [N]; return W [D + 1, V]."""
     gram: Tensor | None = None
     for hidden, targets in batches:
         h = with_bias(hidden)
@@ -70,7 +70,7 @@ def fit_linear(batches: Iterable[tuple[Tensor, Tensor]], vocab_size: int) -> Ten
 
 
 def with_bias(hidden: Tensor) -> Tensor:
-    """[N, D] -> [N, D + 1] float64 on the CPU."""
+    """Append a column of ones: [N, D] -> [N, D + 1], float64 on the CPU."""
     return F.pad(hidden.double().cpu(), (0, 1), value=1.0)
 
 
@@ -81,7 +81,7 @@ def probe(
     data: TokenData,
     step_context: StepContext,
 ) -> dict[str, Any]:
-    """Accuracies by probe, {"head": {"top1": ...}, ...}."""
+    """Return the accuracies by probe, {"head": {"top1": ...}, ...}."""
     was_training = model.training
     model.eval()
     if objective is not None:
@@ -95,17 +95,17 @@ def probe(
     def hidden_states() -> Iterable[tuple[Tensor, Tensor]]:
         for batch in batches("train", FIT_TOKENS):
             final = model.encode(model.embed(batch["inputs"])).final
-            yield final.flatten(0, 1), batch["targets"].flatten().cpu()
+            yield final.flatten(0, 1), batch["targets"].flatten().cpu()  # [N, D], [N]
 
     weights = fit_linear(hidden_states(), model.vocab_size)
     found = {"head": torch.zeros(len(TOP)).double(), "linear": torch.zeros(len(TOP)).double()}
     tokens = 0
     for batch in batches("val", SCORED_TOKENS):
         logits, main = model(batch["inputs"])
-        wanted = batch["targets"].flatten()
+        wanted = batch["targets"].flatten()  # [N]
         tokens += len(wanted)
         found["head"] += hits(logits.flatten(0, 1), wanted).cpu()
-        linear = with_bias(main.final.flatten(0, 1)) @ weights
+        linear = with_bias(main.final.flatten(0, 1)) @ weights  # [N, V]
         found["linear"] += hits(linear, wanted.cpu())
     result: dict[str, Any] = {name: _named(count / tokens) for name, count in found.items()}
     if objective is not None:
@@ -122,6 +122,7 @@ def _retrieval(
 ) -> dict[str, float]:
     _, main = model(batch["inputs"], *objective.main_needs(model))
     latents = objective.compare(model, batch, main, step_context)
+    # Predictions and targets of all pairs, [R, D] each.
     sides = [torch.cat([pair[i].flatten(0, -2) for pair in latents.normed]) for i in (0, 1)]
     step = max(1, len(sides[0]) // CANDIDATES)
     prediction, target = (F.normalize(x[::step][:CANDIDATES], dim=-1) for x in sides)

@@ -1,11 +1,11 @@
 """Sums over all ranks with gradients, for losses that are statistics of the joint batch.
 
-What the ranks exchange are sums over rows, never the rows: each rank works on its own share.
+Ranks exchange sums over rows, never the rows themselves: each rank works on its own share.
 
 Gradients follow one convention. Every rank computes the same loss L of the joint batch, and DDP
-averages gradients over the W ranks; so a rank's backward pass has to give W times dL / d(its rows).
-That is the gradient of the sum of all ranks' losses, so a sum S = sum_r x_r hands each x_r the sum of
-the ranks' gradients at S.
+averages gradients over the W ranks, so the backward pass of a rank must give W dL / d(its rows).
+This is the gradient of the sum of all ranks' losses, so the backward pass of S = sum_r x_r gives each
+x_r the sum of the ranks' gradients at S.
 """
 
 from __future__ import annotations
@@ -37,13 +37,13 @@ class _SumOverRanks(torch.autograd.Function):
 
 
 def sum_over_ranks(x: Tensor, *, replicated: bool = False) -> Tensor:
-    """The sum of all ranks' x, of equal shape, on every rank; x itself for one process.
+    """Return the sum of x over all ranks, on every rank; x itself for a single process.
 
     Args:
-        x: any shape.
-        replicated: nothing but the loss is computed from the sum, so that its gradient is the same on
-            every rank: the sum of gradients is then W times a rank's own, and the backward pass needs
-            no communication. It must be false where the sum meets a rank's own rows again
-            (standardised rows), since gradients at it differ there; the backward pass adds them up.
+        x: any shape, the same on every rank.
+        replicated: only the loss is computed from the sum, so its gradient is the same on every
+            rank: the sum of gradients is W times a rank's own, and the backward pass needs no
+            communication. Set it to false where the sum is combined with a rank's own rows again
+            (standardised rows): the gradients then differ, and the backward pass adds them up.
     """
     return x if world_size() == 1 else _SumOverRanks.apply(x, replicated)

@@ -1,4 +1,4 @@
-"""Which loss reaches which module: gradient norms on random tokens, before training."""
+"""Reach of losses: gradient norms by loss and module, on random tokens before training."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.utils.errors import UserError
 
 PROBE_TOKENS = 128
-"""Longest sequence of the reach table; what reaches what does not depend on it."""
+"""Longest sequence used for the reach table, which does not depend on the length."""
 
 
 PROBE_NOISE = 0.02
@@ -26,14 +26,14 @@ PROBE_NOISE = 0.02
 def reach_table(
     model: LanguageModel, objective: LatentPrediction | None, seq_len: int, frozen: Iterable[str]
 ) -> dict[str, dict[str, float]]:
-    """Gradient norms by loss and module, {loss: {module: norm}}, on random tokens.
+    """Return gradient norms by loss and module, {loss: {module: norm}}, on random tokens.
 
-    Measured on a copy in which tensors that start at zero get small random values: a zero output
-    would hide everything behind it. Frozen parameters stay as they are. A hinge that is met has no
-    gradient at the moment; for it, what its input reaches is measured.
+    They are measured on a copy in which tensors that start at zero get small random values, because a
+    zero output would block the gradient to everything behind it. Frozen parameters keep their values. A
+    satisfied hinge has no gradient, so the reach of its input is measured instead.
 
     Args:
-        frozen: names as the task has them (`model.` and `objective.` in front).
+        frozen: parameter names as the task has them (with the prefix `model.` or `objective.`).
     """
     model, objective = copy.deepcopy((model, objective))
     _fill_zeros(model, "model.", set(frozen))
@@ -70,7 +70,7 @@ def reach_table(
 
 
 def _fill_zeros(module: nn.Module, prefix: str, frozen: set[str]) -> None:
-    """Small random values for every trainable tensor that is zero throughout."""
+    """Give every trainable tensor that is all zeros small random values."""
     draw = torch.Generator().manual_seed(0)
     with torch.no_grad():
         for name, parameter in module.named_parameters():
@@ -81,7 +81,7 @@ def _fill_zeros(module: nn.Module, prefix: str, frozen: set[str]) -> None:
 def _modules(
     model: LanguageModel, objective: LatentPrediction | None
 ) -> Mapping[str, list[nn.Parameter]]:
-    """Trainable parameters by module, blocks one by one."""
+    """Return the trainable parameters by module; each block is a module of its own."""
     found: dict[str, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         parts = name.split(".")
@@ -96,7 +96,7 @@ def _modules(
 def _fitting_length(
     objective: LatentPrediction, model: LanguageModel, least: int, most: int
 ) -> int:
-    """The shortest sequence from `least` on, by doubling, that the composition accepts."""
+    """Return the shortest length that the composition accepts, doubling from `least` up to `most`."""
     length = least
     while length < most:
         try:

@@ -1,10 +1,10 @@
-"""Guards against collapse, on latents [B, N, D]: VICReg's terms, a hinge, a floor under the spectrum.
+"""Regularizers against collapse, on latents [B, N, D]: VICReg's terms, a std hinge, a spectral floor.
 
-Each is a statistic over rows: of this process or, where the moment says `joint`, of all ranks. They
-take it from `jepa_lm.objective.statistics`, which does both.
+Each is a statistic over the rows of this process, or of all ranks if the step context says `joint`;
+`jepa_lm.objective.statistics` computes both.
 Legend: B batch, N latents of a row, R = B N rows (of all ranks if joint), D width.
-Source: Bardes, Ponce, LeCun, "VICReg" (2022) for variance and covariance; submissions #1243 (std
-hinge on biased std) and #1556 (floor under the spectrum of differences).
+Source: Bardes, Ponce, LeCun, "VICReg" (2022) for variance and covariance; submissions #1243 (hinge
+on the biased std) and #1556 (floor under the spectrum of differences).
 """
 
 from __future__ import annotations
@@ -24,16 +24,19 @@ class Regularizer(nn.Module):
     """A loss on one tensor of an objective.
 
     Args:
-        tensor: `prediction` before normalisation, `normed_prediction` after it, `target` (those that
-            predictions are held against, with gradients where the target source has them), or
-            `context` (all context latents after the projector).
-        weight: within the auxiliary loss. schedule: a factor on it that follows the clock.
+        tensor: `prediction` before normalisation, `normed_prediction` after it, `target` (the targets of
+            the predictions, with gradients if the target source has them), or `context` (all context
+            latents after the projector).
+        weight: weight within the auxiliary loss. schedule: scheduled factor on it, or None.
+
+    Raises:
+        UserError: an unknown tensor or a negative weight.
     """
 
     gamma: float | None = None
-    """The standard deviation it asks for, where it asks for one."""
+    """Standard deviation that the regularizer asks for, or None."""
     per_step = False
-    """Whether each of the N latents is a sample of its own, with the batch as its rows."""
+    """True if each of the N latents is a separate sample, with the batch as its rows."""
 
     def __init__(self, *, tensor: str, weight: float, schedule: Schedule | None = None) -> None:
         super().__init__()
@@ -44,12 +47,12 @@ class Regularizer(nn.Module):
         self.tensor, self.weight, self.schedule = tensor, weight, schedule
 
     def forward(self, x: Tensor, step_context: StepContext) -> Tensor:
-        """This rank's [B, N, D] float32 -> scalar; of all ranks' rows where `step_context.joint`."""
+        """[B, N, D] float32 of this rank -> scalar, over the rows of all ranks if `step_context.joint`."""
         raise NotImplementedError
 
 
 class Variance(Regularizer):
-    """mean_D max(0, gamma - sqrt(var + eps)), variance over rows with R - 1 in the denominator."""
+    """VICReg's variance: mean_D max(0, gamma - sqrt(var + eps)), with the variance over rows / (R - 1)."""
 
     def __init__(
         self,
@@ -64,13 +67,13 @@ class Variance(Regularizer):
         self.gamma, self.eps = gamma, eps
 
     def forward(self, x: Tensor, step_context: StepContext) -> Tensor:
-        spread = variance(x.flatten(0, -2), joint=step_context.joint, unbiased=True)
+        spread = variance(x.flatten(0, -2), joint=step_context.joint, unbiased=True)  # [D]
         assert self.gamma is not None
         return (self.gamma - torch.sqrt(spread + self.eps)).clamp(min=0).mean()
 
 
 class StdHinge(Regularizer):
-    """mean_D max(0, gamma - std), std over rows with R in the denominator, finite gradient at 0."""
+    """Std hinge mean_D max(0, gamma - std), std over rows with denominator R, finite gradient at 0."""
 
     def __init__(
         self, *, tensor: str, weight: float, gamma: float, schedule: Schedule | None = None
@@ -80,25 +83,25 @@ class StdHinge(Regularizer):
 
     def forward(self, x: Tensor, step_context: StepContext) -> Tensor:
         assert self.gamma is not None
-        spread = std(x.flatten(0, -2), joint=step_context.joint, unbiased=False)
+        spread = std(x.flatten(0, -2), joint=step_context.joint, unbiased=False)  # [D]
         return (self.gamma - spread).clamp(min=0).mean()
 
 
 class Covariance(Regularizer):
-    """Sum of squared covariances between different dims, over D; R - 1 in the denominator."""
+    """VICReg's covariance: sum of squared covariances of different dims / D, with denominator R - 1."""
 
     def forward(self, x: Tensor, step_context: StepContext) -> Tensor:
-        found = covariance(x.flatten(0, -2), joint=step_context.joint)
+        found = covariance(x.flatten(0, -2), joint=step_context.joint)  # [D, D]
         off_diagonal = found.square().sum() - found.diagonal().square().sum()
         return off_diagonal / x.shape[-1]
 
 
 class SpectralFloor(Regularizer):
-    """mean_i max(0, floor - lambda_i) over the eigenvalues of the covariance.
+    """Spectral floor: mean_i max(0, floor - lambda_i) over the eigenvalues of the covariance.
 
     Args:
-        floor: lambda_i is held against it, after division by the mean eigenvalue when `relative`.
-        differences: take the covariance of x_{n+1} - x_n instead of x_n.
+        floor: lower bound for lambda_i. relative: divide lambda_i by the mean eigenvalue first.
+        differences: use the covariance of x_{n+1} - x_n instead of x_n.
     """
 
     def __init__(
@@ -115,9 +118,9 @@ class SpectralFloor(Regularizer):
         self.floor, self.relative, self.differences = floor, relative, differences
 
     def forward(self, x: Tensor, step_context: StepContext) -> Tensor:
-        rows = (x.diff(dim=1) if self.differences else x).flatten(0, -2)
+        rows = (x.diff(dim=1) if self.differences else x).flatten(0, -2)  # [R, D]
         found = covariance(rows, joint=step_context.joint)
-        # The solver raises on NaN; the loss shall be NaN instead, for the run to name it.
+        # The solver raises on NaN; make the loss NaN instead, so that the run reports it.
         eigenvalues = torch.linalg.eigvalsh(found.nan_to_num()) + 0.0 * found.sum()
         if self.relative:
             eigenvalues = eigenvalues / eigenvalues.mean().clamp(min=1e-12)

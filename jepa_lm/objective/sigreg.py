@@ -1,18 +1,18 @@
-"""SIGReg: latents pushed towards a standard normal distribution, one random direction at a time.
+"""SIGReg: pushes latents towards a standard normal distribution along random directions.
 
-For projections u = z a on unit directions a, the empirical characteristic function is held against
-the normal's phi(t) = exp(-t^2 / 2) at K knots t:
+For projections u = z a on unit directions a, the empirical characteristic function is compared with
+that of the standard normal, phi(t) = exp(-t^2 / 2), at K knots t:
 
     statistic = sum_t w_t ((mean_n cos(t u_n) - phi(t))^2 + (mean_n sin(t u_n))^2)
 
-averaged over directions (and over time steps in the per-step form). `window=true` takes trapezoid
-weights (2 dt inside, dt at the ends, as #903 has them) times phi; `window=false` the plain mean over
+averaged over directions (and over time steps in the per-step form). `window=true` uses trapezoid
+weights (2 dt inside, dt at the ends, as in #903) times phi; `window=false` uses the plain mean over
 knots. Source: Balestriero, LeCun, "LeJEPA" (2025); forms of submissions #903 and #832.
 
-The knots are evenly spaced, so cos and sin at the next knot come by rotating the pair by t = dt: 4
-transcendentals per projection instead of 4 K with the backward pass. The gradient is computed in the
-same sweep, and nothing of size N S P K is kept. The joint statistic of all ranks takes two sweeps:
-the first makes this rank's sums of cos and sin, which are added up over ranks, the second the gradient.
+The knots are evenly spaced, so cos and sin at the next knot follow from rotating the pair by dt u: 4
+transcendentals per projection instead of 4 K, including the backward pass. The gradient is computed in
+the same sweep, and nothing of size N S P K is kept. The joint statistic of all ranks takes two sweeps:
+the first computes this rank's sums of cos and sin, which are summed over ranks; the second the gradient.
 Legend: N rows of a sample, S samples (time steps), P directions, K knots, D width, C = S P columns.
 """
 
@@ -34,18 +34,18 @@ from jepa_lm.schedules.factors import Schedule
 from jepa_lm.utils.errors import UserError
 
 SWEEP_ELEMENTS = 1 << 19
-"""Projections swept at a time; their five work buffers then stay near the processor's caches."""
+"""Projections per sweep, so that their five work buffers stay close to the processor's caches."""
 MIN_STD = 1e-6
 
 
 Knots = Sequence[float]
-"""Plain numbers: a compiler takes them for constants, and none has to be read from a device."""
+"""Python floats: a compiler treats them as constants, and none has to be read from a device."""
 
 
 def knot_weights(
     low: float, high: float, knots: int, window: bool
 ) -> tuple[list[float], list[float]]:
-    """K knots t and their weights w."""
+    """Return K knots t and their weights w."""
     t = torch.linspace(low, high, knots, dtype=torch.float64, device="cpu")
     if not window:
         return t.tolist(), [1.0 / knots] * knots
@@ -56,19 +56,19 @@ def knot_weights(
 
 
 def statistic_reference(u: Tensor, t: Knots, weights: Knots) -> Tensor:
-    """The formula as it reads: projections u [N, ...] -> mean statistic over all the rest."""
+    """Compute the statistic by its formula: projections u [N, ...] -> mean over all dims but N."""
     at = u.new_tensor(t)
-    angles = u[..., None] * at
-    cos = angles.cos().mean(0) - torch.exp(-at.square() / 2)
+    angles = u[..., None] * at  # [N, ..., K]
+    cos = angles.cos().mean(0) - torch.exp(-at.square() / 2)  # [..., K]
     return ((cos.square() + angles.sin().mean(0).square()) @ u.new_tensor(weights)).mean()
 
 
 def statistic(u: Tensor, t: Knots, weights: Knots, *, joint: bool = False) -> Tensor:
-    """The same for evenly spaced knots, with the gradient made beside the loss.
+    """Compute the statistic for evenly spaced knots, and its gradient along with it.
 
     Args:
-        u: projections [N, ...], float32 or 64. t, weights: of `knot_weights`.
-        joint: of all ranks' rows; what follows N is the same on every rank, N may differ.
+        u: projections [N, ...], float32 or float64. t, weights: from `knot_weights`.
+        joint: use the rows of all ranks; N may differ between ranks, the other dims may not.
     """
     return (_JointStatistic if joint else _Statistic).apply(u, t, weights)
 
@@ -76,7 +76,7 @@ def statistic(u: Tensor, t: Knots, weights: Knots, *, joint: bool = False) -> Te
 class _Statistic(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, u: Tensor, t: Knots, weights: Knots) -> Tensor:
-        flat = u.detach().reshape(len(u), -1)
+        flat = u.detach().reshape(len(u), -1)  # [N, C]
         rows, columns = flat.shape
         grad = torch.empty_like(flat)
         total = torch.zeros((), dtype=u.dtype, device=u.device)
@@ -92,13 +92,14 @@ class _Statistic(torch.autograd.Function):
 
 
 class _JointStatistic(torch.autograd.Function):
-    """Of all ranks' rows; the gradient is W times that of this rank's rows, see `ranks`."""
+    """Statistic over the rows of all ranks; gradients at this rank's rows are scaled by W (`ranks`)."""
 
     @staticmethod
     def forward(ctx: Any, u: Tensor, t: Knots, weights: Knots) -> Tensor:
-        flat = u.detach().reshape(len(u), -1)
+        flat = u.detach().reshape(len(u), -1)  # [N, C]
         rows, columns = flat.shape
-        totals = u.new_empty(len(t) * 2 * columns + 1)  # one exchange: the sums and the rows
+        # One exchange for the sums and the number of rows: errors [K, 2, C] and count are views of totals.
+        totals = u.new_empty(len(t) * 2 * columns + 1)
         errors, count = totals[:-1].view(len(t), 2, columns), totals[-1].fill_(rows)
         for part in _parts(rows, columns):
             _add_up(flat[:, part], t, out=errors[..., part])
@@ -121,19 +122,19 @@ class _JointStatistic(torch.autograd.Function):
 
 
 def _parts(rows: int, columns: int) -> Iterator[slice]:
-    """Columns that are swept at a time."""
+    """Yield the slices of columns that are swept at a time."""
     at_once = max(1, SWEEP_ELEMENTS // rows)
     for start in range(0, columns, at_once):
         yield slice(start, min(columns, start + at_once))
 
 
 def _normal(t: Knots) -> list[float]:
-    """phi at the knots."""
+    """Return phi at the knots."""
     return [math.exp(-knot * knot / 2) for knot in t]
 
 
 def _rotated(u: Tensor, t: Knots) -> Iterator[tuple[Tensor, Tensor]]:
-    """cos(t u) and sin(t u) [N, C] at one knot after the other, in buffers that are used again."""
+    """Yield cos(t u) and sin(t u) [N, C] for each knot, in buffers that are reused."""
     angle = u * t[0]
     cos, sin = angle.cos(), angle.sin_()
     angle = u * (t[1] - t[0])
@@ -148,7 +149,7 @@ def _rotated(u: Tensor, t: Knots) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _sweep(u: Tensor, t: Knots, weights: Knots, *, out: Tensor) -> Tensor:
-    """Sum over columns of the statistic of u [N, C]; N/2 times its gradient goes into `out`."""
+    """Return the statistic of u [N, C] summed over columns; write N/2 times its gradient to `out`."""
     errors = u.new_empty(len(t), 2, u.shape[1])
     phi = _normal(t)
     out.zero_()
@@ -163,14 +164,14 @@ def _sweep(u: Tensor, t: Knots, weights: Knots, *, out: Tensor) -> Tensor:
 
 
 def _add_up(u: Tensor, t: Knots, *, out: Tensor) -> None:
-    """Sums over rows of cos(t u) and sin(t u) of u [N, C] into `out` [K, 2, C]."""
+    """Write the sums over rows of cos(t u) and sin(t u), for u [N, C], to `out` [K, 2, C]."""
     for (real, imaginary), (cos, sin) in zip(out, _rotated(u, t), strict=True):
         torch.sum(cos, 0, out=real)
         torch.sum(sin, 0, out=imaginary)
 
 
 def _descend(u: Tensor, t: Knots, weights: Knots, errors: Tensor, *, out: Tensor) -> None:
-    """Half the gradient at u [N, C], times the rows of all ranks, for known errors [K, 2, C]."""
+    """Write half the gradient at u [N, C], times the rows of all ranks, to `out`; errors [K, 2, C]."""
     out.zero_()
     for k, (cos, sin) in enumerate(_rotated(u, t)):
         real, imaginary = errors[k]
@@ -179,22 +180,22 @@ def _descend(u: Tensor, t: Knots, weights: Knots, errors: Tensor, *, out: Tensor
 
 
 class SIGReg(Regularizer):
-    """The regularizer.
+    """SIGReg as a regularizer.
 
     Args:
         tensor, weight, schedule: see `Regularizer`.
         dim: D. directions: P.
-        knots, low, high: K knots from low to high. window: see above.
-        per_step: each time step is a sample whose rows are the batch; else all B N rows are one.
-        max_steps: at most this many random time steps in the per-step form, None for all.
-        with_replacement: a time step may be drawn twice, as in #903's script.
-        standardise: first bring each dim of the rows to mean 0 and std 1 (unbiased, at least 1e-6),
-            with gradients through both; scale is then no longer held.
-        fresh: draw new directions for every micro-batch instead of keeping the first.
-        seed: of all draws.
+        knots, low, high: K knots from low to high. window: see the module.
+        per_step: each time step is a sample whose rows are the batch; else all B N rows are one sample.
+        max_steps: maximum number of random time steps in the per-step form, None for all.
+        with_replacement: a time step may be drawn twice, as in the script of #903.
+        standardise: first scale each dim of the rows to mean 0 and std 1 (unbiased, at least 1e-6),
+            with gradients through both; the scale of the latents is then unconstrained.
+        fresh: draw new directions for every micro-batch instead of keeping the first ones.
+        seed: seed of all draws.
 
     Raises:
-        UserError: fewer than 2 knots, or no range.
+        UserError: fewer than 2 knots, or low is not below high.
     """
 
     directions: Tensor
@@ -221,7 +222,7 @@ class SIGReg(Regularizer):
         super().__init__(tensor=tensor, weight=weight, schedule=schedule)
         if knots < 2 or low >= high:
             raise UserError(
-                f"SIGReg: knots={knots}, low={low}, high={high}: at least 2 knots from low to a higher high"
+                f"SIGReg: knots={knots}, low={low}, high={high}: at least 2 knots, and low below high"
             )
         self.t, self.weights = knot_weights(low, high, knots, window)
         self.dim, self.per_step, self.max_steps = dim, per_step, max_steps
@@ -233,7 +234,7 @@ class SIGReg(Regularizer):
     def forward(self, x: Tensor, step_context: StepContext) -> Tensor:
         if x.shape[-1] != self.dim:
             raise UserError(
-                f"jepa.regularizers: a SIGReg of dim={self.dim} is put on latents of {x.shape[-1]} dims"
+                f"jepa.regularizers: SIGReg has dim={self.dim}, but its latents have {x.shape[-1]} dims"
             )
         if not self.per_step:
             x = x.flatten(0, 1).unsqueeze(1)  # [R, 1, D]
@@ -248,7 +249,7 @@ class SIGReg(Regularizer):
 
     @torch.compiler.disable  # draws on the host
     def _steps(self, length: int, step_context: StepContext) -> Tensor:
-        """The time steps that count now."""
+        """Draw the time steps that are used now, [max_steps]."""
         generator = step_context.generator(self.seed, "sigreg steps")
         if self.with_replacement:
             assert self.max_steps is not None
@@ -262,5 +263,5 @@ class SIGReg(Regularizer):
 
 
 def unit_directions(dim: int, count: int, generator: torch.Generator) -> Tensor:
-    """Random unit vectors as the columns of [D, P]."""
+    """Return random unit vectors as the columns of [D, P]."""
     return torch.nn.functional.normalize(torch.randn(dim, count, generator=generator), dim=0)

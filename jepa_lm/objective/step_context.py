@@ -1,7 +1,7 @@
-"""Where in a run a loss is computed, and the random draws that belong there.
+"""Position in a run at which a loss is computed, and the random draws made there.
 
 A draw is a function of the seed, the optimizer step, the micro-batch and its purpose, so a resumed
-run repeats it. All ranks share it, unless each shall have its own: then of the rank, too.
+run repeats it. All ranks share it, unless each has its own draws; then it also depends on the rank.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ from jepa_lm.schedules.clock import ProgressClock
 
 @dataclass(frozen=True)
 class StepContext:
-    """A micro-batch of a run.
+    """Position of a micro-batch in a run.
 
     Args:
         clock: progress of the run. micro_batch: index within the optimizer step.
-        rank, world_size: which process this is, of how many.
-        per_rank: each rank has draws of its own; rank 0 has those that all would share.
-        joint: statistics over rows are those of all ranks' rows, see `jepa_lm.objective.statistics`.
+        rank, world_size: index of this process, and number of processes.
+        per_rank: each rank makes its own draws; rank 0 makes those that all would share.
+        joint: compute statistics over the rows of all ranks, see `jepa_lm.objective.statistics`.
     """
 
     clock: ProgressClock
@@ -33,7 +33,7 @@ class StepContext:
     joint: bool = False
 
     def generator(self, seed: int, purpose: str) -> torch.Generator:
-        """Random numbers of this micro-batch for one purpose, on the CPU."""
+        """Return the random generator of this micro-batch for one purpose, on the CPU."""
         place = f"/rank {self.rank}" if self.per_rank and self.rank else ""
         key = f"{seed}/{self.clock.step}/{self.micro_batch}/{purpose}{place}".encode()
         digest = hashlib.blake2b(key, digest_size=8).digest()

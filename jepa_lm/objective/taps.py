@@ -1,9 +1,9 @@
-"""Which hidden state of a pass an objective reads.
+"""Taps: the hidden states of a pass that an objective reads.
 
-A tap is a name, a block (negative ones count from the end), or a list of blocks, whose outputs are
-averaged. Names: `final` after the final norm, `last` before it (and before the injection),
-`embedding` the embedded input, `boundary` the output of the U-Net's last encoder block,
-`injector_latent` and `injector_prediction` of a model with an injector.
+A tap is a name, a block (negative ones count from the end), or a list of blocks whose outputs are
+averaged. Names: `final` (after the final norm), `last` (before it and before the injection),
+`embedding` (the embedded input), `boundary` (output of the U-Net's last encoder block),
+`injector_latent` and `injector_prediction` (of a model with an injector).
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from jepa_lm.utils.errors import UserError
 
 Tap = str | int | list[int]
 INJECTOR = "injector"
-"""Taps of this beginning have a latent for each whole chunk."""
+"""Taps with this prefix have one latent per whole chunk."""
 NAMES = ("final", "last", "embedding", "boundary", "injector_latent", "injector_prediction")
 
 
 def tapped_layers(model: LanguageModel, tap: Tap) -> list[int]:
-    """The blocks whose outputs a tap needs."""
+    """Return the blocks whose outputs a tap needs."""
     if tap == "boundary":
         return [model.backbone.skips - 1]
     if isinstance(tap, str):
@@ -30,7 +30,7 @@ def tapped_layers(model: LanguageModel, tap: Tap) -> list[int]:
 
 
 def check_tap(model: LanguageModel, tap: Tap, key: str) -> None:
-    """Raise UserError when the model has no such hidden state; `key` names the setting."""
+    """Raise UserError if the model has no such hidden state; `key` is the config key of the tap."""
     if isinstance(tap, str):
         if tap not in NAMES:
             raise UserError(f"{key}={tap}: one of {', '.join(NAMES)}, a block or a list of blocks")
@@ -48,7 +48,7 @@ def check_tap(model: LanguageModel, tap: Tap, key: str) -> None:
 
 
 def read_tap(model: LanguageModel, encoded: Encoded, tap: Tap) -> Tensor:
-    """The hidden state [B, T, D] of a pass."""
+    """Return the hidden state [B, T, D] of a pass that a tap names."""
     if tap == "final":
         return encoded.final
     if tap == "last":

@@ -1,7 +1,7 @@
-"""Where targets come from: the same pass, another view, a slowly moving copy, the token table.
+"""Sources of targets: the main pass, another view, a moving average of the model, the token table.
 
-Latents [B, T, D] are pooled, projected (by the objective's projector, shared with the context unless
-the source says otherwise) and normalised, in this order.
+Hidden states [B, T, D] are pooled, projected (by the objective's projector, shared with the context
+unless the source has its own) and normalised, in this order.
 Legend: B batch, T positions, N latents, D model width, E latent width.
 """
 
@@ -31,14 +31,14 @@ class Target(nn.Module):
     """A source of target latents.
 
     Args:
-        tap: which hidden state, see `jepa_lm.objective.taps`. pooling: None keeps every position.
-        normalisation: of the targets alone. project: send them through the objective's projector.
-        stop_gradient: the prediction loss does not train through the target. (A regularizer that is
-            put on targets still trains the projector, and the model behind a `SamePass`.)
+        tap: which hidden state to read, see `jepa_lm.objective.taps`. pooling: None keeps every position.
+        normalisation: applied to the targets alone. project: apply the objective's projector.
+        stop_gradient: the prediction loss does not train through the target. (A regularizer on the
+            targets still trains the projector, and the model behind a `SamePass`.)
     """
 
     keeps_copy = False
-    """Whether it follows the model by a copy."""
+    """True if the target keeps a copy that follows the model."""
 
     def __init__(
         self,
@@ -54,25 +54,25 @@ class Target(nn.Module):
         self.project, self.stop_gradient = project, stop_gradient
 
     def check(self, model: LanguageModel, seq_len: int) -> None:
-        """Raise UserError for a tap, view or pooling that does not fit model and data."""
+        """Raise UserError if the tap, view or pooling does not fit the model and the data."""
         check_tap(model, self.tap, "jepa.target.tap")
         if self.pooling is not None:
             self.pooling.check(seq_len, "jepa.target.pooling")
 
     def follow(self, model: LanguageModel, projector: nn.Module | None) -> None:
-        """Take copies of what it follows, at the start of a run."""
+        """Copy the modules that the target follows, at the start of a run."""
 
     def after_step(
         self, model: LanguageModel, projector: nn.Module | None, clock: ProgressClock
     ) -> None:
-        """Move the copies, after an optimizer step."""
+        """Update the copies after an optimizer step."""
 
     def distance(self, model: LanguageModel, projector: nn.Module | None) -> Tensor | None:
-        """How far the copies are from the online weights, relative to these; None without copies."""
+        """Return the relative distance of the copies from the online weights; None without copies."""
         return None
 
     def main_taps(self, model: LanguageModel) -> list[int]:
-        """Blocks whose outputs the main pass has to keep."""
+        """Return the blocks whose outputs the main pass has to keep."""
         return []
 
     def hidden(
@@ -83,7 +83,7 @@ class Target(nn.Module):
         step_context: StepContext,
         reach: int | None,
     ) -> Tensor:
-        """[B, T, D] before pooling."""
+        """Return the hidden states [B, T, D] before pooling."""
         raise NotImplementedError
 
     def forward(
@@ -95,7 +95,7 @@ class Target(nn.Module):
         reach: int | None,
         projector: Callable[[Tensor], Tensor] | None,
     ) -> Tensor:
-        """Target latents [B, N, E]."""
+        """Return the target latents [B, N, E]."""
         x = self.hidden(model, inputs, main, step_context, reach)
         if self.pooling is not None:
             x = self.pooling(x)
@@ -108,7 +108,7 @@ class Target(nn.Module):
 
 
 class SamePass(Target):
-    """Hidden states of the main pass itself."""
+    """Target from the hidden states of the main pass."""
 
     def main_taps(self, model: LanguageModel) -> list[int]:
         return tapped_layers(model, self.tap)
@@ -125,7 +125,7 @@ class SamePass(Target):
 
 
 class OtherView(Target):
-    """The same weights on another view; with `stop_gradient` that pass keeps no gradients."""
+    """Target from another view, encoded by the same weights; without gradients if `stop_gradient`."""
 
     def __init__(
         self,
@@ -165,11 +165,13 @@ class OtherView(Target):
 
 
 class EmbeddingTable(Target):
-    """Rows of the model's token table, no context at all (#1243)."""
+    """Target from the model's token table, without any context (#1243)."""
 
     def check(self, model: LanguageModel, seq_len: int) -> None:
         if self.tap != "embedding":
-            raise UserError(f"jepa.target.tap={self.tap}: EmbeddingTable reads the embedding only")
+            raise UserError(
+                f"jepa.target.tap={self.tap}: EmbeddingTable needs jepa.target.tap=embedding"
+            )
         super().check(model, seq_len)
 
     def hidden(
@@ -186,15 +188,16 @@ class EmbeddingTable(Target):
 
 
 class EMA(Target):
-    """A copy in float32 that follows the online weights: copy <- m copy + (1 - m) online.
+    """Target from a float32 copy that follows the online weights: copy <- m copy + (1 - m) online.
 
-    Never trained, kept in checkpoints, not a parameter. Updated after every optimizer step.
+    The copy is never trained, has no parameters (only buffers) and is saved in checkpoints. It is updated
+    after every optimizer step.
 
     Args:
-        part: `all` (the whole encoder, and the projector where there is one), `blocks` (the
-            backbone on the online embedding, online projector), or `projector` (the main pass's
-            hidden state, projected by the copy).
-        momentum: m over the clock.
+        part: what is copied: `all` (the whole encoder, and the projector if there is one), `blocks`
+            (the backbone, which reads the online embedding; online projector), or `projector` (which
+            projects the hidden state of the main pass).
+        momentum: schedule of m.
     """
 
     keeps_copy = True
@@ -258,7 +261,7 @@ class EMA(Target):
     def _matched(
         self, model: LanguageModel, projector: nn.Module | None
     ) -> tuple[list[Tensor], list[Tensor]]:
-        """Copies and the online tensors that they follow."""
+        """Return the copies and the online tensors that they follow, in the same order."""
         copies: list[Tensor] = []
         online: list[Tensor] = []
         for mine, theirs in ((self.encoder, model), (self.projector, projector)):
@@ -281,7 +284,7 @@ class EMA(Target):
         return torch.stack(apart).norm() / torch.stack(torch._foreach_norm(online)).norm()
 
     def _apply(self, fn: Any, recurse: bool = True) -> EMA:
-        """Moves between devices, but stays in float32 whatever the rest is cast to."""
+        """Apply device moves to the copies, but keep them in float32 under any cast."""
         super()._apply(fn, recurse)
         for module in (self.encoder, self.projector):
             if module is not None:
@@ -290,7 +293,7 @@ class EMA(Target):
 
 
 def _encoder_copy(model: LanguageModel, *, backbone_only: bool) -> LanguageModel:
-    """A copy of what `encode` needs, without gradients; the head never runs in it."""
+    """Return a copy of what `encode` needs, without gradients and without the head."""
     twin = copy.deepcopy(model)
     del twin.head
     twin.logit_bias = None

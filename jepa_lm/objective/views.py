@@ -1,4 +1,4 @@
-"""What an encoder gets to see of the text: spans masked, tokens replaced, only a part.
+"""Views: what an encoder sees of the text (masked spans, replaced tokens, or only a part).
 
 Legend: B batch, T positions, N masked positions, D model width.
 """
@@ -18,7 +18,7 @@ from jepa_lm.utils.errors import UserError
 
 
 class Seen(NamedTuple):
-    """A view of a batch."""
+    """What an encoder sees of a batch."""
 
     inputs: Tensor
     """[B, T'] int64."""
@@ -28,13 +28,13 @@ class Seen(NamedTuple):
 
 
 class View(nn.Module):
-    """A way to look at a batch. `forward(inputs, step_context, purpose)` gives what is seen."""
+    """A view of a batch; `forward(inputs, step_context, purpose)` returns what is seen."""
 
     masks = False
-    """Whether it names masked positions."""
+    """True if the view masks positions."""
 
     def check(self, seq_len: int, key: str) -> None:
-        """Raise UserError when sequences of this length do not fit; `key` names the view."""
+        """Raise UserError if sequences of this length do not fit; `key` is the config key of the view."""
 
     def forward(self, inputs: Tensor, step_context: StepContext, purpose: str) -> Seen:
         """inputs [B, T] -> what is seen."""
@@ -42,20 +42,24 @@ class View(nn.Module):
 
 
 class SpanMask(View):
-    """Masks a few spans, one set for all rows of a micro-batch (#1581).
+    """Masked spans, the same for all rows of a micro-batch (#1581).
 
     Lengths are geometric with the given mean on 1, 2, ..., clamped to [min_length, T max_share];
-    starts are uniform. Sorted by start, a span that begins before the previous one ended begins
-    there instead and keeps its end; what becomes shorter than min_length is dropped.
+    starts are uniform. In order of their starts, a span that overlaps the previous one starts at its end
+    instead and keeps its own end; spans that become shorter than min_length are dropped.
 
     Args:
-        dim: D of the learned vector in the place of a masked embedding.
-        start_std: it starts at N(0, start_std). #1581 starts it at zero, where an RMS norm multiplies
-            gradients by 2900 (measured on a small model: norm 7e5 at the first step, against 3).
-        spans: how many are drawn. mean_length, min_length: in tokens.
+        dim: D, width of the learned vector that replaces a masked embedding.
+        start_std: the vector starts at N(0, start_std). #1581 starts it at zero, where an RMS norm
+            multiplies gradients by 2900 (measured on a small model: norm 7e5 at the first step instead
+            of 3).
+        spans: number of spans drawn. mean_length, min_length: in tokens.
         max_share: longest span as a share of the sequence.
-        hide_next: see `Mask`; #1581 leaves that trace.
-        seed: of the draws.
+        hide_next: see `Mask`; #1581 does not hide it.
+        seed: seed of the draws.
+
+    Raises:
+        UserError: a value is out of range.
     """
 
     masks = True
@@ -79,7 +83,8 @@ class SpanMask(View):
         if spans < 1 or min_length < 1 or mean_length <= 1 or not 0 < max_share <= 1:
             raise UserError(
                 f"SpanMask: spans={spans}, mean_length={mean_length}, min_length={min_length}, "
-                f"max_share={max_share}: at least 1 span, a mean above 1, a share in 0 to 1"
+                f"max_share={max_share}: spans and min_length at least 1, mean_length above 1, "
+                f"max_share above 0 and at most 1"
             )
 
     def check(self, seq_len: int, key: str) -> None:
@@ -92,7 +97,7 @@ class SpanMask(View):
             )
 
     def draw(self, length: int, generator: torch.Generator) -> list[tuple[int, int]]:
-        """Spans [start, end) of a sequence, in order and without overlap; never empty."""
+        """Draw spans [start, end) of a sequence, in order and without overlap; at least one."""
         chance = 1.0 / self.mean_length
         uniform = torch.rand(2, self.spans, generator=generator, dtype=torch.float64)
         raw = torch.ceil(torch.log1p(-uniform[0]) / math.log1p(-chance))
@@ -108,38 +113,41 @@ class SpanMask(View):
                 end = stop
         return spans
 
-    @torch.compiler.disable  # draws on the host; a compiler would take each draw for a constant
+    @torch.compiler.disable  # draws on the host; a compiler would treat each draw as a constant
     def forward(self, inputs: Tensor, step_context: StepContext, purpose: str) -> Seen:
         spans = self.draw(inputs.shape[1], step_context.generator(self.seed, purpose))
         return self.mask(inputs, spans)
 
     def mask(self, inputs: Tensor, spans: list[tuple[int, int]]) -> Seen:
-        """The batch with these spans masked."""
-        positions = torch.cat([torch.arange(*span) for span in spans])
-        where = torch.zeros(inputs.shape[1], dtype=torch.bool)
+        """Return the batch with these spans masked."""
+        positions = torch.cat([torch.arange(*span) for span in spans])  # [N]
+        where = torch.zeros(inputs.shape[1], dtype=torch.bool)  # [T]
         where[positions] = True
         positions, where = (x.to(inputs.device, non_blocking=True) for x in (positions, where))
-        maybe_mark_dynamic(positions, 0)  # their number varies: compile once for all of them
+        maybe_mark_dynamic(positions, 0)  # the number of positions varies: compile once for all
         return Seen(inputs, Mask(where, self.vector, self.hide_next), positions)
 
 
 class RandomReplacement(View):
-    """Replaces a share of the tokens by random ones (#1116).
+    """A share of the tokens replaced by random ones (#1116).
 
     Args:
-        rate: chance of each token. vocab_size: V. seed: of the draws.
+        rate: probability of replacing a token. vocab_size: V. seed: seed of the draws.
+
+    Raises:
+        UserError: rate is not in (0, 1].
     """
 
     def __init__(self, *, rate: float, vocab_size: int, seed: int) -> None:
         super().__init__()
         if not 0 < rate <= 1:
-            raise UserError(f"RandomReplacement: rate={rate}: must lie in 0 to 1")
+            raise UserError(f"RandomReplacement: rate={rate}: must be above 0 and at most 1")
         self.rate, self.vocab_size, self.seed = rate, vocab_size, seed
 
     @torch.compiler.disable  # draws on the host
     def forward(self, inputs: Tensor, step_context: StepContext, purpose: str) -> Seen:
         B, T = inputs.shape
-        # Shared numbers are drawn for the joint batch: a row does not depend on the number of ranks.
+        # Shared draws cover the joint batch, so that a row does not depend on the number of ranks.
         rank, ranks = (
             (0, 1) if step_context.per_rank else (step_context.rank, step_context.world_size)
         )
@@ -153,12 +161,12 @@ class RandomReplacement(View):
 
 
 def split_at(seq_len: int, fraction: float) -> int:
-    """floor(fraction T), with a whisker for fractions that binary numbers miss."""
+    """Return floor(fraction T), with a small tolerance for rounding of the fraction."""
     return math.floor(fraction * seq_len + 1e-9)
 
 
 class Suffix(View):
-    """The text from position floor(fraction T) on, as a sequence of its own (#1196)."""
+    """The text from position floor(fraction T) on, as a separate sequence (#1196)."""
 
     def __init__(self, *, fraction: float) -> None:
         super().__init__()
@@ -167,7 +175,7 @@ class Suffix(View):
     def check(self, seq_len: int, key: str) -> None:
         if not 0 < split_at(seq_len, self.fraction) < seq_len:
             raise UserError(
-                f"{key}.fraction={self.fraction}: leaves no prefix or no suffix of "
+                f"{key}.fraction={self.fraction}: leaves no prefix or no suffix in "
                 f"data.seq_len={seq_len}"
             )
 

@@ -1,1 +1,1 @@
-"""The optimizer, its routing, the progress clock and the schedules that read it."""
+"""The optimizer, the routing of parameters to its groups, and the scheduler."""

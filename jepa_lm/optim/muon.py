@@ -4,10 +4,10 @@ The scale s of a matrix with R rows and C columns is `update_scale`: `rows_over_
 sqrt(max(1, R/C)), `match_adamw` 0.2 sqrt(max(R, C)), or `none`. `row_normalize` divides each row of
 U by its root mean square before the orthogonalisation (#903).
 
-`update_alone` is one process's update and the reference for `ShardedUpdate`, which divides
-Newton-Schulz among ranks. Momenta stay whole on every rank: any rank's checkpoint is complete and
+`update_alone` is the update of a single process and the reference for `ShardedUpdate`, which divides
+Newton-Schulz among ranks. Every rank keeps all momenta, so any rank's checkpoint is complete and
 resumes with any number of ranks.
-Legend: S matrices of one group and shape, R rows, C columns, W ranks, N numbers that each rank sends.
+Legend: S matrices of one group and shape, R rows, C columns, W ranks, N values that each rank sends.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ NS_DTYPES = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 def update_alone(group: Group, params: list[Tensor], state: State) -> None:
-    """One update of a group's matrices in one process.
+    """Update the matrices of a group in a single process.
 
-    Same-shape matrices are stacked, so that a model of 60 matrices runs a handful of GEMMs.
+    Matrices of one shape are stacked, so a model of 60 matrices needs only a handful of GEMMs.
     """
     by_shape: dict[torch.Size, list[Tensor]] = defaultdict(list)
     for p in params:
@@ -52,7 +52,7 @@ def update_alone(group: Group, params: list[Tensor], state: State) -> None:
 
 
 def take_up(group: Group, matrices: list[Tensor], state: State) -> None:
-    """Bring the momenta of matrices [R, C] of any shapes up to date with their gradients."""
+    """Update the momenta of matrices [R, C], of any shapes, with their gradients."""
     if not matrices:
         return
     for p in matrices:
@@ -65,7 +65,7 @@ def take_up(group: Group, matrices: list[Tensor], state: State) -> None:
 
 
 def orthogonal_updates(group: Group, matrices: list[Tensor], state: State) -> Tensor:
-    """NS(U) of matrices of one shape, [S, R, C] in the group's `ns_dtype`."""
+    """Return NS(U) of matrices of one shape, [S, R, C] in the group's `ns_dtype`."""
     directions = [state[p]["momentum_buffer"] for p in matrices]
     if group["nesterov"]:
         directions = list(
@@ -78,7 +78,7 @@ def orthogonal_updates(group: Group, matrices: list[Tensor], state: State) -> Te
 
 
 def apply_updates(group: Group, matrices: list[Tensor], ortho: Tensor) -> None:
-    """Decay matrices of one shape and take their scaled updates [S, R, C] off them."""
+    """Decay matrices of one shape, then subtract their scaled updates [S, R, C]."""
     scale = group["lr"] * UPDATE_SCALES[group["update_scale"]](*matrices[0].shape)
     if group["weight_decay"]:
         torch._foreach_mul_(matrices, 1 - group["lr"] * group["weight_decay"])
@@ -92,13 +92,13 @@ def _gradients(matrices: list[Tensor]) -> list[Tensor]:
 class ShardedUpdate:
     """One update of all Muon groups, with row normalisation and Newton-Schulz divided among ranks.
 
-    Made, it has orthogonalised this rank's matrices and sent them on their way; whatever is done
-    before `finish` overlaps with the exchange. One collective and no wait of the host for the device.
-    The ranks must hold the same gradients, and none for the same parameters, as DDP leaves them.
+    The constructor orthogonalises this rank's matrices and starts sending them; any work before `finish`
+    overlaps with the exchange. It needs one collective, and the host does not wait for the device.
+    All ranks must hold the same gradients and lack them for the same parameters, as after DDP.
 
     Args:
-        groups: each Muon group with its parameters that have a gradient; on one device.
-        state: the optimizer's, by parameter.
+        groups: each Muon group with its parameters that have a gradient, all on one device.
+        state: the optimizer's state, by parameter.
     """
 
     def __init__(self, groups: list[tuple[Group, list[Tensor]]], state: State) -> None:
@@ -111,13 +111,13 @@ class ShardedUpdate:
         ]
         self._plan = plan_shares(tuple(shapes), world_size())
         self._gathered, self._work = start_gather(self._orthogonalise_mine(state))
-        # In flight: the other ranks' matrices need their momenta as well.
+        # During the exchange: the matrices of other ranks need their momenta updated as well.
         mine = {members[i][1] for batch in self._plan.batches[dist.get_rank()] for i in batch}
         for group, params in groups:
             take_up(group, [p for p in params if p not in mine], state)
 
     def _orthogonalise_mine(self, state: State) -> Tensor:
-        """What this rank sends, [N]; in float32 if any group asks for it, which holds bfloat16 exactly."""
+        """Return what this rank sends, [N]; float32 if any group uses it, as it holds bfloat16 exactly."""
         dtype = reduce(torch.promote_types, (NS_DTYPES[g["ns_dtype"]] for g in self._groups))
         mine = torch.empty(self._plan.numbers, dtype=dtype, device=self._matrices[0].device)
         for batch in self._plan.batches[dist.get_rank()]:
@@ -129,7 +129,7 @@ class ShardedUpdate:
         return mine
 
     def finish(self) -> None:
-        """Wait for the other ranks' matrices and update all."""
+        """Wait for the matrices of the other ranks and update all matrices."""
         self._work.wait()
         for kind in self._plan.kinds:
             matrices = [self._matrices[i] for i in kind]

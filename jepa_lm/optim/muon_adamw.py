@@ -1,10 +1,10 @@
 """One optimizer for the whole model: Muon for matrices, AdamW for the rest.
 
-Each group carries `algorithm: muon | adamw`. Being one `torch.optim.Optimizer`, it leaves
-Lightning's automatic optimization in charge of clipping, accumulation and resume.
+Each group sets `algorithm: muon | adamw`. Because it is a single `torch.optim.Optimizer`, Lightning's
+automatic optimization handles clipping, accumulation and resume.
 
-Muon's formula stands in `muon.py`. Under several ranks its Newton-Schulz is divided among them, and
-AdamW's groups are updated while the ranks exchange what they found.
+The formula of Muon is in `muon.py`. Several ranks divide its Newton-Schulz among them, and update
+AdamW's groups while they exchange the results.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 """Settings of each algorithm; a group must set `lr` and may set these."""
 MOMENTS = {"muon": {"momentum_buffer"}, "adamw": {"step", "exp_avg", "exp_avg_sq"}}
-"""What each keeps of a parameter that it has updated."""
+"""State that each algorithm keeps for a parameter that it has updated."""
 HINTS: dict[str, Any] = {
     "lr": float,
     "betas": list[float],
@@ -57,8 +57,8 @@ class MuonAdamW(torch.optim.Optimizer):
         groups: dicts with `params`, `algorithm`, `lr`, and any of that algorithm's `DEFAULTS`.
 
     Raises:
-        UserError: an unknown algorithm, setting, update scale or dtype; a Muon group with a
-            parameter that is no matrix.
+        UserError: an unknown algorithm, setting, update scale or dtype, or a Muon group with a
+            parameter that is not a matrix.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
@@ -67,9 +67,9 @@ class MuonAdamW(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One update of every parameter that has a gradient.
+        """Update every parameter that has a gradient; return the closure's loss.
 
-        Under several ranks each must call it, with the same gradients (`muon.ShardedUpdate`).
+        With several ranks, each must call it with the same gradients (`muon.ShardedUpdate`).
         """
         loss = None
         if closure is not None:
@@ -87,7 +87,7 @@ class MuonAdamW(torch.optim.Optimizer):
         return loss
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take over moments, but not settings: those are of the config that the run goes on with."""
+        """Load the moments, but keep the settings of the current config."""
         own = [{k: v for k, v in g.items() if k != "params"} for g in self.param_groups]
         super().load_state_dict(state_dict)
         for group, settings in zip(self.param_groups, own, strict=True):
@@ -95,7 +95,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
     @contextmanager
     def own_momentum(self) -> Iterator[None]:
-        """Muon's momentum is that of its groups inside, whatever a schedule has written there."""
+        """Context in which Muon uses the momentum of its groups instead of the scheduled one."""
         written = [group.get("momentum") for group in self.param_groups]
         self._set_momenta(self._momenta)
         try:
@@ -109,13 +109,13 @@ class MuonAdamW(torch.optim.Optimizer):
                 group["momentum"] = momentum
 
     def zero_counters(self) -> None:
-        """Forget how many steps AdamW's moments were averaged over, but not the moments."""
+        """Reset AdamW's step counters, which bias correction uses, but keep its moments."""
         for state in self.state.values():
             if "step" in state:
                 state["step"].zero_()
 
     def _with_gradients(self, algorithm: str) -> list[tuple[dict[str, Any], list[Tensor]]]:
-        """Each group of an algorithm with its parameters that have a gradient, if any has."""
+        """Return each group of an algorithm that has gradients, with the parameters that have one."""
         groups = [g for g in self.param_groups if g["algorithm"] == algorithm]
         found = [(g, [p for p in g["params"] if p.grad is not None]) for g in groups]
         return [(group, params) for group, params in found if params]
@@ -147,7 +147,7 @@ class MuonAdamW(torch.optim.Optimizer):
 
 
 def _check_values(name: str, group: dict[str, Any], like: dict[str, Any]) -> None:
-    """Numbers are not negative, and everything is of the kind of its default."""
+    """Check that each value has the type of its default and that numbers are not negative."""
     for key, default in like.items():
         path, value = f"optimizer.groups.{name}.{key}", group[key]
         if isinstance(default, tuple):
@@ -161,7 +161,7 @@ def _check_values(name: str, group: dict[str, Any], like: dict[str, Any]) -> Non
 
 
 def _complete(group: dict[str, Any]) -> dict[str, Any]:
-    """A group with its algorithm's defaults filled in."""
+    """Return a group with the defaults of its algorithm filled in, after checking its settings."""
     group = dict(group)
     name = group.get("name", "?")
     algorithm = group.get("algorithm")
@@ -173,7 +173,7 @@ def _complete(group: dict[str, Any]) -> dict[str, Any]:
     for key in group.keys() - known:
         settings = ", ".join(sorted(known - {"name", "params"}))
         raise UserError(
-            f"optimizer.groups.{name}.{key}: {algorithm} has no such setting; {settings}"
+            f"optimizer.groups.{name}.{key}: {algorithm} has no such setting; one of {settings}"
         )
     if "lr" not in group:
         raise UserError(f"optimizer.groups.{name}.lr is not set")

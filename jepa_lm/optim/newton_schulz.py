@@ -1,7 +1,7 @@
 """Newton-Schulz orthogonalisation of a batch of matrices, the heart of Muon.
 
 X <- a X + (b A + c A^2) X, A = X X^T, (a, b, c) = (3.4445, -4.7750, 2.0315), from X = G / |G|.
-Five steps bring all singular values near 1 (between about 0.7 and 1.2), which is all Muon needs.
+Five steps bring all singular values near 1 (between about 0.7 and 1.2), which is enough for Muon.
 Source: K. Jordan, "Muon: an optimizer for hidden layers in neural networks" (2024).
 Legend: S matrices of one shape, R rows, C columns.
 """
@@ -31,7 +31,7 @@ def orthogonalise(grad: Tensor, *, steps: int, dtype: torch.dtype) -> Tensor:
 
 
 def orthogonalise_reference(grad: Tensor, *, steps: int, dtype: torch.dtype) -> Tensor:
-    """The same, one matrix [R, C] at a time and as the formula reads."""
+    """Orthogonalise one matrix [R, C] by the plain formula."""
     a, b, c = COEFFICIENTS
     x = grad.to(dtype)
     if x.shape[0] > x.shape[1]:

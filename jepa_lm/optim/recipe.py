@@ -1,4 +1,4 @@
-"""From the YAML of an optimizer to the optimizer and scheduler of a module."""
+"""Build the optimizer and scheduler of a module from the optimizer config."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from jepa_lm.utils.errors import UserError
 
 
 class OptimizerRecipe:
-    """Groups, frozen parameters and schedules.
+    """Parameter groups, frozen parameters and schedules of a run.
 
     Args:
         groups: routing rules by name, see `route`. freeze: see `freeze`.
-        schedule: `lr`, a factor on every group's lr, and `muon_momentum`, or None to keep the groups'.
-        ghost_steps: steps before the first one that leave their moments and nothing else (#903).
+        schedule: `lr`, a factor on the lr of every group, and `muon_momentum`, or None to keep the groups'.
+        ghost_steps: extra steps before the first one, of which only the optimizer's moments are kept (#903).
 
     Raises:
-        UserError: a negative number of ghost steps.
+        UserError: ghost_steps is negative.
     """
 
     def __init__(
@@ -43,13 +43,13 @@ class OptimizerRecipe:
         assert self.lr is not None
 
     def apply_freeze(self, module: nn.Module) -> list[str]:
-        """Freeze what the recipe lists; returns the names."""
+        """Freeze the parameters that the recipe lists; return their names."""
         return freeze(module, self.freeze)
 
     def configure(
         self, module: nn.Module, clock: ProgressClock
     ) -> tuple[MuonAdamW, ClockScheduler]:
-        """The optimizer over the module's trainable parameters and the scheduler that drives it."""
+        """Return the optimizer of the module's trainable parameters and its scheduler."""
         optimizer = MuonAdamW(route(module, self.groups))
         assert self.lr is not None
         return optimizer, ClockScheduler(
@@ -57,6 +57,6 @@ class OptimizerRecipe:
         )
 
     def phases(self) -> dict[str, Any]:
-        """Every schedule's phases, for `describe=true`."""
+        """Return the phases of every schedule, for `describe=true`."""
         schedules = {"lr": self.lr, "muon_momentum": self.muon_momentum}
         return {name: s.phases() for name, s in schedules.items() if s is not None}

@@ -1,10 +1,10 @@
-"""Which optimizer group each parameter belongs to, and which parameters are frozen on purpose.
+"""Assign parameters to optimizer groups, and freeze those listed in `optimizer.freeze`.
 
-A parameter's role comes from the type of the module that owns it: `matrix` (weight of a Linear),
-`embedding` (weight of an Embedding), `conv` (of a convolution), `vector` (everything else: gains,
-scales, biases, skip weights). A module may name another role in `parameter_role` (the untied
-output head is `head`). A rule that names a parameter, by a pattern, takes it before one that names its
-role; among equals the first one does.
+The role of a parameter comes from the type of its module: `matrix` (weight of a Linear), `embedding`
+(weight of an Embedding), `conv` (weight of a Conv1d), `vector` (everything else: gains, scales, biases,
+skip weights). A module may override the role with `parameter_role` (the untied output head is `head`).
+A rule that matches a parameter by a name pattern takes precedence over one that matches its role; among
+equals the first rule wins.
 """
 
 from __future__ import annotations
@@ -20,13 +20,13 @@ from jepa_lm.utils.errors import UserError
 
 
 def freeze(model: nn.Module, entries: Sequence[str]) -> list[str]:
-    """Stop training every parameter that a role or pattern of `optimizer.freeze` fits.
+    """Freeze every parameter that a role or pattern of `optimizer.freeze` matches.
 
     Returns:
-        The frozen names, sorted.
+        The names of the frozen parameters, sorted.
 
     Raises:
-        UserError: an entry fits nothing.
+        UserError: an entry matches no parameter.
     """
     roles = parameter_roles(model)
     parameters = dict(model.named_parameters())
@@ -45,13 +45,13 @@ def freeze(model: nn.Module, entries: Sequence[str]) -> list[str]:
 
 
 def route(model: nn.Module, rules: Mapping[str, Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Optimizer groups: each rule's settings with `name` and `params`; empty groups are left out.
+    """Return the optimizer groups: settings of each rule with `name` and `params`, without empty groups.
 
     Args:
-        rules: by group name: `match` (roles and name patterns) and the group's settings.
+        rules: by group name: `match` (roles and name patterns) and the settings of the group.
 
     Raises:
-        UserError: a trainable parameter that no rule takes.
+        UserError: no rule matches a trainable parameter.
     """
     for group, rule in rules.items():
         check_type(f"optimizer.groups.{group}", rule, Mapping)
@@ -68,8 +68,8 @@ def route(model: nn.Module, rules: Mapping[str, Mapping[str, Any]]) -> list[dict
         ]
         if not fitting:
             raise UserError(
-                f"optimizer.groups: no group takes {name} (role {roles[name]}); add its role to a "
-                "group's match, or list it in optimizer.freeze to leave it at its start"
+                f"optimizer.groups: no group matches {name} (role {roles[name]}); add its role to the "
+                "match of a group, or list it in optimizer.freeze to keep its initial value"
             )
         taken[min(fitting, key=lambda fit: fit[0])[1]].append(name)
     return [

@@ -1,4 +1,4 @@
-"""The scheduler that writes learning rates and Muon's momentum into the optimizer's groups."""
+"""Scheduler of learning rates and of Muon's momentum."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from jepa_lm.schedules.factors import Schedule
 
 
 class ClockScheduler(LRScheduler):
-    """Writes the scheduled learning rate, and Muon's momentum, into the groups after each step."""
+    """Scheduler that writes learning rates and Muon's momentum into the groups after each step."""
 
     def __init__(
         self,
@@ -24,26 +24,26 @@ class ClockScheduler(LRScheduler):
     ) -> None:
         self.clock, self.lr, self.muon_momentum = clock, lr, muon_momentum
         self.factor = 1.0
-        """On the learning rates, as it was last written."""
+        """Latest factor on the learning rates."""
         self._momentum: float | None = None
         super().__init__(optimizer)
 
     def get_lr(self) -> list[float]:  # type: ignore[override]
-        """Each group's learning rate at this moment."""
+        """Return the current learning rate of each group."""
         self.factor = self.lr(self.clock)
         if self.muon_momentum is not None:
             self._momentum = self.muon_momentum(self.clock)
         return self._written()
 
     def _written(self) -> list[float]:
-        """Write the momentum; the learning rates to be written."""
+        """Write the momentum into Muon's groups; return the learning rates of all groups."""
         for group in self.optimizer.param_groups if self._momentum is not None else ():
             if group["algorithm"] == "muon":
                 group["momentum"] = self._momentum
         return [float(base) * self.factor for base in self.base_lrs]
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain values; the clock keeps its own state."""
+        """Return the state as plain values; the clock keeps its own state."""
         return {
             "last_epoch": self.last_epoch,
             "factor": self.factor,
@@ -51,7 +51,7 @@ class ClockScheduler(LRScheduler):
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Continue at the same place of the schedule, with the learning rates of this run's config."""
+        """Continue at the saved point of the schedule, with the learning rates of the current config."""
         self.last_epoch, self.factor = state_dict["last_epoch"], state_dict["factor"]
         self._momentum = state_dict["momentum"]
         self._last_lr = [*self._written()]

@@ -1,10 +1,10 @@
-"""Which rank orthogonalises which matrices, and the one collective that brings the results to all.
+"""Division of Newton-Schulz among ranks, and the collective that shares the results.
 
-Under DDP every rank holds the same gradients, momenta and weights, so Newton-Schulz may be divided: a
-rank works on its matrices only and one all-gather spreads the results. The heaviest matrix that is left
-goes to the least loaded rank: the largest load exceeds the smallest by one matrix at most, and the best
-possible by a third at most (Graham, "Bounds on multiprocessing timing anomalies", 1969).
-Legend: W ranks, R rows, C columns, N numbers that each rank sends.
+Under DDP every rank holds the same gradients, momenta and weights, so Newton-Schulz can be divided: each
+rank orthogonalises its share of the matrices and one all-gather distributes the results. The costliest
+remaining matrix goes to the least loaded rank: the largest load exceeds the smallest by at most one
+matrix, and the optimum by at most a third (Graham, "Bounds on multiprocessing timing anomalies", 1969).
+Legend: W ranks, R rows, C columns, N values that each rank sends.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from jepa_lm.utils.collectives import world_size
 
 
 class Matrix(NamedTuple):
-    """What the plan must know of a matrix: its Muon group by position, [R, C], its iterations."""
+    """A matrix as the plan sees it: index of its Muon group, rows R, columns C, iterations."""
 
     group: int
     rows: int
@@ -31,20 +31,20 @@ class Matrix(NamedTuple):
 
     @property
     def flops(self) -> int:
-        """Of Newton-Schulz: in each iteration X X^T, A A and B X, with X the wide way round."""
+        """FLOPs of Newton-Schulz: X X^T, A A and B X in each iteration, with X transposed to be wide."""
         small, large = sorted((self.rows, self.cols))
         return self.ns_steps * (4 * small**2 * large + 2 * small**3)
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Who orthogonalises what. Matrices are given by their position in the list that was planned.
+    """Assignment of matrices to ranks. Matrices are identified by their index in the planned list.
 
     Args:
-        kinds: matrices of one group and shape, over all ranks.
-        batches: by rank, the part of each kind that it orthogonalises as one batch.
-        places: of each matrix, its rank and where its R C numbers begin in what that rank sends.
-        numbers: N, what the fullest rank sends; the others fill up to it.
+        kinds: indices of the matrices of each group and shape, over all ranks.
+        batches: by rank, the part of each kind that the rank orthogonalises as one batch.
+        places: for each matrix, its rank and the offset of its R C values in what that rank sends.
+        numbers: N, the number of values of the fullest rank; the others pad to it.
     """
 
     kinds: tuple[tuple[int, ...], ...]
@@ -55,9 +55,9 @@ class Plan:
 
 @lru_cache(maxsize=32)
 def plan_shares(matrices: tuple[Matrix, ...], ranks: int) -> Plan:
-    """Divide matrices among ranks by FLOPs; the same on every rank, as nothing else is read.
+    """Divide matrices among ranks by FLOPs. Every rank computes the same plan, as it has the same arguments.
 
-    Kept for each set of matrices: a phase may leave some without a gradient, and phases return.
+    Plans are cached by their matrices: which ones have a gradient may change between phases.
     """
     flops, numbers = [0] * ranks, [0] * ranks
     shares: list[list[int]] = [[] for _ in range(ranks)]
@@ -85,7 +85,7 @@ def _kinds(matrices: tuple[Matrix, ...], which: Iterable[int]) -> tuple[tuple[in
 def _places(
     matrices: tuple[Matrix, ...], batches: tuple[tuple[tuple[int, ...], ...], ...]
 ) -> tuple[tuple[int, int], ...]:
-    """Each rank sends its matrices one behind the other, batch by batch."""
+    """Return the rank and offset of each matrix; a rank sends its matrices in the order of its batches."""
     places: dict[int, tuple[int, int]] = {}
     for rank, share in enumerate(batches):
         begin = 0
@@ -97,9 +97,9 @@ def _places(
 
 
 def start_gather(mine: Tensor) -> tuple[Tensor, dist.Work]:
-    """Send [N] of this rank and receive [W, N] of all, which may be read once the work was waited for."""
+    """Start sending this rank's [N] and receiving [W, N] of all ranks; wait for the work before reading."""
     everyone = mine.new_empty(world_size() * len(mine))
-    # torch 2.13 renamed it; the old name warns there, the new one is missing in 2.11.
+    # torch 2.13 renamed it; the old name warns there, and 2.11 lacks the new one.
     gather = getattr(dist, "all_gather_single", None) or dist.all_gather_into_tensor
     work = gather(everyone, mine, async_op=True)
     assert work is not None

@@ -44,8 +44,8 @@ MISTAKES = [
         "width 20, their targets 3 latents of width 64",
     ),
     (("objective=vicreg", "jepa.predictor.activation=tanh"), "jepa.predictor: .*activation=tanh"),
-    (("objective=recipes/pr1006", "jepa.alignment.offsets=[1,2]"), "offsets=4: .*number agree"),
-    (("objective=recipes/pr1312", "jepa.reach=1"), "nothing of the trunk would be trained"),
+    (("objective=recipes/pr1006", "jepa.alignment.offsets=[1,2]"), "offsets=4: .*number equal"),
+    (("objective=recipes/pr1312", "jepa.reach=1"), "no part of the trunk would be trained"),
     (("objective=recipes/pr2142", "+jepa.predictor.output_start=zero"), "3e3"),
     (
         (
@@ -53,7 +53,7 @@ MISTAKES = [
             "+jepa.regularizers.loss={_target_: jepa_lm.objective.regularizers.Covariance, "
             "tensor: context, weight: 1}",
         ),
-        "this name is taken",
+        "this name is reserved",
     ),
     (("objective=lewm", "jepa.diagnostics.every=0"), "diagnostics.every=0"),
     (("objective=vicreg", "jepa.context.view=null"), "SpanMask"),

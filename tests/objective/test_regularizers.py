@@ -102,7 +102,7 @@ def test_the_square_root_of_the_variance_would_have_no_gradient_there():
     ],
 )
 def test_a_hinge_that_can_never_be_met_is_refused(build, overrides, limit):
-    with pytest.raises(UserError, match=r"gamma=.*never reached") as error:
+    with pytest.raises(UserError, match=r"gamma=.*never be reached") as error:
         build(*overrides)
     assert limit in str(error.value)
 

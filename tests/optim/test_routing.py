@@ -68,7 +68,7 @@ def test_the_published_bigram_start_never_moves(small):
 
 def test_training_refuses_a_parameter_without_group(small):
     task = make_task(small, "optimizer.groups.vectors.match=[conv]")
-    with pytest.raises(UserError, match=r"no group takes model\..*role vector"):
+    with pytest.raises(UserError, match=r"no group matches model\..*role vector"):
         task.recipe.configure(task, task.clock)
 
 
