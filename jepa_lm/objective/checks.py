@@ -6,11 +6,13 @@ All checks run before data is read; each raises UserError with the setting to ch
 from __future__ import annotations
 
 import copy
-from typing import TYPE_CHECKING
+import json
+from typing import Any
 
 import torch
 
 from jepa_lm.model import LanguageModel
+from jepa_lm.objective.latent_prediction import LatentPrediction
 from jepa_lm.objective.regularizers import Regularizer
 from jepa_lm.objective.step_context import StepContext
 from jepa_lm.objective.taps import INJECTOR
@@ -18,11 +20,30 @@ from jepa_lm.objective.targets import EmbeddingTable
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.utils.errors import UserError
 
-if TYPE_CHECKING:
-    from jepa_lm.objective.latent_prediction import LatentPrediction
-
 ROWS = 2
 """Rows of the batch used to check shapes."""
+_fitting: set[str] = set()
+"""Configs whose shapes this process has checked: jobs of a sweep repeat them, at half a second each."""
+
+
+def check_composition(
+    objective: LatentPrediction, model: LanguageModel, seq_len: int, *, made_from: Any
+) -> None:
+    """Check that the parts fit each other, the model and the data.
+
+    Args:
+        objective: after `prepare`. made_from: the configs that objective and model were built from.
+
+    Raises:
+        UserError: naming the setting that does not fit.
+    """
+    check_length(objective, model, seq_len)
+    check_hinges(objective, model)
+    check_draws(objective)
+    key = json.dumps([made_from, seq_len], sort_keys=True)
+    if key not in _fitting:
+        check_shapes(objective, model, seq_len)
+        _fitting.add(key)
 
 
 def check_length(objective: LatentPrediction, model: LanguageModel, seq_len: int) -> None:

@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from jepa_lm.data.stream import Batch
 from jepa_lm.model import Encoded, LanguageModel
 from jepa_lm.objective.alignment import Alignment, Pair
-from jepa_lm.objective.checks import check_draws, check_hinges, check_length, check_shapes
 from jepa_lm.objective.context import Context
 from jepa_lm.objective.diagnostics import MonitorSettings
 from jepa_lm.objective.normalisations import Normalisation
@@ -154,23 +153,19 @@ class LatentPrediction(nn.Module):
 
     # ---- at the start of a run
 
-    def prepare(self, model: LanguageModel, seq_len: int) -> None:
-        """Check the composition against model and data, and make the copies that follow the model.
+    def prepare(self, model: LanguageModel) -> None:
+        """Copy what follows the model, and freeze what `reach` leaves without a gradient.
 
         Raises:
-            UserError: names the setting that does not fit.
+            UserError: `reach` exceeds the number of blocks.
         """
         if self.reach is not None and not 0 <= self.reach <= model.layers:
             raise UserError(f"jepa.reach={self.reach}: 0 to the {model.layers} blocks, or null")
         if self.reach is not None:
             for name, vector in self.context.named_parameters():
                 assert name == "view.vector"
-                vector.requires_grad_(False)  # it lies below every block, so nothing trains it
-        check_length(self, model, seq_len)
-        check_hinges(self, model)
-        check_draws(self)
+                vector.requires_grad_(False)  # lies below every block, so no gradient can reach it
         self.target.follow(model, self.projector)
-        check_shapes(self, model, seq_len)
 
     # ---- weights over the clock
 

@@ -24,7 +24,7 @@ from jepa_lm.data.stream import Batch
 from jepa_lm.evaluation.bpb import Score
 from jepa_lm.model import Encoded, LanguageModel
 from jepa_lm.objective import LatentPrediction, StepContext
-from jepa_lm.objective.checks import check_start
+from jepa_lm.objective.checks import check_composition, check_start
 from jepa_lm.objective.monitor import ObjectiveMonitor
 from jepa_lm.optim.recipe import OptimizerRecipe
 from jepa_lm.quantization.policy import Policy
@@ -66,7 +66,9 @@ class LanguageModelTask(LightningModule):
         self.monitor: ObjectiveMonitor | None = None
         if "_target_" in config["jepa"]:
             self.objective = objective = build("jepa", config["jepa"])
-            objective.prepare(self.model, config["data"]["seq_len"])
+            objective.prepare(self.model)
+            made_from = [config["model"], config["jepa"]]
+            check_composition(objective, self.model, config["data"]["seq_len"], made_from=made_from)
             self.monitor = ObjectiveMonitor(objective)
         self.recipe: OptimizerRecipe = build("optimizer", config["optimizer"])
         self.recipe.apply_freeze(self)
