@@ -77,7 +77,7 @@ def test_half_a_sweep_goes_on(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr("sys.argv", ["train.py", *words])
     assert launch("train") == 0
     assert "2 jobs in" in (told := capsys.readouterr().err)
-    assert "1 of them finished before" in told
+    assert "1 of them already finished" in told
     assert hashes == {job.folder: job.config_hash for job in load(sweep).jobs}
     assert summary(sweep / "all" / "seed-2")["config_hash"] == hashes["all/seed-2"]
     assert "another config" not in (sweep / "report.md").read_text()

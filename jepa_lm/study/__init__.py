@@ -1,1 +1,1 @@
-"""Sweeps and studies: what was planned, what the runs recorded, statistics and the report."""
+"""Sweeps and studies: the plan, the runs' records, the statistics and the report."""

@@ -1,8 +1,8 @@
-"""Reports and runs in the terminal.
+"""Report on sweeps and list runs in the terminal.
 
-python -m jepa_lm.study FOLDER           the report of a sweep or study, built again
-python -m jepa_lm.study ls [FOLDER]      runs below a folder (logs), the newest last; --json
-python -m jepa_lm.study compare A B      two runs: scores, settings, versions
+python -m jepa_lm.study FOLDER           rebuild the report of a sweep or study
+python -m jepa_lm.study ls [FOLDER]      list the runs below a folder (default: logs), latest last; --json
+python -m jepa_lm.study compare A B      compare two runs: scores, settings, versions
 """
 
 from __future__ import annotations
@@ -25,11 +25,14 @@ USAGE = (
 
 PIPED_WIDTH = 200
 MOST_TOLD = 5
-"""Damaged entries that a list names."""
+"""Largest number of damaged entries that a list names."""
 
 
 def main(arguments: list[str]) -> int:
-    """The exit code: 0, or 2 with one line on what is wrong; see `jepa_lm.utils.crash`."""
+    """Run a command and return its exit code: 0, or 2 after one line that says what is wrong.
+
+    See `jepa_lm.utils.crash`.
+    """
     return command(lambda: _do(arguments))
 
 
@@ -50,7 +53,7 @@ def _do(arguments: list[str]) -> None:
 
 
 def _report(folder: Path) -> None:
-    # Figures take a second to import; the lists do without.
+    # Figures take a second to import, and the lists do not need them.
     from jepa_lm.study.report import tell
 
     if not folder.is_dir():
@@ -68,7 +71,7 @@ def _list(folder: Path, *, as_json: bool) -> None:
     for text in damaged[:MOST_TOLD]:
         warn(text)
     if len(damaged) > MOST_TOLD:
-        warn(f"and {len(damaged) - MOST_TOLD} more entries of records that cannot be believed")
+        warn(f"and {len(damaged) - MOST_TOLD} more invalid entries in records")
 
 
 def _compare(left: Path, right: Path) -> None:
@@ -78,11 +81,11 @@ def _compare(left: Path, right: Path) -> None:
     for run in runs:
         for text in run.damage:
             warn(f"{run.folder}: {text}")
-    print("One run each: the spread between seeds is not known.")
+    print("With one run on each side, the spread between seeds is unknown.")
 
 
 def _console() -> Screen:
-    """As wide as the terminal; wide enough for a path where there is none."""
+    """Return a console as wide as the terminal, or wide enough for a path if there is no terminal."""
     return Screen(width=None if sys.stdout.isatty() else PIPED_WIDTH)
 
 

@@ -1,4 +1,4 @@
-"""Holds the runs against their plan: what failed, what ran something else, what had to be equal."""
+"""Compare the runs with their plan: failures, changed configs, runs that must be equal."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Failure:
 
 
 def broken(identities: Sequence[tuple[Identity, str]]) -> list[str]:
-    """Runs that have to be the same and are not: something is wrong with the comparison itself."""
+    """Return a line for each pair of runs that must be equal but differ: the comparison itself is broken."""
     return [
         f"{identity.says}, but the records of {' and '.join(identity.runs)} {found}"
         for identity, found in identities
@@ -30,35 +30,35 @@ def broken(identities: Sequence[tuple[Identity, str]]) -> list[str]:
 
 
 def other_configs(plan: Manifest, runs: Mapping[str, Run]) -> list[str]:
-    """Runs whose records are of another config than the one that was planned (trap 27)."""
+    """Return a line for each run whose recorded config is not the planned one."""
     return [
-        f"{job.folder} ({plan_of(plan, job.folder)}): ran another config than was planned"
+        f"{job.folder} ({plan_of(plan, job.folder)}): did not run the planned config"
         for job in plan.jobs
         if (recorded := runs[job.folder].summary.get("config_hash")) and recorded != job.config_hash
     ]
 
 
 def damaged(runs: Mapping[str, Run]) -> list[str]:
-    """What records hold that cannot be, and was left out of everything."""
+    """Return a line for each invalid part of a record; these parts are left out of the report."""
     return [f"{below}: {text}" for below, run in runs.items() for text in run.damage]
 
 
 def identity_in_words(folder: Path, identity: Identity) -> str:
-    """Whether the records of two runs agree to the last digit."""
+    """Say whether the records of two runs agree to the last digit."""
     left, right = (Run(folder / below) for below in identity.runs)
     if not (left.finished and right.finished):
-        return "not checked: not both have finished"
+        return "were not checked: the runs have not both finished"
     if left.nll != right.nll:
         return f"differ in validation: {left.nll} and {right.nll} nats per token"
     first, second = (dict(run.series("train/ce")) for run in (left, right))
     steps = [step for step in first if first[step] != second.get(step)]
     if steps or first.keys() != second.keys():
-        return f"differ in training from step {min(steps or first.keys() ^ second.keys())} on"
+        return f"differ in training, starting at step {min(steps or first.keys() ^ second.keys())}"
     return f"agree to the last digit, in validation and at {len(first)} log points"
 
 
 def failures(plan: Manifest, runs: Mapping[str, Run]) -> list[Failure]:
-    """Planned runs without a score, with the reason as far as it was recorded."""
+    """Return the planned runs without a score, with the reason if it was recorded."""
     return [
         Failure(below, plan_of(plan, below), *_reason(run))
         for below, run in runs.items()
@@ -67,7 +67,7 @@ def failures(plan: Manifest, runs: Mapping[str, Run]) -> list[Failure]:
 
 
 def plan_of(plan: Manifest, below: str) -> str:
-    """Arms and seeds that a run is planned for."""
+    """Return the arms and seeds that a run is planned for."""
     return ", ".join(
         f"{group.name} seed {seed}"
         for group in plan.groups
@@ -77,7 +77,7 @@ def plan_of(plan: Manifest, below: str) -> str:
 
 
 def _reason(run: Run) -> tuple[str, str]:
-    """Status and reason of a run without a score."""
+    """Return status and reason of a run without a score."""
     if not run.folder.is_dir():
         return "not started", "there is no folder"
     if run.status == DAMAGED:
@@ -85,7 +85,7 @@ def _reason(run: Run) -> tuple[str, str]:
     if error := run.summary.get("error"):
         return run.status, " ".join(str(error).split())
     if run.status == "finished":
-        return "no score", "its validation gave no finite number"
+        return "no score", "its validation gave no finite score"
     if run.status == "interrupted":
         return run.status, f"stopped after {run.summary.get('steps', '?')} steps"
-    return run.status, "no summary.json: it is running, or was killed"
+    return run.status, "no summary.json: it is still running or was killed"

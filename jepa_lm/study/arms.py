@@ -1,9 +1,9 @@
-"""Arms of a study: what each changes about the treatment, and the proof that it changes nothing else.
+"""Arms of a study: what each changes in the treatment, and the check that it changes nothing else.
 
-An arm is a few overrides, put on after everything the user typed; what it replaces of the command line
-is taken out first, so `jepa.weight=0.3` does not undo a control with `jepa.weight=0` (Hydra lets the
-command line win over any file). Before anything trains, the resolved configs of arm and treatment have
-to differ in exactly the keys that the arm declares.
+An arm is a few overrides that are appended to everything the user typed. The parts of the command line that
+it replaces are removed first, so `jepa.weight=0.3` does not undo a control with `jepa.weight=0` (Hydra lets
+the command line win over any file). Before anything trains, the resolved configs of arm and treatment must
+differ in exactly the keys that the arm declares.
 """
 
 from __future__ import annotations
@@ -20,39 +20,40 @@ from jepa_lm.utils.provenance import relevant
 
 NAME = re.compile(r"\w[\w.-]{0,59}", re.ASCII)
 ABSENT = "(absent)"
-"""In the place of a key that only one side has."""
+"""Placeholder for the value of a key that only the other side has."""
 
 
 @dataclass(frozen=True)
 class ArmSpec:
-    """A variant of the treatment, as YAML gives it below `study.arms`."""
+    """A variant of the treatment, as written in YAML below `study.arms`."""
 
     name: str
     role: str
-    """Its part in the argument: weight_0, none and control are baselines, placebo is one; any other word
-    is told in the report."""
+    """Its role in the argument: weight_0, none and control are baselines, placebo is the placebo; any other
+    word is only shown in the report."""
     says: str = ""
     set: list[str] = field(default_factory=list)
-    """Overrides, last on the job's command line."""
+    """Overrides, placed last on the job's command line."""
     replaces: list[str] = field(default_factory=list)
-    """Keys and groups of the command line that give way, with all below them; those of `set` always do."""
+    """Keys and groups that are removed from the command line, with everything below them; keys of `set`
+    always are."""
     changes: list[str] = field(default_factory=list)
-    """Keys of the resolved config that differ from the treatment's, each with all below it."""
+    """Keys of the resolved config that differ from the treatment's, each with everything below it."""
     scale: dict[str, float] = field(default_factory=dict)
-    """Numbers of the treatment's config that the arm multiplies, rounded where they were whole."""
+    """Numbers of the treatment's config that the arm multiplies; integers stay integers by rounding."""
     seed_offset: int = 0
-    """Added to the seeds: the same config with other draws."""
+    """Number added to the seeds, for the same config with other random draws."""
     only: list[str] = field(default_factory=list)
-    """Objectives it is for; empty for all."""
+    """Objectives that the arm applies to; empty for all."""
     without: list[str] = field(default_factory=list)
-    """Objectives it is not for."""
+    """Objectives that the arm does not apply to."""
     needs: str | None = None
     """A key of the treatment's config without which there is nothing to change."""
     same_as: str | None = None
-    """The arm that it has to equal bit for bit: it runs on the first seed alone, to prove that."""
+    """The arm that it must equal bit for bit; it runs on the first seed alone, to prove that."""
 
     def why_not(self, objective: str, config: Mapping[str, Any]) -> str | None:
-        """Why the arm does not apply to a treatment; None where it does."""
+        """Return why the arm does not apply to a treatment, or None if it applies."""
         if self.only and objective not in self.only:
             return f"only for {', '.join(self.only)}"
         if objective in self.without:
@@ -62,12 +63,12 @@ class ArmSpec:
         return None
 
     def replaced(self) -> list[str]:
-        """Keys that are taken off the command line."""
+        """Return the keys that are removed from the command line."""
         return [*self.replaces, *(text.lstrip("+~").partition("=")[0] for text in self.set)]
 
 
 def read_arms(node: Mapping[str, Any]) -> list[ArmSpec]:
-    """The arms below `study.arms`; one set to null is left out.
+    """Read the arms below `study.arms`; an arm set to null is left out.
 
     Raises:
         UserError: naming the key.
@@ -80,10 +81,11 @@ def read_arms(node: Mapping[str, Any]) -> list[ArmSpec]:
             continue
         if not NAME.fullmatch(name):
             raise UserError(
-                f"{path[:100]}: an arm has a name of up to 60 letters, digits, dots, - and _, like its folder"
+                f"{path[:100]}: an arm has a name of up to 60 letters, digits, dots, - and _, which names "
+                "its folder"
             )
         if not isinstance(settings, Mapping) or "role" not in settings:
-            raise UserError(f"{path}: needs at least a role, such as none, weight_0 or placebo")
+            raise UserError(f"{path}: needs a role, such as none, weight_0 or placebo")
         for key, value in settings.items():
             if key not in known:
                 raise unknown_key(f"{path}.{key}", [f"{path}.{k}" for k in known], "an arm")
@@ -95,17 +97,19 @@ def read_arms(node: Mapping[str, Any]) -> list[ArmSpec]:
             continue
         if arm.same_as not in node:
             raise UserError(f"study.arms.{arm.name}.same_as={arm.same_as}: there is no such arm")
-        arms[i] = replace(arm, same_as=None)  # that one was left out: nothing else stands for it
+        arms[i] = replace(
+            arm, same_as=None
+        )  # the other arm is left out, so this one runs on every seed
     return arms
 
 
 def below(key: str, prefixes: Iterable[str]) -> bool:
-    """Whether a dotted key is one of these or lies below one of them."""
+    """Return whether a dotted key is one of the prefixes or lies below one of them."""
     return any(key == p or key.startswith((f"{p}.", f"{p}/", f"{p}@")) for p in prefixes)
 
 
 def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Values by dotted key; lists and empty mappings are values."""
+    """Return the values of a config by dotted key; lists and empty mappings count as values."""
     found: dict[str, Any] = {}
     for name, value in config.items():
         if isinstance(value, Mapping) and value:
@@ -116,7 +120,11 @@ def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
-    """Where two resolved configs differ in what is computed: values of both sides by dotted key."""
+    """Return the differences between two resolved configs that affect the computation.
+
+    Returns:
+        The values of both sides by dotted key.
+    """
     a, b = flat(relevant(one)), flat(relevant(other))
     keys = [*a, *(key for key in b if key not in a)]
     pairs = {key: (a.get(key, ABSENT), b.get(key, ABSENT)) for key in keys}
@@ -124,33 +132,33 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, t
 
 
 def check_budget(match: str, config: Mapping[str, Any]) -> None:
-    """Arms are compared after the same steps, or after the same time.
+    """Check that the budget gives all arms the same steps or the same time, as `match` says.
 
     Raises:
-        UserError: a budget that does not say so.
+        UserError: the budget does not fit `match`.
     """
     trainer = config["trainer"]
     if match == "steps" and (trainer["max_time"] is not None or trainer["max_steps"] is None):
         raise UserError(
-            f"study.match=steps: needs trainer.max_steps and trainer.max_time=null, and they are "
+            f"study.match=steps: needs trainer.max_steps and trainer.max_time=null, but they are "
             f"{_yaml(trainer['max_steps'])} and {_yaml(trainer['max_time'])}; study.match=time compares "
             "after the same time"
         )
     if match == "time" and (trainer["max_time"] is None or trainer["max_steps"] is not None):
         raise UserError(
-            f"study.match=time: needs trainer.max_time and trainer.max_steps=null, and they are "
+            f"study.match=time: needs trainer.max_time and trainer.max_steps=null, but they are "
             f"{_yaml(trainer['max_time'])} and {_yaml(trainer['max_steps'])}; study.match=steps compares "
             "after the same steps"
         )
     if match not in ("steps", "time"):
-        raise UserError(f"study.match={match}: one of steps, time")
+        raise UserError(f"study.match={match}: must be one of steps, time")
 
 
 def check_declared(arm: ArmSpec, found: Mapping[str, tuple[Any, Any]]) -> None:
-    """An arm differs from its treatment in what it declares, in all of it, and in nothing else (trap 37).
+    """Check that an arm differs from its treatment in every key that it declares and in no other.
 
     Raises:
-        UserError: naming arm, key and values.
+        UserError: naming the arm, the key and the values.
     """
     declared = [*arm.changes, *arm.scale, *(["seed"] if arm.seed_offset else [])]
     for key, (theirs, ours) in found.items():
@@ -162,8 +170,8 @@ def check_declared(arm: ArmSpec, found: Mapping[str, tuple[Any, Any]]) -> None:
     for key in declared:
         if not any(below(k, [key]) for k in found):
             raise UserError(
-                f"study.arms.{arm.name}: declares a change of {key}, but the resolved config is the "
-                "treatment's there; arm and treatment would be the same run"
+                f"study.arms.{arm.name}: declares a change of {key}, but its resolved config has the "
+                "treatment's value there; arm and treatment would be the same run"
             )
 
 
@@ -175,12 +183,12 @@ def _value(config: Mapping[str, Any], key: str) -> Any:
 
 
 def describe_differences(found: Mapping[str, tuple[Any, Any]], most: int = 6) -> str:
-    """In a phrase: `trainer.max_steps was 100, now 200`."""
+    """Describe differences in a phrase, such as `trainer.max_steps was 100, now 200`."""
     told = [f"{key} was {a}, now {b}" for key, (a, b) in list(found.items())[:most]]
     more = f" and {len(found) - most} more" if len(found) > most else ""
     return "; ".join(told) + more
 
 
 def _yaml(value: Any) -> Any:
-    """As a user writes it."""
+    """Return a value as it is written in YAML."""
     return "null" if value is None else value

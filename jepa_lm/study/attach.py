@@ -1,4 +1,4 @@
-"""A study's report in W&B: a run of job type `report` in the study's group."""
+"""Attach a study's report to W&B, as a run of job type `report` in the study's group."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ def attach_report(
     group: str,
     table: Sequence[Mapping[str, Any]] = (),
 ) -> None:
-    """Log a report; one that is made again goes to the same W&B run.
+    """Log a report; a rebuilt report goes to the same W&B run.
 
     Args:
         html: the report, complete in one file. The id of its W&B run is kept beside it.
         settings: the node `logger.wandb` of the study's runs: project, entity, tags, offline.
-        group: the study. table: rows of the results, with the same columns.
+        group: W&B group of the study.
+        table: rows of the results, all with the same columns.
 
     Raises:
         UserError: W&B is not installed or cannot be reached.
@@ -41,7 +42,7 @@ def attach_report(
         save_dir=str(html.parent),
         resume=True,
     )
-    import wandb  # there, or the line above would have said so
+    import wandb  # installed: WandbRun would have failed otherwise
 
     shown: dict[str, Any] = {"report": wandb.Html(str(html))}
     if table:

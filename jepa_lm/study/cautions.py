@@ -1,7 +1,7 @@
-"""What a reader must know before believing a score: what the runs themselves warned of.
+"""Collect the warnings that the runs recorded, which a reader must know before trusting a score.
 
-A share of exactly zero of the gradient at the trunk means that the auxiliary loss cannot be why a score
-changed (trap 36), whatever the statistics say.
+If the objective's share of the gradient at the trunk is exactly zero, the auxiliary loss cannot have changed
+the score, whatever the statistics say.
 """
 
 from __future__ import annotations
@@ -12,11 +12,11 @@ from jepa_lm.study.runs import Run
 
 SHARE = "trunk_gradient_share"
 REACH = "the objective does not reach the trunk"
-"""How the run's own warning on a share of zero begins; the report has its own words, with counts."""
+"""Start of the run's own warning about a share of zero; the report replaces it with one that has counts."""
 
 
 def of_run(run: Run) -> list[str]:
-    """The cautions of one run."""
+    """Return the cautions of one run."""
     summary = run.summary
     jepa = summary.get("jepa") or {}
     said = [str(text) for text in jepa.get("warnings") or [] if not str(text).startswith(REACH)]
@@ -25,14 +25,14 @@ def of_run(run: Run) -> list[str]:
     if jepa.get("collapse") and not said:
         found.append(f"collapse: {jepa['collapse']}")
     if skipped:
-        found.append(f"left out {skipped} steps whose gradient was no number")
+        found.append(f"left out {skipped} steps whose gradient was NaN or infinite")
     if (summary.get("git") or {}).get("dirty"):
-        found.append("ran on a source with uncommitted changes, which its commit does not tell")
+        found.append("ran on source code with uncommitted changes, which its commit does not show")
     return [text for text in found if text]
 
 
 def together(arms: Mapping[str, Mapping[str, Run]]) -> list[str]:
-    """Those of all finished runs, equal ones told once with the arms and seeds that have them."""
+    """Return the cautions of all finished runs; equal ones are merged, with their arms and seeds."""
     holders: dict[str, dict[str, list[str]]] = {}
     for name, runs in arms.items():
         for seed, run in runs.items():
@@ -46,18 +46,18 @@ def together(arms: Mapping[str, Mapping[str, Run]]) -> list[str]:
 
 
 def _share(run: Run) -> str:
-    """A warning when the objective's gradient at the trunk was exactly zero."""
+    """Return a warning if the objective's gradient at the trunk was exactly zero."""
     measured = [value for _, value in run.series(f"jepa/{SHARE}")]
     last = (run.summary.get("jepa") or {}).get(SHARE)
     zeros = measured.count(0.0)
     if last != 0.0 and not zeros:
         return ""
     if zeros and zeros < len(measured):
-        when = f"in {zeros} of {len(measured)} measurements: there the objective did not reach the trunk"
+        when = f"in {zeros} of {len(measured)} measurements, where the objective did not reach the trunk"
     else:
         when = (
             "in every measurement: the objective's gradient did not reach the trunk, so the auxiliary loss "
-            "has not trained it"
+            "did not train it"
         )
     return f"jepa/{SHARE} was exactly zero {when}"
 

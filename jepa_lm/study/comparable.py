@@ -1,7 +1,7 @@
-"""What runs must have in common before their scores may be held against each other.
+"""Check what runs must have in common before their scores may be compared.
 
-A control that ran on another code path explains nothing (trap 8, trap 25), so whatever differs here is
-told before any verdict. What the arms are meant to differ in is in their configs, not here.
+A control that ran on another code path explains nothing, so the differences found here are reported
+before any verdict. The differences that arms are meant to have are in their configs, not here.
 """
 
 from __future__ import annotations
@@ -13,13 +13,13 @@ from jepa_lm.study.runs import Run
 
 UNKNOWN = "not recorded"
 OWN_PART = "objective"
-"""Compiled only where there is an objective; the control at weight 0 has none to compile."""
+"""Part that is compiled only if there is an objective; a control at weight 0 has none to compile."""
 TIME_TOLERANCE = 1.05
-"""Seconds of training that arms of equal time may be apart, as a ratio."""
+"""Largest ratio between the seconds of training of arms that are compared at equal time."""
 
 
 def facts(run: Run) -> dict[str, str]:
-    """What a run did, by the names that a reader is told when two runs differ in it."""
+    """Return the facts that must agree between runs, by the names that messages use."""
     summary = run.summary
     val = summary.get("val") or {}
     trainer = run.config.get("trainer") or {}
@@ -37,18 +37,19 @@ def facts(run: Run) -> dict[str, str]:
 
 
 def told(run: Run) -> dict[str, str]:
-    """The same and the git state, which may differ: commits also change documentation."""
+    """Return the facts and the git state, which may differ because commits also change documentation."""
     return {**facts(run), "git commit": git_words(run.summary.get("git"))}
 
 
 def apart(
     arms: Mapping[str, Sequence[Run]], match: str | None, other_budget: Collection[str] = ()
 ) -> list[str]:
-    """In what runs differ that have to agree, as `precision: 32-true (a), bf16-mixed (b)`.
+    """Return the facts in which runs differ but must agree: `precision: 32-true (a), bf16-mixed (b)`.
 
     Args:
-        arms: finished runs by the name of their arm. match: `steps` or `time`, or None where the arms
-            only have their settings in common. other_budget: arms that are meant to have another budget.
+        arms: finished runs by the name of their arm.
+        match: `steps` or `time`, or None if the budgets need not agree.
+        other_budget: arms that have another budget on purpose.
     """
     same = {name: runs for name, runs in arms.items() if name not in other_budget}
     known = [(name, facts(run)) for name, runs in arms.items() for run in runs]
@@ -63,7 +64,7 @@ def apart(
 
 
 def compile_state(summary: Mapping[str, Any]) -> str:
-    """`eager`, or which parts of the step were compiled."""
+    """Return `eager`, or the parts of the step that were compiled."""
     if "compiled" not in summary:
         return UNKNOWN
     if not summary["compiled"]:
@@ -73,7 +74,7 @@ def compile_state(summary: Mapping[str, Any]) -> str:
 
 
 def git_words(git: Mapping[str, Any] | None) -> str:
-    """Commit, whether it was changed, and the digest of the changes where there is one."""
+    """Return the commit, whether the source had changes, and the digest of the changes if known."""
     if not git or not git.get("commit"):
         return UNKNOWN
     changed = "with changes" if git.get("dirty") else ""
@@ -85,7 +86,7 @@ def _steps(run: Run) -> dict[str, str]:
 
 
 def _difference(key: str, known: Sequence[tuple[str, Mapping[str, str]]]) -> str:
-    """The values of one fact with the arms that have them; empty when all have the same."""
+    """Return the values of one fact with the arms that have them; empty if all arms agree."""
     holders: dict[str, list[str]] = {}
     for name, found in known:
         holders.setdefault(found.get(key, UNKNOWN), []).append(name)
@@ -95,7 +96,7 @@ def _difference(key: str, known: Sequence[tuple[str, Mapping[str, str]]]) -> str
 
 
 def _seconds(arms: Mapping[str, Sequence[Run]]) -> str:
-    """What to say when arms of equal time did not take equal time."""
+    """Return the seconds of each arm if they differ by more than the tolerance, else an empty string."""
     found = {
         name: [s for run in runs if (s := run.summary.get("seconds"))]
         for name, runs in arms.items()

@@ -1,7 +1,7 @@
-"""Configs of many jobs: what Hydra takes half a second for is done once for each choice of groups.
+"""Compose the configs of many jobs, with Hydra's slow part done once for each choice of groups.
 
-Hydra first puts the chosen files of groups together and then sets values. Jobs of a sweep mostly differ in
-values, so the first half is kept and copied.
+Hydra first merges the chosen files of the groups, which takes half a second, and then sets values. Jobs of
+a sweep mostly differ in values, so the merged config is kept and copied.
 """
 
 from __future__ import annotations
@@ -16,10 +16,11 @@ from omegaconf import DictConfig
 
 
 class Composer:
-    """What `load_sweep_config` gives for the words of a job.
+    """Returns the same as Hydra's `load_sweep_config` for the overrides of a job, but faster.
 
     Args:
-        loader: Hydra's, of the command. master: the config of the whole command.
+        loader: Hydra's config loader of the command.
+        master: config of the whole command.
     """
 
     def __init__(self, loader: ConfigLoaderImpl, master: DictConfig) -> None:
@@ -27,10 +28,10 @@ class Composer:
         self._kept: dict[tuple[str, ...], DictConfig] = {}
 
     def __call__(self, words: Sequence[str]) -> DictConfig:
-        """A config of its own; its `hydra` node knows the groups that were chosen, and no values.
+        """Return a new config; its `hydra` node has the chosen groups, but not the values.
 
         Raises:
-            HydraException: words that fit no group or setting.
+            HydraException: an override fits no group or setting.
         """
         parsed = OverridesParser.create().parse_overrides(list(words))
         chosen = tuple(w for w, o in zip(words, parsed, strict=True) if self._chooses(o))
@@ -42,7 +43,7 @@ class Composer:
         return composed
 
     def _chooses(self, override: Override) -> bool:
-        """Whether it names a file of a group; what it sets for Hydra itself is set by Hydra."""
+        """Return whether an override chooses a file of a group, or is for Hydra itself."""
         if override.is_hydra_override():
             return True
         is_group = self._loader.repository.group_exists(override.key_or_group)

@@ -1,4 +1,4 @@
-"""What changed over a run: means over seeds, with bands, of the columns of metrics.csv."""
+"""Curves over a run: means over seeds, with bands, of the columns of metrics.csv."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from jepa_lm.study.runs import Run
 from jepa_lm.study.statistics import t_interval
 
 VALIDATED_OFTEN = 3
-"""Points of val/bpb that every run needs before it is drawn instead of train/bpb."""
+"""Points of val/bpb that every run needs for it to be drawn instead of train/bpb."""
 SMOOTHED = 20
-"""One part in so many of a run's log points makes a point of train/bpb."""
+"""A point of train/bpb is the mean of 1/SMOOTHED of a run's log points."""
 DRAWN = 200
-"""Points of a curve that is drawn; more cannot be told apart."""
+"""Largest number of points drawn of a curve; more cannot be distinguished."""
 
 
 @dataclass(frozen=True)
@@ -31,16 +31,16 @@ class Curve:
 
 @dataclass(frozen=True)
 class Metric:
-    """Which column is drawn, and how it is called."""
+    """A column of metrics.csv that is drawn, and its name in figures."""
 
     column: str
     says: str
     window: int = 1
-    """Log points in a trailing mean."""
+    """Number of log points in the trailing mean."""
 
 
 def score_metric(runs: Sequence[Run]) -> Metric:
-    """Validation scores if every run has some on its way, else those of training batches."""
+    """Return the validation score if every run has several during training, else that of training batches."""
     if runs and all(len(run.series("val/bpb")) >= VALIDATED_OFTEN for run in runs):
         return Metric("val/bpb", "validation BPB")
     points = min((len(run.series("train/bpb")) for run in runs), default=0)
@@ -50,7 +50,7 @@ def score_metric(runs: Sequence[Run]) -> Metric:
 
 
 def over_seeds(runs: Mapping[str, Run], metric: Metric) -> Curve | None:
-    """The mean, from the lowest to the highest seed, at the steps that all seeds have."""
+    """Return the mean, with a band from the lowest to the highest seed, at the steps that all seeds have."""
     steps, values = _table(runs, metric)
     if not steps:
         return None
@@ -60,7 +60,7 @@ def over_seeds(runs: Mapping[str, Run], metric: Metric) -> Curve | None:
 def difference(
     treatment: Mapping[str, Run], control: Mapping[str, Run], metric: Metric
 ) -> Curve | None:
-    """Treatment minus control, seed by seed at equal steps, with a 95 % interval of the mean."""
+    """Return treatment minus control, seed by seed at equal steps, with a 95 % interval of the mean."""
     seeds = [seed for seed in treatment if seed in control]
     apart: dict[str, dict[int, float]] = {}
     for seed in seeds:
@@ -75,7 +75,7 @@ def difference(
 
 
 def _smooth(run: Run, metric: Metric) -> list[tuple[int, float]]:
-    # A resumed run has some steps twice, with equal figures.
+    # A resumed run has some steps twice, with equal values.
     points = sorted(dict(run.series(metric.column)).items())
     if metric.window == 1:
         return points
@@ -90,7 +90,7 @@ def _table(runs: Mapping[str, Run], metric: Metric) -> tuple[list[int], np.ndarr
 
 
 def _aligned(found: Mapping[str, Mapping[int, float]]) -> tuple[list[int], np.ndarray]:
-    """Steps that all have, and values [seed, step]; runs without the column do not count."""
+    """Return the steps that all runs have, and values [seed, step]; runs without the column are skipped."""
     rows = [row for row in found.values() if row]
     if not rows:
         return [], np.empty((0, 0))

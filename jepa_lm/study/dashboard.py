@@ -1,7 +1,7 @@
-"""`python -m jepa_lm.study.dashboard --entity ME --project jepa_lm`: a W&B workspace for JEPA runs, as code.
+"""`python -m jepa_lm.study.dashboard --entity ME --project jepa_lm`: save a W&B workspace for JEPA runs.
 
-Needs the extra `dashboard` (wandb-workspaces). `--json` prints what would be saved and needs no account.
-Lines are drawn for each run and as the mean of each W&B group, with the range of its seeds.
+It needs the extra `dashboard` (wandb-workspaces). `--json` prints the workspace and needs no account.
+Lines are drawn for each run, and as the mean of each W&B group with the range of its seeds.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jepa_lm.utils.output import say
 STEP, SECONDS = "trainer/global_step", "train/seconds"
 NAME = "JEPA language models"
 FINAL_BPB, BEST_BPB = "final/bpb", "val/bpb.min"
-"""In a run's summary: at its end, and the lowest that a validation has seen."""
+"""Entries of a run's summary: the score at its end, and the lowest of all validations."""
 
 LINES: dict[str, dict[str, list[Any]]] = {
     "Losses": {
@@ -61,7 +61,7 @@ LINES: dict[str, dict[str, list[Any]]] = {
 
 
 def workspace(entity: str, project: str, name: str = NAME) -> Any:
-    """The workspace of a project, not yet saved.
+    """Return the workspace of a project, not yet saved.
 
     Raises:
         UserError: wandb-workspaces is not installed.
@@ -87,7 +87,7 @@ def workspace(entity: str, project: str, name: str = NAME) -> Any:
 
 
 def _scores(panels: Any) -> list[Any]:
-    """Validation over steps and over seconds of training: each run, each group, each loss weight."""
+    """Plot validation over steps and over seconds of training, by run, by group and by loss weight."""
     of_mean = {"groupby_aggfunc": "mean", "groupby_rangefunc": "minmax"}
     groupings = {
         "each run": {},
@@ -102,7 +102,7 @@ def _scores(panels: Any) -> list[Any]:
 
 
 def _weights(panels: Any) -> list[Any]:
-    """Settings against the score, a point or a line for each run."""
+    """Plot settings against the score, with a point or a line for each run."""
     weight, final = panels.Config("jepa.weight"), panels.SummaryMetric(FINAL_BPB)
     best = panels.SummaryMetric(BEST_BPB)
     columns = {
@@ -127,17 +127,17 @@ def _weights(panels: Any) -> list[Any]:
 
 
 def serialised(space: Any) -> str:
-    """The JSON that saving sends to W&B."""
+    """Return the JSON that saving sends to W&B."""
     return str(space._to_model().spec.model_dump_json(by_alias=True, exclude_none=True))
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Save the workspace, or print it; returns the exit code."""
+    """Save the workspace, or print it, and return the exit code."""
     parser = argparse.ArgumentParser(prog="python -m jepa_lm.study.dashboard", description=__doc__)
     parser.add_argument("--entity", required=True, help="user or team in W&B")
-    parser.add_argument("--project", default="jepa_lm", help="as in logger.wandb.project")
-    parser.add_argument("--name", default=NAME, help="of the workspace")
-    parser.add_argument("--json", action="store_true", help="print it, save nothing")
+    parser.add_argument("--project", default="jepa_lm", help="project, as in logger.wandb.project")
+    parser.add_argument("--name", default=NAME, help="name of the workspace")
+    parser.add_argument("--json", action="store_true", help="print the workspace without saving it")
     asked = parser.parse_args(arguments)
     return command(lambda: _do(asked))
 

@@ -1,8 +1,8 @@
-"""Runs a sweep: the jobs that are not finished, then the report, then what failed.
+"""Run a sweep: launch the unfinished jobs, write the report, then list the failures.
 
-The folder of the sweep is all that is kept. The same command with the same `hydra.sweep.dir` goes on:
-finished jobs stay (known by the hash of their resolved config), begun ones resume from their
-checkpoints, failed ones are tried again, and a job whose config has changed is refused.
+All state is in the folder of the sweep. The same command with the same `hydra.sweep.dir` resumes it:
+finished jobs are kept (recognised by the hash of their resolved config), started ones resume from their
+checkpoints, failed ones are retried, and a job whose config has changed is refused.
 """
 
 from __future__ import annotations
@@ -45,19 +45,20 @@ FOLDER_KEY = "hydra.sweep.dir"
 def sweep(
     overrides: Sequence[Override], config: DictConfig, loader: ConfigLoader, launcher: Launcher
 ) -> list[JobReturn]:
-    """Plan, refuse what does not fit, run, report.
+    """Plan a sweep or study, check it against its folder, run it and report.
 
     Args:
-        overrides: parsed, those of a `sweep=` file before those of the command line.
-        config: of the whole command, with its `hydra` node. loader: composes the jobs' configs.
-        launcher: runs them.
+        overrides: parsed overrides, those of a `sweep=` file before those of the command line.
+        config: config of the whole command, with its `hydra` node.
+        loader: composes the configs of the jobs.
+        launcher: runs the jobs.
 
     Returns:
-        what the launcher returned for the jobs that had to run.
+        The launcher's results for the jobs that had to run.
 
     Raises:
-        UserError: a plan that cannot be run, or that differs from what is in the folder.
-        SweepError: jobs failed; the others are done.
+        UserError: the plan cannot be run, or differs from what is in the folder.
+        SweepError: some jobs failed; the others are done.
     """
     folder = Path(config.hydra.sweep.dir)
     assert isinstance(loader, ConfigLoaderImpl)
@@ -71,7 +72,7 @@ def sweep(
     if trials is not None:
         if config.get("study") is not None:
             raise UserError(
-                f"hydra.sweeper.trials={trials}: a search has no controls; without study={config.study.name}"
+                f"hydra.sweeper.trials={trials}: a search has no controls; drop study={config.study.name}"
             )
         search = Search(asked, compose, config.task_name, config.hydra.sweeper)
         with only_writer(folder, FOLDER_KEY), bugs_kept(folder):
@@ -90,7 +91,7 @@ def sweep(
         pairs = max(len(group.runs) for group in manifest.groups)
         if pairs < MINIMUM_PAIRS:
             warn(
-                f"seed: {pairs} of them; a verdict needs {MINIMUM_PAIRS} or more: 'seed=range(1,6)'"
+                f"seed: {pairs} planned; a verdict needs {MINIMUM_PAIRS} or more: 'seed=range(1,6)'"
             )
     with only_writer(folder, FOLDER_KEY), bugs_kept(folder):
         sweep_up(folder)
@@ -100,17 +101,17 @@ def sweep(
 def run(
     manifest: Manifest, configs: Mapping[str, Any], folder: Path, launcher: Launcher
 ) -> dict[str, JobReturn]:
-    """Launch what is not finished; returns what the launcher did, by folder."""
+    """Launch the unfinished jobs and return the launcher's results by folder."""
     check_unchanged(manifest, configs, folder)
     manifest.save(folder)
     todo = [job for job in manifest.jobs if not Run(folder / job.folder).finished]
     done = len(manifest.jobs) - len(todo)
-    tell(f"{len(manifest.jobs)} jobs in {folder}, {done} of them finished before")
+    tell(f"{len(manifest.jobs)} jobs in {folder}, {done} of them already finished")
     for note in manifest.notes:
         warn(note)
     words = [_job_words(job, configs[job.folder], manifest, folder) for job in todo]
     for job in todo:
-        if Run(folder / job.folder).status == "failed":  # what it says is about the last attempt
+        if Run(folder / job.folder).status == "failed":  # the record is of the previous attempt
             (folder / job.folder / "summary.json").unlink()
     results: Sequence[JobReturn] = []
     try:
@@ -118,12 +119,12 @@ def run(
     except BrokenExecutor as error:  # a worker was killed, and its launcher gave up
         warn(f"the launcher stopped: {error or type(error).__name__}")
     except BaseException:  # a signal
-        tell(f"the same command with {override('hydra.sweep.dir', folder)} goes on")
+        tell(f"the same command with {override('hydra.sweep.dir', folder)} resumes")
         raise
     returned = dict(zip((job.folder for job in todo), results, strict=False))
     for name, result in returned.items():
         if result.status is not JobStatus.COMPLETED and not Run(folder / name).summary:
-            # It failed before it was a run; the report reads why from its record.
+            # The job failed before its run began; the report reads the reason from this record.
             (folder / name).mkdir(parents=True, exist_ok=True)
             failed = {"status": "failed", "error": str(result._return_value)}
             write_json(folder / name / "summary.json", failed)
@@ -133,7 +134,11 @@ def run(
 def conclude(
     manifest: Manifest, folder: Path, returned: Mapping[str, JobReturn]
 ) -> list[JobReturn]:
-    """Report, then say what failed."""
+    """Write the report, then raise an error if jobs failed.
+
+    Raises:
+        SweepError: naming the jobs that failed, and why.
+    """
     report(manifest, folder)
     failed = failures(manifest.jobs, folder)
     if failed:
@@ -141,13 +146,13 @@ def conclude(
         more = [f"and {len(failed) - MOST_REASONS} more"] if len(failed) > MOST_REASONS else []
         raise SweepError(
             f"{len(failed)} of {len(manifest.jobs)} jobs failed; {'; '.join([*told, *more])}; the same "
-            f"command with {override('hydra.sweep.dir', folder)} tries them again"
+            f"command with {override('hydra.sweep.dir', folder)} retries them"
         )
     return list(returned.values())
 
 
 def _compose(composer: Composer, words: Sequence[str]) -> Composed:
-    """What a job's command line stands for; seeds are put in without composing anew."""
+    """Compose the config of a job's command line once; its seed can be changed without composing again."""
     words = list(words)
     composed = composer(words)
     objective = str(composed.hydra.runtime.choices.get("objective"))
@@ -157,7 +162,7 @@ def _compose(composer: Composer, words: Sequence[str]) -> Composed:
             words, composed = kept, composer(kept)
     with open_dict(composed):
         del composed["hydra"]
-    composed.paths.run_dir = "."  # known when the job runs
+    composed.paths.run_dir = "."  # only known when the job runs
 
     def resolved(seed: int) -> dict[str, Any]:
         composed.seed = seed
@@ -170,7 +175,7 @@ def _compose(composer: Composer, words: Sequence[str]) -> Composed:
 
 
 def check_unchanged(manifest: Manifest, configs: Mapping[str, Any], folder: Path) -> None:
-    """Nothing that was run there had another config, or was another sweep's.
+    """Check that the folder holds only this sweep, and that its runs had the configs planned now.
 
     Raises:
         UserError: naming the run and the difference.
@@ -179,7 +184,7 @@ def check_unchanged(manifest: Manifest, configs: Mapping[str, Any], folder: Path
         before = load(folder)
         if (before.kind, before.name) != (manifest.kind, manifest.name):
             raise UserError(
-                f"hydra.sweep.dir={folder}: holds the {before.kind} {before.name}, and this is the "
+                f"hydra.sweep.dir={folder}: holds the {before.kind} {before.name}, but this is the "
                 f"{manifest.kind} {manifest.name}; name another folder"
             )
     for job in manifest.jobs:
@@ -201,13 +206,13 @@ def check_unchanged(manifest: Manifest, configs: Mapping[str, Any], folder: Path
     others = [str(found.folder.relative_to(folder)) for found in find_runs(folder) if found.summary]
     left = [name for name in others if name not in known]
     if left:
-        warn(f"{folder}: {len(left)} runs there are not part of this sweep, {left[0]} for one")
+        warn(f"{folder}: {len(left)} runs there are not part of this sweep, for example {left[0]}")
 
 
 def _job_words(job: Job, config: Mapping[str, Any], manifest: Manifest, folder: Path) -> list[str]:
-    """The overrides of a job, with its folder, its checkpoint and its place on a dashboard."""
+    """Return the overrides of a job, with its folder, its checkpoint, and its W&B group and name."""
     words = [*job.overrides, f"hydra.sweep.subdir={job.folder}"]
-    if config["ckpt_path"] is None and (folder / job.folder).is_dir():  # begun, or failed
+    if config["ckpt_path"] is None and (folder / job.folder).is_dir():  # started, or failed
         words.append("ckpt_path=auto")
     dashboard = config["logger"].get("wandb")
     if dashboard is not None:
@@ -217,12 +222,12 @@ def _job_words(job: Job, config: Mapping[str, Any], manifest: Manifest, folder: 
 
 
 def wandb_group(manifest: Manifest, folder: Path) -> str:
-    """What the W&B runs of a sweep have in common."""
+    """Return the W&B group of a sweep's runs."""
     return f"{manifest.name} {folder.name}"
 
 
 def failures(jobs: Sequence[Job], folder: Path) -> dict[str, str]:
-    """Reasons by folder of the jobs that are not finished, as their runs have recorded them."""
+    """Return the reason for each unfinished job, by folder, as its run recorded it."""
     found = {}
     for job in jobs:
         run = Run(folder / job.folder)
@@ -234,7 +239,7 @@ def failures(jobs: Sequence[Job], folder: Path) -> dict[str, str]:
 
 
 def report(manifest: Manifest, folder: Path) -> None:
-    """Write the report beside the runs and say what it says; runs that are on W&B get it there, too."""
+    """Write the report beside the runs and print its verdicts; if runs log to W&B, attach it there too."""
     from jepa_lm.loggers.settings import wandb_settings
     from jepa_lm.study.attach import attach_report
     from jepa_lm.study.report import tell as tell_verdicts
@@ -247,5 +252,7 @@ def report(manifest: Manifest, folder: Path) -> None:
         group = settings.get("group") or wandb_group(manifest, folder)
         try:
             attach_report(html, settings=settings, group=str(group))
-        except Exception as error:  # whatever a service says: the report is in the folder
-            warn(f"logger=wandb: the report is not there: {in_words(error)}")
+        except (
+            Exception
+        ) as error:  # a failing service must not lose the report, which is in the folder
+            warn(f"logger=wandb: the report could not be attached: {in_words(error)}")

@@ -1,6 +1,6 @@
-"""How arms are drawn: the same line in every figure, named once for all of them.
+"""Line styles of the arms: the same in every figure, with one legend for all of them.
 
-Colours are those of Okabe and Ito's palette, made darker or lighter for the page's ground; baselines
+Colours are from Okabe and Ito's palette, made darker or lighter for the page's background; baselines
 have the colour of the text.
 """
 
@@ -24,33 +24,33 @@ class Panel:
     title: str
     svg: str
     arms: tuple[str, ...] = ()
-    """Whose lines are in it."""
+    """Arms whose lines are in the figure."""
 
 
 @dataclass(frozen=True)
 class Style:
-    """How an arm is drawn everywhere."""
+    """Line style of an arm in every figure."""
 
     name: str
     colour: str
     dash: str
-    """As SVG has it; empty is a solid line."""
+    """Dash pattern as in SVG; empty for a solid line."""
 
     @property
     def variable(self) -> str:
-        """The colour as the page has it."""
+        """The colour as a CSS variable."""
         return VARIABLES[self.colour]
 
     @property
     def line(self) -> tuple[float, tuple[float, ...]] | str:
-        """The same dash as matplotlib has it."""
+        """The dash pattern as in matplotlib."""
         return (0, tuple(float(x) for x in self.dash.split())) if self.dash else "-"
 
 
 def styles(results: Results) -> dict[str, Style]:
-    """A style for each arm: baselines and what has to equal them in ink, all others in colour.
+    """Return a style for each arm: baselines and arms that must equal them in ink, all others in colour.
 
-    Controls that are no baseline have dashes beside their colour, and ink where colours do not suffice.
+    Controls that are not a baseline are dashed, in colour, or in ink if there are too few colours.
     """
     plan = results.manifest
     treated = {c.of for c in plan.comparisons}
@@ -62,7 +62,7 @@ def styles(results: Results) -> dict[str, Style]:
     if len(results.arms) - len(plain) > len(SERIES):
         plain, others = plain | others, set()
     found: dict[str, Style] = {}
-    # Treatments first: what they look like does not depend on their controls.
+    # Treatments first, so that their styles do not depend on their controls.
     for name in sorted(results.arms, key=lambda arm: (arm in others, arm in plain)):
         number = sum((arm in plain) == (name in plain) for arm in found)
         again, which = divmod(number, len(SERIES))

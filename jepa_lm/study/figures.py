@@ -1,4 +1,4 @@
-"""Figures of what was reached: differences from the controls, and scores against the weight."""
+"""Figures of the results: differences from the controls, and scores against the weight."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from jepa_lm.study.svg import INK, MUTED, SERIES, drawing, inline, new_figure
 from jepa_lm.utils.quoting import literal
 
 BESIDE, LABEL = 26, 56
-"""Characters of a label that fit beside its numbers, and into the whole width."""
+"""Characters of a label that fit beside its numbers, and in the whole width."""
 
 
 def effects(treatment: Treatment, look: Mapping[str, Style], name: str) -> Panel | None:
-    """Differences of a treatment from each of its controls."""
+    """Draw the differences of a treatment from each of its controls."""
     rows = [
         (f"against {role_of(a)}", a.effect, look[treatment.arm.name])
         for a in treatment.against
@@ -32,13 +32,13 @@ def effects(treatment: Treatment, look: Mapping[str, Style], name: str) -> Panel
 
 
 def overview(treatments: Sequence[Treatment], look: Mapping[str, Style]) -> Panel | None:
-    """Differences of all treatments from their first control."""
+    """Draw the differences of all treatments from their first control."""
     rows = [(t.arm.label, t.main.effect, look[t.arm.name]) for t in treatments if t.main.effect.n]
     return _differences("Treatments minus their control", rows, "overview") if rows else None
 
 
 def _differences(title: str, rows: Sequence[tuple[str, Effect, Style]], name: str) -> Panel:
-    """Every seed as a circle, the mean as a diamond on its 95 % interval."""
+    """Draw every seed as a circle, and the mean as a diamond on its 95 % interval."""
     with drawing():
         stacked = max(len(label) for label, *_ in rows) > BESIDE
         figure = new_figure(44 + (52 if stacked else 34) * len(rows))
@@ -60,7 +60,7 @@ def _differences(title: str, rows: Sequence[tuple[str, Effect, Style]], name: st
 def _difference_row(
     axes: Axes, row: int, label: str, effect: Effect, style: Style, stacked: bool
 ) -> None:
-    """One row; `stacked` has its numbers below its label, for labels that leave no room beside them."""
+    """Draw one row; if `stacked`, numbers go below the label because there is no room beside it."""
     apart = list(effect.differences)
     assert effect.mean is not None
     axes.plot([0, 0], [row - 0.24, row + 0.14], color=INK, lw=0.9)
@@ -81,7 +81,7 @@ def _difference_row(
 
 
 def weights(results: Results) -> list[Panel]:
-    """BPB against the weight of the objective: seeds, means and their 95 % intervals."""
+    """Draw BPB against the weight of the objective: seeds, means and their 95 % intervals."""
     families: dict[str, list[tuple[float, ArmResult]]] = {}
     for arm in results.arms.values():
         settings = dict(arm.group.settings)

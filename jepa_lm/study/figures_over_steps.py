@@ -1,4 +1,4 @@
-"""Figures of what changed over a run: scores, differences from the control, diagnostics."""
+"""Figures over the steps of a run: scores, differences from the control, diagnostics."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from jepa_lm.study.results import Results
 from jepa_lm.study.svg import INK, SERIES, drawing, inline, new_figure
 
 START = 0.2
-"""Share of a run at whose start scores are so high that the rest would be a flat line."""
+"""Share of a run that the axis may leave out: its scores are so high that the rest would look flat."""
 DIAGNOSTICS = {
     "jepa/effective_rank": "effective rank of the targets (directions)",
     "jepa/cosine": "cosine of prediction and target",
@@ -22,7 +22,7 @@ DIAGNOSTICS = {
 
 
 def score_curves(results: Results, look: Mapping[str, Style]) -> tuple[Metric, list[Panel]]:
-    """BPB over steps, then each treatment's difference from its first control."""
+    """Draw BPB over steps, then each treatment's difference from its first control."""
     metric = score_metric(results.finished)
     curves = {name: over_seeds(arm.runs, metric) for name, arm in results.arms.items()}
     panels = [
@@ -58,7 +58,7 @@ def score_curves(results: Results, look: Mapping[str, Style]) -> tuple[Metric, l
 
 
 def diagnostics(results: Results, look: Mapping[str, Style]) -> list[Panel]:
-    """What tells a collapse and a gradient that does not arrive, over steps."""
+    """Draw the diagnostics of collapse and of missing gradients over steps."""
     panels = []
     for i, (column, says) in enumerate(DIAGNOSTICS.items()):
         curves = {
@@ -81,7 +81,7 @@ def _curves(
     *,
     zero: bool = False,
 ) -> Panel:
-    """Lines with bands over steps."""
+    """Draw lines with bands over steps."""
     with drawing():
         figure = new_figure(PANEL)
         axes = figure.add_subplot()
@@ -107,7 +107,7 @@ def _curves(
 
 
 def _panels(results: Results) -> list[tuple[str, list[str]]]:
-    """Titles and arms: each treatment among its controls, or else six arms at a time."""
+    """Return titles and arms of the panels: each treatment with its controls, or else six arms each."""
     if results.treatments:
         return [
             (t.arm.name, [*dict.fromkeys(a.control.name for a in t.against), t.arm.name])
@@ -121,7 +121,7 @@ def _panels(results: Results) -> list[tuple[str, list[str]]]:
 
 
 def _limits(curves: Sequence[Curve], shown: Sequence[float] = ()) -> tuple[float, float] | None:
-    """Of an axis that leaves out the start of training and has `shown` in it, one for all panels."""
+    """Return the limits of an axis that all panels share; it includes `shown`, not the start of training."""
     ends = [
         end
         for curve in curves

@@ -1,4 +1,4 @@
-"""Numbers, settings, budget and data as a reader sees them, the same in every part of a report."""
+"""Format numbers, settings, budget and data, in the same way in every part of a report."""
 
 from __future__ import annotations
 
@@ -10,68 +10,68 @@ from typing import Any
 from jepa_lm.study.runs import Run
 
 NOTHING = "-"
-"""In the place of a number that there is not."""
+"""Placeholder for a missing number."""
 
 
 def score(value: float | None) -> str:
-    """BPB or nats per token."""
+    """Format BPB or nats per token."""
     return NOTHING if value is None or not math.isfinite(value) else f"{value:.4f}"
 
 
 def signed(value: float | None) -> str:
-    """A difference of such scores."""
+    """Format a difference of scores, with its sign."""
     return NOTHING if value is None or not math.isfinite(value) else f"{value:+.4f}"
 
 
 def between(ends: Sequence[float] | None, form: Any = score) -> str:
-    """An interval."""
+    """Format an interval."""
     if ends is None or not all(math.isfinite(end) for end in ends):
         return NOTHING
     return f"[{form(ends[0])}, {form(ends[1])}]"
 
 
 def probability(value: float | None) -> str:
-    """A p-value."""
+    """Format a p-value."""
     if value is None or not math.isfinite(value):
         return NOTHING
     return "< 0.0001" if value < 0.0001 else f"{value:.4f}"
 
 
 def count(value: float | None) -> str:
-    """A whole number with thousands apart."""
+    """Format a whole number with separators of thousands."""
     return NOTHING if value is None or not math.isfinite(value) else f"{value:,.0f}"
 
 
 def figure(value: float | None) -> str:
-    """A diagnostic: three digits that say something."""
+    """Format a diagnostic with three significant digits."""
     if value is None or not math.isfinite(value):
         return NOTHING
     return "0" if value == 0 else f"{value:.3g}" if abs(value) < 1000 else f"{value:,.0f}"
 
 
 def ratio(value: float | None) -> str:
-    """How many times as much."""
+    """Format a ratio."""
     return NOTHING if value is None or not math.isfinite(value) else f"{value:.2f}"
 
 
 def setting(value: Any) -> str:
-    """A value of a config as it would be typed."""
+    """Format a value of a config as it would be typed."""
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)
 
 
 def number_of(amount: int, thing: str) -> str:
-    """`1 seed`, `5 seeds`."""
+    """Return a count with its noun: `1 seed`, `5 seeds`."""
     return f"{amount:,} {thing}{'' if amount == 1 else 's'}"
 
 
 def listed(words: Iterable[str]) -> str:
-    """`a, b and c`."""
+    """Join words: `a, b and c`."""
     *first, last = words
     return f"{', '.join(first)} and {last}" if first else last
 
 
 def not_applicable(reasons: Mapping[str, str]) -> str:
-    """Arms that a treatment does not have, those with the same reason together; may be empty."""
+    """List the arms that do not apply to a treatment, grouped by reason; may be empty."""
     arms: dict[str, list[str]] = {}
     for arm, reason in reasons.items():
         arms.setdefault(reason, []).append(arm)
@@ -80,7 +80,7 @@ def not_applicable(reasons: Mapping[str, str]) -> str:
 
 
 def budget(runs: Iterable[Run], match: str | None) -> str:
-    """What every run was given, in one sentence."""
+    """Describe the budget of every run in one sentence."""
     runs = list(runs)
     limits = _values(_limit(run.config) for run in runs)
     tokens = sorted(t for run in runs if (t := run.summary.get("tokens")) is not None)
@@ -94,13 +94,13 @@ def budget(runs: Iterable[Run], match: str | None) -> str:
             f"; passes over the training split: {' to '.join(dict.fromkeys((known[0], known[-1])))}"
         )
     matched = {"steps": "equal steps for all arms", "time": "equal training time for all arms"}
-    if match in matched and len(limits) == 1:  # an arm may be given more on purpose
+    if match in matched and len(limits) == 1:  # an arm may have another budget on purpose
         said += f"; {matched[match]}"
     return f"{said}."
 
 
 def data(runs: Iterable[Run]) -> str:
-    """Which text was read, and on how much of it was scored."""
+    """Describe the training text and the size of the validation split."""
     runs = list(runs)
     names = _values(_corpus(run.config) for run in runs)
     scored = _values(
@@ -113,7 +113,7 @@ def data(runs: Iterable[Run]) -> str:
 
 
 def model(runs: Iterable[Run]) -> str:
-    """Which model was trained."""
+    """Describe the model."""
     return (" or, in other runs, ".join(_values(map(_model, runs))) or "not recorded") + "."
 
 

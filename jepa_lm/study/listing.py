@@ -1,4 +1,4 @@
-"""Runs in the terminal: a list of them, and two of them beside each other."""
+"""List runs in the terminal, and compare two of them."""
 
 from __future__ import annotations
 
@@ -29,15 +29,15 @@ LIKE = (
     "tokens_per_second",
     "config_hash",
 )
-"""Of summary.json, beside the scores."""
+"""Entries of summary.json that a comparison shows besides the scores."""
 
 NAMED = 5
-"""Folders that a message lists."""
+"""Largest number of folders that a message lists."""
 
 
 @dataclass(frozen=True)
 class Entry:
-    """A run in the list."""
+    """A row of the list: one run."""
 
     folder: str
     task: str | None
@@ -48,16 +48,16 @@ class Entry:
     bpb: float | None
     status: str
     written: float
-    """Seconds since 1970."""
+    """Time of the last record, in seconds since 1970."""
     damage: list[str]
-    """What of its records cannot be believed."""
+    """Invalid parts of its records."""
 
 
 def entries(folder: Path) -> list[Entry]:
-    """Every run below a folder, the newest last.
+    """Return every run below a folder, the latest last.
 
     Raises:
-        UserError: there is no such folder.
+        UserError: the folder does not exist.
     """
     if not folder.is_dir():
         raise missing(folder)
@@ -65,11 +65,11 @@ def entries(folder: Path) -> list[Entry]:
 
 
 def print_entries(found: list[Entry], folder: Path, console: Console) -> None:
-    """A table on the console."""
+    """Print the runs as a table."""
     if not found:
         console.print(f"no runs below {folder}")
         return
-    table = Table(title=f"runs below {folder}, the newest last", box=SIMPLE_HEAD)
+    table = Table(title=f"runs below {folder}, the latest last", box=SIMPLE_HEAD)
     for column in ("folder", "task", "objective"):
         table.add_column(column, overflow="fold")
     for column in ("weight", "seed", "steps", "BPB"):
@@ -82,15 +82,15 @@ def print_entries(found: list[Entry], folder: Path, console: Console) -> None:
 
 
 def as_json(found: list[Entry]) -> list[dict[str, Any]]:
-    """The same as plain values."""
+    """Return the runs as plain values for JSON."""
     return [asdict(entry) for entry in found]
 
 
 def open_run(folder: Path) -> Run:
-    """The run in a folder.
+    """Return the run in a folder.
 
     Raises:
-        UserError: there is none.
+        UserError: the folder does not exist or holds no run.
     """
     if not folder.is_dir():
         raise missing(folder)
@@ -103,7 +103,11 @@ def open_run(folder: Path) -> Run:
 
 
 def print_comparison(left: Run, right: Run, console: Console) -> list[str]:
-    """Scores, differing settings and differing records of two runs; returns why not to compare them."""
+    """Print scores, differing settings and differing records of two runs.
+
+    Returns:
+        The reasons why the runs are not comparable.
+    """
     console.print(_scores(left, right))
     console.print(_settings(config_of(left), config_of(right)))
     ours, theirs = told(left), told(right)
@@ -115,25 +119,25 @@ def print_comparison(left: Run, right: Run, console: Console) -> list[str]:
     if records:
         console.print(_pairs("records that differ", records))
     elif ours:
-        console.print("their records are equal: versions, source, data, machine")
+        console.print("the records are equal: versions, source, data, machine")
     match = "steps" if budget_of(left) == budget_of(right) == "steps" else None
     return apart({"A": [left], "B": [right]}, match)
 
 
 def config_of(run: Run) -> Mapping[str, Any]:
-    """config.json; of runs that have none, what Hydra wrote, in which references are not resolved."""
+    """Return config.json, or Hydra's own file, with unresolved references, if there is none."""
     return run.config or below_hydra(run.folder, "config.yaml")
 
 
 def budget_of(run: Run) -> str | None:
-    """What ends a run: `steps`, `time`, or None where both can or nothing is known."""
+    """Return what ends a run: `steps`, `time`, or None if both can or neither is known."""
     trainer = config_of(run).get("trainer") or {}
     limits = [name for name in ("max_steps", "max_time") if trainer.get(name)]
     return limits[0].removeprefix("max_") if len(limits) == 1 else None
 
 
 def missing(folder: Path) -> UserError:
-    """No such folder, with names that come close to it."""
+    """Return an error for a missing folder that suggests similar names."""
     missed, parent = next((f, f.parent) for f in (folder, *folder.parents) if f.parent.is_dir())
     others = sorted(p.name for p in parent.iterdir() if p.is_dir() and not p.name.startswith("."))
     if near := difflib.get_close_matches(missed.name, others, n=3):
@@ -162,7 +166,7 @@ def _entry(run: Run) -> Entry:
 
 
 def _written(run: Run) -> float:
-    """When it ended, or else when its newest record was written."""
+    """Return when the run ended, or else when its latest record was written."""
     try:
         return datetime.strptime(run.summary["written"], "%Y-%m-%dT%H:%M:%S%z").timestamp()
     except (KeyError, ValueError, OverflowError):
@@ -199,11 +203,11 @@ def _values(left: Run, right: Run, key: str) -> tuple[Any, Any]:
 
 
 def _settings(left: Mapping[str, Any], right: Mapping[str, Any]) -> Table | str:
-    """Settings that differ in what is computed."""
+    """Return a table of the settings that differ and affect the computation, or a sentence."""
     if not all("data" in config and "trainer" in config for config in (left, right)):
-        return "their settings cannot be compared: not both have recorded them"
+        return "the settings cannot be compared: at least one run has not recorded them"
     found = differences(left, right)
-    return _pairs("settings that differ", found) if found else "their settings are equal"
+    return _pairs("settings that differ", found) if found else "the settings are equal"
 
 
 def _pairs(title: str, found: Mapping[str, tuple[Any, Any]]) -> Table:

@@ -1,7 +1,7 @@
-"""study.json: what a sweep or a study has planned, written before its first job starts.
+"""study.json: the plan of a sweep or study, written before its first job starts.
 
-A group is what is averaged over seeds: one setting of a sweep, or one arm of a study. A comparison
-holds two groups against each other, seed by seed. The runs' own records say how they went.
+A group is averaged over its seeds: it is one setting of a sweep, or one arm of a study. A comparison
+pairs two groups, seed by seed. The outcome of a run is in the run's own records.
 """
 
 from __future__ import annotations
@@ -25,41 +25,41 @@ class Job:
     """One run."""
 
     folder: str
-    """Below the folder of the sweep."""
+    """Path relative to the folder of the sweep."""
     overrides: tuple[str, ...]
-    """What its command line would be."""
+    """The command line of the job."""
     config_hash: str
-    """Of the resolved config; equal for runs that compute the same."""
+    """Hash of the resolved config; equal for runs that compute the same."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """Runs that differ in nothing but the seed."""
+    """Runs that differ only in the seed."""
 
     name: str
     says: str
-    """What it is, in a few words; may be empty."""
+    """Description in a few words; may be empty."""
     settings: Mapping[str, str]
-    """What was swept, without the seed: `{"jepa.weight": "0.05"}`."""
+    """Swept values without the seed, such as `{"jepa.weight": "0.05"}`."""
     runs: Mapping[str, str]
-    """Folder by seed. Groups may share runs."""
+    """Folders by seed. Groups may share runs."""
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """A group (the treatment) against another (the control)."""
+    """A group (the treatment, `of`) compared with another (the control, `against`)."""
 
     of: str
     against: str
     role: str
-    """weight_0, regularizers_only, prediction_only, placebo, ...: the control's part in the argument."""
+    """The control's role in the argument: weight_0, regularizers_only, prediction_only, placebo, ..."""
     differences: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     """Keys of the resolved configs that differ, with the values of `against` and of `of`."""
 
 
 @dataclass(frozen=True)
 class Identity:
-    """Two runs that have to be the same model, bit for bit."""
+    """Two runs that must be the same model, bit for bit."""
 
     runs: tuple[str, str]
     says: str
@@ -73,20 +73,20 @@ class Manifest:
     kind: str
     """`sweep` or `study`."""
     match: str | None
-    """What the arms of a study have in common: `steps` or `time`."""
+    """The budget that the arms of a study share: `steps` or `time`."""
     command: tuple[str, ...]
-    """What the user typed."""
+    """Overrides of the command line, as the user typed them."""
     jobs: tuple[Job, ...]
     groups: tuple[Group, ...]
     comparisons: tuple[Comparison, ...] = ()
     identities: tuple[Identity, ...] = ()
     not_applicable: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    """Reasons by treatment and arm."""
+    """Why arms do not apply: reasons by treatment and arm."""
     notes: tuple[str, ...] = ()
-    """What the plan leaves out of what was asked for."""
+    """Notes on what the plan leaves out of the request."""
 
     def group(self, name: str) -> Group:
-        """The group of that name."""
+        """Return the group with this name."""
         return next(g for g in self.groups if g.name == name)
 
     def save(self, folder: Path) -> None:
@@ -98,7 +98,7 @@ def load(folder: Path) -> Manifest:
     """Read study.json.
 
     Raises:
-        UserError: there is none, it is of another version, or it is no plan of a sweep in this folder.
+        UserError: it is missing, of another version, or not a valid plan of a sweep in this folder.
     """
     path = folder / FILE
     wrong: list[str] = []
@@ -109,7 +109,7 @@ def load(folder: Path) -> Manifest:
         plan = read(Manifest, raw, "", wrong)
     except FileNotFoundError as error:
         raise UserError(
-            f"{folder}: no {FILE} there; name the folder of a sweep or study"
+            f"{folder}: there is no {FILE}; name the folder of a sweep or study"
         ) from error
     except UserError:
         raise
@@ -117,17 +117,17 @@ def load(folder: Path) -> Manifest:
         raise UserError(f"{path}: cannot be read ({error})") from error
     assert isinstance(plan, Manifest)
     for problem in (*wrong, *_inconsistent(plan)):
-        raise UserError(f"{path}: is no plan of a sweep ({problem})")
+        raise UserError(f"{path}: is not a valid plan of a sweep ({problem})")
     return plan
 
 
 def _inconsistent(plan: Manifest) -> Iterator[str]:
-    """What names something that is not there, or leads out of the folder."""
+    """Yield the problems of a plan: duplicate names, unknown references, paths that leave the folder."""
     folders = [job.folder for job in plan.jobs]
     groups = [group.name for group in plan.groups]
     for kind, names in (("jobs", folders), ("groups", groups)):
         if len(set(names)) < len(names):
-            yield f"two {kind} have one name"
+            yield f"two {kind} have the same name"
     for folder in folders:
         parts = PurePath(folder).parts
         if (
@@ -136,14 +136,14 @@ def _inconsistent(plan: Manifest) -> Iterator[str]:
             or ".." in parts
             or literal(folder) != folder
         ):
-            yield f"{folder[:100]!r} is no folder below it"
+            yield f"{folder[:100]!r} is not a folder below it"
     known = set(folders)
     for group in plan.groups:
         if not known.issuperset(group.runs.values()):
-            yield f"group {group.name[:100]!r} has a run that is no job"
+            yield f"group {group.name[:100]!r} has a run that is not a job"
     for comparison in plan.comparisons:
         if not {comparison.of, comparison.against} <= set(groups):
-            yield f"{comparison.of[:100]!r} is compared, and there is no such group"
+            yield f"{comparison.of[:100]!r} is compared, but there is no such group"
     for identity in plan.identities:
         if not known.issuperset(identity.runs):
-            yield f"{identity.says[:100]!r} is about runs that are no jobs"
+            yield f"{identity.says[:100]!r} is about runs that are not jobs"

@@ -1,9 +1,9 @@
-"""From a command line to the jobs of a sweep or study, before the first of them starts.
+"""Turn a command line into the jobs of a sweep or study, before the first of them starts.
 
     sweep: every combination of the swept values; seeds of one combination form a group
     study: every combination is a treatment, and each treatment gets its arms
 
-Jobs with the same resolved config are one job, so a control that several treatments share runs once.
+Jobs with the same resolved config are merged, so a control that several treatments share runs once.
 """
 
 from __future__ import annotations
@@ -34,25 +34,25 @@ from jepa_lm.utils.values import check_seed
 TREATMENT = "treatment"
 LONGEST_NAME = 80
 SETTINGS = {"name": str, "match": str, "arms": dict}
-"""Of a study, with their types."""
+"""Settings of a study with their types."""
 
 
 @dataclass
 class Planner:
-    """Collects jobs and groups, each once."""
+    """Collects jobs and groups, each of them once."""
 
     compose: Compose
     jobs: dict[str, Job] = field(default_factory=dict)
-    """By config hash."""
+    """Jobs by config hash."""
     configs: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Resolved, by folder."""
+    """Resolved configs by folder."""
     groups: dict[str, Group] = field(default_factory=dict)
     without_loss: int = 0
-    """Combinations with a weight and no loss to weigh."""
+    """Number of combinations that set a weight but have no loss to weigh."""
     objectives: set[str] = field(default_factory=set)
 
     def settle(self, cell: dict[str, str], composed: Composed) -> dict[str, str]:
-        """What tells a combination from the others: no weight where there is no loss to weigh."""
+        """Return the settings that identify a combination: no weight if there is no loss to weigh."""
         self.objectives.add(composed.objective)
         if composed.objective != NONE or WEIGHT not in cell:
             return cell
@@ -60,10 +60,10 @@ class Planner:
         return {key: value for key, value in cell.items() if key != WEIGHT}
 
     def notes(self, request: Request) -> tuple[str, ...]:
-        """What is left out of what was asked for.
+        """Return notes on what the plan leaves out of the request.
 
         Raises:
-            UserError: weights, and no objective that has a loss.
+            UserError: weights are given, but no objective has a loss.
         """
         weights = request.weights()
         if not weights or NONE not in self.objectives:
@@ -86,7 +86,7 @@ class Planner:
         settings: Mapping[str, str] | None = None,
         offset: int = 0,
     ) -> Group:
-        """Plan a group's runs; runs are known by their seed without the offset."""
+        """Plan the runs of a group, keyed by their seed without the offset."""
         runs = {}
         for seed in seeds:
             config = composed.resolved(seed + offset)
@@ -105,7 +105,7 @@ class Planner:
 
 
 def slug(settings: Mapping[str, str]) -> str:
-    """A folder name for swept values: `jepa.weight-0.05_model.dim-64`."""
+    """Return a folder name for swept values, such as `jepa.weight-0.05_model.dim-64`."""
     text = "_".join(f"{key}-{value}" for key, value in settings.items())
     clean = re.sub(r"[^A-Za-z0-9.+-]+", "_", text).strip("_.")
     if clean == text.strip("_.") and len(clean) <= LONGEST_NAME:
@@ -114,13 +114,13 @@ def slug(settings: Mapping[str, str]) -> str:
 
 
 def plan_sweep(request: Request, compose: Compose, name: str) -> tuple[Manifest, dict[str, Any]]:
-    """Every combination; those without JEPA are the control of the others.
+    """Plan every combination; combinations without JEPA are the controls of the others.
 
     Returns:
-        the plan, and each job's resolved config by folder.
+        The plan, and each job's resolved config by folder.
 
     Raises:
-        UserError: weights of no objective.
+        UserError: weights are given, but no objective has a loss.
     """
     planner = Planner(compose)
     seeds = request.seeds(compose)
@@ -148,7 +148,7 @@ def _role(control: Group) -> str:
 
 
 def _matches(cell: Mapping[str, str], control: Mapping[str, str]) -> bool:
-    """Whether what was swept beside the objective is the same."""
+    """Return whether a cell and a control agree in all swept keys outside the objective."""
     return all(value == control.get(key) for key, value in cell.items() if not _of_jepa(key))
 
 
@@ -157,7 +157,7 @@ def _of_jepa(key: str) -> bool:
 
 
 def _between(planner: Planner, one: Group, other: Group) -> dict[str, tuple[Any, Any]]:
-    """Where the configs of two groups differ, at their first common seed."""
+    """Return the differences between the configs of two groups at their first common seed."""
     seed = next(s for s in one.runs if s in other.runs)
     return differences(planner.configs[other.runs[seed]], planner.configs[one.runs[seed]])
 
@@ -165,11 +165,11 @@ def _between(planner: Planner, one: Group, other: Group) -> dict[str, tuple[Any,
 def plan_study(
     request: Request, compose: Compose, study: Mapping[str, Any]
 ) -> tuple[Manifest, dict[str, Any]]:
-    """Treatments and their arms.
+    """Plan the treatments of a study and their arms.
 
     Raises:
-        UserError: an arm that does not differ from its treatment in exactly what it declares, a budget
-            that does not fit `study.match`, a setting that no study has.
+        UserError: an arm does not differ from its treatment in exactly what it declares, the budget does
+            not fit `study.match`, or a setting is unknown.
     """
     for key, value in study.items():
         if key not in SETTINGS:
@@ -197,7 +197,7 @@ def plan_study(
         if not any(arm.role in BASELINES and reasons[arm.name] is None for arm in arms):
             raise UserError(
                 f"study.arms: no arm with role {', '.join(BASELINES)} applies to {treatment.name}; a study "
-                "holds its treatment against the same run without the loss"
+                "compares its treatment with the same run without the loss"
             )
         added: dict[str, Group] = {}
         for arm in arms:
@@ -219,16 +219,20 @@ def plan_study(
 
 
 def _check_treatment(arms: Sequence[ArmSpec], objective: str, config: Mapping[str, Any]) -> None:
-    """A treatment that is one of its own controls is told by its name."""
+    """Check that a treatment is not one of its own controls.
+
+    Raises:
+        UserError: naming the key that makes it one.
+    """
     roles = {arm.role for arm in arms}
     if objective == NONE and NONE in roles:
         raise UserError(
-            "objective=none: is the control of this study; choose what it is held against, such as "
+            "objective=none: is the control of this study; choose an objective to compare with it, such as "
             "objective=lewm"
         )
     if not config["jepa"]["weight"] and "weight_0" in roles:
         raise UserError(
-            f"{WEIGHT}=0: is an arm of this study already; leave it out of the treatments (and of sweep=)"
+            f"{WEIGHT}=0: is already an arm of this study; leave it out of the treatments (and of sweep=)"
         )
 
 
@@ -239,7 +243,7 @@ def _held_against(
     added: Mapping[str, Group],
     seeds: Sequence[int],
 ) -> tuple[list[Comparison], list[Identity]]:
-    """What a treatment is compared with, and which arm has to be another one's model."""
+    """Return the comparisons of a treatment, and the pairs of runs that must be the same model."""
     comparisons: list[Comparison] = []
     identities: list[Identity] = []
     for arm in arms:
@@ -248,7 +252,9 @@ def _held_against(
         if arm.same_as is not None and (model := added.get(arm.same_as)) is not None:
             first = str(seeds[0])
             runs = (group.runs[first], model.runs[first])
-            identities.append(Identity(runs, f"{group.name} has to be {model.name}"))
+            identities.append(
+                Identity(runs, f"{group.name} must be the same model as {model.name}")
+            )
         else:
             found = _between(planner, treatment, group)
             comparisons.append(Comparison(treatment.name, group.name, arm.role, found))
@@ -263,7 +269,7 @@ def _add_arm(
     treatment: Mapping[str, Any],
     seeds: Sequence[int],
 ) -> Group:
-    """Plan an arm and hold its config against the treatment's."""
+    """Plan an arm and compare its config with the treatment's."""
     scaled = []
     for key, factor in arm.scale.items():
         value = flat(treatment).get(key)
@@ -274,7 +280,7 @@ def _add_arm(
         )
     gone = [*arm.replaced(), *arm.scale]
     left = {key: value for key, value in cell.items() if not below(key, gone)}
-    # A value that is scaled still tells this treatment's arm from another's.
+    # A scaled value still distinguishes this treatment's arm from another treatment's.
     named = {key: value for key, value in cell.items() if not below(key, arm.replaced())}
     words = [*request.fixed_with(left, gone), *arm.set, *scaled]
     composed = planner.compose(words)
@@ -305,7 +311,7 @@ def manifest_of(
     kind: str,
     comparisons: Sequence[Comparison] = (),
 ) -> Manifest:
-    """What is planned so far."""
+    """Return the manifest of everything planned so far."""
     command = (*request.fixed, *(f"{key}={','.join(v)}" for key, v in request.axes.items()))
     return Manifest(
         name=name,

@@ -1,7 +1,7 @@
-"""Records as what their readers take them for: of a type, within bounds, and nothing else.
+"""Read records by type hints: values of the right type, within bounds, and nothing else.
 
-A record may be edited by hand, cut short, of another version, or made to do harm. A type hint says what a
-place holds; what does not fit is left out, and told.
+A record may be edited by hand, truncated, of another version, or malicious. A type hint says what each
+entry may hold; entries that do not fit are left out and reported.
 """
 
 from __future__ import annotations
@@ -15,24 +15,26 @@ from typing import Any
 LARGEST_NUMBER, LARGEST_COUNT = 1e15, 1 << 53
 LONGEST_TEXT, LONGEST_KEY = 1 << 16, 400
 MOST_DEPTH, MOST_ENTRIES = 40, 100_000
-"""Of a record: levels, and values in one list or mapping."""
+"""Limits of a record: nesting levels, and entries of one list or mapping."""
 TOLD = 60
-"""Letters of a value that a message shows."""
+"""Largest number of characters of a value that a message shows."""
 
 
 class MisfitError(ValueError):
-    """A value that does not fit its place."""
+    """A value does not fit its type hint."""
 
 
 def read(hint: Any, value: Any, where: str, wrong: list[str]) -> Any:
-    """The value as far as it fits a type hint.
+    """Return the parts of a value that fit a type hint.
 
     Args:
-        hint: of numbers, texts, lists, tuples, mappings, typed dictionaries and dataclasses.
-        where: it is, for messages. wrong: gets a line for everything that is left out of it.
+        hint: type of numbers, strings, lists, tuples, mappings, typed dictionaries and dataclasses.
+        value: as parsed from JSON or YAML.
+        where: path of the value, for messages.
+        wrong: receives a line for everything that is left out.
 
     Raises:
-        MisfitError: nothing of it fits.
+        MisfitError: the value as a whole does not fit.
     """
     return _read(hint, value, where, wrong, 0)
 
@@ -81,7 +83,7 @@ def _is_plain(hint: Any, value: Any) -> bool:
 
 
 def _anything(value: Any, where: str, wrong: list[str], depth: int) -> Any:
-    """What JSON can hold, within bounds."""
+    """Read any value that JSON can hold, within bounds."""
     if isinstance(value, dict):
         return _read(dict[str, Any], value, where, wrong, depth)
     if isinstance(value, list):
@@ -95,7 +97,7 @@ def _anything(value: Any, where: str, wrong: list[str], depth: int) -> Any:
 
 
 def _made(hint: Any, value: dict[str, Any], where: str, wrong: list[str], depth: int) -> Any:
-    """A dataclass; all that has no default has to be there, and to fit."""
+    """Build a dataclass; fields without a default must be present, and every field must fit."""
     hints = typing.get_type_hints(hint)
     found = {}
     for field in dataclasses.fields(hint):
@@ -108,7 +110,7 @@ def _made(hint: Any, value: dict[str, Any], where: str, wrong: list[str], depth:
 
 
 def _known(hint: Any, value: dict[str, Any], where: str, wrong: list[str], depth: int) -> Any:
-    """A typed dictionary; what it does not name may be anything."""
+    """Read a typed dictionary; keys that it does not declare may hold anything."""
     hints = typing.get_type_hints(hint)
     return _entries({key: hints.get(key, Any) for key in value}, value, where, wrong, depth)
 

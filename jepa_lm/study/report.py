@@ -1,4 +1,4 @@
-"""report.html, one file that needs no network, and report.md with the same words and numbers."""
+"""Write report.html, one file that needs no network, and report.md with the same text and numbers."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from jepa_lm.utils.quoting import literal, markdown, shell
 
 HTML, MARKDOWN = "report.html", "report.md"
 SHOWN_FIRST = 8
-"""Settings beside a verdict; the others are further down."""
+"""Number of settings shown beside a verdict; the others are further down the page."""
 TIED = "\N{NO-BREAK SPACE}"
 NOT_COMPARABLE = "not comparable"
 OUTCOMES = {
@@ -34,13 +34,13 @@ OUTCOMES = {
     "too few seeds": "{}: too few seeds for a verdict.",
     NOT_COMPARABLE: "{}: no verdict, because its arms are not comparable.",
 }
-"""A headline for each word."""
+"""Headlines by verdict."""
 TONES = {"helps": "good", "hurts": "bad", NOT_COMPARABLE: "bad"}
-"""How the badge of a verdict is set off."""
+"""CSS classes of a verdict's badge."""
 
 
 def write_report(folder: Path) -> Path:
-    """Write both files into the folder of a sweep or study.
+    """Write both reports into the folder of a sweep or study.
 
     Returns:
         The HTML file.
@@ -60,7 +60,7 @@ def _write(results: Results) -> Path:
 
 
 def tell(folder: Path, say: Callable[[str], None]) -> Path:
-    """Write the report and say its verdicts, a line each.
+    """Write the report and print its verdicts, one line each.
 
     Returns:
         The HTML file.
@@ -85,12 +85,12 @@ def tell(folder: Path, say: Callable[[str], None]) -> Path:
 
 
 def headline(results: Results) -> str:
-    """The whole outcome in one sentence."""
+    """Return the outcome in one sentence."""
     treatments = results.treatments
     if not treatments:
         return (
-            "No verdict: nothing here is held against a control. A sweep that includes jepa.weight=0 "
-            "with the same seeds has one."
+            "No verdict: nothing here is compared with a control. Include jepa.weight=0 in the sweep, with "
+            "the same seeds, to get one."
         )
     if len(treatments) == 1:
         word = word_of(treatments[0])
@@ -103,7 +103,7 @@ def headline(results: Results) -> str:
 
 
 def word_of(treatment: Treatment) -> str:
-    """The verdict in a word or two."""
+    """Return the verdict in a few words."""
     return NOT_COMPARABLE if treatment.apart else treatment.word
 
 
@@ -129,8 +129,8 @@ def _context(results: Results) -> dict[str, Any]:
 
 
 def _card(treatment: Treatment, look: dict[str, Style], index: int, alone: bool) -> dict[str, Any]:
-    """A verdict with what it rests on."""
-    drawn = alone or len(treatment.against) > 1  # else the overview of all treatments has it
+    """Return a verdict with its evidence, for the template."""
+    drawn = alone or len(treatment.against) > 1  # else the overview of all treatments shows it
     word = word_of(treatment)
     main = treatment.main
     first, more = tables.main_differences(treatment, SHOWN_FIRST)
@@ -150,31 +150,29 @@ def _card(treatment: Treatment, look: dict[str, Style], index: int, alone: bool)
 
 
 def _numbers(treatment: Treatment) -> list[str]:
-    """What the verdict's sentence does not say."""
+    """Return what the verdict's sentence leaves out: the cost."""
     ratios = tables.cost_ratios(treatment.arm, treatment.main.control)
     told = ", ".join(f"{words.ratio(ratio)} times the {name}" for name, ratio in ratios.items())
-    return [f"Cost beside the control: {told}."] if told else []
+    return [f"Cost relative to the control: {told}."] if told else []
 
 
 def _notices(results: Results) -> list[str]:
-    """What is missing, or was left out."""
+    """Return notices on missing runs, on what the plan leaves out, and on multiple comparisons."""
     missing, planned = len(results.failures), len(results.runs)
     said = list(results.manifest.notes)
     if missing:
         runs = f"{missing} of {words.number_of(planned, 'planned run')}"
-        said.append(
-            f"Without a score, and left out of everything but the list of failures: {runs}."
-        )
+        said.append(f"Without a score, and listed only under the failures: {runs}.")
     if len(results.treatments) > 1:
         said.append(
-            f"Each of {len(results.treatments)} treatments had its own chance to look good by luck: "
-            "probabilities are corrected for the controls of a treatment, not for their number."
+            f"Each of {len(results.treatments)} treatments may look good by chance: p-values are corrected "
+            "for the number of controls of a treatment, not for the number of treatments."
         )
     return said
 
 
 def _basis(results: Results) -> list[tuple[str, str]]:
-    """Budget, data and model; a report says nothing beyond them (trap 26)."""
+    """Return budget, data and model; the report's conclusions do not extend beyond them."""
     runs = list(results.runs.values())
     return [
         ("Budget", words.budget(runs, results.manifest.match)),
@@ -182,7 +180,7 @@ def _basis(results: Results) -> list[tuple[str, str]]:
         ("Model", words.model(runs)),
         (
             "Scope",
-            "All of this is about this budget, this data and this model, and about nothing else.",
+            "These results hold for this budget, this data and this model only.",
         ),
     ]
 
@@ -196,18 +194,18 @@ def _environment(name: str) -> Environment:
         lstrip_blocks=True,
         keep_trailing_newline=True,
     )
-    if name == HTML:  # in Markdown, macros give lines
+    if name == HTML:  # in Markdown, macros return lines that must stay as they are
         environment.finalize = _visible
     environment.filters |= {"md": markdown, "tied": _tied}
     return environment
 
 
 def _visible(value: Any) -> Any:
-    """Every text of others, as it was written; what is markup already is ours."""
+    """Escape invisible characters in plain strings; markup comes from this package and stays."""
     return literal(value) if type(value) is str else value
 
 
 def _tied(text: str) -> str:
-    """No line ends inside of `p = 0.01` and `95 %`."""
+    """Prevent line breaks inside `p = 0.01` and `95 %`."""
     text = re.sub(r"\b([pn]) ([=<]) (?=[0-9])", rf"\1{TIED}\2{TIED}", text)
     return re.sub(r"(?<=[0-9]) %", f"{TIED}%", text)

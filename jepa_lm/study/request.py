@@ -1,4 +1,4 @@
-"""What a command line asks for: what is swept, what every job has, and what a job stands for."""
+"""Read a command line: the swept values, the overrides of every job, and the config of a job."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ SEED, WEIGHT = "seed", "jepa.weight"
 NONE = "none"
 """The option of the group `objective` that has no loss to weigh."""
 OF_THE_SWEEP = ("study", "sweep")
-"""Words of the command line that say what is swept; a job knows nothing of them."""
+"""Keys of the command line that describe the sweep; jobs do not get them."""
 
 
 @dataclass(frozen=True)
 class Composed:
-    """What a command line stands for."""
+    """A command line and its config."""
 
     words: tuple[str, ...]
-    """The command line, without a weight where there is no objective to weigh."""
+    """The command line, without a weight if there is no loss to weigh."""
     objective: str
     """The chosen option of the group `objective`."""
     seed: int
-    """What its config says."""
+    """The seed in the config."""
     resolved: Callable[[int], dict[str, Any]]
-    """The resolved config with this seed."""
+    """Returns the resolved config with a given seed."""
 
 
 Compose = Callable[[Sequence[str]], Composed]
@@ -40,28 +40,28 @@ Compose = Callable[[Sequence[str]], Composed]
 
 @dataclass(frozen=True)
 class Interval:
-    """Values between two numbers, for a search."""
+    """A range between two numbers that a search draws from."""
 
     low: float
     high: float
     log: bool
-    """Draw the logarithm evenly."""
+    """Draw uniformly in the logarithm."""
     whole: bool
 
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for."""
+    """The user's request."""
 
     fixed: tuple[str, ...]
-    """Overrides that every job has."""
+    """Overrides of every job."""
     axes: Mapping[str, tuple[str, ...]]
     """Swept values by key, in the order of the command line; `seed` may be one of them."""
     intervals: Mapping[str, Interval] = field(default_factory=dict)
-    """Of a search, by key."""
+    """Ranges of a search by key."""
 
     def cells(self) -> list[dict[str, str]]:
-        """Every combination of the swept values, without the seed."""
+        """Return every combination of the swept values, without the seed."""
         keys = [key for key in self.axes if key != SEED]
         return [
             dict(zip(keys, values, strict=True))
@@ -69,7 +69,11 @@ class Request:
         ]
 
     def seeds(self, compose: Compose) -> list[int]:
-        """The seeds of a group."""
+        """Return the seeds of a group.
+
+        Raises:
+            UserError: a seed is not a whole number, is out of range, or is given twice.
+        """
         given = self.axes.get(SEED)
         if given is None:
             return [compose(self.fixed_with(self.cells()[0])).seed]
@@ -80,28 +84,28 @@ class Request:
             check_seed(SEED, seed)
             if seed in seeds[:i]:
                 raise UserError(
-                    f"seed={','.join(given)}: {seed} is there twice, and would be one run"
+                    f"seed={','.join(given)}: {seed} is given twice and would be one run"
                 )
         return seeds
 
     def weights(self) -> str:
-        """What the command line says of the weight; empty where it does not."""
+        """Return the command line's override of the weight; empty if there is none."""
         if WEIGHT in self.axes:
             return f"{WEIGHT}={','.join(self.axes[WEIGHT])}"
         return next((w for w in self.fixed if w.lstrip("+").partition("=")[0] == WEIGHT), "")
 
     def fixed_with(self, cell: Mapping[str, str], without: Sequence[str] = ()) -> list[str]:
-        """The command line of a combination, without the seed and without some keys."""
+        """Return the command line of a combination, without the seed and the keys in `without`."""
         words = [*self.fixed, *(f"{key}={value}" for key, value in cell.items())]
         kept = [w for w in words if not below(w.lstrip("+~").partition("=")[0], without)]
         return [w for w in kept if w.partition("=")[0] != SEED or SEED not in self.axes]
 
 
 def read_request(overrides: Sequence[Override]) -> Request:
-    """What is swept and what every job has; the later of two overrides of a key counts.
+    """Sort overrides into swept and fixed ones; the later of two overrides of a key wins.
 
     Raises:
-        UserError: a key that is swept over no value.
+        UserError: a key is swept over no value.
     """
     axes: dict[str, tuple[str, ...]] = {}
     fixed: dict[str, str] = {}
@@ -120,7 +124,7 @@ def read_request(overrides: Sequence[Override]) -> Request:
         else:
             intervals[key] = _interval(override)
     if not all(axes.values()):
-        raise UserError(f"{next(k for k, v in axes.items() if not v)}: sweeps over no value")
+        raise UserError(f"{next(k for k, v in axes.items() if not v)}: is swept over no value")
     return Request(tuple(_delete_mark(word) for word in fixed.values()), axes, intervals)
 
 
@@ -129,11 +133,11 @@ def _interval(override: Override) -> Interval:
     assert isinstance(found, IntervalSweep)
     low, high = found.start, found.end
     if low is None or high is None or not low < high:
-        raise UserError(f"{override.input_line}: the first number has to be less than the second")
+        raise UserError(f"{override.input_line}: the first number must be less than the second")
     whole = isinstance(low, int) and isinstance(high, int)
     return Interval(low, high, log="log" in found.tags, whole=whole)
 
 
 def _delete_mark(word: str) -> str:
-    """`~key=` of a deletion without a value is `~key` again."""
+    """Turn `~key=`, a deletion without a value, back into `~key`."""
     return word.removesuffix("=") if word.startswith("~") else word

@@ -1,7 +1,7 @@
-"""From the folder of a sweep to what its report says: arms, differences, verdicts, failures.
+"""Collect the results of a sweep for its report: arms, differences, verdicts, failures.
 
-Everything is read from study.json and from the runs' own records; nothing is remembered from the
-sweep that made them. Runs that have not finished count for nothing but the list of failures.
+Everything is read from study.json and from the runs' own records; nothing is kept in memory from the
+sweep that made them. Unfinished runs appear in the list of failures and nowhere else.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from jepa_lm.study.verdict import BASELINES, verdict
 
 BUDGET = ("trainer.max_steps", "trainer.max_time")
 NO_VERDICT = "no verdict"
-"""Of a treatment without a baseline."""
+"""Verdict of a treatment without a baseline."""
 
 
 @dataclass(frozen=True)
@@ -48,14 +48,14 @@ class ArmResult:
 
     @property
     def name(self) -> str:
-        """As study.json has it."""
+        """Name of the group in study.json."""
         return self.group.name
 
     @cached_property
     def label(self) -> str:
-        """What it is for a reader who knows no names of arms: `objective=lewm jepa.weight=0.1`.
+        """A label for readers who do not know the names of arms: `objective=lewm jepa.weight=0.1`.
 
-        What was swept, by the values that ran, whatever was asked for.
+        It gives the swept settings with the values that the runs recorded, not those that were requested.
         """
         settings = self.group.settings
         run = next(iter(self.runs.values()), None)
@@ -79,12 +79,12 @@ class ArmResult:
 
     @property
     def mean(self) -> float | None:
-        """Of the bits per byte."""
+        """Mean of the bits per byte."""
         return float(np.mean(list(self.bpb.values()))) if self.bpb else None
 
     @property
     def std(self) -> float | None:
-        """Of the bits per byte, n - 1 in the denominator."""
+        """Standard deviation of the bits per byte, with n - 1 in the denominator."""
         return float(np.std(list(self.bpb.values()), ddof=1)) if len(self.bpb) > 1 else None
 
     @property
@@ -98,23 +98,23 @@ class ArmResult:
 
 @dataclass(frozen=True)
 class Against:
-    """A treatment held against one of its controls."""
+    """A treatment compared with one of its controls."""
 
     comparison: Comparison
     control: ArmResult
     effect: Effect
-    """Over the seeds that have finished on both sides."""
+    """Effect over the seeds that finished on both sides."""
 
 
 def role_of(against: Against) -> str:
-    """The control's part in the argument, in words."""
+    """Return the control's role in the argument, in words."""
     role = against.comparison.role
     return BASELINES.get(role, role.replace("_", " "))
 
 
 @dataclass(frozen=True)
 class Treatment:
-    """An arm with everything that it is held against."""
+    """An arm with all of its controls."""
 
     arm: ArmResult
     against: tuple[Against, ...]
@@ -123,18 +123,18 @@ class Treatment:
     apart: tuple[str, ...]
     """Why the arms are not comparable; empty when they are."""
     not_applicable: Mapping[str, str]
-    """Reasons by control."""
+    """Why controls do not apply, by control."""
 
     @property
     def main(self) -> Against:
-        """The comparison with the baseline that the verdict is about, or the first there is."""
+        """The comparison with the baseline, which the verdict is about, or else the first comparison."""
         roles = {a.comparison.role: a for a in reversed(self.against)}
         return next((roles[role] for role in BASELINES if role in roles), self.against[0])
 
 
 @dataclass(frozen=True)
 class Results:
-    """All there is to report."""
+    """Everything that a report shows."""
 
     folder: Path
     manifest: Manifest
@@ -143,20 +143,20 @@ class Results:
     arms: Mapping[str, ArmResult]
     treatments: tuple[Treatment, ...]
     apart: tuple[str, ...]
-    """As of the treatments, for a sweep that compares nothing."""
+    """Why the arms are not comparable, for a sweep without comparisons."""
     warnings: tuple[str, ...]
     failures: tuple[Failure, ...]
     identities: tuple[tuple[Identity, str], ...]
-    """With what the records say of each."""
+    """Pairs of runs that must be equal, with what their records say."""
 
     @property
     def finished(self) -> list[Run]:
-        """Runs with a score."""
+        """Runs that have a score."""
         return [run for run in self.runs.values() if run.finished]
 
 
 def collect(folder: Path) -> Results:
-    """Read a sweep or study.
+    """Collect the results of a sweep or study.
 
     Raises:
         UserError: the folder has no study.json.
@@ -189,7 +189,7 @@ def collect(folder: Path) -> Results:
 
 
 def _arm(folder: Path, group: Group) -> ArmResult:
-    """The group with its finished runs, seeds in order."""
+    """Return a group with its finished runs, sorted by seed."""
     found = {seed: Run(folder / below) for seed, below in group.runs.items()}
     return ArmResult(
         group, {s: found[s] for s in sorted(found, key=seed_order) if found[s].finished}
@@ -197,12 +197,12 @@ def _arm(folder: Path, group: Group) -> ArmResult:
 
 
 def seed_order(seed: str) -> tuple[float, str]:
-    """Numbers by their size, before anything else."""
+    """Return a sort key: numbers by value, before anything else."""
     return (float(seed), seed) if seed.lstrip("-").isdigit() else (math.inf, seed)
 
 
 def _treatment(plan: Manifest, arms: Mapping[str, ArmResult], name: str) -> Treatment:
-    """Everything that one group is held against."""
+    """Compare one group with all of its controls."""
     compared = _by_role(arms[name], [c for c in plan.comparisons if c.of == name], arms)
     controls = {role: arms[c.against] for role, c in compared.items()}
     effects, word, sentence = _judged(arms[name], controls)
@@ -225,9 +225,10 @@ def _treatment(plan: Manifest, arms: Mapping[str, ArmResult], name: str) -> Trea
 def _by_role(
     treatment: ArmResult, compared: Sequence[Comparison], arms: Mapping[str, ArmResult]
 ) -> dict[str, Comparison]:
-    """The comparisons by role; in a sweep of several objectives a baseline is the nearest of its kind.
+    """Return the comparisons by role, with only the nearest baseline of each role.
 
-    Weight 0 of another objective is the same model again, and would only make Holm stricter.
+    In a sweep over several objectives, weight 0 of another objective is the same model again and would only
+    make Holm's correction stricter.
     """
 
     def near(comparison: Comparison) -> int:
@@ -245,14 +246,14 @@ def _by_role(
 
 
 def _budgeted(comparison: Comparison) -> bool:
-    """Whether the control is meant to have more or fewer steps."""
+    """Return whether the control has another budget on purpose."""
     return any(key in comparison.differences for key in BUDGET)
 
 
 def _judged(
     treatment: ArmResult, controls: Mapping[str, ArmResult]
 ) -> tuple[Mapping[str, Effect], str, str]:
-    """The one place that asks for statistics: effects by role, the verdict's word and its sentence."""
+    """Return effects by role, and the verdict's word and sentence; statistics are computed only here."""
     effects = statistics.holm(
         {
             role: statistics.effect(
@@ -262,7 +263,7 @@ def _judged(
         }
     )
     if effects.keys().isdisjoint(BASELINES):
-        return effects, NO_VERDICT, "It is not held against weight 0, so nothing can be said of it."
+        return effects, NO_VERDICT, "It was not compared with weight 0, so there is no verdict."
     role = next(role for role in BASELINES if role in effects)
     runs = (*treatment.runs.values(), *controls[role].runs.values())
     said = verdict(effects, too_little=too_little(runs, effects[role].margin))

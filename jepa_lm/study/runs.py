@@ -1,4 +1,4 @@
-"""What a run folder holds: summary.json, config.json and metrics.csv, each as far as it can be believed."""
+"""Read a run folder: the valid parts of summary.json, config.json and metrics.csv."""
 
 from __future__ import annotations
 
@@ -18,36 +18,36 @@ from jepa_lm.utils.provenance import CONFIG_FILE
 
 SUMMARY_FILE, METRICS_FILE = "summary.json", "metrics.csv"
 MOST_BYTES = 16 << 20
-"""Of a record that is read; real ones have some 10,000."""
+"""Largest size of a record that is read; typical ones have about 10,000."""
 HIGHEST_SCORE = 1e6
-"""Bits per byte, and nats per token, that are believed."""
+"""Largest bits per byte and nats per token that are accepted."""
 LONGEST_LINE = 1 << 16
-"""Letters of a row of metrics.csv."""
+"""Largest number of characters in a row of metrics.csv."""
 OF_WANDB = re.compile(r"(offline-)?run-.*|latest-run")
-"""Folders below `wandb`, which hold copies of the records."""
+"""Names of folders below `wandb`, which hold copies of the records."""
 DAMAGED = "damaged"
 """Status of a run whose summary.json cannot be read."""
 
 
 @dataclass(frozen=True)
 class Run:
-    """A run that has begun, finished or not."""
+    """A run that has started, finished or not."""
 
     folder: Path
 
     @property
     def summary(self) -> Mapping[str, Any]:
-        """summary.json; empty while the run is not over or was killed."""
+        """summary.json; empty while the run is in progress, or if it was killed."""
         return self._summary[0]
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """config.json: the resolved config that it was started with."""
+        """config.json: the resolved config that the run started with."""
         return self._config[0]
 
     @property
     def damage(self) -> list[str]:
-        """What of its records cannot be believed, and was left out."""
+        """Invalid parts of the records, which were left out."""
         return [*self._summary[1], *self._config[1]]
 
     @cached_property
@@ -61,18 +61,18 @@ class Run:
 
     @property
     def status(self) -> str:
-        """finished, failed, interrupted, unfinished: no summary yet, or damaged."""
+        """`finished`, `failed`, `interrupted`, `unfinished` (no summary yet) or `damaged`."""
         nothing = DAMAGED if self._summary[1] else "unfinished"
         return str(self.summary.get("status", nothing))
 
     @property
     def finished(self) -> bool:
-        """It has used up its budget and has a score."""
+        """True if the run has used up its budget and has a score."""
         return self.status == "finished" and self.bpb is not None
 
     @cached_property
     def objective(self) -> str | None:
-        """The option of the group `objective`, or what the config tells of it."""
+        """The chosen option of the group `objective`, or what can be inferred from the config."""
         node: Any = below_hydra(self.folder, "hydra.yaml")
         for key in ("hydra", "runtime", "choices", "objective"):
             node = node.get(key) if isinstance(node, dict) else None
@@ -94,12 +94,12 @@ class Run:
         return _score(self.summary, "nll")
 
     def series(self, name: str) -> list[tuple[int, float]]:
-        """A column of metrics.csv as (step, value), finite values alone."""
+        """Return a column of metrics.csv as (step, value), with finite values only."""
         return self._columns.get(name, [])
 
     @cached_property
     def _columns(self) -> Mapping[str, list[tuple[int, float]]]:
-        """Every column that has numbers."""
+        """Columns of metrics.csv that have numbers, by name."""
         found: dict[str, list[tuple[int, float]]] = {}
         rows = _rows(self.folder / METRICS_FILE)
         names = next(rows, [])
@@ -115,9 +115,9 @@ class Run:
 
 
 def find_runs(folder: Path) -> Iterator[Run]:
-    """Every run below a folder, by name: folders with a config.json or summary.json of a training.
+    """Yield every run below a folder, sorted by path: folders with a config.json or a summary.json.
 
-    W&B's copies of them are no runs.
+    W&B's copies of these files do not count.
     """
     found = []
     for place, folders, files in os.walk(folder):
@@ -130,7 +130,7 @@ def find_runs(folder: Path) -> Iterator[Run]:
 
 
 def below_hydra(folder: Path, name: str) -> Mapping[str, Any]:
-    """A file of Hydra's, without its references resolved; empty if there is none or it is broken."""
+    """Read one of Hydra's files, with references unresolved; empty if it is missing or broken."""
     try:
         found = read(dict[str, Any], read_yaml(folder / ".hydra" / name), name, [])
     except (OSError, ValueError):
@@ -140,21 +140,21 @@ def below_hydra(folder: Path, name: str) -> Mapping[str, Any]:
 
 
 def _record(path: Path, shape: Any) -> tuple[Mapping[str, Any], list[str]]:
-    """What of a file of JSON fits its shape, and a line for each thing that does not."""
+    """Return the part of a JSON file that fits its shape, and a line for each part that does not."""
     wrong: list[str] = []
     try:
         found = read(shape, read_json(path, MOST_BYTES), "", wrong)
     except FileNotFoundError:
         return {}, []
     except MisfitError:
-        return {}, [f"{path.name} holds no object"]
+        return {}, [f"{path.name} does not hold an object"]
     except (OSError, ValueError) as error:
         return {}, [f"{path.name} cannot be read ({' '.join(str(error).split())})"]
     return found, [f"{path.name}: {text}" for text in wrong]
 
 
 def _rows(path: Path) -> Iterator[list[str]]:
-    """Rows of a file that has no quotes; what is damaged in one row stays in it."""
+    """Yield the rows of a CSV file without quotes; damage in one row does not affect the others."""
     try:
         with open(path, encoding="utf-8", errors="replace") as file:
             while line := file.readline(LONGEST_LINE):

@@ -1,7 +1,7 @@
-"""A search over settings: Optuna draws them, the sweep's own jobs score them.
+"""A search over settings: Optuna draws them, the jobs of the sweep score them.
 
-The sampler starts from the run's seed and is told the scores in order, so the same command draws the
-same settings again: an interrupted search goes on like a sweep, finished jobs stay.
+The sampler is seeded with the run's seed and receives the scores in order, so the same command draws the
+same settings again. An interrupted search therefore resumes like a sweep, and finished jobs are kept.
 """
 
 from __future__ import annotations
@@ -20,19 +20,20 @@ from jepa_lm.study.runs import Run
 from jepa_lm.utils.errors import UserError
 
 DIGITS = 4
-"""Of a drawn number: more would say nothing and make long folder names."""
+"""Significant digits of a drawn number; more would only make folder names longer."""
 
 
 class Search:
-    """Draws settings and asks for their scores.
+    """Draws settings and collects their scores.
 
     Args:
-        request: what is searched; lists of values are drawn from, `seed` is run in full and averaged.
-        compose: what a command line stands for. name: of the sweep.
+        request: what to search. Lists of values are drawn from; all values of `seed` run and are averaged.
+        compose: returns the config of a command line.
+        name: name of the sweep.
         settings: `hydra.sweeper`: trials, sampler, batch.
 
     Raises:
-        UserError: a setting that is out of range, nothing to search, Optuna not installed.
+        UserError: a setting is out of range, there is nothing to search, or Optuna is not installed.
     """
 
     def __init__(self, request: Request, compose: Compose, name: str, settings: DictConfig) -> None:
@@ -50,7 +51,10 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self.spaces = self._spaces()
         if not self.spaces:
-            raise UserError("hydra.sweeper.trials: nothing to search; jepa.weight='interval(0,1)'")
+            raise UserError(
+                "hydra.sweeper.trials: nothing to search; give an interval, such as "
+                "jepa.weight='interval(0,1)'"
+            )
         self.seeds = request.seeds(compose)
         samplers: dict[str, Any] = {
             "tpe": optuna.samplers.TPESampler,
@@ -71,12 +75,12 @@ class Search:
         for key, interval in self.request.intervals.items():
             kind: Any = of.IntDistribution if interval.whole else of.FloatDistribution
             if interval.log and interval.low <= 0:
-                raise UserError(f"{key}: tag(log, interval(...)) has to start above 0")
+                raise UserError(f"{key}: tag(log, interval(...)) must start above 0")
             found[key] = kind(interval.low, interval.high, log=interval.log)
         return found
 
     def batches(self, folder: Path) -> Iterator[tuple[Manifest, dict[str, Any]]]:
-        """Plans that grow by a batch; each is to be run before the next one is asked for."""
+        """Yield plans that grow by a batch; each must be run before the next is requested."""
         planner = Planner(self.compose)
         done = 0
         while done < self.trials:

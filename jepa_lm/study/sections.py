@@ -1,4 +1,4 @@
-"""What follows the verdict in a report, section by section."""
+"""The sections that follow the verdict in a report."""
 
 from __future__ import annotations
 
@@ -14,20 +14,20 @@ from jepa_lm.study.table import Table
 
 @dataclass(frozen=True)
 class Section:
-    """A heading with what is below it."""
+    """A heading and its content."""
 
     title: str
     says: str = ""
     panels: tuple[Panel, ...] = ()
     tables: tuple[tuple[str, Table], ...] = ()
-    """With their captions."""
+    """Captions and tables."""
     notes: tuple[str, ...] = ()
     legend: tuple[Style, ...] = ()
-    """Of the lines in its figures."""
+    """Styles of the lines in its figures."""
 
 
 def sections(results: Results, look: Mapping[str, Style]) -> list[Section]:
-    """Those that have something to show, in order."""
+    """Return the sections that have content, in order."""
     found = [
         _arms(results),
         _effects(results),
@@ -57,8 +57,9 @@ def _arms(results: Results) -> Section:
 def _effects(results: Results) -> Section:
     return Section(
         "Differences",
-        "Treatment minus control in BPB, at equal seeds; below zero, the treatment is better. An interval is "
-        "of one comparison alone; verdicts go by p after Holm, and what could be shown is counted with it.",
+        "Treatment minus control in BPB, at equal seeds; below zero, the treatment is better. Each interval "
+        "is for one comparison alone; verdicts go by p after Holm, and the smallest detectable difference "
+        "and the seeds needed are computed with Holm's correction.",
         tables=(("Differences with their uncertainty", tables.effects(results.treatments)),),
     )
 
@@ -67,10 +68,10 @@ def _curves(results: Results, look: Mapping[str, Style]) -> Section:
     metric, panels = figures_over_steps.score_curves(results, look)
     return Section(
         "BPB over steps",
-        f"{metric.says[0].upper()}{metric.says[1:]} ({metric.column} of metrics.csv), finished runs at the "
-        "steps that all seeds of an arm have. Lines are means over seeds. Bands of scores go from the lowest "
-        "to the highest seed; bands of differences, which are taken seed by seed, are 95 % t intervals of "
-        "the mean, and missing with one seed. Scores of the first fifth of the run may be above the axis.",
+        f"{metric.says[0].upper()}{metric.says[1:]} ({metric.column} of metrics.csv) of finished runs, at "
+        "the steps that all seeds of an arm have. Lines are means over seeds. Bands of scores span the "
+        "lowest to the highest seed. Differences are taken seed by seed; their bands are 95 % t intervals of "
+        "the mean and need two seeds. Scores of the first fifth of the run may lie above the axis.",
         panels=tuple(panels),
         legend=_legend(panels, look),
     )
@@ -88,10 +89,10 @@ def _diagnostics(results: Results, look: Mapping[str, Style]) -> Section:
     panels = figures_over_steps.diagnostics(results, look)
     return Section(
         "Collapse diagnostics",
-        "Measured during training on the objective's latents. An effective rank or a spread near zero is a "
-        "collapse; R² at or below zero is no better than always answering the mean target; a share of "
-        "exactly zero of the trunk's gradient means that the auxiliary loss trains nothing that ships. "
-        "Line: mean over seeds. Band: from the lowest to the highest seed.",
+        "Measured during training on the objective's latents. An effective rank or a standard deviation "
+        "near zero is a collapse; R² at or below zero is no better than always predicting the mean target; a "
+        "share of exactly zero of the trunk's gradient means that the auxiliary loss trains nothing that "
+        "ships. Line: mean over seeds. Band: lowest to highest seed.",
         tuple(panels),
         (("Last measurement, mean over seeds", tables.diagnostics(results)),),
         legend=_legend(panels, look),
@@ -101,9 +102,9 @@ def _diagnostics(results: Results, look: Mapping[str, Style]) -> Section:
 def _cost(results: Results) -> Section:
     return Section(
         "Cost",
-        "Means over finished runs. Seconds are of training, without validation and compilation; they and the "
-        "speed depend on what else the machine did. On a CPU, memory is what the process grew by, most "
-        "of all in its first job.",
+        "Means over finished runs. Seconds are of training, without validation and compilation; seconds and "
+        "speed depend on what else the machine was doing. On a CPU, memory is the growth of the process, "
+        "which is largest in its first job.",
         tables=(("Cost by arm", tables.cost(results)),),
     )
 
@@ -122,7 +123,7 @@ def _differences(results: Results) -> Section:
     )
     return Section(
         "How the configs differ",
-        "Keys of the resolved configs, as they were compared before anything was trained.",
+        "Keys of the resolved configs that differ, as compared before training started.",
         tables=tuple((caption, table) for caption, table in found if table.rows),
         notes=notes,
     )

@@ -1,4 +1,4 @@
-"""What reports read of summary.json and config.json, with its types; other entries may be anything."""
+"""Types of the entries of summary.json and config.json that reports read; others may be anything."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class Parameters(TypedDict, total=False):
 
 
 class Git(TypedDict, total=False):
-    """The source's commit."""
+    """Commit of the source code."""
 
     commit: str | None
     dirty: bool | None
@@ -76,7 +76,7 @@ class Summary(TypedDict, total=False):
 
 
 class Corpus(TypedDict, total=False):
-    """Where the text comes from."""
+    """Source of the text."""
 
     _target_: str
     folder: str | None
@@ -84,14 +84,14 @@ class Corpus(TypedDict, total=False):
 
 
 class Tokenizer(TypedDict, total=False):
-    """How it becomes tokens."""
+    """Tokenizer of the text."""
 
     _target_: str
     vocab_size: int | None
 
 
 class Data(TypedDict, total=False):
-    """What is read."""
+    """Data settings."""
 
     corpus: Corpus
     tokenizer: Tokenizer
@@ -107,7 +107,7 @@ class Backbone(TypedDict, total=False):
 
 
 class Model(TypedDict, total=False):
-    """What is trained."""
+    """Model settings."""
 
     dim: int
     backbone: Backbone

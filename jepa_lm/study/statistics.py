@@ -1,15 +1,15 @@
-"""What seeds say about a difference in bits per byte: paired tests, intervals, power, Holm.
+"""Statistics of a difference in bits per byte over seeds: paired tests, intervals, power, Holm.
 
-Both sides of a comparison are trained with the same seeds, so the data and the draws of a seed are
-common to them; the tests look at d_i = treatment_i - control_i, in which what is common cancels. With
-m the mean of n differences and s their standard deviation (n - 1 in the denominator):
+Both sides of a comparison are trained with the same seeds, so they share the data and the random draws of
+a seed; the tests use d_i = treatment_i - control_i, in which the shared part cancels. With m the mean of
+n differences and s their standard deviation (n - 1 in the denominator):
 
     paired t-test   t = m sqrt(n) / s, Student with n - 1 degrees of freedom
     equivalence     the larger p of the one-sided tests of m < margin and m > -margin (Schuirmann 1987)
     power           noncentral t with noncentrality |effect| sqrt(n) / s
     Holm            p of rank i among k, smallest first, times k - i + 1, kept in order (Holm 1979)
 
-Lower is better: a negative difference is a gain. Student's t takes the differences for normal; a
+Lower is better: a negative difference is a gain. Student's t assumes that the differences are normal; a
 handful of seeds cannot show whether they are.
 """
 
@@ -28,64 +28,64 @@ from scipy import optimize, stats
 ALPHA = 0.05
 """Level of the two-sided test; intervals cover 1 - ALPHA."""
 POWER = 0.8
-"""Share of studies that have to find a difference, for what n seeds can show and for how many it takes."""
+"""Power assumed for the smallest detectable difference and the number of seeds needed."""
 MARGIN = 0.005
-"""Bits per byte that do not matter."""
+"""Largest difference in bits per byte that does not matter."""
 RULE_NATS = 0.005
-"""Nats per token by which a record of the challenge has to be beaten..."""
+"""Nats per token by which a record of the challenge must be beaten..."""
 RULE_ALPHA = 0.01
 """...at this level."""
 MINIMUM_PAIRS = 3
-"""Fewer pairs make no verdict: two leave one degree of freedom, hence intervals of 9 s each way."""
+"""Pairs needed for a verdict: two leave one degree of freedom, hence intervals of 9 s each way."""
 MOST_SEEDS = 1000
-"""More than this is not worth naming."""
+"""Largest number of seeds needed that is reported."""
 
 
 @dataclass(frozen=True)
 class Effect:
-    """A treatment against a control. None: not enough seeds, or no spread to test against."""
+    """A treatment compared with a control. None means too few seeds, or no spread to test against."""
 
     seeds: tuple[str, ...] = ()
-    """Those that both sides have."""
+    """Seeds that both sides have."""
     differences: tuple[float, ...] = ()
-    """Treatment - control for each of them, BPB."""
+    """Treatment - control for each of these seeds, BPB."""
     margin: float = MARGIN
-    """Of the equivalence test, BPB."""
+    """Margin of the equivalence test, BPB."""
     mean: float | None = None
-    """Of the differences, BPB."""
+    """Mean of the differences, BPB."""
     std: float | None = None
-    """Of the differences, BPB."""
+    """Standard deviation of the differences, BPB."""
     mean_nats: float | None = None
     """Mean difference in nats per token."""
     interval: tuple[float, float] | None = None
-    """95 % for the mean, from Student's t."""
+    """95 % interval of the mean, from Student's t."""
     bootstrap: tuple[float, float] | None = None
-    """95 % for the mean, from resampling; too narrow for few seeds, see `bootstrap_interval`."""
+    """95 % interval of the mean, from resampling; too narrow for few seeds, see `bootstrap_interval`."""
     p_paired: float | None = None
     """Two-sided, H0: the mean is 0."""
     p_holm: float | None = None
-    """`p_paired` corrected for the other comparisons; None until `holm` has seen them, which also puts
+    """`p_paired` corrected for the other comparisons; None until `holm` fills it in, which also computes
     `smallest_effect` and `seeds_needed` at the level of its strictest step."""
     p_welch: float | None = None
     """Two-sided and unpaired, over every seed of each side; H0: both have the same mean."""
     p_rule: float | None = None
     """One-sided, H0: the gain is `RULE_NATS` per token or less."""
     p_equivalent: float | None = None
-    """H0: the mean is outside of +-margin."""
+    """H0: the mean is outside +-margin."""
     smallest_effect: float | None = None
-    """Mean difference that so many seeds of this spread would find in 8 studies of 10, BPB."""
+    """Mean difference that this many seeds with this spread would find in 8 studies of 10, BPB."""
     seeds_needed: int | None = None
-    """Pairs that would find the mean seen in 8 studies of 10, at least `MINIMUM_PAIRS`; None above
-    `MOST_SEEDS`. Both numbers lean on the spread seen, which few seeds know badly."""
+    """Pairs that would find the observed mean in 8 studies of 10, at least `MINIMUM_PAIRS`; None above
+    `MOST_SEEDS`. Both numbers depend on the observed spread, which few seeds estimate poorly."""
 
     @property
     def n(self) -> int:
-        """Pairs."""
+        """Number of pairs."""
         return len(self.seeds)
 
     @property
     def identical(self) -> bool:
-        """Every pair has the same score on both sides."""
+        """True if every pair has the same score on both sides."""
         return self.n > 0 and not any(self.differences)
 
 
@@ -100,24 +100,24 @@ def effect(
 ) -> Effect:
     """Compare two groups of runs.
 
-    Scores without a partner count for Welch's test alone. Where all pairs are equal the two sides are
-    the same computation: p = 1, and equivalent. Where all differ by the same amount (up to rounding)
-    seeds change nothing, n of them are worth one, and nothing can be tested: every p but Welch's is None.
+    Scores without a partner count for Welch's test only. If all pairs are equal, the two sides are the same
+    computation: p = 1, and equivalent. If all differ by the same amount (up to rounding), seeds change
+    nothing, n of them are worth one, and nothing can be tested: every p but Welch's is None.
 
     Args:
         treatment: BPB by seed.
         control: BPB by seed.
         nll_treatment: nats per token by seed, for the challenge's rule.
-        nll_control: the same of the control.
-        margin: BPB either way that count as no difference, above 0.
-        resamples: of the bootstrap; 0 leaves it out.
+        nll_control: nats per token of the control by seed.
+        margin: BPB in either direction that count as no difference, above 0.
+        resamples: number of bootstrap resamples; 0 skips the bootstrap.
 
     Raises:
-        ValueError: a score that is no finite number (a run that diverged has no score; leaving it out,
-            and saying so, is up to the caller), or a margin that is not above 0.
+        ValueError: a score is NaN or infinite (a run that diverged has no score; the caller must leave it
+            out and report it), or the margin is not above 0.
     """
     if not margin > 0:
-        raise ValueError(f"margin={margin}: above 0")
+        raise ValueError(f"margin={margin}: must be above 0")
     seeds, differences = _pairs(treatment, control)
     _, nats = _pairs(nll_treatment or {}, nll_control or {})
     n = len(seeds)
@@ -148,7 +148,7 @@ def effect(
 
 
 def paired_test(differences: np.ndarray) -> np.ndarray:
-    """Two-sided p of a mean of 0; differences [..., n], p [...]."""
+    """Two-sided p, H0: the mean is 0; differences [..., n], p [...]."""
     mean, error, freedom = _mean_and_error(differences)
     return 2 * stats.t.sf(np.abs(mean / error), freedom)
 
@@ -160,35 +160,35 @@ def below_test(differences: np.ndarray, bound: float) -> np.ndarray:
 
 
 def equivalence_test(differences: np.ndarray, margin: float) -> np.ndarray:
-    """Two one-sided tests; H0: the mean is at +-margin or outside; differences [..., n], p [...]."""
+    """Larger p of two one-sided tests, H0: the mean is at +-margin or outside; [..., n] to [...]."""
     return np.maximum(below_test(differences, margin), below_test(-differences, margin))
 
 
 def t_interval(differences: np.ndarray) -> np.ndarray:
-    """Student's 95 % interval for the mean; differences [..., n], low and high [2, ...]."""
+    """Student's 95 % interval of the mean; differences [..., n], low and high [2, ...]."""
     mean, error, freedom = _mean_and_error(differences)
     half = stats.t.isf(ALPHA / 2, freedom) * error
     return np.stack([mean - half, mean + half])
 
 
 def _mean_and_error(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Mean, its standard error, and the degrees of freedom."""
+    """Return the mean, its standard error, and the degrees of freedom."""
     n = differences.shape[-1]
     error = differences.std(axis=-1, ddof=1) / math.sqrt(n)
     return differences.mean(axis=-1), error, n - 1
 
 
 def bootstrap_interval(differences: np.ndarray, resamples: int) -> tuple[float, float] | None:
-    """Percentile bootstrap, 95 %, for the mean of differences [n]; the same at every call.
+    """Percentile bootstrap interval (95 %) of the mean of differences [n]; deterministic.
 
-    Percentile and not BCa (Efron 1987): a mean has no bias to correct, and BCa would estimate the
-    skewness from a handful of values, which is noise. No bootstrap can look beyond the values seen: for
-    normal differences this one covers about 72 % at n = 3, 84 % at 5 and 90 % at 10. It says whether
-    Student's interval hangs on the shape of the differences; verdicts do not use it.
+    Percentile rather than BCa (Efron 1987): a mean has no bias to correct, and BCa would estimate the
+    skewness from a handful of values, which is noise. No bootstrap can see beyond the observed values: for
+    normal differences this one covers about 72 % at n = 3, 84 % at 5 and 90 % at 10. It shows whether
+    Student's interval depends on the shape of the differences; verdicts do not use it.
     """
     if not resamples:
         return None
-    # Sorted, so that names and order of the seeds do not matter.
+    # Sorted, so that the names and the order of the seeds do not matter.
     drawn = np.random.default_rng(0).integers(len(differences), size=(resamples, len(differences)))
     means = np.sort(differences)[drawn].mean(axis=-1)
     low, high = np.quantile(means, [ALPHA / 2, 1 - ALPHA / 2])
@@ -196,9 +196,9 @@ def bootstrap_interval(differences: np.ndarray, resamples: int) -> tuple[float, 
 
 
 def holm(effects: Mapping[str, Effect]) -> dict[str, Effect]:
-    """Fill `p_holm` by Holm's step-down over the comparisons that have a `p_paired`.
+    """Fill in `p_holm` by Holm's step-down over the comparisons that have a `p_paired`.
 
-    What could be shown is counted at ALPHA / comparisons: the others may all be chance.
+    `smallest_effect` and `seeds_needed` use the strictest level, ALPHA / comparisons.
     """
     order = sorted((e.p_paired, name) for name, e in effects.items() if e.p_paired is not None)
     adjusted: dict[str, float] = {}
@@ -213,38 +213,38 @@ def holm(effects: Mapping[str, Effect]) -> dict[str, Effect]:
 
 
 def power(effect: float, std: float, n: int, alpha: float = ALPHA) -> float:
-    """How often the two-sided paired t-test finds a true mean difference.
+    """Return the probability that the two-sided paired t-test finds a true mean difference.
 
     Args:
         effect: the true mean difference, of either sign.
-        std: of the differences, in the unit of `effect`.
-        n: pairs.
+        std: standard deviation of the differences, in the unit of `effect`.
+        n: number of pairs.
         alpha: level of the test.
 
     Raises:
-        ValueError: a std that is not above 0, or fewer than 2 pairs.
+        ValueError: the std is not above 0, or there are fewer than 2 pairs.
     """
     if not std > 0 or n < 2:
-        raise ValueError(f"std={std}, n={n}: a std above 0 and 2 pairs or more")
+        raise ValueError(f"std={std}, n={n}: needs a std above 0 and 2 pairs or more")
     return _power(abs(effect) / std * math.sqrt(n), n, alpha)
 
 
 def _power(noncentrality: float, n: int, alpha: float = ALPHA) -> float:
     critical = stats.t.isf(alpha / 2, n - 1)
-    # The far tail by symmetry: scipy's cdf is no number there.
+    # The far tail by symmetry, because scipy's cdf is NaN there.
     tails = stats.nct.sf(critical, n - 1, [noncentrality, -noncentrality])
     return float(tails.sum())
 
 
 @cache
 def _noncentrality(n: int, alpha: float) -> float:
-    """At which n pairs have a power of `POWER`."""
+    """Return the noncentrality at which n pairs have a power of `POWER`."""
     highest = 10 * stats.t.isf(alpha / 2, n - 1)
     return float(optimize.brentq(lambda nc: _power(nc, n, alpha) - POWER, 0.0, highest))
 
 
 def _prospects(found: Effect, alpha: float) -> dict[str, Any]:
-    """What tests at this level could show."""
+    """Return `smallest_effect` and `seeds_needed` for tests at this level."""
     if not found.std or found.mean is None:
         return {}
     return {
@@ -265,10 +265,10 @@ def _seeds_needed(mean: float, std: float, alpha: float) -> int | None:
 def _pairs(
     treatment: Mapping[str, float], control: Mapping[str, float]
 ) -> tuple[tuple[str, ...], np.ndarray]:
-    """Seeds of both sides, and the differences [n]; spreads and means within rounding become 0."""
+    """Return the common seeds and the differences [n]; spreads and means within rounding become 0."""
     for seed, score in [*treatment.items(), *control.items()]:
         if not math.isfinite(score):
-            raise ValueError(f"seed {seed}: a score of {score}; leave out runs without a score")
+            raise ValueError(f"seed {seed}: has a score of {score}; leave out runs without a score")
     seeds = tuple(sorted(treatment.keys() & control.keys(), key=lambda s: (len(s), s)))
     sides = np.array([[treatment[s], control[s]] for s in seeds], dtype=np.float64).reshape(-1, 2)
     differences = sides[:, 0] - sides[:, 1]
@@ -280,12 +280,12 @@ def _pairs(
 
 
 def _rounding(scores: np.ndarray) -> float:
-    """Below this a difference of such scores is float64 rounding."""
+    """Return the difference of such scores below which it is float64 rounding."""
     return 8 * np.finfo(np.float64).eps * float(np.abs(scores).max(initial=0.0))
 
 
 def _std(values: np.ndarray) -> float:
-    """Of [n], n > 1. Exactly 0 for equal values, where the sum of squares would leave rounding."""
+    """Standard deviation of values [n], n > 1; exactly 0 for equal values, without rounding."""
     return float(values.std(ddof=1)) if np.ptp(values) else 0.0
 
 
@@ -300,7 +300,7 @@ def _welch(treatment: Mapping[str, float], control: Mapping[str, float]) -> floa
 
 
 def _rule(nats: np.ndarray) -> float | None:
-    """The challenge's rule on differences in nats per token [n]."""
+    """Return p of the challenge's rule for differences in nats per token [n]."""
     if len(nats) < 2:
         return None
     if not nats.any():

@@ -1,7 +1,7 @@
-"""matplotlib figures as SVG that a page takes in: its colours, its font, no name used twice.
+"""Turn matplotlib figures into inline SVG with the page's colours and font and with unique ids.
 
-matplotlib knows no CSS, so figures are drawn in stand-in colours, which become variables of the page
-here; the page then sets them for light and dark. Text stays text.
+matplotlib does not support CSS, so figures are drawn in placeholder colours that are replaced by CSS
+variables here; the page sets the variables for light and dark mode. Text stays text.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ VARIABLES = {
     **{colour: f"var(--series-{i})" for i, colour in enumerate(SERIES)},
 }
 WIDTH = 285
-"""Of a figure in points: the width of a phone, so that text is as large there as on a desk."""
+"""Width of a figure in points: that of a phone, so that text has the same size there as on a desktop."""
 SETTINGS: dict[Any, Any] = {
     "svg.fonttype": "none",
     "svg.hashsalt": "jepa_lm",
-    "text.parse_math": False,  # a $ in the name of an arm is a $
+    "text.parse_math": False,  # a $ in the name of an arm is literal
     "font.size": 8.5,
     "text.color": INK,
     "axes.edgecolor": MUTED,
@@ -54,25 +54,27 @@ SETTINGS: dict[Any, Any] = {
 
 @contextmanager
 def drawing() -> Iterator[None]:
-    """Settings for what is drawn inside; matplotlib's own come back after it."""
+    """Apply the settings to everything drawn inside the block; matplotlib's own are restored afterwards."""
     with matplotlib.rc_context(SETTINGS), warnings.catch_warnings():
-        # Text is drawn by the browser; here it is only measured.
+        # The browser draws the text; here it is only measured.
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         yield
 
 
 def new_figure(height: float) -> Figure:
-    """An empty figure of the common width; height in points."""
+    """Return an empty figure of the common width; height in points."""
     figure = Figure(figsize=(WIDTH / 72, height / 72), layout="constrained")
     FigureCanvasSVG(figure)
     return figure
 
 
 def inline(figure: Figure, name: str, says: str) -> str:
-    """The figure as an <svg> element.
+    """Return a figure as an <svg> element.
 
     Args:
-        name: unique on the page, in front of every id. says: what it shows, for who cannot see it.
+        figure: the finished figure.
+        name: prefix of every id, unique on the page.
+        says: description of what the figure shows, for readers who cannot see it.
     """
     drawn = io.StringIO()
     no_metadata = dict.fromkeys(("Date", "Creator", "Format", "Type"))
@@ -91,7 +93,7 @@ def inline(figure: Figure, name: str, says: str) -> str:
 
 
 def _without_styles(root: ElementTree.Element) -> None:
-    """Take out metadata, and rules that would hold for the whole page."""
+    """Remove metadata, and style rules that would apply to the whole page."""
     for parent in list(root.iter()):
         for child in list(parent):
             if child.tag.rpartition("}")[2] in ("metadata", "style"):
@@ -99,7 +101,7 @@ def _without_styles(root: ElementTree.Element) -> None:
 
 
 def _adapted(key: str, value: str, name: str) -> str:
-    """An attribute with the page's colours and font, and with ids of this figure alone."""
+    """Return an attribute with the page's colours and font, and with this figure's prefix on ids."""
     if key == "id":
         return f"{name}-{value}"
     if key == "href":

@@ -1,4 +1,4 @@
-"""A table as plain text."""
+"""A table of plain text."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from jepa_lm.study.formatting import NOTHING
 
 @dataclass(frozen=True)
 class Table:
-    """Cells as text. The first `words` columns hold words, the others numbers."""
+    """Cells of text. The first `words` columns hold words, the others numbers."""
 
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     words: int = 1
 
     def without_empty(self) -> Table:
-        """Without columns that no row has anything for; without rows if their names are all that is left."""
+        """Return the table without empty columns, and without rows if only their names are left."""
         kept = [
             i
             for i in range(len(self.columns))

@@ -1,4 +1,4 @@
-"""The tables of a report as plain text, so that its HTML and its Markdown have the same numbers."""
+"""Tables of a report as plain text, so that the HTML and the Markdown have the same numbers."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ DIAGNOSTICS = {
     "trunk_gradient_share": "trunk gradient share",
     "trunk_gradient_cosine": "trunk gradient cosine",
 }
-"""Of summary.json, with the heads of their columns."""
+"""Entries of summary.json with their column heads."""
 SPEED = "tokens per second"
 FEW = 6
-"""Comparisons that are told in a column each."""
+"""Largest number of comparisons that are shown as a column each."""
 
 
 def _seeds_needed(effect: Effect) -> str:
@@ -56,12 +56,12 @@ EFFECT: dict[str, Callable[[Effect], str]] = {
     "smallest detectable difference, BPB": lambda e: words.score(e.smallest_effect),
     "seeds needed for what was seen": _seeds_needed,
 }
-"""Numbers of a comparison with their heads."""
+"""Columns of a comparison: heads and formatted numbers."""
 ALIKE = ("version of ", "source", "git commit")
 
 
 def arms(results: Results) -> Table:
-    """Mean, spread and number of seeds of every arm."""
+    """Return mean, spread and number of seeds of every arm."""
     rows = []
     for arm in results.arms.values():
         steps = [run.summary.get("steps") for run in arm.runs.values()]
@@ -82,7 +82,7 @@ def arms(results: Results) -> Table:
 
 
 def seeds(results: Results) -> Table:
-    """BPB of every run."""
+    """Return the BPB of every run."""
     known = {seed for arm in results.arms.values() for seed in arm.group.runs}
     order = sorted(known, key=seed_order)
     rows = [
@@ -93,7 +93,7 @@ def seeds(results: Results) -> Table:
 
 
 def effects(treatments: Sequence[Treatment]) -> Table:
-    """Every difference with its intervals and probabilities; a column for each if they are few."""
+    """Return every difference with its intervals and p-values, as columns if there are few of them."""
     compared = [(t, against) for t in treatments for against in t.against]
     rows = [
         (
@@ -114,7 +114,7 @@ def effects(treatments: Sequence[Treatment]) -> Table:
 
 
 def diagnostics(results: Results) -> Table:
-    """Means over seeds of the last measurement."""
+    """Return the means over seeds of the last measurement."""
     found = {
         arm.name: {key: _mean(_jepa(run, key) for run in arm.runs.values()) for key in DIAGNOSTICS}
         for arm in results.arms.values()
@@ -130,7 +130,7 @@ def diagnostics(results: Results) -> Table:
 
 
 def cost(results: Results) -> Table:
-    """Time, speed, memory and compute; the speed beside that of the control."""
+    """Return time, speed (also relative to the control), memory and compute."""
     control = {t.arm.name: t.main.control for t in results.treatments}
     rows = []
     for arm in results.arms.values():
@@ -159,7 +159,7 @@ def cost(results: Results) -> Table:
 
 
 def differences(treatment: Treatment) -> Table:
-    """Keys of the configs that differ between a treatment and its first control."""
+    """Return the config keys that differ between a treatment and its first control."""
     comparison = treatment.main.comparison
     return Table(
         ("setting", comparison.of, comparison.against), tuple(_settings(comparison)), words=3
@@ -167,9 +167,9 @@ def differences(treatment: Treatment) -> Table:
 
 
 def main_differences(treatment: Treatment, most: int) -> tuple[Table, int]:
-    """The same in short, and how many of its settings are not shown.
+    """Return a short table of these differences, and the number of settings that it leaves out.
 
-    What only one side has is told by its first word alone: a control without an objective lacks dozens.
+    Keys that only one side has are grouped by their first part: a control without an objective lacks dozens.
     """
     comparison = treatment.main.comparison
     both = {k: v for k, v in comparison.differences.items() if ABSENT not in v}
@@ -187,7 +187,7 @@ def main_differences(treatment: Treatment, most: int) -> tuple[Table, int]:
 
 
 def other_differences(treatment: Treatment) -> Table:
-    """The same for every control but the first."""
+    """Return the config keys that differ from every control but the first."""
     rows = [
         (a.control.name, *row)
         for a in treatment.against
@@ -198,7 +198,7 @@ def other_differences(treatment: Treatment) -> Table:
 
 
 def _settings(comparison: Comparison) -> list[tuple[str, str, str]]:
-    """Key, value of the treatment, value of the control."""
+    """Return key, value of the treatment and value of the control."""
     return [
         (key, words.setting(of), words.setting(against))
         for key, (against, of) in comparison.differences.items()
@@ -206,7 +206,7 @@ def _settings(comparison: Comparison) -> list[tuple[str, str, str]]:
 
 
 def records(results: Results) -> Table:
-    """Compile state, precision, git and versions, with the arms that have each value."""
+    """Return compile state, precision, git state and versions, with the arms that have each value."""
     holders: dict[tuple[str, str], list[str]] = {}
     for arm in results.arms.values():
         for run in arm.runs.values():
@@ -223,7 +223,7 @@ def records(results: Results) -> Table:
 
 
 def hashes(results: Results) -> Table:
-    """Config hash of every run, as planned and as recorded."""
+    """Return the config hash of every run, as planned and as recorded."""
     rows = [
         (
             job.folder,
@@ -241,20 +241,20 @@ def hashes(results: Results) -> Table:
 
 
 def failures(results: Results) -> Table:
-    """Planned runs without a score."""
+    """Return the planned runs without a score."""
     rows = tuple((f.folder, f.arms, f.status, f.reason) for f in results.failures)
     return Table(("run", "arm", "status", "reason"), rows, words=4)
 
 
 def mean_of(arm: ArmResult, key: str) -> float | None:
-    """Of a number at the top of summary.json."""
+    """Return the mean over runs of a top-level number of summary.json."""
     return _mean(run.summary.get(key) for run in arm.runs.values())
 
 
 def cost_ratios(arm: ArmResult, control: ArmResult) -> dict[str, float]:
-    """FLOPs per token, tokens per second and a GPU's peak memory, times the control's, where both are known.
+    """Return FLOPs per token, tokens per second and peak GPU memory as ratios to the control's, if known.
 
-    A process on a CPU grows by what its first job leaves there for all, which is no matter of arms.
+    Memory on a CPU is left out: a process grows most in its first job, whichever arm that is.
     """
     sides = {
         "FLOPs per token": (flops_of(arm), flops_of(control)),
@@ -268,7 +268,7 @@ def cost_ratios(arm: ArmResult, control: ArmResult) -> dict[str, float]:
 
 
 def flops_of(arm: ArmResult) -> float | None:
-    """FLOPs per token of model and objective, where the runs recorded them."""
+    """Return the FLOPs per token of model and objective together, or None if not recorded."""
     return _mean(
         sum(found.values())
         for run in arm.runs.values()

@@ -1,13 +1,13 @@
-"""Whether runs have trained enough for scores as close as the margin to mean that arms are equivalent.
+"""Decide whether runs have trained long enough for close scores to mean that arms are equivalent.
 
-Arms start as the same model, so a run that is too short ends with equal scores whatever its objective does.
-Equivalence within the margin is not claimed where
+Arms start as the same model, so after too short a run their scores are equal whatever the objective does.
+Equivalence within the margin is not claimed if the runs are
 
-    hardly trained   less than a tenth of an untrained model's score is learnt; that one gives every token of
-                     a vocabulary of V the same chance: its BPB is BPB x ln V / (nats per token)
-    too short        a step of training still brings more than the margin: the fall of the training BPB from
-                     the third to the last quarter of the run, or where the log is too short for that, the
-                     whole fall from the untrained score, over the steps between
+    hardly trained   the score is less than a tenth below that of an untrained model, which gives all V tokens
+                     of the vocabulary the same probability: BPB x ln V / (nats per token)
+    too short        a step of training still improves BPB by more than the margin: the fall of the training
+                     BPB from the third to the last quarter of the run, divided by the steps between; if the
+                     log is too short for that, the whole fall from the untrained score over all steps
 """
 
 from __future__ import annotations
@@ -20,34 +20,35 @@ from jepa_lm.study.runs import Run
 
 HARDLY = 0.1
 LOG_POINTS = 8
-"""Of the training BPB that tell the fall at the end of a run."""
+"""Fewest log points of the training BPB that show its fall at the end of a run."""
 
 
 def too_little(runs: Iterable[Run], margin: float) -> str:
-    """Why equal scores show no equivalence, as a sentence; empty where they can.
+    """Return why equal scores do not show equivalence, as a sentence; empty if they can.
 
     Args:
-        runs: finished ones of both sides. margin: of the equivalence test, BPB.
+        runs: finished runs of both sides.
+        margin: margin of the equivalence test, BPB.
     """
     known = list(runs)
     learnt = [share for run in known if (share := _learnt(run)) is not None]
     if learnt and (share := statistics.median(learnt)) < HARDLY:
         return (
             f"The models have hardly trained: they are {share:.0%} below the score of an untrained one, so "
-            "their arms cannot have parted yet."
+            "the arms cannot have diverged yet."
         )
     falls = [fall for run in known if (fall := _fall_of_a_step(run)) is not None]
     if falls and (fall := statistics.median(falls)) > margin:
         steps = max(run.summary.get("steps") or 0 for run in known)
         return (
-            f"Each step of training still brings {fall:.3f} BPB, more than the {margin:g} BPB that count as "
+            f"Each step of training still improves BPB by {fall:.3f}, more than the {margin:g} that count as "
             f"equal, so {steps:,} steps are too few to show that arms are equivalent."
         )
     return ""
 
 
 def _untrained(run: Run) -> float | None:
-    """BPB of a model that gives every token the same chance."""
+    """Return the BPB of a model that gives every token the same probability."""
     tokenizer = (run.config.get("data") or {}).get("tokenizer") or {}
     vocabulary = tokenizer.get("vocab_size")
     if not vocabulary or vocabulary < 2 or not run.nll or not run.bpb:
@@ -56,13 +57,13 @@ def _untrained(run: Run) -> float | None:
 
 
 def _learnt(run: Run) -> float | None:
-    """Share of the untrained score that is gone."""
+    """Return by what share the score is below that of an untrained model."""
     start = _untrained(run)
     return None if start is None or run.bpb is None else (start - run.bpb) / start
 
 
 def _fall_of_a_step(run: Run) -> float | None:
-    """BPB that a step brings at the end of a run, or on the mean where its log is short."""
+    """Return the fall of BPB per step at the end of a run, or over the whole run if its log is short."""
     points = sorted(dict(run.series("train/bpb")).items())
     if len(points) >= LOG_POINTS:
         half, quarter = len(points) // 2, len(points) // 4

@@ -1,6 +1,6 @@
-"""What the statistics of a treatment amount to, in words.
+"""Put the statistics of a treatment into words.
 
-Each control gives a standing; the baseline's decides, and a gain has to hold against the placebo too:
+Each control gives a standing. The baseline's decides, and a gain must also hold against the placebo:
 
     too few      fewer than 3 pairs, or seeds that change nothing
     equivalent   the equivalence test passes, whether or not the difference is significant
@@ -8,10 +8,10 @@ Each control gives a standing; the baseline's decides, and a gain has to hold ag
     worse        Holm-adjusted p < alpha and the mean is positive
     open         none of these
 
-Equivalence goes before significance: the margin was fixed as what does not matter, and with enough
-seeds any difference, however small, becomes significant. There are two exceptions: a gain that is shown to
-meet the challenge's rule, which the challenge would pay for whatever it is in bits per byte, and runs so
-short that arms cannot have parted (see `jepa_lm.study.trained`), which show no difference and nothing else.
+Equivalence takes precedence over significance: the margin is fixed in advance as what does not matter, and
+with enough seeds any difference, however small, becomes significant. There are two exceptions. A gain that
+meets the challenge's rule counts as a gain, however small it is in bits per byte. Runs so short that arms
+cannot have diverged (see `jepa_lm.study.trained`) show no difference and nothing else.
 """
 
 from __future__ import annotations
@@ -41,13 +41,13 @@ Word = Literal[
 Standing = Literal["better", "worse", "equivalent", "open", "too few"]
 
 BASELINES = {"weight_0": "weight 0", "none": "no JEPA", "control": "its control"}
-"""Roles that can be the baseline, the first present is, and what sentences call them."""
+"""Roles that can be the baseline, in order of preference, with their names in sentences."""
 PLACEBO = "placebo"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """A word for tables and a sentence for people."""
+    """A word for tables and a sentence for readers."""
 
     word: Word
     sentence: str
@@ -59,18 +59,18 @@ def verdict(
     """Judge a treatment by its comparisons.
 
     Args:
-        effects: by role of the control; one of BASELINES has to be there, placebo may be. The others
-            count for Holm's correction alone. Effects that were not adjusted are adjusted among
-            themselves; a caller with a larger family adjusts them first.
+        effects: effects by role of the control. One of BASELINES is required, the placebo is optional, and
+            the others only count for Holm's correction. Unadjusted effects are adjusted as one family; a
+            caller with a larger family adjusts them first.
         alpha: level of the tests for a difference and for equivalence.
-        too_little: why scores that are equal show no equivalence; empty where they do.
+        too_little: why equal scores do not show equivalence; empty if they do.
 
     Raises:
-        ValueError: no baseline among the roles.
+        ValueError: there is no baseline among the roles.
     """
     role = next((r for r in BASELINES if r in effects), None)
     if role is None:
-        raise ValueError(f"roles {sorted(effects)}: one of {', '.join(BASELINES)} is needed")
+        raise ValueError(f"roles {sorted(effects)}: must include one of {', '.join(BASELINES)}")
     if any(e.p_holm is None and e.p_paired is not None for e in effects.values()):
         effects = holm(effects)
     baseline, name = effects[role], BASELINES[role]
@@ -91,7 +91,7 @@ def verdict(
 
 
 def standing(effect: Effect, alpha: float = ALPHA) -> Standing:
-    """How a treatment stands against one control, see the top of the file."""
+    """Return how a treatment compares with one control; the top of the file defines the words."""
     if effect.n < MINIMUM_PAIRS or effect.p_paired is None:
         return "too few"
     assert effect.mean is not None
@@ -104,7 +104,7 @@ def standing(effect: Effect, alpha: float = ALPHA) -> Standing:
 
 
 def numbers(effect: Effect) -> str:
-    """Mean, interval, pairs and p in a phrase."""
+    """Return mean, interval, number of pairs and p as a phrase."""
     parts = []
     if effect.mean is not None:
         parts.append(f"{effect.mean:+.4f} BPB")
@@ -154,7 +154,7 @@ def _significant(effect: Effect, alpha: float) -> bool:
 
 
 def _rule(effect: Effect) -> str:
-    """What the challenge would say; empty where nats per token are not known."""
+    """Say whether the challenge's rule is met; empty if nats per token are unknown."""
     if effect.p_rule is None or effect.mean_nats is None:
         return ""
     word = "met" if _meets_rule(effect) else "not met"
@@ -166,7 +166,10 @@ def _rule(effect: Effect) -> str:
 
 def _too_few(effect: Effect, name: str) -> str:
     if effect.n < MINIMUM_PAIRS:
-        return f"Too few seeds to compare with {name}: {numbers(effect)}; {MINIMUM_PAIRS} pairs at least."
+        return (
+            f"Too few seeds to compare with {name}: {numbers(effect)}; at least {MINIMUM_PAIRS} pairs are "
+            "needed."
+        )
     return (
         f"Nothing to test against {name}: all {effect.n} seeds differ by exactly {effect.mean:+.3g} BPB, "
         "so seeds change nothing and count as one."
@@ -175,14 +178,14 @@ def _too_few(effect: Effect, name: str) -> str:
 
 def _equivalent(effect: Effect, name: str, alpha: float) -> str:
     if effect.identical:
-        return f"The same score as {name} for each of {effect.n} seeds, to the last digit."
+        return f"The scores equal those of {name} to the last digit for each of {effect.n} seeds."
     assert effect.p_equivalent is not None
     text = (
         f"Within {effect.margin:g} BPB of {name} (equivalence test {_p(effect.p_equivalent)}): "
         f"{numbers(effect)}."
     )
     if _significant(effect, alpha):
-        text += " The difference is real, but smaller than what was set to matter."
+        text += " The difference is real, but smaller than the margin that counts as equal."
     return text
 
 
@@ -190,9 +193,9 @@ def _open(effect: Effect, name: str) -> str:
     assert effect.smallest_effect is not None
     needed = effect.seeds_needed or f"more than {MOST_SEEDS}"
     return (
-        f"No difference from {name} is shown: {numbers(effect)}. So many seeds would find "
-        f"{effect.smallest_effect:.4f} BPB or more in 8 studies of 10; to find what was seen here it "
-        f"would take {needed} seeds."
+        f"No difference from {name} is shown: {numbers(effect)}. With this many seeds, 8 studies of 10 would "
+        f"find a difference of {effect.smallest_effect:.4f} BPB; to find the one seen here would take "
+        f"{needed} seeds."
     )
 
 

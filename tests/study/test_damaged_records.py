@@ -96,7 +96,7 @@ def test_one_bad_summary_is_one_line_and_the_others_are_listed(
     assert said.out.count("finished") == 5
     assert "damaged" in said.out
     assert sorted(said.err.splitlines()) == [
-        f"warning: {tmp_path}/s/0: summary.json holds no object",
+        f"warning: {tmp_path}/s/0: summary.json does not hold an object",
         f"warning: {tmp_path}/s/1: summary.json: steps is 'x', not a whole number",
     ]
 
@@ -153,17 +153,17 @@ def test_no_job_is_outside_of_its_sweep(whole, tmp_path, folder):
     plan = json.loads((whole / "study.json").read_text(encoding="utf-8"))
     plan["jobs"][0]["folder"] = plan["groups"][0]["runs"]["1"] = folder
     (tmp_path / "study.json").write_text(json.dumps(plan), encoding="utf-8")
-    with pytest.raises(UserError, match="is no folder below it"):
+    with pytest.raises(UserError, match="is not a folder below it"):
         manifest.load(tmp_path)
 
 
 def test_what_a_plan_names_is_in_it(whole, tmp_path):
     plan = json.loads((whole / "study.json").read_text(encoding="utf-8"))
     for change, said in (
-        ({"jobs": plan["jobs"][:-1]}, "has a run that is no job"),
-        ({"jobs": [*plan["jobs"], plan["jobs"][0]]}, "two jobs have one name"),
+        ({"jobs": plan["jobs"][:-1]}, "has a run that is not a job"),
+        ({"jobs": [*plan["jobs"], plan["jobs"][0]]}, "two jobs have the same name"),
         ({"groups": plan["groups"][:1]}, "there is no such group"),
-        ({"identities": [{"runs": ["0", "9"], "says": "equal"}]}, "runs that are no jobs"),
+        ({"identities": [{"runs": ["0", "9"], "says": "equal"}]}, "runs that are not jobs"),
         ({"format": 99}, "written by another version"),
     ):
         (tmp_path / "study.json").write_text(json.dumps({**plan, **change}), encoding="utf-8")

@@ -28,7 +28,7 @@ def test_a_signal_tells_how_to_go_on(tmp_path, capsys):
     configs = {"all/seed-1": {"ckpt_path": None, "logger": {}}}
     with pytest.raises(KeyboardInterrupt):
         execution.run(plan, configs, tmp_path, Interrupted())
-    assert f"the same command with hydra.sweep.dir={tmp_path} goes on" in capsys.readouterr().err
+    assert f"the same command with hydra.sweep.dir={tmp_path} resumes" in capsys.readouterr().err
 
 
 def test_a_study_ends_with_its_verdict(tmp_path, capsys):
@@ -136,7 +136,7 @@ def test_a_folder_holds_one_sweep_or_study(plan):
 def test_a_study_of_few_seeds_is_warned_of(plan, seeds, few):
     done = plan("study=ablation", "objective=patch", f"seed={seeds}")
     warned = [line for line in done.told if "a verdict needs 3 or more" in line]
-    assert [line.startswith("warning: seed: 2 of them;") for line in warned] == [True] * few
+    assert [line.startswith("warning: seed: 2 planned;") for line in warned] == [True] * few
 
 
 def test_words_of_a_job_are_what_they_say(plan, tmp_path):

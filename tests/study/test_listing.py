@@ -107,8 +107,8 @@ def test_compare(tmp_path, capsys, wide):
     assert ["jepa.weight", "0.0", "0.1"] in rows
     assert ["optimizer.lr", "(absent)", "0.1"] in rows
     assert "run_dir" not in said.out
-    assert "One run each" in said.out
-    assert "their records are equal" in said.out
+    assert "one run on each side" in said.out
+    assert "the records are equal" in said.out
     assert said.err == ""
 
 
@@ -129,7 +129,7 @@ def test_compare_without_settings(tmp_path, capsys):
     for name in "ab":
         (write_run(tmp_path / name, 1.7) / "config.json").unlink()
     assert main(["compare", str(tmp_path / "a"), str(tmp_path / "b")]) == 0
-    assert "not both have recorded them" in capsys.readouterr().out
+    assert "at least one run has not recorded them" in capsys.readouterr().out
 
 
 def test_a_report_is_built_again(tmp_path, capsys):
@@ -169,7 +169,7 @@ def test_a_report_repeats_its_warnings(tmp_path, capsys):
         (["compare", "{}/study/0", "{}/study/O"], "no such folder; there are 0"),
         (["compare", "{}/study/0", "{}/studi/0"], "no such folder; did you mean {}/study?"),
         (["compare", "{}/study", "{}/study/0"], "no run there"),
-        (["{}/study/0"], "no study.json there"),
+        (["{}/study/0"], "there is no study.json"),
         ([], "nothing given: expected python -m jepa_lm.study FOLDER"),
         (["ls", "a", "b"], "python -m jepa_lm.study FOLDER"),
         (["ls", "--yaml"], "python -m jepa_lm.study FOLDER"),

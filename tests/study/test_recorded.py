@@ -61,7 +61,7 @@ def test_what_runs_recorded_is_told_and_not_what_was_planned(tmp_path):
         study(tmp_path, paired(1.7, 0.0), against=AGAINST, runs={"control": {"summary": record}})
     )
     warned = [item.text for item in made.verdict.one("div", class_="warning").all("li")]
-    assert "0 (control seed 1): ran another config than was planned" in warned
+    assert "0 (control seed 1): did not run the planned config" in warned
     assert any("uncommitted changes" in text for text in warned)
     hashes = {row[0]: row[2:4] for row in made.tables["Configs, by hash"][1:]}
     assert (hashes["0"], hashes["5"]) == (["feefa85d7d0c754f", "beef"], ["feefa85d7d0c754f"] * 2)

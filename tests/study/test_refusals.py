@@ -12,7 +12,7 @@ MISTAKES = [
         ("trainer.max_time=5",),
         "study.match=steps: needs trainer.max_steps and trainer.max_time=null",
     ),
-    (("study.match=flops",), "study.match=flops: one of steps, time"),
+    (("study.match=flops",), "study.match=flops: must be one of steps, time"),
     (("+study.arm=1",), "study.arm: a study has no such setting; did you mean study.arms?"),
     (("+study.arms.placebo.sett=[a]",), "did you mean study.arms.placebo.set?"),
     (("study.arms.weight_0.same_as=non",), "same_as=non: there is no such arm"),
@@ -24,7 +24,7 @@ MISTAKES = [
     ),
     ((f"+study.arms.{'a' * 61}={{role:other}}",), "an arm has a name of up to 60 letters"),
     (("jepa.weight=interval(0,1)",), "jepa.weight: an interval is for a search"),
-    (("jepa.weight=interval(1,0)",), "the first number has to be less than the second"),
+    (("jepa.weight=interval(1,0)",), "the first number must be less than the second"),
     (("hydra.sweeper.trials=3",), "hydra.sweeper.trials=3: a search has no controls"),
     (("study=ablatoin",), "did you mean ablation?"),
     (("jepa.wieght=0,1",), "did you mean jepa.weight?"),
@@ -36,10 +36,10 @@ MISTAKES = [
     (("objective=lwem", "seed=range(1,4)"), "objective=lwem: no such option; did you mean lewm?"),
     (("jepa.wieght=0.1", "seed=1,2"), "did you mean jepa.weight?"),
     (("objective=none",), "objective=none: is the control of this study"),
-    (("jepa.weight=0",), "jepa.weight=0: is an arm of this study already"),
-    (("sweep=jepa_weight",), "jepa.weight=0: is an arm of this study already"),
+    (("jepa.weight=0",), "jepa.weight=0: is already an arm of this study"),
+    (("sweep=jepa_weight",), "jepa.weight=0: is already an arm of this study"),
     (("trainer.max_steps=abc",), "trainer.max_steps=abc: expected a whole number"),
-    (("trainer.max_time=9",), "and they are 6 and 9;"),
+    (("trainer.max_time=9",), "but they are 6 and 9;"),
 ]
 
 
@@ -68,7 +68,7 @@ def test_a_mistake_is_one_line_before_anything_runs(plan, words, message):
         (("-m", "seed=1,1.5"), "seed=1,1.5: expected whole numbers"),
         (("-m", "seed=-1,2"), "seed=-1: a seed is a whole number from 0 to 4294967295"),
         (("-m", "seed=1,4294967296"), "seed=4294967296: a seed is a whole number from 0"),
-        (("-m", "seed=3,1,3"), "seed=3,1,3: 3 is there twice"),
+        (("-m", "seed=3,1,3"), "seed=3,1,3: 3 is given twice"),
         (("-m", "seed=1,2", "ce_weight=-1"), "ce_weight=-1.0: at least 0"),
         (
             ("-m", "jepa.weight=0.1", "seed=1,2"),

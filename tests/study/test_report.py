@@ -137,7 +137,7 @@ def test_budget_data_and_scope_are_said(helps):
     assert "Austen corpus" in said["Data"]
     assert "465,725 bytes (167,287 tokens)" in said["Data"]
     assert "2,072,912 parameters" in said["Model"]
-    assert "nothing else" in said["Scope"]
+    assert "this model only" in said["Scope"]
 
 
 def test_cost_beside_the_control(helps):
@@ -146,9 +146,7 @@ def test_cost_beside_the_control(helps):
     assert row["arm"] == "treatment"
     assert row["seconds"] == "210.0"
     assert row["speed, times the control's"] == "0.50"
-    cost = (
-        "Cost beside the control: 2.00 times the FLOPs per token, 0.50 times the tokens per second."
-    )
+    cost = "Cost relative to the control: 2.00 times the FLOPs per token, 0.50 times the tokens per second."
     assert cost in helps.verdict.text
     assert "peak memory, MiB" not in head  # nobody recorded it
 
@@ -184,7 +182,7 @@ NO_LOG = {"every": 200}
     [
         (1.7, {}, None),
         (3.4, {}, "hardly trained: they are 5% below the score of an untrained one"),
-        (3.0, {"summary": SHORT, **NO_LOG}, "Each step of training still brings 0.0"),
+        (3.0, {"summary": SHORT, **NO_LOG}, "Each step of training still improves BPB by 0.0"),
         (1.7, NO_LOG, None),
     ],
     ids=["trained", "untrained", "a dozen steps", "few log points"],
@@ -230,7 +228,7 @@ def test_what_the_runs_warned_of_is_told_once(tmp_path):
     made = report(study(tmp_path, paired(1.7, 0.0), against=AGAINST, runs=runs))
     said = [item.text for item in made.verdict.one("div", class_="warning").all("li")]
     assert said == [
-        "control (seed 1, 2, 3, 4, 5): left out 2 steps whose gradient was no number",
+        "control (seed 1, 2, 3, 4, 5): left out 2 steps whose gradient was NaN or infinite",
         "treatment (seed 1, 2, 3, 4, 5): collapsed at step 300",
         "treatment (seed 1, 2, 3, 4, 5): schedule x: not over",
     ]
@@ -252,7 +250,7 @@ def test_an_interrupted_sweep(tmp_path):
     assert [row[1] for row in made.tables["Scores by arm"][1:]] == ["3 of 5", "3 of 5"]
     assert made.tables["BPB of every run"][2][-2:] == ["-", "-"]
     assert made.tables["Runs without a score"][1:] == [
-        ["3", "control seed 4", "unfinished", "no summary.json: it is running, or was killed"],
+        ["3", "control seed 4", "unfinished", "no summary.json: it is still running or was killed"],
         ["4", "control seed 5", "not started", "there is no folder"],
         ["8", "treatment seed 4", "failed", "step 12: jepa/loss is not a number"],
         ["9", "treatment seed 5", "interrupted", "stopped after 77 steps"],
@@ -280,7 +278,7 @@ def test_seeds_that_only_one_side_has_do_not_count(tmp_path):
 def test_a_sweep_without_a_control_has_no_verdict_and_says_why(tmp_path):
     scores = {f"jepa.weight={w}": {"1": 1.7, "2": 1.71} for w in (0.1, 0.2)}
     made = report(study(tmp_path, scores, kind="sweep", match=None))
-    assert made.headline.startswith("No verdict: nothing here is held against a control.")
+    assert made.headline.startswith("No verdict: nothing here is compared with a control.")
     assert "jepa.weight=0" in made.headline
     assert "Differences with their uncertainty" not in made.tables
 
@@ -289,7 +287,7 @@ def test_a_treatment_without_a_baseline_has_no_verdict(tmp_path):
     against = {"treatment": {"placebo": "control"}}
     made = report(study(tmp_path, paired(1.7, -0.02), against=against))
     assert made.headline == f"{LABEL}: no verdict."
-    assert "not held against weight 0" in made.verdict.text
+    assert "not compared with weight 0" in made.verdict.text
 
 
 def test_an_identity_that_does_not_hold_is_told_first(tmp_path):

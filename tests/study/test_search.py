@@ -119,8 +119,8 @@ def test_whole_numbers_lists_and_logarithms(tmp_path):
         (SEARCHED, {"batch": 0}, "hydra.sweeper.batch=0: at least 1"),
         (SEARCHED, {"sampler": "grid"}, "hydra.sweeper.sampler=grid: one of tpe, random"),
         (("seed=1,2",), {}, "nothing to search"),
-        (("lr=tag(log,interval(0,1))",), {}, r"lr: tag\(log, interval\(...\)\) has to start above"),
-        (("lr=interval(2,1)",), {}, r"the first number has to be less than the second"),
+        (("lr=tag(log,interval(0,1))",), {}, r"lr: tag\(log, interval\(...\)\) must start above"),
+        (("lr=interval(2,1)",), {}, r"the first number must be less than the second"),
     ],
 )
 def test_what_cannot_be_searched_is_named(words, settings, message):

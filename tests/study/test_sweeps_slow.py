@@ -83,7 +83,7 @@ def test_a_failed_job_does_not_lose_the_others_and_is_tried_again(tmp_path, smal
     assert "must be a multiple" in (folder / "report.md").read_text()
     _, again = finish(sweep(folder, small_text, *words))
     assert "4 jobs in" in again
-    assert "2 of them finished before" in again
+    assert "2 of them already finished" in again
 
 
 def test_ctrl_c_stops_the_sweep_and_not_only_its_job(tmp_path, small_text):
@@ -138,7 +138,7 @@ def test_a_search_draws_the_same_again(tmp_path, small_text):
     code, err = finish(sweep(folder, small_text, *words))
     assert code == 0
     assert "3 jobs in" in err
-    assert "3 of them finished before" in err
+    assert "3 of them already finished" in err
 
 
 def test_a_study_proves_weight_0_and_rebuilds_its_report(tmp_path, small_text):
