@@ -12,6 +12,7 @@ import time
 
 import pytest
 
+from jepa_lm.data.corpora import Austen
 from tests.conftest import REPO, SMALL
 
 pytestmark = pytest.mark.slow
@@ -48,9 +49,19 @@ def losses(folder) -> dict[str, str]:
     return found
 
 
+@pytest.fixture(scope="module")
+def novel(tmp_path_factory):
+    """About 300 kB of real English, as overrides: enough to search a temperature on, and quick to score."""
+    path = tmp_path_factory.mktemp("novel") / "emma.txt"
+    blocks = Austen().blocks("train")
+    path.write_text("".join(next(blocks).text for _ in range(20))[:300_000])
+    return ("data/corpus=text", f"data.path={path}")
+
+
 @pytest.mark.parametrize("data", ["austen", "bytes256", "byte260"])
-def test_train_export_eval_in_a_row(tmp_path, data):
-    run("train.py", "debug=tiny", f"data={data}", f"hydra.run.dir={tmp_path}/run")
+def test_train_export_eval_in_a_row(tmp_path, novel, data):
+    words = (f"data={data}", *(() if data == "austen" else novel))
+    run("train.py", "debug=tiny", *words, f"hydra.run.dir={tmp_path}/run")
     run("export.py", f"ckpt_path={tmp_path}/run", f"hydra.run.dir={tmp_path}/export")
     args = [f"artifact_path={tmp_path}/export", f"hydra.run.dir={tmp_path}/eval"]
     printed = run("eval.py", *args, "eval.baselines=false")
@@ -63,8 +74,9 @@ def test_train_export_eval_in_a_row(tmp_path, data):
 
 
 @pytest.mark.parametrize("preset", ["pr903_lewm_bpe", "pr903_lewm_byte"])
-def test_the_recurrent_presets_train_export_and_eval(tmp_path, preset):
-    printed = run("train.py", f"experiment={preset}", "debug=tiny", f"hydra.run.dir={tmp_path}/run")
+def test_the_recurrent_presets_train_export_and_eval(tmp_path, novel, preset):
+    words = (f"experiment={preset}", "debug=tiny", *novel)
+    printed = run("train.py", *words, f"hydra.run.dir={tmp_path}/run")
     assert "what the model writes" in printed
     run("export.py", f"ckpt_path={tmp_path}/run", f"hydra.run.dir={tmp_path}/export")
     trained = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -199,6 +211,7 @@ def test_debug_modes(tmp_path, debug):
         "model.backbone.heads=4",
         "model.backbone.kv_heads=2",
         "trainer.limit_val_batches=1",
+        "trainer.max_steps=80",
         f"hydra.run.dir={tmp_path}/run",
     )
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

@@ -8,11 +8,11 @@ from typing import Any
 import pytest
 import torch
 
+from jepa_lm.run import train
 from jepa_lm.study.arms import below, differences
 from jepa_lm.training.flops import count_parameters
 from jepa_lm.utils.config import build, check, resolve
 from jepa_lm.utils.paths import CONF
-from tests.test_end_to_end_slow import run
 
 MUON, ADAM = "optimizer.groups.matrices", "optimizer.groups"
 LR, MOMENTUM = "optimizer.schedule.lr", "optimizer.schedule.muon_momentum"
@@ -520,9 +520,9 @@ def test_parameter_counts_are_the_published_ones(compose, preset):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("preset", COUNTS)
-def test_describe_shows_them(preset, tmp_path):
-    printed = run("train.py", f"experiment={preset}", "describe=true", f"hydra.run.dir={tmp_path}")
-    about = json.loads(printed)
+def test_describe_shows_them(compose, capsys, preset):
+    train(compose("train", f"experiment={preset}", "describe=true"))
+    about = json.loads(capsys.readouterr().out)
     shipped, training_only = COUNTS[preset]
     assert about["parameters"] == {"shipped": shipped, "training_only": training_only}
     ratio = 1 + about["flops_per_token"]["objective"] / about["flops_per_token"]["model"]

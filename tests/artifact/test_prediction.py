@@ -126,7 +126,7 @@ def test_trained_models_are_predicted_within_three_percent_and_gptq_beats_roundi
     losses = {}
     for policy in ("int8", "int6", "int4", "int4_fp8", "int4_gptq"):
         where = tmp_path / policy
-        quick = ("export.codecs=[brotli]", "export.max_tokens=60000")
+        quick = ("export.codecs=[brotli]", "export.max_tokens=20000")
         chosen = f"quantization={policy}"
         export(compose("export", f"ckpt_path={run}", chosen, *quick, run_dir=where))
         account = json.loads((where / "export.json").read_text())

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import json
 
+import hydra
 import pytest
 import torch
+from hydra.core.global_hydra import GlobalHydra
 
 from jepa_lm.utils.config import resolve
+from jepa_lm.utils.paths import CONF
 from tests.conftest import SMALL
 from tests.objective.conftest import DEEP_ENOUGH
 from tests.objective.train_worker import found_in, recorded, train_all
+from tests.runs import summary
 from tests.test_end_to_end_slow import run
 
 pytestmark = pytest.mark.slow
@@ -31,24 +35,40 @@ IN_TWENTY_STEPS = {
 }
 
 
+@pytest.fixture(scope="module")
+def summaries(tmp_path_factory, small_text):
+    """The summary of every objective's run by number of ranks, each number in one set of processes."""
+    found: dict[int, dict[str, dict]] = {}
+    for ranks in (1, 2):
+        folder = tmp_path_factory.mktemp(f"ranks-{ranks}")
+        equal = ("trainer=ddp_sim", "+callbacks.equal._target_=tests.ranks.EqualRanks")
+        configs = {}
+        GlobalHydra.instance().clear()
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            for name, more in IN_TWENTY_STEPS.items():
+                words = [
+                    *SMALL,
+                    f"data.path={small_text}",
+                    f"objective={name}",
+                    *more,
+                    *DEEP_ENOUGH.get(name, ()),
+                    "trainer.max_steps=20",
+                    "optimizer.groups.matrices.ns_dtype=float32",
+                    *([] if name == "none" else ["jepa.global_statistics=true"]),
+                    *(equal if ranks > 1 else ()),
+                    f"paths.run_dir={folder}/{name.replace('/', '-')}",
+                ]
+                configs[name.replace("/", "-")] = resolve(hydra.compose("train", overrides=words))
+        train_all(folder, configs, ranks=ranks)
+        found[ranks] = {name: summary(folder / name) for name in configs}
+    return found
+
+
 @pytest.mark.parametrize("name", IN_TWENTY_STEPS)
-def test_two_ranks_cross_every_phase_and_stay_equal(tmp_path, small_text, name):
+def test_two_ranks_cross_every_phase_and_stay_equal(summaries, name):
     """A head that is unused in one phase must not make the other rank wait."""
-    common = [
-        *SMALL,
-        f"data.path={small_text}",
-        f"objective={name}",
-        *IN_TWENTY_STEPS[name],
-        *DEEP_ENOUGH.get(name, ()),
-        "trainer.max_steps=20",
-        "optimizer.groups.matrices.ns_dtype=float32",
-    ]
-    if name != "none":
-        common.append("jepa.global_statistics=true")
-    run("train.py", *common, f"hydra.run.dir={tmp_path}/one")
-    equal = "+callbacks.equal._target_=tests.ranks.EqualRanks"
-    run("train.py", *common, "trainer=ddp_sim", equal, f"hydra.run.dir={tmp_path}/two")
-    one, two = (json.loads((tmp_path / n / "summary.json").read_text()) for n in ("one", "two"))
+    one, two = (summaries[ranks][name.replace("/", "-")] for ranks in (1, 2))
+    assert two["ranks"] == 2
     assert two["steps"] == one["steps"] == 20
     assert two["val"]["nll"] == pytest.approx(one["val"]["nll"], rel=2e-3)
 
@@ -95,6 +115,7 @@ def test_a_preset_trains_without_collapse_and_exports(tmp_path, preset):
         "train.py",
         f"experiment={preset}",
         "debug=tiny",
+        "data.batch_tokens=512",
         "trainer.max_steps=150",
         "trainer.limit_val_batches=4",
         "jepa.diagnostics.every=10",
@@ -105,4 +126,5 @@ def test_a_preset_trains_without_collapse_and_exports(tmp_path, preset):
     assert found["jepa"]["collapse"] is None
     warned = [w for w in found["jepa"]["warnings"] if "trunk" in w]
     assert bool(warned) == (preset == "pr832_byte_chunk")
-    run("export.py", f"ckpt_path={tmp_path}/run", f"hydra.run.dir={tmp_path}/export")
+    quick = "export.max_tokens=8192"
+    run("export.py", f"ckpt_path={tmp_path}/run", quick, f"hydra.run.dir={tmp_path}/export")

@@ -177,7 +177,7 @@ def test_a_run_without_end_is_refused():
         ProgressClock(max_steps=None, max_time=None)
     with pytest.raises(UserError, match=r"trainer\.max_steps=0"):
         ProgressClock(max_steps=0, max_time=None)
-    with pytest.raises(UserError, match=r"set fraction or steps"):
+    with pytest.raises(UserError, match=r"set either fraction or steps"):
         Warmdown(fraction=None, steps=None, end=0.0)
 
 

@@ -127,7 +127,7 @@ def test_a_folder_holds_one_sweep_or_study(plan):
     first = plan("study=ablation", "objective=patch", "seed=1,2,3")
     other = plan("-m", "objective=patch", "seed=1,2,3")
     assert other.code == 2
-    assert "holds the study ablation, and this is the sweep train" in other.error
+    assert "holds the study ablation, but this is the sweep train" in other.error
     assert not other.launched
     assert other.plan == first.plan
 
