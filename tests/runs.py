@@ -44,7 +44,7 @@ def fit(cfg, watch: Watch | None = None, ckpt=None, clock=None) -> LanguageModel
     clock = clock or ProgressClock(max_steps=limits["max_steps"], max_time=limits["max_time"])
     task = LanguageModelTask(config, clock)
     data = TokenDataModule(instantiate(config["data"], _convert_="all"))
-    trainer = training.make_trainer(config)
+    trainer = training.make_trainer(config, task)
     if watch is not None:
         trainer.callbacks.append(watch)
     trainer.fit(task, datamodule=data, ckpt_path=ckpt, weights_only=True)

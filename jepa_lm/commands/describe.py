@@ -32,7 +32,6 @@ def describe(task: LanguageModelTask) -> dict[str, Any]:
     """Return sizes, FLOPs, artifact size, optimizer groups, frozen parameters, schedules, gradient reach."""
     seq_len = task.config["data"]["seq_len"]
     names = {id(p): n for n, p in task.named_parameters()}
-    assert task.clock is not None
     optimizer, _ = task.recipe.configure(task, task.clock)
     groups = {
         group["name"]: {

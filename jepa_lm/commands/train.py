@@ -81,7 +81,7 @@ def train_resolved(config: dict[str, Any], cfg: DictConfig | None = None) -> flo
         data: TokenData = build("data", config["data"])
         data.prepare_data()  # before the trainer, so that a data error comes before anything is started
         data.setup()
-        trainer = make_trainer(config)
+        trainer = make_trainer(config, task)
         about["passes"] = data.passes(trainer.world_size, trainer.accumulate_grad_batches)
         if resume is not None:
             task.resumed = go_on(resume, task, data, trainer)
@@ -168,7 +168,6 @@ def _conclude(
     records: RunLoggers,
 ) -> None:
     """Write the first rank's records, then print them; a failure while printing changes no record."""
-    assert task.clock is not None
     finished = task.stop.signum is None
     summary = summarize(trainer, task, "finished" if finished else "interrupted", about)
     record.write(summary)

@@ -16,7 +16,7 @@ from functools import partial
 from typing import Any
 
 import torch
-from lightning.pytorch import Callback, LightningModule
+from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 
 from jepa_lm.data.byte_counter import ByteCounter
@@ -33,9 +33,6 @@ from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.training.agreement import agree, require_one_start
 from jepa_lm.training.averages import WeightAverages
 from jepa_lm.training.callbacks.compiling import ClockStopsForCompiler
-from jepa_lm.training.callbacks.monitor import MeasureObjective
-from jepa_lm.training.callbacks.passes import WarnOfSecondPass
-from jepa_lm.training.callbacks.qat import QuantizationAwareTraining
 from jepa_lm.training.clipping import clip_gradients
 from jepa_lm.training.ghost import run_ghost_steps
 from jepa_lm.training.guard import FiniteGuard
@@ -54,13 +51,17 @@ class LanguageModelTask(LightningModule):
     Args:
         config: the resolved run config as plain containers; every checkpoint includes it, so that
             evaluation and export can rebuild the model from the checkpoint alone.
-        clock: the run's progress clock; None when a checkpoint is loaded for evaluation, without optimizer.
+        clock: the run's progress clock; None for one by the config's budget.
     """
 
     def __init__(self, config: dict[str, Any], clock: ProgressClock | None = None) -> None:
         super().__init__()
         self.save_hyperparameters("config", logger=False)
-        self.config, self.clock = config, clock
+        self.config = config
+        budget = config["trainer"]
+        self.clock = clock or ProgressClock(
+            max_steps=budget["max_steps"], max_time=budget["max_time"]
+        )
         self.model: LanguageModel = build("model", config["model"])
         self.objective: LatentPrediction | None = None
         self.monitor: ObjectiveMonitor | None = None
@@ -120,23 +121,14 @@ class LanguageModelTask(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """Return one optimizer for Muon and AdamW, and a scheduler that follows the clock after each step."""
-        assert self.clock is not None
         optimizer, scheduler = self.recipe.configure(self, self.clock)
         return {
             "optimizer": optimizer,
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
-    def configure_callbacks(self) -> list[Callback]:
-        """Return the callbacks for data, quantization, objective and compiler, added to configured ones."""
-        swapping: list[Callback] = [QuantizationAwareTraining()] if self.stored is not None else []
-        measuring: list[Callback] = [MeasureObjective()] if self.monitor is not None else []
-        compiling: list[Callback] = [self.compiler] if self.config["compile"] else []
-        return [WarnOfSecondPass(), *swapping, *measuring, *compiling]
-
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Finish an optimizer step, however many micro-batches it took: log, clock, rates, averages, stop."""
-        assert self.clock is not None
         self.model.round_parameters()
         if self.training_log.due:  # before the clock advances, so that figures match the weights
             if self.trainer.world_size == 1:  # with several, the clock calls `agree` itself
@@ -176,7 +168,6 @@ class LanguageModelTask(LightningModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a micro-batch; cross entropy is the mean in nats per token."""
-        assert self.clock is not None
         objective, weight, scale = self.objective, self.config["ce_weight"], 0.0
         if objective is not None:
             weight *= objective.ce_scale(self.clock)
@@ -209,14 +200,12 @@ class LanguageModelTask(LightningModule):
 
     def trains_stored(self) -> bool:
         """Return whether a step would now use quantized weights."""
-        assert self.clock is not None
         assert self.recipe.lr is not None
         lr_factor = self.recipe.lr(self.clock)
         return self.policy.training.active(self.clock.progress, lr_factor)
 
     def step_context(self, batch_idx: int) -> StepContext:
         """Return the context of a micro-batch: clock, number within its step, rank, world size."""
-        assert self.clock is not None
         return StepContext(
             clock=self.clock,
             micro_batch=batch_idx % self.trainer.accumulate_grad_batches,
@@ -259,7 +248,6 @@ class LanguageModelTask(LightningModule):
 
     def on_train_start(self) -> None:
         """Run the ghost steps of a new run, then start the clock and the first interval."""
-        assert self.clock is not None
         if self.trainer.world_size > 1:
             require_one_start(self.clock.step, self.config["ckpt_path"])
         self.trainer.should_stop = self.clock.done  # a restored run may have used up its budget
@@ -274,21 +262,19 @@ class LanguageModelTask(LightningModule):
 
     def on_train_end(self) -> None:
         """Stop the clock."""
-        assert self.clock is not None
         self.clock.stop()
 
     @contextmanager
     def not_training(self) -> Iterator[None]:
         """Exclude the body from training time and from the reported speed."""
         began = time.perf_counter()
-        running = self.clock is not None and self.clock.running
-        if self.clock is not None:
-            self.clock.stop()
+        running = self.clock.running
+        self.clock.stop()
         try:
             yield
         finally:
             self.training_log.pause(time.perf_counter() - began)
-            if running and self.clock is not None:
+            if running:
                 self.clock.start()
 
     def on_validation_start(self) -> None:

@@ -158,7 +158,6 @@ def go_on(resume: Path, task: LanguageModelTask, data: TokenData, trainer: pl.Tr
         raise lacks(source, "loops.fit_loop") from error
     if not trainer.global_step == checkpoint["global_step"] == checkpoint["clock"]["step"]:
         raise lacks(source, "loops.fit_loop")
-    assert task.clock is not None
     optimizer, _ = task.recipe.configure(task, task.clock)
     now = facts_of_run(task, data, trainer.world_size, optimizer, checkpoint)
     compare(facts_of_checkpoint(checkpoint), now, source)

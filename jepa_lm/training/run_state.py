@@ -51,10 +51,9 @@ def save_run_state(task: LanguageModelTask, checkpoint: dict[str, Any]) -> None:
     checkpoint["ranks"] = task.trainer.world_size
     checkpoint["shipped"] = task.averages.shipped()
     checkpoint["averages"] = task.averages.bookkeeping()
-    if task.clock is not None:
-        checkpoint["clock"] = task.clock.state_dict()
-        checkpoint["random"] = random_state(task.trainer.strategy.root_device)
-        checkpoint["skipped"] = task.guard.skipped
+    checkpoint["clock"] = task.clock.state_dict()
+    checkpoint["random"] = random_state(task.trainer.strategy.root_device)
+    checkpoint["skipped"] = task.guard.skipped
     if task.stored is not None:
         checkpoint["stored_since"] = task.stored.first_step
     if task.monitor is not None:
@@ -62,12 +61,13 @@ def save_run_state(task: LanguageModelTask, checkpoint: dict[str, Any]) -> None:
 
 
 def load_run_state(task: LanguageModelTask, checkpoint: dict[str, Any]) -> None:
-    """Restore a run's state; without a clock (for evaluation) only what the weights need."""
+    """Restore what `save_run_state` wrote."""
     task.averages.load_bookkeeping(checkpoint["averages"])
-    if task.clock is not None:
-        task.clock.load_state_dict(checkpoint["clock"])
-        restore_random_state(checkpoint["random"], task.trainer.strategy.root_device)
-        task.guard.skipped = checkpoint["skipped"]
+    if task._trainer is None:  # `load_from_checkpoint`, for the weights alone
+        return
+    task.clock.load_state_dict(checkpoint["clock"])
+    restore_random_state(checkpoint["random"], task.trainer.strategy.root_device)
+    task.guard.skipped = checkpoint["skipped"]
     if task.stored is not None:
         task.stored.first_step = checkpoint.get("stored_since")
     if task.monitor is not None and "watch" in checkpoint:

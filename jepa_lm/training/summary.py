@@ -73,7 +73,6 @@ def summarize(
     about: dict[str, Any],
 ) -> dict[str, Any]:
     """Return the contents of summary.json."""
-    assert task.clock is not None
     config, seconds = task.config, task.clock.elapsed
     tokens = trainer.global_step * config["data"]["batch_tokens"]
     score = task.scores.get("shipped")
@@ -114,7 +113,6 @@ MOSTLY_START = 0.1
 
 def unfinished(task: LanguageModelTask) -> list[str]:
     """List what the budget cut short: phases counted in steps, an average close to the initial weights."""
-    assert task.clock is not None
     steps = task.clock.step
     phases = task.recipe.phases() | ({} if task.objective is None else task.objective.phases())
     found = [

@@ -11,16 +11,21 @@ from functools import wraps
 from typing import Any
 
 import lightning.pytorch as pl
+from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.profilers import PassThroughProfiler
 
 from jepa_lm.training.callbacks.checkpoints import AtomicCheckpointIO, SaveCheckpoints
+from jepa_lm.training.callbacks.monitor import MeasureObjective
+from jepa_lm.training.callbacks.passes import WarnOfSecondPass
+from jepa_lm.training.callbacks.qat import QuantizationAwareTraining
+from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.utils.config import build
 from jepa_lm.utils.errors import UserError, warn
 from jepa_lm.utils.trusted import Trust
 
 
-def make_trainer(config: dict[str, Any]) -> pl.Trainer:
+def make_trainer(config: dict[str, Any], task: LanguageModelTask) -> pl.Trainer:
     """Build Lightning's Trainer; settings that Lightning does not have are removed or translated."""
     settings = dict(config["trainer"])
     saver = SaveCheckpoints(
@@ -35,16 +40,19 @@ def make_trainer(config: dict[str, Any]) -> pl.Trainer:
         settings["check_val_every_n_epoch"] = None
     try:
         loggers = [*build("logger", config["logger"]).values()]
-        callbacks = build("callbacks", config["callbacks"]).values()
+        configured = build("callbacks", config["callbacks"]).values()
         ours = {
             "max_epochs": -1,
             "num_sanity_val_steps": 0,
             "enable_model_summary": False,
             "use_distributed_sampler": False,
             "profiler": _profiler(settings.pop("profiler", None)),
-            # LearningRateMonitor raises an error if there is no logger.
-            "callbacks": [c for c in callbacks if loggers or not isinstance(c, LearningRateMonitor)]
-            + [saver],
+            "callbacks": [
+                # LearningRateMonitor raises an error if there is no logger.
+                *(c for c in configured if loggers or not isinstance(c, LearningRateMonitor)),
+                *_callbacks_of(task),
+                saver,  # last: a checkpoint includes what the others did after its step
+            ],
             "plugins": [AtomicCheckpointIO(Trust.of(config))],
             "logger": loggers,
         }
@@ -56,6 +64,18 @@ def make_trainer(config: dict[str, Any]) -> pl.Trainer:
         raise
     _trim(trainer)
     return trainer
+
+
+def _callbacks_of(task: LanguageModelTask) -> list[Callback]:
+    """Return the callbacks that data, quantization, objective and compiler of a run need, in their order."""
+    found: list[Callback] = [WarnOfSecondPass()]
+    if task.stored is not None:
+        found.append(QuantizationAwareTraining())
+    if task.monitor is not None:
+        found.append(MeasureObjective())
+    if task.config["compile"]:
+        found.append(task.compiler)
+    return found
 
 
 def _trim(trainer: pl.Trainer) -> None:

@@ -54,7 +54,6 @@ class TrainingLog:
     def write(self, task: LanguageModelTask) -> dict[str, float]:
         """Read the figures, pass them to the loggers and return them; waits for the device."""
         assert self._due is not None
-        assert task.clock is not None
         assert task.train_bytes is not None
         assert self.gradient_norm is not None
         (batch, ce, loss), self._due = self._due, None

@@ -18,7 +18,7 @@ def record_scores(task: LanguageModelTask) -> None:
         EveryRankError: a score is NaN or infinite.
     """
     step, resumed = task.trainer.global_step, task.resumed
-    figures = {} if task.clock is None else {"train/seconds": task.clock.elapsed}
+    figures = {"train/seconds": task.clock.elapsed}
     for name, score in task.scores.items():
         end = "" if name == "shipped" else f"_{name}"
         if not math.isfinite(score.nll):

@@ -110,8 +110,8 @@ def at_step_4(small, monkeypatch):
     make = training.make_trainer
 
     def run(action, *overrides):
-        def with_action(config):
-            trainer = make(config)
+        def with_action(config, task):
+            trainer = make(config, task)
             trainer.callbacks.insert(0, AtStep4(action))
             return trainer
 

@@ -147,8 +147,8 @@ def recorded(compose, tmp_path, monkeypatch):
             made.append(Recorded(*given))
             return made[0]
 
-        def with_callback(config, make=training.make_trainer):
-            trainer = make(config)
+        def with_callback(config, task, make=training.make_trainer):
+            trainer = make(config, task)
             trainer.callbacks.append(Keep())
             return trainer
 

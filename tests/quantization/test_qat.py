@@ -149,8 +149,8 @@ def spied(small, monkeypatch):
     def run(*overrides, **where):
         spy, make = Spy(), run_module.make_trainer
 
-        def with_spy(config):
-            trainer = make(config)
+        def with_spy(config, task):
+            trainer = make(config, task)
             trainer.callbacks.append(spy)
             return trainer
 
@@ -328,8 +328,8 @@ class StopInTheMiddle(Callback):
 def test_a_stop_between_micro_batches_leaves_full_weights(small, tmp_path, monkeypatch, validated):
     make = run_module.make_trainer
 
-    def stopping(config):
-        trainer = make(config)
+    def stopping(config, task):
+        trainer = make(config, task)
         trainer.callbacks.append(StopInTheMiddle())
         return trainer
 

@@ -43,8 +43,8 @@ def watched(small, tmp_path, monkeypatch):
         watcher = Watcher()
         make = training.make_trainer
 
-        def with_watcher(config):
-            trainer = make(config)
+        def with_watcher(config, task):
+            trainer = make(config, task)
             trainer.callbacks.append(watcher)
             return trainer
 
@@ -97,8 +97,8 @@ def test_the_moments_are_those_of_plain_steps(small, watched, monkeypatch):
     make = training.make_trainer
     callback = AtThree()
 
-    def with_callback(config):
-        trainer = make(config)
+    def with_callback(config, task):
+        trainer = make(config, task)
         trainer.callbacks.append(callback)
         return trainer
 

@@ -31,8 +31,8 @@ def poisoned(small, monkeypatch):
                 if value is not None:
                     task.model.backbone.skip_weights.grad[0, 0] += value
 
-        def with_poison(config):
-            trainer = make(config)
+        def with_poison(config, task):
+            trainer = make(config, task)
             trainer.callbacks.insert(0, Poison())
             return trainer
 

@@ -168,8 +168,8 @@ class ForgetsTheClock(Callback):
 def test_a_lost_clock_would_be_seen(small, tmp_path, monkeypatch):
     make = training.make_trainer
 
-    def forgetful(config):
-        trainer = make(config)
+    def forgetful(config, task):
+        trainer = make(config, task)
         if config["ckpt_path"]:
             trainer.callbacks.append(ForgetsTheClock())
         return trainer

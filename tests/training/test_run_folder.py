@@ -130,8 +130,8 @@ def at_step_3(small, monkeypatch):
     make = training.make_trainer
 
     def run(act, *overrides):
-        def with_act(config):
-            trainer = make(config)
+        def with_act(config, task):
+            trainer = make(config, task)
             trainer.callbacks.insert(0, AtStep3(act))
             return trainer
 

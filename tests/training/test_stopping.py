@@ -44,8 +44,8 @@ def signalled(small, monkeypatch):
     make = training.make_trainer
 
     def run(step, signum, *overrides, run_dir):
-        def with_signal(config):
-            trainer = make(config)
+        def with_signal(config, task):
+            trainer = make(config, task)
             trainer.callbacks.insert(0, SignalAt(step, signum))
             return trainer
 

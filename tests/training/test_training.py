@@ -76,7 +76,7 @@ def fit_until(cfg, watch: Watch, stop: StopAfter, clock: ProgressClock) -> None:
     pl.seed_everything(config["seed"], verbose=False)
     task = LanguageModelTask(config, clock)
     data = TokenDataModule(instantiate(config["data"], _convert_="all"))
-    trainer = training.make_trainer(config)
+    trainer = training.make_trainer(config, task)
     trainer.callbacks += [watch, stop]
     trainer.fit(task, datamodule=data)
     trainer.save_checkpoint(Path(config["paths"]["run_dir"]) / "stopped.ckpt")
@@ -191,7 +191,7 @@ def test_validation_does_not_use_up_the_budget(small):
     from jepa_lm.commands import train as training
 
     task = LanguageModelTask(config, clock)
-    trainer = training.make_trainer(config)
+    trainer = training.make_trainer(config, task)
     trainer.callbacks += [watch, Slow()]
     data = TokenDataModule(instantiate(config["data"], _convert_="all"))
     trainer.fit(task, datamodule=data)

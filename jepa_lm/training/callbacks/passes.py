@@ -23,7 +23,6 @@ class WarnOfSecondPass(Callback):
 
     def on_train_start(self, trainer: Trainer, task: LanguageModelTask) -> None:  # type: ignore[override]
         """Find out after which step the data repeats."""
-        assert task.clock is not None
         data = trainer.datamodule.data  # type: ignore[attr-defined]
         passes = data.passes(trainer.world_size, trainer.accumulate_grad_batches)
         told = passes.will_repeat(task.clock.max_steps, task.clock.max_time)
