@@ -44,9 +44,10 @@ def step_of(task: LanguageModelTask) -> Callable[[], None]:
 
     def step() -> None:
         with torch.autocast("cpu", dtype, enabled=dtype is not None):
-            loss, _, main = task._cross_entropy(batch)
+            context = None if task.objective is None else StepContext(clock)
+            loss, _, components = task._losses(batch, context)
             if task.objective is not None:
-                aux, _ = task.objective(task.model, batch, main, StepContext(clock))
+                aux = task.objective.total(components, clock)
                 loss = loss + task.objective.scale(clock) * aux
         optimizer.zero_grad()
         loss.backward()

@@ -15,6 +15,7 @@ import torch
 from benchmarks.measure import Claim, at_most, interleaved
 from benchmarks.models import compose
 from jepa_lm.optim.newton_schulz import COEFFICIENTS
+from jepa_lm.quantization.qat import FakeQuantizedWeights
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.utils.config import resolve
@@ -55,12 +56,13 @@ def claims() -> Iterator[Claim]:
     for p in parameters:
         p.grad = torch.randn_like(p)
     clip = config["trainer"]["gradient_clip_val"]
+    stored = FakeQuantizedWeights(task.model, task.policy.training.formats(task.formats))
     parts = {
         "clip": lambda: torch.nn.utils.clip_grad_norm_(parameters, clip, foreach=True),
         "optimizer": optimizer.step,
         "average": lambda: task.averages.update(task.model, step=1, lr_factor=1.0),
-        "stored_in": task.stored.swap_in,
-        "stored_out": task.stored.swap_out,
+        "stored_in": stored.swap_in,
+        "stored_out": stored.swap_out,
     }
 
     def whole() -> None:

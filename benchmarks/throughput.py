@@ -31,7 +31,7 @@ def training_step() -> tuple[Callable[[], None], int, int, str]:
 
     def step() -> None:
         with torch.autocast("cpu", dtype, enabled=dtype is not None):
-            loss, _, _ = task._cross_entropy(batch)
+            loss, _, _ = task._losses(batch, None)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -12,6 +12,7 @@ from lightning.pytorch.callbacks import Callback
 
 from jepa_lm.data.datamodule import TokenDataModule
 from jepa_lm.model.checkpoint import read_checkpoint
+from jepa_lm.quantization.qat import FakeQuantizedWeights
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.utils.config import resolve
@@ -49,6 +50,11 @@ def fit(cfg, watch: Watch | None = None, ckpt=None, clock=None) -> LanguageModel
         trainer.callbacks.append(watch)
     trainer.fit(task, datamodule=data, ckpt_path=ckpt, weights_only=True)
     return task
+
+
+def fake_quantized(task: LanguageModelTask) -> FakeQuantizedWeights:
+    """Return the weights that the task's quantization-aware training would swap in."""
+    return FakeQuantizedWeights(task.model, task.policy.training.formats(task.formats))
 
 
 def weights(path) -> dict[str, torch.Tensor]:

@@ -180,4 +180,4 @@ def _conclude(
                 f"probe=true: the probe failed ({type(error).__name__}: {error}); the score is kept"
             )
     records.summary(summary, [record.folder / name for name in RECORDS])
-    show(summary, record.folder, task, data, trainer.profiler)  # type: ignore[attr-defined]
+    show(summary, record.folder, trainer, task, data)

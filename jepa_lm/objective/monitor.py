@@ -123,22 +123,6 @@ class ObjectiveMonitor:
             self.warnings.append(untouched)
         return self.warnings[before:]
 
-    def interval(
-        self, total: float, scale: float, components: dict[str, float], clock: ProgressClock
-    ) -> dict[str, float]:
-        """Return what is logged at an interval, by metric: losses and their shares of the total.
-
-        Args:
-            total: the whole loss. components: `loss` and the objective's parts at the latest step with
-                the objective; empty if there was none. scale: the weight of the objective at that step.
-        """
-        weights = self.objective.weights(clock)
-        figures = {"weight": self.objective.scale(clock), **components}
-        for name, value in components.items():
-            key = "share" if name == "loss" else f"{name}_share"
-            figures[key] = scale * weights.get(name, 1.0) * value / total if total else 0.0
-        return {f"jepa/{name}": value for name, value in figures.items()}
-
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a resumed run needs, in plain containers."""
         raised = self.alarm.raised
@@ -189,6 +173,27 @@ class ObjectiveMonitor:
                 f"cosine with the gradient of cross entropy is {f['trunk_gradient_cosine']:+.2f}"
             )
         return lines + [f"warning: {text}" for text in self.warnings]
+
+
+def shares(
+    objective: LatentPrediction,
+    total: float,
+    scale: float,
+    components: dict[str, float],
+    clock: ProgressClock,
+) -> dict[str, float]:
+    """Return what is logged of an objective at an interval, by metric: losses and their shares of the total.
+
+    Args:
+        total: the whole loss. components: `loss` and the objective's parts at the latest step with the
+            objective; empty if there was none. scale: the weight of the objective at that step.
+    """
+    weights = objective.weights(clock)
+    figures = {"weight": objective.scale(clock), **components}
+    for name, value in components.items():
+        key = "share" if name == "loss" else f"{name}_share"
+        figures[key] = scale * weights.get(name, 1.0) * value / total if total else 0.0
+    return {f"jepa/{name}": value for name, value in figures.items()}
 
 
 def is_saved_monitor(state: Any) -> bool:

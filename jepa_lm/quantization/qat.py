@@ -113,8 +113,6 @@ class FakeQuantizedWeights:
             self._formats[key] = kind
         self._groups = dict(groups)
         self._full: list[Tensor] | None = None
-        self.first_step: int | None = None
-        """First step of the run that used the quantized weights."""
 
     @property
     def values(self) -> int:

@@ -11,9 +11,10 @@ import math
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
+from lightning.pytorch import Callback, Trainer
 from torch import Tensor
 
 from jepa_lm.utils.errors import EveryRankError, UserError, warn
@@ -34,7 +35,7 @@ class Finding(NamedTuple):
         return f"{self.name} is {self.value} at step {self.step}"
 
 
-class FiniteGuard:
+class FiniteGuard(Callback):
     """Finds NaN and infinite values in a run.
 
     Args:
@@ -105,6 +106,20 @@ class FiniteGuard:
             where = _on_rank(found._replace(rank=rank))
             warn(f"{where}: this step is skipped ({self.skipped} of guard.skip={self.skip})")
         return True
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the number of steps that were left out."""
+        return {"skipped": self.skipped}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore it."""
+        self.skipped = state_dict["skipped"]
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        """Read it where it was kept before callbacks kept their own state."""
+        self.skipped = checkpoint.get("skipped", self.skipped)
 
 
 def _on_rank(found: Finding) -> str:

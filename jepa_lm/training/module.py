@@ -22,13 +22,11 @@ from torch import Tensor, nn
 from jepa_lm.data.byte_counter import ByteCounter
 from jepa_lm.data.stream import Batch
 from jepa_lm.evaluation.bpb import Score
-from jepa_lm.model import Encoded, LanguageModel
+from jepa_lm.model import LanguageModel
 from jepa_lm.objective import LatentPrediction, StepContext
 from jepa_lm.objective.checks import check_composition, check_start
-from jepa_lm.objective.monitor import ObjectiveMonitor
 from jepa_lm.optim.recipe import OptimizerRecipe
 from jepa_lm.quantization.policy import Policy
-from jepa_lm.quantization.qat import FakeQuantizedWeights
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.training.agreement import agree, require_one_start
 from jepa_lm.training.averages import WeightAverages
@@ -38,8 +36,7 @@ from jepa_lm.training.ghost import run_ghost_steps
 from jepa_lm.training.guard import FiniteGuard
 from jepa_lm.training.run_state import load_run_state, save_run_state
 from jepa_lm.training.training_log import TrainingLog
-from jepa_lm.training.validation import catch_up, record_scores
-from jepa_lm.training.validation_scores import ValidationScores
+from jepa_lm.training.validation import ValidationScores, catch_up, figures_of, with_shipped
 from jepa_lm.utils.config import build
 from jepa_lm.utils.provenance import Resumed
 from jepa_lm.utils.signals import StopRequest
@@ -64,13 +61,11 @@ class LanguageModelTask(LightningModule):
         )
         self.model: LanguageModel = build("model", config["model"])
         self.objective: LatentPrediction | None = None
-        self.monitor: ObjectiveMonitor | None = None
         if "_target_" in config["jepa"]:
             self.objective = objective = build("jepa", config["jepa"])
             objective.prepare(self.model)
             made_from = [config["model"], config["jepa"]]
             check_composition(objective, self.model, config["data"]["seq_len"], made_from=made_from)
-            self.monitor = ObjectiveMonitor(objective)
         self.recipe: OptimizerRecipe = build("optimizer", config["optimizer"])
         self.recipe.apply_freeze(self)
         self.frozen = sorted(n for n, p in self.named_parameters() if not p.requires_grad)
@@ -78,12 +73,6 @@ class LanguageModelTask(LightningModule):
             check_start(self.objective)
         self.policy: Policy = build("quantization", config["quantization"])
         self.formats = self.policy.assign(self.model)
-        self.stored: FakeQuantizedWeights | None = None
-        """Swaps in quantized weights, for quantization-aware training (QAT)."""
-        if self.policy.training.ever:
-            self.stored = FakeQuantizedWeights(
-                self.model, self.policy.training.formats(self.formats)
-            )
         self.averages: WeightAverages[LanguageModel] = WeightAverages(
             self.model, **config["average"]
         )
@@ -92,6 +81,8 @@ class LanguageModelTask(LightningModule):
         self.compiler = ClockStopsForCompiler()
         self.train_bytes: ByteCounter | None = None
         self.val_bytes: ByteCounter | None = None
+        self.scored_beside: dict[str, LanguageModel] = {}
+        """Models that a validation scores in addition, by name; a callback adds them when it starts."""
         self.scores: dict[str, Score] = {}
         """Scores of the latest validation by weights: `shipped` always; `raw`, `ema`, `swa` if averages are
         kept; `quantized`, the shipped weights as export stores them, once QAT has started."""
@@ -127,13 +118,55 @@ class LanguageModelTask(LightningModule):
             "lr_scheduler": {"scheduler": scheduler, "interval": "step"},
         }
 
+    # ---- one training step: for each micro-batch `training_step` and backward; then gradients are clipped,
+    # the optimizer steps, and `lr_scheduler_step` ends the step
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        """Return the loss of a micro-batch; cross entropy is the mean in nats per token."""
+        objective, weight, scale = self.objective, self.config["ce_weight"], 0.0
+        # The clock says how far the run is, and so how much each loss weighs now.
+        if objective is not None:
+            weight *= objective.ce_scale(self.clock)
+            scale = objective.scale(self.clock)
+            self._active = objective.active(self.clock)
+        context = self.step_context(batch_idx) if self._active else None
+        loss, ce, components = self.losses(batch, context)
+        loss = loss if weight == 1 else weight * loss
+        if self._active:
+            assert objective is not None
+            aux = objective.total(components, self.clock)
+            loss = loss + scale * aux
+            self.training_log.keep_objective(scale, aux, components)
+        # Values stay on the device; the guard and the log read them at log points.
+        step = self.trainer.global_step + 1
+        for name, value in {"train/ce": ce, **components, "train/loss": loss}.items():
+            self.guard.see(step, name if "/" in name else f"jepa/{name}", value)
+        due = step % self.trainer.log_every_n_steps == 0 and self.ends_step(batch_idx)  # type: ignore[attr-defined]
+        if due and self.clock.running:
+            self.training_log.keep(batch, ce, loss)
+        return loss if self.trainer.world_size == 1 else loss + self._touch()
+
+    def _losses(
+        self, batch: Batch, step_context: StepContext | None
+    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        """Return cross entropy with z-loss, cross entropy alone, objective components; this is compiled."""
+        needs = () if self.objective is None else self.objective.main_needs(self.model)
+        main = self.model.encode(self.model.embed(batch["inputs"]), *needs)
+        z_weight = self.config["z_loss_weight"]
+        loss, ce, _ = self.model.cross_entropy(main.final, batch["targets"], z_weight)
+        if step_context is None:  # the control, or a phase without the objective
+            return loss, ce, {}
+        assert self.objective is not None
+        latents = self.objective.compare(self.model, batch, main, step_context)
+        return loss, ce, self.objective.components(latents, step_context)
+
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Finish an optimizer step, however many micro-batches it took: log, clock, rates, averages, stop."""
         self.model.round_parameters()
         if self.training_log.due:  # before the clock advances, so that figures match the weights
             if self.trainer.world_size == 1:  # with several, the clock calls `agree` itself
                 agree(self, self.clock.elapsed)
-            self.live = self.training_log.write(self)
+            self._log_step()
         if self.objective is not None:  # before the clock advances, too: as published (#1581)
             self.objective.after_step(self.model, self.clock)
         self.clock.advance()
@@ -147,62 +180,34 @@ class LanguageModelTask(LightningModule):
             self.trainer.limit_val_batches = 0
             self.scores = {}  # scores of an earlier step are not the run's final ones
 
-    def _cross_entropy(self, batch: Batch) -> tuple[Tensor, Tensor, Encoded]:
-        """Return cross entropy with its z-loss, cross entropy alone (no gradient), and the encoded pass."""
-        needs = () if self.objective is None else self.objective.main_needs(self.model)
-        main = self.model.encode(self.model.embed(batch["inputs"]), *needs)
-        z_weight = self.config["z_loss_weight"]
-        loss, ce, _ = self.model.cross_entropy(main.final, batch["targets"], z_weight)
-        return loss, ce, main
+    # ---- what belongs to a step
 
-    def _losses(
-        self, batch: Batch, step_context: StepContext | None
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Return cross entropy with z-loss, cross entropy alone, objective components; this is compiled."""
-        loss, ce, main = self._cross_entropy(batch)
-        if step_context is None:
-            return loss, ce, {}
-        assert self.objective is not None
-        latents = self.objective.compare(self.model, batch, main, step_context)
-        return loss, ce, self.objective.components(latents, step_context)
+    def on_before_optimizer_step(self, optimizer: Any) -> None:
+        """Remove the zero gradients that `_touch` gave to parameters of an inactive objective."""
+        if self.trainer.world_size > 1 and not self._active:
+            for parameter in self._only_auxiliary():
+                parameter.grad = None
 
-    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        """Return the loss of a micro-batch; cross entropy is the mean in nats per token."""
-        objective, weight, scale = self.objective, self.config["ce_weight"], 0.0
-        if objective is not None:
-            weight *= objective.ce_scale(self.clock)
-            scale = objective.scale(self.clock)
-            self._active = objective.active(self.clock)
-        loss, ce, components = self.losses(
-            batch, self.step_context(batch_idx) if self._active else None
-        )
-        loss = loss if weight == 1 else weight * loss
-        if self._active:
-            assert objective is not None
-            aux = objective.total(components, self.clock)
-            detached = {name: component.detach() for name, component in components.items()}
-            self.training_log.objective = scale, {"loss": aux.detach(), **detached}
-            loss = loss + scale * aux
-        step = self.trainer.global_step + 1
-        for name, value in {"train/ce": ce, **components, "train/loss": loss}.items():
-            self.guard.see(step, name if "/" in name else f"jepa/{name}", value)
-        if self.trainer.world_size > 1:
-            loss = loss + self._touch()
-        due = step % self.trainer.log_every_n_steps == 0 and self.ends_step(batch_idx)  # type: ignore[attr-defined]
-        # Reading the loss makes the host wait for the device, so it is logged only on the interval.
-        if due and self.clock.running:
-            self.training_log.keep(batch, ce, loss)
-        return loss
+    def configure_gradient_clipping(
+        self,
+        optimizer: Any,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Measure the norm of the gradient, clip by it, and skip the step if it is NaN or infinite."""
+        clip_gradients(self, optimizer, gradient_clip_val)
+
+    def _log_step(self) -> None:
+        """Log the figures of the step. `self.log` would keep results for the whole loop: milliseconds."""
+        assert self.train_bytes is not None
+        tokens = self.config["data"]["batch_tokens"]
+        self.live = self.training_log.read(self.clock, self.objective, self.train_bytes, tokens)
+        for logger in self.loggers:
+            logger.log_metrics(self.live, step=self.clock.step)
 
     def ends_step(self, batch_idx: int) -> bool:
         """Return whether this micro-batch is the last one of its step."""
         return (batch_idx + 1) % self.trainer.accumulate_grad_batches == 0
-
-    def trains_stored(self) -> bool:
-        """Return whether a step would now use quantized weights."""
-        assert self.recipe.lr is not None
-        lr_factor = self.recipe.lr(self.clock)
-        return self.policy.training.active(self.clock.progress, lr_factor)
 
     def step_context(self, batch_idx: int) -> StepContext:
         """Return the context of a micro-batch: clock, number within its step, rank, world size."""
@@ -224,21 +229,6 @@ class LanguageModelTask(LightningModule):
         """Return a zero that depends on each parameter a phase may not use: DDP waits for all gradients."""
         return 0.0 * sum(p.sum() for p in self._only_auxiliary())
 
-    def on_before_optimizer_step(self, optimizer: Any) -> None:
-        """Remove the zero gradients that `_touch` gave to parameters of an inactive objective."""
-        if self.trainer.world_size > 1 and not self._active:
-            for parameter in self._only_auxiliary():
-                parameter.grad = None
-
-    def configure_gradient_clipping(
-        self,
-        optimizer: Any,
-        gradient_clip_val: float | None = None,
-        gradient_clip_algorithm: str | None = None,
-    ) -> None:
-        """Measure the norm of the gradient, clip by it, and skip the step if it is NaN or infinite."""
-        clip_gradients(self, optimizer, gradient_clip_val)
-
     def __setattr__(self, name: str, value: Any) -> None:
         """Set `_current_fx_name` directly: Lightning sets it 46 times a step, 80 us through `nn.Module`."""
         if name == "_current_fx_name":
@@ -256,7 +246,8 @@ class LanguageModelTask(LightningModule):
         if self.trainer.world_size > 1:
             self.clock.exchange = partial(agree, self)
             self.clock.exchange_every = self.trainer.log_every_n_steps  # type: ignore[attr-defined]
-        catch_up(self)
+        every, chooses = self.config["trainer"]["val_check_interval"], self.averages.ship == "best"
+        catch_up(self.trainer, self.resumed, every, chooses=chooses)
         self.clock.start()
         self.training_log.begin(self.trainer.global_step)
 
@@ -281,7 +272,9 @@ class LanguageModelTask(LightningModule):
         """Stop the clock, as validation is not training time, and prepare the meters."""
         self._validation = self.not_training()
         self._validation.__enter__()
-        self._scoring = ValidationScores(self)
+        assert self.val_bytes is not None
+        models = {**self.averages.models(self.model), **self.scored_beside}
+        self._scoring = ValidationScores(models, self.val_bytes)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score a batch of windows by plain cross entropy with each set of weights."""
@@ -291,8 +284,22 @@ class LanguageModelTask(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Sum the scores over ranks, choose the weights that ship, and log the scores."""
         assert self._scoring is not None
-        self.scores = self._scoring.scores()
-        record_scores(self)
+        found = self._scoring.scores(self.trainer.strategy)
+        kept = self.averages.models(self.model)
+        self.averages.choose({name: found[name].nll for name in kept})
+        self.scores = with_shipped(found, self.averages.shipped())
+        self._log_validation()
+
+    def _log_validation(self) -> None:
+        """Pass the scores to callbacks and loggers, unless a run before this one has logged them."""
+        step, resumed = self.trainer.global_step, self.resumed
+        figures = {"train/seconds": self.clock.elapsed, **figures_of(self.scores, step)}
+        self.log_dict(figures, logger=False)
+        if resumed is not None and resumed.validated and resumed.step == step:
+            return
+        for logger in self.loggers:
+            logger.log_metrics(figures, step=max(step - 1, 0))
+            logger.save()  # so that a kill before the next checkpoint does not lose them
 
     def on_validation_end(self) -> None:
         """Start the clock again."""

@@ -27,6 +27,7 @@ from jepa_lm.training.run_state import (
     fingerprints,
     lacks,
     optimizer_groups,
+    qat_since,
 )
 from jepa_lm.utils.errors import UserError, warn
 from jepa_lm.utils.provenance import Resumed
@@ -210,7 +211,7 @@ def _ranks(config: Mapping[str, Any], ranks: Any) -> Any:
 
 def _stored(config: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> Facts:
     """Return the quantization settings if the checkpoint's run has begun QAT, else nothing."""
-    if checkpoint.get("stored_since") is None:
+    if qat_since(checkpoint) is None:
         return {}
     found = leaves(config["quantization"], "stored quantization")
     # A setting that is off equals its absence in checkpoints of earlier versions.

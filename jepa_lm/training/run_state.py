@@ -1,4 +1,4 @@
-"""State that a checkpoint holds in addition to weights and optimizer: clock, random state, bookkeeping.
+"""State that a checkpoint holds beside weights, optimizer and callbacks: clock, random state, averages.
 
 All ranks draw the same numbers: they start from one seed, and whatever differs between them (data, spans)
 is drawn from separate generators, so one random state is enough for all.
@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,15 +32,34 @@ NEEDED: dict[tuple[str, ...], type | tuple[type, ...]] = {
     ("clock", "step"): int,
     ("clock", "elapsed"): NUMBER,
     ("random", "cpu"): Tensor,
-    ("skipped",): int,
     ("averages", "taken"): int,
     ("averages", "best"): (str, type(None)),
     ("averages", "lr_factor"): (*NUMBER, type(None)),
     ("optimizer_states",): list,
     ("lr_schedulers",): list,
     ("loops", "fit_loop"): dict,
+    ("callbacks",): dict,
 }
 """Entries, with their types, that only a resuming run needs from a checkpoint."""
+
+
+def _holds(key: str, *kinds: type) -> Callable[[Any], bool]:
+    """Return a check that a state holds a value of one of these types under a key."""
+    return lambda state: isinstance(state, Mapping) and type(state.get(key)) in kinds
+
+
+CALLBACKS: dict[str, Callable[[Any], bool]] = {
+    "FiniteGuard": _holds("skipped", int),
+    "QuantizationAwareTraining": _holds("first_step", int, type(None)),
+    "MeasureObjective": is_saved_monitor,
+}
+"""Checks of the states that callbacks read from a checkpoint, by the callback's class."""
+FORMER_PLACES = {
+    "FiniteGuard": ("skipped", "skipped"),
+    "QuantizationAwareTraining": ("stored_since", "first_step"),
+    "MeasureObjective": ("watch", None),
+}
+"""Where these states lay before callbacks kept their own, and the key of what lay there."""
 
 
 def save_run_state(task: LanguageModelTask, checkpoint: dict[str, Any]) -> None:
@@ -53,11 +72,6 @@ def save_run_state(task: LanguageModelTask, checkpoint: dict[str, Any]) -> None:
     checkpoint["averages"] = task.averages.bookkeeping()
     checkpoint["clock"] = task.clock.state_dict()
     checkpoint["random"] = random_state(task.trainer.strategy.root_device)
-    checkpoint["skipped"] = task.guard.skipped
-    if task.stored is not None:
-        checkpoint["stored_since"] = task.stored.first_step
-    if task.monitor is not None:
-        checkpoint["watch"] = task.monitor.state_dict()
 
 
 def load_run_state(task: LanguageModelTask, checkpoint: dict[str, Any]) -> None:
@@ -67,11 +81,6 @@ def load_run_state(task: LanguageModelTask, checkpoint: dict[str, Any]) -> None:
         return
     task.clock.load_state_dict(checkpoint["clock"])
     restore_random_state(checkpoint["random"], task.trainer.strategy.root_device)
-    task.guard.skipped = checkpoint["skipped"]
-    if task.stored is not None:
-        task.stored.first_step = checkpoint.get("stored_since")
-    if task.monitor is not None and "watch" in checkpoint:
-        task.monitor.load_state_dict(checkpoint["watch"])
 
 
 def check_run_state(checkpoint: Mapping[str, Any], source: str) -> None:
@@ -103,8 +112,26 @@ def check_run_state(checkpoint: Mapping[str, Any], source: str) -> None:
         torch.Generator().set_state(checkpoint["random"]["cpu"].cpu())
     except (RuntimeError, TypeError) as error:
         raise lacks(source, "random.cpu") from error
-    if "watch" in checkpoint and not is_saved_monitor(checkpoint["watch"]):
-        raise lacks(source, "watch")
+    for name, usable_state in CALLBACKS.items():
+        if (state := callback_state(checkpoint, name)) is not None and not usable_state(state):
+            own = name in checkpoint["callbacks"]
+            raise lacks(source, f"callbacks.{name}" if own else FORMER_PLACES[name][0])
+
+
+def callback_state(checkpoint: Mapping[str, Any], name: str) -> Any:
+    """Return the state of the callback of this class; None if the checkpoint's run had none."""
+    states = checkpoint["callbacks"]
+    if name in states:
+        return states[name]
+    place, key = FORMER_PLACES[name]
+    if place not in checkpoint:
+        return None
+    return checkpoint[place] if key is None else {key: checkpoint[place]}
+
+
+def qat_since(checkpoint: Mapping[str, Any]) -> Any:
+    """Return the first step of quantization-aware training in the checkpoint's run, or None."""
+    return (callback_state(checkpoint, "QuantizationAwareTraining") or {}).get("first_step")
 
 
 def check_moments(saved: Mapping[Any, Any], optimizer: Optimizer, source: str) -> None:

@@ -10,7 +10,6 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.profilers import Profiler
 from rich.table import Table
 
 from jepa_lm.data.passes import figure
@@ -18,6 +17,9 @@ from jepa_lm.data.token_data import TokenData
 from jepa_lm.evaluation.bpb import Score
 from jepa_lm.evaluation.sampling import sample_text
 from jepa_lm.objective.probe import TOP
+from jepa_lm.training.callbacks import callback_of
+from jepa_lm.training.callbacks.monitor import MeasureObjective
+from jepa_lm.training.callbacks.qat import QuantizationAwareTraining
 from jepa_lm.training.flops import flops_per_token
 from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.utils import gpus
@@ -76,6 +78,7 @@ def summarize(
     config, seconds = task.config, task.clock.elapsed
     tokens = trainer.global_step * config["data"]["batch_tokens"]
     score = task.scores.get("shipped")
+    measured = callback_of(trainer, MeasureObjective)
     return {
         "status": status,
         "seed": config["seed"],
@@ -86,9 +89,9 @@ def summarize(
         "tokens_per_second": tokens / seconds if seconds else None,
         "parameters": about["parameters"],
         "val": None if score is None else _validation(task, score),
-        "jepa": {} if task.monitor is None else task.monitor.summary(),
+        "jepa": {} if measured is None else measured.monitor.summary(),
         "frozen": task.frozen,
-        "trained_stored": _trained_stored(task),
+        "trained_stored": _trained_stored(trainer),
         "skipped_steps": task.guard.skipped,
         "compile_seconds": task.compiler.seconds,
         "memory_bytes": about["memory"].peak(trainer.strategy.root_device),
@@ -138,14 +141,15 @@ def _compiled_parts(task: LanguageModelTask) -> list[str]:
     return ["main pass", "cross entropy", *objective]
 
 
-def _trained_stored(task: LanguageModelTask) -> dict[str, Any] | None:
+def _trained_stored(trainer: pl.Trainer) -> dict[str, Any] | None:
     """Return the extent and first step of quantization-aware training; None without it."""
-    if task.stored is None:
+    qat = callback_of(trainer, QuantizationAwareTraining)
+    if qat is None:
         return None
     return {
-        "tensors": len(task.stored.names),
-        "values": task.stored.values,
-        "first_step": task.stored.first_step,
+        "tensors": len(qat.weights.names),
+        "values": qat.weights.values,
+        "first_step": qat.first_step,
     }
 
 
@@ -158,9 +162,9 @@ def _validation(task: LanguageModelTask, score: Score) -> dict[str, Any]:
 def show(
     summary: dict[str, Any],
     run_dir: Path,
+    trainer: pl.Trainer,
     task: LanguageModelTask,
     data: TokenData,
-    profiler: Profiler,
 ) -> None:
     """Print tables, warnings and a sample; everything shown except the sample is already recorded."""
     with showing("the scores"):
@@ -168,10 +172,11 @@ def show(
         for text in summary["unfinished"]:
             warn(text)
         OUT.print(f"written to {run_dir}", soft_wrap=True)
-    if task.monitor is not None and task.monitor.figures:
+    measured = callback_of(trainer, MeasureObjective)
+    if measured is not None and measured.monitor.figures:
         with showing("the predicted latents"):
-            OUT.print(panel(task.monitor.in_words(), "predicted latents", width=100))
-    if profile := profiler.summary():
+            OUT.print(panel(measured.monitor.in_words(), "predicted latents", width=100))
+    if profile := trainer.profiler.summary():  # type: ignore[attr-defined]
         with showing("the profile"):
             OUT.print(as_written(profile), soft_wrap=True)
     if task.config["sample"] and summary["status"] == "finished":

@@ -15,6 +15,7 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LearningRateMonitor
 from lightning.pytorch.profilers import PassThroughProfiler
 
+from jepa_lm.objective.monitor import ObjectiveMonitor
 from jepa_lm.training.callbacks.checkpoints import AtomicCheckpointIO, SaveCheckpoints
 from jepa_lm.training.callbacks.monitor import MeasureObjective
 from jepa_lm.training.callbacks.passes import WarnOfSecondPass
@@ -68,11 +69,13 @@ def make_trainer(config: dict[str, Any], task: LanguageModelTask) -> pl.Trainer:
 
 def _callbacks_of(task: LanguageModelTask) -> list[Callback]:
     """Return the callbacks that data, quantization, objective and compiler of a run need, in their order."""
-    found: list[Callback] = [WarnOfSecondPass()]
-    if task.stored is not None:
-        found.append(QuantizationAwareTraining())
-    if task.monitor is not None:
-        found.append(MeasureObjective())
+    found: list[Callback] = [WarnOfSecondPass(), task.guard]
+    qat = None
+    if task.policy.training.ever:
+        qat = QuantizationAwareTraining(task.model, task.policy.training, task.formats)
+        found.append(qat)
+    if task.objective is not None:
+        found.append(MeasureObjective(ObjectiveMonitor(task.objective), qat))
     if task.config["compile"]:
         found.append(task.compiler)
     return found
@@ -133,6 +136,8 @@ def quiet_lightning() -> None:
         ".*LeafSpec.*",
         ".*checkpoint directory.*",
         ".*broadcast_buffers.*",
+        # resume.py decides whether a run may go on without quantization-aware training
+        r".*following callbacks: \['QuantizationAwareTraining'\].*",
         ".*sync_dist=True.*",  # scores are summed over ranks before they are logged
     ):
         warnings.filterwarnings("ignore", about)

@@ -7,23 +7,22 @@ from __future__ import annotations
 
 import math
 import time
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from jepa_lm.data.byte_counter import ByteCounter
 from jepa_lm.data.stream import Batch
-
-if TYPE_CHECKING:
-    from jepa_lm.training.module import LanguageModelTask
+from jepa_lm.objective import LatentPrediction
+from jepa_lm.objective.monitor import shares
+from jepa_lm.schedules.clock import ProgressClock
 
 
 class TrainingLog:
     """Keeps the figures of the latest step until they are written."""
 
     def __init__(self) -> None:
-        self.objective: tuple[float, dict[str, Tensor]] = (0.0, {})
-        """Scale and components of the latest step with the objective, until they are written."""
+        self._objective: tuple[float, dict[str, Tensor]] = (0.0, {})
         self.gradient_norm: Tensor | None = None
         """Gradient norm of the latest step, before clipping."""
         self._due: tuple[Batch, Tensor, Tensor] | None = None
@@ -42,6 +41,11 @@ class TrainingLog:
         """Keep the figures of this step, to be written when the step is done."""
         self._due = (batch, ce.detach(), loss.detach())
 
+    def keep_objective(self, scale: float, loss: Tensor, components: dict[str, Tensor]) -> None:
+        """Keep the figures of a step with the objective until a step is written: not every step has it."""
+        detached = {name: component.detach() for name, component in components.items()}
+        self._objective = scale, {"loss": loss.detach(), **detached}
+
     def drop(self) -> None:
         """Discard the kept figures of this step."""
         self._due = None
@@ -51,32 +55,38 @@ class TrainingLog:
         """True if a step is waiting to be written."""
         return self._due is not None
 
-    def write(self, task: LanguageModelTask) -> dict[str, float]:
-        """Read the figures, pass them to the loggers and return them; waits for the device."""
+    def read(
+        self,
+        clock: ProgressClock,
+        objective: LatentPrediction | None,
+        byte_counter: ByteCounter,
+        tokens_per_step: int,
+    ) -> dict[str, float]:
+        """Return the figures of the kept step, by metric; waits for the device.
+
+        Args:
+            clock: before it advances from that step. byte_counter: of the training split.
+        """
         assert self._due is not None
-        assert task.train_bytes is not None
         assert self.gradient_norm is not None
         (batch, ce, loss), self._due = self._due, None
-        (scale, components), self.objective = self.objective, (0.0, {})
-        n_bytes = task.train_bytes(batch["inputs"], batch["targets"]).sum()
+        (scale, components), self._objective = self._objective, (0.0, {})
+        n_bytes = byte_counter(batch["inputs"], batch["targets"]).sum()
         read = (ce, loss, self.gradient_norm, n_bytes, *components.values())
         nats, total, norm, counted, *values = torch.stack([x.float() for x in read]).tolist()
-        now, step = time.perf_counter(), task.clock.step + 1
+        now, step = time.perf_counter(), clock.step + 1
         (first, then), self._interval = self._interval, (step, now)
-        tokens = (step - first) * task.config["data"]["batch_tokens"]
+        tokens = (step - first) * tokens_per_step
         figures = {
             "train/loss": total,
             "train/ce": nats,
             "train/bpb": nats * batch["targets"].numel() / math.log(2) / max(counted, 1.0),
             "train/gradient_norm": norm,
-            "train/progress": task.clock.progress,
-            "train/seconds": task.clock.elapsed,
+            "train/progress": clock.progress,
+            "train/seconds": clock.elapsed,
             "train/tokens_per_second": tokens / (now - then),
         }
-        if task.monitor is not None:
+        if objective is not None:
             jepa = dict(zip(components, values, strict=True))
-            figures |= task.monitor.interval(total, scale, jepa, task.clock)
-        # `self.log` would keep results for the whole loop, which costs milliseconds.
-        for logger in task.loggers:
-            logger.log_metrics(figures, step=step - 1)
+            figures |= shares(objective, total, scale, jepa, clock)
         return figures

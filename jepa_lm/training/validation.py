@@ -1,25 +1,65 @@
-"""Recording of validation scores, and the repeat of a validation that a kill interrupted."""
+"""Validation: scores of several sets of weights, and the repeat of a validation that a kill interrupted."""
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from collections.abc import Mapping
 
+from lightning.pytorch import Trainer
+from lightning.pytorch.strategies import Strategy
+from torch import Tensor
+
+from jepa_lm.data.byte_counter import ByteCounter
+from jepa_lm.data.stream import Batch
+from jepa_lm.evaluation.bpb import BPBMeter, Score, score_batch, score_from_sums
+from jepa_lm.model import LanguageModel
 from jepa_lm.utils.errors import EveryRankError
-
-if TYPE_CHECKING:
-    from jepa_lm.training.module import LanguageModelTask
+from jepa_lm.utils.provenance import Resumed
 
 
-def record_scores(task: LanguageModelTask) -> None:
-    """Pass the latest scores to callbacks and loggers, unless they have been logged for this step.
+class ValidationScores:
+    """One pass over the validation split with several models on the same batches.
+
+    Args:
+        models: by the name of their weights. byte_counter: of the validation split, on their device.
+    """
+
+    def __init__(self, models: Mapping[str, LanguageModel], byte_counter: ByteCounter) -> None:
+        self._models, self._byte_counter = models, byte_counter
+        device = byte_counter.base.device
+        self._meters = {name: BPBMeter().to(device) for name in models}
+
+    def take(self, batch: Batch) -> None:
+        """Score a batch."""
+        for name, model in self._models.items():
+            score_batch(model, batch, self._byte_counter, self._meters[name])
+
+    def scores(self, strategy: Strategy) -> dict[str, Score]:
+        """Sum over all batches and ranks; return the score of each model by name."""
+        found = {}
+        for name, meter in self._meters.items():
+            sums = strategy.reduce(meter.sums.clone(), reduce_op="sum")
+            assert isinstance(sums, Tensor)
+            found[name] = score_from_sums(*sums.tolist())
+        return found
+
+
+def with_shipped(scores: Mapping[str, Score], ships: str) -> dict[str, Score]:
+    """Return the scores with the shipped one first; raw weights without an average are the shipped ones."""
+    found = {"shipped": scores[ships], **scores}
+    if scores.keys() <= {"raw", "quantized"}:
+        del found["raw"]
+    return found
+
+
+def figures_of(scores: Mapping[str, Score], step: int) -> dict[str, float]:
+    """Return what is logged of a validation, by metric.
 
     Raises:
         EveryRankError: a score is NaN or infinite.
     """
-    step, resumed = task.trainer.global_step, task.resumed
-    figures = {"train/seconds": task.clock.elapsed}
-    for name, score in task.scores.items():
+    figures: dict[str, float] = {}
+    for name, score in scores.items():
         end = "" if name == "shipped" else f"_{name}"
         if not math.isfinite(score.nll):
             raise EveryRankError(
@@ -27,25 +67,23 @@ def record_scores(task: LanguageModelTask) -> None:
                 "from an earlier checkpoint with lower learning rates (optimizer.groups.*.lr)"
             )
         figures |= {f"val/nll{end}": score.nll, f"val/bpb{end}": score.bpb}
-    task.log_dict(figures, logger=False)
-    if resumed is not None and resumed.validated and resumed.step == step:
-        return
-    for logger in task.loggers:
-        logger.log_metrics(figures, step=max(step - 1, 0))
-        logger.save()  # so that a kill before the next checkpoint does not lose them
+    return figures
 
 
-def catch_up(task: LanguageModelTask) -> None:
+def catch_up(
+    trainer: Trainer, resumed: Resumed | None, every: int | None, *, chooses: bool
+) -> None:
     """Run the validation that was due at a resumed run's checkpoint, which is written before validation.
 
     It runs before the next step, so that it is recorded under its own step and chooses the weights that ship.
     A run that has used up its budget is scored at its end anyway. Every rank must call this.
+
+    Args:
+        every: optimizer steps between validations. chooses: a validation chooses what ships, by scores that
+            no checkpoint holds.
     """
-    resumed, trainer = task.resumed, task.trainer
-    every = task.config["trainer"]["val_check_interval"]
     if resumed is None or trainer.should_stop or every is None or resumed.step % every:
         return
-    chooses = task.averages.ship == "best"  # by scores that no checkpoint holds
     if trainer.strategy.broadcast(resumed.validated) and not chooses:
         return
     loop, connector = trainer.fit_loop.epoch_loop.val_loop, trainer._logger_connector

@@ -17,6 +17,7 @@ from jepa_lm.objective import StepContext
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.training.module import LanguageModelTask
 from tests.objective.conftest import noise, random_batch
+from tests.runs import fake_quantized
 
 ROWS = 4
 
@@ -30,9 +31,8 @@ class Loss(torch.nn.Module):
 
     def forward(self, batch: dict, step_context: StepContext) -> torch.Tensor:
         task = self.task
-        ce, _, main = task._cross_entropy(batch)
-        aux, _ = task.objective(task.model, batch, main, step_context)
-        loss = ce + aux
+        ce, _, components = task._losses(batch, step_context)
+        loss = ce + task.objective.total(components, step_context.clock)
         return loss if step_context.world_size == 1 else loss + task._touch()
 
 
@@ -47,7 +47,7 @@ def difference(config: dict, *, outside_ddp: bool = False) -> float:
     mine = {k: v[ROWS * rank : ROWS * (rank + 1)] for k, v in batch.items()}
     parameters = {n: p for n, p in task.named_parameters() if p.requires_grad}
 
-    stored = nullcontext if task.stored is None else task.stored.swapped
+    stored = fake_quantized(task).swapped if task.policy.training.ever else nullcontext
     with stored():
         Loss(task)(batch, StepContext(clock)).backward()
     joint = {n: None if p.grad is None else p.grad.clone() for n, p in parameters.items()}

@@ -17,7 +17,7 @@ from jepa_lm.run import train
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.utils.config import build, resolve
-from tests.runs import state
+from tests.runs import fake_quantized, state
 
 EXACT = ("trainer.max_time=null", "trainer.precision=32-true", "compile=false", "sample=false",
          "optimizer.groups.matrices.ns_dtype=float32", "jepa.diagnostics.every=1000000",
@@ -173,10 +173,11 @@ def test_ghost_steps_are_plain_steps_of_full_weights_at_one_momentum_without_a_c
         if name not in matrices:
             loop.kept[name][2] = 0
     batches = batches_of(data)
+    weights = fake_quantized(task)
     for step in range(2):
-        task.stored.swap_in()
+        weights.swap_in()
         backward(next(batches))
-        task.stored.swap_out()
+        weights.swap_out()
         torch.nn.utils.clip_grad_norm_(named.values(), 1.0)
         loop.step(named, momentum=0.85 + 0.1 * step / 500, factor=1.0)
     train(exact(*GHOSTS))

@@ -83,8 +83,8 @@ class Recorded(LanguageModelTask):
         self.norms: dict[int, dict[str, float]] = {0: norms(self)}
         self.rates: list[tuple[float, ...]] = []
 
-    def _cross_entropy(self, batch):
-        found = super()._cross_entropy(batch)
+    def _losses(self, batch, step_context):
+        found = super()._losses(batch, step_context)
         if self.training:
             self.ce.append(found[0].item())
         return found

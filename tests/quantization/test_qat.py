@@ -16,9 +16,11 @@ from jepa_lm.quantization.formats import Cast, Integer
 from jepa_lm.quantization.qat import FakeQuantizedWeights, QATSchedule, stored_copy
 from jepa_lm.run import train
 from jepa_lm.schedules.clock import ProgressClock
+from jepa_lm.training.callbacks.qat import QuantizationAwareTraining
 from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.utils.config import build, resolve
 from jepa_lm.utils.errors import UserError
+from tests.runs import fake_quantized
 
 NOW = ("quantization=int4", "quantization.training.start=0")
 
@@ -53,10 +55,11 @@ def test_swapping_is_the_straight_through_gradient(small, backbone, policy):
     swapped, textbook = task_of(small, *overrides), task_of(small, *overrides)
     formats = textbook.policy.training.formats(textbook.formats)
     assert len(formats) > 10
+    weights = fake_quantized(swapped)
     optimizers = [task.recipe.configure(task, task.clock)[0] for task in (swapped, textbook)]
     for step in range(3):
         batch = batch_of(step)
-        with swapped.stored.swapped():
+        with weights.swapped():
             loss = token_nll(swapped.model(batch["inputs"])[0], batch["targets"]).mean()
             loss.backward()
         rounded = {
@@ -82,8 +85,9 @@ def test_swapping_in_gives_the_stored_weights_and_out_the_full_ones(small):
     stored = dict(
         stored_copy(task.model, task.policy.training.formats(task.formats)).named_parameters()
     )
-    with task.stored.swapped():
-        task.stored.swap_in()  # a second call changes nothing: accumulated micro-batches
+    weights = fake_quantized(task)
+    with weights.swapped():
+        weights.swap_in()  # a second call changes nothing: accumulated micro-batches
         inside = {n: p.detach().clone() for n, p in task.model.named_parameters()}
     for name, p in task.model.named_parameters():
         assert torch.equal(p, full[name])
@@ -94,7 +98,8 @@ def test_swapping_in_gives_the_stored_weights_and_out_the_full_ones(small):
 def test_every_named_tensor_changes_the_forward(small, compiled):
     """Detects a switch that reaches no weight, or that the compiler folded into a constant."""
     task = task_of(small, *NOW)
-    assert set(task.stored.names) == {n for n, f in task.formats.items() if f.name == "int4"}
+    names = fake_quantized(task).names
+    assert set(names) == {n for n, f in task.formats.items() if f.name == "int4"}
     for p in task.model.parameters():
         p.data += 0.05 * torch.randn_like(p)
     ids = batch_of(0)["inputs"]
@@ -105,7 +110,7 @@ def test_every_named_tensor_changes_the_forward(small, compiled):
     forward = torch.compile(logits, backend="aot_eager") if compiled else logits
     with torch.no_grad():
         plain = forward(ids)
-        for name in task.stored.names:
+        for name in names:
             alone = FakeQuantizedWeights(task.model, {name: task.formats[name]})
             with alone.swapped():
                 moved = (forward(ids) - plain).abs().max()
@@ -188,11 +193,12 @@ def test_it_begins_where_the_plan_says(spied, tmp_path, settings, first, accumul
 def test_it_begins_in_time_under_a_wall_clock_budget(small):
     """10,000 steps are planned, and the time limit ends the run after ten."""
     task, seconds, seen = task_of(small, "quantization.training.start=0.5"), [0.0], []
+    qat = QuantizationAwareTraining(task.model, task.policy.training, task.formats)
     clock = ProgressClock(max_steps=10_000, max_time=10.0, now=lambda: seconds[0])
     task.clock = clock
     clock.start()
     for _ in range(10):
-        seen.append(task.trains_stored())
+        seen.append(qat.active(task))
         seconds[0] += 1.0
         clock.advance()
     assert seen == [False] * 5 + [True] * 5
@@ -291,10 +297,11 @@ def test_a_plan_that_cannot_be_is_refused(settings, words):
 def test_swapping_copies_nothing(small):
     """The full weights stay where they are and return to the same memory."""
     task = task_of(small, *NOW)
-    places = [w.data_ptr() for w in task.stored.weights]
-    with task.stored.swapped():
-        assert not set(places) & {w.data_ptr() for w in task.stored.weights}
-    assert [w.data_ptr() for w in task.stored.weights] == places
+    stored = fake_quantized(task)
+    places = [w.data_ptr() for w in stored.weights]
+    with stored.swapped():
+        assert not set(places) & {w.data_ptr() for w in stored.weights}
+    assert [w.data_ptr() for w in stored.weights] == places
 
 
 def test_matrices_snapped_together_are_the_same_as_alone():
@@ -311,7 +318,6 @@ def test_matrices_snapped_together_are_the_same_as_alone():
 
 def test_no_plan_is_no_training_on_stored_weights(small):
     task = task_of(small, "quantization=int4")
-    assert task.stored is None
     assert build("quantization", task.config["quantization"]).training.ever is False
 
 
@@ -364,15 +370,17 @@ def test_a_step_on_stored_weights_reads_nothing_back(small, policy):
     with HostReads() as planted:
         bool(torch.isfinite(torch.ones(3)).all())
     assert planted.seen == 1
-    with HostReads() as reads, task.stored.swapped():
+    stored = fake_quantized(task)
+    with HostReads() as reads, stored.swapped():
         pass
     assert reads.seen == 0
 
 
 def test_a_nested_swap_ends_as_it_began(small):
     task = task_of(small, *NOW)
-    with task.stored.swapped():
-        with task.stored.swapped():
+    stored = fake_quantized(task)
+    with stored.swapped():
+        with stored.swapped():
             pass
         assert on_grid(task)
     assert not on_grid(task)

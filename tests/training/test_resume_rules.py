@@ -110,6 +110,7 @@ MAY_BE = (
     (("averages", "best"), None),
     (("averages", "lr_factor"), None),
     (("loops", "fit_loop"), {"a": 1}),  # Lightning reports it itself, see below
+    (("callbacks",), {"a": 1}),  # a callback of the user's that this run does not have
 )
 """Values that our check accepts there."""
 OTHER = {
@@ -147,7 +148,7 @@ def test_stored_weights_stay_those_that_the_run_has_trained_on(trained):
     other["hyper_parameters"]["config"]["quantization"]["training"]["clip"] = 0.9
     compare(facts_of_checkpoint(checkpoint), facts_of_checkpoint(other), "ckpt_path=x")
     for state in (checkpoint, other):
-        state["stored_since"] = 3
+        state["callbacks"]["QuantizationAwareTraining"] = {"first_step": 3}
     with pytest.raises(
         UserError, match=r"different stored quantization\.training\.clip \(None, now 0\.9\)"
     ):
@@ -181,6 +182,10 @@ def test_a_checkpoint_of_another_version_is_refused_in_one_line(trained, where):
         (("lr_schedulers", 0, "factor"), "x"),
         (("random", "cpu"), torch.zeros(3)),
         (("random", "cpu"), torch.zeros(9, dtype=torch.uint8)),
+        (("callbacks",), []),
+        (("callbacks", "FiniteGuard"), {"skipped": "x"}),
+        (("callbacks", "QuantizationAwareTraining"), {"first_step": [3]}),
+        (("callbacks", "MeasureObjective"), {"figures": 5}),
         (("watch",), {"figures": 5}),
         (("watch",), {"figures": {}, "warnings": [], "low": {}, "raised": {"a": 1}}),
     ],

@@ -115,12 +115,13 @@ def test_a_sample_has_a_start_whatever_the_tokenizer_drops(prompt):
 
 
 def test_a_score_that_is_no_number_is_a_failure(small, tmp_path, monkeypatch):
-    from jepa_lm.training.validation_scores import ValidationScores
+    from jepa_lm.training.validation import ValidationScores
 
     scores = ValidationScores.scores
 
-    def broken(self):
-        return {n: dataclasses.replace(s, nll=math.nan) for n, s in scores(self).items()}
+    def broken(self, strategy):
+        found = scores(self, strategy)
+        return {n: dataclasses.replace(s, nll=math.nan) for n, s in found.items()}
 
     monkeypatch.setattr(ValidationScores, "scores", broken)
     with pytest.raises(ValueError, match=r"val/nll is nan at step 1: .*an earlier checkpoint"):

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Callback, Trainer
 
 from jepa_lm.data.stream import Batch
+from jepa_lm.objective.monitor import ObjectiveMonitor
+from jepa_lm.training.callbacks.qat import QuantizationAwareTraining
 from jepa_lm.utils.errors import warn
 
 if TYPE_CHECKING:
@@ -15,32 +17,53 @@ if TYPE_CHECKING:
 
 
 class MeasureObjective(Callback):
-    """Runs the task's monitor after a step, when the step's graph has been freed.
+    """Runs a monitor after a step, when the step's graph has been freed.
 
     It is a callback because Lightning calls callbacks before the module's own hook and saves checkpoints
     last: the checkpoint of a step then includes the measurement made after it.
+
+    Args:
+        monitor: of the run's objective. qat: measure on quantized weights while they are trained on.
     """
+
+    def __init__(self, monitor: ObjectiveMonitor, qat: QuantizationAwareTraining | None) -> None:
+        self.monitor, self.qat = monitor, qat
 
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, task: LanguageModelTask, outputs: Any, batch: Batch, batch_idx: int
     ) -> None:
         """Measure if due, log the figures, and warn once of each problem."""
-        step, watch = trainer.global_step, task.monitor
-        if watch is None or not watch.due(step) or not task.ends_step(batch_idx):
+        step, monitor = trainer.global_step, self.monitor
+        if not monitor.due(step) or not task.ends_step(batch_idx):
             return
         seen = nullcontext()
-        if task.stored is not None and task.trains_stored():
-            seen = task.stored.swapped()  # type: ignore[assignment]
+        if self.qat is not None and self.qat.active(task):
+            seen = self.qat.weights.swapped()  # type: ignore[assignment]
         with task.not_training(), trainer.precision_plugin.forward_context(), seen:
-            warnings = watch.measure(
+            warnings = monitor.measure(
                 task.model,
                 batch,
                 task.step_context(batch_idx),
                 step=step,
                 ce_weight=task.config["ce_weight"],
             )
-        figures = {f"jepa/{name}": value for name, value in watch.figures.items()}
+        figures = {f"jepa/{name}": value for name, value in monitor.figures.items()}
         for logger in trainer.loggers:
             logger.log_metrics(figures, step=step - 1)
         for text in warnings if trainer.is_global_zero else ():
             warn(text)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the monitor's state."""
+        return self.monitor.state_dict()
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore it."""
+        self.monitor.load_state_dict(state_dict)
+
+    def on_load_checkpoint(
+        self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]
+    ) -> None:
+        """Read it where it was kept before callbacks kept their own state."""
+        if "watch" in checkpoint:
+            self.monitor.load_state_dict(checkpoint["watch"])
