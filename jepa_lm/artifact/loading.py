@@ -12,6 +12,7 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -22,9 +23,9 @@ from jepa_lm.artifact.container import FORMAT_VERSION, from_file
 from jepa_lm.artifact.layout import from_planes
 from jepa_lm.model import LanguageModel
 from jepa_lm.model.checkpoint import empty_model, load_strictly
-from jepa_lm.quantization.formats import Parts, unpack_parts
+from jepa_lm.quantization.formats import Format, Parts, unpack_parts
 from jepa_lm.utils.errors import UserError
-from jepa_lm.utils.trusted import Trust, check_part, plain
+from jepa_lm.utils.trusted import Trust, check_part, find_class, plain
 
 META_KEY = "jepa_lm"
 PART = "::"
@@ -90,7 +91,7 @@ def _load(path: Path, trust: Trust, *, check_data: bool) -> Loaded:
             stored |= tensors
         parameters = len(meta["formats"])
         model = empty_model(meta["model"], parameters, "the file", trust, values=MAX_VALUES)
-        load_strictly(model, _weights(model, meta, stored), "the file")
+        load_strictly(model, _weights(model, meta, stored, trust), "the file")
     except UserError as error:
         raise UserError(f"artifact_path={path}: {_short(error)}") from error
     except Exception as error:  # any failure in here is caused by the file
@@ -113,7 +114,7 @@ def compact_json(value: Any) -> str:
 
 
 def _weights(
-    model: nn.Module, meta: Mapping[str, Any], stored: dict[str, Tensor]
+    model: nn.Module, meta: Mapping[str, Any], stored: dict[str, Tensor], trust: Trust
 ) -> dict[str, Tensor]:
     shapes = {name: tensor.shape for name, tensor in model.state_dict().items()}
     formats = meta["formats"]
@@ -125,12 +126,24 @@ def _weights(
     for key, dtype in meta["planes"].items():
         stored[key] = from_planes(stored[key], dtype)
     weights = {
-        name: unpack_parts(spec, _parts(stored, name), shapes[name])
+        name: unpack_parts(spec, _parts(stored, name), shapes[name], partial(_format, trust=trust))
         for name, spec in formats.items()
     }
     if weights_hash(weights) != meta["weights_sha256"]:
         raise UserError("its weights are not the exported ones (their SHA-256 differs)")
     return weights
+
+
+def _format(kind: str, trust: Trust) -> type[Format]:
+    """Return the class of a number format that is not the package's own.
+
+    Raises:
+        UserError: the user has not named its module with `trust`, or it is no format.
+    """
+    found: type[Format] = find_class("quantization", kind, trust)
+    if not callable(getattr(found, "unpack", None)):
+        raise UserError(f"{kind[:80]!r} is not a number format")
+    return found
 
 
 def _parts(stored: Mapping[str, Tensor], name: str) -> Parts:

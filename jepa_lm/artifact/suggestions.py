@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from torch import nn
 
 from jepa_lm.artifact.codecs import compress
@@ -111,9 +111,19 @@ def _options(
             changed["rules"][name]["min_values"] = 1024
             yield f"{path}.min_values=1024", changed
     for name in READY:
-        node: Any = OmegaConf.to_container(OmegaConf.load(policies / f"{name}.yaml"))
+        node: Any = OmegaConf.to_container(_policy(policies, name))
         if node["rules"] != quantization["rules"]:
             yield f"quantization={name}", node
+
+
+def _policy(policies: Path, name: str) -> DictConfig:
+    """Return a predefined policy with what it inherits; Hydra would take half a second for each."""
+    own = OmegaConf.load(policies / f"{name}.yaml")
+    assert isinstance(own, DictConfig)
+    inherited = [base for base in own.pop("defaults", ()) if base != "_self_"]
+    merged = OmegaConf.merge(*(_policy(policies, base) for base in inherited), own)
+    assert isinstance(merged, DictConfig)
+    return merged
 
 
 def _bpb(scorer: Scorer, windows: torch.utils.data.Dataset[Batch]) -> float:

@@ -20,7 +20,7 @@ from jepa_lm.artifact.compression import Compressed, compress_best
 from jepa_lm.artifact.container import FORMAT_VERSION, MAX_BYTES, header_bytes, to_file
 from jepa_lm.artifact.loading import META_KEY, PART, compact_json, weights_hash
 from jepa_lm.model import LanguageModel
-from jepa_lm.quantization.formats import Format, Parts, unpack_parts
+from jepa_lm.quantization.formats import Format, Parts
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.files import write_bytes
 
@@ -37,7 +37,9 @@ class Packed:
     def weights(self) -> dict[str, Tensor]:
         """Return the float32 weights that loading will restore."""
         return {
-            name: unpack_parts(self.formats[name].spec(), parts, self.shapes[name])
+            name: self.formats[name].unpack(
+                self.formats[name].spec(), parts, tuple(self.shapes[name])
+            )
             for name, parts in self.parts.items()
         }
 

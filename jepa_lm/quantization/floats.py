@@ -34,6 +34,8 @@ class Cast:
         dtype: float32 (exact), float16 (11 significant bits, up to 65504) or bfloat16 (8 bits).
     """
 
+    rows_are_alone = True
+
     def __init__(self, *, dtype: str) -> None:
         if dtype not in CASTS:
             raise UserError(f"dtype={dtype}: one of {', '.join(CASTS)}")
@@ -55,10 +57,10 @@ class Cast:
     def spec(self) -> dict[str, Any]:
         return {"kind": "cast", "dtype": self.name}
 
-
-def unpack_cast(spec: Mapping[str, Any], parts: Parts, shape: tuple[int, ...]) -> Tensor:
-    expect(parts[""], CASTS[spec["dtype"]], shape)
-    return parts[""].float()
+    @staticmethod
+    def unpack(spec: Mapping[str, Any], parts: Parts, shape: tuple[int, ...]) -> Tensor:
+        expect(parts[""], CASTS[spec["dtype"]], shape)
+        return parts[""].float()
 
 
 class Float8:
@@ -70,6 +72,7 @@ class Float8:
     """
 
     name = "float8"
+    rows_are_alone = True
     largest = torch.finfo(torch.float8_e4m3fn).max
 
     def __init__(self, *, scale_dtype: str | None) -> None:
@@ -108,11 +111,11 @@ class Float8:
     def spec(self) -> dict[str, Any]:
         return {"kind": "float8", "scale_dtype": self.scale_dtype}
 
-
-def unpack_float8(spec: Mapping[str, Any], parts: Parts, shape: tuple[int, ...]) -> Tensor:
-    rows, columns = matrix_shape(shape)
-    expect(parts[""], torch.float8_e4m3fn, (rows, columns))
-    if spec["scale_dtype"] is None:
-        return parts[""].float().view(shape)
-    expect(parts["scale"], SCALES[spec["scale_dtype"]], (rows, 1))
-    return (parts[""].float() * parts["scale"].float()).view(shape)
+    @staticmethod
+    def unpack(spec: Mapping[str, Any], parts: Parts, shape: tuple[int, ...]) -> Tensor:
+        rows, columns = matrix_shape(shape)
+        expect(parts[""], torch.float8_e4m3fn, (rows, columns))
+        if spec["scale_dtype"] is None:
+            return parts[""].float().view(shape)
+        expect(parts["scale"], SCALES[spec["scale_dtype"]], (rows, 1))
+        return (parts[""].float() * parts["scale"].float()).view(shape)

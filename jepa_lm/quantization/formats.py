@@ -1,5 +1,8 @@
 """Number formats of exported tensors. A format packs a float tensor into stored parts and back.
 
+A format of your own is a class with the members of `Format` in a file of its own, whose spec names the class
+(`"kind": "my_module.MyFormat"`); `trust=[my_module]` lets export.py and eval.py use it.
+
 A tensor of any shape is viewed as a matrix whose rows are its first axis; a vector is one row.
 Legend: R rows, C columns, g columns per group, K groups per row.
 """
@@ -15,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jepa_lm.quantization.floats import Cast, Float8, unpack_cast, unpack_float8
+from jepa_lm.quantization.floats import Cast, Float8
 from jepa_lm.quantization.packing import entropy, pack, packed_bytes, unpack
 from jepa_lm.quantization.parts import (
     SCALES,
@@ -38,6 +41,11 @@ class Format(Protocol):
     name: str
     """Name shown to users."""
 
+    @property
+    def rows_are_alone(self) -> bool:
+        """True if each row is stored independently of the others: tensors can be quantized together."""
+        ...
+
     def pack(self, weight: Tensor) -> dict[str, Tensor]:
         """Return the stored parts."""
         ...
@@ -47,17 +55,17 @@ class Format(Protocol):
         ...
 
     def spec(self) -> dict[str, Any]:
-        """Return the plain values that `unpack_parts` needs besides the parts and the shape."""
+        """Return the plain values that `unpack` needs; `kind` is in `KINDS` or the path of the class."""
         ...
 
+    @staticmethod
+    def unpack(spec: Mapping[str, Any], parts: Parts, shape: tuple[int, ...]) -> Tensor:
+        """Return the float32 tensor of this shape that the parts represent.
 
-def unpack_parts(spec: Mapping[str, Any], parts: Parts, shape: Sequence[int]) -> Tensor:
-    """Return the float32 tensor that the parts represent.
-
-    Raises:
-        ValueError, KeyError, RuntimeError: spec and parts do not match a format or this shape.
-    """
-    return UNPACKERS[spec["kind"]](spec, parts, tuple(shape))
+        Raises:
+            ValueError, KeyError, RuntimeError: spec and parts do not match the format or the shape.
+        """
+        ...
 
 
 class Integer:
@@ -168,6 +176,26 @@ class Integer:
             "scale_dtype": self.scale_dtype,
         }
 
+    @staticmethod
+    def unpack(spec: Mapping[str, Any], parts: Parts, shape: tuple[int, ...]) -> Tensor:
+        bits, group = int(spec["bits"]), spec["group"]
+        rows, columns = matrix_shape(shape)
+        g = int(group) if group else columns
+        if not 2 <= bits <= 8 or g < 1:
+            raise ValueError(f"bits={bits}, group={group}")
+        stored, scale = parts[""], parts["scale"]
+        groups = -(-columns // g)
+        expect(scale, SCALES[spec["scale_dtype"]], (rows, groups))
+        if stored.dtype == torch.int8:
+            expect(stored, torch.int8, (rows, columns))
+            q = stored.float()
+        else:
+            expect(stored, torch.uint8, (packed_bytes(rows * columns, bits),))
+            integers = unpack(stored.numpy(), bits, rows * columns)
+            q = torch.from_numpy(integers).view(rows, columns).float()
+        spread = scale.float().repeat_interleave(g, dim=1)[:, :columns]
+        return (q * spread).view(shape)
+
     def _grouped(self, matrix: Tensor) -> Tensor:
         R, C = matrix.shape
         g = self.group or C
@@ -189,31 +217,32 @@ class Integer:
         return entropy(dense) * len(dense) <= entropy(raw) * len(raw)
 
 
-def _unpack_int(spec: Mapping[str, Any], parts: Parts, shape: tuple[int, ...]) -> Tensor:
-    bits, group = int(spec["bits"]), spec["group"]
-    rows, columns = matrix_shape(shape)
-    g = int(group) if group else columns
-    if not 2 <= bits <= 8 or g < 1:
-        raise ValueError(f"bits={bits}, group={group}")
-    stored, scale = parts[""], parts["scale"]
-    groups = -(-columns // g)
-    expect(scale, SCALES[spec["scale_dtype"]], (rows, groups))
-    if stored.dtype == torch.int8:
-        expect(stored, torch.int8, (rows, columns))
-        q = stored.float()
-    else:
-        expect(stored, torch.uint8, (packed_bytes(rows * columns, bits),))
-        integers = unpack(stored.numpy(), bits, rows * columns)
-        q = torch.from_numpy(integers).view(rows, columns).float()
-    spread = scale.float().repeat_interleave(g, dim=1)[:, :columns]
-    return (q * spread).view(shape)
+KINDS: dict[str, type[Format]] = {"cast": Cast, "float8": Float8, "int": Integer}
+"""The package's own formats, by the name that an artifact has for them."""
 
 
-UNPACKERS: dict[str, Callable[[Mapping[str, Any], Parts, tuple[int, ...]], Tensor]] = {
-    "cast": unpack_cast,
-    "float8": unpack_float8,
-    "int": _unpack_int,
-}
+def nothing_else(kind: str) -> type[Format]:
+    """Find no format beside the package's own."""
+    raise KeyError(kind)
+
+
+def unpack_parts(
+    spec: Mapping[str, Any],
+    parts: Parts,
+    shape: Sequence[int],
+    find: Callable[[str], type[Format]] = nothing_else,
+) -> Tensor:
+    """Return the float32 tensor that the parts represent.
+
+    Args:
+        find: returns the class of a format that is none of `KINDS`, by its path.
+
+    Raises:
+        ValueError, KeyError, RuntimeError: spec and parts do not match a format or this shape.
+    """
+    kind = spec["kind"]
+    made = KINDS[kind] if kind in KINDS else find(kind)
+    return made.unpack(spec, parts, tuple(shape))
 
 
 def _clips(values: Tensor, quantiles: Sequence[float]) -> list[Tensor]:

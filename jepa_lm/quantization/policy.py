@@ -29,6 +29,7 @@ class Rule:
 
 RULE = {"match": list[str], "min_values": int, "format": Any, "ndim": int | None}
 """Settings of a rule and their types."""
+OF_A_FORMAT = ("name", "pack", "fake_quantize", "spec", "unpack")
 
 
 class Policy:
@@ -98,7 +99,7 @@ def _rule(path: str, node: Any) -> Rule:
         if key not in node and key != "ndim":
             raise UserError(f"{path}.{key} is not set; a rule has {', '.join(RULE)}")
         check_type(f"{path}.{key}", node.get(key), hint)
-    if not all(hasattr(node["format"], part) for part in ("name", "pack", "fake_quantize", "spec")):
+    if not all(hasattr(node["format"], part) for part in OF_A_FORMAT):
         raise UserError(
             f"{path}.format={node['format']}: a format of jepa_lm.quantization.formats with its _target_"
         )

@@ -107,7 +107,7 @@ class FakeQuantizedWeights:
         self._formats: dict[tuple[int, int, int], Format] = {}
         for i, name in enumerate(self.names):
             kind = formats[name]
-            together = not isinstance(kind, Integer) or kind.rows_are_alone
+            together = getattr(kind, "rows_are_alone", False)
             key = (id(kind), as_matrix(self.weights[i]).shape[1], -1 if together else i)
             groups[key].append(i)
             self._formats[key] = kind

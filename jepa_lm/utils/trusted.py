@@ -159,6 +159,15 @@ def check_part(part: str, node: Any, source: str, trust: Trust) -> None:
         raise UserError(f"{source}: {error}") from error
 
 
+def find_class(part: str, target: Any, trust: Trust) -> Any:
+    """Return the class of this path, if a file may name it for this part.
+
+    Raises:
+        UserError: it may not.
+    """
+    return _finder(part, trust)(part, target)
+
+
 def _refuse_references(path: str, node: Any) -> None:
     if isinstance(node, dict):
         for key, value in node.items():
