@@ -1,5 +1,8 @@
 """Distances of predictions from targets: [..., D] twice -> scalar, with an explicit reduction.
 
+A distance that compares statistics of rows takes them from `jepa_lm.objective.statistics` with
+`joint=step_context.joint`, and is then right on several ranks, too; these compare row by row.
+
 `mean` averages over all elements, so orthogonal unit vectors are only 2/D apart: compare with the
 cosine. `sum` sums over the D dimensions and averages over rows.
 """
@@ -11,6 +14,7 @@ from typing import Literal
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jepa_lm.objective.step_context import StepContext
 from jepa_lm.utils.errors import UserError
 
 Reduction = Literal["mean", "sum"]
@@ -33,7 +37,7 @@ class _Elementwise(nn.Module):
 class MSE(_Elementwise):
     """Squared error (p - t)^2."""
 
-    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+    def forward(self, prediction: Tensor, target: Tensor, step_context: StepContext) -> Tensor:
         """[..., D] twice -> scalar."""
         return _reduce((prediction - target).square(), self.reduction)
 
@@ -45,7 +49,7 @@ class SmoothL1(_Elementwise):
         super().__init__(reduction=reduction)
         self.beta = beta
 
-    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+    def forward(self, prediction: Tensor, target: Tensor, step_context: StepContext) -> Tensor:
         """[..., D] twice -> scalar."""
         d = F.smooth_l1_loss(prediction, target, beta=self.beta, reduction="none")
         return _reduce(d, self.reduction)
@@ -60,6 +64,6 @@ class Cosine(nn.Module):
         super().__init__()
         self.scale = scale
 
-    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
+    def forward(self, prediction: Tensor, target: Tensor, step_context: StepContext) -> Tensor:
         """[..., D] twice -> scalar."""
         return self.scale * (1.0 - F.cosine_similarity(prediction, target, dim=-1)).mean()

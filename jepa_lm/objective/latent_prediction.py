@@ -257,7 +257,7 @@ class LatentPrediction(nn.Module):
         found: dict[str, Tensor] = {}
         if self.prediction_weight or all_of_them:
             parts = [
-                pair.weight * self.distance(*held)
+                pair.weight * self.distance(*held, progress)
                 for pair, held in zip(latents.pairs, latents.normed, strict=True)
             ]
             found["prediction"] = torch.stack(parts).sum()

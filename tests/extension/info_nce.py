@@ -9,6 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jepa_lm.objective.step_context import StepContext
+
 
 class InfoNCE(nn.Module):
     """Cross entropy of the cosines of a prediction with all targets, over a temperature."""
@@ -19,7 +21,7 @@ class InfoNCE(nn.Module):
         super().__init__()
         self.temperature = temperature
 
-    def forward(self, prediction: Tensor, target: Tensor) -> Tensor:
-        """[..., D] twice -> scalar."""
+    def forward(self, prediction: Tensor, target: Tensor, step_context: StepContext) -> Tensor:
+        """[..., D] twice -> scalar; a rank's own rows are the negatives."""
         p, t = (F.normalize(x.flatten(0, -2), dim=-1) for x in (prediction, target))  # [N, D]
         return F.cross_entropy(p @ t.T / self.temperature, torch.arange(len(p), device=p.device))

@@ -15,7 +15,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from jepa_lm.objective.step_context import StepContext
 from jepa_lm.quantization.formats import unpack_parts
+from jepa_lm.schedules.clock import ProgressClock
 from tests.conftest import REPO
 from tests.extension.gated_linear_attention import GatedLinearAttention
 from tests.extension.info_nce import InfoNCE
@@ -97,7 +99,8 @@ def test_a_format_that_is_not_named_is_not_found():
 
 def test_info_nce_is_least_where_each_finds_its_own():
     rows = torch.eye(8)[None]
-    right, wrong = (InfoNCE(temperature=0.1)(rows, x) for x in (rows, rows.roll(1, 1)))
+    context = StepContext(ProgressClock(max_steps=1, max_time=None))
+    right, wrong = (InfoNCE(temperature=0.1)(rows, x, context) for x in (rows, rows.roll(1, 1)))
     assert right < 0.01 < wrong
 
 

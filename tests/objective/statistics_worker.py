@@ -13,18 +13,40 @@ from dataclasses import replace
 import torch
 import torch.distributed as dist
 
+from jepa_lm.objective.ranks import sum_over_ranks
 from jepa_lm.objective.regularizers import (
     Covariance,
-    Regularizer,
     SpectralFloor,
     StdHinge,
     Variance,
 )
 from jepa_lm.objective.sigreg import SIGReg
+from jepa_lm.objective.statistics import standardised
 from jepa_lm.objective.step_context import StepContext
 from jepa_lm.schedules.clock import ProgressClock
 
 BATCH, LATENTS, DIM = 8, 6, 5
+
+
+class BarlowTwins(torch.nn.Module):
+    """A distance by a statistic of rows: the cross-correlation of prediction and target is the identity.
+
+    As a part of one tensor, for this worker: the target is the same rows with their dimensions turned.
+    """
+
+    def forward(self, x: torch.Tensor, step_context: StepContext) -> torch.Tensor:
+        joint = step_context.joint
+        rows = [
+            standardised(y.flatten(0, -2), joint=joint, min_std=1e-6)
+            for y in (x, x.roll(1, -1) ** 2)
+        ]
+        count = rows[0].new_tensor(float(len(rows[0])))
+        moments = rows[0].T @ rows[1]
+        if joint:
+            count, moments = sum_over_ranks(count), sum_over_ranks(moments, replicated=True)
+        return (moments / count - torch.eye(DIM).to(x)).square().sum()
+
+
 PLACE = dict(tensor="context", weight=1.0)
 FLOOR = dict(PLACE, floor=0.9)
 SIGREG = dict(PLACE, dim=DIM, directions=16, knots=17, low=0.2, high=4.0, window=True, seed=0)
@@ -32,7 +54,7 @@ PER_STEP = dict(SIGREG, per_step=True, max_steps=4, standardise=False, fresh=Fal
 POOLED = dict(
     SIGREG, high=3.0, window=False, per_step=False, max_steps=None, standardise=True, fresh=False
 )
-CASES: dict[str, Callable[[], Regularizer]] = {
+CASES: dict[str, Callable[[], torch.nn.Module]] = {
     "variance": lambda: Variance(**PLACE, gamma=3.0, eps=1e-4),
     "covariance": lambda: Covariance(**PLACE),
     "std": lambda: StdHinge(**PLACE, gamma=3.0),
@@ -42,6 +64,7 @@ CASES: dict[str, Callable[[], Regularizer]] = {
     "sigreg_per_step_standardised": lambda: SIGReg(**dict(PER_STEP, standardise=True)),
     "sigreg_pooled": lambda: SIGReg(**POOLED),
     "sigreg_pooled_raw": lambda: SIGReg(**dict(POOLED, standardise=False)),
+    "a_distance": BarlowTwins,
     "sigreg_fresh": lambda: SIGReg(**dict(PER_STEP, fresh=True)),
 }
 SPLITS = {"even": {2: (4, 4), 4: (2, 2, 2, 2)}, "uneven": {2: (5, 3), 4: (3, 1, 2, 2)}}
@@ -58,7 +81,7 @@ def latents(dtype: torch.dtype, shift: float = 0.0) -> torch.Tensor:
 
 
 def difference(
-    part: Regularizer, joint: torch.Tensor, sizes: tuple[int, ...], *, local: bool = False
+    part: torch.nn.Module, joint: torch.Tensor, sizes: tuple[int, ...], *, local: bool = False
 ) -> float:
     """Return the difference of loss and gradient from those of one process, relative to the latter."""
     rank, world = dist.get_rank(), dist.get_world_size()

@@ -19,11 +19,14 @@ from jepa_lm.objective.distances import MSE, Cosine, SmoothL1
 from jepa_lm.objective.normalisations import L2, RMS, LayerNorm
 from jepa_lm.objective.pooling import ChunkLast, ChunkMean, PrefixEnd, SequenceMean
 from jepa_lm.objective.predictors import MLP, CausalAttention, Chain, OffsetConditioned, Projection
+from jepa_lm.objective.step_context import StepContext
+from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.utils.errors import UserError
 from tests.objective.conftest import compared, noise, random_batch
 
 X = torch.randn(3, 12, 6, generator=torch.Generator().manual_seed(0))
 Y = torch.randn(3, 12, 6, generator=torch.Generator().manual_seed(1))
+HERE = StepContext(ProgressClock(max_steps=1, max_time=None))
 
 
 def test_pooling():
@@ -120,15 +123,15 @@ def test_no_normalised_rows_have_more_than_the_reachable_std(norm, dim):
 
 def test_distances():
     d = X - Y
-    torch.testing.assert_close(MSE(reduction="mean")(X, Y), d.square().mean())
-    torch.testing.assert_close(MSE(reduction="sum")(X, Y), d.square().sum(-1).mean())
+    torch.testing.assert_close(MSE(reduction="mean")(X, Y, HERE), d.square().mean())
+    torch.testing.assert_close(MSE(reduction="sum")(X, Y, HERE), d.square().sum(-1).mean())
     smooth = torch.where(d.abs() < 1, d.square() / 2, d.abs() - 0.5)
-    torch.testing.assert_close(SmoothL1(reduction="mean")(X, Y), smooth.mean())
+    torch.testing.assert_close(SmoothL1(reduction="mean")(X, Y, HERE), smooth.mean())
     cos = (F.normalize(X, dim=-1) * F.normalize(Y, dim=-1)).sum(-1)
-    torch.testing.assert_close(Cosine(scale=2.0)(X, Y), (2 - 2 * cos).mean())
+    torch.testing.assert_close(Cosine(scale=2.0)(X, Y, HERE), (2 - 2 * cos).mean())
     # Why the mean misleads: orthogonal unit vectors are 2 / D apart.
     a, b = torch.eye(512)[:1], torch.eye(512)[1:2]
-    assert MSE(reduction="mean")(a, b).item() == pytest.approx(0.0039, abs=1e-4)
+    assert MSE(reduction="mean")(a, b, HERE).item() == pytest.approx(0.0039, abs=1e-4)
 
 
 @pytest.mark.parametrize("hidden_norm", ["none", "rms", "layer_norm"])
