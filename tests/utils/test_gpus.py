@@ -14,7 +14,7 @@ from jepa_lm.utils.errors import UserError
 WORKER = """
 import sys
 from pathlib import Path
-from jepa_lm import gpus
+from jepa_lm.utils import gpus
 gpus.claim(Path(sys.argv[1]))
 print(*gpus.visible(), flush=True)
 sys.stdin.read()

@@ -11,7 +11,7 @@ from jepa_lm.utils import process
 
 FAULTS = """
 import resource, sys
-from jepa_lm import process
+from jepa_lm.utils import process
 if sys.argv[1] == "tuned":
     process.tune()
 import torch
