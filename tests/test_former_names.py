@@ -11,10 +11,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 from omegaconf import OmegaConf
 
+from jepa_lm.artifact.loaded_model import load_data, load_model, weights_of
+from jepa_lm.artifact.loading import load_artifact
 from jepa_lm.cli import launch
-from jepa_lm.run import evaluate, train
+from jepa_lm.data.windows import StandardWindows
+from jepa_lm.evaluation.scoring import Scorer, score_windows
+from jepa_lm.run import train
 from jepa_lm.study.manifest import load
 from jepa_lm.study.runs import Run
 from jepa_lm.utils.config import check, resolve
@@ -62,12 +67,15 @@ def test_a_checkpoint_goes_on_as_it_would_have(compose, tmp_path):
     assert summary(tmp_path)["val"]["bpb"] == pytest.approx(7.528356, abs=1e-3)
 
 
-def test_an_artifact_is_scored(compose, tmp_path):
-    folder = shutil.copytree(FILES, tmp_path / "files")
-    words = (f"artifact_path={folder / 'artifact.zlib'}", "eval.batch_tokens=65536")
-    assert evaluate(compose("eval", *words, run_dir=tmp_path / "eval")) == pytest.approx(
-        7.5, abs=0.1
-    )
+def test_an_artifact_is_scored(tmp_path):
+    loaded = load_model(None, str(FILES / "artifact.zlib"))
+    assert weights_of(loaded) == load_artifact(FILES / "artifact.zlib").meta["weights_sha256"]
+    data = load_data(loaded, {"cache_dir": str(tmp_path)})
+    windows = StandardWindows(data.streams["val"], seq_len=data.seq_len, rows=16, limit=2049)
+    scorer = Scorer.of(loaded.model, data.byte_counter("val"), torch.device("cpu"), "32-true")
+    nats, tokens, _ = score_windows(scorer, windows).tolist()
+    assert tokens == 2048
+    assert nats / tokens == pytest.approx(5.2, abs=0.1)
 
 
 def test_half_a_sweep_goes_on(tmp_path, monkeypatch, capsys):
