@@ -22,6 +22,7 @@ from jepa_lm.evaluation.scoring import Scorer, score_windows
 from jepa_lm.run import train
 from jepa_lm.study.manifest import load
 from jepa_lm.study.runs import Run
+from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.utils.config import check, resolve
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.former_names import FORMER, first, modern
@@ -65,6 +66,11 @@ def test_a_checkpoint_goes_on_as_it_would_have(compose, tmp_path):
     after = [float(r["train/loss"]) for r in rows(tmp_path) if r["train/loss"]]
     assert after == pytest.approx(before[4:], rel=1e-4)
     assert summary(tmp_path)["val"]["bpb"] == pytest.approx(7.528356, abs=1e-3)
+
+
+def test_a_checkpoint_loads_into_the_module():
+    loaded = LanguageModelTask.load_from_checkpoint(FILES / "step-4.ckpt", weights_only=True)
+    assert type(loaded.objective.schedule).__module__ == "jepa_lm.schedules.factors"
 
 
 def test_an_artifact_is_scored(tmp_path):

@@ -6,6 +6,7 @@ All checks run before data is read; each raises UserError with the setting to ch
 from __future__ import annotations
 
 import copy
+import inspect
 import json
 from typing import Any
 
@@ -37,6 +38,7 @@ def check_composition(
     Raises:
         UserError: naming the setting that does not fit.
     """
+    check_distance(objective)
     check_length(objective, model, seq_len)
     check_hinges(objective, model)
     check_draws(objective)
@@ -44,6 +46,17 @@ def check_composition(
     if key not in _fitting:
         check_shapes(objective, model, seq_len)
         _fitting.add(key)
+
+
+def check_distance(objective: LatentPrediction) -> None:
+    """Check that the distance takes what it is given."""
+    try:
+        inspect.signature(objective.distance.forward).bind(None, None, None)
+    except TypeError as error:
+        raise UserError(
+            f"jepa.distance: {type(objective.distance).__name__}.forward takes prediction, target and "
+            "step_context"
+        ) from error
 
 
 def check_length(objective: LatentPrediction, model: LanguageModel, seq_len: int) -> None:

@@ -255,13 +255,13 @@ class LatentPrediction(nn.Module):
         own = self.draws == "per_rank" and not self.global_statistics
         progress = replace(progress, joint=joint, per_rank=own)
         found: dict[str, Tensor] = {}
-        if self.prediction_weight or all_of_them:
-            parts = [
-                pair.weight * self.distance(*held, progress)
-                for pair, held in zip(latents.pairs, latents.normed, strict=True)
-            ]
-            found["prediction"] = torch.stack(parts).sum()
         with full_precision(latents.context.device):
+            if self.prediction_weight or all_of_them:
+                parts = [
+                    pair.weight * self.distance(*held, progress)
+                    for pair, held in zip(latents.pairs, latents.normed, strict=True)
+                ]
+                found["prediction"] = torch.stack(parts).sum()
             for name, part in self.regularizers.items():
                 assert isinstance(part, Regularizer)
                 if (part.weight and self.regularizers_weight) or all_of_them:

@@ -198,14 +198,23 @@ def shares(
 
 def is_saved_monitor(state: Any) -> bool:
     """Return whether a value from a checkpoint has the form of `ObjectiveMonitor.state_dict`."""
-    try:
-        figures, warnings, low = state["figures"], state["warnings"], state["low"]
-        kept = (
-            all(isinstance(value, int | float) for value in figures.values()),
-            all(isinstance(warning, str) for warning in warnings),
-            all(isinstance(steps, int) for steps in low.values()),
-            state["raised"] is None or state["raised"].keys() == set(Collapse._fields),
-        )
-    except (AttributeError, KeyError, TypeError):
+    if not isinstance(state, dict) or not {"figures", "warnings", "low", "raised"} <= state.keys():
         return False
-    return all(kept)
+    figures, warnings, low = state["figures"], state["warnings"], state["low"]
+    if not (isinstance(figures, dict) and isinstance(warnings, list) and isinstance(low, dict)):
+        return False
+    raised = state["raised"]
+    plain = (int, float, str)
+    return (
+        all(type(value) in (int, float) for value in figures.values())
+        and all(type(warning) is str for warning in warnings)
+        and all(type(steps) is int for steps in low.values())
+        and (
+            raised is None
+            or (
+                isinstance(raised, dict)
+                and raised.keys() == set(Collapse._fields)
+                and all(type(value) in plain for value in raised.values())
+            )
+        )
+    )

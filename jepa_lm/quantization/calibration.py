@@ -20,7 +20,7 @@ from jepa_lm.data.stream import TokenStream
 from jepa_lm.data.windows import StandardWindows
 from jepa_lm.evaluation.sampling import draws
 from jepa_lm.model import LanguageModel
-from jepa_lm.quantization.formats import Format, Integer, Parts, unpack_parts
+from jepa_lm.quantization.formats import Format, Integer, Parts
 from jepa_lm.quantization.gptq import NotPositiveDefiniteError, gptq, output_error
 from jepa_lm.utils.console import shown
 from jepa_lm.utils.errors import UserError, warn
@@ -116,7 +116,7 @@ def _fitted(
             *gptq(weight, H, kind, damping=settings.damping, act_order=settings.act_order)
         )
     errors = {
-        way: output_error(weight, unpack_parts(kind.spec(), parts, weight.shape), H)
+        way: output_error(weight, kind.unpack(kind.spec(), parts, tuple(weight.shape)), H)
         for way, parts in options.items()
     }
     kept = "gptq" if errors.get("gptq", math.inf) < errors["rounding"] else "rounding"

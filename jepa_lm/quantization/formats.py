@@ -180,7 +180,7 @@ class Integer:
     def unpack(spec: Mapping[str, Any], parts: Parts, shape: tuple[int, ...]) -> Tensor:
         bits, group = int(spec["bits"]), spec["group"]
         rows, columns = matrix_shape(shape)
-        g = int(group) if group else columns
+        g = min(int(group), columns) if group else columns  # a file may name any number
         if not 2 <= bits <= 8 or g < 1:
             raise ValueError(f"bits={bits}, group={group}")
         stored, scale = parts[""], parts["scale"]

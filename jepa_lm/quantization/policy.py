@@ -99,8 +99,10 @@ def _rule(path: str, node: Any) -> Rule:
         if key not in node and key != "ndim":
             raise UserError(f"{path}.{key} is not set; a rule has {', '.join(RULE)}")
         check_type(f"{path}.{key}", node.get(key), hint)
-    if not all(hasattr(node["format"], part) for part in OF_A_FORMAT):
+    lacking = [part for part in OF_A_FORMAT if not hasattr(node["format"], part)]
+    if lacking:
         raise UserError(
-            f"{path}.format={node['format']}: a format of jepa_lm.quantization.formats with its _target_"
+            f"{path}.format={node['format']}: a format of jepa_lm.quantization.formats with its _target_, or "
+            f"one of your own, which must have {', '.join(lacking)}"
         )
     return Rule(**node)

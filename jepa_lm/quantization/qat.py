@@ -41,7 +41,7 @@ class QATSchedule:
             bfloat16).
 
     Raises:
-        UserError: both `start` and `lr_below` are set, or one is outside [0, 1].
+        UserError: both `start` and `lr_below` are set, or one is outside [0, 1]; `clip` is no quantile.
     """
 
     def __init__(
@@ -60,6 +60,8 @@ class QATSchedule:
         for key, value in (("start", start), ("lr_below", lr_below)):
             if value is not None and not 0 <= value <= 1:
                 raise UserError(f"quantization.training.{key}={value}: must be between 0 and 1")
+        if clip is not None and not 0 < clip <= 1:
+            raise UserError(f"quantization.training.clip={clip}: a quantile in (0, 1]")
         if scale_dtype is not None:
             check_scale_dtype(scale_dtype, "quantization.training.scale_dtype")
         self.start, self.lr_below = start, lr_below

@@ -18,6 +18,7 @@ from jepa_lm.study.arms import differences
 from jepa_lm.study.comparable import apart, told
 from jepa_lm.study.runs import Run, below_hydra, find_runs
 from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.former_names import modern
 
 LIKE = (
     "status",
@@ -126,7 +127,7 @@ def print_comparison(left: Run, right: Run, console: Console) -> list[str]:
 
 def config_of(run: Run) -> Mapping[str, Any]:
     """Return config.json, or Hydra's own file, with unresolved references, if there is none."""
-    return run.config or below_hydra(run.folder, "config.yaml")
+    return run.config or modern(below_hydra(run.folder, "config.yaml"))
 
 
 def budget_of(run: Run) -> str | None:

@@ -44,6 +44,7 @@ def run_ghost_steps(task: LanguageModelTask, steps: int) -> None:
                 trainer.strategy.backward(loss / accumulate, optimizer)
             task.on_before_optimizer_step(optimizer)
             optimizer.step()
+            task.model.round_parameters()
             optimizer.zero_grad()
     task.load_state_dict(start)
     optimizer.zero_counters()

@@ -119,7 +119,8 @@ class FiniteGuard(Callback):
         self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]
     ) -> None:
         """Read it where it was kept before callbacks kept their own state."""
-        self.skipped = checkpoint.get("skipped", self.skipped)
+        if self.state_key not in checkpoint["callbacks"]:
+            self.skipped = checkpoint.get("skipped", self.skipped)
 
 
 def _on_rank(found: Finding) -> str:

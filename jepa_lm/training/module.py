@@ -38,6 +38,7 @@ from jepa_lm.training.run_state import load_run_state, save_run_state
 from jepa_lm.training.training_log import TrainingLog
 from jepa_lm.training.validation import ValidationScores, catch_up, figures_of, with_shipped
 from jepa_lm.utils.config import build
+from jepa_lm.utils.former_names import modern
 from jepa_lm.utils.provenance import Resumed
 from jepa_lm.utils.signals import StopRequest
 
@@ -55,23 +56,24 @@ class LanguageModelTask(LightningModule):
         super().__init__()
         self.save_hyperparameters("config", logger=False)
         self.config = config
+        parts = modern(config)  # `load_from_checkpoint` passes on what is in the file
         budget = config["trainer"]
         self.clock = clock or ProgressClock(
             max_steps=budget["max_steps"], max_time=budget["max_time"]
         )
-        self.model: LanguageModel = build("model", config["model"])
+        self.model: LanguageModel = build("model", parts["model"])
         self.objective: LatentPrediction | None = None
         if "_target_" in config["jepa"]:
-            self.objective = objective = build("jepa", config["jepa"])
+            self.objective = objective = build("jepa", parts["jepa"])
             objective.prepare(self.model)
             made_from = [config["model"], config["jepa"]]
             check_composition(objective, self.model, config["data"]["seq_len"], made_from=made_from)
-        self.recipe: OptimizerRecipe = build("optimizer", config["optimizer"])
+        self.recipe: OptimizerRecipe = build("optimizer", parts["optimizer"])
         self.recipe.apply_freeze(self)
         self.frozen = sorted(n for n, p in self.named_parameters() if not p.requires_grad)
         if self.objective is not None:
             check_start(self.objective)
-        self.policy: Policy = build("quantization", config["quantization"])
+        self.policy: Policy = build("quantization", parts["quantization"])
         self.formats = self.policy.assign(self.model)
         self.averages: WeightAverages[LanguageModel] = WeightAverages(
             self.model, **config["average"]
@@ -303,6 +305,7 @@ class LanguageModelTask(LightningModule):
 
     def on_validation_end(self) -> None:
         """Start the clock again."""
+        self._scoring = None
         self._validation.__exit__(None, None, None)
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -54,6 +54,7 @@ CALLBACKS: dict[str, Callable[[Any], bool]] = {
     "MeasureObjective": is_saved_monitor,
 }
 """Checks of the states that callbacks read from a checkpoint, by the callback's class."""
+MOST_DEPTH = 40
 FORMER_PLACES = {
     "FiniteGuard": ("skipped", "skipped"),
     "QuantizationAwareTraining": ("stored_since", "first_step"),
@@ -112,10 +113,26 @@ def check_run_state(checkpoint: Mapping[str, Any], source: str) -> None:
         torch.Generator().set_state(checkpoint["random"]["cpu"].cpu())
     except (RuntimeError, TypeError) as error:
         raise lacks(source, "random.cpu") from error
-    for name, usable_state in CALLBACKS.items():
-        if (state := callback_state(checkpoint, name)) is not None and not usable_state(state):
-            own = name in checkpoint["callbacks"]
-            raise lacks(source, f"callbacks.{name}" if own else FORMER_PLACES[name][0])
+    _check_callbacks(checkpoint, source)
+
+
+def _check_callbacks(checkpoint: Mapping[str, Any], source: str) -> None:
+    """Check what Lightning and the callbacks read of the callbacks' states."""
+    for name, state in checkpoint["callbacks"].items():
+        if not isinstance(name, str) or not isinstance(state, dict) or _deeper(state, MOST_DEPTH):
+            raise lacks(source, f"callbacks.{str(name)[:80]}")
+    for name, is_usable in CALLBACKS.items():
+        own, (place, _) = name in checkpoint["callbacks"], FORMER_PLACES[name]
+        if (own or place in checkpoint) and not is_usable(callback_state(checkpoint, name)):
+            raise lacks(source, f"callbacks.{name}" if own else place)
+
+
+def _deeper(node: Any, levels: int) -> bool:
+    """Return whether containers are nested in more levels than these."""
+    if not isinstance(node, dict | list | tuple):
+        return False
+    below = node.values() if isinstance(node, dict) else node
+    return levels == 0 or any(_deeper(entry, levels - 1) for entry in below)
 
 
 def callback_state(checkpoint: Mapping[str, Any], name: str) -> Any:

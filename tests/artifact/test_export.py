@@ -226,7 +226,9 @@ def test_code_for_inference_loads_and_scores_the_file_alone(exporting, trained):
     package = exporting.folder / "code" / "jepa_lm"
     assert account["code_bytes"] == code_bytes(package)
     assert not [
-        path for path in ("objective", "optim", "study", "lit.py") if (package / path).exists()
+        path
+        for path in ("objective", "optim", "study", "training", "commands")
+        if (package / path).exists()
     ]
     data = build("data", resolve(trained.config)["data"])
     data.prepare_data()

@@ -55,10 +55,11 @@ class NF4:
     @staticmethod
     def unpack(spec, parts, shape):
         rows, columns = matrix_shape(shape)
+        block = min(int(spec["block"]), columns)  # a file may name any number
         expect(parts[""], torch.uint8, (-(-rows * columns // 2),))
-        expect(parts["scale"], torch.float16, (rows, -(-columns // spec["block"])))
+        expect(parts["scale"], torch.float16, (rows, -(-columns // block)))
         codes = torch.stack((parts[""] >> 4, parts[""] & 15), 1).flatten()[: rows * columns]
-        return _values(codes.view(rows, columns).long(), parts["scale"], spec["block"]).view(shape)
+        return _values(codes.view(rows, columns).long(), parts["scale"], block).view(shape)
 
 
 def _values(codes, scale, block):

@@ -246,3 +246,19 @@ def test_a_scale_that_is_no_number_is_refused_in_a_file_not_in_a_step():
         assert (
             format_.fake_quantize(weight).isnan().all()
         )  # the loss will be NaN as well: training stops
+
+
+def test_a_group_wider_than_a_row_takes_no_memory_on_a_files_word(monkeypatch):
+    """A file may name any number of columns; a row has no more than it has."""
+    kind, weight = Integer(bits=4, group=None, clip=1.0, scale_dtype="bfloat16"), torch.randn(6, 8)
+    repeated = []
+    spread = torch.Tensor.repeat_interleave
+    monkeypatch.setattr(
+        torch.Tensor,
+        "repeat_interleave",
+        lambda x, times, **more: repeated.append(times) or spread(x, times, **more),
+    )
+    spec = {**kind.spec(), "group": 2_000_000_000}
+    found = unpack_parts(spec, kind.pack(weight), weight.shape)
+    assert torch.equal(found, kind.fake_quantize(weight))
+    assert repeated == [8]

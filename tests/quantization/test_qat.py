@@ -287,11 +287,15 @@ def test_casts_are_not_trained_on_and_the_clip_is_the_plans():
             r"quantization\.training\.start=1\.5: must be between 0 and 1",
         ),
         (dict(start=None, lr_below=-1.0), r"quantization\.training\.lr_below=-1\.0"),
+        (
+            dict(start=0.5, lr_below=None, clip=2.0),
+            r"quantization\.training\.clip=2\.0: a quantile",
+        ),
     ],
 )
 def test_a_plan_that_cannot_be_is_refused(settings, words):
     with pytest.raises(UserError, match=words):
-        QATSchedule(**settings, clip=None)
+        QATSchedule(**{"clip": None, **settings})
 
 
 def test_swapping_copies_nothing(small):

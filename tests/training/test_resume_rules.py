@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 
 import pytest
 import torch
@@ -185,7 +186,11 @@ def test_a_checkpoint_of_another_version_is_refused_in_one_line(trained, where):
         (("callbacks",), []),
         (("callbacks", "FiniteGuard"), {"skipped": "x"}),
         (("callbacks", "QuantizationAwareTraining"), {"first_step": [3]}),
+        (("callbacks", "FiniteGuard"), None),
         (("callbacks", "MeasureObjective"), {"figures": 5}),
+        (("callbacks", "MeasureObjective"), torch.zeros(3)),
+        (("callbacks", "TrainingBar"), torch.zeros(3)),
+        (("callbacks", "TrainingBar"), {"a": functools.reduce(lambda x, _: [x], range(60), [])}),
         (("watch",), {"figures": 5}),
         (("watch",), {"figures": {}, "warnings": [], "low": {}, "raised": {"a": 1}}),
     ],

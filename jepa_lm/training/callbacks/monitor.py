@@ -65,5 +65,5 @@ class MeasureObjective(Callback):
         self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]
     ) -> None:
         """Read it where it was kept before callbacks kept their own state."""
-        if "watch" in checkpoint:
+        if self.state_key not in checkpoint["callbacks"] and "watch" in checkpoint:
             self.monitor.load_state_dict(checkpoint["watch"])

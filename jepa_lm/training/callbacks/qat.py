@@ -20,8 +20,8 @@ SCORED_AS = "quantized"
 class QuantizationAwareTraining(Callback):
     """Swaps quantized weights in before a step's first micro-batch and out before its update.
 
-    Nothing else sees the quantized weights, but for the validation, which also scores the shipped weights as
-    export will store them, once they have been trained so.
+    Of the rest, the monitor measures on them while they are trained on, and the validation also scores the
+    shipped weights as export will store them, once QAT has started.
 
     Args:
         model: its parameters are swapped. schedule: when. formats: of the parameters, by name.
@@ -63,7 +63,7 @@ class QuantizationAwareTraining(Callback):
                 task.scored_beside[SCORED_AS] = stored_copy(task.shipped, self.formats)
 
     def on_validation_end(self, trainer: Trainer, task: LanguageModelTask) -> None:  # type: ignore[override]
-        """Drop the copy that was scored."""
+        """Take the copy out of what is scored."""
         task.scored_beside.pop(SCORED_AS, None)
 
     def on_train_end(self, trainer: Trainer, task: LanguageModelTask) -> None:  # type: ignore[override]
@@ -88,4 +88,5 @@ class QuantizationAwareTraining(Callback):
         self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]
     ) -> None:
         """Read it where it was kept before callbacks kept their own state."""
-        self.first_step = checkpoint.get("stored_since")
+        if self.state_key not in checkpoint["callbacks"]:
+            self.first_step = checkpoint.get("stored_since")
