@@ -242,7 +242,7 @@ def test_code_for_inference_loads_and_scores_the_file_alone(exporting, trained):
     scored = account["round_trip"]["standard"]["artifact"]
     assert json.loads(done.stdout) == pytest.approx(scored)
     # Planted bug: a missing module must not be imported from somewhere else.
-    (package / "evaluation" / "windows.py").unlink()
+    (package / "data" / "windows.py").unlink()
     missing = score_elsewhere(package, *words)
     assert missing.returncode == 1
     assert "No module named 'jepa_lm.data.windows'" in missing.stderr

@@ -70,5 +70,5 @@ def test_a_kill_during_an_export_costs_nothing_and_leaves_nothing(over, exported
     assert file.name == "artifact.zlib"
     assert belongs(file)
     assert load_model(None, str(over.folder)).source == file
-    source = (over.folder / "code" / "jepa_lm" / "files.py").read_bytes()
+    source = (over.folder / "code" / "jepa_lm" / "utils" / "files.py").read_bytes()
     compile(source, "files.py", "exec")
