@@ -51,10 +51,10 @@ def losses(folder) -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def novel(tmp_path_factory):
-    """About 300 kB of real English, as overrides: enough to search a temperature on, and quick to score."""
+    """About 220 kB of real English, as overrides: enough to search a temperature on, and quick to score."""
     path = tmp_path_factory.mktemp("novel") / "emma.txt"
     blocks = Austen().blocks("train")
-    path.write_text("".join(next(blocks).text for _ in range(20))[:300_000])
+    path.write_text("".join(next(blocks).text for _ in range(20))[:220_000])
     return ("data/corpus=text", f"data.path={path}")
 
 

@@ -113,6 +113,7 @@ def test_fewer_bits_are_announced_as_fewer_bytes(small):
 
 
 @pytest.mark.slow
+@pytest.mark.usefixtures("answers_here")
 def test_trained_models_are_predicted_within_three_percent_and_gptq_beats_rounding(
     compose, tmp_path
 ):

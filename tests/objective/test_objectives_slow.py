@@ -116,7 +116,7 @@ def test_a_preset_trains_without_collapse_and_exports(tmp_path, preset):
         f"experiment={preset}",
         "debug=tiny",
         "data.batch_tokens=512",
-        "trainer.max_steps=150",
+        "trainer.max_steps=80",
         "trainer.limit_val_batches=4",
         "jepa.diagnostics.every=10",
         f"hydra.run.dir={tmp_path}/run",

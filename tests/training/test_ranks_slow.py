@@ -93,7 +93,7 @@ def test_sigterm_to_one_rank_stops_both_after_the_same_step(tmp_path, small_text
 
 
 def test_two_ranks_killed_twice_go_on_bit_for_bit(tmp_path, small_text):
-    common = ("trainer.max_steps=150", "checkpoint.every_n_steps=2", "trainer.log_every_n_steps=1")
+    common = ("trainer.max_steps=90", "checkpoint.every_n_steps=2", "trainer.log_every_n_steps=1")
     args = (*SMALL, f"data.path={small_text}", "trainer=ddp_sim", *common, "ckpt_path=auto")
     equal = "+callbacks.equal._target_=tests.ranks.EqualRanks"
     run("train.py", *args, f"hydra.run.dir={tmp_path}/whole")
