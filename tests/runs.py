@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import csv
 import json
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import lightning.pytorch as pl
+import pytest
 import torch
 from hydra.utils import instantiate
 from lightning.pytorch.callbacks import Callback
 
+from jepa_lm.commands import train as training
 from jepa_lm.data.datamodule import TokenDataModule
 from jepa_lm.model.checkpoint import read_checkpoint
 from jepa_lm.quantization.qat import FakeQuantizedWeights
@@ -37,7 +41,6 @@ class Watch(Callback):
 
 def fit(cfg, watch: Watch | None = None, ckpt=None, clock=None) -> LanguageModelTask:
     """Train a config with direct access to the trainer; return the task."""
-    from jepa_lm.commands import train as training
 
     config = resolve(cfg)
     pl.seed_everything(config["seed"], verbose=False)
@@ -55,6 +58,28 @@ def fit(cfg, watch: Watch | None = None, ckpt=None, clock=None) -> LanguageModel
 def fake_quantized(task: LanguageModelTask) -> FakeQuantizedWeights:
     """Return the weights that the task's quantization-aware training would swap in."""
     return FakeQuantizedWeights(task.model, task.policy.training.formats(task.formats))
+
+
+@contextmanager
+def with_callback(
+    callback: Callback, *, first: bool = False, when: Callable[[dict], bool] = lambda config: True
+) -> Iterator[None]:
+    """Give every Trainer made inside the block this callback, after the others unless `first`.
+
+    Args:
+        when: whether a run with this config gets it.
+    """
+    make = training.make_trainer
+
+    def made(config, task):
+        trainer = make(config, task)
+        if when(config):
+            trainer.callbacks.insert(0 if first else len(trainer.callbacks), callback)
+        return trainer
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "make_trainer", made)
+        yield
 
 
 def weights(path) -> dict[str, torch.Tensor]:

@@ -19,13 +19,14 @@ from jepa_lm.artifact.loading import load_artifact
 from jepa_lm.cli import launch
 from jepa_lm.data.windows import StandardWindows
 from jepa_lm.evaluation.scoring import Scorer, score_windows
+from jepa_lm.model.checkpoint import read_checkpoint
 from jepa_lm.run import train
 from jepa_lm.study.manifest import load
 from jepa_lm.study.runs import Run
 from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.utils.config import check, resolve
 from jepa_lm.utils.errors import UserError
-from jepa_lm.utils.former_names import FORMER, first, modern
+from jepa_lm.utils.former_names import FORMER, first, modern, modern_states
 from jepa_lm.utils.provenance import config_hash
 from tests.runs import rows, summary
 
@@ -66,6 +67,16 @@ def test_a_checkpoint_goes_on_as_it_would_have(compose, tmp_path):
     after = [float(r["train/loss"]) for r in rows(tmp_path) if r["train/loss"]]
     assert after == pytest.approx(before[4:], rel=1e-4)
     assert summary(tmp_path)["val"]["bpb"] == pytest.approx(7.528356, abs=1e-3)
+
+
+def test_states_lie_with_the_callbacks_that_keep_them_today():
+    saved = torch.load(FILES / "step-4.ckpt", weights_only=True)
+    states = read_checkpoint(FILES / "step-4.ckpt")["callbacks"]
+    assert states["MeasureObjective"] == saved["watch"]
+    assert states["FiniteGuard"] == {"skipped": saved["skipped"]}
+    assert states["QuantizationAwareTraining"] == {"first_step": saved["stored_since"]}
+    own = {"skipped": 1, "callbacks": {"FiniteGuard": {"skipped": 2}}}
+    assert modern_states(own) == {"callbacks": {"FiniteGuard": {"skipped": 2}}}
 
 
 def test_a_checkpoint_loads_into_the_module():

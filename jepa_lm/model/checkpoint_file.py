@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.former_names import modern_states
 from jepa_lm.utils.trusted import Limits, plain
 
 BROKEN_ZIP = (
@@ -210,4 +211,5 @@ def _checked(found: Any, source: str) -> dict[str, Any]:
     for name, tensor in found["state_dict"].items():
         if not isinstance(name, str) or not isinstance(tensor, Tensor):
             raise UserError(f"state_dict holds a {type(tensor).__name__} at {str(name)[:80]!r}")
-    return {**found, "hyper_parameters": {**found["hyper_parameters"], "config": config}}
+    modern = modern_states(found)
+    return {**modern, "hyper_parameters": {**found["hyper_parameters"], "config": config}}

@@ -5,10 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from jepa_lm.model import Encoded, LanguageModel
-from jepa_lm.objective.passes import encode_view
+from jepa_lm.model import LanguageModel
+from jepa_lm.objective.passes import MainPass, encode_view
 from jepa_lm.objective.pooling import Pooling
-from jepa_lm.objective.step_context import StepContext
 from jepa_lm.objective.taps import Tap, check_tap, read_tap, tapped_layers
 from jepa_lm.objective.views import View
 
@@ -46,22 +45,15 @@ class Context(nn.Module):
         """Return the blocks whose outputs the main pass has to keep."""
         return tapped_layers(model, self.tap) if self.view is None else []
 
-    def forward(
-        self,
-        model: LanguageModel,
-        inputs: Tensor,
-        main: Encoded,
-        step_context: StepContext,
-        reach: int | None,
-    ) -> tuple[Tensor, Tensor | None]:
+    def forward(self, model: LanguageModel, main: MainPass) -> tuple[Tensor, Tensor | None]:
         """Return latents [B, N, D] and the masked positions [M], or None if the view masks none."""
         masked = None
         if self.view is None:
-            encoded = main
+            encoded = main.encoded
         else:
-            seen = self.view(inputs, step_context, "context")
+            seen = self.view(main.inputs, main.step_context, "context")
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.stop_gradient):
-                encoded = encode_view(model, seen, tapped_layers(model, self.tap), reach)
+                encoded = encode_view(model, seen, tapped_layers(model, self.tap), main.reach)
             masked = seen.positions
         hidden = read_tap(model, encoded, self.tap)
         if self.stop_gradient:

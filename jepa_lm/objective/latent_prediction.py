@@ -27,7 +27,7 @@ from jepa_lm.objective.alignment import Alignment, Pair
 from jepa_lm.objective.context import Context
 from jepa_lm.objective.diagnostics import MonitorSettings
 from jepa_lm.objective.normalisations import Normalisation
-from jepa_lm.objective.passes import kept_block, limit_reach
+from jepa_lm.objective.passes import MainPass, kept_block, limit_reach
 from jepa_lm.objective.predictors import Predictor
 from jepa_lm.objective.regularizers import Regularizer
 from jepa_lm.objective.step_context import StepContext
@@ -213,27 +213,27 @@ class LatentPrediction(nn.Module):
         return tuple(sorted(taps)), kept_block(model, self.reach)
 
     def forward(
-        self, model: LanguageModel, batch: Batch, main: Encoded, progress: StepContext
+        self, model: LanguageModel, batch: Batch, main: Encoded, step_context: StepContext
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the auxiliary loss before `scale`, and its detached components."""
-        components = self.components(self.compare(model, batch, main, progress), progress)
+        components = self.components(self.compare(model, batch, main, step_context), step_context)
         detached = {name: loss.detach() for name, loss in components.items()}
-        return self.total(components, progress.clock), detached
+        return self.total(components, step_context.clock), detached
 
     def compare(
-        self, model: LanguageModel, batch: Batch, main: Encoded, progress: StepContext
+        self, model: LanguageModel, batch: Batch, main: Encoded, step_context: StepContext
     ) -> Latents:
         """Compute predictions, targets and context latents of a micro-batch."""
-        inputs = batch["inputs"]
-        progress = replace(progress, per_rank=self.draws == "per_rank")
-        main = limit_reach(model, main, self.main_needs(model)[0], self.reach)
-        context, masked = self.context(model, inputs, main, progress, self.reach)
+        step_context = replace(step_context, per_rank=self.draws == "per_rank")
+        encoded = limit_reach(model, main, self.main_needs(model)[0], self.reach)
+        read = MainPass(batch["inputs"], encoded, step_context, self.reach)
+        context, masked = self.context(model, read)
         project = None if self.projector is None else _once(self.projector)
         if project is not None:
             context = project(context)
-        target = self.target(model, inputs, main, progress, self.reach, project)
+        target = self.target(model, read, project)
         if self.placebo:
-            target = _of_another_row(target, progress)
+            target = _of_another_row(target, step_context)
         pairs = [
             Pair(p.prediction.float(), p.target.float(), p.context.float(), p.weight)
             for p in self.alignment(self.predictor, context, target, masked)
@@ -248,24 +248,24 @@ class LatentPrediction(nn.Module):
         return Latents(pairs, normed, context.float())
 
     def components(
-        self, latents: Latents, progress: StepContext, *, all_of_them: bool = False
+        self, latents: Latents, step_context: StepContext, *, all_of_them: bool = False
     ) -> dict[str, Tensor]:
         """Return unweighted `prediction` loss and regularizers; those of weight 0 only if `all_of_them`."""
-        joint = self.global_statistics and progress.world_size > 1
+        joint = self.global_statistics and step_context.world_size > 1
         own = self.draws == "per_rank" and not self.global_statistics
-        progress = replace(progress, joint=joint, per_rank=own)
+        step_context = replace(step_context, joint=joint, per_rank=own)
         found: dict[str, Tensor] = {}
         with full_precision(latents.context.device):
             if self.prediction_weight or all_of_them:
                 parts = [
-                    pair.weight * self.distance(*held, progress)
+                    pair.weight * self.distance(*held, step_context)
                     for pair, held in zip(latents.pairs, latents.normed, strict=True)
                 ]
                 found["prediction"] = torch.stack(parts).sum()
             for name, part in self.regularizers.items():
                 assert isinstance(part, Regularizer)
                 if (part.weight and self.regularizers_weight) or all_of_them:
-                    found[name] = part(latents.at(part.tensor), progress)
+                    found[name] = part(latents.at(part.tensor), step_context)
         return found
 
     def total(self, components: Mapping[str, Tensor], clock: ProgressClock) -> Tensor:

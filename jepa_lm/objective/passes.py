@@ -3,11 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import NamedTuple
 
 import torch
+from torch import Tensor
 
 from jepa_lm.model import Embedded, Encoded, LanguageModel
+from jepa_lm.objective.step_context import StepContext
 from jepa_lm.objective.views import Seen
+
+
+class MainPass(NamedTuple):
+    """A micro-batch as the main pass has read it: what contexts and targets are made from."""
+
+    inputs: Tensor
+    """Token ids [B, T]."""
+    encoded: Encoded
+    step_context: StepContext
+    reach: int | None
+    """Train only the last `reach` blocks; None trains all."""
 
 
 def kept_block(model: LanguageModel, reach: int | None) -> int | None:

@@ -14,12 +14,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from jepa_lm.model import Encoded, LanguageModel
+from jepa_lm.model import LanguageModel
 from jepa_lm.model.ema import as_buffers, keep_float32, matched, move_towards
 from jepa_lm.objective.normalisations import Normalisation
-from jepa_lm.objective.passes import encode_view
+from jepa_lm.objective.passes import MainPass, encode_view
 from jepa_lm.objective.pooling import Pooling
-from jepa_lm.objective.step_context import StepContext
 from jepa_lm.objective.taps import Tap, check_tap, read_tap, tapped_layers
 from jepa_lm.objective.views import View
 from jepa_lm.schedules.clock import ProgressClock
@@ -75,28 +74,18 @@ class Target(nn.Module):
         """Return the blocks whose outputs the main pass has to keep."""
         return []
 
-    def hidden(
-        self,
-        model: LanguageModel,
-        inputs: Tensor,
-        main: Encoded,
-        step_context: StepContext,
-        reach: int | None,
-    ) -> Tensor:
+    def hidden(self, model: LanguageModel, main: MainPass) -> Tensor:
         """Return the hidden states [B, T, D] before pooling."""
         raise NotImplementedError
 
     def forward(
         self,
         model: LanguageModel,
-        inputs: Tensor,
-        main: Encoded,
-        step_context: StepContext,
-        reach: int | None,
+        main: MainPass,
         projector: Callable[[Tensor], Tensor] | None,
     ) -> Tensor:
         """Return the target latents [B, N, E]."""
-        x = self.hidden(model, inputs, main, step_context, reach)
+        x = self.hidden(model, main)
         if self.pooling is not None:
             x = self.pooling(x)
         if self.project and projector is not None:
@@ -113,15 +102,8 @@ class SamePass(Target):
     def main_taps(self, model: LanguageModel) -> list[int]:
         return tapped_layers(model, self.tap)
 
-    def hidden(
-        self,
-        model: LanguageModel,
-        inputs: Tensor,
-        main: Encoded,
-        step_context: StepContext,
-        reach: int | None,
-    ) -> Tensor:
-        return read_tap(model, main, self.tap)
+    def hidden(self, model: LanguageModel, main: MainPass) -> Tensor:
+        return read_tap(model, main.encoded, self.tap)
 
 
 class OtherView(Target):
@@ -150,17 +132,10 @@ class OtherView(Target):
         super().check(model, seq_len)
         self.view.check(seq_len, "jepa.target.view")
 
-    def hidden(
-        self,
-        model: LanguageModel,
-        inputs: Tensor,
-        main: Encoded,
-        step_context: StepContext,
-        reach: int | None,
-    ) -> Tensor:
-        seen = self.view(inputs, step_context, "target")
+    def hidden(self, model: LanguageModel, main: MainPass) -> Tensor:
+        seen = self.view(main.inputs, main.step_context, "target")
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.stop_gradient):
-            encoded = encode_view(model, seen, tapped_layers(model, self.tap), reach)
+            encoded = encode_view(model, seen, tapped_layers(model, self.tap), main.reach)
         return read_tap(model, encoded, self.tap)
 
 
@@ -174,17 +149,10 @@ class EmbeddingTable(Target):
             )
         super().check(model, seq_len)
 
-    def hidden(
-        self,
-        model: LanguageModel,
-        inputs: Tensor,
-        main: Encoded,
-        step_context: StepContext,
-        reach: int | None,
-    ) -> Tensor:
-        trained = not self.stop_gradient and reach is None  # the table lies below every block
+    def hidden(self, model: LanguageModel, main: MainPass) -> Tensor:
+        trained = not self.stop_gradient and main.reach is None  # the table lies below every block
         with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
-            return model.embedding(inputs)
+            return model.embedding(main.inputs)
 
 
 class EMA(Target):
@@ -238,17 +206,11 @@ class EMA(Target):
         return tapped_layers(model, self.tap) if self.part == "projector" else []
 
     @torch.no_grad()
-    def hidden(
-        self,
-        model: LanguageModel,
-        inputs: Tensor,
-        main: Encoded,
-        step_context: StepContext,
-        reach: int | None,
-    ) -> Tensor:
+    def hidden(self, model: LanguageModel, main: MainPass) -> Tensor:
         if self.encoder is None:
-            return read_tap(model, main, self.tap).detach()
-        embedded = main.embedded if self.part == "blocks" else self.encoder.embed(inputs)
+            return read_tap(model, main.encoded, self.tap).detach()
+        online = self.part == "blocks"
+        embedded = main.encoded.embedded if online else self.encoder.embed(main.inputs)
         encoded = self.encoder.encode(embedded, tapped_layers(self.encoder, self.tap))
         return read_tap(self.encoder, encoded, self.tap)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from lightning.pytorch import Callback, Trainer
+from lightning.pytorch import Callback
 from torch import Tensor
 
 from jepa_lm.utils.errors import EveryRankError, UserError, warn
@@ -114,13 +114,6 @@ class FiniteGuard(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore it."""
         self.skipped = state_dict["skipped"]
-
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]
-    ) -> None:
-        """Read it where it was kept before callbacks kept their own state."""
-        if self.state_key not in checkpoint["callbacks"]:
-            self.skipped = checkpoint.get("skipped", self.skipped)
 
 
 def _on_rank(found: Finding) -> str:

@@ -36,7 +36,7 @@ from jepa_lm.training.ghost import run_ghost_steps
 from jepa_lm.training.guard import FiniteGuard
 from jepa_lm.training.run_state import load_run_state, save_run_state
 from jepa_lm.training.training_log import TrainingLog
-from jepa_lm.training.validation import ValidationScores, catch_up, figures_of, with_shipped
+from jepa_lm.training.validation import ValidationScores, catch_up, figures_of
 from jepa_lm.utils.config import build
 from jepa_lm.utils.former_names import modern
 from jepa_lm.utils.provenance import Resumed
@@ -289,7 +289,10 @@ class LanguageModelTask(LightningModule):
         found = self._scoring.scores(self.trainer.strategy)
         kept = self.averages.models(self.model)
         self.averages.choose({name: found[name].nll for name in kept})
-        self.scores = with_shipped(found, self.averages.shipped())
+        shipped = found[self.averages.shipped()]
+        if len(kept) == 1:  # nothing is averaged: the raw weights are those that ship
+            del found["raw"]
+        self.scores = {"shipped": shipped, **found}
         self._log_validation()
 
     def _log_validation(self) -> None:

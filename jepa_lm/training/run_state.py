@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -39,28 +39,11 @@ NEEDED: dict[tuple[str, ...], type | tuple[type, ...]] = {
     ("lr_schedulers",): list,
     ("loops", "fit_loop"): dict,
     ("callbacks",): dict,
+    ("callbacks", "FiniteGuard", "skipped"): int,
 }
 """Entries, with their types, that only a resuming run needs from a checkpoint."""
-
-
-def _holds(key: str, *kinds: type) -> Callable[[Any], bool]:
-    """Return a check that a state holds a value of one of these types under a key."""
-    return lambda state: isinstance(state, Mapping) and type(state.get(key)) in kinds
-
-
-CALLBACKS: dict[str, Callable[[Any], bool]] = {
-    "FiniteGuard": _holds("skipped", int),
-    "QuantizationAwareTraining": _holds("first_step", int, type(None)),
-    "MeasureObjective": is_saved_monitor,
-}
-"""Checks of the states that callbacks read from a checkpoint, by the callback's class."""
 MOST_DEPTH = 40
-FORMER_PLACES = {
-    "FiniteGuard": ("skipped", "skipped"),
-    "QuantizationAwareTraining": ("stored_since", "first_step"),
-    "MeasureObjective": ("watch", None),
-}
-"""Where these states lay before callbacks kept their own, and the key of what lay there."""
+"""Maximum nesting of a callback's state."""
 
 
 def save_run_state(task: LanguageModelTask, checkpoint: dict[str, Any]) -> None:
@@ -121,10 +104,12 @@ def _check_callbacks(checkpoint: Mapping[str, Any], source: str) -> None:
     for name, state in checkpoint["callbacks"].items():
         if not isinstance(name, str) or not isinstance(state, dict) or _deeper(state, MOST_DEPTH):
             raise lacks(source, f"callbacks.{str(name)[:80]}")
-    for name, is_usable in CALLBACKS.items():
-        own, (place, _) = name in checkpoint["callbacks"], FORMER_PLACES[name]
-        if (own or place in checkpoint) and not is_usable(callback_state(checkpoint, name)):
-            raise lacks(source, f"callbacks.{name}" if own else place)
+    monitor = checkpoint["callbacks"].get("MeasureObjective")
+    if monitor is not None and not is_saved_monitor(monitor):
+        raise lacks(source, "callbacks.MeasureObjective")
+    qat = checkpoint["callbacks"].get("QuantizationAwareTraining", {"first_step": None})
+    if type(qat.get("first_step", "")) not in (int, type(None)):
+        raise lacks(source, "callbacks.QuantizationAwareTraining")
 
 
 def _deeper(node: Any, levels: int) -> bool:
@@ -135,20 +120,9 @@ def _deeper(node: Any, levels: int) -> bool:
     return levels == 0 or any(_deeper(entry, levels - 1) for entry in below)
 
 
-def callback_state(checkpoint: Mapping[str, Any], name: str) -> Any:
-    """Return the state of the callback of this class; None if the checkpoint's run had none."""
-    states = checkpoint["callbacks"]
-    if name in states:
-        return states[name]
-    place, key = FORMER_PLACES[name]
-    if place not in checkpoint:
-        return None
-    return checkpoint[place] if key is None else {key: checkpoint[place]}
-
-
 def qat_since(checkpoint: Mapping[str, Any]) -> Any:
     """Return the first step of quantization-aware training in the checkpoint's run, or None."""
-    return (callback_state(checkpoint, "QuantizationAwareTraining") or {}).get("first_step")
+    return checkpoint["callbacks"].get("QuantizationAwareTraining", {}).get("first_step")
 
 
 def check_moments(saved: Mapping[Any, Any], optimizer: Optimizer, source: str) -> None:

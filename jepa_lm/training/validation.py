@@ -44,14 +44,6 @@ class ValidationScores:
         return found
 
 
-def with_shipped(scores: Mapping[str, Score], ships: str) -> dict[str, Score]:
-    """Return the scores with the shipped one first; raw weights without an average are the shipped ones."""
-    found = {"shipped": scores[ships], **scores}
-    if scores.keys() <= {"raw", "quantized"}:
-        del found["raw"]
-    return found
-
-
 def figures_of(scores: Mapping[str, Score], step: int) -> dict[str, float]:
     """Return what is logged of a validation, by metric.
 

@@ -34,6 +34,28 @@ FORMER = {
 FIRST = {today: first for first, today in FORMER.items()}
 
 
+FORMER_STATES = {
+    "skipped": ("FiniteGuard", "skipped"),
+    "stored_since": ("QuantizationAwareTraining", "first_step"),
+    "watch": ("MeasureObjective", None),
+}
+"""From a former key of a checkpoint to the callback that keeps the state today, and the key there, if any."""
+
+
+def modern_states(checkpoint: dict[str, Any]) -> dict[str, Any]:
+    """Return a checkpoint with the states of callbacks under `callbacks`, where they lie today."""
+    states = checkpoint.get("callbacks")
+    if not isinstance(states, dict):
+        return checkpoint
+    former = {
+        name: checkpoint[place] if key is None else {key: checkpoint[place]}
+        for place, (name, key) in FORMER_STATES.items()
+        if place in checkpoint
+    }
+    kept = {key: value for key, value in checkpoint.items() if key not in FORMER_STATES}
+    return {**kept, "callbacks": {**former, **states}}
+
+
 def modern(node: Any) -> Any:
     """Return a config with the current names of its classes."""
     return _renamed(node, FORMER)

@@ -11,7 +11,6 @@ import pytest
 from lightning.pytorch.callbacks import Callback
 
 from jepa_lm import cli
-from jepa_lm.commands import train as training
 from jepa_lm.loggers.run_logger import Ending
 from jepa_lm.loggers.settings import fill_in, shared_settings
 from jepa_lm.loggers.wandb_run import ID_FILE, WandbRun
@@ -20,6 +19,7 @@ from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.signals import Stopped
 from tests import wandb_file
 from tests.conftest import OFFLINE, SMALL
+from tests.runs import with_callback
 
 wandb = pytest.importorskip("wandb")
 
@@ -105,18 +105,11 @@ class AtStep4(Callback):
 
 
 @pytest.fixture
-def at_step_4(small, monkeypatch):
+def at_step_4(small):
     """at_step_4(action, overrides...) trains, and calls the action in the middle of step 4."""
-    make = training.make_trainer
 
     def run(action, *overrides):
-        def with_action(config, task):
-            trainer = make(config, task)
-            trainer.callbacks.insert(0, AtStep4(action))
-            return trainer
-
-        with monkeypatch.context() as patch:
-            patch.setattr(training, "make_trainer", with_action)
+        with with_callback(AtStep4(action), first=True):
             train(small(*overrides))
 
     return run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 from jepa_lm.run import train
 from jepa_lm.utils.errors import UserError
@@ -94,6 +95,24 @@ def test_a_component_that_is_no_number_is_named(small):
                 "trainer.log_every_n_steps=1",
             )
         )
+
+
+class OfTwo(torch.nn.Module):
+    """A distance that does not take the step's context."""
+
+    def __init__(self, *, reduction: str) -> None:
+        super().__init__()
+
+    def forward(self, prediction, target):
+        return (prediction - target).abs().mean()
+
+
+def test_a_distance_that_takes_too_little_is_named_before_data_is_read(small):
+    words = ("objective=patch", f"jepa.distance._target_={__name__}.OfTwo", "data.path=nowhere")
+    with pytest.raises(
+        UserError, match=r"jepa\.distance: OfTwo\.forward takes prediction, target and"
+    ):
+        train(small(*words))
 
 
 def test_objectives_compose_with_any_tokenizer_and_quantization(small, tmp_path):

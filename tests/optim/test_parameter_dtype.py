@@ -55,6 +55,18 @@ def test_an_update_of_less_than_half_a_step_is_lost(small, tmp_path, dtype, leas
     assert least <= unmoved <= most
 
 
+def test_ghost_steps_see_rounded_weights_too(small, tmp_path, monkeypatch):
+    step, seen = LanguageModelTask.training_step, []
+
+    def spied(task, batch, batch_idx):
+        seen.append(all(_on_the_grid(task.model.parameters())))
+        return step(task, batch, batch_idx)
+
+    monkeypatch.setattr(LanguageModelTask, "training_step", spied)
+    fit(small(ROUNDED, "optimizer.ghost_steps=2", "trainer.max_steps=1", run_dir=tmp_path))
+    assert seen == [True] * 3
+
+
 def test_another_dtype_is_refused(small, tmp_path):
     with pytest.raises(UserError, match=r"model\.parameter_dtype=float16: float32 or bfloat16"):
         fit(small("model.parameter_dtype=float16", run_dir=tmp_path))

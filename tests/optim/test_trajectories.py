@@ -21,6 +21,7 @@ from jepa_lm.data.shards import ShardWriter
 from jepa_lm.objective.views import SpanMask
 from jepa_lm.training.module import LanguageModelTask
 from tests.objective.test_vectors import LEWM_NAMES, TRUNK
+from tests.runs import with_callback
 from tests.tokenizers import published_bpe
 
 pytestmark = pytest.mark.slow
@@ -147,18 +148,12 @@ def recorded(compose, tmp_path, monkeypatch):
             made.append(Recorded(*given))
             return made[0]
 
-        def with_callback(config, task, make=training.make_trainer):
-            trainer = make(config, task)
-            trainer.callbacks.append(Keep())
-            return trainer
-
         monkeypatch.setattr(training, "LanguageModelTask", task)
-        monkeypatch.setattr(training, "make_trainer", with_callback)
         if vectors["spans"]:
             use_spans(monkeypatch)
-        training.train(
-            compose("train", *vectors["overrides"], *where, "trainer.limit_val_batches=1")
-        )
+        words = (*vectors["overrides"], *where, "trainer.limit_val_batches=1")
+        with with_callback(Keep()):
+            training.train(compose("train", *words))
         return made[0]
 
     return run

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
@@ -89,6 +91,7 @@ def test_a_policy_that_does_not_fit_is_refused_before_training(small):
         train(small("model=mamba2", "quantization=mixed_int6_int8"))
 
 
+HALF_A_FORMAT = SimpleNamespace(name="half", pack=None, fake_quantize=None)
 RULE = {"match": ["*"], "min_values": 0, "format": Cast(dtype="float16")}
 
 
@@ -100,6 +103,7 @@ RULE = {"match": ["*"], "min_values": 0, "format": Cast(dtype="float16")}
         (RULE | {"min_values": "a"}, r"rules\.all\.min_values=a: expected a whole number"),
         (RULE | {"ndim": 1.5}, r"rules\.all\.ndim=1\.5: expected a whole number or null"),
         (RULE | {"format": "int8"}, r"rules\.all\.format=int8: a format of jepa_lm"),
+        (RULE | {"format": HALF_A_FORMAT}, r"or one of your own, which must have spec, unpack"),
         (RULE | {"bits": 8}, r"rules\.all\.bits: a rule has no such setting"),
         ({"format": RULE["format"]}, r"rules\.all\.match is not set; a rule has match"),
     ],

@@ -229,7 +229,7 @@ def test_a_file_holds_what_its_system_publishes(compose, trained, tmp_path, poli
 def test_a_run_on_stored_weights_goes_on_from_before_these_settings(trained):
     """An earlier version's config lacks these settings, which is the same as switching them off."""
     now = read_checkpoint(trained.checkpoint)
-    now["stored_since"] = 3
+    now["callbacks"]["QuantizationAwareTraining"] = {"first_step": 3}
     before = copy.deepcopy(now)
     node = before["hyper_parameters"]["config"]["quantization"]
     del node["training"]["scale_dtype"]

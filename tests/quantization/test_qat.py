@@ -9,7 +9,6 @@ import torch
 from lightning.pytorch import Callback
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from jepa_lm.commands import train as run_module
 from jepa_lm.model import token_nll
 from jepa_lm.model.checkpoint import read_checkpoint
 from jepa_lm.quantization.formats import Cast, Integer
@@ -20,7 +19,7 @@ from jepa_lm.training.callbacks.qat import QuantizationAwareTraining
 from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.utils.config import build, resolve
 from jepa_lm.utils.errors import UserError
-from tests.runs import fake_quantized
+from tests.runs import fake_quantized, with_callback
 
 NOW = ("quantization=int4", "quantization.training.start=0")
 
@@ -150,18 +149,11 @@ def on_grid(task) -> bool:
 
 
 @pytest.fixture
-def spied(small, monkeypatch):
+def spied(small):
     def run(*overrides, **where):
-        spy, make = Spy(), run_module.make_trainer
-
-        def with_spy(config, task):
-            trainer = make(config, task)
-            trainer.callbacks.append(spy)
-            return trainer
-
-        monkeypatch.setattr(run_module, "make_trainer", with_spy)
-        train(small(*overrides, **where))
-        monkeypatch.setattr(run_module, "make_trainer", make)
+        spy = Spy()
+        with with_callback(spy):
+            train(small(*overrides, **where))
         return spy
 
     return run
@@ -335,17 +327,10 @@ class StopInTheMiddle(Callback):
 
 
 @pytest.mark.parametrize("validated", [True, False])
-def test_a_stop_between_micro_batches_leaves_full_weights(small, tmp_path, monkeypatch, validated):
-    make = run_module.make_trainer
-
-    def stopping(config, task):
-        trainer = make(config, task)
-        trainer.callbacks.append(StopInTheMiddle())
-        return trainer
-
-    monkeypatch.setattr(run_module, "make_trainer", stopping)
+def test_a_stop_between_micro_batches_leaves_full_weights(small, tmp_path, validated):
     more = () if validated else ("trainer.limit_val_batches=0",)
-    train(small(*NOW, "trainer.accumulate_grad_batches=2", *more, run_dir=tmp_path / "run"))
+    with with_callback(StopInTheMiddle()):
+        train(small(*NOW, "trainer.accumulate_grad_batches=2", *more, run_dir=tmp_path / "run"))
     state = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["state_dict"]
     weight = state["model.backbone.blocks.0.attention.query.weight"]
     assert len(torch.unique(weight[0])) > 15

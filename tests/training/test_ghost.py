@@ -8,11 +8,11 @@ import pytest
 import torch
 from lightning.pytorch import Callback
 
-from jepa_lm.commands import train as training
 from jepa_lm.run import train
 from jepa_lm.training import module as lit
 from jepa_lm.training.ghost import run_ghost_steps
 from jepa_lm.utils.errors import UserError
+from tests.runs import with_callback
 
 
 class Watcher(Callback):
@@ -35,23 +35,15 @@ class Watcher(Callback):
 
 
 @pytest.fixture
-def watched(small, tmp_path, monkeypatch):
+def watched(small, tmp_path):
     """watched(overrides...) trains and returns the watcher."""
     runs: list[Path] = []
 
     def run(*overrides):
         watcher = Watcher()
-        make = training.make_trainer
-
-        def with_watcher(config, task):
-            trainer = make(config, task)
-            trainer.callbacks.append(watcher)
-            return trainer
-
-        monkeypatch.setattr(training, "make_trainer", with_watcher)
         runs.append(tmp_path / str(len(runs)))
-        train(small(*overrides, run_dir=runs[-1]))
-        monkeypatch.setattr(training, "make_trainer", make)
+        with with_callback(watcher):
+            train(small(*overrides, run_dir=runs[-1]))
         return watcher
 
     return run
@@ -94,23 +86,14 @@ def test_the_moments_are_those_of_plain_steps(small, watched, monkeypatch):
                     if "momentum_buffer" in s
                 ]
 
-    make = training.make_trainer
-    callback = AtThree()
-
-    def with_callback(config, task):
-        trainer = make(config, task)
-        trainer.callbacks.append(callback)
-        return trainer
-
-    monkeypatch.setattr(training, "make_trainer", with_callback)
     constant = (
         "trainer.max_steps=3",
         "optimizer.schedule.lr.fraction=0",
         "optimizer.schedule.muon_momentum.steps=1000000",
         "optimizer.groups.matrices.momentum=0.85",  # where the schedule starts
     )
-    train(small(*constant))
-    monkeypatch.setattr(training, "make_trainer", make)
+    with with_callback(AtThree()):
+        train(small(*constant))
     ghost = watched(*constant, "optimizer.ghost_steps=3")
     real = [t.norm().item() for t in seen["real"]]
     close = [any(abs(m - r) < 1e-4 * max(r, 1e-6) for m in ghost.moments) for r in real]

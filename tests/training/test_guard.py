@@ -8,21 +8,19 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from jepa_lm.commands import train as training
 from jepa_lm.model.checkpoint import read_checkpoint
 from jepa_lm.objective import LatentPrediction
 from jepa_lm.run import train
 from jepa_lm.training.guard import Finding, FiniteGuard, report
 from jepa_lm.utils.errors import UserError
-from tests.runs import rows
+from tests.runs import rows, with_callback
 
 NAN = float("nan")
 
 
 @pytest.fixture
-def poisoned(small, monkeypatch):
+def poisoned(small):
     """poisoned({3: nan}, overrides...) trains with values added to the gradient of these steps."""
-    make = training.make_trainer
 
     def run(values, *overrides, **settings):
         class Poison(Callback):
@@ -31,16 +29,8 @@ def poisoned(small, monkeypatch):
                 if value is not None:
                     task.model.backbone.skip_weights.grad[0, 0] += value
 
-        def with_poison(config, task):
-            trainer = make(config, task)
-            trainer.callbacks.insert(0, Poison())
-            return trainer
-
-        monkeypatch.setattr(training, "make_trainer", with_poison)
-        try:
+        with with_callback(Poison(), first=True):
             return train(small(*overrides, **settings))
-        finally:
-            monkeypatch.setattr(training, "make_trainer", make)
 
     return run
 

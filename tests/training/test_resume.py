@@ -21,7 +21,7 @@ from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.files import HOST
 from tests.comparing import compare_runs, leaves, same
-from tests.runs import rows
+from tests.runs import rows, with_callback
 
 
 def names(folder) -> list[str]:
@@ -167,16 +167,8 @@ class ForgetsTheClock(Callback):
 
 @pytest.mark.slow
 def test_a_lost_clock_would_be_seen(small, tmp_path, monkeypatch):
-    make = training.make_trainer
-
-    def forgetful(config, task):
-        trainer = make(config, task)
-        if config["ckpt_path"]:
-            trainer.callbacks.append(ForgetsTheClock())
-        return trainer
-
-    monkeypatch.setattr(training, "make_trainer", forgetful)
-    with pytest.raises(AssertionError, match="state_dict"):
+    forgetful = with_callback(ForgetsTheClock(), when=lambda config: bool(config["ckpt_path"]))
+    with forgetful, pytest.raises(AssertionError, match="state_dict"):
         test_a_resumed_wall_clock_run_has_the_whole_state(small, tmp_path, monkeypatch)
 
 

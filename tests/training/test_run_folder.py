@@ -18,6 +18,7 @@ from jepa_lm.training.run_folder import Record, claimed, set_later_aside
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.files import write_json
 from jepa_lm.utils.locks import only_writer
+from tests.runs import with_callback
 
 
 def files(folder) -> set[str]:
@@ -126,17 +127,10 @@ class AtStep3(Callback):
 
 
 @pytest.fixture
-def at_step_3(small, monkeypatch):
-    make = training.make_trainer
-
+def at_step_3(small):
     def run(act, *overrides):
-        def with_act(config, task):
-            trainer = make(config, task)
-            trainer.callbacks.insert(0, AtStep3(act))
-            return trainer
-
-        monkeypatch.setattr(training, "make_trainer", with_act)
-        train(small(*overrides))
+        with with_callback(AtStep3(act), first=True):
+            train(small(*overrides))
 
     return run
 

@@ -12,11 +12,10 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
-from jepa_lm.commands import train as training
 from jepa_lm.model.checkpoint import read_checkpoint
 from jepa_lm.run import train
 from jepa_lm.utils.signals import Stopped, StopRequest
-from tests.runs import summary
+from tests.runs import summary, with_callback
 
 
 class SignalAt(Callback):
@@ -39,21 +38,12 @@ def in_a_terminal():
 
 
 @pytest.fixture
-def signalled(small, monkeypatch):
+def signalled(small):
     """signalled(step, signum, overrides...) trains until the signal comes."""
-    make = training.make_trainer
 
     def run(step, signum, *overrides, run_dir):
-        def with_signal(config, task):
-            trainer = make(config, task)
-            trainer.callbacks.insert(0, SignalAt(step, signum))
-            return trainer
-
-        monkeypatch.setattr(training, "make_trainer", with_signal)
-        try:
+        with with_callback(SignalAt(step, signum), first=True):
             train(small(*overrides, run_dir=run_dir))
-        finally:
-            monkeypatch.setattr(training, "make_trainer", make)
 
     return run
 

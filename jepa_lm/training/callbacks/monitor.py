@@ -60,10 +60,3 @@ class MeasureObjective(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore it."""
         self.monitor.load_state_dict(state_dict)
-
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]
-    ) -> None:
-        """Read it where it was kept before callbacks kept their own state."""
-        if self.state_key not in checkpoint["callbacks"] and "watch" in checkpoint:
-            self.monitor.load_state_dict(checkpoint["watch"])

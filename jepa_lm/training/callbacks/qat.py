@@ -83,10 +83,3 @@ class QuantizationAwareTraining(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore it."""
         self.first_step = state_dict["first_step"]
-
-    def on_load_checkpoint(
-        self, trainer: Trainer, pl_module: Any, checkpoint: dict[str, Any]
-    ) -> None:
-        """Read it where it was kept before callbacks kept their own state."""
-        if self.state_key not in checkpoint["callbacks"]:
-            self.first_step = checkpoint.get("stored_since")
