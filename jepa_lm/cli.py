@@ -15,7 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
 
-import hydra
+try:
+    import hydra
+except ModuleNotFoundError as error:
+    missing = f"error: {sys.executable} has no {error.name}"
+    print(f"{missing}; run `make install`, then `source .venv/bin/activate`", file=sys.stderr)
+    raise SystemExit(2) from None
 from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf

@@ -105,7 +105,9 @@ OF_OURS = [
 WORDS = [
     ("seed=", "seed=: the value is missing; null unsets a setting"),
     ("=3", "=3: the key is missing"),
-    ("objective=null", "objective=null: choose one of base, chunk"),
+    ("objective=null", "objective=null: choose one of chunk"),
+    ("objective=base", "objective=base: only for the others to inherit; choose one of chunk"),
+    ("quantization=base", "only for the others to inherit; choose one of int4"),
     ("+debug=null", "choose one of overfit, profiler, tiny, or leave this override out"),
     ("sweep=5", "sweep=5: choose one of jepa_weight"),
     ("data.tokenizer=bytes256", "this is a config group; write data/tokenizer=bytes256"),
@@ -251,3 +253,13 @@ def test_stdout_of_describe_is_json_only(tmp_path):
     )
     assert done.returncode == 0, done.stderr
     assert json.loads(done.stdout)["parameters"]["shipped"] > 0
+
+
+@pytest.mark.parametrize("script", ["train.py", "eval.py", "export.py"])
+def test_a_python_without_the_packages_is_told_in_one_line(script):
+    alone = subprocess.run(
+        [sys.executable, "-S", script], cwd=REPO, capture_output=True, text=True, env={}
+    )
+    assert alone.returncode == 2
+    (line,) = alone.stderr.splitlines()
+    assert "has no hydra; run `make install`, then `source .venv/bin/activate`" in line

@@ -29,6 +29,8 @@ from jepa_lm.utils.quoting import override
 
 NO_NAME = re.compile(r"null|true|false|[0-9.eE+-]+|\{.*", re.IGNORECASE)
 """Values that cannot be an option of a group."""
+INHERITED = "base"
+"""Option of a group that the others inherit; it leaves out what each of them sets."""
 
 
 def check_words(words: Iterable[str]) -> None:
@@ -48,6 +50,10 @@ def check_words(words: Iterable[str]) -> None:
             raise UserError(
                 f"{word}: the value is missing; null unsets a setting, and empty text is {override(key, '')}"
             )
+        if value == INHERITED and (CONF / key / f"{INHERITED}.yaml").is_file():
+            raise UserError(
+                f"{word}: only for the others to inherit; choose one of {', '.join(_options(key))}"
+            )
         if (CONF / key).is_dir() and NO_NAME.fullmatch(value):
             raise UserError(
                 f"{word}: choose one of {', '.join(_options(key))}, or leave this override out"
@@ -60,7 +66,8 @@ def check_words(words: Iterable[str]) -> None:
 
 
 def _options(group: str) -> list[str]:
-    return sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+    names = (path.stem for path in (CONF / group).glob("*.yaml"))
+    return sorted(name for name in names if name != INHERITED)
 
 
 def explain(error: BaseException, command: str) -> tuple[str, int]:
@@ -195,7 +202,7 @@ def _unknown_key(key: str, command: str) -> str:
 def _missing_option(error: MissingConfigException) -> str:
     asked = str(error.missing_cfg_file)
     group, _, option = asked.rpartition("/")
-    options = list(error.options or _options(group))
+    options = [name for name in error.options or _options(group) if name != INHERITED]
     ours = (CONF / group).is_dir() and not group.startswith("hydra/")
     if ours and options and not (CONF / group / f"{options[0]}.yaml").is_file():
         # An option in a subfolder of its group, such as objective=recipes/pr1006.
