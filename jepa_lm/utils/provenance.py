@@ -7,6 +7,7 @@ import hashlib
 import json
 import platform
 import subprocess
+import sys
 from collections.abc import Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -100,11 +101,15 @@ def source_hash() -> str:
 
 
 def versions() -> dict[str, str]:
-    """Return the versions of Python and of the packages that affect results."""
+    """Return the versions of Python and of the packages that decide results."""
     found = {"python": platform.python_version(), "jepa_lm": jepa_lm.__version__}
     for package in PACKAGES:
         try:
             found[package] = version(package)
         except PackageNotFoundError:
             found[package] = "not installed as a package"
+    if (torch := sys.modules.get("torch")) is not None:
+        found["torch"] = str(
+            torch.__version__
+        )  # with its build (+cu130), which PyPI's metadata lacks
     return found
