@@ -17,7 +17,7 @@ import time
 import benchmarks
 from jepa_lm.utils import process
 
-HELPERS = {"__main__", "measure", "models"}
+HELPERS = {"__main__", "measure", "models", "gpu"}
 WAITING = {"cross_entropy": "ACTIVE", "optimizer_step": "ACTIVE", "export_speed": "PASSIVE"}
 """How idle threads wait, for benchmarks where it matters. Threads that sleep, as in the programs, wake up too
 late for small operations; threads that spin take a core from other processes."""
@@ -45,6 +45,10 @@ def run(name: str) -> bool:
 
 def main(asked: list[str]) -> int:
     """Run the named benchmarks, or all, and return the exit code."""
+    if asked[:1] == ["gpu"]:
+        from benchmarks.gpu import kit
+
+        return kit.main(asked[1:])
     unknown = set(asked) - set(names())
     if unknown:
         print(

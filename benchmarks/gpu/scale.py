@@ -1,0 +1,99 @@
+"""Sizes of the kit: a GPU at the published shapes, or a rehearsal on a CPU with tiny ones."""
+
+from __future__ import annotations
+
+import contextlib
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import DictConfig
+
+from benchmarks.models import compose
+
+GPUS = 8
+"""The published runs split a step over this many."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """Where and how large.
+
+    Args:
+        device: `cuda`, or `cpu` for a rehearsal. folder: for runs, data and artifacts; kept between steps.
+    """
+
+    device: str
+    folder: Path
+
+    @property
+    def full(self) -> bool:
+        """True on a GPU: published shapes."""
+        return self.device == "cuda"
+
+    def pick(self, full: Any, tiny: Any) -> Any:
+        """Return the value for this scale."""
+        return full if self.full else tiny
+
+    def config(self, preset: str, name: str, *overrides: str) -> DictConfig:
+        """Return the config of a short run of a preset on the embedded corpus, one GPU's share of a step.
+
+        Args:
+            name: of the run's folder.
+        """
+        sizes = ["debug=tiny", "compile=false"]
+        if self.full:
+            step = compose(f"experiment={preset}").data.batch_tokens
+            sizes = [
+                "data/corpus=austen",
+                "trainer=gpu",
+                f"data.batch_tokens={step // GPUS}",
+                "trainer.accumulate_grad_batches=1",
+                "compile=true",
+            ]
+        return compose(
+            f"experiment={preset}",
+            *sizes,
+            "trainer.max_time=null",
+            "trainer.log_every_n_steps=20",
+            "trainer.val_check_interval=null",
+            "trainer.limit_val_batches=2",
+            "checkpoint.every_n_steps=null",
+            "sample=false",
+            f"paths.run_dir={self.folder / name}",
+            f"paths.cache={self.folder / 'cache'}",
+            *overrides,
+        )
+
+    def seconds(self, function: Callable[[], Any], *, repeats: int = 10) -> float:
+        """Return the median seconds of a call, by the device's own clock on a GPU."""
+        for _ in range(2):
+            function()
+        if not self.full:
+            return statistics.median(_timed(function) for _ in range(3))
+        marks = [torch.cuda.Event(enable_timing=True) for _ in range(repeats + 1)]
+        marks[0].record()
+        for mark in marks[1:]:
+            function()
+            mark.record()
+        torch.cuda.synchronize()
+        pairs = zip(marks, marks[1:], strict=False)
+        return statistics.median(a.elapsed_time(b) for a, b in pairs) / 1000
+
+
+def _timed(function: Callable[[], Any]) -> float:
+    began = time.perf_counter()
+    function()
+    return time.perf_counter() - began
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Send what the programs print to stderr: stdout is for claims."""
+    with contextlib.redirect_stdout(sys.stderr):
+        yield
