@@ -28,9 +28,8 @@ from jepa_lm.model.heads import Softcap
 CHUNK_ELEMENTS = {"cpu": 1 << 23}
 """Logits per matrix product, by device; larger products are faster up to a point."""
 CHUNK_ELEMENTS_ELSEWHERE = 1 << 26
-BLOCK_ELEMENTS = {"cpu": 1 << 19}
-"""Logits processed at a time between two products: on a CPU, about what its caches hold. Other devices
-process the whole chunk at once."""
+BLOCK_ELEMENTS = 1 << 19
+"""Logits processed at a time between two products on a CPU: about what its caches hold."""
 
 
 SAFE_CAP = 60.0
@@ -153,9 +152,10 @@ def _sweep(
     grad_table = torch.zeros_like(weight, dtype=precise) if wanted[1] else None
     grad_bias = None if bias is None else torch.zeros_like(bias, dtype=precise)
     nll, lse = [], []
+    chunk = _chunk_ if _in_place(x) else _chunk
     for rows, aims in zip(x.split(chunk_rows), targets[:, None].split(chunk_rows), strict=True):
         # Fresh memory for each chunk: inductor mixes up chunks that share a buffer (torch 2.13).
-        d, *losses = _chunk(rows @ weight.T, bias, softcap, aims, z_loss_weight, grad_bias)
+        d, *losses = chunk(rows @ weight.T, bias, softcap, aims, z_loss_weight, grad_bias)
         nll.append(losses[0])
         lse.append(losses[1])
         if wanted[0]:
@@ -172,6 +172,11 @@ def _sweep(
     return torch.cat(nll).mean(), torch.cat(lse).square().mean(), gradients
 
 
+def _in_place(x: Tensor) -> bool:
+    """Return whether a chunk is processed in place: on a CPU, if no compiler makes its own blocks."""
+    return x.device.type == "cpu" and not torch.compiler.is_compiling()
+
+
 def _chunk(
     logits: Tensor,
     bias: Tensor | None,
@@ -180,7 +185,36 @@ def _chunk(
     z_loss_weight: float,
     grad_bias: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Replace products [R, V] by N times their gradient, block by block; return nll and logsumexp [R, 1].
+    """Return N times the gradient of products [R, V], nll and logsumexp [R, 1]; changes only `grad_bias`.
+
+    A compiler fuses this into two passes over the logits, and on a GPU its few large operations are faster
+    than many blocks. Arguments as for `_chunk_`.
+    """
+    z = logits.to(_precise(logits.dtype))
+    if bias is not None:
+        z = z + bias
+    slope = None
+    if softcap is not None:
+        z, slope = softcap.with_slope(z)
+    lse = z.logsumexp(1, keepdim=True)
+    is_target = torch.arange(z.shape[1], device=z.device) == targets  # [R, V]
+    grad = (1 + 2 * z_loss_weight * lse) * (z - lse).exp() - is_target.to(z.dtype)
+    if slope is not None:
+        grad = grad * slope
+    if grad_bias is not None:
+        grad_bias += grad.sum(0)
+    return grad.to(logits.dtype), lse - z.gather(1, targets), lse
+
+
+def _chunk_(
+    logits: Tensor,
+    bias: Tensor | None,
+    softcap: Softcap | None,
+    targets: Tensor,
+    z_loss_weight: float,
+    grad_bias: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Do what `_chunk` does, but in place and in blocks that stay in a processor's caches.
 
     Args:
         targets: [R, 1]. grad_bias: the gradient of the bias is added here.
@@ -189,10 +223,7 @@ def _chunk(
         `logits` (now gradients), nll and logsumexp.
     """
     precise, V = _precise(logits.dtype), logits.shape[1]
-    at_once = BLOCK_ELEMENTS.get(logits.device.type, logits.numel())
-    if torch.compiler.is_compiling():  # the compiler makes its own blocks
-        at_once = logits.numel()
-    block_rows = max(1, min(len(logits), at_once // V))
+    block_rows = max(1, min(len(logits), BLOCK_ELEMENTS // V))
     exact = logits.dtype == precise
     work = logits.new_empty(2 if exact else 3, block_rows, V, dtype=precise)
     nll, lse = [], []

@@ -14,7 +14,7 @@ import torch
 
 from jepa_lm.model import LanguageModel
 from jepa_lm.objective.latent_prediction import LatentPrediction
-from jepa_lm.objective.regularizers import Regularizer
+from jepa_lm.objective.regularizers import PLACES, Regularizer
 from jepa_lm.objective.step_context import StepContext
 from jepa_lm.objective.taps import INJECTOR
 from jepa_lm.objective.targets import EmbeddingTable
@@ -23,8 +23,9 @@ from jepa_lm.utils.errors import UserError
 
 ROWS = 2
 """Rows of the batch used to check shapes."""
-_fitting: set[str] = set()
-"""Configs whose shapes this process has checked: jobs of a sweep repeat them, at half a second each."""
+_fitting: dict[str, dict[str, int]] = {}
+"""What `check_shapes` found for the configs of this process: jobs of a sweep repeat them, at half a second
+each."""
 
 
 def check_composition(
@@ -44,8 +45,8 @@ def check_composition(
     check_draws(objective)
     key = json.dumps([made_from, seq_len], sort_keys=True)
     if key not in _fitting:
-        check_shapes(objective, model, seq_len)
-        _fitting.add(key)
+        _fitting[key] = check_shapes(objective, model, seq_len)
+    objective.latents = dict(_fitting[key])
 
 
 def check_distance(objective: LatentPrediction) -> None:
@@ -142,8 +143,12 @@ def check_start(objective: LatentPrediction) -> None:
         )
 
 
-def check_shapes(objective: LatentPrediction, model: LanguageModel, seq_len: int) -> None:
-    """Check that the widths of all parts fit, by running the loss on PyTorch's meta device."""
+def check_shapes(objective: LatentPrediction, model: LanguageModel, seq_len: int) -> dict[str, int]:
+    """Check that the widths of all parts fit, by running the loss on PyTorch's meta device.
+
+    Returns:
+        Latents in a row of each tensor that a regularizer reads, except where draws decide.
+    """
     known, asked = (
         getattr(part, "offsets", None) for part in (objective.predictor, objective.alignment)
     )
@@ -165,6 +170,8 @@ def check_shapes(objective: LatentPrediction, model: LanguageModel, seq_len: int
                         f"{_shape(pair.target)}; make pooling and widths of both sides equal"
                     )
             objective.components(latents, step_context, all_of_them=True)
+        fixed = ("context",) if objective.alignment.needs_mask else PLACES
+        return {place: latents.at(place).shape[1] for place in fixed}
     except RuntimeError as error:
         reason = str(error).splitlines()[0]
         raise UserError(

@@ -51,7 +51,7 @@ class Context(nn.Module):
         if self.view is None:
             encoded = main.encoded
         else:
-            seen = self.view(main.inputs, main.step_context, "context")
+            seen = self.view(main.inputs, main.step_context.at("context"), "context")
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.stop_gradient):
                 encoded = encode_view(model, seen, tapped_layers(model, self.tap), main.reach)
             masked = seen.positions

@@ -15,7 +15,7 @@ Legend: B batch, N latents of a row, D latent width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 
 import torch
@@ -30,8 +30,9 @@ from jepa_lm.objective.normalisations import Normalisation
 from jepa_lm.objective.passes import MainPass, kept_block, limit_reach
 from jepa_lm.objective.predictors import Predictor
 from jepa_lm.objective.regularizers import Regularizer
-from jepa_lm.objective.step_context import StepContext
+from jepa_lm.objective.step_context import Draws, StepContext, draw_now, on_device
 from jepa_lm.objective.targets import Target
+from jepa_lm.objective.views import RandomView
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.schedules.factors import Schedule
 from jepa_lm.utils.errors import EveryRankError, UserError
@@ -39,6 +40,7 @@ from jepa_lm.utils.precision import full_precision
 
 DRAWS = ("shared", "per_rank")
 WHEN_ZERO = ("skip", "multiply")
+PLACEBO = "placebo"
 
 
 @dataclass
@@ -138,7 +140,10 @@ class LatentPrediction(nn.Module):
         self.normalisation, self.distance = normalisation, distance
         self.regularizers = nn.ModuleDict(dict(regularizers or {}))
         self.diagnostics = diagnostics
-        for name in self.regularizers.keys() & {"prediction", "loss", "weight", "share"}:
+        self.latents: dict[str, int] = {}
+        """Latents in a row of each tensor of `Latents.at`, where the config alone decides."""
+        reserved = {"prediction", "loss", "weight", "share", "context", "target", PLACEBO}
+        for name in self.regularizers.keys() & reserved:
             raise UserError(f"jepa.regularizers.{name}: this name is reserved, choose another")
         guarded = regularizers_weight and any(r.weight for r in (regularizers or {}).values())
         if not prediction_weight and not guarded:
@@ -220,11 +225,41 @@ class LatentPrediction(nn.Module):
         detached = {name: loss.detach() for name, loss in components.items()}
         return self.total(components, step_context.clock), detached
 
+    def draw(self, inputs: Tensor, step_context: StepContext) -> StepContext:
+        """Return the context with all that the parts will draw for inputs [B, T]."""
+        views, rest = self._of_views(step_context), self._of_regularizers(step_context)
+        places: dict[str, Draws] = {}
+        seen_by = {"context": self.context.view, "target": getattr(self.target, "view", None)}
+        for place, view in seen_by.items():
+            if isinstance(view, RandomView):
+                places[place] = view.draw(inputs.shape, views, place, inputs.device)
+        if self.placebo:
+            places[PLACEBO] = _other_rows(len(inputs), views, inputs.device)
+        for name, part in self._regularizing():
+            if part.tensor in self.latents:
+                places[name] = part.draw(self.latents[part.tensor], rest, inputs.device)
+        return replace(step_context, places=places)
+
+    def _of_views(self, step_context: StepContext) -> StepContext:
+        return replace(step_context, per_rank=self.draws == "per_rank")
+
+    def _of_regularizers(self, step_context: StepContext) -> StepContext:
+        joint = self.global_statistics and step_context.world_size > 1
+        own = self.draws == "per_rank" and not self.global_statistics
+        return replace(step_context, joint=joint, per_rank=own)
+
+    def _regularizing(self, *, all_of_them: bool = False) -> Iterator[tuple[str, Regularizer]]:
+        """Yield the regularizers with a weight, or all."""
+        for name, part in self.regularizers.items():
+            assert isinstance(part, Regularizer)
+            if all_of_them or (part.weight and self.regularizers_weight):
+                yield name, part
+
     def compare(
         self, model: LanguageModel, batch: Batch, main: Encoded, step_context: StepContext
     ) -> Latents:
         """Compute predictions, targets and context latents of a micro-batch."""
-        step_context = replace(step_context, per_rank=self.draws == "per_rank")
+        step_context = self._of_views(step_context)
         encoded = limit_reach(model, main, self.main_needs(model)[0], self.reach)
         read = MainPass(batch["inputs"], encoded, step_context, self.reach)
         context, masked = self.context(model, read)
@@ -233,7 +268,7 @@ class LatentPrediction(nn.Module):
             context = project(context)
         target = self.target(model, read, project)
         if self.placebo:
-            target = _of_another_row(target, step_context)
+            target = _of_another_row(target, step_context.at(PLACEBO))
         pairs = [
             Pair(p.prediction.float(), p.target.float(), p.context.float(), p.weight)
             for p in self.alignment(self.predictor, context, target, masked)
@@ -251,9 +286,7 @@ class LatentPrediction(nn.Module):
         self, latents: Latents, step_context: StepContext, *, all_of_them: bool = False
     ) -> dict[str, Tensor]:
         """Return unweighted `prediction` loss and regularizers; those of weight 0 only if `all_of_them`."""
-        joint = self.global_statistics and step_context.world_size > 1
-        own = self.draws == "per_rank" and not self.global_statistics
-        step_context = replace(step_context, joint=joint, per_rank=own)
+        step_context = self._of_regularizers(step_context)
         found: dict[str, Tensor] = {}
         with full_precision(latents.context.device):
             if self.prediction_weight or all_of_them:
@@ -262,10 +295,8 @@ class LatentPrediction(nn.Module):
                     for pair, held in zip(latents.pairs, latents.normed, strict=True)
                 ]
                 found["prediction"] = torch.stack(parts).sum()
-            for name, part in self.regularizers.items():
-                assert isinstance(part, Regularizer)
-                if (part.weight and self.regularizers_weight) or all_of_them:
-                    found[name] = part(latents.at(part.tensor), step_context)
+            for name, part in self._regularizing(all_of_them=all_of_them):
+                found[name] = part(latents.at(part.tensor), step_context.at(name))
         return found
 
     def total(self, components: Mapping[str, Tensor], clock: ProgressClock) -> Tensor:
@@ -292,15 +323,19 @@ class LatentPrediction(nn.Module):
 
 def _of_another_row(target: Tensor, step_context: StepContext) -> Tensor:
     """Return latents [B, N, D] with their rows rotated by a random shift of 1 to B - 1."""
-    rows = len(target)
+    (order,) = step_context.drawn or draw_now(_other_rows, len(target), step_context, target.device)
+    return target[order]
+
+
+def _other_rows(rows: int, step_context: StepContext, device: torch.device) -> Draws:
+    """Draw the row whose target each row gets, [B]."""
     if rows < 2:
         raise EveryRankError(
             "jepa.placebo=true: each row gets the target of another row, so a micro-batch needs at least two "
             "sequences; raise data.batch_tokens or lower trainer.accumulate_grad_batches"
         )
-    shift = torch.randint(1, rows, (1,), generator=step_context.generator(0, "placebo"))
-    order = (torch.arange(rows) + shift) % rows
-    return target[order.to(target.device)]
+    shift = torch.randint(1, rows, (1,), generator=step_context.generator(0, PLACEBO))
+    return (on_device((torch.arange(rows) + shift) % rows, device),)
 
 
 def _once(project: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from jepa_lm.objective.statistics import covariance, std, variance
-from jepa_lm.objective.step_context import StepContext
+from jepa_lm.objective.step_context import Draws, StepContext
 from jepa_lm.schedules.factors import Schedule
 from jepa_lm.utils.errors import UserError
 
@@ -45,6 +45,10 @@ class Regularizer(nn.Module):
         if weight < 0:
             raise UserError(f"{type(self).__name__}: weight={weight}, must not be negative")
         self.tensor, self.weight, self.schedule = tensor, weight, schedule
+
+    def draw(self, latents: int, step_context: StepContext, device: torch.device) -> Draws:
+        """Draw for rows of N = `latents` latents what `forward` finds in `step_context.drawn`."""
+        return ()
 
     def forward(self, x: Tensor, step_context: StepContext) -> Tensor:
         """[B, N, D] float32 of this rank -> scalar, over the rows of all ranks if `step_context.joint`."""

@@ -29,7 +29,7 @@ from torch import Tensor
 from jepa_lm.objective.ranks import world_size
 from jepa_lm.objective.regularizers import Regularizer
 from jepa_lm.objective.statistics import standardised
-from jepa_lm.objective.step_context import StepContext
+from jepa_lm.objective.step_context import Draws, StepContext, draw_now, on_device
 from jepa_lm.schedules.factors import Schedule
 from jepa_lm.utils.errors import UserError
 
@@ -66,10 +66,14 @@ def statistic_reference(u: Tensor, t: Knots, weights: Knots) -> Tensor:
 def statistic(u: Tensor, t: Knots, weights: Knots, *, joint: bool = False) -> Tensor:
     """Compute the statistic for evenly spaced knots, and its gradient along with it.
 
+    A compiler gets the formula, which it fuses into a few kernels; it would unroll the sweep into hundreds.
+
     Args:
         u: projections [N, ...], float32 or float64. t, weights: from `knot_weights`.
         joint: use the rows of all ranks; N may differ between ranks, the other dims may not.
     """
+    if torch.compiler.is_compiling() and not joint:
+        return statistic_reference(u, t, weights)
     return (_JointStatistic if joint else _Statistic).apply(u, t, weights)
 
 
@@ -238,28 +242,37 @@ class SIGReg(Regularizer):
             )
         if not self.per_step:
             x = x.flatten(0, 1).unsqueeze(1)  # [R, 1, D]
-        elif self.max_steps is not None and x.shape[1] > self.max_steps:
-            x = x[:, self._steps(x.shape[1], step_context).to(x.device, non_blocking=True)]
+        cut = self._cuts(x.shape[1])
+        drawn = list(step_context.drawn)
+        if not drawn and (cut or self.fresh):
+            drawn = list(draw_now(self.draw, x.shape[1], step_context, x.device))
+        if cut:
+            x = x[:, drawn.pop(0)]
         if self.standardise:
             x = standardised(x, joint=step_context.joint, min_std=MIN_STD)
-        directions = self.directions
-        if self.fresh:
-            directions = self._directions(step_context).to(x.device, non_blocking=True)
+        directions = drawn.pop(0) if self.fresh else self.directions
         return statistic(x @ directions.to(x.dtype), self.t, self.weights, joint=step_context.joint)
 
-    @torch.compiler.disable  # draws on the host
-    def _steps(self, length: int, step_context: StepContext) -> Tensor:
-        """Draw the time steps that are used now, [max_steps]."""
-        generator = step_context.generator(self.seed, "sigreg steps")
-        if self.with_replacement:
-            assert self.max_steps is not None
-            return torch.randint(length, (self.max_steps,), generator=generator)
-        return torch.randperm(length, generator=generator)[: self.max_steps]
+    def _cuts(self, latents: int) -> bool:
+        """Return whether only some time steps of so many are used."""
+        return self.per_step and self.max_steps is not None and latents > self.max_steps
 
-    @torch.compiler.disable  # draws on the host
-    def _directions(self, step_context: StepContext) -> Tensor:
-        generator = step_context.generator(self.seed, "sigreg directions")
-        return unit_directions(self.dim, self.directions.shape[1], generator)
+    def draw(self, latents: int, step_context: StepContext, device: torch.device) -> Draws:
+        """Draw the time steps [max_steps] that are used now, and new directions [D, P], where needed."""
+        drawn = []
+        if self._cuts(latents):
+            assert self.max_steps is not None
+            generator = step_context.generator(self.seed, "sigreg steps")
+            if self.with_replacement:
+                steps = torch.randint(latents, (self.max_steps,), generator=generator)
+            else:
+                steps = torch.randperm(latents, generator=generator)[: self.max_steps]
+            drawn.append(on_device(steps, device))
+        if self.fresh:
+            generator = step_context.generator(self.seed, "sigreg directions")
+            directions = unit_directions(self.dim, self.directions.shape[1], generator)
+            drawn.append(on_device(directions, device))
+        return tuple(drawn)
 
 
 def unit_directions(dim: int, count: int, generator: torch.Generator) -> Tensor:

@@ -2,16 +2,25 @@
 
 A draw is a function of the seed, the optimizer step, the micro-batch and its purpose, so a resumed
 run repeats it. All ranks share it, unless each has its own draws; then it also depends on the rank.
+
+Draws are made on the CPU, which a compiled loss cannot do. Before it is called, `LatentPrediction.draw`
+makes them all; elsewhere a part draws when it needs to. The numbers are the same.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import TypeAlias
 
 import torch
+from torch import Tensor
 
 from jepa_lm.schedules.clock import ProgressClock
+
+Draws: TypeAlias = tuple[Tensor, ...]
+"""What one part has drawn for a micro-batch, on the device of the batch."""
 
 
 @dataclass(frozen=True)
@@ -23,6 +32,7 @@ class StepContext:
         rank, world_size: index of this process, and number of processes.
         per_rank: each rank makes its own draws; rank 0 makes those that all would share.
         joint: compute statistics over the rows of all ranks, see `jepa_lm.objective.statistics`.
+        places: draws made before the loss, by the name of the part. drawn: those of the part being called.
     """
 
     clock: ProgressClock
@@ -31,6 +41,12 @@ class StepContext:
     world_size: int = 1
     per_rank: bool = False
     joint: bool = False
+    places: Mapping[str, Draws] = field(default_factory=dict)
+    drawn: Draws = ()
+
+    def at(self, place: str) -> StepContext:
+        """Return the context of a part: its own draws, if they have been made."""
+        return replace(self, drawn=self.places.get(place, ()))
 
     def generator(self, seed: int, purpose: str) -> torch.Generator:
         """Return the random generator of this micro-batch for one purpose, on the CPU."""
@@ -38,3 +54,14 @@ class StepContext:
         key = f"{seed}/{self.clock.step}/{self.micro_batch}/{purpose}{place}".encode()
         digest = hashlib.blake2b(key, digest_size=8).digest()
         return torch.Generator().manual_seed(int.from_bytes(digest, "little") >> 1)
+
+
+def on_device(x: Tensor, device: torch.device) -> Tensor:
+    """Move what was drawn on the CPU, without waiting for the device."""
+    return (x.pin_memory() if device.type == "cuda" else x).to(device, non_blocking=True)
+
+
+@torch.compiler.disable  # a compiler would treat a draw on the host as a constant
+def draw_now(draw: Callable[..., Draws], *arguments: object) -> Draws:
+    """Draw inside a loss, which breaks the graph of a compiled one."""
+    return draw(*arguments)

@@ -6,6 +6,7 @@ Legend: B batch, T positions, N masked positions, D model width.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch._dynamo import maybe_mark_dynamic
 
 from jepa_lm.model import Mask
-from jepa_lm.objective.step_context import StepContext
+from jepa_lm.objective.step_context import Draws, StepContext, draw_now, on_device
 from jepa_lm.utils.errors import UserError
 
 
@@ -41,7 +42,27 @@ class View(nn.Module):
         raise NotImplementedError
 
 
-class SpanMask(View):
+class RandomView(View):
+    """A view that depends on random draws, which are made apart: a compiled loss cannot make them."""
+
+    def draw(
+        self, shape: Sequence[int], step_context: StepContext, purpose: str, device: torch.device
+    ) -> Draws:
+        """Draw for inputs of this shape [B, T]."""
+        raise NotImplementedError
+
+    def see(self, inputs: Tensor, drawn: Draws) -> Seen:
+        """Return what is seen of inputs [B, T], given the draws."""
+        raise NotImplementedError
+
+    def forward(self, inputs: Tensor, step_context: StepContext, purpose: str) -> Seen:
+        drawn = step_context.drawn
+        if not drawn:
+            drawn = draw_now(self.draw, inputs.shape, step_context, purpose, inputs.device)
+        return self.see(inputs, drawn)
+
+
+class SpanMask(RandomView):
     """Masked spans, the same for all rows of a micro-batch (#1581).
 
     Lengths are geometric with the given mean on 1, 2, ..., clamped to [min_length, T max_share];
@@ -96,7 +117,7 @@ class SpanMask(View):
                 f"set data.seq_len to {math.ceil(self.min_length / self.max_share)} or more"
             )
 
-    def draw(self, length: int, generator: torch.Generator) -> list[tuple[int, int]]:
+    def spans_of(self, length: int, generator: torch.Generator) -> list[tuple[int, int]]:
         """Draw spans [start, end) of a sequence, in order and without overlap; at least one."""
         chance = 1.0 / self.mean_length
         uniform = torch.rand(2, self.spans, generator=generator, dtype=torch.float64)
@@ -113,22 +134,27 @@ class SpanMask(View):
                 end = stop
         return spans
 
-    @torch.compiler.disable  # draws on the host; a compiler would treat each draw as a constant
-    def forward(self, inputs: Tensor, step_context: StepContext, purpose: str) -> Seen:
-        spans = self.draw(inputs.shape[1], step_context.generator(self.seed, purpose))
-        return self.mask(inputs, spans)
+    def draw(
+        self, shape: Sequence[int], step_context: StepContext, purpose: str, device: torch.device
+    ) -> Draws:
+        spans = self.spans_of(shape[1], step_context.generator(self.seed, purpose))
+        return self.masks_of(shape[1], spans, device)
 
-    def mask(self, inputs: Tensor, spans: list[tuple[int, int]]) -> Seen:
-        """Return the batch with these spans masked."""
+    def masks_of(self, length: int, spans: list[tuple[int, int]], device: torch.device) -> Draws:
+        """Return the masked positions [N] of these spans, and which positions are masked, [T]."""
         positions = torch.cat([torch.arange(*span) for span in spans])  # [N]
-        where = torch.zeros(inputs.shape[1], dtype=torch.bool)  # [T]
+        where = torch.zeros(length, dtype=torch.bool)  # [T]
         where[positions] = True
-        positions, where = (x.to(inputs.device, non_blocking=True) for x in (positions, where))
+        positions, where = on_device(positions, device), on_device(where, device)
         maybe_mark_dynamic(positions, 0)  # the number of positions varies: compile once for all
+        return positions, where
+
+    def see(self, inputs: Tensor, drawn: Draws) -> Seen:
+        positions, where = drawn
         return Seen(inputs, Mask(where, self.vector, self.hide_next), positions)
 
 
-class RandomReplacement(View):
+class RandomReplacement(RandomView):
     """A share of the tokens replaced by random ones (#1116).
 
     Args:
@@ -144,9 +170,10 @@ class RandomReplacement(View):
             raise UserError(f"RandomReplacement: rate={rate}: must be above 0 and at most 1")
         self.rate, self.vocab_size, self.seed = rate, vocab_size, seed
 
-    @torch.compiler.disable  # draws on the host
-    def forward(self, inputs: Tensor, step_context: StepContext, purpose: str) -> Seen:
-        B, T = inputs.shape
+    def draw(
+        self, shape: Sequence[int], step_context: StepContext, purpose: str, device: torch.device
+    ) -> Draws:
+        B, T = shape
         # Shared draws cover the joint batch, so that a row does not depend on the number of ranks.
         rank, ranks = (
             (0, 1) if step_context.per_rank else (step_context.rank, step_context.world_size)
@@ -156,7 +183,10 @@ class RandomReplacement(View):
         mine = slice(rank * B, (rank + 1) * B)
         chosen = (torch.rand(joint, generator=generator) < self.rate)[mine]
         tokens = torch.randint(self.vocab_size, joint, generator=generator)[mine]
-        chosen, tokens = (x.to(inputs.device, non_blocking=True) for x in (chosen, tokens))
+        return on_device(chosen, device), on_device(tokens, device)
+
+    def see(self, inputs: Tensor, drawn: Draws) -> Seen:
+        chosen, tokens = drawn
         return Seen(torch.where(chosen, tokens, inputs), None, None)
 
 

@@ -131,7 +131,10 @@ class LanguageModelTask(LightningModule):
             weight *= objective.ce_scale(self.clock)
             scale = objective.scale(self.clock)
             self._active = objective.active(self.clock)
-        context = self.step_context(batch_idx) if self._active else None
+        context = None
+        if self._active:
+            assert objective is not None
+            context = objective.draw(batch["inputs"], self.step_context(batch_idx))
         loss, ce, components = self.losses(batch, context)
         loss = loss if weight == 1 else weight * loss
         if self._active:

@@ -30,10 +30,12 @@ INDUCTOR = (
 )
 
 
-@pytest.fixture(autouse=True)
-def several_blocks(monkeypatch):
-    """Chunks of several blocks, the last one shorter."""
-    monkeypatch.setitem(cross_entropy.BLOCK_ELEMENTS, "cpu", 3 * V)
+@pytest.fixture(autouse=True, params=["in place", "functional"])
+def form(request, monkeypatch):
+    """Chunks in place, of several blocks, the last one shorter; and as on a GPU."""
+    monkeypatch.setattr(cross_entropy, "BLOCK_ELEMENTS", 3 * V)
+    if request.param == "functional":
+        monkeypatch.setattr(cross_entropy, "_in_place", lambda x: False)
 
 
 def inputs(bias: bool = True, dtype=torch.float32, rows: int = N, scale: float = 1.0) -> list:

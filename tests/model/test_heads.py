@@ -18,10 +18,13 @@ def test_a_cap_in_few_passes_is_the_cap_and_its_derivative(kind, dtype):
     z = torch.cat((torch.linspace(-30, 30, 1001), torch.linspace(-1e-3, 1e-3, 11))).requires_grad_()
     wanted = cap(z)
     (slope,) = torch.autograd.grad(wanted.sum(), z)
-    value = z.detach().to(dtype)
+    value = z.detach().to(dtype, copy=True)
     derivative = torch.full_like(value, math.nan)
     cap.cap_(value, derivative)
     torch.testing.assert_close(value.float(), wanted.detach(), rtol=0, atol=2e-6)
+    torch.testing.assert_close(derivative.float(), slope, rtol=0, atol=2e-6)
+    capped, derivative = cap.with_slope(z.detach().to(dtype))
+    torch.testing.assert_close(capped.float(), wanted.detach(), rtol=0, atol=2e-6)
     torch.testing.assert_close(derivative.float(), slope, rtol=0, atol=2e-6)
 
 

@@ -10,7 +10,7 @@ import torch
 from torch._dynamo.utils import counters
 
 from jepa_lm.commands import train as training
-from jepa_lm.objective import StepContext
+from jepa_lm.objective import LatentPrediction, StepContext
 from jepa_lm.run import train
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.training.module import LanguageModelTask
@@ -26,14 +26,25 @@ ALL = (
     "llm_jepa",
     pytest.param("recipes/pr1116", marks=pytest.mark.slow),
 )
-IN_ONE_PIECE = {"none", "patch", "lewm", "chunk", "llm_jepa"}
-"""Objectives that draw nothing on the host while the loss is computed."""
+T = 128
+"""Long enough that SIGReg uses only some time steps, which it draws."""
+PHASED = {
+    "pr1581_span_vicreg": ("quantization.training.lr_below=0.5", "optimizer.schedule.lr.steps=8"),
+    "pr1243_jepardy": ("quantization.training.lr_below=0.5", "optimizer.schedule.lr.steps=8"),
+    "pr832_byte_chunk": ("jepa.when_zero=skip",),
+    "pr1196_llm_jepa": ("jepa.schedule.steps=4",),
+    "pr903_lewm_bpe": (),
+    "pr903_lewm_byte": (),
+}
+"""Presets, with settings that give each of their phases some of 12 steps."""
+PHASES = {"pr1581_span_vicreg": 2, "pr832_byte_chunk": 2, "pr1196_llm_jepa": 2}
+"""Forms of the loss, with and without the objective; one elsewhere."""
 
 
 def batches(steps: int):
     generator = torch.Generator().manual_seed(0)
     for _ in range(steps):
-        ids = torch.randint(0, 400, (8, 33), generator=generator)
+        ids = torch.randint(0, 400, (8, T + 1), generator=generator)
         yield {"inputs": ids[:, :-1], "targets": ids[:, 1:]}
 
 
@@ -42,24 +53,64 @@ def test_the_compiled_loss_is_the_loss_and_is_compiled_once(small, name):
     """The eager backend runs the traced graph, so the test is about what is traced."""
     torch.manual_seed(0)
     clock = ProgressClock(max_steps=100, max_time=None)
-    task = LanguageModelTask(resolve(small(f"objective={name}")), clock)
+    task = LanguageModelTask(resolve(small(f"objective={name}", f"data.seq_len={T}")), clock)
     noise(task)
     torch._dynamo.reset()
     counters.clear()
     compiled = torch.compile(task._losses, backend="eager")
     frames = []
     for batch in batches(5):
-        step_context = None if task.objective is None else StepContext(clock)
+        step_context = None
+        if task.objective is not None:
+            step_context = task.objective.draw(batch["inputs"], StepContext(clock))
         want, got = task._losses(batch, step_context), compiled(batch, step_context)
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
         frames.append(counters["frames"]["ok"])
         clock.advance()
         if task.objective is not None:
             task.objective.after_step(task.model, clock)
-    assert frames[-1] == frames[-2] == frames[-3], "a step is compiled anew"
-    if name in IN_ONE_PIECE:
-        assert frames[0] == frames[-1] == 1
-        assert not counters["graph_break"]
+    assert frames == [1] * 5, "a step is compiled anew, or in pieces"
+    assert not counters["graph_break"]
+
+
+def graphs_of(config, monkeypatch) -> int:
+    """Train with a compiler that runs what was traced; return the number of graphs."""
+    compile_ = torch.compile
+    torch._dynamo.reset()
+    counters.clear()
+    monkeypatch.setattr(torch, "compile", lambda f: compile_(f, backend="eager"))
+    train(config)
+    assert not counters["graph_break"]
+    return counters["stats"]["unique_graphs"]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("preset", PHASED)
+def test_a_preset_is_compiled_once_for_each_phase(compose, monkeypatch, preset):
+    """Through accumulation, averages, measurements, quantization-aware training and every phase."""
+    config = compose(
+        "train",
+        f"experiment={preset}",
+        "debug=tiny",
+        "compile=true",
+        f"data.seq_len={T}",
+        "trainer.max_steps=12",
+        "trainer.accumulate_grad_batches=2",
+        "trainer.limit_val_batches=1",
+        "jepa.diagnostics.every=5",
+        "average.decay=0.9",
+        "sample=false",
+        *PHASED[preset],
+    )
+    assert graphs_of(config, monkeypatch) == PHASES.get(preset, 1)
+
+
+def test_a_draw_inside_the_loss_would_be_seen(small, monkeypatch):
+    """Planted bug: the draws are not made before the compiled function is called."""
+    monkeypatch.setattr(LatentPrediction, "draw", lambda self, inputs, step_context: step_context)
+    config = small("compile=true", "objective=lewm", f"data.seq_len={T}", "trainer.max_steps=2")
+    with pytest.raises(AssertionError, match="draw_now"):
+        graphs_of(config, monkeypatch)
 
 
 @pytest.mark.slow

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from jepa_lm.utils.errors import UserError
-from tests.objective.conftest import at, compared, random_batch
+from tests.objective.conftest import at, auxiliary, compared, random_batch
 
 RANKS = [dict(rank=r, world_size=3) for r in range(3)]
 
@@ -117,3 +117,25 @@ def test_time_steps_that_ranks_do_not_share_are_refused(build):
         build(*on_predictions, "jepa.global_statistics=true")
     build(*on_predictions)
     build(*on_predictions, "jepa.global_statistics=true", "jepa.regularizers.steps.tensor=context")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ("objective=vicreg",),
+        ("objective=recipes/pr1116",),
+        ("objective=lewm", "jepa.placebo=true", "jepa.regularizers.sigreg.fresh=true"),
+        ("objective=vicreg", "jepa.draws=per_rank"),
+    ],
+)
+def test_draws_made_before_the_loss_are_those_made_within(build, overrides):
+    """All of them, so that a compiled loss has nothing left to draw."""
+    task = build(*overrides, "data.seq_len=128")
+    batch, step_context = random_batch(length=128), at(7, rank=1, world_size=2)
+    within, before = (
+        auxiliary(task, batch, context)
+        for context in (step_context, task.objective.draw(batch["inputs"], step_context))
+    )
+    assert torch.equal(within, before)
+    other = task.objective.draw(batch["inputs"], at(8, rank=1, world_size=2))
+    assert not torch.equal(auxiliary(task, batch, other), before)

@@ -135,7 +135,7 @@ def test_random_steps_and_fresh_directions_follow_the_moment():
 @pytest.mark.parametrize("twice", [False, True])
 def test_a_time_step_is_drawn_twice_on_request_alone(twice):
     term = sigreg(per_step=True, max_steps=30, with_replacement=twice)
-    drawn = [term._steps(40, at(step)).tolist() for step in range(5)]
+    drawn = [term.draw(40, at(step), torch.device("cpu"))[0].tolist() for step in range(5)]
     assert all(len(steps) == 30 and set(steps) <= set(range(40)) for steps in drawn)
     assert any(len(set(steps)) < 30 for steps in drawn) == twice
 

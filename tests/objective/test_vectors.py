@@ -168,7 +168,7 @@ def compute(compose, system: str, *more: str) -> Computed:
         objective.regularizers["sigreg"].directions.copy_(directions)
     if system == "span_1581":
         spans = [tuple(span) for span in VECTORS["systems"][system]["expected"]["masked_spans"]]
-        objective.context.view.draw = lambda *a: spans
+        objective.context.view.spans_of = lambda *a: spans
         for name, copy in objective.target.encoder.named_buffers():
             copy.copy_(1.1 * model.get_parameter(name))
     ids = tokens()
@@ -225,7 +225,9 @@ def test_losses_of_span_1581(compose):
 
 def test_hidden_states_of_the_masked_pass_of_span_1581(compose):
     got = compute(compose, "span_1581")
-    seen = got.task.objective.context.view.mask(tokens()[:, :-1], [(3, 8), (16, 22)])
+    view, inputs = got.task.objective.context.view, tokens()[:, :-1]
+    drawn = view.masks_of(inputs.shape[1], [(3, 8), (16, 22)], inputs.device)
+    seen = view.see(inputs, drawn)
     final = encode_view(got.task.model, seen, (), None).final
     expected = VECTORS["systems"]["span_1581"]["expected"]["context_hidden"]
     for key, value in expected.items():

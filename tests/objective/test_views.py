@@ -31,7 +31,7 @@ def spans_of(**changes) -> SpanMask:
 @settings(max_examples=200, deadline=None)
 @given(seed=st.integers(0, 10_000), length=st.sampled_from([32, 33, 64, 256, 1024]))
 def test_spans_keep_their_rules(seed, length):
-    spans = spans_of().draw(length, torch.Generator().manual_seed(seed))
+    spans = spans_of().spans_of(length, torch.Generator().manual_seed(seed))
     assert 1 <= len(spans) <= 4
     assert all(4 <= end - start <= max(4, length // 8) for start, end in spans)
     assert all(a[1] <= b[0] for a, b in itertools.pairwise(spans))
@@ -50,13 +50,15 @@ def test_an_overlapping_span_begins_where_the_previous_one_ended(monkeypatch):
     )
     monkeypatch.setattr(torch, "rand", lambda *a, **k: uniform.double())
     view = spans_of(spans=3)
-    assert view.draw(64, torch.Generator()) == [(0, 8), (8, 12)]
+    assert view.spans_of(64, torch.Generator()) == [(0, 8), (8, 12)]
 
 
 def test_span_lengths_are_geometric_and_clamped():
     view = spans_of(spans=1)
     draw = torch.Generator().manual_seed(0)
-    lengths = torch.tensor([view.draw(100_000, draw)[0] for _ in range(4000)]).diff(dim=1).float()
+    lengths = (
+        torch.tensor([view.spans_of(100_000, draw)[0] for _ in range(4000)]).diff(dim=1).float()
+    )
     free = lengths[lengths > 4]  # a geometric tail has the same mean beyond any point
     assert free.mean().item() - 4 == pytest.approx(16, abs=1.0)
     assert lengths.min() == 4

@@ -163,14 +163,13 @@ def use_spans(monkeypatch) -> None:
     """Use the spans of #1581's recording, counted over the micro-batches that draw any."""
     drawn = []
 
-    def forward(self, inputs, moment, purpose):
+    def draw(self, shape, step_context, purpose, device):
         n = len(drawn)
-        drawn.extend([n] * (not inputs.is_meta))  # a check of shapes is not a micro-batch
-        return self.mask(
-            inputs, [(3 + n % 5, 8 + n % 5), (16 + n % 7, 22 + n % 7), (40, 44 + n % 4)]
-        )
+        drawn.extend([n] * (device.type != "meta"))  # a check of shapes is not a micro-batch
+        spans = [(3 + n % 5, 8 + n % 5), (16 + n % 7, 22 + n % 7), (40, 44 + n % 4)]
+        return self.masks_of(shape[1], spans, device)
 
-    monkeypatch.setattr(SpanMask, "forward", forward)
+    monkeypatch.setattr(SpanMask, "draw", draw)
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda file: file.stem)
