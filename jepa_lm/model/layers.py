@@ -6,6 +6,8 @@ Source: the transformer of parameter-golf submissions #832, #1196, #1243 and #15
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -43,6 +45,48 @@ def rotary_angles(
     return angles.cos(), angles.sin()
 
 
+class RotaryTables:
+    """Cosines and sines of the rotary embedding, kept by length for all blocks and passes of a model.
+
+    A compiled pass reads tables that `keep` has made; it would otherwise compute them anew in every kernel
+    that rotates something.
+
+    Args:
+        rope_dims, base, train_length: see `rotary_angles`.
+    """
+
+    KEPT = 8
+    """Lengths that are kept; evaluation may come along with many."""
+
+    def __init__(self, *, rope_dims: int, base: float, train_length: int | None) -> None:
+        self._settings = dict(base=base, train_length=train_length)
+        self._rope_dims = rope_dims
+        self._tables: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
+
+    def __call__(self, positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Return cosines and sines [T, rope_dims/2], float32."""
+        if (positions, device) in self._tables:
+            return self._tables[positions, device]
+        if torch.compiler.is_compiling():
+            return self._computed(positions, device)
+        return self.keep(positions, device)
+
+    def keep(self, positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Make the tables of a length, to be found by later calls."""
+        if len(self._tables) >= self.KEPT:
+            self._tables.clear()
+        with torch.inference_mode(False), torch.no_grad():
+            self._tables[positions, device] = made = self._computed(positions, device)
+        return made
+
+    def _computed(self, positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        return rotary_angles(positions, self._rope_dims, device=device, **self._settings)  # type: ignore[arg-type]
+
+    def __deepcopy__(self, memo: Any) -> RotaryTables:
+        """Share the tables: they are constants."""
+        return self
+
+
 def apply_rotary(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotate the first 2*cos.shape[-1] dims of x [B, H, T, d], half against half; keep the others."""
     half = cos.shape[-1]
@@ -70,8 +114,7 @@ class CausalSelfAttention(nn.Module):
 
     Args:
         dim: model width D. heads: H. kv_heads: K, divides H.
-        rope_dims: number of rotated dims per head, 0 for all.
-        rope_base, rope_train_length: see `rotary_angles`.
+        rotary: tables of the rotated dims of each head.
         q_gain: start of the learned gain on each query head.
         exclude_self: subtract the direction of the position's own value from the output (XSA).
     """
@@ -82,17 +125,13 @@ class CausalSelfAttention(nn.Module):
         dim: int,
         heads: int,
         kv_heads: int,
-        rope_dims: int,
-        rope_base: float,
-        rope_train_length: int | None,
+        rotary: RotaryTables,
         q_gain: float,
         exclude_self: bool,
     ) -> None:
         super().__init__()
         self.heads, self.kv_heads, self.head_dim = heads, kv_heads, dim // heads
-        self.rope_dims = rope_dims or self.head_dim
-        self.rope_base, self.rope_train_length = rope_base, rope_train_length
-        self.exclude_self = exclude_self
+        self.rotary, self.exclude_self = rotary, exclude_self
         kv_width = kv_heads * self.head_dim
         self.query = nn.Linear(dim, dim, bias=False)
         self.key = nn.Linear(dim, kv_width, bias=False)
@@ -115,30 +154,43 @@ class CausalSelfAttention(nn.Module):
         q = self.query(x[:, T - asking :]).view(B, asking, self.heads, self.head_dim)
         k = self.key(x).view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)  # [B, K, T, d]
         v = value.view(B, T, self.kv_heads, self.head_dim).transpose(1, 2)  # [B, K, T, d]
-        cos, sin = rotary_angles(
-            T,
-            self.rope_dims,
-            base=self.rope_base,
-            train_length=self.rope_train_length,
-            device=x.device,
-        )
+        cos, sin = self.rotary(T, x.device)
         q = apply_rotary(rms_norm(q.transpose(1, 2)), cos[T - asking :], sin[T - asking :])
         q = q * self.q_gain.to(q.dtype)[:, None, None]  # [B, H, count, d]
         k = apply_rotary(rms_norm(k), cos, sin)
         seen = None
         if asking < T:
             seen = torch.ones(asking, T, dtype=torch.bool, device=x.device).tril(T - asking)
+        grouped = self.kv_heads != self.heads
+        keys, values = k, v
+        if grouped and q.is_cuda and (seen is not None or q.dtype == torch.float32):
+            # No fused kernel takes grouped heads with a mask or in float32: PyTorch would fall back to one
+            # that holds all scores.
+            grouped = False
+            keys, values = (x.repeat_interleave(self.heads // self.kv_heads, 1) for x in (k, v))
         y = F.scaled_dot_product_attention(
-            q,
-            k,
-            v,
-            attn_mask=seen,
-            is_causal=seen is None,
-            enable_gqa=self.kv_heads != self.heads,
+            q, keys, values, attn_mask=seen, is_causal=seen is None, enable_gqa=grouped
         )
         if self.exclude_self:
             y = exclude_self(y, v[:, :, T - asking :])
         return self.out(y.transpose(1, 2).reshape(B, asking, D))
+
+
+class AlignedLinear(nn.Linear):
+    """Linear layer without bias, whose product has a multiple of 64 columns on a GPU.
+
+    An H200 computes [65536, 640] @ [640, 2708] at 198 TFLOP/s, and with 2816 columns at 702 (docs/gpu.md).
+    """
+
+    def __init__(self, in_features: int, out_features: int) -> None:
+        super().__init__(in_features, out_features, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """[..., in] -> [..., out]."""
+        if not x.is_cuda:
+            return super().forward(x)
+        padded = F.pad(self.weight, (0, 0, 0, -self.out_features % 64))
+        return F.linear(x, padded)[..., : self.out_features]
 
 
 class SquaredReluMLP(nn.Module):

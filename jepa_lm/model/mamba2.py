@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa_lm.model.kernels import may_use_triton, triton_ssd
-from jepa_lm.model.layers import SquaredReluMLP, rms_norm
+from jepa_lm.model.layers import AlignedLinear, SquaredReluMLP, rms_norm
 from jepa_lm.model.ssd import final_state, ssd
 from jepa_lm.model.unet import UNet
 from jepa_lm.utils.errors import UserError
@@ -88,7 +88,7 @@ class Mamba2Mixer(nn.Module):
         self.triton = False
         """True if CUDA tensors go to the kernels of mamba-ssm; set by `Mamba2.use_kernel`."""
         channels = self.inner + 2 * groups * state_dim
-        self.in_proj = nn.Linear(dim, self.inner + channels + self.heads, bias=False)
+        self.in_proj = AlignedLinear(dim, self.inner + channels + self.heads)
         self.conv1d = nn.Conv1d(
             channels, channels, conv_width, groups=channels, padding=conv_width - 1
         )

@@ -9,7 +9,13 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from jepa_lm.model.layers import CausalSelfAttention, SquaredReluMLP, is_large, rms_norm
+from jepa_lm.model.layers import (
+    CausalSelfAttention,
+    RotaryTables,
+    SquaredReluMLP,
+    is_large,
+    rms_norm,
+)
 from jepa_lm.model.unet import UNet
 from jepa_lm.utils.errors import UserError
 
@@ -85,15 +91,16 @@ class Transformer(UNet):
         orthogonal_init: bool,
     ) -> None:
         _check_shape(dim, layers, heads, kv_heads, rope_dims, xsa_last)
+        rotary = RotaryTables(
+            rope_dims=rope_dims or dim // heads, base=rope_base, train_length=rope_train_length
+        )
 
         def block(i: int) -> TransformerBlock:
             attention = CausalSelfAttention(
                 dim=dim,
                 heads=heads,
                 kv_heads=kv_heads,
-                rope_dims=rope_dims,
-                rope_base=rope_base,
-                rope_train_length=rope_train_length,
+                rotary=rotary,
                 q_gain=q_gain,
                 exclude_self=i >= layers - xsa_last,
             )
@@ -106,7 +113,11 @@ class Transformer(UNet):
             )
 
         super().__init__(blocks=(block(i) for i in range(layers)), dim=dim)
+        self.rotary = rotary
         self._initialise(orthogonal_init)
+
+    def keep_tables(self, positions: int, device: torch.device) -> None:
+        self.rotary.keep(positions, device)
 
     def _initialise(self, orthogonal: bool) -> None:
         for module in self.modules():

@@ -111,6 +111,9 @@ class UNet(nn.Module):
         done = self(Carry(0, x0, x0, (), {}), {}, until=len(self.blocks), run=run)
         return done.x, after
 
+    def keep_tables(self, positions: int, device: torch.device) -> None:
+        """Make what blocks need for sequences of this length, so that a compiled pass only reads it."""
+
     def use_kernel(self, kernel: str) -> None:
         """Choose between implementations of the blocks, if there are several.
 

@@ -32,7 +32,7 @@ from jepa_lm.objective.predictors import Predictor
 from jepa_lm.objective.regularizers import Regularizer
 from jepa_lm.objective.step_context import Draws, StepContext, draw_now, on_device
 from jepa_lm.objective.targets import Target
-from jepa_lm.objective.views import RandomView
+from jepa_lm.objective.views import RandomView, View
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.schedules.factors import Schedule
 from jepa_lm.utils.errors import EveryRankError, UserError
@@ -225,12 +225,20 @@ class LatentPrediction(nn.Module):
         detached = {name: loss.detach() for name, loss in components.items()}
         return self.total(components, step_context.clock), detached
 
+    def _views(self) -> dict[str, View]:
+        """Return the views of the text beside the main pass, by place."""
+        found = {"context": self.context.view, "target": getattr(self.target, "view", None)}
+        return {place: view for place, view in found.items() if view is not None}
+
+    def lengths(self, seq_len: int) -> set[int]:
+        """Return the lengths of the passes beside the main one, whose length is `seq_len`."""
+        return {view.length(seq_len) for view in self._views().values()}
+
     def draw(self, inputs: Tensor, step_context: StepContext) -> StepContext:
         """Return the context with all that the parts will draw for inputs [B, T]."""
         views, rest = self._of_views(step_context), self._of_regularizers(step_context)
         places: dict[str, Draws] = {}
-        seen_by = {"context": self.context.view, "target": getattr(self.target, "view", None)}
-        for place, view in seen_by.items():
+        for place, view in self._views().items():
             if isinstance(view, RandomView):
                 places[place] = view.draw(inputs.shape, views, place, inputs.device)
         if self.placebo:

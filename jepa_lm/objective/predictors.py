@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jepa_lm.model.layers import CausalSelfAttention, rms_norm
+from jepa_lm.model.layers import CausalSelfAttention, RotaryTables, rms_norm
 from jepa_lm.utils.errors import UserError
 
 ACTIVATIONS = {
@@ -181,9 +181,7 @@ class CausalAttention(Predictor):
             dim=dim,
             heads=heads,
             kv_heads=heads,
-            rope_dims=0,
-            rope_base=10000.0,
-            rope_train_length=None,
+            rotary=RotaryTables(rope_dims=dim // heads, base=10000.0, train_length=None),
             q_gain=1.0,
             exclude_self=False,
         )

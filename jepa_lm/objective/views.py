@@ -37,6 +37,10 @@ class View(nn.Module):
     def check(self, seq_len: int, key: str) -> None:
         """Raise UserError if sequences of this length do not fit; `key` is the config key of the view."""
 
+    def length(self, seq_len: int) -> int:
+        """Return the length of what is seen of sequences of this length."""
+        return seq_len
+
     def forward(self, inputs: Tensor, step_context: StepContext, purpose: str) -> Seen:
         """inputs [B, T] -> what is seen."""
         raise NotImplementedError
@@ -208,6 +212,9 @@ class Suffix(View):
                 f"{key}.fraction={self.fraction}: leaves no prefix or no suffix in "
                 f"data.seq_len={seq_len}"
             )
+
+    def length(self, seq_len: int) -> int:
+        return seq_len - split_at(seq_len, self.fraction)
 
     def forward(self, inputs: Tensor, step_context: StepContext, purpose: str) -> Seen:
         return Seen(inputs[:, split_at(inputs.shape[1], self.fraction) :], None, None)

@@ -115,6 +115,7 @@ class FakeQuantizedWeights:
             self._formats[key] = kind
         self._groups = dict(groups)
         self._full: list[Tensor] | None = None
+        self._buffers: dict[int, Tensor] = {}
 
     @property
     def values(self) -> int:
@@ -131,11 +132,22 @@ class FakeQuantizedWeights:
         for key, members in self._groups.items():
             kind, rows = self._formats[key], [as_matrix(self._full[i]) for i in members]
             if rows[0].is_cuda:  # few launches; a CPU is faster on what fits its cache
-                fake_quantized = kind.fake_quantize(torch.cat(rows)).split([len(r) for r in rows])
+                joined = kind.fake_quantize(torch.cat(rows)).split([len(r) for r in rows])
+                # DDP's compiler puts weights that share memory into one bucket, so each has its own.
+                fake_quantized = [
+                    self._buffer(i, part) for i, part in zip(members, joined, strict=True)
+                ]
+                torch._foreach_copy_(fake_quantized, list(joined))
             else:
-                fake_quantized = tuple(kind.fake_quantize(matrix) for matrix in rows)
+                fake_quantized = [kind.fake_quantize(matrix) for matrix in rows]
             for i, part in zip(members, fake_quantized, strict=True):
                 self.weights[i].data = part.view_as(self._full[i])
+
+    def _buffer(self, i: int, like: Tensor) -> Tensor:
+        """Return the memory that holds the quantized values of weight i in every step."""
+        if i not in self._buffers:
+            self._buffers[i] = torch.empty_like(like, memory_format=torch.contiguous_format)
+        return self._buffers[i]
 
     def swap_out(self) -> None:
         """Restore the full weights."""

@@ -246,6 +246,10 @@ class LanguageModelTask(LightningModule):
         if self.trainer.world_size > 1:
             require_one_start(self.clock.step, self.config["ckpt_path"])
         self.trainer.should_stop = self.clock.done  # a restored run may have used up its budget
+        seq_len = self.config["data"]["seq_len"]
+        views = set() if self.objective is None else self.objective.lengths(seq_len)
+        for length in {seq_len, *views}:
+            self.model.backbone.keep_tables(length, self.device)
         if self.recipe.ghost_steps and self.trainer.global_step == 0:
             run_ghost_steps(self, self.recipe.ghost_steps)
         if self.trainer.world_size > 1:

@@ -12,6 +12,7 @@ from jepa_lm.model.embeddings import CantorBigram, TokenEmbedding, XorBigram
 from jepa_lm.model.heads import TiedHead, UntiedHead
 from jepa_lm.model.layers import (
     CausalSelfAttention,
+    RotaryTables,
     SmearGate,
     SquaredReluMLP,
     apply_rotary,
@@ -24,6 +25,7 @@ from jepa_lm.utils.config import resolve
 from jepa_lm.utils.errors import UserError
 
 CPU = torch.device("cpu")
+ROTATED, BASE = 4, 100.0
 
 
 def attention(**changes) -> CausalSelfAttention:
@@ -31,9 +33,7 @@ def attention(**changes) -> CausalSelfAttention:
         dim=24,
         heads=4,
         kv_heads=2,
-        rope_dims=4,
-        rope_base=100.0,
-        rope_train_length=None,
+        rotary=RotaryTables(rope_dims=ROTATED, base=BASE, train_length=None),
         q_gain=1.5,
         exclude_self=True,
     )
@@ -48,10 +48,10 @@ def attention_reference(layer: CausalSelfAttention, x, extra_value):
     out = torch.zeros(B, T, layer.heads * d)
 
     def rotate(vector, t):
-        half = layer.rope_dims // 2
+        half = ROTATED // 2
         result = vector.clone()
         for i in range(half):
-            angle = t * layer.rope_base ** (-2 * i / layer.rope_dims)
+            angle = t * BASE ** (-2 * i / ROTATED)
             a, b = vector[i], vector[half + i]
             result[i] = a * math.cos(angle) + b * math.sin(angle)
             result[half + i] = -a * math.sin(angle) + b * math.cos(angle)

@@ -16,6 +16,11 @@ if TYPE_CHECKING:
     from jepa_lm.training.module import LanguageModelTask
 
 
+TOKENS = 8192
+"""A measurement reads at most so many tokens of a micro-batch (but two rows at least): its two backward
+passes through a whole one would need more memory than training itself."""
+
+
 class MeasureObjective(Callback):
     """Runs a monitor after a step, when the step's graph has been freed.
 
@@ -39,6 +44,8 @@ class MeasureObjective(Callback):
         seen = nullcontext()
         if self.qat is not None and self.qat.active(task):
             seen = self.qat.weights.swapped()  # type: ignore[assignment]
+        rows = max(2, TOKENS // batch["inputs"].shape[1])
+        batch = {name: values[:rows] for name, values in batch.items()}
         with task.not_training(), trainer.precision_plugin.forward_context(), seen:
             warnings = monitor.measure(
                 task.model,
