@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import shutil
 import statistics
 import sys
 import time
@@ -40,18 +41,21 @@ class Scale:
         """Return the value for this scale."""
         return full if self.full else tiny
 
-    def config(self, preset: str, name: str, *overrides: str) -> DictConfig:
+    def config(
+        self, preset: str, name: str, *overrides: str, trainer: str | None = None
+    ) -> DictConfig:
         """Return the config of a short run of a preset on the embedded corpus, one GPU's share of a step.
 
         Args:
-            name: of the run's folder.
+            name: of the run's folder; what an earlier attempt left there is removed. trainer: of `conf/trainer`, None for one device without exchange.
         """
-        sizes = ["debug=tiny", "compile=false"]
+        shutil.rmtree(self.folder / name, ignore_errors=True)
+        sizes = ["debug=tiny", "compile=false", f"trainer={trainer or 'cpu'}"]
         if self.full:
             step = compose(f"experiment={preset}").data.batch_tokens
             sizes = [
                 "data/corpus=austen",
-                "trainer=gpu",
+                f"trainer={trainer or 'gpu'}",
                 f"data.batch_tokens={step // GPUS}",
                 "trainer.accumulate_grad_batches=1",
                 "compile=true",
@@ -94,6 +98,6 @@ def _timed(function: Callable[[], Any]) -> float:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Send what the programs print to stderr: stdout is for claims."""
+    """Send what Python prints to stderr: stdout is for claims."""
     with contextlib.redirect_stdout(sys.stderr):
         yield
