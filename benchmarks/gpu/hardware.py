@@ -43,12 +43,9 @@ def claims(scale: Scale) -> Iterator[Claim]:
         spread=0.0,
         details=versions(scale),
     )
-    n = scale.pick(1 << 30, 1 << 22)
-    source = torch.empty(n, dtype=torch.uint8, device=scale.device)
-    target = torch.empty_like(source)
-    gbps = 2 * n / scale.seconds(lambda: target.copy_(source), repeats=REPEATS) / 1e9
-    yield report("hardware/copy", gbps, unit="GB/s, read and written", limit=None, spread=0.0)
-    del source, target
+    yield report(
+        "hardware/copy", _copied(scale), unit="GB/s, read and written", limit=None, spread=0.0
+    )
     for name, (m, n, k) in PRODUCTS.items():
         m, n = scale.pick((m, n), (min(m, 64), min(n, 64)))
         a, b = (_random(scale, *shape) for shape in ((m, k), (k, n)))
@@ -114,3 +111,11 @@ def _random(scale: Scale, *shape: int) -> torch.Tensor:
 
 def _product(a: torch.Tensor, b: torch.Tensor) -> Callable[[], torch.Tensor]:
     return lambda: a @ b
+
+
+def _copied(scale: Scale) -> float:
+    """Return the bandwidth of a copy on the device, in GB/s."""
+    n = scale.pick(1 << 30, 1 << 22)
+    source = torch.empty(n, dtype=torch.uint8, device=scale.device)
+    target = torch.empty_like(source)
+    return 2 * n / scale.seconds(lambda: target.copy_(source), repeats=REPEATS) / 1e9

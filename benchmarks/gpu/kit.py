@@ -25,6 +25,7 @@ from benchmarks.gpu.steps import (
     end_with_parent,
     run_process,
 )
+from jepa_lm.utils import process
 
 if TYPE_CHECKING:
     from benchmarks.gpu.scale import Scale
@@ -42,7 +43,9 @@ def _of(module: str, seconds: float, *, function: str = "claims", **settings: An
     return Step(claims, seconds, **settings)
 
 
-def _preset(preset: str, seconds: float, *overrides: str, name: str = "", usual: bool = True) -> Step:
+def _preset(
+    preset: str, seconds: float, *overrides: str, name: str = "", usual: bool = True
+) -> Step:
     """Return a step that trains a preset."""
 
     def claims(scale: Scale) -> Iterator[Claim]:
@@ -100,7 +103,9 @@ def main(arguments: list[str], steps: Mapping[str, Step] = STEPS) -> int:
 
 
 def _parser(steps: Mapping[str, Step]) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks gpu", description="See docs/gpu.md.")
+    parser = argparse.ArgumentParser(
+        prog="python -m benchmarks gpu", description="See docs/gpu.md."
+    )
     parser.add_argument(
         "--budget", type=float, default=BUDGET, help="seconds after which nothing runs any more"
     )
@@ -122,7 +127,9 @@ def _names_of(steps: Mapping[str, Step]) -> Any:
         found = text.split(",")
         unknown = [name for name in found if name not in steps]
         if unknown:
-            raise argparse.ArgumentTypeError(f"no step {', '.join(unknown)}; one of {', '.join(steps)}")
+            raise argparse.ArgumentTypeError(
+                f"no step {', '.join(unknown)}; one of {', '.join(steps)}"
+            )
         return found
 
     return names
@@ -131,6 +138,7 @@ def _names_of(steps: Mapping[str, Step]) -> Any:
 def _be_step(step: Step, folder: Path, *, rehearse: bool) -> int:
     """Run a step in this process and print its claims."""
     end_with_parent()
+    process.tune()  # before PyTorch is imported
     import torch
 
     from benchmarks.gpu.scale import Scale

@@ -23,9 +23,11 @@ KINDS = {
     "elementwise": r"^triton_|elementwise|reduce|vectorized|softmax|norm|index|scatter|gather|cat|fill"
     r"|topk|sort|scan",
 }
-"""Patterns of kernel names, tried in this order. `foreach` are the kernels of the optimizer, of clipping and of
-averages; `elementwise` are the compiler's own kernels and PyTorch's elementwise ones and reductions."""
-NOT_KERNELS = re.compile(r"^(Optimizer\.|ProfilerStep|## |\[pl\]|Torch-Compiled|Activity Buffer|Lazy)")
+"""Patterns of kernel names, tried in this order. `foreach` are the kernels of the optimizer, of clipping and
+of averages; `elementwise` are the compiler's own kernels and PyTorch's elementwise ones and reductions."""
+NOT_KERNELS = re.compile(
+    r"^(Optimizer\.|ProfilerStep|## |\[pl\]|Torch-Compiled|Activity Buffer|Lazy)"
+)
 """Spans of the host that a profile also draws on the device."""
 LONGEST, NAME = 10, 90
 
@@ -60,7 +62,9 @@ class Profile(Callback):
         if trainer.global_step + 1 != self.first:
             return
         cuda = torch.cuda.is_available()
-        self._profile = profile(activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU])
+        self._profile = profile(
+            activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]
+        )
         _wait()
         try:
             with warnings.catch_warnings():
@@ -94,7 +98,8 @@ def _wait() -> None:
 def kind_of(name: str) -> str:
     """Return the kind of a kernel, by its name."""
     return next(
-        (kind for kind, pattern in KINDS.items() if re.search(pattern, name, re.IGNORECASE)), "other"
+        (kind for kind, pattern in KINDS.items() if re.search(pattern, name, re.IGNORECASE)),
+        "other",
     )
 
 

@@ -1,7 +1,7 @@
 """The result file of the kit: a JSON object per line, only ever appended to.
 
-A line is a claim with its `step`, `{"finished": step}` or `{"failed": step}`. When a step that was cut off runs
-again, each of its claims replaces the earlier one of the same name, and its end replaces the earlier end.
+A line is a claim with its `step`, `{"finished": step}` or `{"failed": step}`. When a step that was cut off
+runs again, each of its claims replaces the earlier one of the same name, and its end the earlier end.
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -47,10 +48,17 @@ class Scale:
         """Return the config of a short run of a preset on the embedded corpus, one GPU's share of a step.
 
         Args:
-            name: of the run's folder; what an earlier attempt left there is removed. trainer: of `conf/trainer`, None for one device without exchange.
+            name: of the run's folder; what an earlier attempt left there is removed.
+            trainer: of `conf/trainer`; None for one device without exchange.
         """
         shutil.rmtree(self.folder / name, ignore_errors=True)
-        sizes = ["debug=tiny", "compile=false", f"trainer={trainer or 'cpu'}"]
+        sizes = [
+            "debug=tiny",
+            "data.batch_tokens=256",
+            "data.val_batch_tokens=256",
+            "compile=false",
+            f"trainer={trainer or 'cpu'}",
+        ]
         if self.full:
             step = compose(f"experiment={preset}").data.batch_tokens
             sizes = [
@@ -86,7 +94,7 @@ class Scale:
             function()
             mark.record()
         torch.cuda.synchronize()
-        pairs = zip(marks, marks[1:], strict=False)
+        pairs = pairwise(marks)
         return statistics.median(a.elapsed_time(b) for a, b in pairs) / 1000
 
 

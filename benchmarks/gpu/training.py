@@ -3,7 +3,7 @@
 The published times are of a step on eight H100: they include the reduction of the gradients, and Muon
 splits its work over the GPUs, which one GPU does alone.
 
-A run has a log point at steps 20, 40 and 60, a measurement of the objective at 30 and 60, steps whose waits are
+A run has log points at steps 20, 40 and 60, measurements of the objective at 30 and 60, steps whose waits are
 counted, steps that are profiled, and, in presets that have one, a late phase.
 """
 

@@ -6,6 +6,7 @@ import time
 import traceback
 import warnings
 from collections import Counter
+from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
@@ -93,7 +94,7 @@ class Watch(Callback):
         return {part: times[i :: len(PARTS)] for i, part in enumerate(PARTS)}
 
     def _between(self, marks: list[Any]) -> list[float]:
-        pairs = list(zip(marks, marks[1:], strict=False))
+        pairs = list(pairwise(marks))
         if self._cuda:
             torch.cuda.synchronize()
             return [a.elapsed_time(b) for a, b in pairs]
