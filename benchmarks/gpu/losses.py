@@ -44,8 +44,8 @@ their last bit."""
 def claims(scale: Scale) -> Iterator[Claim]:
     """Yield claims about each preset: float32, bfloat16, and weights as export stores them."""
     for preset in PRESETS:
-        task = _task(preset)
-        batch = _batch(task)
+        task = small_task(preset)
+        batch = small_batch(task)
         loss, gradients = _loss(copy.deepcopy(task).double(), batch, None)
         here = copy.deepcopy(task).to(scale.device)
         found, found_gradients = _loss(here, batch, None)
@@ -62,8 +62,8 @@ def compiled_claims(scale: Scale) -> Iterator[Claim]:
     """Yield claims about each preset's compiled loss; a rehearsal traces one and generates no code."""
     backend = scale.pick("inductor", "eager")
     for preset in scale.pick(PRESETS, PRESETS[:1]):
-        task = _task(preset)
-        batch = _batch(task)
+        task = small_task(preset)
+        batch = small_batch(task)
         loss, gradients = _loss(copy.deepcopy(task).double(), batch, None)
         here = task.to(scale.device)
         torch._dynamo.reset()
@@ -76,13 +76,19 @@ def compiled_claims(scale: Scale) -> Iterator[Claim]:
         yield agrees(f"{name}/gradient", [found_gradients], [gradients], COARSE_GRADIENT)
 
 
-def _task(preset: str) -> LanguageModelTask:
+def small_task(preset: str, *overrides: str) -> LanguageModelTask:
     """Return a small task of a preset, with its weights and some noise, on the CPU."""
     config = resolve(
-        compose(f"experiment={preset}", "debug=tiny", "compile=false", "paths.run_dir=unused")
+        compose(
+            f"experiment={preset}",
+            "debug=tiny",
+            "compile=false",
+            "paths.run_dir=unused",
+            *overrides,
+        )
     )
     torch.manual_seed(0)
-    task = LanguageModelTask(config, _clock())
+    task = LanguageModelTask(config, step_clock())
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in task.parameters():
@@ -90,13 +96,15 @@ def _task(preset: str) -> LanguageModelTask:
     return task
 
 
-def _clock() -> ProgressClock:
+def step_clock() -> ProgressClock:
+    """Return a clock in the middle of a run."""
     clock = ProgressClock(max_steps=2 * MIDWAY, max_time=None)
     clock.step = MIDWAY
     return clock
 
 
-def _batch(task: LanguageModelTask) -> dict[str, Tensor]:
+def small_batch(task: LanguageModelTask) -> dict[str, Tensor]:
+    """Return a batch of random tokens, on the CPU."""
     draw = torch.Generator().manual_seed(2)
     shape = (ROWS, task.config["data"]["seq_len"] + 1)
     ids = torch.randint(task.model.vocab_size, shape, generator=draw)
@@ -107,7 +115,7 @@ def _loss(
     task: LanguageModelTask, batch: dict[str, Tensor], dtype: torch.dtype | None
 ) -> tuple[Tensor, Tensor]:
     """Return the training loss, with the objective at its full weight, and all gradients as one vector."""
-    device, clock = next(task.parameters()).device, _clock()
+    device, clock = next(task.parameters()).device, step_clock()
     task.zero_grad()
     here = {name: ids.to(device) for name, ids in batch.items()}
     with torch.autocast(device.type, dtype, enabled=dtype is not None):
