@@ -174,12 +174,11 @@ def export(scale: Scale) -> Iterator[Claim]:
     """Export the run of six steps, which scores the file in a fresh process, and score it in another one."""
     device, cache = f"device={scale.device}", f"paths.cache={scale.folder / 'cache'}"
     run, artifact = scale.folder / "whole", scale.folder / "export"
-    quick = scale.pick((), ("export.max_tokens=4096",))
     seconds = {
         "export": _command(
             "export.py", f"ckpt_path={run}", device, cache, f"hydra.run.dir={artifact}",
             "export.codecs=[zstd]", "export.max_bpb_loss=10", "export.cap_bytes=100000000",
-            "temperature=1", *quick,
+            "temperature=1",
         ),
         "eval": _command(
             "eval.py", f"artifact_path={artifact}", device, cache, "eval.baselines=false",
@@ -215,6 +214,8 @@ def _command(script: str, *overrides: str) -> float:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
+        encoding="utf-8",
+        errors="replace",
     )
     print(done.stdout, file=sys.stderr)
     if done.returncode:

@@ -1,8 +1,8 @@
 """Step 6: the exchange between processes, over NCCL with one rank and over gloo with two on one GPU.
 
-`python -m benchmarks.gpu.ranks DEVICE BACKEND` is one rank; the usual variables say which. Each rank takes its
-share of a batch through DDP, then updates the weights with its share of Newton-Schulz. The same is computed
-alone, from the whole batch, and compared.
+`python -m benchmarks.gpu.ranks DEVICE BACKEND` is one rank; the usual variables say which. Each rank takes
+its share of a batch through DDP, then updates the weights with its share of Newton-Schulz. The same is
+computed alone, from the whole batch, and compared.
 """
 
 from __future__ import annotations
@@ -106,6 +106,7 @@ def _started(device: str, backend: str, *, ranks: int) -> list[subprocess.Popen[
             env={**os.environ, **where, "RANK": str(rank), "WORLD_SIZE": str(ranks)},
             stdout=subprocess.PIPE,
             text=True,
+            encoding="utf-8",
         )
         for rank in range(ranks)
     ]

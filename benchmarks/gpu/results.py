@@ -34,12 +34,10 @@ class Results:
         """Append a line, after whatever a kill left of the last one."""
         self._count(line)
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a+b") as file:
-            if file.tell():
-                file.seek(-1, 2)
-                torn = file.read(1) != b"\n"
-                file.write(b"\n" if torn else b"")
-            file.write(json.dumps(line).encode() + b"\n")
+        written = self.path.read_bytes() if self.path.exists() else b""
+        torn = written != b"" and not written.endswith(b"\n")
+        with self.path.open("ab") as file:
+            file.write((b"\n" if torn else b"") + json.dumps(line).encode() + b"\n")
 
     def _count(self, line: Line) -> None:
         key = _key(line)

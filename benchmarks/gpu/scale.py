@@ -93,7 +93,8 @@ class Scale:
         if not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
             blocks = Austen().blocks("train")
-            path.write_text("".join(next(blocks).text for _ in range(12))[:TEXT_CHARACTERS])
+            text = "".join(next(blocks).text for _ in range(12))[:TEXT_CHARACTERS]
+            path.write_text(text, encoding="utf-8")
         return path
 
     def at_most(self, name: str, value: float, *, target: float, **rest: Any) -> Claim:

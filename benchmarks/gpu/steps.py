@@ -65,6 +65,7 @@ def run_process(
             stdout=subprocess.PIPE,
             stderr=errors,
             text=True,
+            encoding="utf-8",
             errors="replace",
             env=environment,
             start_new_session=True,
