@@ -15,7 +15,6 @@ import sys
 import time
 
 import benchmarks
-from jepa_lm.utils import process
 
 HELPERS = {"__main__", "measure", "models", "gpu"}
 WAITING = {"cross_entropy": "ACTIVE", "optimizer_step": "ACTIVE", "export_speed": "PASSIVE"}
@@ -32,6 +31,8 @@ def names() -> list[str]:
 def run(name: str) -> bool:
     """Print a benchmark's claims and return whether all are ok."""
     if name in WAITING:
+        from jepa_lm.utils import process
+
         os.environ.setdefault("OMP_WAIT_POLICY", WAITING[name])
         process.tune()
     began, ok = time.perf_counter(), True

@@ -1,7 +1,10 @@
-"""Steps 2 to 4 and 10: presets through `train`, at the published shapes of one GPU out of eight.
+"""Steps 2 to 4, 9 and 10: presets through `train`, at the published shapes of one GPU out of eight.
 
 The published times are of a step on eight H100: they include the reduction of the gradients, and Muon
 splits its work over the GPUs, which one GPU does alone.
+
+A run has log points at steps 20, 40 and 60, measurements of the objective at 30 and 60, steps whose waits are
+counted, steps that are profiled, and, in presets that have one, a late phase.
 """
 
 from __future__ import annotations
@@ -9,147 +12,180 @@ from __future__ import annotations
 import json
 import statistics
 import time
-import traceback
-import warnings
-from collections import Counter
-from collections.abc import Iterator
-from typing import Any, ClassVar
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
-from lightning.pytorch import Callback
 from torch._dynamo.utils import counters
 
+from benchmarks.gpu.profile import Profile, account
 from benchmarks.gpu.scale import Scale, quiet
+from benchmarks.gpu.watch import PARTS, Watch
 from benchmarks.measure import Claim, at_most, report
 from jepa_lm.run import train
 
-STEPS = 60
-SETTLED = range(8, 46)
-"""Steps whose median is the time of a step."""
-WATCHED = range(42, 46)
-"""Steps in which synchronising calls are counted; no log point is among them."""
-MEASURED_AT = 30
 PHASES = {
     "pr1243_jepardy": ("optimizer.schedule.lr.steps=60",),  # QAT in the last 9 steps
     "pr1196_llm_jepa": ("jepa.schedule.steps=20",),
 }
 """Settings that make a late phase begin within so few steps."""
+COMPILES_LATE = ("pr1196_llm_jepa",)
+"""Presets whose late phase has a graph of its own."""
 PUBLISHED_MS = {"pr1243_jepardy": 84.6, "pr903_lewm_bpe": 97.4, "pr832_byte_chunk": 63.1}
 GOAL_MS = {"pr1243_jepardy": 65.0, "pr903_lewm_bpe": 66.0, "pr832_byte_chunk": 50.0}
 ALLOWED = 1.15
 """A step may take this many times the published time."""
 MEMORY_GB = {"pr1243_jepardy": 60.0}
 MEMORY_GB_ELSEWHERE = 70.0
+PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}
+"""Dense bfloat16 products, by the vendor's data sheets."""
 
 
-class Watch(Callback):
-    """Times each step of the latest run and counts the calls that make the host wait for the device."""
+@dataclass(frozen=True)
+class Plan:
+    """What happens at which of a run's steps, all counted from 1.
 
-    latest: ClassVar[Watch]
+    Args:
+        steps: of the run. settled: steps whose median is the time of a step. measured: every so many steps.
+        watched: first and last step in which waits are counted. profiled: first step, and how many.
+    """
 
-    def __init__(self) -> None:
-        type(self).latest = self
-        self.marks: list[Any] = []
-        self.waits: Counter[str] = Counter()
-        """Synchronising calls in the watched steps, by the line of this project that made them."""
+    steps: int
+    settled: tuple[int, int]
+    measured: int
+    watched: tuple[int, int]
+    profiled: tuple[int, int]
 
-    def on_train_start(self, *args: Any) -> None:
-        """Forget what the compiler did before."""
-        counters.clear()
-        self.cuda = torch.cuda.is_available()
-        self._mark()
 
-    def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
-        """Begin to count waits."""
-        if self.cuda and trainer.global_step + 1 in WATCHED:
-            self._listening = warnings.catch_warnings()
-            self._listening.__enter__()
-            warnings.simplefilter("always")
-            warnings.showwarning = self._heard
-            torch.cuda.set_sync_debug_mode("warn")
-
-    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
-        """Mark the end of a step."""
-        if self.cuda and trainer.global_step in WATCHED:
-            torch.cuda.set_sync_debug_mode("default")
-            self._listening.__exit__(None, None, None)
-        self._mark()
-
-    def _heard(self, message: Any, *args: Any, **settings: Any) -> None:
-        if "synchronizing" in str(message):
-            ours = [f for f in traceback.extract_stack() if "jepa_lm/" in f.filename]
-            place = ours[-1] if ours else traceback.extract_stack()[-4]
-            self.waits[f"{place.filename.rpartition('/')[2]}:{place.lineno} {place.line}"] += 1
-
-    def _mark(self) -> None:
-        if self.cuda:
-            self.marks.append(torch.cuda.Event(enable_timing=True))
-            self.marks[-1].record()
-        else:
-            self.marks.append(time.perf_counter())
-
-    def milliseconds(self) -> list[float]:
-        """Return the time of each step."""
-        pairs = list(zip(self.marks, self.marks[1:], strict=False))
-        if self.cuda:
-            torch.cuda.synchronize()
-            return [a.elapsed_time(b) for a, b in pairs]
-        return [1000 * (b - a) for a, b in pairs]
+FULL = Plan(steps=60, settled=(9, 41), measured=30, watched=(42, 45), profiled=(47, 3))
+TINY = Plan(steps=5, settled=(2, 4), measured=3, watched=(3, 4), profiled=(5, 1))
 
 
 def claims(scale: Scale, preset: str, *overrides: str, name: str = "") -> Iterator[Claim]:
-    """Train for a minute at most; yield time, memory, waits and what the compiler did."""
-    name = name or preset
-    steps = scale.pick(STEPS, 6)
+    """Train for a minute at most; yield time, memory, waits, what the compiler did, and the profile."""
+    name, plan = name or preset, FULL if scale.full else TINY
+    began = time.perf_counter()
+    summary = _trained(scale, preset, name, plan, overrides)
+    wall, watch = time.perf_counter() - began, Watch.latest
+    first, last = plan.settled
+    settled = watch.milliseconds()[first - 1 : last]
+    parts = {
+        f"{part}_ms": statistics.median(watch.parts()[part][first - 1 : last]) for part in PARTS
+    }
+    ms, tokens = statistics.median(settled), summary["tokens"] / summary["steps"]
+    tflops = tokens * sum(summary["flops_per_token"].values()) / ms / 1e9
+    details = {
+        "goal_ms": GOAL_MS.get(preset),
+        **parts,
+        "quartiles_ms": _quartiles(settled),
+        "last_steps_ms": statistics.median(watch.milliseconds()[-4:-1]),
+        "tokens_per_second": 1000 * tokens / ms,
+        "step_ms": [round(t, 1) for t in watch.milliseconds()],
+        "compile_seconds": summary["compile_seconds"],
+        "training_seconds": summary["seconds"],
+        "wall_seconds": wall,
+        "nll": summary["val"]["nll"],
+    }
+    yield _time(scale, preset, name, ms, details)
+    yield from _rate(scale, name, tflops)
+    if scale.full:
+        target = MEMORY_GB.get(preset, MEMORY_GB_ELSEWHERE)
+        yield at_most(
+            f"{name}/memory", summary["memory_bytes"] / 1e9, unit="GB at the peak",
+            target=target, limit=None, spread=0.0,
+        )  # fmt: skip
+        yield at_most(
+            f"{name}/waits", sum(watch.waits.values()) / len(watch.watched),
+            unit="waits for the device per step", target=0.0, limit=0.0, spread=0.0,
+            details=dict(watch.waits),
+        )  # fmt: skip
+    yield from _compiler(preset, name, plan, watch)
+    yield _profile(name, plan, ms)
+
+
+def _trained(
+    scale: Scale, preset: str, name: str, plan: Plan, overrides: Sequence[str]
+) -> dict[str, Any]:
+    """Train, and return the summary of the run."""
+    module = "benchmarks.gpu"
     cfg = scale.config(
         preset,
         name,
-        f"trainer.max_steps={steps}",
-        f"jepa.diagnostics.every={scale.pick(MEASURED_AT, 3)}",
-        "+callbacks.kit._target_=benchmarks.gpu.training.Watch",
+        f"trainer.max_steps={plan.steps}",
+        f"jepa.diagnostics.every={plan.measured}",
+        f"+callbacks.watch._target_={module}.watch.Watch",
+        f"+callbacks.watch.first={plan.watched[0]}",
+        f"+callbacks.watch.last={plan.watched[1]}",
+        f"+callbacks.profile._target_={module}.profile.Profile",
+        f"+callbacks.profile.first={plan.profiled[0]}",
+        f"+callbacks.profile.count={plan.profiled[1]}",
         *PHASES.get(preset, ()),
         *overrides,
     )
-    began = time.perf_counter()
     with quiet():
         train(cfg)
-    wall, watch = time.perf_counter() - began, Watch.latest
-    summary = json.loads((scale.folder / name / "summary.json").read_text(encoding="utf-8"))
-    times = watch.milliseconds()
-    settled = times[SETTLED.start : SETTLED.stop] if scale.full else times[1:]
-    ms, tokens = statistics.median(settled), summary["tokens"] / summary["steps"]
-    flops = tokens * sum(summary["flops_per_token"].values())
-    details = {
-        "goal_ms": GOAL_MS.get(preset),
-        "tokens_per_second": 1000 * tokens / ms,
-        "tflops": flops / ms / 1e9,
-        "step_ms": [round(t, 1) for t in times],
-        "compile_seconds": summary["compile_seconds"],
-        "wall_seconds": wall,
-        "nll": summary["val"]["nll"],
-        "graphs": counters["stats"].get("unique_graphs", 0),
-        "recompiled": sum(counters["recompiles"].values()) if "recompiles" in counters else 0,
-        "breaks": {str(k)[:160]: v for k, v in counters["graph_break"].items()},
-    }
-    spread = (statistics.quantiles(settled, n=4)[2] - statistics.quantiles(settled, n=4)[0]) / 2
-    if preset in PUBLISHED_MS and scale.full:
-        target = ALLOWED * PUBLISHED_MS[preset]
-        yield at_most(
-            f"{name}/step", ms, unit="ms", target=target, limit=None, spread=0.0,
-            details=details | {"published_ms": PUBLISHED_MS[preset], "quartiles": spread},
-        )  # fmt: skip
-    else:
-        yield report(f"{name}/step", ms, unit="ms", limit=None, spread=spread, details=details)
-    if scale.full:
-        yield at_most(
-            f"{name}/memory", summary["memory_bytes"] / 1e9, unit="GB at the peak",
-            target=MEMORY_GB.get(preset, MEMORY_GB_ELSEWHERE), limit=None, spread=0.0,
-        )  # fmt: skip
-        yield at_most(
-            f"{name}/waits", sum(watch.waits.values()) / len(WATCHED), unit="waits for the device per step",
-            target=0.0, limit=0.0, spread=0.0, details=dict(watch.waits),
-        )  # fmt: skip
-    yield at_most(
-        f"{name}/breaks", float(sum(counters["graph_break"].values())), unit="breaks of the compiled graph",
-        target=0.0, limit=0.0, spread=0.0,
+    found: dict[str, Any] = json.loads(
+        (scale.folder / name / "summary.json").read_text(encoding="utf-8")
+    )
+    return found
+
+
+def _time(scale: Scale, preset: str, name: str, ms: float, details: dict[str, Any]) -> Claim:
+    """Return the time of a step; a claim where a time is published."""
+    if preset not in PUBLISHED_MS or not scale.full or name != preset:
+        return report(f"{name}/step", ms, unit="ms", limit=None, spread=0.0, details=details)
+    published = PUBLISHED_MS[preset]
+    return at_most(
+        f"{name}/step", ms, unit="ms", target=ALLOWED * published, limit=None, spread=0.0,
+        details={"published_ms": published, **details},
     )  # fmt: skip
+
+
+def _rate(scale: Scale, name: str, tflops: float) -> Iterator[Claim]:
+    """Yield model FLOPs per second, and their share of what the card's data sheet promises."""
+    yield report(f"{name}/rate", tflops, unit="TFLOP/s of the model", limit=None, spread=0.0)
+    card = torch.cuda.get_device_name() if scale.full else ""
+    peak = next((peak for model, peak in PEAK_TFLOPS.items() if model in card), None)
+    if peak is not None:
+        yield report(
+            f"{name}/mfu", tflops / peak, unit=f"of {peak:g} TFLOP/s", limit=1.0, spread=0.0
+        )
+
+
+def _compiler(preset: str, name: str, plan: Plan, watch: Watch) -> Iterator[Claim]:
+    """Yield breaks of the graph, and what was compiled once the steps had settled."""
+    breaks = counters["graph_break"]
+    yield at_most(
+        f"{name}/breaks", float(sum(breaks.values())), unit="breaks of the compiled graph",
+        target=0.0, limit=0.0, spread=0.0,
+        details={str(reason)[:160]: count for reason, count in breaks.items()},
+    )  # fmt: skip
+    late = sum(count for step, count in watch.graphs.items() if step >= plan.settled[0])
+    figures: dict[str, Any] = dict(
+        unit="graphs compiled late", limit=0.0, spread=0.0,
+        details={f"step {step}": count for step, count in watch.graphs.items()},
+    )  # fmt: skip
+    if preset in COMPILES_LATE:
+        yield report(f"{name}/recompiled", float(late), **figures)
+    else:
+        yield at_most(f"{name}/recompiled", float(late), target=0.0, **figures)
+
+
+def _profile(name: str, plan: Plan, ms: float) -> Claim:
+    """Return the share of a step's time in which the device works, and its account."""
+    found = Profile.latest
+    details = {"refused": found.refused} if found.refused else {}
+    share = 0.0
+    if found.kernels:
+        details = account(found.kernels, plan.profiled[1], ms)
+        share = details["busy_ms"] / ms
+    return report(
+        f"{name}/profile", share, unit="of the step with a kernel running", limit=1.0, spread=0.0,
+        details=details,
+    )  # fmt: skip
+
+
+def _quartiles(values: Sequence[float]) -> list[float]:
+    low, _, high = statistics.quantiles(values, n=4)
+    return [round(low, 2), round(high, 2)]
