@@ -1,0 +1,321 @@
+"""The SSD scan by Triton kernels, as one operator for autograd and `torch.compile`.
+
+Forward: what each chunk adds to the state; the states at the borders, passed on from chunk to chunk; the
+outputs, from the state before each chunk and the positions inside it. Backward: the same way in reverse
+for the gradients of states, then the gradients of the inputs. No [L, L] matrix reaches memory: the
+backward pass computes scores and decays again from the inputs and keeps only the states before the chunks.
+Nothing is tuned at run time: tiles follow from the shape.
+Source: Dao and Gu, "Transformers are SSMs" (2024), section 6; equations in `ssd_kernels`.
+Legend: B batch, T positions, H heads, P head width, G groups, N state size, K chunks, L positions of a
+chunk, R heads per group.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+CHUNK_LENGTHS = (16, 32, 64, 128)
+"""L: the shortest that holds the text, or the longest. Longer chunks mean fewer states in memory."""
+MAX_WIDTH = 128
+"""Largest P and N; a program holds whole rows and whole states."""
+DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+MIN_BLOCK = 16
+"""Smallest side of a tile in a product of Triton."""
+STATE_BLOCK = 1024
+"""Entries of a state that one program passes on."""
+HEAD_BLOCK = 16
+"""Heads of a program that only handles scalars of positions."""
+PROGRAMS = 2048
+"""Programs wanted for the gradients of b and c, some four per slot of a large GPU. Heads of a group share a
+program, unless there would be too few programs."""
+
+
+class Launch(NamedTuple):
+    """How a kernel is compiled."""
+
+    warps: int
+    registers: int
+    """Registers per thread at the sizes of #903 in bfloat16, at most; a test compiles and compares."""
+
+
+LAUNCHES = {
+    "log_decays": Launch(4, 64),
+    "chunk_states": Launch(4, 128),
+    "pass_states": Launch(4, 64),
+    "scan_chunks": Launch(4, 168),
+    "column_gradients": Launch(8, 168),
+    "row_gradients": Launch(8, 168),
+    "step_gradients": Launch(4, 64),
+}
+
+
+class Sizes(NamedTuple):
+    """Sizes of a scan; see the legend of the module."""
+
+    B: int
+    T: int
+    H: int
+    P: int
+    G: int
+    N: int
+    L: int
+
+    @classmethod
+    def of(cls, x: Tensor, b: Tensor) -> Sizes:
+        """x [B, T, H, P], b [B, T, G, N]."""
+        B, T, H, P = x.shape
+        L = next((n for n in CHUNK_LENGTHS if n >= T), CHUNK_LENGTHS[-1])
+        return cls(B, T, H, P, b.shape[2], b.shape[3], L)
+
+    @property
+    def K(self) -> int:  # noqa: N802
+        return (self.T + self.L - 1) // self.L
+
+
+def triton_ssd(
+    x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Compute `jepa_lm.model.ssd.ssd` with Triton; arguments and results as there, without `chunk`.
+
+    P and N are at most MAX_WIDTH; x, b and c share one of DTYPES. Views whose last dimension is contiguous
+    are read without a copy. The state that comes back is float32.
+    """
+    before = None if state is None else state.float()
+    y, last, _ = torch.ops.jepa_lm.ssd(x, dt, a, b, c, before)
+    return y, last
+
+
+def forward(
+    x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Return y, the state after the last position, and the states before the chunks [B, K, H, P, N]."""
+    from jepa_lm.model import ssd_kernels as kernels
+
+    x, b, c = (_rows_contiguous(v) for v in (x, b, c))
+    sizes = Sizes.of(x, b)
+    B, T, H, P, G, N, L = sizes
+    K = sizes.K
+    tiles = _tiles(sizes, x.dtype)
+    y, last, states = _empty_outputs(x, b)
+    with torch.cuda.device_of(x):
+        steps, decays = _log_decays(dt, a, sizes)
+        _launch(
+            kernels.chunk_states, B * K * H,
+            x, b, steps, decays, states, T, H, K, H // G, P, N, *x.stride()[:3], *b.stride()[:3],
+            BACKWARD=False, **tiles,
+        )  # fmt: skip
+        _pass_states(states, decays, state, last, sizes)
+        _launch(
+            kernels.scan_chunks, B * K * H * (L // tiles["ROWS"]),
+            x, b, c, steps, decays, states, y, T, H, K, H // G, P, N,
+            *x.stride()[:3], *b.stride()[:3], *c.stride()[:3], **tiles,
+        )  # fmt: skip
+    return y, last, states
+
+
+def backward(
+    x: Tensor,
+    dt: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    states: Tensor,
+    dy: Tensor | None,
+    d_last: Tensor | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of x, dt, a, b, c and the first state.
+
+    Args:
+        states: states before the chunks, from `forward`.
+        dy, d_last: gradients of y and of the state after the last position; None for zeros.
+    """
+    from jepa_lm.model import ssd_backward_kernels as kernels
+
+    dy = torch.zeros_like(x) if dy is None else dy
+    x, b, c, dy = (_rows_contiguous(v) for v in (x, b, c, dy))
+    sizes = Sizes.of(x, b)
+    B, T, H, P, G, N, L = sizes
+    K, R = sizes.K, H // G
+    tiles = _tiles(sizes, x.dtype)
+    programs = B * K * G * (L // tiles["ROWS"])
+    parts = min(R, (PROGRAMS + programs - 1) // programs)
+    dx, (db, dc) = x.new_empty(x.shape), (_empty_parts(v, parts) for v in (b, c))
+    ddt, da = dt.new_empty(dt.shape), decay_like(a, B, K, H)
+    strides = (v.stride()[:3] for v in (x, b, c, dy))
+    shape = (T, H, K, R, G, P, N, *(s for stride in strides for s in stride), parts, b.numel())
+    with torch.cuda.device_of(x):
+        steps, decays = _log_decays(dt, a, sizes)
+        after, d_first = _state_gradients(c, dy, steps, decays, d_last, sizes)
+        within, carried, direct, reads = (torch.empty_like(steps) for _ in range(4))
+        kept = torch.empty_like(da)
+        inputs = (x, b, c, dy, steps, decays)
+        _launch(
+            kernels.column_gradients, programs * parts,
+            *inputs, after, dx, db, within, carried, direct, *shape, **tiles,
+        )  # fmt: skip
+        _launch(
+            kernels.row_gradients, programs * parts,
+            *inputs, states, after, dc, reads, kept, *shape, **tiles,
+        )  # fmt: skip
+        _launch(
+            kernels.step_gradients, B * K * _blocks(H, HEAD_BLOCK),
+            a, steps, reads, within, carried, direct, kept, ddt, da, T, H, K,
+            L=L, BLOCK_H=HEAD_BLOCK,
+        )  # fmt: skip
+    db, dc = (v if parts == 1 else v.sum(0).to(b.dtype) for v in (db, dc))
+    return dx, ddt, da.sum((0, 1)).to(a.dtype), db, dc, d_first
+
+
+def _log_decays(dt: Tensor, a: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
+    """Return dt and its cumulative log decays within chunks, [B, K, H, L] float32."""
+    from jepa_lm.model import ssd_kernels as kernels
+
+    B, T, H, _, _, _, L = sizes
+    steps = torch.empty(B, sizes.K, H, L, dtype=torch.float32, device=dt.device)
+    decays = torch.empty_like(steps)
+    _launch(
+        kernels.log_decays, B * sizes.K * _blocks(H, HEAD_BLOCK),
+        dt, a.contiguous(), steps, decays, T, H, sizes.K, *dt.stride(), L=L, BLOCK_H=HEAD_BLOCK,
+    )  # fmt: skip
+    return steps, decays
+
+
+def _pass_states(
+    states: Tensor,
+    decays: Tensor,
+    start: Tensor | None,
+    last: Tensor,
+    sizes: Sizes,
+    *,
+    reverse: bool = False,
+) -> None:
+    """Pass `states` [B, K, H, P, N] on in place, from `start` to `last` [B, H, P, N]."""
+    from jepa_lm.model import ssd_kernels as kernels
+
+    size = sizes.P * sizes.N
+    _launch(
+        kernels.pass_states, sizes.B * sizes.H * _blocks(size, STATE_BLOCK),
+        states, decays, last if start is None else start.contiguous(), last, sizes.H, sizes.K, size,
+        L=sizes.L, BLOCK=STATE_BLOCK, STARTS=start is not None, REVERSE=reverse,
+    )  # fmt: skip
+
+
+def _state_gradients(
+    c: Tensor, dy: Tensor, steps: Tensor, decays: Tensor, d_last: Tensor | None, sizes: Sizes
+) -> tuple[Tensor, Tensor]:
+    """Return the gradients of the states after the chunks [B, K, H, P, N], and of the first state."""
+    from jepa_lm.model import ssd_kernels as kernels
+
+    B, T, H, P, G, N, _ = sizes
+    _, first, after = _empty_outputs(dy, c)
+    _launch(
+        kernels.chunk_states, B * sizes.K * H,
+        dy, c, steps, decays, after, T, H, sizes.K, H // G, P, N, *dy.stride()[:3], *c.stride()[:3],
+        BACKWARD=True, **_tiles(sizes, dy.dtype),
+    )  # fmt: skip
+    _pass_states(after, decays, d_last, first, sizes, reverse=True)
+    return after, first
+
+
+def _launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
+    kernel[(programs,)](*arguments, num_warps=LAUNCHES[kernel.__name__].warps, **constants)
+
+
+def _tiles(sizes: Sizes, dtype: torch.dtype) -> dict[str, int]:
+    """Return the sizes of tiles; float32 has smaller ones, because its products use no tensor cores."""
+    return dict(
+        L=sizes.L,
+        ROWS=min(sizes.L, 32 if dtype == torch.float32 else 64),
+        BLOCK_P=_power_of_two(sizes.P),
+        BLOCK_N=_power_of_two(sizes.N),
+    )
+
+
+def _power_of_two(width: int) -> int:
+    return max(MIN_BLOCK, 1 << (width - 1).bit_length())
+
+
+def _blocks(count: int, block: int) -> int:
+    return (count + block - 1) // block
+
+
+def _rows_contiguous(x: Tensor) -> Tensor:
+    return x if x.stride(-1) == 1 else x.contiguous()
+
+
+def _empty_parts(x: Tensor, parts: int) -> Tensor:
+    """Return room for a gradient of x, or for parts of it in float32."""
+    return x.new_empty(x.shape) if parts == 1 else x.new_empty(parts, *x.shape, dtype=torch.float32)
+
+
+def decay_like(a: Tensor, *shape: int) -> Tensor:
+    return a.new_empty(shape, dtype=torch.float32)
+
+
+def _empty_outputs(x: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Return room for the outputs of `forward`.
+
+    States between chunks are kept in bfloat16 for inputs in it, in which products read them anyway; float16
+    lacks the range.
+    """
+    sizes = Sizes.of(x, b)
+    B, _, H, P, _, N, _ = sizes
+    kept = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
+    return (
+        x.new_empty(x.shape),
+        x.new_empty(B, H, P, N, dtype=torch.float32),
+        x.new_empty(B, sizes.K, H, P, N, dtype=kept),
+    )
+
+
+SCAN = "(Tensor x, Tensor dt, Tensor a, Tensor b, Tensor c, Tensor? state) -> (Tensor, Tensor, Tensor)"
+GRADIENTS = (
+    "(Tensor x, Tensor dt, Tensor a, Tensor b, Tensor c, Tensor states, Tensor? dy, Tensor? d_last)"
+    " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+_scan = torch.library.custom_op("jepa_lm::ssd", forward, mutates_args=(), schema=SCAN)
+_gradients = torch.library.custom_op(
+    "jepa_lm::ssd_backward", backward, mutates_args=(), schema=GRADIENTS
+)
+
+
+@_scan.register_fake
+def _(
+    x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor | None
+) -> tuple[Tensor, Tensor, Tensor]:
+    return _empty_outputs(x, b)
+
+
+@_gradients.register_fake
+def _(
+    x: Tensor,
+    dt: Tensor,
+    a: Tensor,
+    b: Tensor,
+    c: Tensor,
+    states: Tensor,
+    dy: Tensor | None,
+    d_last: Tensor | None,
+) -> tuple[Tensor, ...]:
+    first = _empty_outputs(x, b)[1]
+    return (*(v.new_empty(v.shape) for v in (x, dt, a, b, c)), first)
+
+
+def _save(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor, Tensor]) -> None:
+    ctx.set_materialize_grads(False)  # no zeros for outputs without a gradient
+    ctx.mark_non_differentiable(output[2])
+    ctx.save_for_backward(*inputs[:5], output[2])
+    ctx.starts = inputs[5] is not None
+
+
+def _backward(
+    ctx: Any, dy: Tensor | None, d_last: Tensor | None, _: Tensor | None
+) -> tuple[Tensor | None, ...]:
+    *gradients, first = torch.ops.jepa_lm.ssd_backward(*ctx.saved_tensors, dy, d_last)
+    return (*gradients, first if ctx.starts else None)
+
+
+_scan.register_autograd(_backward, setup_context=_save)
