@@ -15,14 +15,15 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from jepa_lm.model.ssd_kernels import decay_between, load_rows, product, store_rows
+from jepa_lm.model.ssd_kernels import decay_between, load_rows, load_state, product, store_rows
 
 
 @triton.jit
 def column_gradients(
-    x, b, c, dy, steps, decays, after, dx, db, within, carried, direct, T, H, K, R, G, P, N,
+    x, b, c, dy, steps, decays, after, dx, db, within, carried, direct, T, H, K, R, G,
     x_b, x_t, x_h, b_b, b_t, b_g, c_b, c_t, c_g, dy_b, dy_t, dy_h, parts, part_size,
-    L: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
+    L: tl.constexpr, ROWS: tl.constexpr, INNER: tl.constexpr,
+    P: tl.constexpr, N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Write what position s gets from the later ones: gradients of x and b, and scalars of its step.
 
@@ -57,15 +58,15 @@ def column_gradients(
         x_rows = load_rows(x + head * x_h, earlier, p, x_t, left, P)
         # Through the state after the chunk.
         to_end = tl.exp(tl.load(decays + scalars + L - 1) - decay_earlier)
-        gradient = load_rows(after + (chunk * H + head) * P * N, p, n, N, P, N).to(x_rows.dtype)
+        gradient = load_state(after, chunk * H + head, p, n, P, N).to(x_rows.dtype)
         du = product(b_rows, tl.trans(gradient)) * to_end[:, None]
         b_head = product(x_rows, gradient) * (to_end * step)[:, None]
         tl.store(carried + scalars + earlier, tl.sum(b_rows * b_head, 1))
         b_sum += b_head
         # Through the outputs of the chunk.
         own = tl.zeros((ROWS,), tl.float32)
-        for start in range(tile * ROWS, L, ROWS):
-            later = start + tl.arange(0, ROWS)
+        for start in range(tile * ROWS, L, INNER):
+            later = start + tl.arange(0, INNER)
             c_rows = load_rows(c, later, n, c_t, left, N)
             dy_rows = load_rows(dy + head * dy_h, later, p, dy_t, left, P)
             decay = decay_between(
@@ -86,9 +87,10 @@ def column_gradients(
 
 @triton.jit
 def row_gradients(
-    x, b, c, dy, steps, decays, states, after, dc, reads, kept, T, H, K, R, G, P, N,
+    x, b, c, dy, steps, decays, states, dc, reads, T, H, K, R, G,
     x_b, x_t, x_h, b_b, b_t, b_g, c_b, c_t, c_g, dy_b, dy_t, dy_h, parts, part_size,
-    L: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
+    L: tl.constexpr, ROWS: tl.constexpr, INNER: tl.constexpr,
+    P: tl.constexpr, N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Write what position l gets from the earlier ones: the gradient of c, and scalars of the decays.
 
@@ -96,7 +98,7 @@ def row_gradients(
 
     Args:
         states: states before the chunks. dc: [parts, B, T, G, N].
-        reads: c_l . dC_l. kept: exp(g_L) times the product of `states` and `after`, [B, K, H].
+        reads: c_l . dC_l.
     """
     group, part = tl.program_id(0) % (G * parts) // parts, tl.program_id(0) % parts
     tile = tl.program_id(0) // (G * parts) % (L // ROWS)
@@ -117,15 +119,10 @@ def row_gradients(
         scalars = (chunk * H + head) * L
         decay_later = tl.load(decays + scalars + later)
         dy_rows = load_rows(dy + head * dy_h, later, p, dy_t, left, P)
-        place = (chunk * H + head) * P * N
-        state = load_rows(states + place, p, n, N, P, N)
-        if tile == 0:
-            gradient = load_rows(after + place, p, n, N, P, N).to(tl.float32)
-            through = tl.exp(tl.load(decays + scalars + L - 1))
-            tl.store(kept + chunk * H + head, through * tl.sum(state.to(tl.float32) * gradient))
+        state = load_state(states, chunk * H + head, p, n, P, N)
         c_head = product(dy_rows, state.to(dy_rows.dtype)) * tl.exp(decay_later)[:, None]
-        for start in range(0, (tile + 1) * ROWS, ROWS):
-            earlier = start + tl.arange(0, ROWS)
+        for start in range(0, (tile + 1) * ROWS, INNER):
+            earlier = start + tl.arange(0, INNER)
             b_rows = load_rows(b, earlier, n, b_t, left, N)
             x_rows = load_rows(x + head * x_h, earlier, p, x_t, left, P)
             decay = decay_between(

@@ -24,18 +24,31 @@ import triton.language as tl
 
 
 @triton.jit
-def load_rows(pointer, rows, columns, stride, row_limit, column_limit):
-    """Load a tile [rows, columns], with zeros past the limits."""
-    inside = (rows[:, None] < row_limit) & (columns[None, :] < column_limit)
-    return tl.load(pointer + rows[:, None] * stride + columns[None, :], mask=inside, other=0.0)
+def load_rows(pointer, rows, columns, stride, limit, width: tl.constexpr):
+    """Load a tile [rows, columns], with zeros in rows past `limit` and columns past `width`."""
+    inside = rows[:, None] < limit
+    if columns.shape[0] > width:
+        inside = inside & (columns[None, :] < width)
+    return tl.load(pointer + (rows[:, None] * stride + columns[None, :]), mask=inside, other=0.0)
 
 
 @triton.jit
-def store_rows(pointer, rows, columns, stride, row_limit, column_limit, values):
-    """Store a tile [rows, columns] up to the limits, in the dtype of the pointer."""
-    inside = (rows[:, None] < row_limit) & (columns[None, :] < column_limit)
+def store_rows(pointer, rows, columns, stride, limit, width: tl.constexpr, values):
+    """Store a tile [rows, columns], except past the limits, in the dtype of the pointer."""
+    inside = rows[:, None] < limit
+    if columns.shape[0] > width:
+        inside = inside & (columns[None, :] < width)
     values = values.to(pointer.dtype.element_ty)
-    tl.store(pointer + rows[:, None] * stride + columns[None, :], values, mask=inside)
+    tl.store(pointer + (rows[:, None] * stride + columns[None, :]), values, mask=inside)
+
+
+@triton.jit
+def load_state(states, place, p, n, P: tl.constexpr, N: tl.constexpr):
+    """Load state number `place`, a tile [p, n] with zeros past P and N."""
+    pointers = states + place * (P * N) + (p[:, None] * N + n[None, :])
+    if p.shape[0] == P and n.shape[0] == N:
+        return tl.load(pointers)
+    return tl.load(pointers, mask=(p[:, None] < P) & (n[None, :] < N), other=0.0)
 
 
 @triton.jit
@@ -78,8 +91,9 @@ def log_decays(
 
 @triton.jit
 def chunk_states(
-    x, b, steps, decays, states, T, H, K, R, P, N, x_b, x_t, x_h, b_b, b_t, b_g,
-    L: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
+    x, b, steps, decays, states, T, H, K, R, x_b, x_t, x_h, b_b, b_t, b_g,
+    L: tl.constexpr, ROWS: tl.constexpr,
+    P: tl.constexpr, N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
     BACKWARD: tl.constexpr,
 ):  # fmt: skip
     """Write what each chunk adds to the state after it, sum_s exp(g_L - g_s) dt_s x_s b_s^T [P, N].
@@ -111,17 +125,19 @@ def chunk_states(
 
 @triton.jit
 def pass_states(
-    states, decays, start, last, H, K, size,
+    states, decays, start, last, before, kept, H, K, size, kept_size,
     L: tl.constexpr, BLOCK: tl.constexpr, STARTS: tl.constexpr, REVERSE: tl.constexpr,
 ):  # fmt: skip
     """Replace what each chunk adds by the state before it; write the state after the last one.
 
     REVERSE runs from the last chunk to the first, with gradients of states: what a chunk adds becomes the
-    gradient of the state after it. `start` [B, H, P, N] comes first if STARTS, else zeros. `size` is P N.
-    One program per batch row, head and BLOCK entries of the state.
+    gradient of the state after it. It also writes `kept`, exp(g_L) times the product of that gradient and of
+    the state `before` the chunk, [blocks, B, K, H], `kept_size` apart. `start` [B, H, P, N] comes first if
+    STARTS, else zeros. `size` is P N. One program per batch row, head and block of BLOCK entries.
     """
     blocks = tl.cdiv(size, BLOCK)
-    entries = tl.program_id(0) % blocks * BLOCK + tl.arange(0, BLOCK)
+    block = tl.program_id(0) % blocks
+    entries = block * BLOCK + tl.arange(0, BLOCK)
     row = (tl.program_id(0) // blocks).to(tl.int64)  # batch row and head
     inside = entries < size
     state = tl.zeros((BLOCK,), tl.float32)
@@ -132,16 +148,22 @@ def pass_states(
         place = (row // H * K + k) * H + row % H
         pointers = states + place * size + entries
         added = tl.load(pointers, mask=inside, other=0.0).to(tl.float32)
-        tl.store(pointers, state.to(states.dtype.element_ty), mask=inside)
-        state = tl.exp(tl.load(decays + place * L + L - 1)) * state + added
+        stored = state.to(states.dtype.element_ty)
+        tl.store(pointers, stored, mask=inside)
+        decay = tl.exp(tl.load(decays + place * L + L - 1))
+        if REVERSE:
+            old = tl.load(before + place * size + entries, mask=inside, other=0.0).to(tl.float32)
+            tl.store(kept + block * kept_size + place, decay * tl.sum(old * stored.to(tl.float32)))
+        state = decay * state + added
     tl.store(last + row * size + entries, state, mask=inside)
 
 
 @triton.jit
 def scan_chunks(
-    x, b, c, steps, decays, states, y, T, H, K, R, P, N,
+    x, b, c, steps, decays, states, y, T, H, K, R,
     x_b, x_t, x_h, b_b, b_t, b_g, c_b, c_t, c_g,
-    L: tl.constexpr, ROWS: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
+    L: tl.constexpr, ROWS: tl.constexpr, INNER: tl.constexpr,
+    P: tl.constexpr, N: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Write y [B, T, H, P] from the states before the chunks; one program per ROWS positions of a head."""
     head = tl.program_id(0) % H
@@ -156,10 +178,10 @@ def scan_chunks(
     later = tile * ROWS + tl.arange(0, ROWS)
     c_rows = load_rows(c, later, n, c_t, T - first, N)
     decay_later = tl.load(decays + scalars + later)
-    state = load_rows(states + (chunk * H + head) * P * N, p, n, N, P, N).to(c_rows.dtype)
+    state = load_state(states, chunk * H + head, p, n, P, N).to(c_rows.dtype)
     total = product(c_rows, tl.trans(state)) * tl.exp(decay_later)[:, None]
-    for start in range(0, (tile + 1) * ROWS, ROWS):
-        earlier = start + tl.arange(0, ROWS)
+    for start in range(0, (tile + 1) * ROWS, INNER):
+        earlier = start + tl.arange(0, INNER)
         b_rows = load_rows(b, earlier, n, b_t, T - first, N)
         x_rows = load_rows(x, earlier, p, x_t, T - first, P)
         decay = decay_between(

@@ -22,6 +22,8 @@ CHUNK_LENGTHS = (16, 32, 64, 128)
 MAX_WIDTH = 128
 """Largest P and N; a program holds whole rows and whole states."""
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
+INNER = 32
+"""Positions read at a time by a program that holds the rows of up to 64 others."""
 MIN_BLOCK = 16
 """Smallest side of a tile in a product of Triton."""
 STATE_BLOCK = 1024
@@ -37,19 +39,21 @@ class Launch(NamedTuple):
     """How a kernel is compiled."""
 
     warps: int
+    stages: int
     registers: int
     """Registers per thread at the sizes of #903 in bfloat16, at most; a test compiles and compares."""
 
 
 LAUNCHES = {
-    "log_decays": Launch(4, 64),
-    "chunk_states": Launch(4, 128),
-    "pass_states": Launch(4, 64),
-    "scan_chunks": Launch(4, 168),
-    "column_gradients": Launch(8, 168),
-    "row_gradients": Launch(8, 168),
-    "step_gradients": Launch(4, 64),
+    "log_decays": Launch(4, 1, 64),
+    "chunk_states": Launch(4, 2, 128),
+    "pass_states": Launch(4, 2, 64),
+    "scan_chunks": Launch(4, 2, 128),
+    "column_gradients": Launch(4, 1, 255),
+    "row_gradients": Launch(4, 1, 255),
+    "step_gradients": Launch(4, 1, 96),
 }
+"""By name of the kernel."""
 
 
 class Sizes(NamedTuple):
@@ -71,8 +75,17 @@ class Sizes(NamedTuple):
         return cls(B, T, H, P, b.shape[2], b.shape[3], L)
 
     @property
-    def K(self) -> int:  # noqa: N802
-        return (self.T + self.L - 1) // self.L
+    def K(self) -> int:  # noqa: N802 - as the other sizes
+        return _blocks(self.T, self.L)
+
+    @property
+    def counts(self) -> tuple[int, int, int, int]:
+        """T, H, K and R, which the kernels take at run time."""
+        return self.T, self.H, self.K, self.H // self.G
+
+    def tiles(self, rows: int) -> int:
+        """Return the number of tiles of `rows` positions in all chunks."""
+        return self.B * self.K * (self.L // rows)
 
 
 def triton_ssd(
@@ -96,22 +109,16 @@ def forward(
 
     x, b, c = (_rows_contiguous(v) for v in (x, b, c))
     sizes = Sizes.of(x, b)
-    B, T, H, P, G, N, L = sizes
-    K = sizes.K
     tiles = _tiles(sizes, x.dtype)
     y, last, states = _empty_outputs(x, b)
     with torch.cuda.device_of(x):
         steps, decays = _log_decays(dt, a, sizes)
+        _add_up(states, x, b, steps, decays, backward=False)
+        _pass_on(states, decays, state, last)
         _launch(
-            kernels.chunk_states, B * K * H,
-            x, b, steps, decays, states, T, H, K, H // G, P, N, *x.stride()[:3], *b.stride()[:3],
-            BACKWARD=False, **tiles,
-        )  # fmt: skip
-        _pass_states(states, decays, state, last, sizes)
-        _launch(
-            kernels.scan_chunks, B * K * H * (L // tiles["ROWS"]),
-            x, b, c, steps, decays, states, y, T, H, K, H // G, P, N,
-            *x.stride()[:3], *b.stride()[:3], *c.stride()[:3], **tiles,
+            kernels.scan_chunks, sizes.tiles(tiles["ROWS"]) * sizes.H,
+            x, b, c, steps, decays, states, y, *sizes.counts, *_strides(x, b, c),
+            INNER=min(INNER, tiles["ROWS"]), **tiles,
         )  # fmt: skip
     return y, last, states
 
@@ -132,41 +139,16 @@ def backward(
         states: states before the chunks, from `forward`.
         dy, d_last: gradients of y and of the state after the last position; None for zeros.
     """
-    from jepa_lm.model import ssd_backward_kernels as kernels
-
     dy = torch.zeros_like(x) if dy is None else dy
     x, b, c, dy = (_rows_contiguous(v) for v in (x, b, c, dy))
-    sizes = Sizes.of(x, b)
-    B, T, H, P, G, N, L = sizes
-    K, R = sizes.K, H // G
-    tiles = _tiles(sizes, x.dtype)
-    programs = B * K * G * (L // tiles["ROWS"])
-    parts = min(R, (PROGRAMS + programs - 1) // programs)
-    dx, (db, dc) = x.new_empty(x.shape), (_empty_parts(v, parts) for v in (b, c))
-    ddt, da = dt.new_empty(dt.shape), decay_like(a, B, K, H)
-    strides = (v.stride()[:3] for v in (x, b, c, dy))
-    shape = (T, H, K, R, G, P, N, *(s for stride in strides for s in stride), parts, b.numel())
     with torch.cuda.device_of(x):
-        steps, decays = _log_decays(dt, a, sizes)
-        after, d_first = _state_gradients(c, dy, steps, decays, d_last, sizes)
-        within, carried, direct, reads = (torch.empty_like(steps) for _ in range(4))
-        kept = torch.empty_like(da)
-        inputs = (x, b, c, dy, steps, decays)
-        _launch(
-            kernels.column_gradients, programs * parts,
-            *inputs, after, dx, db, within, carried, direct, *shape, **tiles,
-        )  # fmt: skip
-        _launch(
-            kernels.row_gradients, programs * parts,
-            *inputs, states, after, dc, reads, kept, *shape, **tiles,
-        )  # fmt: skip
-        _launch(
-            kernels.step_gradients, B * K * _blocks(H, HEAD_BLOCK),
-            a, steps, reads, within, carried, direct, kept, ddt, da, T, H, K,
-            L=L, BLOCK_H=HEAD_BLOCK,
-        )  # fmt: skip
-    db, dc = (v if parts == 1 else v.sum(0).to(b.dtype) for v in (db, dc))
-    return dx, ddt, da.sum((0, 1)).to(a.dtype), db, dc, d_first
+        steps, decays = _log_decays(dt, a, Sizes.of(x, b))
+        _, d_first, after = _empty_outputs(x, b)
+        _add_up(after, dy, c, steps, decays, backward=True)
+        kept = _pass_on(after, decays, d_last, d_first, before=states)
+        dx, db, dc, scalars = _input_gradients(x, b, c, dy, steps, decays, states, after)
+        ddt, da = _step_gradients(dt, a, steps, scalars, kept)
+    return dx, ddt, da, db, dc, d_first
 
 
 def _log_decays(dt: Tensor, a: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
@@ -183,51 +165,116 @@ def _log_decays(dt: Tensor, a: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
     return steps, decays
 
 
-def _pass_states(
+def _add_up(
+    states: Tensor, x: Tensor, b: Tensor, steps: Tensor, decays: Tensor, *, backward: bool
+) -> None:
+    """Fill `states` [B, K, H, P, N] with what each chunk adds; x and b are dy and c if `backward`."""
+    from jepa_lm.model import ssd_kernels as kernels
+
+    sizes = Sizes.of(x, b)
+    _launch(
+        kernels.chunk_states, sizes.B * sizes.K * sizes.H,
+        x, b, steps, decays, states, *sizes.counts, *_strides(x, b),
+        BACKWARD=backward, **_tiles(sizes, x.dtype),
+    )  # fmt: skip
+
+
+def _pass_on(
     states: Tensor,
     decays: Tensor,
     start: Tensor | None,
     last: Tensor,
-    sizes: Sizes,
-    *,
-    reverse: bool = False,
-) -> None:
-    """Pass `states` [B, K, H, P, N] on in place, from `start` to `last` [B, H, P, N]."""
+    before: Tensor | None = None,
+) -> Tensor:
+    """Pass `states` [B, K, H, P, N] on in place, from `start` to `last` [B, H, P, N].
+
+    Args:
+        before: states before the chunks, if `states` are gradients, which are passed on in reverse.
+
+    Returns:
+        exp(g_L) times the product of each gradient and the state before the chunk, [B, K, H].
+    """
     from jepa_lm.model import ssd_kernels as kernels
 
-    size = sizes.P * sizes.N
+    B, K, H, L = decays.shape
+    size = states.shape[3] * states.shape[4]
+    blocks = _blocks(size, STATE_BLOCK)
+    kept = decays.new_empty(0 if before is None else blocks, B, K, H)
     _launch(
-        kernels.pass_states, sizes.B * sizes.H * _blocks(size, STATE_BLOCK),
-        states, decays, last if start is None else start.contiguous(), last, sizes.H, sizes.K, size,
-        L=sizes.L, BLOCK=STATE_BLOCK, STARTS=start is not None, REVERSE=reverse,
+        kernels.pass_states, B * H * blocks,
+        states, decays, last if start is None else start.contiguous(), last,
+        states if before is None else before, kept, H, K, size, B * K * H,
+        L=L, BLOCK=STATE_BLOCK, STARTS=start is not None, REVERSE=before is not None,
     )  # fmt: skip
+    return kept.sum(0)
 
 
-def _state_gradients(
-    c: Tensor, dy: Tensor, steps: Tensor, decays: Tensor, d_last: Tensor | None, sizes: Sizes
+def _input_gradients(
+    x: Tensor,
+    b: Tensor,
+    c: Tensor,
+    dy: Tensor,
+    steps: Tensor,
+    decays: Tensor,
+    states: Tensor,
+    after: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
+    """Return the gradients of x, b and c, and the scalars [B, K, H, L] that `_step_gradients` needs.
+
+    `after` are the gradients of the states after the chunks.
+    """
+    from jepa_lm.model import ssd_backward_kernels as kernels
+
+    sizes = Sizes.of(x, b)
+    tiles = _tiles(sizes, x.dtype)
+    programs = sizes.tiles(tiles["ROWS"]) * sizes.G
+    parts = min(sizes.H // sizes.G, _blocks(PROGRAMS, programs))
+    dx, db, dc = x.new_empty(x.shape), _empty_parts(b, parts), _empty_parts(c, parts)
+    reads, within, carried, direct = (torch.empty_like(steps) for _ in range(4))
+    inputs = (x, b, c, dy, steps, decays)
+    shape = (*sizes.counts, sizes.G, *_strides(x, b, c, dy), parts, b.numel())
+    _launch(
+        kernels.column_gradients, programs * parts,
+        *inputs, after, dx, db, within, carried, direct, *shape,
+        INNER=min(INNER, tiles["ROWS"]), **tiles,
+    )  # fmt: skip
+    _launch(
+        kernels.row_gradients, programs * parts,
+        *inputs, states, dc, reads, *shape, INNER=min(INNER, tiles["ROWS"]), **tiles,
+    )  # fmt: skip
+    if parts > 1:
+        db, dc = (v.sum(0).to(b.dtype) for v in (db, dc))
+    return dx, db, dc, (reads, within, carried, direct)
+
+
+def _step_gradients(
+    dt: Tensor, a: Tensor, steps: Tensor, scalars: tuple[Tensor, ...], kept: Tensor
 ) -> tuple[Tensor, Tensor]:
-    """Return the gradients of the states after the chunks [B, K, H, P, N], and of the first state."""
-    from jepa_lm.model import ssd_kernels as kernels
+    """Return the gradients of dt and a."""
+    from jepa_lm.model import ssd_backward_kernels as kernels
 
-    B, T, H, P, G, N, _ = sizes
-    _, first, after = _empty_outputs(dy, c)
+    B, K, H, L = steps.shape
+    ddt, da = dt.new_empty(dt.shape), torch.empty_like(kept)
     _launch(
-        kernels.chunk_states, B * sizes.K * H,
-        dy, c, steps, decays, after, T, H, sizes.K, H // G, P, N, *dy.stride()[:3], *c.stride()[:3],
-        BACKWARD=True, **_tiles(sizes, dy.dtype),
+        kernels.step_gradients, B * K * _blocks(H, HEAD_BLOCK),
+        a.contiguous(), steps, *scalars, kept, ddt, da, dt.shape[1], H, K, L=L, BLOCK_H=HEAD_BLOCK,
     )  # fmt: skip
-    _pass_states(after, decays, d_last, first, sizes, reverse=True)
-    return after, first
+    return ddt, da.sum((0, 1)).to(a.dtype)
 
 
 def _launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
-    kernel[(programs,)](*arguments, num_warps=LAUNCHES[kernel.__name__].warps, **constants)
+    launch = LAUNCHES[kernel.__name__]
+    kernel[(programs,)](
+        *arguments, num_warps=launch.warps, num_stages=launch.stages, **constants
+    )
 
 
 def _tiles(sizes: Sizes, dtype: torch.dtype) -> dict[str, int]:
     """Return the sizes of tiles; float32 has smaller ones, because its products use no tensor cores."""
     return dict(
         L=sizes.L,
+        P=sizes.P,
+        N=sizes.N,
         ROWS=min(sizes.L, 32 if dtype == torch.float32 else 64),
         BLOCK_P=_power_of_two(sizes.P),
         BLOCK_N=_power_of_two(sizes.N),
@@ -242,6 +289,11 @@ def _blocks(count: int, block: int) -> int:
     return (count + block - 1) // block
 
 
+def _strides(*tensors: Tensor) -> tuple[int, ...]:
+    """Return the strides of [B, T, H or G, P or N], except the last, which is 1."""
+    return tuple(stride for tensor in tensors for stride in tensor.stride()[:3])
+
+
 def _rows_contiguous(x: Tensor) -> Tensor:
     return x if x.stride(-1) == 1 else x.contiguous()
 
@@ -249,10 +301,6 @@ def _rows_contiguous(x: Tensor) -> Tensor:
 def _empty_parts(x: Tensor, parts: int) -> Tensor:
     """Return room for a gradient of x, or for parts of it in float32."""
     return x.new_empty(x.shape) if parts == 1 else x.new_empty(parts, *x.shape, dtype=torch.float32)
-
-
-def decay_like(a: Tensor, *shape: int) -> Tensor:
-    return a.new_empty(shape, dtype=torch.float32)
 
 
 def _empty_outputs(x: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -263,11 +311,11 @@ def _empty_outputs(x: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """
     sizes = Sizes.of(x, b)
     B, _, H, P, _, N, _ = sizes
-    kept = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
+    stored = torch.bfloat16 if x.dtype == torch.bfloat16 else torch.float32
     return (
         x.new_empty(x.shape),
         x.new_empty(B, H, P, N, dtype=torch.float32),
-        x.new_empty(B, sizes.K, H, P, N, dtype=kept),
+        x.new_empty(B, sizes.K, H, P, N, dtype=stored),
     )
 
 
