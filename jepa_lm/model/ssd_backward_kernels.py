@@ -60,9 +60,9 @@ def column_gradients(
         to_end = tl.exp(tl.load(decays + scalars + L - 1) - decay_earlier)
         gradient = load_state(after, chunk * H + head, p, n, P, N).to(x_rows.dtype)
         du = product(b_rows, tl.trans(gradient)) * to_end[:, None]
-        b_head = product(x_rows, gradient) * (to_end * step)[:, None]
-        tl.store(carried + scalars + earlier, tl.sum(b_rows * b_head, 1))
-        b_sum += b_head
+        by_step = tl.sum(x_rows * du, 1)
+        tl.store(carried + scalars + earlier, by_step * step)
+        b_sum += product(x_rows, gradient) * (to_end * step)[:, None]
         # Through the outputs of the chunk.
         own = tl.zeros((ROWS,), tl.float32)
         for start in range(tile * ROWS, L, INNER):
@@ -75,12 +75,13 @@ def column_gradients(
             )  # fmt: skip
             scores = product(b_rows, tl.trans(c_rows))
             du += product((scores * decay).to(dy_rows.dtype), dy_rows)
-            d_scores = product(x_rows, tl.trans(dy_rows)) * decay * step[:, None]
-            rounded = d_scores.to(c_rows.dtype)
+            d_scores = product(x_rows, tl.trans(dy_rows)) * decay
+            by_step += tl.sum(d_scores * scores, 1)
+            rounded = (d_scores * step[:, None]).to(c_rows.dtype)
             own += tl.sum(rounded * scores, 1)
             b_sum += product(rounded, c_rows)
         tl.store(within + scalars + earlier, own)
-        tl.store(direct + scalars + earlier, tl.sum(x_rows * du, 1))
+        tl.store(direct + scalars + earlier, by_step)
         store_rows(dx + head * P, earlier, p, H * P, left, P, du * step[:, None])
     store_rows(db, earlier, n, G * N, left, N, b_sum)
 
@@ -112,7 +113,6 @@ def row_gradients(
     dc += part * part_size + ((batch * T + first) * G + group) * N
     p, n = tl.arange(0, BLOCK_P), tl.arange(0, BLOCK_N)
     later = tile * ROWS + tl.arange(0, ROWS)
-    c_rows = load_rows(c, later, n, c_t, left, N)
     c_sum = tl.zeros((ROWS, BLOCK_N), tl.float32)
     share = tl.cdiv(R, parts)
     for head in range(group * R + part * share, group * R + tl.minimum(R, (part + 1) * share)):
@@ -132,6 +132,7 @@ def row_gradients(
             step = tl.load(steps + scalars + earlier)
             d_scores = product(dy_rows, tl.trans(x_rows)) * decay * step[None, :]
             c_head += product(d_scores.to(b_rows.dtype), b_rows)
+        c_rows = load_rows(c, later, n, c_t, left, N)  # again for each head: fewer registers
         tl.store(reads + scalars + later, tl.sum(c_rows * c_head, 1))
         c_sum += c_head
     store_rows(dc, later, n, G * N, left, N, c_sum)
@@ -156,7 +157,9 @@ def step_gradients(
     changes = tl.load(reads + place, held, 0.0) - tl.load(within + place, held, 0.0)
     to_end = tl.load(carried + place, held, 0.0)
     through = tl.load(kept + chunk * H + heads, heads < H, 0.0)
-    gradient = tl.cumsum(changes, 1, reverse=True) + tl.cumsum(to_end, 1) - to_end + through[:, None]
+    gradient = (
+        tl.cumsum(changes, 1, reverse=True) + tl.cumsum(to_end, 1) - to_end + through[:, None]
+    )
     step = tl.load(steps + place, held, 0.0)
     tl.store(da + chunk * H + heads, tl.sum(gradient * step, 1), heads < H)
     rate = tl.load(a + heads, heads < H, 0.0).to(tl.float32)

@@ -264,9 +264,7 @@ def _step_gradients(
 
 def _launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
     launch = LAUNCHES[kernel.__name__]
-    kernel[(programs,)](
-        *arguments, num_warps=launch.warps, num_stages=launch.stages, **constants
-    )
+    kernel[(programs,)](*arguments, num_warps=launch.warps, num_stages=launch.stages, **constants)
 
 
 def _tiles(sizes: Sizes, dtype: torch.dtype) -> dict[str, int]:
@@ -319,7 +317,9 @@ def _empty_outputs(x: Tensor, b: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     )
 
 
-SCAN = "(Tensor x, Tensor dt, Tensor a, Tensor b, Tensor c, Tensor? state) -> (Tensor, Tensor, Tensor)"
+SCAN = (
+    "(Tensor x, Tensor dt, Tensor a, Tensor b, Tensor c, Tensor? state) -> (Tensor, Tensor, Tensor)"
+)
 GRADIENTS = (
     "(Tensor x, Tensor dt, Tensor a, Tensor b, Tensor c, Tensor states, Tensor? dy, Tensor? d_last)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)"
