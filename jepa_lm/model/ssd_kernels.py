@@ -113,10 +113,9 @@ def chunk_states(
     for start in range(0, L, ROWS):
         rows = start + tl.arange(0, ROWS)
         decay = tl.load(decays + scalars + rows)
-        if BACKWARD:
-            weight = tl.exp(decay)
-        else:
-            weight = tl.exp(total - decay) * tl.load(steps + scalars + rows)
+        weight = tl.exp(decay if BACKWARD else total - decay)
+        if not BACKWARD:
+            weight *= tl.load(steps + scalars + rows)
         x_rows = load_rows(x, rows, p, x_t, T - first, P)
         b_rows = load_rows(b, rows, n, b_t, T - first, N)
         added += product(tl.trans((x_rows * weight[:, None]).to(b_rows.dtype)), b_rows)

@@ -46,12 +46,12 @@ class Launch(NamedTuple):
 
 LAUNCHES = {
     "log_decays": Launch(4, 1, 64),
-    "chunk_states": Launch(4, 2, 128),
-    "pass_states": Launch(4, 2, 64),
-    "scan_chunks": Launch(4, 2, 128),
+    "chunk_states": Launch(4, 2, 104),
+    "pass_states": Launch(4, 2, 40),
+    "scan_chunks": Launch(4, 2, 144),
     "column_gradients": Launch(4, 1, 255),
-    "row_gradients": Launch(4, 1, 255),
-    "step_gradients": Launch(4, 1, 96),
+    "row_gradients": Launch(4, 1, 232),
+    "step_gradients": Launch(4, 1, 80),
 }
 """By name of the kernel."""
 

@@ -1,8 +1,8 @@
 """Compile the SSD kernels ahead of time, on a machine without a GPU, and ask ptxas what they use.
 
-`python -m tests.model.ssd_ahead ARCH... [--shape B T H P G N]` prints a JSON list with an entry per kernel, set
-of its constants and architecture (80, 90): registers per thread, bytes spilled, shared memory. It must not run
-in Triton's interpreter.
+`python -m tests.model.ssd_ahead ARCH... [--shape B T H P G N]` prints a JSON list with an entry per
+kernel, set of its constants and architecture (80, 90): registers per thread, bytes spilled, shared memory.
+It must not run in Triton's interpreter.
 """
 
 from __future__ import annotations
@@ -85,7 +85,7 @@ def compiled(call: Call, arch: int) -> dict[str, Any]:
     return dict(
         kernel=call.kernel.__name__,
         arch=arch,
-        constants={key: value for key, value in call.constants.items()},
+        constants=call.constants,
         limit=launch.registers,
         shared=kernel.metadata.shared,
         **assembled(kernel.asm["ptx"], arch),

@@ -1,8 +1,8 @@
 """Run the SSD kernels in Triton's interpreter, which must be chosen before a kernel is defined.
 
-`python -m tests.model.ssd_interpreted NAME...` prints a JSON object: for each case of CASES, the relative error
-of each result against the recurrence in float64 and against the chunked scan in float32; for `opcheck`
-and `compile`, what they find; for `names`, the cases.
+`python -m tests.model.ssd_interpreted NAME...` prints a JSON object: for each case of CASES, the
+relative error of each result against the recurrence in float64 and against the chunked scan in the case's
+dtype; for `opcheck` and `compile`, what they find; for `names`, the cases.
 """
 
 from __future__ import annotations
