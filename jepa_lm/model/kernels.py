@@ -1,49 +1,97 @@
-"""The Triton kernels of mamba-ssm for the SSD scan, on machines that can run them."""
+"""Which implementation of the SSD scan CUDA tensors go to; elsewhere it is always the PyTorch one."""
 
 from __future__ import annotations
 
+import functools
 import importlib.util
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from jepa_lm.model.ssd_triton import MAX_WIDTH, triton_ssd
 from jepa_lm.utils.errors import UserError
 
-KERNELS = ("auto", "torch", "triton")
-TRITON_CHUNK = 256
+KERNELS = ("auto", "torch", "triton", "mamba_ssm")
+MAMBA_SSM_CHUNK = 256
 """Chunk length of mamba-ssm; its kernels tile inside a chunk."""
+MIN_CAPABILITY = (8, 0)
+"""Oldest GPUs that multiply bfloat16."""
+
+Scan = Callable[..., tuple[Tensor, Tensor]]
+"""A function of x, dt, a, b, c, state, as `jepa_lm.model.ssd.ssd`."""
 
 
 def has_triton() -> bool:
-    """Return whether mamba-ssm is installed and a CUDA device is available."""
-    return importlib.util.find_spec("mamba_ssm") is not None and torch.cuda.is_available()
+    """Return whether this package's Triton kernels can run here; PyTorch for CUDA brings triton along."""
+    return (
+        torch.cuda.is_available()
+        and torch.cuda.get_device_capability() >= MIN_CAPABILITY
+        and importlib.util.find_spec("triton") is not None
+    )
 
 
-def may_use_triton(kernel: str) -> bool:
-    """Return whether CUDA tensors go to the Triton kernels.
+def cuda_scan(kernel: str, *, head_dim: int, state_dim: int) -> Scan | None:
+    """Return the scan for CUDA tensors, or None if it is the PyTorch one.
 
     Args:
-        kernel: `auto` uses them if they can run, `torch` never does, `triton` requires them.
+        kernel: `torch` is pure PyTorch. `triton` is this package's kernels, `mamba_ssm` those of the package
+            mamba-ssm; both are required then. `auto` is `triton` where it can run, and `torch` elsewhere.
 
     Raises:
-        UserError: the name is unknown, or `triton` cannot run here.
+        UserError: the name is unknown, or what it requires cannot run here.
     """
     if kernel not in KERNELS:
         raise UserError(f"model.kernel={kernel}: one of {', '.join(KERNELS)}")
-    if kernel == "triton" and not has_triton():
+    if kernel == "torch":
+        return None
+    if kernel == "mamba_ssm":
+        return _mamba_ssm_scan()
+    fits = max(head_dim, state_dim) <= MAX_WIDTH
+    if has_triton() and fits:
+        return triton_ssd
+    if kernel == "auto":
+        return None
+    if not fits:
         raise UserError(
-            "model.kernel=triton: needs a CUDA device and the package mamba-ssm (pip install "
-            "'jepa_lm[mamba]'); model.kernel=torch runs anywhere"
+            f"model.kernel=triton: takes head_dim and state_dim up to {MAX_WIDTH}, not {head_dim} and "
+            f"{state_dim}; model.kernel=torch takes any"
         )
-    return kernel != "torch" and has_triton()
-
-
-def triton_ssd(
-    x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Compute `jepa_lm.model.ssd.ssd` with the kernels of mamba-ssm; CUDA tensors only."""
-    from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
-
-    return mamba_chunk_scan_combined(
-        x, dt, a, b, c, TRITON_CHUNK, initial_states=state, return_final_states=True
+    raise UserError(
+        "model.kernel=triton: needs a CUDA device (compute capability 8.0 or newer) and the package triton; "
+        "model.kernel=torch runs anywhere"
     )
+
+
+def _mamba_ssm_scan() -> Scan:
+    if not torch.cuda.is_available():
+        raise UserError(
+            "model.kernel=mamba_ssm: needs a CUDA device; model.kernel=torch runs anywhere"
+        )
+    scan, reason = _import_mamba_ssm()
+    if scan is None:
+        raise UserError(
+            f"model.kernel=mamba_ssm: the package mamba-ssm cannot be imported ({reason}); pip install "
+            "'jepa_lm[mamba]', or model.kernel=triton"
+        )
+
+    def run(
+        x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return scan(x, dt, a, b, c, MAMBA_SSM_CHUNK, initial_states=state, return_final_states=True)
+
+    return run
+
+
+@functools.cache
+def _import_mamba_ssm() -> tuple[Any, str]:
+    """Return mamba-ssm's scan, or None and why it cannot be imported.
+
+    Whether the package is installed says little: its compiled parts may be built for another PyTorch.
+    """
+    try:
+        from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
+    except Exception as error:
+        return None, f"{type(error).__name__}: {error}"
+    return mamba_chunk_scan_combined, ""

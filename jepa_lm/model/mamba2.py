@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jepa_lm.model.kernels import may_use_triton, triton_ssd
+from jepa_lm.model.kernels import Scan, cuda_scan
 from jepa_lm.model.layers import AlignedLinear, SquaredReluMLP, rms_norm
 from jepa_lm.model.ssd import final_state, ssd
 from jepa_lm.model.unet import UNet
@@ -85,8 +85,8 @@ class Mamba2Mixer(nn.Module):
         self.inner = int(expand * dim)
         self.heads, self.groups, self.state_dim = self.inner // head_dim, groups, state_dim
         self.chunk = chunk
-        self.triton = False
-        """True if CUDA tensors go to the kernels of mamba-ssm; set by `Mamba2.use_kernel`."""
+        self.cuda_scan: Scan | None = None
+        """The scan of CUDA tensors, if it is not the PyTorch one; set by `Mamba2.use_kernel`."""
         channels = self.inner + 2 * groups * state_dim
         self.in_proj = AlignedLinear(dim, self.inner + channels + self.heads)
         self.conv1d = nn.Conv1d(
@@ -121,8 +121,9 @@ class Mamba2Mixer(nn.Module):
     def _scan(
         self, x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor | None
     ) -> tuple[Tensor, Tensor]:
-        if self.triton and x.is_cuda:
-            return triton_ssd(x, dt, a, b, c, state)
+        # No kernel computes in float64.
+        if self.cuda_scan is not None and x.is_cuda and x.dtype != torch.float64:
+            return self.cuda_scan(x, dt, a, b, c, state)
         return ssd(x, dt, a, b, c, state, chunk=self.chunk)
 
     def scan_flops_per_token(self, seq_len: int) -> int:
@@ -272,11 +273,11 @@ class Mamba2(UNet):
         super().__init__(blocks=(block(i) for i in range(layers)), dim=dim)
 
     def use_kernel(self, kernel: str) -> None:
-        """Choose the implementation of the scan: `auto`, `torch` or `triton`, see `may_use_triton`."""
-        triton = may_use_triton(kernel)
+        """Choose the implementation of the scan on CUDA devices by name, see `cuda_scan`."""
         for module in self.modules():
             if isinstance(module, Mamba2Mixer):
-                module.triton = triton
+                head_dim = module.inner // module.heads
+                module.cuda_scan = cuda_scan(kernel, head_dim=head_dim, state_dim=module.state_dim)
 
 
 def _refuse(key: str, value: float, right: str) -> None:

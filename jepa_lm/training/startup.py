@@ -33,9 +33,10 @@ def check_processor(config: Mapping[str, Any]) -> None:
         accelerator = "gpu" if torch.cuda.is_available() else "cpu"
     if accelerator != "cpu":
         return
-    if config["model"].get("kernel") == "triton":
+    kernel = config["model"].get("kernel")
+    if kernel in ("triton", "mamba_ssm"):
         raise UserError(
-            "model.kernel=triton: needs trainer=gpu or trainer=ddp; this run is on the CPU"
+            f"model.kernel={kernel}: needs trainer=gpu or trainer=ddp; this run is on the CPU"
         )
     if trainer["precision"] == "16-mixed":  # Lightning would compute in bfloat16 there
         raise UserError("trainer.precision=16-mixed: needs a GPU; bf16-mixed or 32-true on a CPU")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from itertools import pairwise
 
 import pytest
@@ -11,8 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from jepa_lm.model import LanguageModel
-from jepa_lm.model.kernels import has_triton, may_use_triton
+from jepa_lm.model import LanguageModel, kernels
+from jepa_lm.model.kernels import cuda_scan, has_triton
 from jepa_lm.model.mamba2 import Mamba2Mixer
 from jepa_lm.utils.config import build, resolve
 from jepa_lm.utils.errors import UserError
@@ -227,7 +228,7 @@ def test_a_whole_model_compiles_without_a_graph_break(compose):
 @pytest.mark.parametrize(
     ("override", "words"),
     [
-        ("model.kernel=trition", r"model\.kernel=trition: one of auto, torch, triton"),
+        ("model.kernel=trition", r"model\.kernel=trition: one of auto, torch, triton, mamba_ssm"),
         ("model.backbone.head_dim=5", r"model\.backbone\.head_dim=5: must divide .* 32"),
         ("model.backbone.groups=3", r"model\.backbone\.groups=3: must divide the 4 heads"),
         ("model.backbone.expand=0.3", r"model\.backbone\.expand=0\.3: times model\.dim=32"),
@@ -259,23 +260,61 @@ def test_values_for_attention_are_refused(compose):
         )
 
 
-def test_triton_where_it_cannot_run_is_refused():
-    if has_triton():
-        pytest.skip("mamba-ssm's kernels can run here")
-    with pytest.raises(
-        UserError, match=r"model\.kernel=triton: needs a CUDA device and the package"
-    ):
-        may_use_triton("triton")
-    assert may_use_triton("auto") is False
-    assert may_use_triton("torch") is False
+def scan_for(kernel: str, head_dim: int = 64):
+    return cuda_scan(kernel, head_dim=head_dim, state_dim=64)
 
 
-@pytest.mark.skipif(not has_triton(), reason="needs a CUDA device and mamba-ssm")
+def test_kernels_that_cannot_run_are_refused(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(UserError, match=r"model\.kernel=triton: needs a CUDA device .* triton"):
+        scan_for("triton")
+    with pytest.raises(UserError, match=r"model\.kernel=mamba_ssm: needs a CUDA device"):
+        scan_for("mamba_ssm")
+    assert scan_for("auto") is None
+    assert scan_for("torch") is None
+
+
+def test_our_kernels_are_chosen_where_they_can_run(monkeypatch):
+    """Whatever mamba-ssm's state is."""
+    monkeypatch.setattr(kernels, "has_triton", lambda: True)
+    monkeypatch.setattr(kernels, "_import_mamba_ssm", None)
+    assert scan_for("auto") is scan_for("triton") is kernels.triton_ssd
+    assert scan_for("torch") is None
+    assert scan_for("auto", head_dim=256) is None
+    with pytest.raises(UserError, match=r"triton: takes head_dim and state_dim up to 128, not 256"):
+        scan_for("triton", head_dim=256)
+
+
+def test_why_mamba_ssm_cannot_be_imported_is_told(monkeypatch):
+    """A package that is installed may still fail, when its compiled parts fit another PyTorch."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setitem(sys.modules, "mamba_ssm", None)
+    kernels._import_mamba_ssm.cache_clear()
+    try:
+        with pytest.raises(
+            UserError, match=r"mamba-ssm cannot be imported \(ModuleNotFoundError: "
+        ):
+            scan_for("mamba_ssm")
+    finally:
+        kernels._import_mamba_ssm.cache_clear()
+
+
+def runs(kernel: str) -> bool:
+    try:
+        return scan_for(kernel) is not None
+    except UserError:
+        return False
+
+
+@pytest.mark.skipif(not has_triton(), reason="needs a CUDA device and triton")
+@pytest.mark.parametrize("kernel", ["triton", "mamba_ssm"])
 @pytest.mark.parametrize("carried", [False, True])
-def test_triton_kernels_equal_the_pure_scan(carried):
+def test_kernels_equal_the_pure_scan(kernel, carried):
+    if not runs(kernel):
+        pytest.skip(f"{kernel} cannot run here")
     pure = noisy(mixer(dim=128, state_dim=64, head_dim=64, groups=1, chunk=64)).cuda()
     fused = copy.deepcopy(pure)
-    fused.triton = True
+    fused.cuda_scan = scan_for(kernel)
     results = []
     for module in (pure, fused):
         torch.manual_seed(4)

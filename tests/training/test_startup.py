@@ -43,6 +43,7 @@ def changed(config, key, value) -> dict:
         ("temperature", -1, r"temperature=-1"),
         ("trainer.precision", "16-mixed", r"trainer\.precision=16-mixed: needs a GPU"),
         ("model.kernel", "triton", r"model\.kernel=triton: needs trainer=gpu"),
+        ("model.kernel", "mamba_ssm", r"model\.kernel=mamba_ssm: needs trainer=gpu"),
         ("trainer.log_every_n_steps", 0, r"trainer\.log_every_n_steps=0: at least 1"),
         ("trainer.val_check_interval", 0, r"trainer\.val_check_interval=0: at least 1"),
     ],
