@@ -17,7 +17,7 @@ from benchmarks.measure import Claim, at_most
 from jepa_lm.model.cross_entropy import chunked_cross_entropy
 from jepa_lm.model.heads import TanhSoftcap
 from jepa_lm.model.kernels import has_triton, triton_ssd
-from jepa_lm.model.layers import CausalSelfAttention
+from jepa_lm.model.layers import CausalSelfAttention, RotaryTables
 from jepa_lm.model.ssd import final_state, ssd, ssd_sequential
 from jepa_lm.objective.sigreg import knot_weights, statistic, statistic_reference
 from jepa_lm.optim.muon_adamw import MuonAdamW
@@ -206,10 +206,12 @@ def update(scale: Scale) -> Iterator[Claim]:
 def attention(scale: Scale) -> Iterator[Claim]:
     """Attention with grouped keys, partly rotated dims and XSA; all positions, and the last ones only."""
     dim, heads, kv_heads, rows, positions = scale.pick((512, 8, 4, 2, 1024), (32, 4, 2, 2, 16))
+    tables = RotaryTables(
+        rope_dims=dim // heads // 2, base=10_000.0, train_length=positions // 2
+    )
     layer = CausalSelfAttention(
-        dim=dim, heads=heads, kv_heads=kv_heads, rope_dims=dim // heads // 2, rope_base=10_000.0,
-        rope_train_length=positions // 2, q_gain=1.5, exclude_self=True,
-    )  # fmt: skip
+        dim=dim, heads=heads, kv_heads=kv_heads, rotary=tables, q_gain=1.5, exclude_self=True
+    )
     exact, here = copy.deepcopy(layer).double(), layer.to(scale.device)
     x = torch.randn(rows, positions, dim, dtype=torch.float64)
     readout = torch.randn_like(x)
