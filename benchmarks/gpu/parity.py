@@ -206,9 +206,7 @@ def update(scale: Scale) -> Iterator[Claim]:
 def attention(scale: Scale) -> Iterator[Claim]:
     """Attention with grouped keys, partly rotated dims and XSA; all positions, and the last ones only."""
     dim, heads, kv_heads, rows, positions = scale.pick((512, 8, 4, 2, 1024), (32, 4, 2, 2, 16))
-    tables = RotaryTables(
-        rope_dims=dim // heads // 2, base=10_000.0, train_length=positions // 2
-    )
+    tables = RotaryTables(rope_dims=dim // heads // 2, base=10_000.0, train_length=positions // 2)
     layer = CausalSelfAttention(
         dim=dim, heads=heads, kv_heads=kv_heads, rotary=tables, q_gain=1.5, exclude_self=True
     )

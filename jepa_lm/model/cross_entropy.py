@@ -24,6 +24,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from jepa_lm.model.heads import Softcap
+from jepa_lm.utils.precision import autocast_dtype
 
 CHUNK_ELEMENTS = {"cpu": 1 << 23}
 """Logits per matrix product, by device; larger products are faster up to a point."""
@@ -294,7 +295,5 @@ def _precise(dtype: torch.dtype) -> torch.dtype:
 
 def _product_type(features: Tensor) -> torch.dtype:
     """Return the dtype `F.linear` would compute in; autocast leaves float64 alone."""
-    device = features.device.type
-    if features.dtype != torch.float64 and torch.is_autocast_enabled(device):
-        return torch.get_autocast_dtype(device)
-    return features.dtype
+    dtype = autocast_dtype(features.device)
+    return features.dtype if dtype is None or features.dtype == torch.float64 else dtype

@@ -21,6 +21,7 @@ from jepa_lm.model.injector import ChunkInjector, Injected
 from jepa_lm.model.layers import SmearGate, rms_norm
 from jepa_lm.model.unet import Carry, UNet
 from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.precision import autocast_dtype
 
 
 class Mask(NamedTuple):
@@ -96,10 +97,12 @@ class LanguageModel(nn.Module):
         parameter_dtype: `bfloat16` rounds every parameter to bfloat16, at the start and after each step. The
             tensors stay float32, as do gradients, moments and averages, so scoring and export need no
             special case.
+        residual: dtype of the residual stream in mixed precision: `float32`, or `bfloat16` for autocast's
+            dtype, which halves what most kernels read and write. Without autocast it is float32.
         kernel: which implementation of the backbone, see `UNet.use_kernel`; None keeps its default.
 
     Raises:
-        UserError: a part does not fit the backbone, or an unknown parameter_dtype.
+        UserError: a part does not fit the backbone, or an unknown parameter_dtype or residual.
     """
 
     def __init__(
@@ -119,11 +122,13 @@ class LanguageModel(nn.Module):
         norm_eps: float,
         final_norm_eps: float,
         parameter_dtype: str = "float32",
+        residual: str = "float32",
         kernel: str | None = None,
     ) -> None:
         super().__init__()
-        if parameter_dtype not in ("float32", "bfloat16"):
-            raise UserError(f"model.parameter_dtype={parameter_dtype}: float32 or bfloat16")
+        for key, dtype in (("parameter_dtype", parameter_dtype), ("residual", residual)):
+            if dtype not in ("float32", "bfloat16"):
+                raise UserError(f"model.{key}={dtype}: float32 or bfloat16")
         if value_embedding is not None and not backbone.takes_values:
             raise UserError(
                 "model/value_embedding: adds to the values of attention, but this backbone has no attention; "
@@ -138,7 +143,7 @@ class LanguageModel(nn.Module):
         self.injector = injector
         self.smear = SmearGate(dim=dim) if smear_gate else None
         self.logit_bias = nn.Parameter(torch.zeros(vocab_size)) if logit_bias else None
-        self.parameter_dtype = parameter_dtype
+        self.parameter_dtype, self.residual = parameter_dtype, residual
         self.round_parameters()
 
     @torch.no_grad()
@@ -173,10 +178,18 @@ class LanguageModel(nn.Module):
         x = rms_norm(x, self.norm_eps)
         if self.smear is not None:
             x = self.smear(x)
+        x = self._as_stream(x)
         values = {} if self.value_embedding is None else self.value_embedding(inputs)
         if mask is not None:
             values = {i: v.masked_fill(mask.where[..., None], 0.0) for i, v in values.items()}
         return Embedded(x, values)
+
+    def _as_stream(self, x: Tensor) -> Tensor:
+        """Return x in the dtype of the residual stream."""
+        dtype = autocast_dtype(x.device)
+        if dtype is None or x.dtype == torch.float64:
+            return x
+        return x.to(dtype if self.residual == "bfloat16" else torch.float32)
 
     def encode(
         self, embedded: Embedded, taps: Collection[int] = (), keep_at: int | None = None
@@ -200,7 +213,7 @@ class LanguageModel(nn.Module):
         """Finish a pass from the block where it was cut."""
         done = self.backbone(carry, embedded.values, until=self.layers, taps=taps)
         injected = None if self.injector is None else self.injector(done.x)
-        hidden = done.x if injected is None else done.x + injected.addition
+        hidden = done.x if injected is None else done.x + injected.addition.to(done.x.dtype)
         final = rms_norm(hidden, self.final_norm_eps)
         return Encoded(done.x, final, done.taps, embedded, None, injected)
 

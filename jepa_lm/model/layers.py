@@ -25,8 +25,11 @@ def is_large(weight: Tensor) -> bool:
 
 
 def rms_norm(x: Tensor, eps: float = FLOAT32_EPS) -> Tensor:
-    """Return x / sqrt(mean(x^2) + eps) over the last axis, without a gain; eps is the same in bfloat16."""
-    return F.rms_norm(x, (x.shape[-1],), eps=eps)
+    """Return x / sqrt(mean(x^2) + eps) over the last axis, without a gain; eps is the same in bfloat16.
+
+    The result has the dtype of x: autocast would make it float32 on a GPU, but not on a CPU.
+    """
+    return F.rms_norm(x, (x.shape[-1],), eps=eps).to(x.dtype)
 
 
 def rotary_angles(
@@ -103,7 +106,7 @@ def exclude_self(y: Tensor, v: Tensor) -> Tensor:
         v: values [B, K, T, d]; query head h reads kv head h // (H / K).
     """
     B, H, T, d = y.shape
-    unit = F.normalize(v, dim=-1).unsqueeze(2)  # [B, K, 1, T, d]
+    unit = F.normalize(v, dim=-1).to(y.dtype).unsqueeze(2)  # [B, K, 1, T, d]
     grouped = y.reshape(B, v.shape[1], H // v.shape[1], T, d)  # [B, K, H / K, T, d]
     projection = (grouped * unit).sum(-1, keepdim=True) * unit
     return (grouped - projection).reshape(B, H, T, d)
@@ -209,7 +212,8 @@ class SquaredReluMLP(nn.Module):
         self.down = nn.Linear(hidden, dim, bias=False)
 
     def forward(self, x: Tensor) -> Tensor:
-        hidden = F.leaky_relu(self.up(x), self.negative_slope).square()
+        hidden = F.leaky_relu(self.up(x), self.negative_slope)
+        hidden = hidden * hidden  # in the dtype of the product: autocast would square in float32
         if self.inner_norm_eps is not None:
             hidden = rms_norm(hidden, self.inner_norm_eps)
         return self.down(hidden)

@@ -180,7 +180,7 @@ class Mamba2Block(nn.Module):
         """Run the block on x [B, T, D], continuing from `state`; return the output and the new state."""
         x = self._mix(x, x0)
         y, state = self.mixer(rms_norm(x, self.norm_eps), state)
-        return self._mlp(x + self.ssm_scale * y), state
+        return self._mlp(x + self.ssm_scale.to(x.dtype) * y), state
 
     def tail(self, x: Tensor, x0: Tensor, extra_value: Tensor | None, count: int) -> Tensor:
         """Return outputs of the last `count` positions, [B, count, D]; earlier ones only feed the state."""
@@ -190,16 +190,17 @@ class Mamba2Block(nn.Module):
         normed = rms_norm(x, self.norm_eps)
         state = self.mixer.absorb(normed[:, :-count])
         y, _ = self.mixer(normed[:, -count:], state)
-        return self._mlp(x[:, -count:] + self.ssm_scale * y)
+        return self._mlp(x[:, -count:] + self.ssm_scale.to(x.dtype) * y)
 
     def _mix(self, x: Tensor, x0: Tensor) -> Tensor:
-        return self.resid_mix[0] * x + self.resid_mix[1] * x0
+        mix = self.resid_mix.to(x.dtype)
+        return mix[0] * x + mix[1] * x0
 
     def _mlp(self, x: Tensor) -> Tensor:
         if self.mlp is None:
             return x
         assert self.mlp_scale is not None
-        return x + self.mlp_scale * self.mlp(rms_norm(x, self.norm_eps))
+        return x + self.mlp_scale.to(x.dtype) * self.mlp(rms_norm(x, self.norm_eps))
 
 
 class Mamba2(UNet):

@@ -46,10 +46,11 @@ class TransformerBlock(nn.Module):
     def tail(self, x: Tensor, x0: Tensor, extra_value: Tensor | None, count: int | None) -> Tensor:
         """Return outputs of the last `count` positions, [B, count, D], which attend to the earlier ones."""
         if self.resid_mix is not None:
-            x = self.resid_mix[0] * x + self.resid_mix[1] * x0
+            mix = self.resid_mix.to(x.dtype)
+            x = mix[0] * x + mix[1] * x0
         read = self.attention(rms_norm(x) * self.input_scale, extra_value, count)
-        x = x[:, -read.shape[1] :] + self.attn_scale * read
-        return x + self.mlp_scale * self.mlp(rms_norm(x) * self.input_scale)
+        x = x[:, -read.shape[1] :] + self.attn_scale.to(x.dtype) * read
+        return x + self.mlp_scale.to(x.dtype) * self.mlp(rms_norm(x) * self.input_scale)
 
 
 class Transformer(UNet):

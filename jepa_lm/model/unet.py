@@ -81,7 +81,7 @@ class UNet(nn.Module):
         x, x0, stack, tapped = carry.x, carry.x0, list(carry.stack), dict(carry.taps)
         for i in range(carry.layer, until):
             if i >= self.skips and stack:
-                x = x + self.skip_weights[i - self.skips] * stack.pop()
+                x = x + self.skip_weights[i - self.skips].to(x.dtype) * stack.pop()
             x = self.blocks[i](x, x0, extra_values.get(i)) if run is None else run(i, x, x0)
             if i < self.skips:
                 stack.append(x)

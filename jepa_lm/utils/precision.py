@@ -35,6 +35,13 @@ def resolve_precision(name: str, accelerator: str) -> str:
     return name
 
 
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """Return the dtype that autocast computes products in, or None without autocast."""
+    if device.type == "meta" or not torch.is_autocast_enabled(device.type):
+        return None
+    return torch.get_autocast_dtype(device.type)
+
+
 def full_precision(device: torch.device) -> AbstractContextManager[object]:
     """Disable autocast: bfloat16 products are too coarse for statistics and long sums."""
     return nullcontext() if device.type == "meta" else torch.autocast(device.type, enabled=False)
