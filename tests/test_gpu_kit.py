@@ -10,13 +10,14 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import benchmarks.gpu
 from benchmarks.gpu import kit
-from benchmarks.gpu.profile import Kernel, account, busy_us, kind_of
+from benchmarks.gpu.profile import Kernel, Profile, account, busy_us, kind_of
 from benchmarks.gpu.results import Results, number, table
 from benchmarks.gpu.steps import Step
 from tests.conftest import REPO
@@ -223,6 +224,28 @@ def test_figures_are_printed_with_sensible_digits(tmp_path):
         "      c  0 waits",
     ]
     assert number({"value": float("nan"), "unit": "ms"}) == "nan"
+
+
+def test_many_met_claims_share_a_row_and_failed_ones_do_not(tmp_path):
+    results = Results(tmp_path / "out.jsonl")
+    for i in range(20):
+        claim = dict(name=f"parity/{i}", value=i / 10, unit="off", target=1.8, ok=i < 19, step="x")
+        results.add(claim)
+    assert table(results).splitlines() == [
+        "ok    parity     19 claims met  the closest at 100%",
+        "FAIL  parity/19  1.9 off        target 1.8",
+    ]
+
+
+def test_a_profiler_that_fails_does_not_fail_the_run(monkeypatch):
+    def broken(*args, **settings):
+        raise RuntimeError("CUPTI is busy")
+
+    monkeypatch.setattr("benchmarks.gpu.profile.profile", broken)
+    watched = Profile(first=1, count=1)
+    watched.on_train_batch_start(SimpleNamespace(global_step=0))
+    watched.on_train_batch_end(SimpleNamespace(global_step=1))
+    assert watched.refused == "RuntimeError: CUPTI is busy"
 
 
 @pytest.mark.slow

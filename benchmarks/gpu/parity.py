@@ -68,7 +68,7 @@ def agrees(name: str, found: Values, exact: Values, tolerance: float, **details:
     """Return the claim that results agree; the value is the largest of their differences."""
     differences = [difference(a, b) for a, b in zip(found, exact, strict=True)]
     return at_most(
-        f"parity/{name}", max(differences), unit="relative difference to float64", target=tolerance,
+        f"parity/{name}", max(differences), unit="relative difference", target=tolerance,
         limit=0.0, spread=0.0, details={"each": [float(f"{d:.3g}") for d in differences], **details},
     )  # fmt: skip
 

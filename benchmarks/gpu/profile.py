@@ -62,32 +62,37 @@ class Profile(Callback):
         if trainer.global_step + 1 != self.first:
             return
         cuda = torch.cuda.is_available()
-        self._profile = profile(
-            activities=[ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU]
-        )
+        activity = ProfilerActivity.CUDA if cuda else ProfilerActivity.CPU
         _wait()
         try:
+            self._profile = profile(activities=[activity])
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
                 self._profile.start()
-        except RuntimeError as error:  # another profiler holds the device, or it may not be used
-            self._profile, self.refused = None, str(error).splitlines()[0]
+        except Exception as error:  # another profiler holds the device, or it may not be used
+            self._profile, self.refused = None, f"{type(error).__name__}: {error}"
 
     def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
         """End the record and keep the kernels."""
         if self._profile is None or trainer.global_step != self.first + self.count - 1:
             return
         _wait()
-        self._profile.stop()
-        wanted = DeviceType.CUDA if torch.cuda.is_available() else DeviceType.CPU
-        self.kernels = [
-            Kernel(event.name, event.time_range.start, event.time_range.end)
-            for event in self._profile.events() or ()
-            if event.device_type == wanted and not NOT_KERNELS.match(event.name)
-        ]
+        try:
+            self._profile.stop()
+            self.kernels = _kernels_of(self._profile)
+            self.refused = "" if self.kernels else "the profiler recorded no kernel"
+        except Exception as error:  # the times of the run are worth more than its profile
+            self.refused = f"{type(error).__name__}: {error}"
         self._profile = None
-        if not self.kernels:
-            self.refused = "the profiler recorded no kernel"
+
+
+def _kernels_of(profiled: profile) -> list[Kernel]:
+    wanted = DeviceType.CUDA if torch.cuda.is_available() else DeviceType.CPU
+    return [
+        Kernel(event.name, event.time_range.start, event.time_range.end)
+        for event in profiled.events() or ()
+        if event.device_type == wanted and not NOT_KERNELS.match(event.name)
+    ]
 
 
 def _wait() -> None:

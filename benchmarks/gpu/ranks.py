@@ -38,9 +38,9 @@ SECONDS = 90
 """For two ranks to start and to finish; a rank that fails leaves the other one waiting."""
 FIGURES = ("gradient", "update", "apart")
 UNITS = {
-    "gradient": "relative difference of the gradient to one process",
-    "update": "relative difference of the updated weights to one process",
-    "apart": "ranks whose weights differ from the first one's",
+    "gradient": "relative difference of gradients",
+    "update": "relative difference of weights",
+    "apart": "ranks with other weights",
 }
 TARGETS = {"gradient": EXACT_GRADIENT, "update": EXACT_GRADIENT, "apart": 0.0}
 
@@ -73,7 +73,7 @@ def trained(scale: Scale) -> Claim:
     backend = dist.get_backend() if dist.is_initialized() else "none"
     summary = json.loads((scale.folder / name / "summary.json").read_text(encoding="utf-8"))
     return report(
-        "ranks/ddp_1", time.perf_counter() - began, unit="s for three steps by DDP with one rank",
+        "ranks/ddp_1", time.perf_counter() - began, unit="s for 3 steps by DDP",
         limit=None, spread=0.0, details={"backend": backend, "nll": summary["val"]["nll"]},
     )  # fmt: skip
 

@@ -7,11 +7,15 @@ runs again, each of its claims replaces the earlier one of the same name, and it
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
 Line = dict[str, Any]
 DIGITS = 4
+LISTED = 12
+"""More claims than these with one first word are summed up in a row."""
+WIDEST = 44
 
 
 class Results:
@@ -76,18 +80,33 @@ def _key(line: Line) -> tuple[Any, Any]:
 
 
 def table(results: Results) -> str:
-    """Return a row per claim: verdict, name, value with its unit, target; then the steps that failed."""
-    rows = [
-        (_verdict(line), line["name"], f"{number(line)} {line['unit']}", _target(line))
-        for line in results.claims
-    ]
+    """Return a row per claim: verdict, name, value with its unit, target; then the steps that failed.
+
+    Where many claims have the same first word, those that are met share a row.
+    """
+    rows, summed = [], set()
+    many = Counter(_group(line) for line in results.claims if line["target"] is not None)
+    for line in results.claims:
+        group = _group(line)
+        if many[group] <= LISTED or line["target"] is None or not line["ok"]:
+            value = f"{number(line)} {line['unit']}"
+            rows.append((_verdict(line), line["name"], value, _target(line)))
+        elif group not in summed:
+            summed.add(group)
+            met = [c for c in results.claims if _group(c) == group and c["target"] and c["ok"]]
+            closest = max((c["value"] / c["target"] for c in met), default=0.0)
+            rows.append(("ok", group, f"{len(met)} claims met", f"the closest at {closest:.0%}"))
     rows += [("FAIL", str(line["failed"]), line["why"], "") for line in results.failures]
     name_width = max((len(row[1]) for row in rows), default=0)
-    value_width = min(48, max((len(row[2]) for row in rows), default=0))
+    value_width = min(WIDEST, max((len(row[2]) for row in rows), default=0))
     return "\n".join(
         f"{verdict:4}  {name:{name_width}}  {value:{value_width}}  {target}".rstrip()
         for verdict, name, value, target in rows
     )
+
+
+def _group(line: Line) -> str:
+    return str(line["name"]).partition("/")[0]
 
 
 def number(line: Line, key: str = "value") -> str:
