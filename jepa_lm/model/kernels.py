@@ -10,7 +10,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jepa_lm.model.ssd_triton import MAX_WIDTH, triton_ssd
+from jepa_lm.model.ssd_launch import MAX_WIDTH
+from jepa_lm.model.ssd_triton import triton_ssd
 from jepa_lm.utils.errors import UserError
 
 KERNELS = ("auto", "torch", "triton", "mamba_ssm")

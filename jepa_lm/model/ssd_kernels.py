@@ -1,4 +1,4 @@
-"""Triton kernels of the SSD scan, forward and backward; `ssd_triton` launches them.
+"""Triton kernels of the SSD scan, forward and backward; `ssd_launch` launches them.
 
 Time is cut into chunks of L positions. Within a chunk, with the cumulative log decay
 g_l = sum_{r <= l} dt_r A and the state S before the chunk:

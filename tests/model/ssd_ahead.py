@@ -22,7 +22,7 @@ from torch import Tensor
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from jepa_lm.model import ssd_triton as module
+from jepa_lm.model import ssd_launch as module
 
 PUBLISHED = (64, 1024, 20, 64, 1, 64)
 """B, T, H, P, G, N of #903."""
@@ -36,6 +36,7 @@ class Call(NamedTuple):
     kernel: Any
     arguments: tuple[Any, ...]
     constants: dict[str, Any]
+    warps: int
 
 
 def calls(shape: tuple[int, ...], dtype: torch.dtype) -> list[Call]:
@@ -43,8 +44,10 @@ def calls(shape: tuple[int, ...], dtype: torch.dtype) -> list[Call]:
     B, T, H, P, G, N = shape
     made: list[Call] = []
 
-    def launch(kernel: Any, programs: int, *arguments: Any, **constants: Any) -> None:
-        made.append(Call(kernel, arguments, constants))
+    def launch(
+        kernel: Any, programs: int, *arguments: Any, warps: int = 4, **constants: Any
+    ) -> None:
+        made.append(Call(kernel, arguments, constants, warps))
 
     with torch.device("meta"), mock.patch.object(module, "_launch", launch):
         joined = torch.empty(B, T, H * P + 2 * G * N, dtype=dtype)
@@ -80,7 +83,7 @@ def compiled(call: Call, arch: int) -> dict[str, Any]:
     kernel = triton.compile(
         ASTSource(call.kernel, signature, constants, attributes),
         target=GPUTarget("cuda", arch, 32),
-        options=dict(num_warps=launch.warps, num_stages=launch.stages),
+        options=dict(num_warps=call.warps, num_stages=launch.stages),
     )
     return dict(
         kernel=call.kernel.__name__,

@@ -23,8 +23,9 @@ import triton.language as tl
 from torch import Tensor
 from triton.runtime import interpreter
 
-from jepa_lm.model import ssd_triton as module
+from jepa_lm.model import ssd_launch as module
 from jepa_lm.model.ssd import ssd, ssd_sequential
+from jepa_lm.model.ssd_triton import triton_ssd
 
 SMALL = dict(B=1, T=20, H=2, P=3, G=1, N=5, lengths=(16,))
 CASES: dict[str, dict[str, Any]] = {
@@ -45,6 +46,10 @@ CASES: dict[str, dict[str, Any]] = {
     "a gradient without strides": SMALL | dict(used="sum"),
     "float16": SMALL | dict(T=40, H=4, G=2, dtype=torch.float16, state=True, views=True),
     "bfloat16": SMALL | dict(T=40, H=4, G=2, dtype=torch.bfloat16, state=True, views=True),
+    "tiles of the published model": SMALL
+    | dict(
+        T=200, P=64, N=64, lengths=(128,), programs=1, dtype=torch.bfloat16, state=True, views=True
+    ),
     "fault in a decay": SMALL | dict(fault="decays"),
     "fault in a state": SMALL | dict(fault="states"),
     "fault in a step's gradient": SMALL | dict(fault="steps"),
@@ -104,7 +109,7 @@ def errors(name: str) -> dict[str, dict[str, float]]:
     changes = dict(CHUNK_LENGTHS=case["lengths"])
     changes |= {key.upper(): case[key] for key in ("inner", "programs") if key in case}
     with mock.patch.multiple(module, **changes), planted(case.get("fault")):
-        got = results(module.triton_ssd, case, dtype)
+        got = results(triton_ssd, case, dtype)
     references = {
         "recurrence": results(ssd_sequential, case, torch.float64),
         "chunked": results(lambda *v: ssd(*v, chunk=16), case, dtype),
@@ -172,7 +177,7 @@ def compiled() -> dict[str, bool]:
         given = [v for v in inputs if v is not None]
 
         def loss(*inputs: Tensor | None, used: int = used) -> Tensor:
-            return module.triton_ssd(*inputs)[used].square().sum()  # type: ignore[arg-type]
+            return triton_ssd(*inputs)[used].square().sum()  # type: ignore[arg-type]
 
         step = torch.compile(loss, fullgraph=True, backend="aot_eager")
         gradients = (torch.autograd.grad(f(*inputs), given) for f in (loss, step))

@@ -18,7 +18,8 @@ import torch.nn.functional as F
 
 from jepa_lm.model.kernels import has_triton
 from jepa_lm.model.ssd import ssd_sequential
-from jepa_lm.model.ssd_triton import LAUNCHES, triton_ssd
+from jepa_lm.model.ssd_launch import LAUNCHES
+from jepa_lm.model.ssd_triton import triton_ssd
 from tests.conftest import REPO
 
 needs_triton = pytest.mark.skipif(
@@ -40,10 +41,11 @@ THOROUGH = (
     "a gradient without strides",
     "float16",
     "bfloat16",
+    "tiles of the published model",
     "fault in a state",
     "fault in a step's gradient",
 )
-LIMITS = {"float16": 3e-3, "bfloat16": 3e-2}
+LIMITS = {"float16": 3e-3, "bfloat16": 3e-2, "tiles of the published model": 3e-2}
 """Largest error relative to the largest value, where it is not that of float32."""
 LIMIT, LIMIT_OF_A = 1e-5, 1e-4
 """The gradient of a sums terms of both signs over all positions."""
