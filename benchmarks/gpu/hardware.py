@@ -25,8 +25,8 @@ PRODUCTS = {
     "pr903 logits": (8192, 8192, 336),
     "pr832 mlp up": (49_152, 1024, 512),
 }
-REPEATS = 5
 """Rows, columns and inner size of matrix products, [M, N, K]."""
+REPEATS = 5
 ATTENTION = {"pr1243": (48, 8, 4, 2048, 64), "pr832": (12, 8, 4, 4096, 64)}
 """Rows, query heads, kv heads, positions and head width."""
 BACKENDS = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION")

@@ -13,6 +13,8 @@ import torch
 from lightning.pytorch import Callback
 from torch._dynamo.utils import counters
 
+CALLERS = 5
+"""Lines of the stack that are reported for a wait."""
 PARTS = ("forward", "backward", "update")
 """Parts of a step; `update` is clipping, the optimizer and averages."""
 
@@ -30,7 +32,7 @@ class Watch(Callback):
         type(self).latest = self
         self.watched = range(first, last + 1)
         self.waits: Counter[str] = Counter()
-        """Waits in the watched steps, by the line of this project that caused them."""
+        """Waits in the watched steps, by the lines that caused them, innermost first."""
         self.graphs: dict[int, int] = {}
         """Number of graphs that were compiled in a step, for steps that compiled any."""
         self._marks: list[Any] = []
@@ -41,10 +43,13 @@ class Watch(Callback):
         """Forget what the compiler did before."""
         counters.clear()
         self._compiled = 0
-        self._mark()
+        self._marks.clear()
 
     def on_train_batch_start(self, trainer: Any, *args: Any) -> None:
-        """Begin to count waits."""
+        """Mark the start of the first step, after ghost steps, and begin to count waits."""
+        if trainer.global_step == 0:
+            self._marks.clear()
+            self._mark()
         if self._cuda and trainer.global_step + 1 in self.watched:
             self._listening = warnings.catch_warnings()
             self._listening.__enter__()
@@ -73,9 +78,9 @@ class Watch(Callback):
 
     def _heard(self, message: Any, *args: Any, **settings: Any) -> None:
         if "synchroniz" in str(message):
-            ours = [f for f in traceback.extract_stack() if "jepa_lm/" in f.filename]
-            place = ours[-1] if ours else traceback.extract_stack()[-4]
-            self.waits[f"{place.filename.rpartition('/')[2]}:{place.lineno} {place.line}"] += 1
+            calls = [f for f in traceback.extract_stack() if f.filename != __file__][-CALLERS:]
+            names = (f"{f.filename.rpartition('/')[2]}:{f.lineno} {f.line}" for f in calls)
+            self.waits[" < ".join(reversed(list(names)))] += 1
 
     def _mark(self) -> None:
         if self._cuda:

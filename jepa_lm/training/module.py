@@ -147,7 +147,7 @@ class LanguageModelTask(LightningModule):
         for name, value in {"train/ce": ce, **components, "train/loss": loss}.items():
             self.guard.see(step, name if "/" in name else f"jepa/{name}", value)
         due = step % self.trainer.log_every_n_steps == 0 and self.ends_step(batch_idx)  # type: ignore[attr-defined]
-        if due and self.clock.running:
+        if due and self.training_log.begun:  # ghost steps are not logged
             self.training_log.keep(batch, ce, loss)
         return loss if self.trainer.world_size == 1 else loss + self._touch()
 

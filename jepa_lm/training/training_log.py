@@ -27,9 +27,12 @@ class TrainingLog:
         """Gradient norm of the latest step, before clipping."""
         self._due: tuple[Batch, Tensor, Tensor] | None = None
         self._interval = (0, 0.0)
+        self.begun = False
+        """True once the run's own steps have begun."""
 
     def begin(self, step: int) -> None:
         """Start the first interval, after this many steps."""
+        self.begun = True
         self._interval = (step, time.perf_counter())
 
     def pause(self, seconds: float) -> None:

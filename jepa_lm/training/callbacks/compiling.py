@@ -6,6 +6,7 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
+import torch
 from lightning.pytorch import Callback, Trainer
 from torch._dynamo.callback import callback_handler
 
@@ -14,29 +15,57 @@ if TYPE_CHECKING:
 
 
 class ClockStopsForCompiler(Callback):
-    """Stops the progress clock while PyTorch compiles, at the start and when a phase begins later."""
+    """Stops the progress clock while PyTorch compiles, at the start and when a phase begins later.
+
+    The clock goes on when the step is over that compiled something: its first run loads the kernels and
+    tries out several variants of some, which takes seconds on a GPU.
+    """
 
     def __init__(self) -> None:
         self.seconds = 0.0
         """Seconds spent on compiling so far."""
         self._remove = ExitStack()
+        self._paused = ExitStack()
+        self._is_paused = self._in_step = False
 
     def on_train_start(self, trainer: Trainer, task: LanguageModelTask) -> None:  # type: ignore[override]
         """Register callbacks with the compiler."""
-        paused = ExitStack()
 
         def begins(args: Any) -> None:
             self._began = time.perf_counter()
-            paused.enter_context(task.not_training())
+            if not self._is_paused:
+                self._paused.enter_context(task.not_training())
+                self._is_paused = True
 
         def ends(args: Any) -> None:
-            paused.close()
             self.seconds += time.perf_counter() - self._began
+            if not self._in_step:
+                self._go_on()
 
         callback_handler.register_start_callback(begins)
         callback_handler.register_end_callback(ends)
         self._remove.callback(callback_handler.remove_start_callback, begins)
         self._remove.callback(callback_handler.remove_end_callback, ends)
+
+    def on_train_batch_start(  # type: ignore[override]
+        self, trainer: Trainer, task: LanguageModelTask, batch: Any, batch_idx: int
+    ) -> None:
+        """Note that a step is under way."""
+        self._in_step = True
+
+    def on_train_batch_end(  # type: ignore[override]
+        self, trainer: Trainer, task: LanguageModelTask, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """Go on after a step that compiled something, once the device has finished it."""
+        self._in_step = False
+        if self._is_paused:
+            if task.device.type == "cuda":
+                torch.cuda.synchronize(task.device)
+            self._go_on()
+
+    def _go_on(self) -> None:
+        self._paused.close()
+        self._is_paused = False
 
     def on_train_end(self, trainer: Trainer, task: LanguageModelTask) -> None:  # type: ignore[override]
         """Remove the callbacks."""
