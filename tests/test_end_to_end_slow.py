@@ -13,7 +13,7 @@ import time
 import pytest
 
 from jepa_lm.data.corpora import Austen
-from tests.conftest import REPO, SMALL
+from tests.conftest import FAST_MUON, REPO, SMALL
 
 pytestmark = pytest.mark.slow
 
@@ -61,7 +61,7 @@ def novel(tmp_path_factory):
 @pytest.mark.parametrize("data", ["austen", "bytes256", "byte260"])
 def test_train_export_eval_in_a_row(tmp_path, novel, data):
     words = (f"data={data}", *(() if data == "austen" else novel))
-    run("train.py", "debug=tiny", *words, f"hydra.run.dir={tmp_path}/run")
+    run("train.py", "debug=tiny", FAST_MUON, *words, f"hydra.run.dir={tmp_path}/run")
     run("export.py", f"ckpt_path={tmp_path}/run", f"hydra.run.dir={tmp_path}/export")
     args = [f"artifact_path={tmp_path}/export", f"hydra.run.dir={tmp_path}/eval"]
     printed = run("eval.py", *args, "eval.baselines=false")
@@ -75,7 +75,7 @@ def test_train_export_eval_in_a_row(tmp_path, novel, data):
 
 @pytest.mark.parametrize("preset", ["pr903_lewm_bpe", "pr903_lewm_byte"])
 def test_the_recurrent_presets_train_export_and_eval(tmp_path, novel, preset):
-    words = (f"experiment={preset}", "debug=tiny", *novel)
+    words = (f"experiment={preset}", "debug=tiny", FAST_MUON, *novel)
     printed = run("train.py", *words, f"hydra.run.dir={tmp_path}/run")
     assert "what the model writes" in printed
     run("export.py", f"ckpt_path={tmp_path}/run", f"hydra.run.dir={tmp_path}/export")
@@ -148,12 +148,7 @@ def test_ctrl_c_saves_and_resumes(tmp_path, small_text):
 
 
 def test_two_gloo_ranks_equal_one_process(tmp_path, small_text):
-    common = [
-        *SMALL,
-        f"data.path={small_text}",
-        "trainer.max_steps=20",
-        "optimizer.groups.matrices.ns_dtype=float32",
-    ]
+    common = [*SMALL, f"data.path={small_text}", "trainer.max_steps=20"]
     run("train.py", *common, f"hydra.run.dir={tmp_path}/one")
     run("train.py", *common, "trainer=ddp_sim", f"hydra.run.dir={tmp_path}/two")
     one, two = (json.loads((tmp_path / n / "summary.json").read_text()) for n in ("one", "two"))
@@ -207,6 +202,7 @@ def test_debug_modes(tmp_path, debug):
     out = run(
         "train.py",
         f"debug={debug}",
+        FAST_MUON,
         "model.dim=64",
         "model.backbone.heads=4",
         "model.backbone.kv_heads=2",

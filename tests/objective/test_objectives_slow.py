@@ -11,7 +11,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from jepa_lm.utils.config import resolve
 from jepa_lm.utils.paths import CONF
-from tests.conftest import SMALL
+from tests.conftest import FAST_MUON, SMALL
 from tests.objective.conftest import DEEP_ENOUGH
 from tests.objective.train_worker import found_in, recorded, train_all
 from tests.runs import summary
@@ -53,7 +53,6 @@ def summaries(tmp_path_factory, small_text):
                     *more,
                     *DEEP_ENOUGH.get(name, ()),
                     "trainer.max_steps=20",
-                    "optimizer.groups.matrices.ns_dtype=float32",
                     *([] if name == "none" else ["jepa.global_statistics=true"]),
                     *(equal if ranks > 1 else ()),
                     f"paths.run_dir={folder}/{name.replace('/', '-')}",
@@ -115,6 +114,7 @@ def test_a_preset_trains_without_collapse_and_exports(tmp_path, preset):
         "train.py",
         f"experiment={preset}",
         "debug=tiny",
+        FAST_MUON,
         "data.batch_tokens=512",
         "trainer.max_steps=80",
         "trainer.limit_val_batches=4",
