@@ -13,6 +13,7 @@ import time
 import pytest
 
 from jepa_lm.data.corpora import Austen
+from jepa_lm.run import evaluate
 from tests.conftest import FAST_MUON, REPO, SMALL
 
 pytestmark = pytest.mark.slow
@@ -74,7 +75,7 @@ def test_train_export_eval_in_a_row(tmp_path, novel, data):
 
 
 @pytest.mark.parametrize("preset", ["pr903_lewm_bpe", "pr903_lewm_byte"])
-def test_the_recurrent_presets_train_export_and_eval(tmp_path, novel, preset):
+def test_the_recurrent_presets_train_export_and_eval(compose, tmp_path, novel, preset):
     words = (f"experiment={preset}", "debug=tiny", FAST_MUON, *novel)
     printed = run("train.py", *words, f"hydra.run.dir={tmp_path}/run")
     assert "what the model writes" in printed
@@ -86,9 +87,9 @@ def test_the_recurrent_presets_train_export_and_eval(tmp_path, novel, preset):
     assert exported["temperature"]["tokens"] == 65_536
     quick = ("eval.baselines=false", "eval.audit=false", f"artifact_path={tmp_path}/export")
     for protocol in ("standard", "sliding", "stream"):
-        folder = f"{tmp_path}/{protocol}"
         stride = ("eval.stride=32",) if protocol == "sliding" else ()
-        run("eval.py", *quick, *stride, f"eval={protocol}", f"hydra.run.dir={folder}")
+        words = (*quick, *stride, f"eval={protocol}")
+        evaluate(compose("eval", *words, run_dir=tmp_path / protocol))
         scored = json.loads((tmp_path / protocol / "eval.json").read_text())
         assert scored["tokens"] == trained["val"]["tokens"]
         assert scored["temperature"] == exported["temperature"]["temperature"]
