@@ -100,7 +100,7 @@ def test_sigkill_then_resume_is_bit_identical(tmp_path, small_text):
     common = [
         *SMALL,
         f"data.path={small_text}",
-        "trainer.max_steps=120",
+        "trainer.max_steps=160",
         "trainer.log_every_n_steps=1",
         "checkpoint.every_n_steps=5",
     ]
