@@ -13,7 +13,8 @@ import time
 import pytest
 
 from jepa_lm.data.corpora import Austen
-from tests.conftest import REPO, SMALL
+from jepa_lm.run import evaluate
+from tests.conftest import FAST_MUON, REPO, SMALL
 
 pytestmark = pytest.mark.slow
 
@@ -61,7 +62,7 @@ def novel(tmp_path_factory):
 @pytest.mark.parametrize("data", ["austen", "bytes256", "byte260"])
 def test_train_export_eval_in_a_row(tmp_path, novel, data):
     words = (f"data={data}", *(() if data == "austen" else novel))
-    run("train.py", "debug=tiny", *words, f"hydra.run.dir={tmp_path}/run")
+    run("train.py", "debug=tiny", FAST_MUON, *words, f"hydra.run.dir={tmp_path}/run")
     run("export.py", f"ckpt_path={tmp_path}/run", f"hydra.run.dir={tmp_path}/export")
     args = [f"artifact_path={tmp_path}/export", f"hydra.run.dir={tmp_path}/eval"]
     printed = run("eval.py", *args, "eval.baselines=false")
@@ -74,8 +75,8 @@ def test_train_export_eval_in_a_row(tmp_path, novel, data):
 
 
 @pytest.mark.parametrize("preset", ["pr903_lewm_bpe", "pr903_lewm_byte"])
-def test_the_recurrent_presets_train_export_and_eval(tmp_path, novel, preset):
-    words = (f"experiment={preset}", "debug=tiny", *novel)
+def test_the_recurrent_presets_train_export_and_eval(compose, tmp_path, novel, preset):
+    words = (f"experiment={preset}", "debug=tiny", FAST_MUON, *novel)
     printed = run("train.py", *words, f"hydra.run.dir={tmp_path}/run")
     assert "what the model writes" in printed
     run("export.py", f"ckpt_path={tmp_path}/run", f"hydra.run.dir={tmp_path}/export")
@@ -86,9 +87,9 @@ def test_the_recurrent_presets_train_export_and_eval(tmp_path, novel, preset):
     assert exported["temperature"]["tokens"] == 65_536
     quick = ("eval.baselines=false", "eval.audit=false", f"artifact_path={tmp_path}/export")
     for protocol in ("standard", "sliding", "stream"):
-        folder = f"{tmp_path}/{protocol}"
         stride = ("eval.stride=32",) if protocol == "sliding" else ()
-        run("eval.py", *quick, *stride, f"eval={protocol}", f"hydra.run.dir={folder}")
+        words = (*quick, *stride, f"eval={protocol}")
+        evaluate(compose("eval", *words, run_dir=tmp_path / protocol))
         scored = json.loads((tmp_path / protocol / "eval.json").read_text())
         assert scored["tokens"] == trained["val"]["tokens"]
         assert scored["temperature"] == exported["temperature"]["temperature"]
@@ -99,7 +100,7 @@ def test_sigkill_then_resume_is_bit_identical(tmp_path, small_text):
     common = [
         *SMALL,
         f"data.path={small_text}",
-        "trainer.max_steps=120",
+        "trainer.max_steps=160",
         "trainer.log_every_n_steps=1",
         "checkpoint.every_n_steps=5",
     ]
@@ -148,12 +149,7 @@ def test_ctrl_c_saves_and_resumes(tmp_path, small_text):
 
 
 def test_two_gloo_ranks_equal_one_process(tmp_path, small_text):
-    common = [
-        *SMALL,
-        f"data.path={small_text}",
-        "trainer.max_steps=20",
-        "optimizer.groups.matrices.ns_dtype=float32",
-    ]
+    common = [*SMALL, f"data.path={small_text}", "trainer.max_steps=20"]
     run("train.py", *common, f"hydra.run.dir={tmp_path}/one")
     run("train.py", *common, "trainer=ddp_sim", f"hydra.run.dir={tmp_path}/two")
     one, two = (json.loads((tmp_path / n / "summary.json").read_text()) for n in ("one", "two"))
@@ -207,6 +203,7 @@ def test_debug_modes(tmp_path, debug):
     out = run(
         "train.py",
         f"debug={debug}",
+        FAST_MUON,
         "model.dim=64",
         "model.backbone.heads=4",
         "model.backbone.kv_heads=2",

@@ -15,6 +15,7 @@ from jepa_lm.model.roles import parameter_roles
 from jepa_lm.run import train
 from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.utils.config import build, resolve
+from tests.conftest import FAST_MUON
 
 CODECS = ["zstd", "zlib", "lzma"]
 SMALL = "quantization.rules.weights.min_values=1000"
@@ -123,7 +124,7 @@ def test_trained_models_are_predicted_within_three_percent_and_gptq_beats_roundi
     run = tmp_path / "run"
     sizes = ("model.dim=96", "model.backbone.heads=3", "model.backbone.kv_heads=1")
     budget = ("trainer.max_steps=300", "sample=false", "trainer.limit_val_batches=2")
-    train(compose("train", *sizes, *budget, run_dir=run))
+    train(compose("train", FAST_MUON, *sizes, *budget, run_dir=run))
     losses = {}
     for policy in ("int8", "int6", "int4", "int4_fp8", "int4_gptq"):
         where = tmp_path / policy

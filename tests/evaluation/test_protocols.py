@@ -350,22 +350,13 @@ def test_text_without_documents_is_not_read_by_document(recurrent, compose, monk
 @pytest.mark.parametrize(
     "protocol", [("eval=sliding",), ("eval=stream", "eval.reset=document"), ()]
 )
-def test_two_processes_give_the_score_of_one(recurrent, tmp_path, protocol):
+def test_two_processes_give_the_score_of_one(recurrent, compose, tmp_path, protocol):
     from tests.test_end_to_end_slow import run
 
-    results = []
-    for devices in (1, 2):
-        folder = tmp_path / str(devices)
-        run(
-            "eval.py",
-            f"ckpt_path={recurrent}",
-            *QUICK,
-            *protocol,
-            "device=cpu",
-            f"devices={devices}",
-            f"hydra.run.dir={folder}",
-        )
-        results.append(json.loads((folder / "eval.json").read_text()))
-    one, two = results
+    here = (f"ckpt_path={recurrent}", *protocol, "device=cpu")
+    one = result_of(compose, tmp_path, *here)
+    folder = tmp_path / "two"
+    run("eval.py", *QUICK, *here, "devices=2", f"hydra.run.dir={folder}")
+    two = json.loads((folder / "eval.json").read_text())
     assert (one["tokens"], one["bytes"]) == (two["tokens"], two["bytes"])
     assert one["nll"] == pytest.approx(two["nll"], abs=1e-6)

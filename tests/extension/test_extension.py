@@ -18,7 +18,7 @@ import torch
 from jepa_lm.objective.step_context import StepContext
 from jepa_lm.quantization.formats import unpack_parts
 from jepa_lm.schedules.clock import ProgressClock
-from tests.conftest import REPO
+from tests.conftest import FAST_MUON, REPO, STARTUP
 from tests.extension.gated_linear_attention import GatedLinearAttention
 from tests.extension.info_nce import InfoNCE
 from tests.extension.nf4 import LEVELS, NF4
@@ -28,14 +28,15 @@ SIZES = (
     "data=text", "data.tokenizer.vocab_size=400", "data.seq_len=32", "data.batch_tokens=256",
     "data.val_batch_tokens=512", "model.dim=64", "model.backbone.layers=3", "model.bigram.buckets=128",
     "trainer.max_steps=20", "trainer.precision=32-true", "trainer.log_every_n_steps=1", "sample=false",
-    "jepa.diagnostics.every=10",
+    "jepa.diagnostics.every=10", FAST_MUON,
 )  # fmt: skip
 TRUST = "trust=[gated_linear_attention,nf4]"
 
 
 def run(script: str, *words: str, cwd: Path, code: int = 0) -> str:
     """Run a command as a user would, from elsewhere; return what it printed on stderr."""
-    env = {**os.environ, "PYTHONPATH": f"{HERE}{os.pathsep}{REPO}", "OMP_NUM_THREADS": "1"}
+    paths = os.pathsep.join(map(str, (HERE, REPO, STARTUP)))
+    env = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
     command = [sys.executable, str(REPO / script), *words]
     done = subprocess.run(command, cwd=cwd, env=env, capture_output=True, text=True, timeout=300)
     assert done.returncode == code, done.stderr

@@ -1,21 +1,19 @@
-"""Objectives in separate processes: two ranks through every phase, presets without a collapse alarm."""
+"""Objectives in whole runs: two ranks through every phase, presets without a collapse alarm."""
 
 from __future__ import annotations
-
-import json
 
 import hydra
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
 
+from jepa_lm.run import export, train
 from jepa_lm.utils.config import resolve
 from jepa_lm.utils.paths import CONF
-from tests.conftest import SMALL
+from tests.conftest import FAST_MUON, SMALL
 from tests.objective.conftest import DEEP_ENOUGH
 from tests.objective.train_worker import found_in, recorded, train_all
 from tests.runs import summary
-from tests.test_end_to_end_slow import run
 
 pytestmark = pytest.mark.slow
 
@@ -53,7 +51,6 @@ def summaries(tmp_path_factory, small_text):
                     *more,
                     *DEEP_ENOUGH.get(name, ()),
                     "trainer.max_steps=20",
-                    "optimizer.groups.matrices.ns_dtype=float32",
                     *([] if name == "none" else ["jepa.global_statistics=true"]),
                     *(equal if ranks > 1 else ()),
                     f"paths.run_dir={folder}/{name.replace('/', '-')}",
@@ -109,22 +106,26 @@ PRESETS = ("pr1581_span_vicreg", "pr1243_jepardy", "pr832_byte_chunk", "pr1196_l
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_a_preset_trains_without_collapse_and_exports(tmp_path, preset):
+def test_a_preset_trains_without_collapse_and_exports(compose, tmp_path, preset):
     """Shrunk in size, not in structure, on the embedded corpus."""
-    run(
-        "train.py",
-        f"experiment={preset}",
-        "debug=tiny",
-        "data.batch_tokens=512",
-        "trainer.max_steps=80",
-        "trainer.limit_val_batches=4",
-        "jepa.diagnostics.every=10",
-        f"hydra.run.dir={tmp_path}/run",
+    train(
+        compose(
+            "train",
+            f"experiment={preset}",
+            "debug=tiny",
+            FAST_MUON,
+            "data.batch_tokens=512",
+            "trainer.max_steps=80",
+            "trainer.limit_val_batches=4",
+            "jepa.diagnostics.every=10",
+        )
     )
-    found = json.loads((tmp_path / "run" / "summary.json").read_text())
+    found = summary(tmp_path / "run")
     assert found["status"] == "finished"
     assert found["jepa"]["collapse"] is None
     warned = [w for w in found["jepa"]["warnings"] if "trunk" in w]
     assert bool(warned) == (preset == "pr832_byte_chunk")
-    quick = "export.max_tokens=8192"
-    run("export.py", f"ckpt_path={tmp_path}/run", quick, f"hydra.run.dir={tmp_path}/export")
+    quick = ("export.max_tokens=8192", "export.codecs=[zstd]")
+    where = tmp_path / "export"
+    export(compose("export", f"ckpt_path={tmp_path}/run", *quick, run_dir=where))
+    assert (where / "export.json").is_file()

@@ -17,6 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from jepa_lm.utils.config import resolve
 from jepa_lm.utils.paths import CONF
+from tests.conftest import FAST_MUON
 from tests.objective.train_worker import found_in, recorded, train_all
 
 pytestmark = pytest.mark.slow
@@ -36,7 +37,7 @@ COMMON = (
     "trainer.precision=32-true",
     f"trainer.max_steps={STEPS}",
     "trainer.limit_val_batches=1",
-    "optimizer.groups.matrices.ns_dtype=float32",
+    FAST_MUON,
     "data.val_batch_tokens=64",
     "checkpoint.every_n_steps=1000",
     "sample=false",
