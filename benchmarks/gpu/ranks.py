@@ -34,7 +34,7 @@ from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.training.module import LanguageModelTask
 
 PRESET = "pr1243_jepardy"
-SECONDS = 90
+SECONDS = 240
 """For two ranks to start and to finish; a rank that fails leaves the other one waiting."""
 FIGURES = ("gradient", "update", "apart")
 UNITS = {
