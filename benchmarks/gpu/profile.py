@@ -17,7 +17,8 @@ KINDS = {
     "nccl": r"nccl",
     "copies": r"memcpy|memset|copy_kernel|direct_copy",
     "attention": r"flash|fmha|sdpa|attention",
-    "scan": r"chunk_scan|chunk_state|state_passing|bmm_chunk|chunk_cumsum",
+    "scan": r"log_decays|pass_states|scan_chunks|(column|row|step)_gradients|chunk_scan|chunk_state"
+    r"|state_passing|bmm_chunk|chunk_cumsum",
     "gemm": r"gemm|cutlass|nvjet|xmma|cublas|gemv|splitk|triton_tem|triton_mm|aten::(addmm|b?mm|baddbmm)$",
     "foreach": r"multi_tensor_apply|_foreach_",
     "elementwise": r"^triton_|elementwise|reduce|vectorized|softmax|norm|index|scatter|gather|cat|fill"

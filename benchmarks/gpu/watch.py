@@ -77,7 +77,7 @@ class Watch(Callback):
             self._compiled = compiled
 
     def _heard(self, message: Any, *args: Any, **settings: Any) -> None:
-        if "synchroniz" in str(message):
+        if "called a synchronizing" in str(message):
             calls = [f for f in traceback.extract_stack() if f.filename != __file__][-CALLERS:]
             names = (f"{f.filename.rpartition('/')[2]}:{f.lineno} {f.line}" for f in calls)
             self.waits[" < ".join(reversed(list(names)))] += 1

@@ -190,10 +190,13 @@ class AlignedLinear(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         """[..., in] -> [..., out]."""
-        if not x.is_cuda:
-            return super().forward(x)
-        padded = F.pad(self.weight, (0, 0, 0, -self.out_features % 64))
-        return F.linear(x, padded)[..., : self.out_features]
+        return aligned_product(x, self.weight) if x.is_cuda else super().forward(x)
+
+
+def aligned_product(x: Tensor, weight: Tensor) -> Tensor:
+    """Return x weight^T, as the first columns of a product with a multiple of 64 columns."""
+    columns = len(weight)
+    return F.linear(x, F.pad(weight, (0, 0, 0, -columns % 64)))[..., :columns]
 
 
 class SquaredReluMLP(nn.Module):

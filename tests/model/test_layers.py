@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 
 import pytest
@@ -15,12 +16,14 @@ from jepa_lm.model.layers import (
     RotaryTables,
     SmearGate,
     SquaredReluMLP,
+    aligned_product,
     apply_rotary,
     exclude_self,
     rms_norm,
     rotary_angles,
 )
 from jepa_lm.model.unet import Carry, UNet
+from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.utils.config import resolve
 from jepa_lm.utils.errors import UserError
 
@@ -101,6 +104,56 @@ def test_rotary_scores_depend_on_distance_alone():
     for offset in range(1, 11):
         diagonal = torch.diagonal(scores, -offset)
         torch.testing.assert_close(diagonal, diagonal[0].expand_as(diagonal), rtol=1e-4, atol=1e-5)
+
+
+def test_rotary_tables_are_made_once_for_all_copies_and_few_are_kept():
+    tables = RotaryTables(rope_dims=8, base=100.0, train_length=16)
+    cos, sin = tables(20, CPU)
+    wanted = rotary_angles(20, 8, base=100.0, train_length=16, device=CPU)
+    assert torch.equal(cos, wanted[0])
+    assert torch.equal(sin, wanted[1])
+    assert copy.deepcopy(tables)(20, CPU)[0] is cos
+    for length in range(1, 3 * RotaryTables.KEPT):
+        tables(length, CPU)
+    assert len(tables._tables) <= RotaryTables.KEPT
+
+
+def test_a_compiled_pass_keeps_no_tables(monkeypatch):
+    """It would be compiled again as soon as there were some."""
+    tables = RotaryTables(rope_dims=8, base=100.0, train_length=None)
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: True)
+    tables(20, CPU)
+    assert not tables._tables
+
+
+def test_a_product_of_aligned_width_is_the_product():
+    torch.manual_seed(0)
+    x, weight = (
+        torch.randn(*shape, dtype=torch.float64).requires_grad_() for shape in ((2, 3, 8), (70, 8))
+    )
+    found, wanted = aligned_product(x, weight), x @ weight.T
+    assert found.shape == wanted.shape
+    torch.testing.assert_close(found, wanted)
+    for a, b in zip(
+        *(torch.autograd.grad(y.square().sum(), (x, weight)) for y in (found, wanted)), strict=True
+    ):
+        torch.testing.assert_close(a, b)
+
+
+@pytest.mark.parametrize("overrides", [(), ("model=mamba2",)], ids=["transformer", "mamba2"])
+@pytest.mark.parametrize(
+    ("residual", "dtype"), [("float32", torch.float32), ("bfloat16", torch.bfloat16)]
+)
+def test_the_residual_stream_has_its_dtype_in_mixed_precision_alone(
+    small, overrides, residual, dtype
+):
+    model = LanguageModelTask(resolve(small(*overrides, f"model.residual={residual}"))).model
+    ids = torch.randint(400, (2, 16))
+    assert model.encode(model.embed(ids)).last.dtype == torch.float32
+    with torch.autocast("cpu", torch.bfloat16):
+        encoded = model.encode(model.embed(ids))
+    assert encoded.last.dtype == encoded.final.dtype == dtype
+    assert model.double().encode(model.embed(ids)).last.dtype == torch.float64
 
 
 def test_rotary_base_grows_only_past_the_training_length():

@@ -33,11 +33,11 @@ PHASED = {
     "pr1581_span_vicreg": ("quantization.training.lr_below=0.5", "optimizer.schedule.lr.steps=8"),
     "pr1243_jepardy": ("quantization.training.lr_below=0.5", "optimizer.schedule.lr.steps=8"),
     "pr832_byte_chunk": ("jepa.when_zero=skip",),
-    "pr1196_llm_jepa": ("jepa.schedule.steps=4",),
+    "pr1196_llm_jepa": ("jepa.schedule.steps=3",),
     "pr903_lewm_bpe": (),
     "pr903_lewm_byte": (),
 }
-"""Presets, with settings that give each of their phases some of 12 steps."""
+"""Presets, with settings that give each of their phases some of 8 steps."""
 PHASES = {"pr1581_span_vicreg": 2, "pr832_byte_chunk": 2, "pr1196_llm_jepa": 2}
 """Forms of the loss, with and without the objective; one elsewhere."""
 
@@ -95,10 +95,10 @@ def test_a_preset_is_compiled_once_for_each_phase(compose, monkeypatch, preset):
         "debug=tiny",
         "compile=true",
         f"data.seq_len={T}",
-        "trainer.max_steps=12",
+        "trainer.max_steps=8",
         "trainer.accumulate_grad_batches=2",
         "trainer.limit_val_batches=1",
-        "jepa.diagnostics.every=5",
+        "jepa.diagnostics.every=6",
         "average.decay=0.9",
         "sample=false",
         *PHASED[preset],

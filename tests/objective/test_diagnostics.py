@@ -132,6 +132,22 @@ def test_measuring_is_no_training_time(small, tmp_path, monkeypatch):
     assert summary(tmp_path / "run")["seconds"] > 0
 
 
+def test_a_measurement_reads_few_tokens_but_two_rows(small, tmp_path, monkeypatch):
+    """A whole micro-batch of a GPU would take more memory than training."""
+    read = []
+
+    def measure(self, model, batch, step_context, *, step, ce_weight):
+        read.append({name: len(ids) for name, ids in batch.items()})
+        return []
+
+    monkeypatch.setattr(ObjectiveMonitor, "measure", measure)
+    for tokens in (100, 10):
+        monkeypatch.setattr("jepa_lm.training.callbacks.monitor.TOKENS", tokens)
+        sizes = ("trainer.max_steps=1", "jepa.diagnostics.every=1")  # of 8 rows of 32 tokens
+        train(small("objective=lewm", *sizes, run_dir=tmp_path / str(tokens)))
+    assert read == [{"inputs": 3, "targets": 3}, {"inputs": 2, "targets": 2}]
+
+
 @pytest.mark.parametrize("added", [("objective=lewm", "jepa.weight=5"), ("z_loss_weight=0.5",)])
 def test_validation_holds_no_added_loss(small, tmp_path, added):
     """Validation reports the model's cross entropy, whatever loss it was trained with."""
