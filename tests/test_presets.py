@@ -40,6 +40,7 @@ TRUNK = {
     "model.softcap.cap": 30.0,
     "model.backbone.rope_base": 10000.0,
     "model.embedding.std": 0.005,
+    "model.residual": "bfloat16",
     "trainer.max_time": 600,
     "ce_weight": 1.0,
     f"{MUON}.algorithm": "muon",
@@ -435,12 +436,22 @@ LEWM_SIZES: dict[str, dict[str, Any]] = {
 }
 
 
+OPTIONAL = {"model.value_embedding", "model.bigram"}
+"""Parts that are absent from a config that does not choose them."""
+
+
 def at(config: dict[str, Any], key: str) -> Any:
     node: Any = config
     *parts, last = key.split(".")
     for part in parts:
         node = node[part]
-    return node.get(last)  # an optional part that was not chosen is absent
+    return node.get(last) if key in OPTIONAL else node[last]
+
+
+def wrong_numbers(config: dict[str, Any], preset: str) -> dict[str, Any]:
+    """Return what a config has and what it should have, by the keys that are wrong."""
+    found = {key: (at(config, key), value) for key, value in TABLES[preset].items()}
+    return {key: pair for key, pair in found.items() if pair[0] != pair[1]}
 
 
 TABLES = {name: TRUNK | table for name, table in SYSTEMS.items()} | {
@@ -463,8 +474,7 @@ def test_eight_gpus_draw_as_many_span_sets_as_eight_micro_batches(compose):
 def test_a_preset_has_every_published_number(compose, preset):
     config = resolve(compose("train", f"experiment={preset}"))
     check(config)
-    wrong = {k: (at(config, k), v) for k, v in TABLES[preset].items() if at(config, k) != v}
-    assert wrong == {}
+    assert wrong_numbers(config, preset) == {}
 
 
 UNKNOWN = ("pr1581_span_vicreg", "pr1196_llm_jepa", "pr903_lewm_bpe", "pr903_lewm_byte")
@@ -476,11 +486,13 @@ def test_a_number_of_shards_that_nobody_published_is_said_to_be_unknown(preset):
     assert ("published run read is unknown" in said) == (preset in UNKNOWN)
 
 
-def test_a_wrong_number_would_be_seen(compose):
-    """Planted bug: the right shapes and a wrong learning rate."""
-    wrong = f"{MUON}.lr=0.02"
-    config = resolve(compose("train", "experiment=pr1243_jepardy", wrong))
-    assert at(config, f"{MUON}.lr") != SYSTEMS["pr1243_jepardy"][f"{MUON}.lr"]
+def test_a_wrong_number_would_be_seen(compose, monkeypatch):
+    """Planted bugs: the right shapes and a wrong learning rate, and a key that no config has."""
+    config = resolve(compose("train", "experiment=pr1243_jepardy", f"{MUON}.lr=0.02"))
+    assert wrong_numbers(config, "pr1243_jepardy") == {f"{MUON}.lr": (0.02, 0.025)}
+    monkeypatch.setitem(TABLES["pr1243_jepardy"], f"{MUON}.learning_rate", None)
+    with pytest.raises(KeyError):
+        wrong_numbers(config, "pr1243_jepardy")
 
 
 def test_the_isolation_lane_is_1243_on_bytes(compose):
