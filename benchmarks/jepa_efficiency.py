@@ -13,9 +13,8 @@ import torch
 from benchmarks.measure import Claim, at_most, interleaved
 from benchmarks.models import compose
 from jepa_lm.objective import StepContext
-from jepa_lm.objective.flops import objective_flops_per_token
 from jepa_lm.schedules.clock import ProgressClock
-from jepa_lm.training.flops import model_flops_per_token
+from jepa_lm.training.flops import flops_per_token
 from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.utils.config import resolve
 from jepa_lm.utils.precision import AUTOCAST, resolve_precision
@@ -62,9 +61,7 @@ def step_of(task: LanguageModelTask) -> Callable[[], None]:
 
 def flops(task: LanguageModelTask) -> int:
     """Return the FLOPs per token, including the objective's."""
-    seq_len = task.config["data"]["seq_len"]
-    model = model_flops_per_token(task.model, seq_len)
-    return model + objective_flops_per_token(task.model, task.objective, seq_len)
+    return sum(flops_per_token(task).values())
 
 
 def claims() -> Iterator[Claim]:

@@ -6,6 +6,7 @@ The last version with the old names made the files in `former/` from the overrid
 from __future__ import annotations
 
 import csv
+import inspect
 import json
 import shutil
 from pathlib import Path
@@ -26,7 +27,7 @@ from jepa_lm.study.runs import Run
 from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.utils.config import check, resolve
 from jepa_lm.utils.errors import UserError
-from jepa_lm.utils.former_names import FORMER, first, modern, modern_states
+from jepa_lm.utils.former_names import ADDED, FORMER, first, modern, modern_states
 from jepa_lm.utils.provenance import config_hash
 from tests.runs import rows, summary
 
@@ -50,6 +51,19 @@ def test_every_class_is_where_the_table_says():
         get_class(today)
     with_former_names = first(modern({name: {"_target_": name} for name in FORMER}))
     assert with_former_names == {name: {"_target_": name} for name in FORMER}
+
+
+def test_a_setting_that_was_added_later_changes_no_hash_until_it_is_used():
+    from hydra.utils import get_class
+
+    for name, implied in ADDED.items():
+        before = {"model": [{"_target_": name, "dim": 8}]}
+        assert first(modern(before)) == before
+        assert modern(before)["model"][0] == {"_target_": name, "dim": 8, **implied}
+        for key, value in implied.items():
+            assert inspect.signature(get_class(name)).parameters[key].default == value
+            used = {"_target_": name, key: "another"}
+            assert first(modern(used))[key] == modern(used)[key] == "another"
 
 
 def test_a_checkpoint_goes_on_as_it_would_have(compose, tmp_path):

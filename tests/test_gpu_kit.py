@@ -6,6 +6,7 @@ import importlib
 import json
 import os
 import pkgutil
+import signal
 import subprocess
 import sys
 import time
@@ -46,6 +47,14 @@ elif name == "hang":
     (folder / "child").write_text(str(child.pid))
     time.sleep(60)
 """
+
+
+@pytest.fixture(autouse=True)
+def handlers():
+    """The kit is a program: it sets a handler for SIGTERM, which later tests must not inherit."""
+    before = signal.getsignal(signal.SIGTERM)
+    yield
+    signal.signal(signal.SIGTERM, before)
 
 
 @pytest.fixture

@@ -18,8 +18,8 @@ from jepa_lm.schedules.clock import ProgressClock
 ATTENTION = {torch.ops.aten.bmm, torch.ops.aten.baddbmm}
 """Batched products: those of attention count half because of causality, those of a scan in full."""
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
-ROWS = 2
-"""Rows of the counted batch; regularizers over rows need at least two."""
+FEWEST_ROWS = 2
+"""Regularizers over rows need at least two."""
 
 
 def _shapes(module: AnyModule) -> AnyModule:
@@ -33,16 +33,19 @@ def _shapes(module: AnyModule) -> AnyModule:
 
 
 def objective_flops_per_token(
-    model: LanguageModel, objective: LatentPrediction | None, seq_len: int
+    model: LanguageModel, objective: LatentPrediction | None, seq_len: int, rows: int
 ) -> int:
     """Return the training FLOPs that an active objective adds per token of the main pass.
 
     Everything runs on PyTorch's meta device, so this takes about a second and no memory.
+
+    Args:
+        rows: of a micro-batch: a loss that compares rows with each other costs more, the more there are.
     """
     if objective is None or not objective.weight:
         return 0
     model, objective = _shapes(model), _shapes(objective)
-    inputs = torch.zeros(ROWS, seq_len, dtype=torch.long, device="meta")
+    inputs = torch.zeros(max(rows, FEWEST_ROWS), seq_len, dtype=torch.long, device="meta")
     batch = {"inputs": inputs, "targets": inputs}
     step_context = StepContext(ProgressClock(max_steps=1, max_time=None))
     needs = objective.main_needs(model)

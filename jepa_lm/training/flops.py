@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import torch
 from torch import nn
 
 from jepa_lm.model.layers import CausalSelfAttention
@@ -43,12 +44,23 @@ def model_flops_per_token(model: nn.Module, seq_len: int) -> int:
     return 3 * (2 * matrices + attention + scans)
 
 
+def micro_batch_rows(config: dict[str, Any]) -> int:
+    """Return the rows of a rank's micro-batch; devices that are not counted are this machine's."""
+    data, trainer = config["data"], config["trainer"]
+    devices = trainer["devices"]
+    if not isinstance(devices, int) or devices < 1:
+        devices = max(1, torch.cuda.device_count())
+    parts = devices * trainer["num_nodes"] * trainer["accumulate_grad_batches"]
+    return max(1, data["batch_tokens"] // (data["seq_len"] * parts))
+
+
 def flops_per_token(task: LanguageModelTask) -> dict[str, int]:
     """Return training FLOPs per token of the model and of the objective."""
     config, seq_len = task.config, task.config["data"]["seq_len"]
-    decides = json.dumps([config["model"], config["jepa"], seq_len], sort_keys=True)
+    rows = micro_batch_rows(config)
+    decides = json.dumps([config["model"], config["jepa"], seq_len, rows], sort_keys=True)
     if decides not in _counted:  # takes a second, and jobs of a sweep often share it
-        _counted[decides] = objective_flops_per_token(task.model, task.objective, seq_len)
+        _counted[decides] = objective_flops_per_token(task.model, task.objective, seq_len, rows)
     return {"model": model_flops_per_token(task.model, seq_len), "objective": _counted[decides]}
 
 

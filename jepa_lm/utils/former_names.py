@@ -1,12 +1,13 @@
-"""Former names of classes, so that files written with them can still be read.
+"""What configs looked like before, so that files written then can still be read.
 
 Class paths are stored on disk: as `_target_` in checkpoints, in records of runs and in users' YAML. Config
-hashes use the first name of each class, so that they do not change when a class is renamed.
+hashes use the first name of each class, so that they do not change when a class is renamed, and leave out
+a setting that was added later, where it says what the class did before.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 _SCHEDULES = (
@@ -34,6 +35,12 @@ FORMER = {
 FIRST = {today: first for first, today in FORMER.items()}
 
 
+ADDED: dict[str, dict[str, Any]] = {
+    "jepa_lm.model.LanguageModel": {"residual": "float32"},
+}
+"""Settings that classes got later, by class, with the values that files without them imply."""
+
+
 FORMER_STATES = {
     "skipped": ("FiniteGuard", "skipped"),
     "stored_since": ("QuantizationAwareTraining", "first_step"),
@@ -57,21 +64,31 @@ def modern_states(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 
 def modern(node: Any) -> Any:
-    """Return a config with the current names of its classes."""
-    return _renamed(node, FORMER)
+    """Return a config with the current names of its classes, and all of their settings."""
+    return _changed(node, lambda target, found: {**ADDED.get(target, {}), **found}, FORMER)
 
 
 def first(node: Any) -> Any:
-    """Return a config with the first names of its classes."""
-    return _renamed(node, FIRST)
+    """Return a config with the first names of its classes, and without later settings that change nothing."""
+
+    def without(target: str, found: dict[str, Any]) -> dict[str, Any]:
+        implied = ADDED.get(target, {})
+        return {k: v for k, v in found.items() if k not in implied or v != implied[k]}
+
+    return _changed(node, without, FIRST)
 
 
-def _renamed(node: Any, names: Mapping[str, str]) -> Any:
-    if isinstance(node, Mapping):
-        return {
-            key: names.get(value, value)
-            if key == "_target_" and isinstance(value, str)
-            else _renamed(value, names)
-            for key, value in node.items()
-        }
-    return [_renamed(entry, names) for entry in node] if isinstance(node, list) else node
+def _changed(
+    node: Any, settings: Callable[[str, dict[str, Any]], dict[str, Any]], names: Mapping[str, str]
+) -> Any:
+    """Return a copy with other settings and other names of classes."""
+    if isinstance(node, list):
+        return [_changed(entry, settings, names) for entry in node]
+    if not isinstance(node, Mapping):
+        return node
+    found = {key: _changed(value, settings, names) for key, value in node.items()}
+    target = found.get("_target_")
+    if not isinstance(target, str):
+        return found
+    found = settings(target, found)
+    return {**found, "_target_": names.get(target, target)}
