@@ -26,7 +26,7 @@ from jepa_lm.training.flops import sizes
 from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.training.resume import go_on
 from jepa_lm.training.run_folder import SUMMARY, Record, claimed, keep_overrides
-from jepa_lm.training.startup import check_devices, check_start, tell_limits
+from jepa_lm.training.startup import check_devices, check_start, has_cpp_compiler, tell_limits
 from jepa_lm.training.summary import announce, show, summarize
 from jepa_lm.training.trainer import make_trainer, quiet_lightning
 from jepa_lm.utils.collectives import maximum
@@ -108,6 +108,9 @@ def _settle(config: dict[str, Any]) -> None:
     check_devices(budget)
     if config["compile"] is None:
         config["compile"] = budget["accelerator"] != "cpu"
+    if config["compile"] and budget["accelerator"] == "cpu" and not has_cpp_compiler():
+        warn("compile=true: needs a C++ compiler (g++, or the one that CXX names); not compiled")
+        config["compile"] = False
 
 
 def _run(

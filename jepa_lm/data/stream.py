@@ -140,5 +140,6 @@ class TrainBatches(torch.utils.data.IterableDataset[Batch]):
         index = self.first
         while True:
             batch = self.order.batch(self.stream, index)
-            yield {k: t.pin_memory() for k, t in batch.items()} if self.pin else batch
+            # A copy from page-locked memory is asynchronous only if it is contiguous.
+            yield {k: t.contiguous().pin_memory() for k, t in batch.items()} if self.pin else batch
             index += 1

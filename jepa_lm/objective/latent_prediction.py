@@ -28,19 +28,19 @@ from jepa_lm.objective.context import Context
 from jepa_lm.objective.diagnostics import MonitorSettings
 from jepa_lm.objective.normalisations import Normalisation
 from jepa_lm.objective.passes import MainPass, kept_block, limit_reach
+from jepa_lm.objective.placebo import PLACEBO, of_another_row, other_rows
 from jepa_lm.objective.predictors import Predictor
 from jepa_lm.objective.regularizers import Regularizer
-from jepa_lm.objective.step_context import Draws, StepContext, draw_now, on_device
+from jepa_lm.objective.step_context import Draws, StepContext
 from jepa_lm.objective.targets import Target
 from jepa_lm.objective.views import RandomView, View
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.schedules.factors import Schedule
-from jepa_lm.utils.errors import EveryRankError, UserError
+from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.precision import full_precision
 
 DRAWS = ("shared", "per_rank")
 WHEN_ZERO = ("skip", "multiply")
-PLACEBO = "placebo"
 
 
 @dataclass
@@ -242,7 +242,7 @@ class LatentPrediction(nn.Module):
             if isinstance(view, RandomView):
                 places[place] = view.draw(inputs.shape, views, place, inputs.device)
         if self.placebo:
-            places[PLACEBO] = _other_rows(len(inputs), views, inputs.device)
+            places[PLACEBO] = other_rows(len(inputs), views, inputs.device)
         for name, part in self._regularizing():
             if part.tensor in self.latents:
                 places[name] = part.draw(self.latents[part.tensor], rest, inputs.device)
@@ -276,7 +276,7 @@ class LatentPrediction(nn.Module):
             context = project(context)
         target = self.target(model, read, project)
         if self.placebo:
-            target = _of_another_row(target, step_context.at(PLACEBO))
+            target = of_another_row(target, step_context.at(PLACEBO))
         pairs = [
             Pair(p.prediction.float(), p.target.float(), p.context.float(), p.weight)
             for p in self.alignment(self.predictor, context, target, masked)
@@ -327,23 +327,6 @@ class LatentPrediction(nn.Module):
         """Update the copies that follow the model. Called once after each optimizer step."""
         if self.weight:
             self.target.after_step(model, self.projector, clock)
-
-
-def _of_another_row(target: Tensor, step_context: StepContext) -> Tensor:
-    """Return latents [B, N, D] with their rows rotated by a random shift of 1 to B - 1."""
-    (order,) = step_context.drawn or draw_now(_other_rows, len(target), step_context, target.device)
-    return target[order]
-
-
-def _other_rows(rows: int, step_context: StepContext, device: torch.device) -> Draws:
-    """Draw the row whose target each row gets, [B]."""
-    if rows < 2:
-        raise EveryRankError(
-            "jepa.placebo=true: each row gets the target of another row, so a micro-batch needs at least two "
-            "sequences; raise data.batch_tokens or lower trainer.accumulate_grad_batches"
-        )
-    shift = torch.randint(1, rows, (1,), generator=step_context.generator(0, PLACEBO))
-    return (on_device((torch.arange(rows) + shift) % rows, device),)
 
 
 def _once(project: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import shlex
+import shutil
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -58,6 +62,13 @@ def check_devices(settings: dict[str, Any]) -> None:
         )
     if isinstance(wanted, int) and wanted > found:
         raise UserError(f"trainer.devices={wanted}: PyTorch finds {found} on this machine")
+
+
+def has_cpp_compiler() -> bool:
+    """Return whether this machine can compile what `torch.compile` writes for a CPU."""
+    usual = "clang++" if sys.platform == "darwin" else "g++"
+    named = shlex.split(os.environ.get("CXX", ""))
+    return shutil.which(named[0] if named else usual) is not None
 
 
 def tell_limits(config: Mapping[str, Any]) -> None:

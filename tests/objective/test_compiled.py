@@ -80,6 +80,7 @@ def graphs_of(config, monkeypatch) -> int:
     torch._dynamo.reset()
     counters.clear()
     monkeypatch.setattr(torch, "compile", lambda f: compile_(f, backend="eager"))
+    monkeypatch.setattr(training, "has_cpp_compiler", lambda: True)
     train(config)
     assert not counters["graph_break"]
     return counters["stats"]["unique_graphs"]
@@ -151,6 +152,7 @@ def compiled_run(small, monkeypatch, tmp_path) -> dict:
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", lambda f: compile_(f, backend=slow))
     monkeypatch.setattr(training, "ProgressClock", partial(ProgressClock, now=clock))
+    monkeypatch.setattr(training, "has_cpp_compiler", lambda: True)
     train(small("compile=true", "objective=patch", "trainer.max_steps=3"))
     return json.loads((tmp_path / "run" / "summary.json").read_text())
 
@@ -174,6 +176,7 @@ def test_nor_is_the_rest_of_a_step_that_compiled(small, monkeypatch, tmp_path):
     monkeypatch.setattr(torch, "compile", lambda f: compile_(f, backend="eager"))
     monkeypatch.setattr(MuonAdamW, "step", slow)
     monkeypatch.setattr(training, "ProgressClock", partial(ProgressClock, now=clock))
+    monkeypatch.setattr(training, "has_cpp_compiler", lambda: True)
     train(small("compile=true", "objective=patch", "trainer.max_steps=3"))
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert clock.now > 1e6
@@ -188,6 +191,13 @@ def test_a_clock_that_runs_on_would_be_seen(small, monkeypatch, tmp_path):
         "jepa_lm.training.callbacks.compiling.ClockStopsForCompiler.on_train_start", lambda *a: None
     )
     assert compiled_run(small, monkeypatch, tmp_path)["seconds"] > 1e6
+
+
+def test_without_a_compiler_a_cpu_goes_on_uncompiled(small, monkeypatch, tmp_path, capsys):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    train(small("compile=true", "trainer.max_steps=1"))
+    assert json.loads((tmp_path / "run" / "summary.json").read_text())["compiled"] is False
+    assert capsys.readouterr().err.count("needs a C++ compiler") == 1
 
 
 def test_on_a_cpu_nothing_is_compiled_unless_asked(small, tmp_path):

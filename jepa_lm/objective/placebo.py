@@ -1,0 +1,29 @@
+"""The placebo: targets of other rows, which cannot be predicted, in place of a row's own."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from jepa_lm.objective.step_context import Draws, StepContext, draw_now, on_device
+from jepa_lm.utils.errors import EveryRankError
+
+PLACEBO = "placebo"
+"""Place of its draws in a step context."""
+
+
+def of_another_row(target: Tensor, step_context: StepContext) -> Tensor:
+    """Return latents [B, N, D] with their rows rotated by a random shift of 1 to B - 1."""
+    (order,) = step_context.drawn or draw_now(other_rows, len(target), step_context, target.device)
+    return target[order]
+
+
+def other_rows(rows: int, step_context: StepContext, device: torch.device) -> Draws:
+    """Draw the row whose target each row gets, [B]."""
+    if rows < 2:
+        raise EveryRankError(
+            "jepa.placebo=true: each row gets the target of another row, so a micro-batch needs at least two "
+            "sequences; raise data.batch_tokens or lower trainer.accumulate_grad_batches"
+        )
+    shift = torch.randint(1, rows, (1,), generator=step_context.generator(0, PLACEBO))
+    return (on_device((torch.arange(rows) + shift) % rows, device),)
