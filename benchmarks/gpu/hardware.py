@@ -1,4 +1,4 @@
-"""Step 0: versions, and the ceilings of this machine at the shapes of the published systems."""
+"""Versions, and the ceilings of this machine at the shapes of the published systems."""
 
 from __future__ import annotations
 

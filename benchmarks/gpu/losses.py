@@ -118,9 +118,12 @@ def _loss(
     device, clock = next(task.parameters()).device, step_clock()
     task.zero_grad()
     here = {name: ids.to(device) for name, ids in batch.items()}
+    assert task.objective is not None
+    for length in {here["inputs"].shape[1], *task.objective.lengths(here["inputs"].shape[1])}:
+        task.model.backbone.keep_tables(length, device)
+    context = task.objective.draw(here["inputs"], StepContext(clock))  # as in `training_step`
     with torch.autocast(device.type, dtype, enabled=dtype is not None):
-        loss, _, components = task.losses(here, StepContext(clock))
-        assert task.objective is not None
+        loss, _, components = task.losses(here, context)
         loss = loss + task.objective.total(components, clock)
     loss.backward()
     gradients = [p.grad.flatten() for p in task.parameters() if p.grad is not None]

@@ -1,4 +1,4 @@
-"""Step 1: every fast path on the device against float64 on the CPU.
+"""Every fast path on the device against float64 on the CPU.
 
 Differences are relative: |a - b| / |b|, in the 2-norm over all values of a result.
 """
@@ -29,6 +29,8 @@ EXACT_GRADIENT = 1e-4
 COARSE = 2e-3
 """Of losses whose products are in bfloat16."""
 COARSE_GRADIENT = 2e-2
+SCAN_COARSE = 3e-2
+"""With inputs in bfloat16. The gradient of a sums terms of both signs over all positions."""
 NEWTON_SCHULZ_COARSE = 5e-2
 """Five iterations in bfloat16, each of which amplifies rounding."""
 DTYPES = {
@@ -135,7 +137,7 @@ def sigreg(scale: Scale) -> Iterator[Claim]:
 
 
 def scan(scale: Scale) -> Iterator[Claim]:
-    """The SSD scan in chunks, and with mamba-ssm's kernels where they are installed."""
+    """The SSD scan in chunks, and by the Triton kernels in float32 and with bfloat16 inputs."""
     B, T, H, P, G, N = scale.pick((2, 500, 8, 64, 1, 64), (2, 20, 2, 4, 1, 4))
     draw = {"dtype": torch.float64}
     x, b, c = (torch.randn(B, T, *s, **draw) for s in ((H, P), (G, N), (G, N)))
@@ -155,16 +157,22 @@ def scan(scale: Scale) -> Iterator[Claim]:
     fast = {"ssd": loss_of(lambda *given: ssd(*given, chunk=chunk))}
     if scale.full and has_triton():
         fast["ssd_triton"] = loss_of(triton_ssd)
+        fast["ssd_triton/bfloat16"] = loss_of(_with_bfloat16)
     y, state = ssd_sequential(*inputs)
     _, gradients = with_gradients(exact, *inputs)
     here = [v.float().to(scale.device) for v in inputs]
     yield agrees("ssd", ssd(*here, chunk=chunk), (y, state), EXACT_GRADIENT)
     yield agrees("ssd/final_state", [final_state(*here[:4])], [state], EXACT_GRADIENT)
     for name, function in fast.items():
-        # mamba-ssm multiplies in bfloat16 or TF32 whatever its inputs are
-        tolerance = EXACT_GRADIENT if name == "ssd" else COARSE_GRADIENT
-        _, found = with_gradients(function, *here)
+        tolerance = SCAN_COARSE if name.endswith("bfloat16") else EXACT_GRADIENT
+        value, found = with_gradients(function, *here)
+        yield agrees(f"{name}/loss", [value], [exact(*inputs)], tolerance)
         yield agrees(f"{name}/gradient", found, gradients, tolerance)
+
+
+def _with_bfloat16(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Any:
+    """Scan with x, b and c rounded to bfloat16, as autocast gives them."""
+    return triton_ssd(x.bfloat16(), dt, a, b.bfloat16(), c.bfloat16())
 
 
 def newton_schulz(scale: Scale) -> Iterator[Claim]:

@@ -1,4 +1,4 @@
-"""Step 9: what the device did in three settled steps of a training run, by kind of kernel."""
+"""What the device did in three settled steps of a training run, by kind of kernel."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Steps 5, 7 and 8: a run that is resumed, speed of evaluation, export and scoring as commands."""
+"""A run that is resumed, speed of evaluation, export and scoring as commands."""
 
 from __future__ import annotations
 

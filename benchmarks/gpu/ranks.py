@@ -1,4 +1,4 @@
-"""Step 6: the exchange between processes, over NCCL with one rank and over gloo with two on one GPU.
+"""The exchange between processes, over NCCL with one rank and over gloo with two on one GPU.
 
 `python -m benchmarks.gpu.ranks DEVICE BACKEND` is one rank; the usual variables say which. Each rank takes
 its share of a batch through DDP, then updates the weights with its share of Newton-Schulz. The same is

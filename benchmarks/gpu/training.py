@@ -1,4 +1,4 @@
-"""Steps 2 to 4, 9 and 10: presets through `train`, at the published shapes of one GPU out of eight.
+"""Presets through `train`, at the published shapes of one GPU out of eight.
 
 The published times are of a step on eight H100: they include the reduction of the gradients, and Muon
 splits its work over the GPUs, which one GPU does alone.

@@ -26,7 +26,13 @@ from jepa_lm.training.flops import sizes
 from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.training.resume import go_on
 from jepa_lm.training.run_folder import SUMMARY, Record, claimed, keep_overrides
-from jepa_lm.training.startup import check_devices, check_start, has_cpp_compiler, tell_limits
+from jepa_lm.training.startup import (
+    check_devices,
+    check_start,
+    has_cpp_compiler,
+    on_cpu,
+    tell_limits,
+)
 from jepa_lm.training.summary import announce, show, summarize
 from jepa_lm.training.trainer import make_trainer, quiet_lightning
 from jepa_lm.utils.collectives import maximum
@@ -107,8 +113,8 @@ def _settle(config: dict[str, Any]) -> None:
     budget["precision"] = resolve_precision(budget["precision"], budget["accelerator"])
     check_devices(budget)
     if config["compile"] is None:
-        config["compile"] = budget["accelerator"] != "cpu"
-    if config["compile"] and budget["accelerator"] == "cpu" and not has_cpp_compiler():
+        config["compile"] = not on_cpu(budget)
+    if config["compile"] and on_cpu(budget) and not has_cpp_compiler():
         warn("compile=true: needs a C++ compiler (g++, or the one that CXX names); not compiled")
         config["compile"] = False
 

@@ -97,8 +97,8 @@ class LanguageModel(nn.Module):
         parameter_dtype: `bfloat16` rounds every parameter to bfloat16, at the start and after each step. The
             tensors stay float32, as do gradients, moments and averages, so scoring and export need no
             special case.
-        residual: dtype of the residual stream in mixed precision: `float32`, or `bfloat16` for autocast's
-            dtype, which halves what most kernels read and write. Without autocast it is float32.
+        residual: dtype of the residual stream where products are in bfloat16: `float32`, or `bfloat16`, which
+            halves what most kernels read and write. With other products it is float32.
         kernel: which implementation of the backbone, see `UNet.use_kernel`; None keeps its default.
 
     Raises:
@@ -189,7 +189,9 @@ class LanguageModel(nn.Module):
         dtype = autocast_dtype(x.device)
         if dtype is None or x.dtype == torch.float64:
             return x
-        return x.to(dtype if self.residual == "bfloat16" else torch.float32)
+        # A sum over all blocks may exceed the range of float16.
+        halved = self.residual == "bfloat16" and dtype == torch.bfloat16
+        return x.to(dtype if halved else torch.float32)
 
     def encode(
         self, embedded: Embedded, taps: Collection[int] = (), keep_at: int | None = None

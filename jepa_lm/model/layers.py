@@ -59,12 +59,14 @@ class RotaryTables:
     """
 
     KEPT = 8
-    """Lengths that are kept; evaluation may come along with many."""
+    """Lengths that are kept beside those of `keep`; evaluation may come along with many."""
 
     def __init__(self, *, rope_dims: int, base: float, train_length: int | None) -> None:
         self._settings = dict(base=base, train_length=train_length)
         self._rope_dims = rope_dims
         self._tables: dict[tuple[int, torch.device], tuple[Tensor, Tensor]] = {}
+        self._passing: list[tuple[int, torch.device]] = []
+        """Tables that were not asked for by `keep`, oldest first."""
 
     def __call__(self, positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
         """Return cosines and sines [T, rope_dims/2], float32."""
@@ -72,12 +74,18 @@ class RotaryTables:
             return self._tables[positions, device]
         if torch.compiler.is_compiling():
             return self._computed(positions, device)
-        return self.keep(positions, device)
+        if len(self._passing) >= self.KEPT:
+            self._tables.pop(self._passing.pop(0), None)
+        self._passing.append((positions, device))
+        return self._made(positions, device)
 
-    def keep(self, positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """Make the tables of a length, to be found by later calls."""
-        if len(self._tables) >= self.KEPT:
-            self._tables.clear()
+    def keep(self, positions: int, device: torch.device) -> None:
+        """Make the tables of a length, and keep them for later calls."""
+        if (positions, device) in self._passing:
+            self._passing.remove((positions, device))
+        self._made(positions, device)
+
+    def _made(self, positions: int, device: torch.device) -> tuple[Tensor, Tensor]:
         with torch.inference_mode(False), torch.no_grad():
             self._tables[positions, device] = made = self._computed(positions, device)
         return made
@@ -182,7 +190,7 @@ class CausalSelfAttention(nn.Module):
 class AlignedLinear(nn.Linear):
     """Linear layer without bias, whose product has a multiple of 64 columns on a GPU.
 
-    An H200 computes [65536, 640] @ [640, 2708] at 198 TFLOP/s, and with 2816 columns at 702 (docs/gpu.md).
+    An H200 computes [65536, 640] @ [640, 2708] at 198 TFLOP/s, and with 2816 columns at 702 (docs/log.md).
     """
 
     def __init__(self, in_features: int, out_features: int) -> None:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa_lm.model.kernels import Scan, cuda_scan
-from jepa_lm.model.layers import AlignedLinear, SquaredReluMLP, rms_norm
+from jepa_lm.model.layers import AlignedLinear, SquaredReluMLP, aligned_product, rms_norm
 from jepa_lm.model.ssd import final_state, ssd
 from jepa_lm.model.unet import UNet
 from jepa_lm.utils.errors import UserError
@@ -113,7 +113,8 @@ class Mamba2Mixer(nn.Module):
     def absorb(self, u: Tensor) -> MixerState:
         """Return the state after u [B, T, D] from an empty start, without computing outputs."""
         weight = self.in_proj.weight[self.inner :]
-        xbc, dt = F.linear(u, weight).split((self.conv1d.in_channels, self.heads), -1)
+        product = aligned_product(u, weight) if u.is_cuda else F.linear(u, weight)
+        xbc, dt = product.split((self.conv1d.in_channels, self.heads), -1)
         mixed, conv = self._convolve(xbc, None)
         x, b, _ = self._parts(mixed)
         return MixerState(conv, final_state(x, self._steps(dt), -wide(self.A_log).exp(), b))

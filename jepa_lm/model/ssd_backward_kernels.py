@@ -6,8 +6,9 @@ Let D be the gradient of the state after a chunk, and u_s = dt_s x_s. Then, for 
     dB_s = sum_{l >= s} (dy_l . u_s) exp(g_l - g_s) c_l + exp(g_L - g_s) D^T u_s
     dC_l = sum_{s <= l} (dy_l . u_s) exp(g_l - g_s) b_s + exp(g_l) S^T dy_l
 
-and the gradients of b and c sum dB and dC over the heads of a group, within one program, so that results
-are the same each time and no head's part goes to memory.
+and the gradients of b and c sum dB and dC over the heads of a group. A program adds up several heads;
+where one program for all heads of a group would leave a GPU idle, parts are written in float32 and summed
+afterwards. Either order is fixed, so results are the same each time.
 """
 
 from __future__ import annotations

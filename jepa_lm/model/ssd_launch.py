@@ -89,7 +89,12 @@ class Sizes(NamedTuple):
 def forward(
     x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return y, the state after the last position, and the states before the chunks [B, K, H, P, N]."""
+    """Scan; arguments as of `jepa_lm.model.ssd.ssd`, x, b and c in one dtype.
+
+    Returns:
+        y [B, T, H, P] in the dtype of x, the state [B, H, P, N] float32 after the last position, and the
+        states [B, K, H, P, N] before the chunks.
+    """
     from jepa_lm.model import ssd_kernels as kernels
 
     x, b, c = (_rows_contiguous(v) for v in (x, b, c))
@@ -117,7 +122,7 @@ def backward(
     dy: Tensor | None,
     d_last: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return the gradients of x, dt, a, b, c and the first state.
+    """Return the gradients of x, dt, a, b, c and the first state [B, H, P, N], in their shapes and dtypes.
 
     Args:
         states: states before the chunks, from `forward`.

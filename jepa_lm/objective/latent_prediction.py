@@ -40,6 +40,8 @@ from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.precision import full_precision
 
 DRAWS = ("shared", "per_rank")
+GUARDS = "regularizers."
+"""Regularizers' draws are found under their names after this."""
 WHEN_ZERO = ("skip", "multiply")
 
 
@@ -142,7 +144,7 @@ class LatentPrediction(nn.Module):
         self.diagnostics = diagnostics
         self.latents: dict[str, int] = {}
         """Latents in a row of each tensor of `Latents.at`, where the config alone decides."""
-        reserved = {"prediction", "loss", "weight", "share", "context", "target", PLACEBO}
+        reserved = {"prediction", "loss", "weight", "share"}
         for name in self.regularizers.keys() & reserved:
             raise UserError(f"jepa.regularizers.{name}: this name is reserved, choose another")
         guarded = regularizers_weight and any(r.weight for r in (regularizers or {}).values())
@@ -245,7 +247,7 @@ class LatentPrediction(nn.Module):
             places[PLACEBO] = other_rows(len(inputs), views, inputs.device)
         for name, part in self._regularizing():
             if part.tensor in self.latents:
-                places[name] = part.draw(self.latents[part.tensor], rest, inputs.device)
+                places[GUARDS + name] = part.draw(self.latents[part.tensor], rest, inputs.device)
         return replace(step_context, places=places)
 
     def _of_views(self, step_context: StepContext) -> StepContext:
@@ -304,7 +306,7 @@ class LatentPrediction(nn.Module):
                 ]
                 found["prediction"] = torch.stack(parts).sum()
             for name, part in self._regularizing(all_of_them=all_of_them):
-                found[name] = part(latents.at(part.tensor), step_context.at(name))
+                found[name] = part(latents.at(part.tensor), step_context.at(GUARDS + name))
         return found
 
     def total(self, components: Mapping[str, Tensor], clock: ProgressClock) -> Tensor:

@@ -52,7 +52,7 @@ class RandomView(View):
     def draw(
         self, shape: Sequence[int], step_context: StepContext, purpose: str, device: torch.device
     ) -> Draws:
-        """Draw for inputs of this shape [B, T]."""
+        """Draw for inputs of this shape [B, T]; return what `see` takes."""
         raise NotImplementedError
 
     def see(self, inputs: Tensor, drawn: Draws) -> Seen:
@@ -141,6 +141,7 @@ class SpanMask(RandomView):
     def draw(
         self, shape: Sequence[int], step_context: StepContext, purpose: str, device: torch.device
     ) -> Draws:
+        """Return the masked positions [N] int64, and which positions are masked, [T] bool."""
         spans = self.spans_of(shape[1], step_context.generator(self.seed, purpose))
         return self.masks_of(shape[1], spans, device)
 
@@ -177,6 +178,7 @@ class RandomReplacement(RandomView):
     def draw(
         self, shape: Sequence[int], step_context: StepContext, purpose: str, device: torch.device
     ) -> Draws:
+        """Return which tokens are replaced, [B, T] bool, and by what, [B, T] int64."""
         B, T = shape
         # Shared draws cover the joint batch, so that a row does not depend on the number of ranks.
         rank, ranks = (

@@ -131,7 +131,7 @@ class FakeQuantizedWeights:
         self._full = [w.data for w in self.weights]
         for key, members in self._groups.items():
             kind, rows = self._formats[key], [as_matrix(self._full[i]) for i in members]
-            if rows[0].is_cuda:  # few launches; a CPU is faster on what fits its cache
+            if _joined(rows[0]):
                 joined = kind.fake_quantize(torch.cat(rows)).split([len(r) for r in rows])
                 # DDP's compiler puts weights that share memory into one bucket, so each has its own.
                 fake_quantized = [
@@ -168,6 +168,11 @@ class FakeQuantizedWeights:
             yield
         finally:
             self.swap_out()
+
+
+def _joined(matrix: Tensor) -> bool:
+    """Return whether to quantize matrices as one: few launches; a CPU is faster on what fits its cache."""
+    return matrix.is_cuda
 
 
 def stored_copy(model: AnyModule, formats: Mapping[str, Format]) -> AnyModule:

@@ -28,17 +28,17 @@ def agree(task: LanguageModelTask, elapsed: float) -> float:
     """
     trainer, rank = task.trainer, task.global_rank
     found = task.guard.first()
-    compiling = task.compiler.seconds
+    stood = task.compiler.stood
     shared = [
-        elapsed + compiling if rank == 0 else 0.0,
-        compiling,
+        elapsed + stood if rank == 0 else 0.0,
+        stood,
         task.stop.asked,
         found is not None,
     ]
     if trainer.world_size > 1:
         # After a fit the module is on the CPU, but the ranks still communicate through their device.
         shared = maximum(*shared, device=trainer.strategy.root_device)
-    with_compiling, longest, asked, bad = shared
+    with_pauses, longest, asked, bad = shared
     task.stop.agreed = int(asked)
     if bad:
         everyone = gathered(found) if trainer.world_size > 1 else [found]
@@ -47,7 +47,8 @@ def agree(task: LanguageModelTask, elapsed: float) -> float:
             (c.newest for c in trainer.checkpoint_callbacks if hasattr(c, "newest")), None
         )
         raise report(findings, newest, ranks=trainer.world_size)
-    return with_compiling - longest  # while one rank compiles, the others wait for it
+    # While one rank compiles, the others wait for it, whether or not their clocks stand still.
+    return with_pauses - longest
 
 
 def require_one_start(step: int, checkpoint: str | None) -> None:

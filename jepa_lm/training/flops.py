@@ -13,6 +13,7 @@ from jepa_lm.model.mamba2 import Mamba2Mixer
 from jepa_lm.model.roles import parameter_roles
 from jepa_lm.objective.flops import objective_flops_per_token
 from jepa_lm.training.module import LanguageModelTask
+from jepa_lm.training.startup import on_cpu
 
 _counted: dict[str, int] = {}
 """FLOPs of objectives counted in this process, by the settings that determine them."""
@@ -44,20 +45,30 @@ def model_flops_per_token(model: nn.Module, seq_len: int) -> int:
     return 3 * (2 * matrices + attention + scans)
 
 
-def micro_batch_rows(config: dict[str, Any]) -> int:
-    """Return the rows of a rank's micro-batch; devices that are not counted are this machine's."""
-    data, trainer = config["data"], config["trainer"]
-    devices = trainer["devices"]
-    if not isinstance(devices, int) or devices < 1:
-        devices = max(1, torch.cuda.device_count())
-    parts = devices * trainer["num_nodes"] * trainer["accumulate_grad_batches"]
+def micro_batch_rows(task: LanguageModelTask) -> int:
+    """Return the rows of a rank's micro-batch."""
+    data, trainer = task.config["data"], task.config["trainer"]
+    parts = _ranks(task) * trainer["accumulate_grad_batches"]
     return max(1, data["batch_tokens"] // (data["seq_len"] * parts))
+
+
+def _ranks(task: LanguageModelTask) -> int:
+    """Return the ranks of a run; of one that has not started, those that its config asks for."""
+    if task._trainer is not None:
+        return task._trainer.world_size
+    trainer = task.config["trainer"]
+    devices = trainer["devices"]
+    if isinstance(devices, list):
+        devices = len(devices)
+    elif devices in ("auto", -1, "-1"):
+        devices = 1 if on_cpu(trainer) else max(1, torch.cuda.device_count())
+    return int(devices) * trainer["num_nodes"]
 
 
 def flops_per_token(task: LanguageModelTask) -> dict[str, int]:
     """Return training FLOPs per token of the model and of the objective."""
     config, seq_len = task.config, task.config["data"]["seq_len"]
-    rows = micro_batch_rows(config)
+    rows = micro_batch_rows(task)
     decides = json.dumps([config["model"], config["jepa"], seq_len, rows], sort_keys=True)
     if decides not in _counted:  # takes a second, and jobs of a sweep often share it
         _counted[decides] = objective_flops_per_token(task.model, task.objective, seq_len, rows)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shlex
 import shutil
 import sys
 from collections.abc import Mapping
@@ -25,6 +24,12 @@ def check_start(config: Mapping[str, Any]) -> None:
     check_processor(config)
 
 
+def on_cpu(trainer: Mapping[str, Any]) -> bool:
+    """Return whether a run with these settings of the trainer uses the CPU of this machine."""
+    accelerator = trainer["accelerator"]
+    return accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
+
+
 def check_processor(config: Mapping[str, Any]) -> None:
     """Refuse settings that a CPU cannot run, or would run differently from what the config records.
 
@@ -32,10 +37,7 @@ def check_processor(config: Mapping[str, Any]) -> None:
         UserError: such a setting; names the key, the value and what would be right.
     """
     trainer = config["trainer"]
-    accelerator = trainer["accelerator"]
-    if accelerator == "auto":
-        accelerator = "gpu" if torch.cuda.is_available() else "cpu"
-    if accelerator != "cpu":
+    if not on_cpu(trainer):
         return
     kernel = config["model"].get("kernel")
     if kernel in ("triton", "mamba_ssm"):
@@ -67,8 +69,7 @@ def check_devices(settings: dict[str, Any]) -> None:
 def has_cpp_compiler() -> bool:
     """Return whether this machine can compile what `torch.compile` writes for a CPU."""
     usual = "clang++" if sys.platform == "darwin" else "g++"
-    named = shlex.split(os.environ.get("CXX", ""))
-    return shutil.which(named[0] if named else usual) is not None
+    return shutil.which(os.environ.get("CXX", usual)) is not None
 
 
 def tell_limits(config: Mapping[str, Any]) -> None:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
@@ -27,18 +29,33 @@ class TrainingLog:
         """Gradient norm of the latest step, before clipping."""
         self._due: tuple[Batch, Tensor, Tensor] | None = None
         self._interval = (0, 0.0)
+        self._paused, self._pauses, self._since = 0.0, 0, 0.0
+        self.untimed = 0
+        """Steps of this interval that do not count as training time."""
         self.begun = False
         """True once the run's own steps have begun."""
 
     def begin(self, step: int) -> None:
         """Start the first interval, after this many steps."""
         self.begun = True
-        self._interval = (step, time.perf_counter())
+        self._interval, self.untimed = (step, self._now()), 0
 
-    def pause(self, seconds: float) -> None:
-        """Exclude this many seconds from the reported speed."""
-        step, start = self._interval
-        self._interval = (step, start + seconds)
+    @contextmanager
+    def pause(self) -> Iterator[None]:
+        """Exclude the body from the reported speed; pauses may lie within each other."""
+        if not self._pauses:
+            self._since = time.perf_counter()
+        self._pauses += 1
+        try:
+            yield
+        finally:
+            self._pauses -= 1
+            if not self._pauses:
+                self._paused += time.perf_counter() - self._since
+
+    def _now(self) -> float:
+        """Return the time without pauses."""
+        return (self._since if self._pauses else time.perf_counter()) - self._paused
 
     def keep(self, batch: Batch, ce: Tensor, loss: Tensor) -> None:
         """Keep the figures of this step, to be written when the step is done."""
@@ -77,9 +94,10 @@ class TrainingLog:
         n_bytes = byte_counter(batch["inputs"], batch["targets"]).sum()
         read = (ce, loss, self.gradient_norm, n_bytes, *components.values())
         nats, total, norm, counted, *values = torch.stack([x.float() for x in read]).tolist()
-        now, step = time.perf_counter(), clock.step + 1
+        now, step = self._now(), clock.step + 1
         (first, then), self._interval = self._interval, (step, now)
-        tokens = (step - first) * tokens_per_step
+        timed, self.untimed = step - first - self.untimed, 0
+        speed = timed * tokens_per_step / (now - then) if timed else 0.0
         figures = {
             "train/loss": total,
             "train/ce": nats,
@@ -87,7 +105,7 @@ class TrainingLog:
             "train/gradient_norm": norm,
             "train/progress": clock.progress,
             "train/seconds": clock.elapsed,
-            "train/tokens_per_second": tokens / (now - then),
+            "train/tokens_per_second": speed,
         }
         if objective is not None:
             jepa = dict(zip(components, values, strict=True))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -54,13 +53,12 @@ class ValidatedModule(LightningModule):
     @contextmanager
     def not_training(self) -> Iterator[None]:
         """Exclude the body from training time and from the reported speed."""
-        began = time.perf_counter()
         running = self.clock.running
         self.clock.stop()
         try:
-            yield
+            with self.training_log.pause():
+                yield
         finally:
-            self.training_log.pause(time.perf_counter() - began)
             if running:
                 self.clock.start()
 

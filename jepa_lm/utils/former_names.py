@@ -65,7 +65,11 @@ def modern_states(checkpoint: dict[str, Any]) -> dict[str, Any]:
 
 def modern(node: Any) -> Any:
     """Return a config with the current names of its classes, and all of their settings."""
-    return _changed(node, lambda target, found: {**ADDED.get(target, {}), **found}, FORMER)
+
+    def whole(target: str, found: dict[str, Any]) -> dict[str, Any]:
+        return {**ADDED.get(FORMER.get(target, target), {}), **found}
+
+    return _changed(node, whole, FORMER)
 
 
 def first(node: Any) -> Any:

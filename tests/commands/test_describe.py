@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from hydra.utils import instantiate
 
 from jepa_lm.run import train
+from jepa_lm.training.flops import flops_per_token, micro_batch_rows
 from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.utils.config import resolve
 from tests.extension.info_nce import InfoNCE
@@ -48,15 +50,21 @@ def test_flops_of_mamba2_count_matrices_and_the_scan(compose):
 
 def test_flops_of_a_loss_that_compares_rows_are_those_of_the_micro_batch(small):
     """InfoNCE holds each prediction against the targets of all rows."""
-    from jepa_lm.training.flops import flops_per_token, micro_batch_rows
-
     found = []
     for rows in (2, 8):
         sizes = (f"data.batch_tokens={2 * rows * 32}", "trainer.accumulate_grad_batches=2")
         task = LanguageModelTask(resolve(small("objective=patch", *sizes, f"jepa.weight=0.{rows}")))
-        assert micro_batch_rows(task.config) == rows
+        assert micro_batch_rows(task) == rows
         task.objective.distance = InfoNCE(temperature=0.1)
         found.append(flops_per_token(task)["objective"])
     pairs, D, T = 3, 64, 32  # a row has four patches of 8, three of which predict the next one
     each = 2 * pairs**2 * D / T  # a product of all predictions with all targets, per row and token
     assert found[1] - found[0] == 2 * each * (8 - 2)  # forward, and backward to the predictions
+
+
+@pytest.mark.parametrize(
+    ("devices", "rows"), [("4", 2), ("auto", 8), ("-1", 8), ("'2'", 4), ("[0,1]", 4)]
+)
+def test_rows_of_a_micro_batch_follow_the_devices(small, devices, rows):
+    config = resolve(small(f"trainer.devices={devices}", "trainer.num_nodes=1"))
+    assert micro_batch_rows(LanguageModelTask(config)) == rows

@@ -30,7 +30,9 @@ INDUCTOR = (
 )
 
 
-@pytest.fixture(autouse=True, params=["in place", "functional"])
+@pytest.fixture(
+    autouse=True, params=["in place", pytest.param("functional", marks=pytest.mark.slow)]
+)
 def form(request, monkeypatch):
     """Chunks in place, of several blocks, the last one shorter; and as on a GPU."""
     monkeypatch.setattr(cross_entropy, "BLOCK_ELEMENTS", 3 * V)

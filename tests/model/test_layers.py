@@ -113,9 +113,12 @@ def test_rotary_tables_are_made_once_for_all_copies_and_few_are_kept():
     assert torch.equal(cos, wanted[0])
     assert torch.equal(sin, wanted[1])
     assert copy.deepcopy(tables)(20, CPU)[0] is cos
+    tables.keep(30, CPU)
+    kept = tables(30, CPU)[0]
     for length in range(1, 3 * RotaryTables.KEPT):
         tables(length, CPU)
-    assert len(tables._tables) <= RotaryTables.KEPT
+    assert len(tables._tables) <= RotaryTables.KEPT + 1
+    assert tables(30, CPU)[0] is kept
 
 
 def test_a_compiled_pass_keeps_no_tables(monkeypatch):
@@ -153,6 +156,8 @@ def test_the_residual_stream_has_its_dtype_in_mixed_precision_alone(
     with torch.autocast("cpu", torch.bfloat16):
         encoded = model.encode(model.embed(ids))
     assert encoded.last.dtype == encoded.final.dtype == dtype
+    with torch.autocast("cpu", torch.float16):  # in which a sum over blocks could overflow
+        assert model.encode(model.embed(ids)).last.dtype == torch.float32
     assert model.double().encode(model.embed(ids)).last.dtype == torch.float64
 
 

@@ -11,6 +11,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from jepa_lm.model import token_nll
 from jepa_lm.model.checkpoint import read_checkpoint
+from jepa_lm.quantization import qat
 from jepa_lm.quantization.formats import Cast, Integer
 from jepa_lm.quantization.qat import FakeQuantizedWeights, QATSchedule, stored_copy
 from jepa_lm.run import train
@@ -298,6 +299,23 @@ def test_swapping_copies_nothing(small):
     with stored.swapped():
         assert not set(places) & {w.data_ptr() for w in stored.weights}
     assert [w.data_ptr() for w in stored.weights] == places
+
+
+def test_joined_matrices_are_quantized_as_apart_and_keep_memory_of_their_own(small, monkeypatch):
+    """As on a GPU. DDP's compiler puts weights that share memory into one bucket."""
+    task = LanguageModelTask(resolve(small("quantization=int6")))
+    formats = QATSchedule(start=0.0, lr_below=None, clip=1.0).formats(task.formats)
+    weights = FakeQuantizedWeights(task.model, formats)
+    with weights.swapped():
+        apart = [w.detach().clone() for w in weights.weights]
+    monkeypatch.setattr(qat, "_joined", lambda matrix: True)
+    places = []
+    for _ in range(2):
+        with weights.swapped():
+            assert all(map(torch.equal, apart, weights.weights))
+            places.append([w.untyped_storage().data_ptr() for w in weights.weights])
+    assert len(set(places[0])) == len(weights.weights)
+    assert places[0] == places[1]
 
 
 def test_matrices_snapped_together_are_the_same_as_alone():

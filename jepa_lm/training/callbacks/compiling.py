@@ -26,16 +26,26 @@ class ClockStopsForCompiler(Callback):
         """Seconds spent on compiling so far."""
         self._remove = ExitStack()
         self._paused = ExitStack()
-        self._is_paused = self._in_step = False
+        self._since: float | None = None
+        """When the present pause began."""
+        self._stood = 0.0
+        self._in_step = False
+
+    @property
+    def stood(self) -> float:
+        """Seconds for which the clock has stood still so far."""
+        return self._stood + (0.0 if self._since is None else time.perf_counter() - self._since)
 
     def on_train_start(self, trainer: Trainer, task: LanguageModelTask) -> None:  # type: ignore[override]
         """Register callbacks with the compiler."""
 
         def begins(args: Any) -> None:
             self._began = time.perf_counter()
-            if not self._is_paused:
+            if self._since is None:
+                self._since = self._began
                 self._paused.enter_context(task.not_training())
-                self._is_paused = True
+                if self._in_step:
+                    task.training_log.untimed += 1
 
         def ends(args: Any) -> None:
             self.seconds += time.perf_counter() - self._began
@@ -57,22 +67,26 @@ class ClockStopsForCompiler(Callback):
         self, trainer: Trainer, task: LanguageModelTask, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Go on after a step that compiled something, once the device has finished it."""
+        if not task.ends_step(batch_idx):
+            return
         self._in_step = False
-        if self._is_paused:
+        if self._since is not None:
             if task.device.type == "cuda":
                 torch.cuda.synchronize(task.device)
             self._go_on()
 
     def _go_on(self) -> None:
+        self._stood, self._since = self.stood, None
         self._paused.close()
-        self._is_paused = False
 
     def on_train_end(self, trainer: Trainer, task: LanguageModelTask) -> None:  # type: ignore[override]
         """Remove the callbacks."""
         self._remove.close()
+        self._paused.close()
 
     def on_exception(  # type: ignore[override]
         self, trainer: Trainer, task: LanguageModelTask, exception: BaseException
     ) -> None:
         """Remove the callbacks."""
         self._remove.close()
+        self._paused.close()
