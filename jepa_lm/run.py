@@ -8,9 +8,15 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
+from jepa_lm.utils.config import check, resolve
+from jepa_lm.utils.values import check_values
+
 
 def train(cfg: DictConfig) -> float | None:
-    """See `jepa_lm.commands.train.train`."""
+    """See `jepa_lm.commands.train.train`; most mistakes in a config are refused before that is imported."""
+    config = resolve(cfg)
+    check(config, imports=False)
+    check_values(config)
     from jepa_lm.commands.train import train
 
     return train(cfg)

@@ -51,15 +51,14 @@ from jepa_lm.loggers.settings import shared_settings
 from jepa_lm.model import LanguageModel
 from jepa_lm.model.checkpoint import portable, read_checkpoint, shipped_weights
 from jepa_lm.quantization.calibration import OWN, calibrate, own_text, training_text
-from jepa_lm.utils.config import check_node, check_schema, resolve
+from jepa_lm.utils.config import check_node, check_schema, check_type, resolve
 from jepa_lm.utils.console import showing
 from jepa_lm.utils.files import staging, sweep_up, write_json, write_text
 from jepa_lm.utils.locks import only_writer
 from jepa_lm.utils.paths import CONF
 from jepa_lm.utils.provenance import git_state, versions
-from jepa_lm.utils.schema import ExportConfig
+from jepa_lm.utils.schema import SEARCH, ExportConfig, Temperature
 from jepa_lm.utils.trusted import Trust
-from jepa_lm.utils.values import SEARCH, check_temperature
 
 TRIAL_TOKENS = 16_384
 """Number of training tokens on which ways to fit the cap are tried."""
@@ -80,8 +79,6 @@ def export(cfg: DictConfig) -> float:
     config = resolve(cfg)
     check_schema(config, ExportConfig)
     check_settings(config["export"])
-    if config["temperature"] is not None:
-        check_temperature("temperature", config["temperature"])
     check_node("logger", config["logger"])
     folder, trust = Path(config["paths"]["run_dir"]), Trust.of(config)
     if config["export"]["code"] != FULL:
@@ -117,7 +114,7 @@ class _Export:
         self.asked_temperature = config["temperature"]
         if self.asked_temperature is None:
             self.asked_temperature = self.run_config["temperature"]
-        check_temperature("temperature", self.asked_temperature)
+        check_type("temperature", self.asked_temperature, Temperature)
         self.folder = Path(config["paths"]["run_dir"])
 
     @cached_property

@@ -14,14 +14,17 @@ from functools import cached_property
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Protocol
 
 from jepa_lm.data.documents import Block
 from jepa_lm.data.text_files import TextFile
 from jepa_lm.data.text_folders import listed, text_files
 from jepa_lm.data.text_splits import hold_out, without
+from jepa_lm.utils.bounds import Count, Range, Whole
 from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.kinds import checked
 
+InnerShare = Annotated[float, Range(above=0, below=1)]
 SPLITS = ("train", "val")
 HASHED_BYTES = 1 << 28
 """Text up to this size is identified by content, which takes a second; above it, by size, time and ends."""
@@ -102,13 +105,12 @@ class TextFiles:
         UserError: the path does not exist, holds no text, is not UTF-8, or has an invalid line of JSON.
     """
 
-    def __init__(self, *, path: str | None, val_path: str | None, val_fraction: float) -> None:
+    @checked
+    def __init__(self, *, path: str | None, val_path: str | None, val_fraction: InnerShare) -> None:
         if path is None:
             raise UserError(
                 "data.path is not set; data=text reads a file, a folder or a .jsonl from it"
             )
-        if not 0 < val_fraction < 1:
-            raise UserError(f"data.corpus.val_fraction={val_fraction}: must lie between 0 and 1")
         self._fraction = val_fraction
         self._files, self.remarks = text_files("data.path", path)
         self._held_out: list[TextFile] | None = None
@@ -162,21 +164,18 @@ class FineWeb:
         repo_id, revision: the dataset on the Hugging Face hub.
     """
 
+    @checked
     def __init__(
         self,
         *,
         folder: str,
         tokenizer_file: str | None,
-        train_shards: int,
+        train_shards: Count,
         path: str | None,
-        special_ids: int,
+        special_ids: Whole,
         repo_id: str,
         revision: str,
     ) -> None:
-        if train_shards < 1:
-            raise UserError(f"data.corpus.train_shards={train_shards}: at least 1")
-        if special_ids < 0:
-            raise UserError(f"data.corpus.special_ids={special_ids}: 0 or more")
         if path is not None and not path.strip():
             raise UserError(
                 "data.path: is empty; name a folder with shards, or null to download them"

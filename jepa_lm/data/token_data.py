@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Literal
 
 from jepa_lm.data.byte_counter import ByteCounter
 from jepa_lm.data.corpora import Austen, FineWeb, TextCorpus
@@ -13,7 +14,9 @@ from jepa_lm.data.stream import Order, TokenStream, make_order
 from jepa_lm.data.text_splits import MOST_HELD_OUT
 from jepa_lm.data.tokenizers import ByteTokenizer, SentencePieceBPE
 from jepa_lm.data.windows import StandardWindows
+from jepa_lm.utils.bounds import Count, Seed
 from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.kinds import checked
 
 
 class TokenData:
@@ -30,25 +33,23 @@ class TokenData:
         train_shards: FineWeb's; read through `corpus`, accepted here so that other corpora may be given it.
     """
 
+    @checked
     def __init__(
         self,
         *,
         corpus: TextCorpus | FineWeb,
         tokenizer: SentencePieceBPE | ByteTokenizer,
-        seq_len: int,
-        batch_tokens: int,
-        val_batch_tokens: int,
-        order: str,
-        seed: int,
+        seq_len: Count,
+        batch_tokens: Count,
+        val_batch_tokens: Count,
+        order: Literal["stream", "shuffle"],
+        seed: Seed,
         cache_dir: str,
-        train_tokens: int | None = None,
+        train_tokens: Count | None = None,
         path: str | None = None,
         val_path: str | None = None,
-        train_shards: int = 1,
+        train_shards: Count = 1,
     ) -> None:
-        for key, value in (("seq_len", seq_len), ("batch_tokens", batch_tokens)):
-            if value < 1:
-                raise UserError(f"data.{key}={value}: at least 1")
         if not cache_dir.strip():
             raise UserError("data.cache_dir: is empty; name a folder for prepared data")
         for key, named in (("path", path), ("val_path", val_path)):

@@ -11,7 +11,7 @@ import os
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Annotated, Literal, Protocol
 
 import numpy as np
 import sentencepiece
@@ -19,13 +19,13 @@ import sentencepiece
 from jepa_lm.data.sentencepiece_model import model_settings
 from jepa_lm.data.shards import MAX_VOCAB
 from jepa_lm.data.tokenizer_training import train_bpe
+from jepa_lm.utils.bounds import Count, Range
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.files import write_bytes
+from jepa_lm.utils.kinds import checked
 
 SPACE = "\u2581"
 """SentencePiece writes a space as this character, so a literal one in the text needs special treatment."""
-SPECIAL_IDS = 4
-"""byte260: PAD, BOS, EOS and UNK come before the 256 bytes."""
 MOST_MODEL = 1 << 26
 """Largest .model file that is read, in bytes; one with 65,536 pieces has about 1 MB."""
 
@@ -80,17 +80,14 @@ class Tokenizer(Protocol):
 
 
 class ByteTokenizer:
-    """One token per byte: byte256 (id = byte) or byte260 (id = byte + 4, BOS is 1).
+    """One token per byte: byte256 (id = byte) or byte260 (PAD, BOS, EOS and UNK, then id = byte + 4).
 
     Args:
         vocab_size: 256 or 260.
     """
 
-    def __init__(self, *, vocab_size: int) -> None:
-        if vocab_size not in (256, 256 + SPECIAL_IDS):
-            raise UserError(
-                f"data.tokenizer.vocab_size={vocab_size}: must be 256 or 260 for a byte tokenizer"
-            )
+    @checked
+    def __init__(self, *, vocab_size: Annotated[int, Literal[256, 260]]) -> None:
         self.vocab_size = vocab_size
         self._offset = vocab_size - 256
         self.bos_id = 1 if self._offset else None
@@ -235,13 +232,14 @@ class SentencePieceBPE:
         train_bytes: most bytes of training text that the trainer reads.
     """
 
-    def __init__(self, *, vocab_size: int, model: str | None, train_bytes: int) -> None:
-        if not 1 <= vocab_size <= MAX_VOCAB:
-            raise UserError(
-                f"data.tokenizer.vocab_size={vocab_size}: 1 to {MAX_VOCAB}, since tokens have 16 bits"
-            )
-        if train_bytes < 1:
-            raise UserError(f"data.tokenizer.train_bytes={train_bytes}: at least 1")
+    @checked
+    def __init__(
+        self,
+        *,
+        vocab_size: Annotated[int, Range(least=1, most=MAX_VOCAB)],
+        model: str | None,
+        train_bytes: Count,
+    ) -> None:
         self.vocab_size, self.model, self.train_bytes = vocab_size, model, train_bytes
 
     def build(self, train_text: Iterable[str], published: Path | None) -> SentencePieceTokenizer:

@@ -6,11 +6,15 @@ Source: submissions #832, #1243 (xor bigram, value embedding), #1581 (Cantor big
 
 from __future__ import annotations
 
+from typing import Annotated
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jepa_lm.utils.bounds import Count, NotNegative, Range
 from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.kinds import checked
 
 
 class TokenEmbedding(nn.Module):
@@ -22,7 +26,10 @@ class TokenEmbedding(nn.Module):
         std: the table starts at N(0, std).
     """
 
-    def __init__(self, *, vocab_size: int, dim: int, factor_dim: int | None, std: float) -> None:
+    @checked
+    def __init__(
+        self, *, vocab_size: Count, dim: Count, factor_dim: Count | None, std: NotNegative
+    ) -> None:
         super().__init__()
         self.table = nn.Embedding(vocab_size, factor_dim or dim)
         nn.init.normal_(self.table.weight, std=std)
@@ -42,8 +49,15 @@ class XorBigram(nn.Module):
     for ever: `zero_projection` keeps that published start; otherwise it is orthogonal, as in #1243.
     """
 
+    @checked
     def __init__(
-        self, *, dim: int, buckets: int, width: int, scale: float, zero_projection: bool
+        self,
+        *,
+        dim: Count,
+        buckets: Annotated[int, Range(least=2)],
+        width: Count,
+        scale: float,
+        zero_projection: bool,
     ) -> None:
         super().__init__()
         self.buckets = buckets
@@ -72,7 +86,8 @@ class CantorBigram(nn.Module):
     At position 0, a = 0. The table [n, D] starts at N(0, std).
     """
 
-    def __init__(self, *, dim: int, buckets: int, std: float) -> None:
+    @checked
+    def __init__(self, *, dim: Count, buckets: Count, std: NotNegative) -> None:
         super().__init__()
         self.buckets = buckets
         self.table = nn.Embedding(buckets, dim)
@@ -101,18 +116,19 @@ class ValueEmbedding(nn.Module):
         total_layers: depth of the backbone.
     """
 
+    @checked
     def __init__(
         self,
         *,
-        vocab_size: int,
-        width: int,
-        dim: int,
-        heads: int,
-        kv_heads: int,
+        vocab_size: Count,
+        width: Count,
+        dim: Count,
+        heads: Count,
+        kv_heads: Count,
         layers: list[int],
-        total_layers: int,
+        total_layers: Count,
         scale: float,
-        std: float,
+        std: NotNegative,
     ) -> None:
         super().__init__()
         bad = [i for i in layers if not -total_layers <= i < total_layers]

@@ -12,6 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jepa_lm.utils.bounds import Count, Positive
+from jepa_lm.utils.kinds import checked
+
 
 class Head(nn.Module, ABC):
     """features(hidden) @ weight(table)^T. Training uses the factors separately (`cross_entropy.py`)."""
@@ -36,7 +39,8 @@ class UntiedHead(Head):
         zero_init: start at zero instead of PyTorch's default initialisation.
     """
 
-    def __init__(self, *, dim: int, vocab_size: int, zero_init: bool) -> None:
+    @checked
+    def __init__(self, *, dim: Count, vocab_size: Count, zero_init: bool) -> None:
         super().__init__()
         self.out = nn.Linear(dim, vocab_size, bias=False)
         self.out.parameter_role = "head"  # type: ignore[assignment]
@@ -64,8 +68,15 @@ class TiedHead(Head):
         gelu: exact GELU after Linear D -> E (mode 3).
     """
 
+    @checked
     def __init__(
-        self, *, dim: int, vocab_size: int, factor_dim: int | None, correction: bool, gelu: bool
+        self,
+        *,
+        dim: Count,
+        vocab_size: Count,
+        factor_dim: Count | None,
+        correction: bool,
+        gelu: bool,
     ) -> None:
         super().__init__()
         self.reduce = nn.Linear(dim, factor_dim, bias=False) if factor_dim else None
@@ -89,7 +100,8 @@ class Softcap(nn.Module, ABC):
         cap: bound on the absolute value.
     """
 
-    def __init__(self, *, cap: float) -> None:
+    @checked
+    def __init__(self, *, cap: Positive) -> None:
         super().__init__()
         self.cap = cap
 

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa_lm.model.layers import is_large, rms_norm
-from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.bounds import Count, NotNegative
+from jepa_lm.utils.kinds import checked
 
 
 class Injected(NamedTuple):
@@ -39,22 +40,21 @@ class ChunkInjector(nn.Module):
         orthogonal_init: matrices with both sides >= 64 start orthogonal; W_inj always starts at zero.
 
     Raises:
-        UserError: chunk is below 1.
+        UserError: a value is out of range.
     """
 
+    @checked
     def __init__(
         self,
         *,
-        dim: int,
-        chunk: int,
-        hidden: int,
-        latent: int,
-        start_std: float,
+        dim: Count,
+        chunk: Count,
+        hidden: Count,
+        latent: Count,
+        start_std: NotNegative,
         orthogonal_init: bool,
     ) -> None:
         super().__init__()
-        if chunk < 1:
-            raise UserError(f"model.injector.chunk={chunk}: at least 1 position")
         self.chunk = chunk
         self.project_in = nn.Linear(dim, hidden, bias=False)
         self.project_out = nn.Linear(hidden, latent, bias=False)

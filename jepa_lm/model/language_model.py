@@ -8,7 +8,7 @@ Legend: B batch, T positions, D model width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,9 @@ from jepa_lm.model.heads import Head, Softcap
 from jepa_lm.model.injector import ChunkInjector, Injected
 from jepa_lm.model.layers import SmearGate, rms_norm
 from jepa_lm.model.unet import Carry, UNet
+from jepa_lm.utils.bounds import Count
 from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.kinds import checked
 from jepa_lm.utils.precision import autocast_dtype
 
 
@@ -75,6 +77,7 @@ class TextState(NamedTuple):
         return TextState(self.ids[:texts], blocks)
 
 
+Dtype = Literal["float32", "bfloat16"]
 LOOK_BACK = 2
 """Earlier ids that an embedding depends on: the smear gate reads the previous position, whose bigram
 feature reads the one before that."""
@@ -102,14 +105,15 @@ class LanguageModel(nn.Module):
         kernel: which implementation of the backbone, see `UNet.use_kernel`; None keeps its default.
 
     Raises:
-        UserError: a part does not fit the backbone, or an unknown parameter_dtype or residual.
+        UserError: a value is out of range, or a part does not fit the backbone.
     """
 
+    @checked
     def __init__(
         self,
         *,
-        vocab_size: int,
-        dim: int,
+        vocab_size: Count,
+        dim: Count,
         embedding: TokenEmbedding,
         backbone: UNet,
         head: Head,
@@ -121,14 +125,11 @@ class LanguageModel(nn.Module):
         logit_bias: bool = False,
         norm_eps: float,
         final_norm_eps: float,
-        parameter_dtype: str = "float32",
-        residual: str = "float32",
+        parameter_dtype: Dtype = "float32",
+        residual: Dtype = "float32",
         kernel: str | None = None,
     ) -> None:
         super().__init__()
-        for key, dtype in (("parameter_dtype", parameter_dtype), ("residual", residual)):
-            if dtype not in ("float32", "bfloat16"):
-                raise UserError(f"model.{key}={dtype}: float32 or bfloat16")
         if value_embedding is not None and not backbone.takes_values:
             raise UserError(
                 "model/value_embedding: adds to the values of attention, but this backbone has no attention; "

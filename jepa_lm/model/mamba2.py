@@ -22,7 +22,9 @@ from jepa_lm.model.kernels import Scan, cuda_scan
 from jepa_lm.model.layers import AlignedLinear, SquaredReluMLP, aligned_product, rms_norm
 from jepa_lm.model.ssd import final_state, ssd
 from jepa_lm.model.unet import UNet
+from jepa_lm.utils.bounds import Count, Positive, Whole
 from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.kinds import checked
 
 DT_MIN, DT_MAX, DT_FLOOR = 0.001, 0.1, 1e-4
 """Initial time steps are log-uniform in [DT_MIN, DT_MAX] and at least DT_FLOOR."""
@@ -216,39 +218,30 @@ class Mamba2(UNet):
         gated_norm_eps: eps of the mixer's norm.
 
     Raises:
-        UserError: a count is below 1, or widths do not divide.
+        UserError: a value is out of range, or widths do not divide.
     """
 
     recurrent = True
     takes_values = False
 
+    @checked
     def __init__(
         self,
         *,
-        dim: int,
-        layers: int,
-        state_dim: int,
-        conv_width: int,
-        head_dim: int,
-        groups: int,
-        expand: float,
-        chunk: int,
-        mlp_every: int,
-        mlp_multiple: float,
+        dim: Count,
+        layers: Count,
+        state_dim: Count,
+        conv_width: Count,
+        head_dim: Count,
+        groups: Count,
+        expand: Positive,
+        chunk: Count,
+        mlp_every: Whole,
+        mlp_multiple: Positive,
         norm_eps: float,
         gated_norm_eps: float,
     ) -> None:
-        _check_counts(
-            layers=layers,
-            state_dim=state_dim,
-            conv_width=conv_width,
-            head_dim=head_dim,
-            groups=groups,
-            chunk=chunk,
-        )
         _check_widths(dim, expand=expand, head_dim=head_dim, groups=groups)
-        if mlp_every < 0:
-            _refuse("mlp_every", mlp_every, "0 (no MLP) or a number of blocks")
 
         def block(i: int) -> Mamba2Block:
             mixer = Mamba2Mixer(
@@ -284,12 +277,6 @@ class Mamba2(UNet):
 
 def _refuse(key: str, value: float, right: str) -> None:
     raise UserError(f"model.backbone.{key}={value}: {right}")
-
-
-def _check_counts(**counts: int) -> None:
-    for key, value in counts.items():
-        if value < 1:
-            _refuse(key, value, "at least 1")
 
 
 def _check_widths(dim: int, *, expand: float, head_dim: int, groups: int) -> None:

@@ -17,7 +17,9 @@ from jepa_lm.model.layers import (
     rms_norm,
 )
 from jepa_lm.model.unet import UNet
+from jepa_lm.utils.bounds import Count, Positive, Whole
 from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.kinds import checked
 
 
 class TransformerBlock(nn.Module):
@@ -73,20 +75,21 @@ class Transformer(UNet):
         UserError: a width does not divide, or xsa_last exceeds layers.
     """
 
+    @checked
     def __init__(
         self,
         *,
-        dim: int,
-        layers: int,
-        heads: int,
-        kv_heads: int,
-        mlp_multiple: float,
+        dim: Count,
+        layers: Count,
+        heads: Count,
+        kv_heads: Count,
+        mlp_multiple: Positive,
         mlp_negative_slope: float,
         q_gain: float,
-        rope_dims: int,
-        rope_base: float,
-        rope_train_length: int | None,
-        xsa_last: int,
+        rope_dims: Whole,
+        rope_base: Positive,
+        rope_train_length: Count | None,
+        xsa_last: Whole,
         ln_scale: bool,
         resid_mix: bool,
         orthogonal_init: bool,
@@ -136,16 +139,14 @@ def _check_shape(
     def refuse(key: str, value: int, right: str) -> None:
         raise UserError(f"model.backbone.{key}={value}: {right}")
 
-    if layers < 1:
-        refuse("layers", layers, "at least 1")
-    if heads < 1 or dim % heads:
+    if dim % heads:
         refuse("heads", heads, f"must divide model.dim={dim}")
-    if kv_heads < 1 or heads % kv_heads:
+    if heads % kv_heads:
         refuse("kv_heads", kv_heads, f"must divide model.backbone.heads={heads}")
     head_dim = dim // heads
     rotated = rope_dims or head_dim
     if rotated % 2 or not 4 <= rotated <= head_dim:
         right = f"even, 4 to the head width {head_dim} (model.dim / heads); 0 rotates all of it"
         refuse("rope_dims", rope_dims, right)
-    if not 0 <= xsa_last <= layers:
+    if xsa_last > layers:
         refuse("xsa_last", xsa_last, f"0 to model.backbone.layers={layers}")

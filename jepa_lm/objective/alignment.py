@@ -13,7 +13,9 @@ import torch
 from torch import Tensor, nn
 
 from jepa_lm.objective.predictors import Predictor
+from jepa_lm.utils.bounds import Count, NotNegative
 from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.kinds import checked
 
 
 class Pair(NamedTuple):
@@ -77,14 +79,17 @@ class Offsets(Alignment):
         stride: predict only from every stride-th latent.
     """
 
+    @checked
     def __init__(
-        self, *, offsets: Sequence[int], weights: Sequence[float] | None = None, stride: int = 1
+        self,
+        *,
+        offsets: Sequence[Count],
+        weights: Sequence[NotNegative] | None = None,
+        stride: Count = 1,
     ) -> None:
         super().__init__()
-        if not offsets or min(offsets) < 1 or stride < 1:
-            raise UserError(
-                f"jepa.alignment.offsets={list(offsets)} stride={stride}: at least one offset, all positive"
-            )
+        if not offsets:
+            raise UserError("jepa.alignment.offsets=[]: needs at least one offset")
         self.offsets, self.stride = list(offsets), stride
         self.weights = shares("jepa.alignment.weights", weights, len(self.offsets))
 
@@ -112,7 +117,8 @@ class NextFromStart(Alignment):
         dim: width of the start vector. std: the start vector is N(0, std).
     """
 
-    def __init__(self, *, dim: int, std: float) -> None:
+    @checked
+    def __init__(self, *, dim: Count, std: NotNegative) -> None:
         super().__init__()
         self.start = nn.Parameter(std * torch.randn(dim))
 
@@ -131,10 +137,9 @@ class Rollout(Alignment):
         steps: K. weights: one per step, or None for equal ones; only ratios matter.
     """
 
-    def __init__(self, *, steps: int, weights: Sequence[float] | None = None) -> None:
+    @checked
+    def __init__(self, *, steps: Count, weights: Sequence[NotNegative] | None = None) -> None:
         super().__init__()
-        if steps < 1:
-            raise UserError(f"jepa.alignment.steps={steps}: at least 1")
         self.steps = steps
         self.weights = shares("jepa.alignment.weights", weights, steps)
 
@@ -160,10 +165,10 @@ def shares(key: str, weights: Sequence[float] | None, count: int) -> list[float]
     """Return weights scaled to sum to 1; None means equal weights.
 
     Raises:
-        UserError: the number of weights is not `count`, one is negative, or all are 0.
+        UserError: the number of weights is not `count`, or all are 0.
     """
     if weights is None:
         return [1.0 / count] * count
-    if len(weights) != count or min(weights) < 0 or sum(weights) <= 0:
-        raise UserError(f"{key}={list(weights)}: needs {count} weights, none negative, not all 0")
+    if len(weights) != count or sum(weights) <= 0:
+        raise UserError(f"{key}={list(weights)}: needs {count} weights, not all 0")
     return [w / sum(weights) for w in weights]

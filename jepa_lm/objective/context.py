@@ -10,6 +10,7 @@ from jepa_lm.objective.passes import MainPass, encode_view
 from jepa_lm.objective.pooling import Pooling
 from jepa_lm.objective.taps import Tap, check_tap, read_tap, tapped_layers
 from jepa_lm.objective.views import View
+from jepa_lm.utils.kinds import checked
 
 
 class Context(nn.Module):
@@ -22,6 +23,7 @@ class Context(nn.Module):
         stop_gradient: the objective does not train the trunk through the context.
     """
 
+    @checked
     def __init__(
         self,
         *,

@@ -15,7 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.bounds import Count
+from jepa_lm.utils.kinds import checked
 
 DEAD_STD = 0.1
 MIN_ROWS_FOR_ALARM = 8
@@ -102,19 +103,17 @@ class MonitorSettings:
         UserError: `every`, `rows` or `patience` is below 1.
     """
 
+    @checked
     def __init__(
         self,
         *,
-        every: int,
-        rows: int,
+        every: Count,
+        rows: Count,
         per_layer: bool,
         min_rank: float,
         min_std: float,
-        patience: int,
+        patience: Count,
     ) -> None:
-        for key, value in (("every", every), ("rows", rows), ("patience", patience)):
-            if value < 1:
-                raise UserError(f"jepa.diagnostics.{key}={value}: at least 1")
         self.every, self.rows, self.per_layer = every, rows, per_layer
         self.min_rank, self.min_std, self.patience = min_rank, min_std, patience
 

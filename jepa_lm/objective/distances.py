@@ -15,7 +15,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa_lm.objective.step_context import StepContext
-from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.bounds import NotNegative
+from jepa_lm.utils.kinds import checked
 
 Reduction = Literal["mean", "sum"]
 
@@ -27,10 +28,9 @@ def _reduce(elements: Tensor, reduction: str) -> Tensor:
 class _Elementwise(nn.Module):
     fragile_at_zero = False
 
+    @checked
     def __init__(self, *, reduction: Reduction) -> None:
         super().__init__()
-        if reduction not in ("mean", "sum"):
-            raise UserError(f"jepa.distance.reduction={reduction}: mean or sum")
         self.reduction = reduction
 
 
@@ -45,7 +45,8 @@ class MSE(_Elementwise):
 class SmoothL1(_Elementwise):
     """Smooth L1: d^2 / (2 beta) where d = |p - t| < beta, else d - beta / 2."""
 
-    def __init__(self, *, reduction: Reduction, beta: float = 1.0) -> None:
+    @checked
+    def __init__(self, *, reduction: Reduction, beta: NotNegative = 1.0) -> None:
         super().__init__(reduction=reduction)
         self.beta = beta
 

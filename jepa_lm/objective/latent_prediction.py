@@ -17,6 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -36,13 +37,13 @@ from jepa_lm.objective.targets import Target
 from jepa_lm.objective.views import RandomView, View
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.schedules.factors import Schedule
+from jepa_lm.utils.bounds import NotNegative, Whole
 from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.kinds import checked
 from jepa_lm.utils.precision import full_precision
 
-DRAWS = ("shared", "per_rank")
 GUARDS = "regularizers."
 """Regularizers' draws are found under their names after this."""
-WHEN_ZERO = ("skip", "multiply")
 
 
 @dataclass
@@ -96,10 +97,11 @@ class LatentPrediction(nn.Module):
         UserError: a value is out of range, or the parts do not fit each other.
     """
 
+    @checked
     def __init__(
         self,
         *,
-        weight: float,
+        weight: NotNegative,
         context: Context,
         target: Target,
         alignment: Alignment,
@@ -109,29 +111,17 @@ class LatentPrediction(nn.Module):
         projector: Predictor | None = None,
         normalisation: Normalisation | None = None,
         regularizers: Mapping[str, Regularizer] | None = None,
-        prediction_weight: float = 1.0,
-        regularizers_weight: float = 1.0,
+        prediction_weight: NotNegative = 1.0,
+        regularizers_weight: NotNegative = 1.0,
         placebo: bool = False,
         schedule: Schedule | None = None,
         ce_schedule: Schedule | None = None,
-        reach: int | None = None,
+        reach: Whole | None = None,
         global_statistics: bool = False,
-        draws: str = "shared",
-        when_zero: str = "skip",
+        draws: Literal["shared", "per_rank"] = "shared",
+        when_zero: Literal["skip", "multiply"] = "skip",
     ) -> None:
         super().__init__()
-        weights = dict(
-            weight=weight,
-            prediction_weight=prediction_weight,
-            regularizers_weight=regularizers_weight,
-        )
-        for key, value in weights.items():
-            if value < 0:
-                raise UserError(f"jepa.{key}={value}: must not be negative")
-        if draws not in DRAWS:
-            raise UserError(f"jepa.draws={draws}: one of {', '.join(DRAWS)}")
-        if when_zero not in WHEN_ZERO:
-            raise UserError(f"jepa.when_zero={when_zero}: one of {', '.join(WHEN_ZERO)}")
         self.weight, self.prediction_weight = weight, prediction_weight
         self.regularizers_weight, self.placebo = regularizers_weight, placebo
         self.schedule, self.ce_schedule = schedule, ce_schedule
@@ -166,7 +156,7 @@ class LatentPrediction(nn.Module):
         Raises:
             UserError: `reach` exceeds the number of blocks.
         """
-        if self.reach is not None and not 0 <= self.reach <= model.layers:
+        if self.reach is not None and self.reach > model.layers:
             raise UserError(f"jepa.reach={self.reach}: 0 to the {model.layers} blocks, or null")
         if self.reach is not None:
             for name, vector in self.context.named_parameters():

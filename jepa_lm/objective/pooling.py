@@ -8,7 +8,9 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from jepa_lm.objective.views import split_at
+from jepa_lm.utils.bounds import Count
 from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.kinds import checked
 
 
 class Pooling(nn.Module):
@@ -25,10 +27,9 @@ class Pooling(nn.Module):
 class _Chunks(Pooling):
     """Chunks of `size` positions, which must divide the sequence."""
 
-    def __init__(self, *, size: int) -> None:
+    @checked
+    def __init__(self, *, size: Count) -> None:
         super().__init__()
-        if size < 1:
-            raise UserError(f"{type(self).__name__}: size={size}, at least 1 position")
         self.size = size
 
     def check(self, seq_len: int, key: str) -> None:

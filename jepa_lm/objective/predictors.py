@@ -6,7 +6,7 @@ predictor how far ahead to predict, as an index into the offsets of the alignmen
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Literal
 
 import torch
@@ -14,9 +14,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa_lm.model.layers import CausalSelfAttention, RotaryTables, rms_norm
+from jepa_lm.utils.bounds import Count, NotNegative, Share
 from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.kinds import checked
 
-ACTIVATIONS = {
+Activation = Literal["relu2", "relu", "gelu", "silu"]
+ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
     "relu2": lambda x: F.relu(x).square(),
     "relu": F.relu,
     "gelu": F.gelu,
@@ -50,34 +53,26 @@ class MLP(Predictor):
         output_start: initialisation of W2, None as `start`; zero also zeroes its bias.
 
     Raises:
-        UserError: an unknown name, or a residual with different widths.
+        UserError: a value is out of range, or a residual has different widths.
     """
 
+    @checked
     def __init__(
         self,
         *,
-        dim: int,
-        hidden: int,
-        activation: str,
-        out: int | None = None,
+        dim: Count,
+        hidden: Count,
+        activation: Activation,
+        out: Count | None = None,
         bias: bool = False,
         input_norm: Literal["none", "rms"] = "none",
         hidden_norm: Literal["none", "rms", "layer_norm"] = "none",
         residual: bool = False,
-        dropout: float = 0.0,
-        start: Start = "default",
+        dropout: Share = 0.0,
+        start: Literal["default", "orthogonal"] = "default",
         output_start: Start | None = None,
     ) -> None:
         super().__init__()
-        for key, value, known in (
-            ("activation", activation, tuple(ACTIVATIONS)),
-            ("input_norm", input_norm, ("none", "rms")),
-            ("hidden_norm", hidden_norm, ("none", "rms", "layer_norm")),
-            ("start", start, ("default", "orthogonal")),
-            ("output_start", output_start, (None, "default", "orthogonal", "zero")),
-        ):
-            if value not in known:
-                raise UserError(f"MLP: {key}={value}, one of {', '.join(map(str, known))}")
         self.out_dim = out or dim
         if residual and self.out_dim != dim:
             raise UserError(f"MLP: residual=true needs out={out} to equal dim={dim}")
@@ -106,8 +101,9 @@ class MLP(Predictor):
 class Projection(Predictor):
     """Linear map D -> E; out=None keeps the width."""
 
+    @checked
     def __init__(
-        self, *, dim: int, out: int | None = None, bias: bool = False, start: Start = "default"
+        self, *, dim: Count, out: Count | None = None, bias: bool = False, start: Start = "default"
     ) -> None:
         super().__init__()
         self.out_dim = out or dim
@@ -151,7 +147,10 @@ class OffsetConditioned(Predictor):
         predictor: the shared predictor.
     """
 
-    def __init__(self, *, dim: int, offsets: int, std: float, predictor: Predictor) -> None:
+    @checked
+    def __init__(
+        self, *, dim: Count, offsets: Count, std: NotNegative, predictor: Predictor
+    ) -> None:
         super().__init__()
         self.offsets = offsets
         self.table = nn.Embedding(offsets, dim)
@@ -170,9 +169,10 @@ class CausalAttention(Predictor):
         dim: D. heads: divides D. hidden: inner width of the MLP.
     """
 
-    def __init__(self, *, dim: int, heads: int, hidden: int) -> None:
+    @checked
+    def __init__(self, *, dim: Count, heads: Count, hidden: Count) -> None:
         super().__init__()
-        if heads < 1 or dim % heads or (dim // heads) % 2:
+        if dim % heads or (dim // heads) % 2:
             raise UserError(
                 f"CausalAttention: heads={heads}, must divide {dim} into heads of even width"
             )

@@ -9,15 +9,19 @@ on the biased std) and #1556 (floor under the spectrum of differences).
 
 from __future__ import annotations
 
+from typing import Literal, get_args
+
 import torch
 from torch import Tensor, nn
 
 from jepa_lm.objective.statistics import covariance, std, variance
 from jepa_lm.objective.step_context import Draws, StepContext
 from jepa_lm.schedules.factors import Schedule
-from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.bounds import NotNegative
+from jepa_lm.utils.kinds import checked
 
-PLACES = ("prediction", "normed_prediction", "target", "context")
+Place = Literal["prediction", "normed_prediction", "target", "context"]
+PLACES: tuple[Place, ...] = get_args(Place)
 
 
 class Regularizer(nn.Module):
@@ -38,12 +42,11 @@ class Regularizer(nn.Module):
     per_step = False
     """True if each of the N latents is a separate sample, with the batch as its rows."""
 
-    def __init__(self, *, tensor: str, weight: float, schedule: Schedule | None = None) -> None:
+    @checked
+    def __init__(
+        self, *, tensor: Place, weight: NotNegative, schedule: Schedule | None = None
+    ) -> None:
         super().__init__()
-        if tensor not in PLACES:
-            raise UserError(f"{type(self).__name__}: tensor={tensor}, one of {', '.join(PLACES)}")
-        if weight < 0:
-            raise UserError(f"{type(self).__name__}: weight={weight}, must not be negative")
         self.tensor, self.weight, self.schedule = tensor, weight, schedule
 
     def draw(self, latents: int, step_context: StepContext, device: torch.device) -> Draws:
@@ -58,11 +61,12 @@ class Regularizer(nn.Module):
 class Variance(Regularizer):
     """VICReg's variance: mean_D max(0, gamma - sqrt(var + eps)), with the variance over rows / (R - 1)."""
 
+    @checked
     def __init__(
         self,
         *,
-        tensor: str,
-        weight: float,
+        tensor: Place,
+        weight: NotNegative,
         gamma: float,
         eps: float,
         schedule: Schedule | None = None,
@@ -79,8 +83,9 @@ class Variance(Regularizer):
 class StdHinge(Regularizer):
     """Std hinge mean_D max(0, gamma - std), std over rows with denominator R, finite gradient at 0."""
 
+    @checked
     def __init__(
-        self, *, tensor: str, weight: float, gamma: float, schedule: Schedule | None = None
+        self, *, tensor: Place, weight: NotNegative, gamma: float, schedule: Schedule | None = None
     ) -> None:
         super().__init__(tensor=tensor, weight=weight, schedule=schedule)
         self.gamma = gamma
@@ -108,11 +113,12 @@ class SpectralFloor(Regularizer):
         differences: use the covariance of x_{n+1} - x_n instead of x_n.
     """
 
+    @checked
     def __init__(
         self,
         *,
-        tensor: str,
-        weight: float,
+        tensor: Place,
+        weight: NotNegative,
         floor: float,
         relative: bool,
         differences: bool,

@@ -20,18 +20,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
 from jepa_lm.objective.ranks import world_size
-from jepa_lm.objective.regularizers import Regularizer
+from jepa_lm.objective.regularizers import Place, Regularizer
 from jepa_lm.objective.statistics import standardised
 from jepa_lm.objective.step_context import Draws, StepContext, draw_now, on_device
 from jepa_lm.schedules.factors import Schedule
+from jepa_lm.utils.bounds import Count, NotNegative, Range, Seed
 from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.kinds import checked
 
 SWEEP_ELEMENTS = 1 << 19
 """Projections per sweep, so that their five work buffers stay close to the processor's caches."""
@@ -204,30 +206,29 @@ class SIGReg(Regularizer):
 
     directions: Tensor
 
+    @checked
     def __init__(
         self,
         *,
-        tensor: str,
-        weight: float,
-        dim: int,
-        directions: int,
-        knots: int,
+        tensor: Place,
+        weight: NotNegative,
+        dim: Count,
+        directions: Count,
+        knots: Annotated[int, Range(least=2)],
         low: float,
         high: float,
         window: bool,
         per_step: bool,
-        max_steps: int | None,
+        max_steps: Count | None,
         standardise: bool,
         fresh: bool,
-        seed: int,
+        seed: Seed,
         with_replacement: bool = False,
         schedule: Schedule | None = None,
     ) -> None:
         super().__init__(tensor=tensor, weight=weight, schedule=schedule)
-        if knots < 2 or low >= high:
-            raise UserError(
-                f"SIGReg: knots={knots}, low={low}, high={high}: at least 2 knots, and low below high"
-            )
+        if low >= high:
+            raise UserError(f"SIGReg: low={low}, high={high}: low must be below high")
         self.t, self.weights = knot_weights(low, high, knots, window)
         self.dim, self.per_step, self.max_steps = dim, per_step, max_steps
         self.with_replacement = with_replacement

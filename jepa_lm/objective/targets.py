@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from jepa_lm.objective.views import View
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.schedules.factors import Schedule
 from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.kinds import checked
 
 
 class Target(nn.Module):
@@ -39,6 +40,7 @@ class Target(nn.Module):
     keeps_copy = False
     """True if the target keeps a copy that follows the model."""
 
+    @checked
     def __init__(
         self,
         *,
@@ -109,6 +111,7 @@ class SamePass(Target):
 class OtherView(Target):
     """Target from another view, encoded by the same weights; without gradients if `stop_gradient`."""
 
+    @checked
     def __init__(
         self,
         *,
@@ -170,10 +173,11 @@ class EMA(Target):
 
     keeps_copy = True
 
+    @checked
     def __init__(
         self,
         *,
-        part: str,
+        part: Literal["all", "blocks", "projector"],
         momentum: Schedule,
         tap: Tap = "final",
         pooling: Pooling | None = None,
@@ -188,8 +192,6 @@ class EMA(Target):
             project=project,
             stop_gradient=stop_gradient,
         )
-        if part not in ("all", "blocks", "projector"):
-            raise UserError(f"jepa.target.part={part}: all, blocks or projector")
         self.part, self.momentum = part, momentum
         self.encoder: LanguageModel | None = None
         self.projector: nn.Module | None = None

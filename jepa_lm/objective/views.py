@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Annotated, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,7 +15,9 @@ from torch._dynamo import maybe_mark_dynamic
 
 from jepa_lm.model import Mask
 from jepa_lm.objective.step_context import Draws, StepContext, draw_now, on_device
+from jepa_lm.utils.bounds import Count, NotNegative, PositiveShare, Range, Seed
 from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.kinds import checked
 
 
 class Seen(NamedTuple):
@@ -89,28 +91,23 @@ class SpanMask(RandomView):
 
     masks = True
 
+    @checked
     def __init__(
         self,
         *,
-        dim: int,
-        spans: int,
-        mean_length: float,
-        min_length: int,
-        max_share: float,
+        dim: Count,
+        spans: Count,
+        mean_length: Annotated[float, Range(above=1)],
+        min_length: Count,
+        max_share: PositiveShare,
         hide_next: bool,
-        start_std: float,
-        seed: int,
+        start_std: NotNegative,
+        seed: Seed,
     ) -> None:
         super().__init__()
         self.spans, self.mean_length, self.min_length = spans, mean_length, min_length
         self.max_share, self.hide_next, self.seed = max_share, hide_next, seed
         self.vector = nn.Parameter(start_std * torch.randn(dim))
-        if spans < 1 or min_length < 1 or mean_length <= 1 or not 0 < max_share <= 1:
-            raise UserError(
-                f"SpanMask: spans={spans}, mean_length={mean_length}, min_length={min_length}, "
-                f"max_share={max_share}: spans and min_length at least 1, mean_length above 1, "
-                f"max_share above 0 and at most 1"
-            )
 
     def check(self, seq_len: int, key: str) -> None:
         longest = int(seq_len * self.max_share)
@@ -169,10 +166,9 @@ class RandomReplacement(RandomView):
         UserError: rate is not in (0, 1].
     """
 
-    def __init__(self, *, rate: float, vocab_size: int, seed: int) -> None:
+    @checked
+    def __init__(self, *, rate: PositiveShare, vocab_size: Count, seed: Seed) -> None:
         super().__init__()
-        if not 0 < rate <= 1:
-            raise UserError(f"RandomReplacement: rate={rate}: must be above 0 and at most 1")
         self.rate, self.vocab_size, self.seed = rate, vocab_size, seed
 
     def draw(

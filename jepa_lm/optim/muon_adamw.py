@@ -19,8 +19,9 @@ from torch.optim.adamw import adamw
 
 from jepa_lm.optim.muon import NS_DTYPES, UPDATE_SCALES, ShardedUpdate, update_alone
 from jepa_lm.optim.sharding import world_size
-from jepa_lm.utils.config import check_type
+from jepa_lm.utils.bounds import Decay, NotNegative, Whole
 from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.kinds import Kind, check_kind, kind_of
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "muon": {
@@ -37,17 +38,15 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 """Settings of each algorithm; a group must set `lr` and may set these."""
 MOMENTS = {"muon": {"momentum_buffer"}, "adamw": {"step", "exp_avg", "exp_avg_sq"}}
 """State that each algorithm keeps for a parameter that it has updated."""
-HINTS: dict[str, Any] = {
-    "lr": float,
-    "betas": list[float],
-    **{
-        key: float if isinstance(value, float) else type(value)
-        for defaults in DEFAULTS.values()
-        for key, value in defaults.items()
-        if key != "betas"
-    },
+KINDS: dict[str, Kind] = {
+    **dict.fromkeys(("lr", "momentum", "weight_decay", "eps"), kind_of(NotNegative)),
+    **dict.fromkeys(("nesterov", "row_normalize"), "bool"),
+    "ns_steps": kind_of(Whole),
+    "ns_dtype": {"one of": list(NS_DTYPES)},
+    "update_scale": {"one of": list(UPDATE_SCALES)},
+    "betas": kind_of(list[Decay]),
 }
-"""Types of settings."""
+"""Kinds of the settings, see `jepa_lm.utils.kinds`."""
 
 
 class MuonAdamW(torch.optim.Optimizer):
@@ -146,20 +145,6 @@ class MuonAdamW(torch.optim.Optimizer):
         )
 
 
-def _check_values(name: str, group: dict[str, Any], like: dict[str, Any]) -> None:
-    """Check that each value has the type of its default and that numbers are not negative."""
-    for key, default in like.items():
-        path, value = f"optimizer.groups.{name}.{key}", group[key]
-        if isinstance(default, tuple):
-            check_type(path, list(value) if isinstance(value, tuple) else value, list[float])
-            if len(value) != len(default) or not all(0 <= beta < 1 for beta in value):
-                raise UserError(f"{path}={value}: {len(default)} numbers from 0 to below 1")
-        else:
-            check_type(path, value, float if isinstance(default, float) else type(default))
-            if not isinstance(value, str) and value < 0:
-                raise UserError(f"{path}={value}: 0 or more")
-
-
 def _complete(group: dict[str, Any]) -> dict[str, Any]:
     """Return a group with the defaults of its algorithm filled in, after checking its settings."""
     group = dict(group)
@@ -177,17 +162,10 @@ def _complete(group: dict[str, Any]) -> dict[str, Any]:
         )
     if "lr" not in group:
         raise UserError(f"optimizer.groups.{name}.lr is not set")
-    for key, value in group.items():
-        if key in HINTS:
-            check_type(f"optimizer.groups.{name}.{key}", value, HINTS[key])
+    for key in group.keys() & KINDS.keys():
+        check_kind(f"optimizer.groups.{name}.{key}", group[key], KINDS[key])
     group = DEFAULTS[algorithm] | group
-    _check_values(name, group, {"lr": 0.0, **DEFAULTS[algorithm]})
     if algorithm == "muon":
-        for key, table in (("update_scale", UPDATE_SCALES), ("ns_dtype", NS_DTYPES)):
-            if group[key] not in table:
-                raise UserError(
-                    f"optimizer.groups.{name}.{key}={group[key]}: one of {', '.join(table)}"
-                )
         wrong = [tuple(p.shape) for p in group["params"] if p.ndim != 2]
         if wrong:
             raise UserError(
@@ -195,4 +173,6 @@ def _complete(group: dict[str, Any]) -> dict[str, Any]:
             )
     else:
         group["betas"] = tuple(group["betas"])
+        if len(group["betas"]) != 2:
+            raise UserError(f"optimizer.groups.{name}.betas={group['betas']}: needs two numbers")
     return group

@@ -12,7 +12,8 @@ from jepa_lm.optim.routing import freeze, route
 from jepa_lm.optim.scheduler import ClockScheduler
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.schedules.factors import Schedule
-from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.bounds import Whole
+from jepa_lm.utils.kinds import checked
 
 
 class OptimizerRecipe:
@@ -27,16 +28,15 @@ class OptimizerRecipe:
         UserError: ghost_steps is negative.
     """
 
+    @checked
     def __init__(
         self,
         *,
         groups: Mapping[str, Mapping[str, Any]],
         freeze: Sequence[str],
         schedule: Mapping[str, Schedule | None],
-        ghost_steps: int,
+        ghost_steps: Whole,
     ) -> None:
-        if ghost_steps < 0:
-            raise UserError(f"optimizer.ghost_steps={ghost_steps}: 0 or more")
         self.ghost_steps = ghost_steps
         self.groups, self.freeze = groups, freeze
         self.lr, self.muon_momentum = schedule["lr"], schedule.get("muon_momentum")

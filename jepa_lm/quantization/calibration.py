@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -22,12 +22,13 @@ from jepa_lm.evaluation.sampling import draws
 from jepa_lm.model import LanguageModel
 from jepa_lm.quantization.formats import Format, Integer, Parts
 from jepa_lm.quantization.gptq import NotPositiveDefiniteError, gptq, output_error
+from jepa_lm.utils.bounds import Count, Positive, Seed
 from jepa_lm.utils.console import shown
 from jepa_lm.utils.errors import UserError, warn
+from jepa_lm.utils.kinds import checked
 
-TRAINING, OWN = "training", "own"
+OWN = "own"
 BATCH_TOKENS = 4096
-LARGEST_SEED = 2**32 - 1
 
 
 class GPTQSettings:
@@ -35,24 +36,21 @@ class GPTQSettings:
 
     Args:
         text: `training`, the first tokens of the training split, or `own`, text that the model generates.
-        tokens: number of tokens. damping, act_order: see `gptq`.
+        tokens: number of tokens. damping, act_order: see `gptq`; without damping, inputs that always occur
+            together would make the matrix singular.
         seed: seed of the generated text.
     """
 
+    @checked
     def __init__(
-        self, *, text: str, tokens: int, damping: float, act_order: bool, seed: int
+        self,
+        *,
+        text: Literal["training", "own"],
+        tokens: Count,
+        damping: Positive,
+        act_order: bool,
+        seed: Seed,
     ) -> None:
-        if text not in (TRAINING, OWN):
-            raise UserError(f"quantization.gptq.text={text}: {TRAINING} or {OWN}")
-        if tokens < 1:
-            raise UserError(f"quantization.gptq.tokens={tokens}: at least 1")
-        if not 0 < damping < math.inf:
-            raise UserError(
-                f"quantization.gptq.damping={damping}: a number more than 0, for example 0.01; without "
-                "damping, inputs that always occur together make the matrix singular"
-            )
-        if not 0 <= seed <= LARGEST_SEED:
-            raise UserError(f"quantization.gptq.seed={seed}: 0 to {LARGEST_SEED}")
         self.text, self.tokens, self.seed = text, tokens, seed
         self.damping, self.act_order = damping, act_order
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -11,14 +11,15 @@ from torch import Tensor
 from jepa_lm.quantization.parts import (
     SCALES,
     Parts,
+    ScaleDtype,
     as_matrix,
-    check_scale_dtype,
     expect,
     matrix_shape,
     require_finite,
     scales,
 )
 from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.kinds import checked
 
 CASTS = {
     "float32": torch.float32,
@@ -36,10 +37,10 @@ class Cast:
 
     rows_are_alone = True
 
-    def __init__(self, *, dtype: str) -> None:
-        if dtype not in CASTS:
-            raise UserError(f"dtype={dtype}: one of {', '.join(CASTS)}")
-        self.name, self.dtype = dtype, CASTS[dtype]
+    @checked
+    def __init__(self, *, dtype: Literal["float32", "float16", "bfloat16"]) -> None:
+        self.name: str = dtype
+        self.dtype = CASTS[dtype]
 
     def pack(self, weight: Tensor) -> dict[str, Tensor]:
         cast = weight.to(self.dtype)
@@ -75,9 +76,8 @@ class Float8:
     rows_are_alone = True
     largest = torch.finfo(torch.float8_e4m3fn).max
 
-    def __init__(self, *, scale_dtype: str | None) -> None:
-        if scale_dtype is not None:
-            check_scale_dtype(scale_dtype)
+    @checked
+    def __init__(self, *, scale_dtype: ScaleDtype | None) -> None:
         self.scale_dtype = scale_dtype
 
     def pack(self, weight: Tensor) -> dict[str, Tensor]:

@@ -9,9 +9,8 @@ Legend: R rows, C columns, g columns per group, K groups per row.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import torch
@@ -23,14 +22,16 @@ from jepa_lm.quantization.packing import entropy, pack, packed_bytes, unpack
 from jepa_lm.quantization.parts import (
     SCALES,
     Parts,
+    ScaleDtype,
     as_matrix,
-    check_scale_dtype,
     expect,
     matrix_shape,
     require_finite,
     scales,
 )
+from jepa_lm.utils.bounds import Count, Positive, PositiveShare, Range
 from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.kinds import checked
 
 __all__ = ["Cast", "Float8", "Format", "Integer", "Parts", "as_matrix", "unpack_parts"]
 
@@ -85,26 +86,20 @@ class Integer:
         one_clip: with several quantiles, use the same one for all rows of a tensor (#1243).
     """
 
+    @checked
     def __init__(
         self,
         *,
-        bits: int,
-        group: int | None,
-        clip: float | Sequence[float],
-        scale_dtype: str,
-        min_clip: float | None = None,
+        bits: Annotated[int, Range(least=2, most=8)],
+        group: Count | None,
+        clip: PositiveShare | Sequence[PositiveShare],
+        scale_dtype: ScaleDtype,
+        min_clip: Positive | None = None,
         one_clip: bool = False,
     ) -> None:
-        if not 2 <= bits <= 8:
-            raise UserError(f"bits={bits}: 2 to 8")
-        if group is not None and group < 1:
-            raise UserError(f"group={group}: at least 1 column, or null for whole rows")
         clips = [clip] if isinstance(clip, int | float) else list(clip)
-        if not clips or not all(0 < c <= 1 for c in clips):
-            raise UserError(f"clip={clip}: one or more quantiles in (0, 1]")
-        if min_clip is not None and not 0 < min_clip < math.inf:
-            raise UserError(f"min_clip={min_clip}: a number more than 0, or null for no floor")
-        check_scale_dtype(scale_dtype)
+        if not clips:
+            raise UserError("clip=[]: needs at least one quantile")
         self.bits, self.group, self.clips, self.scale_dtype = bits, group, clips, scale_dtype
         self.min_clip, self.one_clip = min_clip, one_clip
         self.limit = 2 ** (bits - 1) - 1
@@ -115,7 +110,7 @@ class Integer:
         """True if each row is stored independently of the others."""
         return not self.one_clip or len(self.clips) == 1
 
-    def scaled_by(self, *, clip: float | None, scale_dtype: str | None) -> Integer:
+    def scaled_by(self, *, clip: float | None, scale_dtype: ScaleDtype | None) -> Integer:
         """Return a copy with another quantile or scale dtype; None keeps the present one."""
         return Integer(
             bits=self.bits,

@@ -6,6 +6,7 @@ Legend: R rows, C columns.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Literal
 
 import numpy as np
 import torch
@@ -15,6 +16,7 @@ from jepa_lm.utils.errors import UserError
 
 Parts = Mapping[str, Tensor]
 """Stored tensors of one parameter, by suffix; `""` is the main one."""
+ScaleDtype = Literal["float16", "bfloat16", "float32"]
 SCALES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -33,12 +35,6 @@ def require_finite(scale: Tensor) -> None:
     if not torch.isfinite(scale).all():
         dtype = str(scale.dtype).removeprefix("torch.")
         raise UserError(f"quantization: weights are NaN, infinite or too large for a {dtype} scale")
-
-
-def check_scale_dtype(name: str, key: str = "scale_dtype") -> None:
-    """Check that `name` is a type of scales."""
-    if name not in SCALES:
-        raise UserError(f"{key}={name}: one of {', '.join(SCALES)}")
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int]:

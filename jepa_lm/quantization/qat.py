@@ -23,8 +23,10 @@ import torch
 from torch import Tensor, nn
 
 from jepa_lm.quantization.formats import Cast, Format, Integer, as_matrix
-from jepa_lm.quantization.parts import check_scale_dtype
+from jepa_lm.quantization.parts import ScaleDtype
+from jepa_lm.utils.bounds import PositiveShare, Share
 from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.kinds import checked
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -41,29 +43,23 @@ class QATSchedule:
             bfloat16).
 
     Raises:
-        UserError: both `start` and `lr_below` are set, or one is outside [0, 1]; `clip` is no quantile.
+        UserError: a value is out of range, or both `start` and `lr_below` are set.
     """
 
+    @checked
     def __init__(
         self,
         *,
-        start: float | None,
-        lr_below: float | None,
-        clip: float | None,
-        scale_dtype: str | None = None,
+        start: Share | None,
+        lr_below: Share | None,
+        clip: PositiveShare | None,
+        scale_dtype: ScaleDtype | None = None,
     ) -> None:
         if start is not None and lr_below is not None:
             raise UserError(
                 f"quantization.training: set start or lr_below, not both (start={start}, "
                 f"lr_below={lr_below})"
             )
-        for key, value in (("start", start), ("lr_below", lr_below)):
-            if value is not None and not 0 <= value <= 1:
-                raise UserError(f"quantization.training.{key}={value}: must be between 0 and 1")
-        if clip is not None and not 0 < clip <= 1:
-            raise UserError(f"quantization.training.clip={clip}: a quantile in (0, 1]")
-        if scale_dtype is not None:
-            check_scale_dtype(scale_dtype, "quantization.training.scale_dtype")
         self.start, self.lr_below = start, lr_below
         self.clip, self.scale_dtype = clip, scale_dtype
 

@@ -15,11 +15,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Literal
 
+from jepa_lm.utils.bounds import Count, Positive
 from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.kinds import checked
 
-OVER = ("budget", "steps", "time")
+Over = Literal["budget", "steps", "time"]
 """Limits that a schedule may follow: whichever is reached first (budget), or only that one."""
 
 
@@ -36,11 +38,12 @@ class ProgressClock:
         UserError: neither limit is set, or one is not positive.
     """
 
+    @checked
     def __init__(
         self,
         *,
-        max_steps: int | None,
-        max_time: float | None,
+        max_steps: Count | None,
+        max_time: Positive | None,
         now: Callable[[], float] = time.monotonic,
         exchange: Callable[[float], float] | None = None,
         exchange_every: int = 10,
@@ -49,9 +52,6 @@ class ProgressClock:
             raise UserError(
                 "trainer.max_steps and trainer.max_time are both unset; set one, or the run never ends"
             )
-        for key, value in (("max_steps", max_steps), ("max_time", max_time)):
-            if value is not None and value <= 0:
-                raise UserError(f"trainer.{key}={value}: must be positive, or null for no limit")
         self.max_steps, self.max_time = max_steps, max_time
         self.exchange, self.exchange_every = exchange, exchange_every
         self.step = 0
@@ -110,7 +110,7 @@ class ProgressClock:
         return self.share_done("budget")
 
     def share_done(self, over: str) -> float:
-        """Return the used fraction, in [0, 1], of one of `OVER`; an unset limit is replaced by the other."""
+        """Return the used fraction, in [0, 1], of one of `Over`; an unset limit is replaced by the other."""
         shares = {}
         if self.max_steps is not None:
             shares["steps"] = self.step / self.max_steps
@@ -124,7 +124,7 @@ class ProgressClock:
         return self.progress >= 1.0
 
     def share_of(self, steps: int, over: str = "budget") -> float:
-        """Return the fraction of one of `OVER` that this many steps take at the pace so far."""
+        """Return the fraction of one of `Over` that this many steps take at the pace so far."""
         shares = {}
         if self.max_steps is not None:
             shares["steps"] = steps / self.max_steps

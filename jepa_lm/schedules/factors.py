@@ -10,8 +10,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Protocol
 
-from jepa_lm.schedules.clock import OVER, ProgressClock
+from jepa_lm.schedules.clock import Over, ProgressClock
+from jepa_lm.utils.bounds import Count, Positive, Share, Whole
 from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.kinds import checked
 
 
 class Schedule(Protocol):
@@ -24,12 +26,6 @@ class Schedule(Protocol):
     def phases(self) -> list[dict[str, Any]]:
         """Return the schedule phase by phase, in plain values for `describe=true`."""
         ...
-
-
-def _known(name: str, over: str) -> str:
-    if over not in OVER:
-        raise UserError(f"schedule {name}: over={over}, one of {', '.join(OVER)}")
-    return over
 
 
 class Constant:
@@ -52,18 +48,16 @@ class Warmdown:
     steps are converted to time at the pace measured so far, as in the challenge's scripts.
     """
 
+    @checked
     def __init__(
-        self, *, fraction: float | None, steps: int | None, end: float, over: str = "budget"
+        self, *, fraction: Share | None, steps: Whole | None, end: float, over: Over = "budget"
     ) -> None:
         if (fraction is None) == (steps is None):
             raise UserError(
                 f"optimizer.schedule.lr: set either fraction or steps (fraction={fraction}, "
                 f"steps={steps})"
             )
-        if fraction is not None and not 0 <= fraction <= 1:
-            raise UserError(f"optimizer.schedule.lr.fraction={fraction}: must be between 0 and 1")
-        self.fraction, self.steps, self.end = fraction, steps, end
-        self.over = _known("Warmdown", over)
+        self.fraction, self.steps, self.end, self.over = fraction, steps, end, over
 
     def __call__(self, clock: ProgressClock) -> float:
         length = self.fraction
@@ -85,7 +79,8 @@ class Warmdown:
 class Warmup:
     """Linear from `start` to `end` over the first `steps` optimizer steps, then `end`."""
 
-    def __init__(self, *, start: float, end: float, steps: int) -> None:
+    @checked
+    def __init__(self, *, start: float, end: float, steps: Whole) -> None:
         self.start, self.end, self.steps = start, end, steps
 
     def __call__(self, clock: ProgressClock) -> float:
@@ -99,9 +94,8 @@ class Warmup:
 class Ramp:
     """min(step / steps, 1): from 0 at the first step to 1 after `steps` optimizer steps."""
 
-    def __init__(self, *, steps: int) -> None:
-        if steps < 1:
-            raise UserError(f"schedule Ramp: steps={steps}, at least 1")
+    @checked
+    def __init__(self, *, steps: Count) -> None:
         self.steps = steps
 
     def __call__(self, clock: ProgressClock) -> float:
@@ -114,7 +108,8 @@ class Ramp:
 class After:
     """0 for the first `steps` optimizer steps, then 1."""
 
-    def __init__(self, *, steps: int) -> None:
+    @checked
+    def __init__(self, *, steps: Whole) -> None:
         self.steps = steps
 
     def __call__(self, clock: ProgressClock) -> float:
@@ -131,7 +126,8 @@ class Phased:
     counts.
     """
 
-    def __init__(self, *, points: Sequence[Sequence[float]], over: str = "budget") -> None:
+    @checked
+    def __init__(self, *, points: Sequence[Sequence[float]], over: Over = "budget") -> None:
         where = [point[0] for point in points]
         ordered = where == sorted(where) and all(0 <= x <= 1 for x in where)
         if not points or any(len(p) != 2 for p in points) or not ordered:
@@ -140,7 +136,7 @@ class Phased:
                 "progress rising from 0 to 1"
             )
         self.points = [(float(x), float(y)) for x, y in points]
-        self.over = _known("Phased", over)
+        self.over = over
 
     def __call__(self, clock: ProgressClock) -> float:
         now = clock.share_done(self.over)
@@ -159,8 +155,9 @@ class Phased:
 class Linear:
     """Linear from `start` to `end` over the whole budget."""
 
-    def __init__(self, *, start: float, end: float, over: str = "budget") -> None:
-        self.start, self.end, self.over = start, end, _known("Linear", over)
+    @checked
+    def __init__(self, *, start: float, end: float, over: Over = "budget") -> None:
+        self.start, self.end, self.over = start, end, over
 
     def __call__(self, clock: ProgressClock) -> float:
         return self.start + (self.end - self.start) * clock.share_done(self.over)
@@ -172,10 +169,9 @@ class Linear:
 class LogAnneal:
     """Geometric from `start` to `end` over the whole budget: a constant factor per unit of progress."""
 
-    def __init__(self, *, start: float, end: float, over: str = "budget") -> None:
-        if start <= 0 or end <= 0:
-            raise UserError(f"schedule LogAnneal: start={start}, end={end}: both must be positive")
-        self.start, self.end, self.over = start, end, _known("LogAnneal", over)
+    @checked
+    def __init__(self, *, start: Positive, end: Positive, over: Over = "budget") -> None:
+        self.start, self.end, self.over = start, end, over
 
     def __call__(self, clock: ProgressClock) -> float:
         return float(self.start * (self.end / self.start) ** clock.share_done(self.over))
@@ -187,9 +183,8 @@ class LogAnneal:
 class EveryNth:
     """The value of another schedule on every n-th optimizer step (0, n, 2n, ...), 0 on all other steps."""
 
-    def __init__(self, *, n: int, schedule: Schedule) -> None:
-        if n < 1:
-            raise UserError(f"schedule EveryNth: n={n}, at least 1")
+    @checked
+    def __init__(self, *, n: Count, schedule: Schedule) -> None:
         self.n, self.schedule = n, schedule
 
     def __call__(self, clock: ProgressClock) -> float:

@@ -13,10 +13,12 @@ from typing import Any, Generic, TypeVar
 from torch import nn
 
 from jepa_lm.model.ema import as_buffers, keep_float32, matched, move_towards
+from jepa_lm.utils.bounds import Count, Decay
 from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.kinds import checked
+from jepa_lm.utils.schema import Ship
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
-SHIP = ("auto", "raw", "ema", "swa", "best")
 
 
 class AveragedModel(nn.Module, Generic[AnyModule]):
@@ -55,19 +57,14 @@ class WeightAverages(nn.Module, Generic[AnyModule]):
             EMA if there is one, else the mean, else the raw weights).
 
     Raises:
-        UserError: a decay outside [0, 1), an interval below 1, an unknown `ship`, or one that is not kept.
+        UserError: a value is out of range, or `ship` names an average that is not kept.
     """
 
+    @checked
     def __init__(
-        self, model: AnyModule, *, decay: float | None, swa: bool, swa_every: int, ship: str
+        self, model: AnyModule, *, decay: Decay | None, swa: bool, swa_every: Count, ship: Ship
     ) -> None:
         super().__init__()
-        if decay is not None and not 0 <= decay < 1:
-            raise UserError(f"average.decay={decay}: at least 0 and below 1, or null")
-        if swa_every < 1:
-            raise UserError(f"average.swa_every={swa_every}: at least 1")
-        if ship not in SHIP:
-            raise UserError(f"average.ship={ship}: one of {', '.join(SHIP)}")
         if (ship == "ema" and decay is None) or (ship == "swa" and not swa):
             switch = "average.decay, such as 0.997" if ship == "ema" else "average.swa=true"
             raise UserError(f"average.ship={ship}: the run keeps no such average; set {switch}")

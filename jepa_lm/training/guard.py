@@ -17,7 +17,9 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 
-from jepa_lm.utils.errors import EveryRankError, UserError, warn
+from jepa_lm.utils.bounds import Whole
+from jepa_lm.utils.errors import EveryRankError, warn
+from jepa_lm.utils.kinds import checked
 
 MOST = 1 << 14
 """Maximum number of unread values, for log points that are far apart."""
@@ -46,9 +48,8 @@ class FiniteGuard(Callback):
         UserError: `skip` is negative.
     """
 
-    def __init__(self, *, skip: int) -> None:
-        if skip < 0:
-            raise UserError(f"guard.skip={skip}: 0 or more")
+    @checked
+    def __init__(self, *, skip: Whole) -> None:
         self.skip = skip
         self.skipped = 0
         self._seen: list[tuple[int, str, Tensor]] = []

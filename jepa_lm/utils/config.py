@@ -9,33 +9,51 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import functools
-import inspect
-import sys
-import types
 import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, Literal
 
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from jepa_lm.utils.bounds import Count, NotNegative, Positive
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.former_names import modern
-from jepa_lm.utils.schema import TrainConfig
+from jepa_lm.utils.kinds import (
+    Kind,
+    bounded_hints,
+    check_kind,
+    check_type,
+    entries_of,
+    shown,
+    spell,
+)
+from jepa_lm.utils.schema import Precision, TrainConfig
+from jepa_lm.utils.signatures import Signature, inspected, table
 
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
-SCALARS = (bool, int, float, str)
-LONGEST_VALUE = 100
-"""Maximum number of characters of a value in a message."""
-OURS_IN_TRAINER = {
-    "max_steps": int | None,
-    "max_time": float | None,
-    "val_check_interval": int | None,
+TRAINER = {
+    "max_steps": Count | None,
+    "max_time": Positive | None,
+    "val_check_interval": Count | None,
+    "log_every_n_steps": Count | None,
+    "accumulate_grad_batches": Count,
+    "gradient_clip_val": NotNegative | None,
+    "gradient_clip_algorithm": Literal["norm"] | None,
+    "precision": Precision,
 }
-"""Settings under `trainer` that we read before Lightning's Trainer does."""
+"""Settings under `trainer` whose types or ranges are not those of Lightning's Trainer."""
 SETTINGS = ("data", "model", "jepa", "optimizer", "trainer")
 """Nodes that every training config has."""
-REQUIRED = (*OURS_IN_TRAINER, "accelerator", "devices", "precision", "accumulate_grad_batches")
+REQUIRED = (
+    "max_steps",
+    "max_time",
+    "val_check_interval",
+    "accelerator",
+    "devices",
+    "precision",
+    "accumulate_grad_batches",
+)
 """Settings of the trainer that may be null but must not be deleted."""
 
 
@@ -47,25 +65,34 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
 
 
 def check_schema(config: Mapping[str, Any], schema: type, path: str = "") -> None:
-    """Refuse keys that the typed schema does not have (`+key=value`) and missing ones (`~key`)."""
+    """Check a config against a typed schema, whose types OmegaConf has checked before.
+
+    Raises:
+        UserError: an unknown key (`+key=value`), a missing one (`~key`), or a value out of its range.
+    """
     known = {f.name: f.type for f in dataclasses.fields(schema)}
     for name in known:
         if name not in config:
             raise UserError(f"{path}{name}: missing; remove ~{path}{name} from the command")
+    kinds, hints = bounded_hints(schema), typing.get_type_hints(schema)
     for key, value in config.items():
         if key not in known:
             raise unknown_key(f"{path}{key}", [f"{path}{name}" for name in known], "the config")
-        nested = typing.get_type_hints(schema)[str(key)]
-        if dataclasses.is_dataclass(nested):
+        if key in kinds:
+            check_kind(f"{path}{key}", value, kinds[key])
+        if dataclasses.is_dataclass(nested := hints[key]):
             assert isinstance(nested, type)
             check_schema(value, nested, f"{path}{key}.")
 
 
-def check(config: Mapping[str, Any]) -> None:
+def check(config: Mapping[str, Any], *, imports: bool = True) -> None:
     """Check a resolved training config.
 
+    Args:
+        imports: see `check_node`; without, nothing is imported, which takes a tenth of the time.
+
     Raises:
-        UserError: an unknown key or a value of the wrong type.
+        UserError: an unknown key, or a value out of its range or of the wrong type.
     """
     check_schema(config, TrainConfig)
     for name in SETTINGS:
@@ -73,12 +100,13 @@ def check(config: Mapping[str, Any]) -> None:
     for key in REQUIRED:
         if key not in config["trainer"]:
             raise UserError(f"trainer.{key}: missing; null means no limit")
-    check_type("jepa.weight", config["jepa"].get("weight", 0.0), float)
+    check_type("jepa.weight", config["jepa"].get("weight", 0.0), NotNegative)
     trainer = dict(config["trainer"])
-    for key, hint in OURS_IN_TRAINER.items():
-        check_type(f"trainer.{key}", trainer.pop(key, None), hint)
+    for key, hint in TRAINER.items():
+        if key in trainer:
+            check_type(f"trainer.{key}", trainer.pop(key), hint)
     for name, node in {**config, "trainer": trainer}.items():
-        check_node(name, node)
+        check_node(name, node, imports=imports)
     if "_target_" not in config["jepa"]:
         for key in config["jepa"].keys() - {"weight"}:
             raise unknown_key(f"jepa.{key}", ["jepa.weight"], "objective=none")
@@ -148,131 +176,75 @@ def build(path: str, node: Any, find: Find = find_anything) -> Any:
     return made(path, node)
 
 
-def check_node(path: str, node: Any, find: Find = find_anything) -> None:
-    """Check a node and everything below it."""
-    if isinstance(node, Mapping):
-        if "_target_" in node:
-            _check_call(path, node, find)
-        for key, value in node.items():
-            check_node(f"{path}.{key}", value, find)
-    elif isinstance(node, list):
-        for i, value in enumerate(node):
-            check_node(f"{path}[{i}]", value, find)
+def check_node(path: str, node: Any, find: Find = find_anything, *, imports: bool = True) -> None:
+    """Check a node and everything below it.
+
+    Args:
+        find: looks up the targets; one of your own is asked about every target.
+        imports: also check targets that are not in the table of signatures, by importing them.
+
+    Raises:
+        UserError: an unknown key, a value out of its range or of the wrong type, or a missing one.
+    """
+
+    def look(part: str, target: Any) -> Signature | None:
+        known = table().get(target) if isinstance(target, str) and find is find_anything else None
+        return inspected(find(part, target)) if known is None and imports else known
+
+    def below(part: str, value: Any) -> None:
+        if isinstance(value, Mapping):
+            if "_target_" in value and (signature := look(part, value["_target_"])) is not None:
+                _check_call(part, value, signature, look)
+            for key, entry in value.items():
+                below(f"{part}.{key}", entry)
+        elif isinstance(value, list):
+            for i, entry in enumerate(value):
+                below(f"{part}[{i}]", entry)
+
+    below(path, node)
 
 
-def _check_call(path: str, node: Mapping[str, Any], find: Find) -> None:
+Look = Callable[[str, Any], Signature | None]
+
+
+def _check_call(path: str, node: Mapping[str, Any], signature: Signature, look: Look) -> None:
     """Check a node's keys and values against the signature of its target."""
-    target = find(path, node["_target_"])
-    parameters = inspect.signature(target).parameters
-    if any(p.kind is p.VAR_KEYWORD for p in parameters.values()):
+    if signature.open:
         return
-    try:
-        called = vars(target).get("__init__", target) if isinstance(target, type) else target
-        hints = typing.get_type_hints(called)
-    except (NameError, TypeError):
-        hints = {}
+    caller = node["_target_"].rpartition(".")[2]
     for key, value in node.items():
         if key in HYDRA_KEYS:
             continue
-        if key not in parameters:
-            known = [f"{path}.{name}" for name in parameters if name != "self"]
-            raise unknown_key(f"{path}.{key}", known, node["_target_"].rpartition(".")[2])
-        hint = hints.get(key, Any)
-        check_type(f"{path}.{key}", value, hint)
-        if isinstance(value, Mapping) and "_target_" in value and not value.get("_partial_"):
-            made = find(f"{path}.{key}", value["_target_"])
-            if not _makes(made, hint):
-                raise UserError(
-                    f"{path}.{key}._target_={shown(value['_target_'])}: not of type {_spell(hint)}, which "
-                    f"{node['_target_'].rpartition('.')[2]} expects"
-                )
-    for name, parameter in parameters.items():
-        required = parameter.default is parameter.empty and parameter.kind is parameter.KEYWORD_ONLY
-        if required and name not in node and not node.get("_partial_"):
+        if key not in signature.settings:
+            known = [f"{path}.{name}" for name in signature.settings]
+            raise unknown_key(f"{path}.{key}", known, caller)
+        check_kind(f"{path}.{key}", value, signature.settings[key])
+        _check_parts(f"{path}.{key}", value, signature.settings[key], caller, look)
+    for name in signature.required:
+        if name not in node and not node.get("_partial_"):
             raise UserError(f"{path}.{name} is not set, and {node['_target_']} needs it")
+
+
+def _check_parts(key: str, value: Any, kind: Kind, caller: str, look: Look) -> None:
+    """Check that the nodes in a value make the parts that its kind asks for."""
+    if isinstance(value, list):
+        for i, entry in enumerate(value):
+            _check_parts(f"{key}[{i}]", entry, entries_of(kind, "list"), caller, look)
+    elif isinstance(value, Mapping) and "_target_" not in value:
+        for name, entry in value.items():
+            _check_parts(f"{key}.{name}", entry, entries_of(kind, "mapping"), caller, look)
+    elif isinstance(value, Mapping) and not value.get("_partial_"):
+        made = look(key, value["_target_"])
+        if made is not None and not made.fits(kind):
+            raise UserError(
+                f"{key}._target_={shown(value['_target_'])}: not of type {spell(kind)}, which {caller} "
+                "expects"
+            )
 
 
 def unknown_key(key: str, known: Iterable[str], where: str) -> UserError:
     """Return the error for an unknown key, with the nearest known key."""
     known, key = list(known), shown(key)
     near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known[:12])}"
+    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known[:12]) or 'none'}"
     return UserError(f"{key}: {where} has no such setting; {hint}")
-
-
-def check_type(key: str, value: Any, hint: Any) -> None:
-    """Raise UserError unless a value fits a type hint; hints about other classes pass."""
-    if not _fits(value, hint):
-        raise UserError(f"{key}={shown(value)}: expected {_spell(hint)}")
-    if isinstance(value, Mapping) and "_target_" not in value:
-        for part, entry in value.items():
-            check_type(f"{key}.{part}", entry, _of_entries(hint))
-
-
-def shown(value: Any) -> str:
-    """Return a value as text for a message, cut if it is long."""
-    text = str(value)
-    return text if len(text) <= LONGEST_VALUE else f"{text[:LONGEST_VALUE]}..."
-
-
-def _fits(value: Any, hint: Any) -> bool:
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(_fits(value, option) for option in typing.get_args(hint))
-    if origin is typing.Literal:
-        return any(type(value) is type(option) for option in typing.get_args(hint))
-    if hint is type(None):
-        return value is None
-    if hint is float:
-        a_number = isinstance(value, int | float) and not isinstance(value, bool)
-        return a_number and abs(value) <= sys.float_info.max  # excludes NaN and infinity
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint in (bool, str):
-        return isinstance(value, hint)
-    container = origin or hint
-    if container in (list, Sequence, tuple):
-        entry = next(iter(typing.get_args(hint)), Any)
-        return isinstance(value, list | tuple) and all(_fits(v, entry) for v in value)
-    if container in (dict, Mapping):
-        return isinstance(value, Mapping)
-    ours = getattr(hint, "__module__", "").startswith(("jepa_lm", "torch.nn"))
-    return not (ours and (value is None or isinstance(value, SCALARS)))
-
-
-def _of_entries(hint: Any) -> Any:
-    """Return the type hint of a mapping's values."""
-    for option in (hint, *typing.get_args(hint)):
-        if typing.get_origin(option) in (dict, Mapping):
-            return typing.get_args(option)[1]
-    return Any
-
-
-def _makes(target: Any, hint: Any) -> bool:
-    """Return whether a target can create what a hint asks for; True if that cannot be decided."""
-    if typing.get_origin(hint) in (typing.Union, types.UnionType):
-        return any(_makes(target, option) for option in typing.get_args(hint))
-    if hint is Any or not isinstance(target, type) or not isinstance(hint, type):
-        return True
-    if getattr(hint, "_is_protocol", False):
-        return all(hasattr(target, name) for name in vars(hint) if not name.startswith("_"))
-    return issubclass(target, hint)
-
-
-def _spell(hint: Any) -> str:
-    options = (
-        typing.get_args(hint) if typing.get_origin(hint) in (typing.Union, types.UnionType) else ()
-    )
-    if options:
-        return " or ".join(_spell(option) for option in options)
-    if hint is type(None):
-        return "null"
-    container = typing.get_origin(hint) or hint
-    if container in (list, Sequence, tuple):
-        entry = next(iter(typing.get_args(hint)), Any)
-        return "a list" if entry is Any else f"a list, each entry {_spell(entry)}"
-    if container in (dict, Mapping):
-        return "a mapping"
-    return {int: "a whole number", float: "a number", bool: "true or false", str: "text"}.get(
-        hint, getattr(hint, "__name__", str(hint))
-    )

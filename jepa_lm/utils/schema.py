@@ -8,13 +8,22 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, OmegaConf
 
 from jepa_lm.utils import gpus
+from jepa_lm.utils.bounds import Count, Decay, NotNegative, Positive, Seed, Whole
+
+Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
+Ship = Literal["auto", "raw", "ema", "swa", "best"]
+Protocol = Literal["standard", "sliding", "stream"]
+Reset = Literal["none", "document"]
+SEARCH = "search"
+"""Value of a temperature: fit it on training tokens."""
+Temperature = Annotated[Any, Positive | Literal["search"]]
 
 
 @dataclass
@@ -22,9 +31,9 @@ class Sampling:
     """The sample text shown after training."""
 
     prompt: str | None = MISSING
-    tokens: int = MISSING
-    temperature: float = MISSING
-    seed: int = MISSING
+    tokens: Whole = MISSING
+    temperature: NotNegative = MISSING
+    seed: Seed = MISSING
 
 
 @dataclass
@@ -39,35 +48,35 @@ class Paths:
 class LimitsOfFiles:
     """See `jepa_lm.utils.trusted.Limits`."""
 
-    tensor_values: int = 1 << 31
-    blocks: int = 1000
-    tensors: int = 100_000
-    bytes: int = 8 * 10**9
+    tensor_values: Count = 1 << 31
+    blocks: Count = 1000
+    tensors: Count = 100_000
+    bytes: Count = 8 * 10**9
 
 
 @dataclass
 class Average:
     """Averages of the weights, and which weights ship; see `jepa_lm.training.averages.WeightAverages`."""
 
-    decay: float | None = MISSING
+    decay: Decay | None = MISSING
     swa: bool = MISSING
-    swa_every: int = MISSING
-    ship: str = MISSING
+    swa_every: Count = MISSING
+    ship: Annotated[str, Ship] = MISSING
 
 
 @dataclass
 class Checkpointing:
     """When checkpoints are written and how many are kept."""
 
-    every_n_steps: int | None = MISSING
-    keep: int = MISSING
+    every_n_steps: Count | None = MISSING
+    keep: Count = MISSING
 
 
 @dataclass
 class Guard:
     """How many steps whose gradient is NaN or infinite are skipped before the run stops."""
 
-    skip: int = MISSING
+    skip: Whole = MISSING
 
 
 @dataclass
@@ -92,12 +101,12 @@ class TrainConfig:
     task_name: str = MISSING
     tags: list[str] = MISSING
     study: Any = None
-    seed: int = MISSING
+    seed: Seed = MISSING
     ckpt_path: str | None = MISSING
     compile: bool | None = MISSING
-    ce_weight: float = MISSING
-    z_loss_weight: float = MISSING
-    temperature: Any = MISSING
+    ce_weight: NotNegative = MISSING
+    z_loss_weight: NotNegative = MISSING
+    temperature: Temperature = MISSING
     eval: EvaluationDefaults = field(default_factory=EvaluationDefaults)
     describe: bool = MISSING
     sample: bool = MISSING
@@ -115,17 +124,17 @@ class TrainConfig:
 class Evaluation:
     """How text is cut into windows, and what is reported besides the score."""
 
-    protocol: str = MISSING
-    seq_len: int | None = MISSING
-    batch_tokens: int | None = MISSING
-    stride: int | None = MISSING
-    reset: str | None = MISSING
-    temperature: Any = MISSING
+    protocol: Annotated[str, Protocol] = MISSING
+    seq_len: Count | None = MISSING
+    batch_tokens: Count | None = MISSING
+    stride: Count | None = MISSING
+    reset: Annotated[str, Reset] | None = MISSING
+    temperature: Annotated[Any, Positive | Literal["search"] | None] = MISSING
     max_seconds: float = MISSING
-    precision: str | None = MISSING
+    precision: Annotated[str, Precision] | None = MISSING
     audit: bool = MISSING
     baselines: bool = MISSING
-    baseline_bytes: int = MISSING
+    baseline_bytes: Count = MISSING
 
 
 @dataclass
@@ -139,7 +148,7 @@ class EvalConfig:
     logger: Any = field(default_factory=dict)
     tags: list[str] = MISSING
     device: str = MISSING
-    devices: int = MISSING
+    devices: Count = MISSING
     trust: list[str] = MISSING
     limits: LimitsOfFiles = field(default_factory=LimitsOfFiles)
     paths: Paths = field(default_factory=Paths)
@@ -178,7 +187,7 @@ class ExportConfig:
     ckpt_path: str = MISSING
     logger: Any = field(default_factory=dict)
     tags: list[str] = MISSING
-    temperature: Any = MISSING
+    temperature: Annotated[Any, Positive | Literal["search"] | None] = MISSING
     device: str = MISSING
     export: Export = field(default_factory=Export)
     submission: Submission = field(default_factory=Submission)

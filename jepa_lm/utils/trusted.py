@@ -21,9 +21,10 @@ from torch.nn.modules.module import (
     register_module_parameter_registration_hook,
 )
 
-from jepa_lm.utils.config import Find, build, check_node, shown
+from jepa_lm.utils.config import Find, build, check_node, check_schema, shown
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.former_names import modern
+from jepa_lm.utils.schema import LimitsOfFiles
 
 MOST_NODES, MOST_DEPTH, MOST_TEXT = 20_000, 40, 1 << 16
 """Limits on a config: values, levels, characters of a text. Real ones have about 400, 8 and 200."""
@@ -76,9 +77,7 @@ class Trust:
         Raises:
             UserError: a limit below 1, or a module that cannot be imported.
         """
-        for key, value in config["limits"].items():
-            if value < 1:
-                raise UserError(f"limits.{key}={value}: at least 1")
+        check_schema(config["limits"], LimitsOfFiles, "limits.")
         for name in config["trust"]:
             _import(name)
         return cls(tuple(config["trust"]), Limits(**config["limits"]))

@@ -1,22 +1,16 @@
-"""Checks of a composed config for values that fit their types but would fail, or mislead, later.
+"""Checks of a composed config for values that are each in range but would fail, or mislead, together.
 
 Nothing here needs PyTorch or depends on this machine, because the plan of a sweep is checked here as well.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from jepa_lm.utils.bounds import LARGEST_SEED
 from jepa_lm.utils.errors import UserError
 
-LARGEST_SEED = 2**32 - 1
-"""The largest seed that all random generators in use accept."""
-AT_LEAST = {"ce_weight": 0, "z_loss_weight": 0, "model.dim": 1, "trainer.gradient_clip_val": 0}
-"""Minimum of numbers that no class of ours checks, by dotted key."""
-SEARCH = "search"
-"""Value of a temperature: fit it on training tokens."""
 ELSEWHERE = {
     "max_epochs": "a run ends with trainer.max_steps or trainer.max_time",
     "min_epochs": "a run ends with trainer.max_steps or trainer.max_time",
@@ -38,7 +32,6 @@ ELSEWHERE = {
     "plugins": "set trainer.precision, trainer.strategy or trainer.accelerator",
 }
 """Settings of Lightning's Trainer that this project does not use, and what to use instead."""
-COUNTS = ("val_check_interval", "log_every_n_steps", "accumulate_grad_batches")
 
 
 def check_values(config: Mapping[str, Any]) -> None:
@@ -47,18 +40,8 @@ def check_values(config: Mapping[str, Any]) -> None:
     Raises:
         UserError: names the key, the value and what would be right.
     """
-    for key, seed in sorted(named("seed", config), key=lambda found: found[0].count(".")):
-        if isinstance(seed, int):
-            check_seed(key, seed)
-    for key, least in AT_LEAST.items():
-        node, _, name = key.rpartition(".")
-        value = (config[node] if node else config).get(name)
-        if value is not None and value < least:
-            raise UserError(f"{key}={value}: at least {least}")
     require_objective(config)
     check_trainer(config["trainer"])
-    check_sampling(config["sampling"])
-    check_temperature("temperature", config["temperature"])
     stride, seq_len = config["eval"]["stride"], config["data"]["seq_len"]
     if not 1 <= stride <= seq_len:
         raise UserError(
@@ -96,35 +79,6 @@ def check_trainer(settings: Mapping[str, Any]) -> None:
     for key, instead in ELSEWHERE.items():
         if settings.get(key) is not None:
             raise UserError(f"trainer.{key}={settings[key]}: not used here; {instead}")
-    for key in COUNTS:
-        if (value := settings.get(key)) is not None and value < 1:
-            raise UserError(f"trainer.{key}={value}: at least 1")
-    if (algorithm := settings.get("gradient_clip_algorithm")) not in (None, "norm"):
-        raise UserError(
-            f"trainer.gradient_clip_algorithm={algorithm}: gradients are clipped by norm"
-        )
-
-
-def check_sampling(settings: Mapping[str, Any]) -> None:
-    """Refuse settings that would only fail after training.
-
-    Raises:
-        UserError: a negative temperature or length.
-    """
-    for key in ("temperature", "tokens"):
-        if settings[key] < 0:
-            raise UserError(f"sampling.{key}={settings[key]}: must be 0 or more")
-
-
-def check_temperature(key: str, value: Any) -> None:
-    """Refuse a temperature that is neither a positive number nor `search`.
-
-    Raises:
-        UserError: names the setting.
-    """
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    if value != SEARCH and not (number and 0 < value < math.inf):
-        raise UserError(f"{key}={value}: a positive number, or search")
 
 
 def named(name: str, node: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -20,8 +20,10 @@ from torch import Tensor
 
 from jepa_lm.model.checkpoint import LAST_FILE, SAVED, read_checkpoint
 from jepa_lm.training.agreement import agree
+from jepa_lm.utils.bounds import Count
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.files import held, sweep_up, write_bytes
+from jepa_lm.utils.kinds import checked
 from jepa_lm.utils.trusted import Trust
 
 if TYPE_CHECKING:
@@ -81,10 +83,8 @@ class SaveCheckpoints(Checkpoint):
         UserError: a number below 1.
     """
 
-    def __init__(self, *, folder: str, every_n_steps: int | None, keep: int) -> None:
-        for key, value in (("every_n_steps", every_n_steps), ("keep", keep)):
-            if value is not None and value < 1:
-                raise UserError(f"checkpoint.{key}={value}: at least 1")
+    @checked
+    def __init__(self, *, folder: str, every_n_steps: Count | None, keep: Count) -> None:
         self.folder, self.every_n_steps, self.keep = Path(folder), every_n_steps, keep
         self.newest: Path | None = None
         """Latest checkpoint of this run, or the one that it resumes from."""
