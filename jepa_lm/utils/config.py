@@ -164,8 +164,10 @@ def build(path: str, node: Any, find: Find = find_anything) -> Any:
             return target(*positional, **entries)
         except UserError as error:
             # The message may already start with the key, added by this part or one below it.
-            named = str(error).startswith((f"{path}.", f"{path}:", f"{path}="))
-            raise type(error)(f"{error}" if named else f"{part}: {error}") from error
+            said = str(error)
+            if not said.startswith((f"{path}.", f"{path}:", f"{path}=")):
+                said = f"{part}.{said}" if said.partition("=")[0] in entries else f"{part}: {said}"
+            raise type(error)(said) from error
         except (OSError, MemoryError):
             raise
         except Exception as error:

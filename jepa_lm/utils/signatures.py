@@ -135,7 +135,8 @@ def _classes() -> dict[str, type]:
         for module in modules
         for name, value in vars(module).items()
         if isinstance(value, type) and value.__module__ == module.__name__ and name[0] != "_"
-        if not getattr(value, "_is_protocol", False) and _by_keyword(value)
+        if not inspect.isabstract(value) and not getattr(value, "_is_protocol", False)
+        if _by_keyword(value)
     }
     return {**named, **neighbours}
 

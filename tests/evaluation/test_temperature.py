@@ -22,7 +22,8 @@ from jepa_lm.model import LanguageModel
 from jepa_lm.model.checkpoint import inference_model, read_checkpoint
 from jepa_lm.run import evaluate, export
 from jepa_lm.utils.errors import UserError
-from jepa_lm.utils.values import check_temperature
+from jepa_lm.utils.kinds import check_type
+from jepa_lm.utils.schema import Temperature
 
 
 class Sharpened(LanguageModel):
@@ -148,5 +149,7 @@ def test_it_travels_with_the_artifact_and_divides_its_logits(trained, compose, t
 
 @pytest.mark.parametrize("value", [0, -1, "warm", True, float("inf")])
 def test_what_is_no_temperature_is_named(value):
-    with pytest.raises(UserError, match=rf"temperature={value}: a positive number, or search"):
-        check_temperature("temperature", value)
+    with pytest.raises(
+        UserError, match=rf"temperature={value}: expected a number above 0 or search"
+    ):
+        check_type("temperature", value, Temperature)

@@ -102,7 +102,7 @@ def test_one_process_has_nothing_to_join(build, monkeypatch):
 
 
 def test_an_unknown_way_to_draw_is_refused(build):
-    with pytest.raises(UserError, match=r"jepa\.draws=each: one of shared, per_rank"):
+    with pytest.raises(UserError, match=r"jepa\.draws=each: expected one of shared, per_rank"):
         build("objective=vicreg", "jepa.draws=each")
 
 

@@ -27,7 +27,10 @@ MISTAKES = [
         "only 4 latents",
     ),
     (("objective=lewm", "jepa.context.tap=12"), "block 12 does not exist.*0..2"),
-    (("objective=lewm", "jepa.context.tap=fnal"), "jepa.context.tap=fnal: one of final"),
+    (
+        ("objective=lewm", "jepa.context.tap=fnal"),
+        "jepa.context.tap=fnal: expected one of final.* or a whole number or a list",
+    ),
     (("objective=recipes/pr1556",), "block 3 does not exist"),
     (("objective=lewm", "jepa.target.tap=injector_latent"), "model/injector=chunk"),
     (("objective=lewm", "jepa.reach=9"), "jepa.reach=9: 0 to the 3 blocks"),
@@ -44,7 +47,10 @@ MISTAKES = [
         ("objective=patch", "+jepa.predictor.out=20"),
         "width 20, their targets 3 latents of width 64",
     ),
-    (("objective=vicreg", "jepa.predictor.activation=tanh"), "jepa.predictor: .*activation=tanh"),
+    (
+        ("objective=vicreg", "jepa.predictor.activation=tanh"),
+        "jepa.predictor.activation=tanh: expected one of relu2",
+    ),
     (("objective=recipes/pr1006", "jepa.alignment.offsets=[1,2]"), "offsets=4: .*number equal"),
     (("objective=recipes/pr1312", "jepa.reach=1"), "no part of the trunk would be trained"),
     (("objective=recipes/pr2142", "+jepa.predictor.output_start=zero"), "3e3"),

@@ -68,5 +68,7 @@ def test_ghost_steps_see_rounded_weights_too(small, tmp_path, monkeypatch):
 
 
 def test_another_dtype_is_refused(small, tmp_path):
-    with pytest.raises(UserError, match=r"model\.parameter_dtype=float16: float32 or bfloat16"):
+    with pytest.raises(
+        UserError, match=r"model\.parameter_dtype=float16: expected one of float32, bfloat16"
+    ):
         fit(small("model.parameter_dtype=float16", run_dir=tmp_path))

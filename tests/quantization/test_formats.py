@@ -144,13 +144,13 @@ def test_entropy_counts_symbols():
     [
         (lambda: Cast(dtype="float16").pack(torch.tensor([1e6])), "65504"),
         (lambda: integer().pack(torch.tensor([[float("nan"), 1.0]])), "float16 scale"),
-        (lambda: integer(bits=1), "bits=1: 2 to 8"),
-        (lambda: integer(bits=9), "bits=9: 2 to 8"),
+        (lambda: integer(bits=1), "bits=1: expected a whole number from 2 to 8"),
+        (lambda: integer(bits=9), "bits=9: expected a whole number from 2 to 8"),
         (lambda: integer(clip=0), "clip=0"),
         (lambda: integer(clip=[]), r"clip=\[\]"),
         (lambda: integer(group=0), "group=0"),
         (lambda: integer(scale_dtype="int8"), "scale_dtype=int8"),
-        (lambda: Cast(dtype="int8"), "dtype=int8: one of"),
+        (lambda: Cast(dtype="int8"), "dtype=int8: expected one of"),
     ],
 )
 def test_what_a_format_cannot_be_or_hold_is_refused(make, words):

@@ -277,12 +277,12 @@ def test_casts_are_not_trained_on_and_the_clip_is_the_plans():
         (dict(start=0.1, lr_below=0.1), "set start or lr_below, not both"),
         (
             dict(start=1.5, lr_below=None),
-            r"quantization\.training\.start=1\.5: must be between 0 and 1",
+            r"start=1\.5: expected a number from 0 to 1",
         ),
-        (dict(start=None, lr_below=-1.0), r"quantization\.training\.lr_below=-1\.0"),
+        (dict(start=None, lr_below=-1.0), r"lr_below=-1\.0: expected a number from 0 to 1"),
         (
             dict(start=0.5, lr_below=None, clip=2.0),
-            r"quantization\.training\.clip=2\.0: a quantile",
+            r"clip=2\.0: expected a number above 0 and at most 1",
         ),
     ],
 )

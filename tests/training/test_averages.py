@@ -31,7 +31,7 @@ def test_it_is_the_recurrence_in_float32():
 
 @pytest.mark.parametrize("decay", [1.0, -0.1])
 def test_a_decay_that_never_moves_is_refused(small, decay):
-    with pytest.raises(UserError, match=r"average\.decay="):
+    with pytest.raises(UserError, match=r"^average\.decay=.*: expected a number of at least 0 and"):
         train(small(f"average.decay={decay}"))
 
 
@@ -205,10 +205,10 @@ def test_the_mean_goes_on_after_a_resume(small, tmp_path):
 @pytest.mark.parametrize(
     ("setting", "words"),
     [
-        ("average.ship=median", "one of auto, raw, ema, swa, best"),
+        ("average.ship=median", "expected one of auto, raw, ema, swa, best"),
         ("average.ship=ema", "set average.decay"),
         ("average.ship=swa", "set average.swa=true"),
-        ("average.swa_every=0", "at least 1"),
+        ("average.swa_every=0", "expected a whole number of at least 1"),
     ],
 )
 def test_a_choice_that_cannot_be_is_refused(small, setting, words):

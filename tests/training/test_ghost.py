@@ -126,5 +126,7 @@ def test_a_resumed_run_has_no_ghosts(small, tmp_path, monkeypatch):
 
 
 def test_a_negative_number_is_named(small):
-    with pytest.raises(UserError, match=r"optimizer\.ghost_steps=-1: 0 or more"):
+    with pytest.raises(
+        UserError, match=r"optimizer\.ghost_steps=-1: expected a whole number of at least 0"
+    ):
         train(small("optimizer.ghost_steps=-1"))

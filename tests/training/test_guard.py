@@ -114,7 +114,7 @@ def test_nothing_is_read_between_log_points(small, monkeypatch):
 
 
 def test_a_negative_number_of_steps_to_skip_is_refused(small):
-    with pytest.raises(UserError, match=r"guard\.skip=-1: 0 or more"):
+    with pytest.raises(UserError, match=r"guard\.skip=-1: expected a whole number of at least 0"):
         train(small("guard.skip=-1"))
 
 

@@ -47,7 +47,9 @@ def test_without_an_interval_there_is_one_at_the_end(small, tmp_path):
 
 @pytest.mark.parametrize("key", ["keep=0", "every_n_steps=0"])
 def test_settings_that_save_nothing_are_refused(small, key):
-    with pytest.raises(UserError, match=rf"checkpoint\.{key}: at least 1"):
+    with pytest.raises(
+        UserError, match=rf"checkpoint\.{key}: expected a whole number of at least 1"
+    ):
         train(small(f"checkpoint.{key}"))
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import pytest
 
@@ -32,20 +33,42 @@ def changed(config, key, value) -> dict:
 @pytest.mark.parametrize(
     ("key", "value", "told"),
     [
-        ("seed", -1, r"seed=-1: a seed is a whole number from 0 to 4294967295"),
-        ("seed", 2**32, r"seed=4294967296: a seed"),
-        ("data.seed", -5, r"data\.seed=-5: a seed"),
-        ("sampling.seed", 2**64, r"sampling\.seed=\d+: a seed"),
-        ("jepa", {"regularizers": [{"seed": -1}]}, r"jepa\.regularizers\[0\]\.seed=-1: a seed"),
+        ("seed", -1, "seed=-1: expected a whole number from 0 to 4294967295"),
+        ("seed", 2**32, "seed=4294967296: expected a whole number from 0"),
+        ("data.seed", -5, r"data\.seed=-5: expected a whole number from 0"),
+        ("sampling.seed", 2**64, r"sampling\.seed=\d+: expected a whole number from 0"),
+        ("sampling.tokens", -1, r"sampling\.tokens=-1: expected a whole number of at least 0"),
+        ("sampling.temperature", -1, r"sampling\.temperature=-1: expected a number of at least 0"),
+        ("temperature", -1, "temperature=-1: expected a number above 0 or search"),
+        ("ce_weight", -1, "ce_weight=-1: expected a number of at least 0"),
+        ("z_loss_weight", math.nan, "z_loss_weight=nan: expected a number of at least 0"),
+        ("average.ship", "none", r"average\.ship=none: expected one of auto, raw"),
+        ("limits.blocks", 0, r"limits\.blocks=0: expected a whole number of at least 1"),
+        ("trainer.max_steps", 0, r"trainer\.max_steps=0: expected a whole number of at least 1"),
+        ("trainer.max_time", math.inf, r"trainer\.max_time=inf: expected a number above 0 or null"),
+        ("trainer.log_every_n_steps", 0, r"trainer\.log_every_n_steps=0: .* at least 1 or null"),
+        ("trainer.val_check_interval", 0, r"trainer\.val_check_interval=0: .* at least 1 or null"),
+        ("trainer.gradient_clip_val", -1, r"trainer\.gradient_clip_val=-1: expected a number of"),
+        ("trainer.gradient_clip_algorithm", "value", r"algorithm=value: expected norm or null"),
+        ("trainer.precision", "fp8", r"trainer\.precision=fp8: expected one of auto, 32-true"),
+        ("model.dim", 0, r"model\.dim=0: expected a whole number of at least 1"),
+    ],
+)
+def test_a_value_out_of_its_range_is_refused_before_anything_is_imported(whole, key, value, told):
+    check(whole)
+    for imports in (True, False):
+        with pytest.raises(UserError, match=told):
+            check(changed(whole, key, value), imports=imports)
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "told"),
+    [
         ("eval.stride", 0, r"eval\.stride=0: from 1 to data\.seq_len=32"),
         ("eval.stride", 33, r"eval\.stride=33: from 1 to data\.seq_len=32"),
-        ("sampling.tokens", -1, r"sampling\.tokens=-1"),
-        ("temperature", -1, r"temperature=-1"),
         ("trainer.precision", "16-mixed", r"trainer\.precision=16-mixed: needs a GPU"),
         ("model.kernel", "triton", r"model\.kernel=triton: needs trainer=gpu"),
         ("model.kernel", "mamba_ssm", r"model\.kernel=mamba_ssm: needs trainer=gpu"),
-        ("trainer.log_every_n_steps", 0, r"trainer\.log_every_n_steps=0: at least 1"),
-        ("trainer.val_check_interval", 0, r"trainer\.val_check_interval=0: at least 1"),
     ],
 )
 def test_a_value_that_could_only_fail_later_is_refused(whole, key, value, told):
