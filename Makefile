@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: install demo test test-slow fuzz kills lint bench gpu figures clean
+.PHONY: install demo test test-slow fuzz kills lint signatures bench gpu figures clean
 
 install: $(STAMP)
 
@@ -35,6 +35,10 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+# After a change of a signature that a config can name.
+signatures: install
+	$(BIN)/python -m jepa_lm.utils.signatures
 
 bench: install
 	$(BIN)/python -m benchmarks

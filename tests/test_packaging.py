@@ -1,8 +1,9 @@
-"""No release candidate or compromised release of a dependency can be installed."""
+"""No bad release of a dependency can be installed, and the wheel has every file that the package reads."""
 
 from __future__ import annotations
 
 import tomllib
+from fnmatch import fnmatch
 from importlib.metadata import version
 
 import pytest
@@ -11,7 +12,8 @@ from packaging.version import Version
 
 from tests.conftest import REPO
 
-PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
+PYPROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())
+PROJECT = PYPROJECT["project"]
 WANTED = {r.name: r.specifier for r in map(Requirement, PROJECT["dependencies"])}
 
 
@@ -39,3 +41,12 @@ def test_what_is_installed_is_in_range(package):
 
 def test_python_range():
     assert PROJECT["requires-python"] == ">=3.11"
+
+
+def test_the_wheel_has_every_file_that_the_package_reads():
+    patterns = PYPROJECT["tool"]["setuptools"]["package-data"]["jepa_lm"]
+    package = REPO / "jepa_lm"
+    data = [p for p in package.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")]
+    assert package / "utils" / "signatures.json" in data
+    for path in data:
+        assert any(fnmatch(str(path.relative_to(package)), pattern) for pattern in patterns), path

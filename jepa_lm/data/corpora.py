@@ -20,9 +20,8 @@ from jepa_lm.data.documents import Block
 from jepa_lm.data.text_files import TextFile
 from jepa_lm.data.text_folders import listed, text_files
 from jepa_lm.data.text_splits import hold_out, without
-from jepa_lm.utils.bounds import Count, Range, Whole
 from jepa_lm.utils.errors import UserError
-from jepa_lm.utils.kinds import checked
+from jepa_lm.utils.kinds import Count, Range, Whole, checked
 
 InnerShare = Annotated[float, Range(above=0, below=1)]
 SPLITS = ("train", "val")

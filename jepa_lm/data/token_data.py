@@ -14,9 +14,8 @@ from jepa_lm.data.stream import Order, TokenStream, make_order
 from jepa_lm.data.text_splits import MOST_HELD_OUT
 from jepa_lm.data.tokenizers import ByteTokenizer, SentencePieceBPE
 from jepa_lm.data.windows import StandardWindows
-from jepa_lm.utils.bounds import Count, Seed
 from jepa_lm.utils.errors import UserError
-from jepa_lm.utils.kinds import checked
+from jepa_lm.utils.kinds import Count, Seed, checked
 
 
 class TokenData:

@@ -19,10 +19,9 @@ import sentencepiece
 from jepa_lm.data.sentencepiece_model import model_settings
 from jepa_lm.data.shards import MAX_VOCAB
 from jepa_lm.data.tokenizer_training import train_bpe
-from jepa_lm.utils.bounds import Count, Range
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.files import write_bytes
-from jepa_lm.utils.kinds import checked
+from jepa_lm.utils.kinds import Count, Range, checked
 
 SPACE = "\u2581"
 """SentencePiece writes a space as this character, so a literal one in the text needs special treatment."""

@@ -12,9 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jepa_lm.utils.bounds import Count, NotNegative, Range
 from jepa_lm.utils.errors import UserError
-from jepa_lm.utils.kinds import checked
+from jepa_lm.utils.kinds import Count, NotNegative, Range, checked
 
 
 class TokenEmbedding(nn.Module):

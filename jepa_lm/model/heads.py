@@ -12,8 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from jepa_lm.utils.bounds import Count, Positive
-from jepa_lm.utils.kinds import checked
+from jepa_lm.utils.kinds import Count, Positive, checked
 
 
 class Head(nn.Module, ABC):

@@ -16,8 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa_lm.model.layers import is_large, rms_norm
-from jepa_lm.utils.bounds import Count, NotNegative
-from jepa_lm.utils.kinds import checked
+from jepa_lm.utils.kinds import Count, NotNegative, checked
 
 
 class Injected(NamedTuple):

@@ -20,9 +20,8 @@ from jepa_lm.model.heads import Head, Softcap
 from jepa_lm.model.injector import ChunkInjector, Injected
 from jepa_lm.model.layers import SmearGate, rms_norm
 from jepa_lm.model.unet import Carry, UNet
-from jepa_lm.utils.bounds import Count
 from jepa_lm.utils.errors import UserError
-from jepa_lm.utils.kinds import checked
+from jepa_lm.utils.kinds import Count, checked
 from jepa_lm.utils.precision import autocast_dtype
 
 

@@ -22,9 +22,8 @@ from jepa_lm.model.kernels import Scan, cuda_scan
 from jepa_lm.model.layers import AlignedLinear, SquaredReluMLP, aligned_product, rms_norm
 from jepa_lm.model.ssd import final_state, ssd
 from jepa_lm.model.unet import UNet
-from jepa_lm.utils.bounds import Count, Positive, Whole
 from jepa_lm.utils.errors import UserError
-from jepa_lm.utils.kinds import checked
+from jepa_lm.utils.kinds import Count, Positive, Whole, checked
 
 DT_MIN, DT_MAX, DT_FLOOR = 0.001, 0.1, 1e-4
 """Initial time steps are log-uniform in [DT_MIN, DT_MAX] and at least DT_FLOOR."""

@@ -17,9 +17,8 @@ from jepa_lm.model.layers import (
     rms_norm,
 )
 from jepa_lm.model.unet import UNet
-from jepa_lm.utils.bounds import Count, Positive, Whole
 from jepa_lm.utils.errors import UserError
-from jepa_lm.utils.kinds import checked
+from jepa_lm.utils.kinds import Count, Positive, Whole, checked
 
 
 class TransformerBlock(nn.Module):

@@ -13,9 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from jepa_lm.objective.predictors import Predictor
-from jepa_lm.utils.bounds import Count, NotNegative
 from jepa_lm.utils.errors import UserError
-from jepa_lm.utils.kinds import checked
+from jepa_lm.utils.kinds import Count, NotNegative, checked
 
 
 class Pair(NamedTuple):

@@ -15,8 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jepa_lm.utils.bounds import Count
-from jepa_lm.utils.kinds import checked
+from jepa_lm.utils.kinds import Count, checked
 
 DEAD_STD = 0.1
 MIN_ROWS_FOR_ALARM = 8

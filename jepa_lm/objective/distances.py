@@ -15,8 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa_lm.objective.step_context import StepContext
-from jepa_lm.utils.bounds import NotNegative
-from jepa_lm.utils.kinds import checked
+from jepa_lm.utils.kinds import NotNegative, checked
 
 Reduction = Literal["mean", "sum"]
 

@@ -37,9 +37,8 @@ from jepa_lm.objective.targets import Target
 from jepa_lm.objective.views import RandomView, View
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.schedules.factors import Schedule
-from jepa_lm.utils.bounds import NotNegative, Whole
 from jepa_lm.utils.errors import UserError
-from jepa_lm.utils.kinds import checked
+from jepa_lm.utils.kinds import NotNegative, Whole, checked
 from jepa_lm.utils.precision import full_precision
 
 GUARDS = "regularizers."

@@ -8,9 +8,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from jepa_lm.objective.views import split_at
-from jepa_lm.utils.bounds import Count
 from jepa_lm.utils.errors import UserError
-from jepa_lm.utils.kinds import checked
+from jepa_lm.utils.kinds import Count, checked
 
 
 class Pooling(nn.Module):

@@ -14,9 +14,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa_lm.model.layers import CausalSelfAttention, RotaryTables, rms_norm
-from jepa_lm.utils.bounds import Count, NotNegative, Share
 from jepa_lm.utils.errors import UserError
-from jepa_lm.utils.kinds import checked
+from jepa_lm.utils.kinds import Count, NotNegative, Share, checked
 
 Activation = Literal["relu2", "relu", "gelu", "silu"]
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {

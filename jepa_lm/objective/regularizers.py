@@ -17,8 +17,7 @@ from torch import Tensor, nn
 from jepa_lm.objective.statistics import covariance, std, variance
 from jepa_lm.objective.step_context import Draws, StepContext
 from jepa_lm.schedules.factors import Schedule
-from jepa_lm.utils.bounds import NotNegative
-from jepa_lm.utils.kinds import checked
+from jepa_lm.utils.kinds import NotNegative, checked
 
 Place = Literal["prediction", "normed_prediction", "target", "context"]
 PLACES: tuple[Place, ...] = get_args(Place)

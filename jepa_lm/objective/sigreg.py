@@ -31,9 +31,8 @@ from jepa_lm.objective.regularizers import Place, Regularizer
 from jepa_lm.objective.statistics import standardised
 from jepa_lm.objective.step_context import Draws, StepContext, draw_now, on_device
 from jepa_lm.schedules.factors import Schedule
-from jepa_lm.utils.bounds import Count, NotNegative, Range, Seed
 from jepa_lm.utils.errors import UserError
-from jepa_lm.utils.kinds import checked
+from jepa_lm.utils.kinds import Count, NotNegative, Range, Seed, checked
 
 SWEEP_ELEMENTS = 1 << 19
 """Projections per sweep, so that their five work buffers stay close to the processor's caches."""

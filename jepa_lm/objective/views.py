@@ -15,9 +15,8 @@ from torch._dynamo import maybe_mark_dynamic
 
 from jepa_lm.model import Mask
 from jepa_lm.objective.step_context import Draws, StepContext, draw_now, on_device
-from jepa_lm.utils.bounds import Count, NotNegative, PositiveShare, Range, Seed
 from jepa_lm.utils.errors import UserError
-from jepa_lm.utils.kinds import checked
+from jepa_lm.utils.kinds import Count, NotNegative, PositiveShare, Range, Seed, checked
 
 
 class Seen(NamedTuple):

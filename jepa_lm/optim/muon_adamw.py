@@ -19,9 +19,8 @@ from torch.optim.adamw import adamw
 
 from jepa_lm.optim.muon import NS_DTYPES, UPDATE_SCALES, ShardedUpdate, update_alone
 from jepa_lm.optim.sharding import world_size
-from jepa_lm.utils.bounds import Decay, NotNegative, Whole
 from jepa_lm.utils.errors import UserError
-from jepa_lm.utils.kinds import Kind, check_kind, kind_of
+from jepa_lm.utils.kinds import Decay, Kind, NotNegative, Whole, check_kind, kind_of
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     "muon": {

@@ -12,8 +12,7 @@ from jepa_lm.optim.routing import freeze, route
 from jepa_lm.optim.scheduler import ClockScheduler
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.schedules.factors import Schedule
-from jepa_lm.utils.bounds import Whole
-from jepa_lm.utils.kinds import checked
+from jepa_lm.utils.kinds import Whole, checked
 
 
 class OptimizerRecipe:

@@ -22,10 +22,9 @@ from jepa_lm.evaluation.sampling import draws
 from jepa_lm.model import LanguageModel
 from jepa_lm.quantization.formats import Format, Integer, Parts
 from jepa_lm.quantization.gptq import NotPositiveDefiniteError, gptq, output_error
-from jepa_lm.utils.bounds import Count, Positive, Seed
 from jepa_lm.utils.console import shown
 from jepa_lm.utils.errors import UserError, warn
-from jepa_lm.utils.kinds import checked
+from jepa_lm.utils.kinds import Count, Positive, Seed, checked
 
 OWN = "own"
 BATCH_TOKENS = 4096

@@ -29,9 +29,8 @@ from jepa_lm.quantization.parts import (
     require_finite,
     scales,
 )
-from jepa_lm.utils.bounds import Count, Positive, PositiveShare, Range
 from jepa_lm.utils.errors import UserError
-from jepa_lm.utils.kinds import checked
+from jepa_lm.utils.kinds import Count, Positive, PositiveShare, Range, checked
 
 __all__ = ["Cast", "Float8", "Format", "Integer", "Parts", "as_matrix", "unpack_parts"]
 

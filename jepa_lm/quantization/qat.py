@@ -24,9 +24,8 @@ from torch import Tensor, nn
 
 from jepa_lm.quantization.formats import Cast, Format, Integer, as_matrix
 from jepa_lm.quantization.parts import ScaleDtype
-from jepa_lm.utils.bounds import PositiveShare, Share
 from jepa_lm.utils.errors import UserError
-from jepa_lm.utils.kinds import checked
+from jepa_lm.utils.kinds import PositiveShare, Share, checked
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 

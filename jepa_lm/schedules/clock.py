@@ -17,9 +17,8 @@ import time
 from collections.abc import Callable
 from typing import Any, Literal
 
-from jepa_lm.utils.bounds import Count, Positive
 from jepa_lm.utils.errors import UserError
-from jepa_lm.utils.kinds import checked
+from jepa_lm.utils.kinds import Count, Positive, checked
 
 Over = Literal["budget", "steps", "time"]
 """Limits that a schedule may follow: whichever is reached first (budget), or only that one."""

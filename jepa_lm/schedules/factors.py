@@ -11,9 +11,8 @@ from collections.abc import Sequence
 from typing import Any, Protocol
 
 from jepa_lm.schedules.clock import Over, ProgressClock
-from jepa_lm.utils.bounds import Count, Positive, Share, Whole
 from jepa_lm.utils.errors import UserError
-from jepa_lm.utils.kinds import checked
+from jepa_lm.utils.kinds import Count, Positive, Share, Whole, checked
 
 
 class Schedule(Protocol):

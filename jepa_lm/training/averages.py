@@ -13,9 +13,8 @@ from typing import Any, Generic, TypeVar
 from torch import nn
 
 from jepa_lm.model.ema import as_buffers, keep_float32, matched, move_towards
-from jepa_lm.utils.bounds import Count, Decay
 from jepa_lm.utils.errors import UserError
-from jepa_lm.utils.kinds import checked
+from jepa_lm.utils.kinds import Count, Decay, checked
 from jepa_lm.utils.schema import Ship
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)

@@ -17,9 +17,8 @@ import torch
 from lightning.pytorch import Callback
 from torch import Tensor
 
-from jepa_lm.utils.bounds import Whole
 from jepa_lm.utils.errors import EveryRankError, warn
-from jepa_lm.utils.kinds import checked
+from jepa_lm.utils.kinds import Whole, checked
 
 MOST = 1 << 14
 """Maximum number of unread values, for log points that are far apart."""

@@ -16,11 +16,13 @@ from typing import Any, Literal
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
-from jepa_lm.utils.bounds import Count, NotNegative, Positive
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.former_names import modern
 from jepa_lm.utils.kinds import (
+    Count,
     Kind,
+    NotNegative,
+    Positive,
     bounded_hints,
     check_kind,
     check_type,

@@ -15,7 +15,7 @@ from hydra.core.hydra_config import HydraConfig
 from omegaconf import MISSING, OmegaConf
 
 from jepa_lm.utils import gpus
-from jepa_lm.utils.bounds import Count, Decay, NotNegative, Positive, Seed, Whole
+from jepa_lm.utils.kinds import Count, Decay, NotNegative, Positive, Seed, Whole
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 Ship = Literal["auto", "raw", "ema", "swa", "best"]

@@ -8,8 +8,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from jepa_lm.utils.bounds import LARGEST_SEED
 from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.kinds import LARGEST_SEED
 
 ELSEWHERE = {
     "max_epochs": "a run ends with trainer.max_steps or trainer.max_time",

@@ -273,6 +273,7 @@ def data_of(cache, **changes) -> TokenData:
     [
         ({"seq_len": 10_000_000}, "data.seq_len=10000000: the training split holds"),
         ({"batch_tokens": 10_000_000}, "data.batch_tokens=10000000: the training split holds"),
+        ({"order": "random"}, "order=random: expected one of stream, shuffle"),
         ({"seq_len": 0}, "seq_len=0: expected a whole number of at least 1"),
         (
             {"path": "x.txt"},

@@ -232,8 +232,3 @@ def test_batches_go_on_from_any_number(shards, name):
         got = next(later)
         assert torch.equal(got["inputs"], want["inputs"])
         assert torch.equal(got["targets"], want["targets"])
-
-
-def test_an_unknown_order_is_named():
-    with pytest.raises(UserError, match="order=random: expected one of stream, shuffle"):
-        make_order("random", tokens=8, seq_len=8, rank=0, world_size=1, seed=0)

@@ -12,10 +12,18 @@ from typing import Annotated, Any, Literal
 import pytest
 from hydra.utils import get_object
 
-from jepa_lm.utils.bounds import Count, Decay, PositiveShare, Range
 from jepa_lm.utils.config import check, check_node, resolve
 from jepa_lm.utils.errors import UserError
-from jepa_lm.utils.kinds import bounded, check_type, checked, kind_of
+from jepa_lm.utils.kinds import (
+    Count,
+    Decay,
+    PositiveShare,
+    Range,
+    bounded,
+    check_type,
+    checked,
+    kind_of,
+)
 from jepa_lm.utils.paths import CONF
 from jepa_lm.utils.signatures import TABLE, TARGET, inspected, table, write
 

@@ -20,10 +20,9 @@ from torch import Tensor
 
 from jepa_lm.model.checkpoint import LAST_FILE, SAVED, read_checkpoint
 from jepa_lm.training.agreement import agree
-from jepa_lm.utils.bounds import Count
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.files import held, sweep_up, write_bytes
-from jepa_lm.utils.kinds import checked
+from jepa_lm.utils.kinds import Count, checked
 from jepa_lm.utils.trusted import Trust
 
 if TYPE_CHECKING:
