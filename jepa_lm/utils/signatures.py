@@ -66,10 +66,12 @@ def inspected(target: Any) -> Signature:
     """Return the signature of a class or function."""
     parameters = dict(inspect.signature(target).parameters)
     called = target
-    if isinstance(target, type) and target.__init__ is not object.__init__:  # type: ignore[misc]
-        called = target.__init__  # type: ignore[misc]
-    if called.__qualname__ == "Module.__init__" and called.__module__.startswith("torch."):
-        parameters = {}  # it refuses whatever its signature seems to accept
+    if isinstance(target, type):
+        owner = next(base for base in target.__mro__ if "__init__" in vars(base))
+        if owner is not object:
+            called = vars(owner)["__init__"]
+        if (owner.__module__, owner.__name__) == ("torch.nn.modules.module", "Module"):
+            parameters = {}  # it refuses whatever its signature seems to accept
     try:
         hints = typing.get_type_hints(called, include_extras=True)
     except (NameError, TypeError):
