@@ -115,7 +115,7 @@ def test_limits_are_the_users_to_set(compose, trained):
         ("bytes=1000", "limits.bytes=1000"),
         ("tensors=3", "limits.tensors=3"),
         ("tensor_values=100", "limits.tensor_values=100"),
-        ("blocks=0", "limits.blocks=0: at least 1"),
+        ("blocks=0", "limits.blocks=0: expected a whole number of at least 1"),
     ):
         with pytest.raises(UserError, match=words):
             run.evaluate(compose("eval", f"ckpt_path={trained.checkpoint}", f"limits.{limit}"))

@@ -44,7 +44,7 @@ def test_what_a_file_says_is_shown_as_it_is(exported, tmp_path, capsys):
         (("a", "trust=["), "trust=[: while parsing a flow node"),
         (("a", "limits.bytes=much"), "limits.bytes=much: Value 'much' of type 'str' could not"),
         (("a", "limits.gold=1"), "limits.gold=1: Key 'gold' not in"),
-        (("a", "limits.bytes=0"), "limits.bytes=0: at least 1"),
+        (("a", "limits.bytes=0"), "limits.bytes=0: expected a whole number of at least 1"),
     ],
 )
 def test_everything_wrong_is_one_line_and_exit_code_2(tmp_path, capsys, words, told):

@@ -69,7 +69,7 @@ def test_a_mistake_is_one_line_before_anything_runs(plan, words, message):
         (("-m", "seed=-1,2"), "seed=-1: a seed is a whole number from 0 to 4294967295"),
         (("-m", "seed=1,4294967296"), "seed=4294967296: a seed is a whole number from 0"),
         (("-m", "seed=3,1,3"), "seed=3,1,3: 3 is given twice"),
-        (("-m", "seed=1,2", "ce_weight=-1"), "ce_weight=-1.0: at least 0"),
+        (("-m", "seed=1,2", "ce_weight=-1"), "ce_weight=-1.0: expected a number of at least 0"),
         (
             ("-m", "jepa.weight=0.1", "seed=1,2"),
             "jepa.weight=0.1: objective=none has no loss to weigh",
