@@ -205,13 +205,6 @@ class LanguageModelTask(ValidatedModule):
         """Return a zero that depends on each parameter a phase may not use: DDP waits for all gradients."""
         return 0.0 * sum(p.sum() for p in self._only_auxiliary())
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Set `_current_fx_name` directly: Lightning sets it 46 times a step, 80 us through `nn.Module`."""
-        if name == "_current_fx_name":
-            self.__dict__[name] = value
-        else:
-            super().__setattr__(name, value)
-
     def on_train_start(self) -> None:
         """Run the ghost steps of a new run, then start the clock and the first interval."""
         if self.trainer.world_size > 1:
