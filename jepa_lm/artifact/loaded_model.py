@@ -12,7 +12,6 @@ import torch
 
 from jepa_lm.artifact.loading import load_artifact, weights_hash
 from jepa_lm.artifact.publishing import find_artifact
-from jepa_lm.data.corpora import FineWeb
 from jepa_lm.data.token_data import TokenData
 from jepa_lm.model import LanguageModel
 from jepa_lm.model.checkpoint import TRIES, find_checkpoint, inference_model, read_checkpoint
@@ -178,7 +177,7 @@ def _require_text(source: str, data: Mapping[str, Any]) -> None:
 def load_data(loaded: LoadedModel, changes: dict[str, Any]) -> TokenData:
     """Load the data that the model was trained on, with some settings changed.
 
-    FineWeb downloads only one training shard: temperature search, GPTQ and the baselines read the start of
+    At most one training shard is downloaded: temperature search, GPTQ and the baselines read the start of
     the training text.
 
     Raises:
@@ -196,9 +195,7 @@ def load_data(loaded: LoadedModel, changes: dict[str, Any]) -> TokenData:
             f"eval.batch_tokens={data.val_batch_tokens}: {logits} logits per batch exceed "
             f"limits.tensor_values={loaded.trust.limits.tensor_values}; use fewer tokens"
         )
-    if isinstance(data.corpus, FineWeb) and data.corpus.path is None:
-        data.corpus.train_shards = 1
-    data.prepare_data()
+    data.prepare_data(most_train=1)
     data.setup()
     if loaded.tokenizer != data.tokenizer.fingerprint:
         raise UserError(
