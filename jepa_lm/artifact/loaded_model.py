@@ -17,6 +17,7 @@ from jepa_lm.model import LanguageModel
 from jepa_lm.model.checkpoint import TRIES, find_checkpoint, inference_model, read_checkpoint
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.files import held, sweep_up
+from jepa_lm.utils.nested import at
 from jepa_lm.utils.trusted import Trust, build_part, check_part
 
 
@@ -162,10 +163,8 @@ def weights_of(loaded: LoadedModel) -> str:
 
 def _require_text(source: str, data: Mapping[str, Any]) -> None:
     """Check that the files that the data was read from still exist."""
-    tokenizer = data.get("tokenizer")
-    model = tokenizer.get("model") if isinstance(tokenizer, Mapping) else None
-    named = {"path": data.get("path"), "val_path": data.get("val_path"), "tokenizer.model": model}
-    for key, path in named.items():
+    for key in ("path", "val_path", "tokenizer.model"):
+        path = at(data, *key.split("."))
         if isinstance(path, str) and path and not os.path.exists(os.path.expanduser(path)):
             where = os.path.abspath(os.path.expanduser(path))
             raise UserError(

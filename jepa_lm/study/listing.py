@@ -19,6 +19,7 @@ from jepa_lm.study.comparable import apart, told
 from jepa_lm.study.runs import Run, below_hydra, find_runs
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.former_names import modern
+from jepa_lm.utils.nested import at
 
 LIKE = (
     "status",
@@ -150,8 +151,7 @@ def missing(folder: Path) -> UserError:
 
 def _entry(run: Run) -> Entry:
     config, summary = config_of(run), run.summary
-    jepa, task = config.get("jepa"), config.get("task_name")
-    weight = jepa.get("weight") if isinstance(jepa, dict) else None
+    task, weight = config.get("task_name"), at(config, "jepa", "weight")
     return Entry(
         folder=str(run.folder),
         task=task if isinstance(task, str) else None,

@@ -20,7 +20,6 @@ from jepa_lm.study.arms import (
     check_budget,
     check_declared,
     differences,
-    flat,
     read_arms,
 )
 from jepa_lm.study.manifest import Comparison, Group, Identity, Job, Manifest
@@ -28,6 +27,7 @@ from jepa_lm.study.request import NONE, SEED, WEIGHT, Compose, Composed, Request
 from jepa_lm.study.verdict import BASELINES
 from jepa_lm.utils.config import check_type, unknown_key
 from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.nested import flat
 from jepa_lm.utils.provenance import config_hash
 from jepa_lm.utils.values import check_seed
 

@@ -14,6 +14,7 @@ from jepa_lm.study.recorded import LARGEST_COUNT, LARGEST_NUMBER, MisfitError, r
 from jepa_lm.study.shapes import Config, Summary
 from jepa_lm.utils.files import read_json, read_yaml
 from jepa_lm.utils.former_names import modern
+from jepa_lm.utils.nested import at
 from jepa_lm.utils.provenance import CONFIG_FILE
 
 SUMMARY_FILE, METRICS_FILE = "summary.json", "metrics.csv"
@@ -73,11 +74,10 @@ class Run:
     @cached_property
     def objective(self) -> str | None:
         """The chosen option of the group `objective`, or what can be inferred from the config."""
-        node: Any = below_hydra(self.folder, "hydra.yaml")
-        for key in ("hydra", "runtime", "choices", "objective"):
-            node = node.get(key) if isinstance(node, dict) else None
-        if isinstance(node, str):
-            return node
+        hydra = below_hydra(self.folder, "hydra.yaml")
+        chosen = at(hydra, "hydra", "runtime", "choices", "objective")
+        if isinstance(chosen, str):
+            return chosen
         jepa = self.config.get("jepa")
         if jepa is None:
             return None

@@ -24,6 +24,7 @@ from yaml import YAMLError
 
 from jepa_lm.utils.crash import MENDABLE, CrashError
 from jepa_lm.utils.errors import RankError, UserError, yaml_error
+from jepa_lm.utils.nested import flat
 from jepa_lm.utils.paths import CONF
 from jepa_lm.utils.quoting import override
 
@@ -223,16 +224,10 @@ def _all_keys(command: str) -> list[str]:
             cfg = hydra.compose(command, overrides=choices)
         except (HydraException, OmegaConfBaseException):  # a sweep's list of choices, for example
             cfg = hydra.compose(command)
-    keys: list[str] = []
-
-    def walk(prefix: str, node: object) -> None:
-        if isinstance(node, dict):
-            for name, value in node.items():
-                dotted = f"{prefix}.{name}" if prefix else str(name)
-                keys.append(dotted)
-                walk(dotted, value)
-
-    walk("", OmegaConf.to_container(cfg, resolve=False))
+    composed = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(composed, dict)
+    parts = [key.split(".") for key in flat(composed)]
+    keys = list(dict.fromkeys(".".join(p[:n]) for p in parts for n in range(1, len(p) + 1)))
     groups = (p.relative_to(CONF) for p in CONF.rglob("*") if p.is_dir())
     return keys + [str(group) for group in groups]
 
