@@ -24,10 +24,10 @@ from jepa_lm.study.arms import describe_differences, differences
 from jepa_lm.study.composing import Composer
 from jepa_lm.study.manifest import FILE, Job, Manifest, load
 from jepa_lm.study.plan import plan_study, plan_sweep
+from jepa_lm.study.power import MINIMUM_PAIRS
 from jepa_lm.study.request import NONE, WEIGHT, Composed, read_request
 from jepa_lm.study.runs import Run, find_runs
 from jepa_lm.study.search import Search
-from jepa_lm.study.statistics import MINIMUM_PAIRS
 from jepa_lm.utils.config import check, resolve
 from jepa_lm.utils.crash import bugs_kept
 from jepa_lm.utils.errors import SweepError, UserError, in_words, warn

@@ -12,25 +12,15 @@ from jepa_lm.study import formatting as words
 from jepa_lm.study.against_plan import plan_of
 from jepa_lm.study.arms import ABSENT
 from jepa_lm.study.comparable import told
+from jepa_lm.study.diagnostics import DIAGNOSTICS
 from jepa_lm.study.formatting import NOTHING
 from jepa_lm.study.manifest import Comparison
+from jepa_lm.study.power import MOST_SEEDS
 from jepa_lm.study.results import ArmResult, Results, Treatment, role_of, seed_order
 from jepa_lm.study.runs import Run
-from jepa_lm.study.statistics import MOST_SEEDS, Effect
+from jepa_lm.study.statistics import Effect
 from jepa_lm.study.table import Table
 
-DIAGNOSTICS = {
-    "effective_rank": "effective rank",
-    "context_effective_rank": "rank of contexts",
-    "target_std_median": "target std",
-    "cosine": "cosine",
-    "cosine_of_mean": "cosine of the mean target",
-    "r2": "R²",
-    "r2_of_copy": "R² of copying",
-    "trunk_gradient_share": "trunk gradient share",
-    "trunk_gradient_cosine": "trunk gradient cosine",
-}
-"""Entries of summary.json with their column heads."""
 SPEED = "tokens per second"
 FEW = 6
 """Largest number of comparisons that are shown as a column each."""
@@ -126,7 +116,7 @@ def diagnostics(results: Results) -> Table:
     rows = tuple(
         (name, *(words.figure(row[key]) for key in keys)) for name, row in measured.items()
     )
-    return Table(("arm", *(DIAGNOSTICS[key] for key in keys)), rows)
+    return Table(("arm", *(DIAGNOSTICS[key].head for key in keys)), rows)
 
 
 def cost(results: Results) -> Table:
