@@ -29,7 +29,9 @@ LINES: dict[str, dict[str, list[Any]]] = {
             "jepa/covariance",
             "jepa/sigreg",
             "jepa/std",
+            "jepa/spectrum",
         ],
+        "Parts that are only measured": ["jepa/target_variance", "jepa/target_covariance"],
         "Share of the latent loss in the total": ["jepa/share"],
     },
     "Latents: do they collapse?": {
