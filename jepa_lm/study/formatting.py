@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jepa_lm.study.runs import Run
+from jepa_lm.utils.nested import class_name
 
 NOTHING = "-"
 """Placeholder for a missing number."""
@@ -134,9 +135,9 @@ def _corpus(config: Mapping[str, Any]) -> str:
     if "_target_" not in corpus:
         return ""
     where = corpus.get("folder") or corpus.get("path")
-    text = f"{_class(corpus)} corpus" + (f" ({where})" if where else "")
+    text = f"{class_name(corpus)} corpus" + (f" ({where})" if where else "")
     if "_target_" in tokenizer:
-        text += f", {_class(tokenizer)} of {count(tokenizer.get('vocab_size'))} tokens"
+        text += f", {class_name(tokenizer)} of {count(tokenizer.get('vocab_size'))} tokens"
     return text + (f", sequences of {node['seq_len']}" if node.get("seq_len") else "")
 
 
@@ -148,12 +149,8 @@ def _model(run: Run) -> str:
         return ""
     size = f"{backbone['layers']} layers of width {node.get('dim')}" if "layers" in backbone else ""
     return ", ".join(
-        x for x in (_class(backbone), size, f"{count(shipped)} parameters that ship") if x
+        x for x in (class_name(backbone), size, f"{count(shipped)} parameters that ship") if x
     )
-
-
-def _class(node: Mapping[str, Any]) -> str:
-    return str(node["_target_"]).rpartition(".")[2]
 
 
 def _values(found: Iterable[str]) -> list[str]:

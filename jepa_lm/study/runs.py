@@ -14,8 +14,9 @@ from jepa_lm.study.recorded import LARGEST_COUNT, LARGEST_NUMBER, MisfitError, r
 from jepa_lm.study.shapes import Config, Summary
 from jepa_lm.utils.files import read_json, read_yaml
 from jepa_lm.utils.former_names import modern
-from jepa_lm.utils.nested import at
+from jepa_lm.utils.nested import at, class_name
 from jepa_lm.utils.provenance import CONFIG_FILE
+from jepa_lm.utils.quoting import one_line
 
 SUMMARY_FILE, METRICS_FILE = "summary.json", "metrics.csv"
 MOST_BYTES = 16 << 20
@@ -81,7 +82,7 @@ class Run:
         jepa = self.config.get("jepa")
         if jepa is None:
             return None
-        return str(jepa["_target_"]).rpartition(".")[2] if "_target_" in jepa else "none"
+        return class_name(jepa) if "_target_" in jepa else "none"
 
     @property
     def bpb(self) -> float | None:
@@ -149,7 +150,7 @@ def _record(path: Path, shape: Any) -> tuple[Mapping[str, Any], list[str]]:
     except MisfitError:
         return {}, [f"{path.name} does not hold an object"]
     except (OSError, ValueError) as error:
-        return {}, [f"{path.name} cannot be read ({' '.join(str(error).split())})"]
+        return {}, [f"{path.name} cannot be read ({one_line(error)})"]
     return found, [f"{path.name}: {text}" for text in wrong]
 
 

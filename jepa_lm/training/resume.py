@@ -32,6 +32,7 @@ from jepa_lm.training.run_state import (
 from jepa_lm.utils.errors import UserError, warn
 from jepa_lm.utils.nested import flat
 from jepa_lm.utils.provenance import Resumed
+from jepa_lm.utils.quoting import cut
 from jepa_lm.utils.trusted import Trust
 
 Facts = dict[str, Any]
@@ -131,18 +132,13 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any], source: str) -> N
             continue
         rule = rule_of(fact)
         told = (
-            f"{source}: was trained with a different {fact} ({_short(was)}, now {_short(wanted)}); "
-            f"{rule.why}"
+            f"{source}: was trained with a different {fact} ({cut(str(was), 80)}, now "
+            f"{cut(str(wanted), 80)}); {rule.why}"
         )
         if rule.then == REFUSED:
             raise UserError(told)
         if rule.then == TOLD:
             warn(told)
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def go_on(resume: Path, task: LanguageModelTask, data: TokenData, trainer: pl.Trainer) -> Resumed:

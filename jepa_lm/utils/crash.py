@@ -22,6 +22,7 @@ from yaml import YAMLError
 import jepa_lm
 from jepa_lm.utils.errors import RankError, UserError, memory_error, system_error
 from jepa_lm.utils.output import replace_characters, tell
+from jepa_lm.utils.quoting import one_line
 
 FILE = "crash.txt"
 LOGS = Path("logs")
@@ -78,7 +79,7 @@ def command(call: Callable[[], int | None], folder: Path = LOGS, name: str = "")
 
 
 def _crash(error: Exception, folder: Path) -> CrashError:
-    what = f"a bug in jepa_lm ({type(error).__name__}: {' '.join(str(error).split())[:500]})"
+    what = f"a bug in jepa_lm ({type(error).__name__}: {one_line(error)[:500]})"
     told = "".join(traceback.format_exception(error))
     about = (
         f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} jepa_lm {jepa_lm.__version__}, Python "

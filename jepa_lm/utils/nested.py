@@ -22,3 +22,8 @@ def at(node: Any, *keys: str) -> Any:
     for key in keys:
         node = node.get(key) if isinstance(node, Mapping) else None
     return node
+
+
+def class_name(node: Any) -> str:
+    """Return the name of the class that a config node builds; `?` if it names none."""
+    return str(at(node, "_target_") or "?").rpartition(".")[2]
