@@ -19,7 +19,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, open_dict
 
-from jepa_lm.loggers.settings import fitted
+from jepa_lm.loggers.settings import fitted, wandb_settings
 from jepa_lm.study.arms import describe_differences, differences
 from jepa_lm.study.composing import Composer
 from jepa_lm.study.manifest import FILE, Job, Manifest, load
@@ -35,7 +35,7 @@ from jepa_lm.utils.files import sweep_up, write_json
 from jepa_lm.utils.locks import only_writer
 from jepa_lm.utils.output import tell
 from jepa_lm.utils.provenance import CONFIG_FILE, config_hash
-from jepa_lm.utils.quoting import override, quoted
+from jepa_lm.utils.quoting import one_line, override, quoted
 from jepa_lm.utils.values import check_values
 
 MOST_REASONS = 5
@@ -232,15 +232,12 @@ def failures(jobs: Sequence[Job], folder: Path) -> dict[str, str]:
     for job in jobs:
         run = Run(folder / job.folder)
         if not run.finished:
-            found[job.folder] = " ".join(
-                str(run.summary.get("error") or f"is {run.status}").split()
-            )
+            found[job.folder] = one_line(run.summary.get("error") or f"is {run.status}")
     return found
 
 
 def report(manifest: Manifest, folder: Path) -> None:
     """Write the report beside the runs and print its verdicts; if runs log to W&B, attach it there too."""
-    from jepa_lm.loggers.settings import wandb_settings
     from jepa_lm.study.attach import attach_report
     from jepa_lm.study.report import tell as tell_verdicts
 

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jepa_lm.study.runs import Run
-from jepa_lm.utils.nested import class_name
+from jepa_lm.utils.nested import at, class_name
 
 NOTHING = "-"
 """Placeholder for a missing number."""
@@ -119,9 +119,8 @@ def model(runs: Iterable[Run]) -> str:
 
 
 def _limit(config: Mapping[str, Any]) -> str:
-    trainer = config.get("trainer") or {}
-    batch = (config.get("data") or {}).get("batch_tokens")
-    steps, seconds = trainer.get("max_steps"), trainer.get("max_time")
+    batch = at(config, "data", "batch_tokens")
+    steps, seconds = (at(config, "trainer", key) for key in ("max_steps", "max_time"))
     limits = [f"{count(steps)} optimizer steps"] if steps else []
     limits += [f"{seconds:g} seconds of training"] if seconds else []
     if not limits:
@@ -144,7 +143,7 @@ def _corpus(config: Mapping[str, Any]) -> str:
 def _model(run: Run) -> str:
     node = run.config.get("model") or {}
     backbone = node.get("backbone") or {}
-    shipped = (run.summary.get("parameters") or {}).get("shipped")
+    shipped = at(run.summary, "parameters", "shipped")
     if "_target_" not in backbone or shipped is None:
         return ""
     size = f"{backbone['layers']} layers of width {node.get('dim')}" if "layers" in backbone else ""

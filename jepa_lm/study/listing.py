@@ -133,8 +133,7 @@ def config_of(run: Run) -> Mapping[str, Any]:
 
 def budget_of(run: Run) -> str | None:
     """Return what ends a run: `steps`, `time`, or None if both can or neither is known."""
-    trainer = config_of(run).get("trainer") or {}
-    limits = [name for name in ("max_steps", "max_time") if trainer.get(name)]
+    limits = [key for key in ("max_steps", "max_time") if at(config_of(run), "trainer", key)]
     return limits[0].removeprefix("max_") if len(limits) == 1 else None
 
 

@@ -40,18 +40,6 @@ TONES = {"helps": "good", "hurts": "bad", NOT_COMPARABLE: "bad"}
 """CSS classes of a verdict's badge."""
 
 
-def write_report(folder: Path) -> Path:
-    """Write both reports into the folder of a sweep or study.
-
-    Returns:
-        The HTML file.
-
-    Raises:
-        UserError: the folder has no study.json.
-    """
-    return _write(collect(folder))
-
-
 def _write(results: Results) -> Path:
     context = _context(results)
     for name in (MARKDOWN, HTML):

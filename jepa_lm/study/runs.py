@@ -174,5 +174,5 @@ def _point(step: str, text: str) -> tuple[int, float] | None:
 
 
 def _score(summary: Mapping[str, Any], name: str) -> float | None:
-    value: float | None = (summary.get("val") or {}).get(name)
+    value: float | None = at(summary, "val", name)
     return value if value is not None and 0 <= value <= HIGHEST_SCORE else None

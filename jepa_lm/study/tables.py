@@ -20,6 +20,7 @@ from jepa_lm.study.results import ArmResult, Results, Treatment, role_of, seed_o
 from jepa_lm.study.runs import Run
 from jepa_lm.study.statistics import Effect
 from jepa_lm.study.table import Table
+from jepa_lm.utils.nested import at
 
 SPEED = "tokens per second"
 FEW = 6
@@ -250,9 +251,7 @@ def cost_ratios(arm: ArmResult, control: ArmResult) -> dict[str, float]:
         "FLOPs per token": (flops_of(arm), flops_of(control)),
         SPEED: (mean_of(arm, "tokens_per_second"), mean_of(control, "tokens_per_second")),
     }
-    if all(
-        (run.config.get("trainer") or {}).get("accelerator") == "gpu" for run in arm.runs.values()
-    ):
+    if all(at(run.config, "trainer", "accelerator") == "gpu" for run in arm.runs.values()):
         sides["peak memory"] = (mean_of(arm, "memory_bytes"), mean_of(control, "memory_bytes"))
     return {name: ours / theirs for name, (ours, theirs) in sides.items() if ours and theirs}
 
@@ -267,7 +266,7 @@ def flops_of(arm: ArmResult) -> float | None:
 
 
 def _jepa(run: Run, key: str) -> float | None:
-    value = (run.summary.get("jepa") or {}).get(key)
+    value = at(run.summary, "jepa", key)
     return value if isinstance(value, int | float) else None
 
 
