@@ -18,6 +18,7 @@ from jepa_lm.artifact.publishing import DIGEST_KEY
 from jepa_lm.utils.errors import warn
 from jepa_lm.utils.files import read_json, read_yaml
 from jepa_lm.utils.nested import class_name
+from jepa_lm.utils.paths import SUMMARY_FILE
 from jepa_lm.utils.quoting import cut, markdown, one_line, shell
 
 TEMPLATE = "model_card.md.j2"
@@ -36,7 +37,7 @@ def run_records(checkpoint: Path) -> dict[str, Any]:
     if checkpoint.parent.name != "checkpoints":
         return found
     folder = checkpoint.parent.parent
-    summary = _read(read_json, folder / "summary.json", dict)
+    summary = _read(read_json, folder / SUMMARY_FILE, dict)
     overrides = _read(read_yaml, folder / ".hydra" / "overrides.yaml", list)
     return {
         "summary": summary,

@@ -34,7 +34,8 @@ from jepa_lm.utils.errors import SweepError, UserError, in_words, warn
 from jepa_lm.utils.files import sweep_up, write_json
 from jepa_lm.utils.locks import only_writer
 from jepa_lm.utils.output import tell
-from jepa_lm.utils.provenance import CONFIG_FILE, config_hash
+from jepa_lm.utils.paths import CONFIG_FILE, SUMMARY_FILE
+from jepa_lm.utils.provenance import config_hash
 from jepa_lm.utils.quoting import one_line, override, quoted
 from jepa_lm.utils.values import check_values
 
@@ -112,7 +113,7 @@ def run(
     words = [_job_words(job, configs[job.folder], manifest, folder) for job in todo]
     for job in todo:
         if Run(folder / job.folder).status == "failed":  # the record is of the previous attempt
-            (folder / job.folder / "summary.json").unlink()
+            (folder / job.folder / SUMMARY_FILE).unlink()
     results: Sequence[JobReturn] = []
     try:
         results = launcher.launch(words, initial_job_idx=done) if words else []
@@ -127,7 +128,7 @@ def run(
             # The job failed before its run began; the report reads the reason from this record.
             (folder / name).mkdir(parents=True, exist_ok=True)
             failed = {"status": "failed", "error": str(result._return_value)}
-            write_json(folder / name / "summary.json", failed)
+            write_json(folder / name / SUMMARY_FILE, failed)
     return returned
 
 

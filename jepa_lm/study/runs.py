@@ -15,10 +15,9 @@ from jepa_lm.study.shapes import Config, Summary
 from jepa_lm.utils.files import read_json, read_yaml
 from jepa_lm.utils.former_names import modern
 from jepa_lm.utils.nested import at, class_name
-from jepa_lm.utils.provenance import CONFIG_FILE
+from jepa_lm.utils.paths import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE
 from jepa_lm.utils.quoting import one_line
 
-SUMMARY_FILE, METRICS_FILE = "summary.json", "metrics.csv"
 MOST_BYTES = 16 << 20
 """Largest size of a record that is read; typical ones have about 10,000."""
 HIGHEST_SCORE = 1e6

@@ -1,10 +1,14 @@
-"""The config folder, and the objectives in it."""
+"""The config folder with its objectives, the folder of all runs, and the files in a run's folder."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 CONF = Path(__file__).resolve().parent.parent.parent / "conf"
+LOGS = Path("logs")
+"""Default folder of all runs, below the working directory."""
+CONFIG_FILE, SUMMARY_FILE, METRICS_FILE = "config.json", "summary.json", "metrics.csv"
+"""Records of a run: the resolved config that it started with, its results, and its measurements by step."""
 
 
 def objectives(folder: Path = CONF / "objective") -> list[str]:
