@@ -26,11 +26,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from jepa_lm.objective.ranks import world_size
 from jepa_lm.objective.regularizers import Regularizer
 from jepa_lm.objective.statistics import standardised
 from jepa_lm.objective.step_context import Draws, StepContext, draw_now, on_device
 from jepa_lm.schedules.factors import Schedule
-from jepa_lm.utils.collectives import world_size
 from jepa_lm.utils.errors import UserError
 
 SWEEP_ELEMENTS = 1 << 19

@@ -24,8 +24,7 @@ from torch import Tensor
 
 from jepa_lm.model.layers import rms_norm
 from jepa_lm.optim.newton_schulz import orthogonalise
-from jepa_lm.optim.sharding import Matrix, plan_shares, start_gather
-from jepa_lm.utils.collectives import world_size
+from jepa_lm.optim.sharding import Matrix, plan_shares, start_gather, world_size
 
 Group = dict[str, Any]
 State = dict[Tensor, dict[str, Any]]

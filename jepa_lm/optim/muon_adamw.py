@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.optim.adamw import adamw
 
 from jepa_lm.optim.muon import NS_DTYPES, UPDATE_SCALES, ShardedUpdate, update_alone
-from jepa_lm.utils.collectives import world_size
+from jepa_lm.optim.sharding import world_size
 from jepa_lm.utils.config import check_type
 from jepa_lm.utils.errors import UserError
 
