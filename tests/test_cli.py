@@ -47,6 +47,12 @@ OF_HYDRA = [
         "model/value_embedding",
         "has no such group",
     ),
+    ("objective=vicreg jepa/normalisation=l2", "jepa/normalisation", "+jepa/normalisation=l2"),
+    (
+        "objective=patch jepa.distance={_target_:jepa_lm.objective.distances.Cosine,scale:1}",
+        "jepa.distance: sets more than it has (jepa.distance._target_, jepa.distance.reduction)",
+        "choose jepa/distance=cosine|cosine_doubled|mse|smooth_l1, or ~jepa.distance +jepa.distance={...}",
+    ),
     ("eval=sliding", "eval: with these choices", "its settings are eval.stride"),
     (
         "objective=vicreg jepa.regularizers.varaince.weight=0",
@@ -109,6 +115,8 @@ WORDS = [
     ("objective=base", "objective=base: only for the others to inherit; choose one of chunk"),
     ("quantization=base", "only for the others to inherit; choose one of int4"),
     ("+debug=null", "choose one of overfit, profiler, tiny, or leave this override out"),
+    ("jepa/normalisation=null", "leave this override out; ~jepa/normalisation removes this part"),
+    ("jepa.distance=cosine", "this is a config group; write jepa/distance=cosine"),
     ("sweep=5", "sweep=5: choose one of jepa_weight"),
     ("data.tokenizer=bytes256", "this is a config group; write data/tokenizer=bytes256"),
     ("hydra.sweeper=basic", "hydra/sweeper=basic"),

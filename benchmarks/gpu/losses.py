@@ -119,8 +119,7 @@ def _loss(
     task.zero_grad()
     here = {name: ids.to(device) for name, ids in batch.items()}
     assert task.objective is not None
-    for length in {here["inputs"].shape[1], *task.objective.lengths(here["inputs"].shape[1])}:
-        task.model.backbone.keep_tables(length, device)
+    task.keep_tables()
     context = task.objective.draw(here["inputs"], StepContext(clock))  # as in `training_step`
     with torch.autocast(device.type, dtype, enabled=dtype is not None):
         loss, _, components = task.losses(here, context)

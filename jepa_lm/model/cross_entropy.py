@@ -23,18 +23,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from jepa_lm.model.cross_entropy_kernels import chunk_in_blocks_, precise
 from jepa_lm.model.heads import Softcap
 from jepa_lm.utils.precision import autocast_dtype
 
 CHUNK_ELEMENTS = {"cpu": 1 << 23}
 """Logits per matrix product, by device; larger products are faster up to a point."""
 CHUNK_ELEMENTS_ELSEWHERE = 1 << 26
-BLOCK_ELEMENTS = 1 << 19
-"""Logits processed at a time between two products on a CPU: about what its caches hold."""
-
-
-SAFE_CAP = 60.0
-"""Up to this cap, exp needs no subtraction of the largest logit: V exp(60) fits into float32."""
 
 
 def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
@@ -148,12 +143,12 @@ def _sweep(
     """Return mean nll, mean logsumexp^2, and N times the wanted gradients of features, table and bias."""
     dtype = _product_type(features)
     x, weight = features.detach().to(dtype), table.detach().to(dtype)
-    precise = _precise(dtype)
+    exact = precise(dtype)
     grad_features = []
-    grad_table = torch.zeros_like(weight, dtype=precise) if wanted[1] else None
-    grad_bias = None if bias is None else torch.zeros_like(bias, dtype=precise)
+    grad_table = torch.zeros_like(weight, dtype=exact) if wanted[1] else None
+    grad_bias = None if bias is None else torch.zeros_like(bias, dtype=exact)
     nll, lse = [], []
-    chunk = _chunk_ if _in_place(x) else _chunk
+    chunk = chunk_in_blocks_ if _in_place(x) else _chunk
     for rows, aims in zip(x.split(chunk_rows), targets[:, None].split(chunk_rows), strict=True):
         # Fresh memory for each chunk: inductor mixes up chunks that share a buffer (torch 2.13).
         d, *losses = chunk(rows @ weight.T, bias, softcap, aims, z_loss_weight, grad_bias)
@@ -161,7 +156,7 @@ def _sweep(
         lse.append(losses[1])
         if wanted[0]:
             grad_features.append((d @ weight).to(features.dtype))
-        if grad_table is not None and dtype == precise:
+        if grad_table is not None and dtype == exact:
             grad_table.addmm_(d.T, rows)
         elif grad_table is not None:
             grad_table += d.T @ rows
@@ -189,9 +184,12 @@ def _chunk(
     """Return N times the gradient of products [R, V], nll and logsumexp [R, 1]; changes only `grad_bias`.
 
     A compiler fuses this into two passes over the logits, and on a GPU its few large operations are faster
-    than many blocks. Arguments as for `_chunk_`.
+    than the many blocks of `cross_entropy_kernels.chunk_in_blocks_`, which does the same on a CPU.
+
+    Args:
+        targets: [R, 1]. grad_bias: the gradient of the bias is added here.
     """
-    z = logits.to(_precise(logits.dtype))
+    z = logits.to(precise(logits.dtype))
     if bias is not None:
         z = z + bias
     slope = None
@@ -205,92 +203,6 @@ def _chunk(
     if grad_bias is not None:
         grad_bias += grad.sum(0)
     return grad.to(logits.dtype), lse - z.gather(1, targets), lse
-
-
-def _chunk_(
-    logits: Tensor,
-    bias: Tensor | None,
-    softcap: Softcap | None,
-    targets: Tensor,
-    z_loss_weight: float,
-    grad_bias: Tensor | None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """Do what `_chunk` does, but in place and in blocks that stay in a processor's caches.
-
-    Args:
-        targets: [R, 1]. grad_bias: the gradient of the bias is added here.
-
-    Returns:
-        `logits` (now gradients), nll and logsumexp.
-    """
-    precise, V = _precise(logits.dtype), logits.shape[1]
-    block_rows = max(1, min(len(logits), BLOCK_ELEMENTS // V))
-    exact = logits.dtype == precise
-    work = logits.new_empty(2 if exact else 3, block_rows, V, dtype=precise)
-    nll, lse = [], []
-    for low, aims in zip(logits.split(block_rows), targets.split(block_rows), strict=True):
-        z = low if exact else work[2, : len(low)].copy_(low)
-        if bias is not None:
-            z += bias
-        losses = logits_to_gradients_(z, softcap, aims, z_loss_weight, work[:2, : len(low)])
-        nll.append(losses[0])
-        lse.append(losses[1])
-        if grad_bias is not None:
-            grad_bias += z.sum(0)
-        if not exact:
-            low.copy_(z)
-    return logits, torch.cat(nll), torch.cat(lse)
-
-
-def logits_to_gradients_(
-    z: Tensor, softcap: Softcap | None, targets: Tensor, z_loss_weight: float, work: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Return nll and logsumexp [R, 1] of uncapped logits z; overwrite z by N times the loss's gradient.
-
-    Args:
-        z: [R, V]. targets: [R, 1]. work: [2, R, V], overwritten.
-    """
-    derivative, p = work
-    if softcap is None or softcap.cap > SAFE_CAP:
-        return _of_any_logits(z, softcap, targets, z_loss_weight, derivative, p)
-    softcap.cap_(z, derivative)
-    total = torch.exp(z, out=p).sum(1, keepdim=True)
-    lse = total.log()
-    nll = lse - z.gather(1, targets)  # [R, 1]
-    scale = (1 + 2 * z_loss_weight * lse) / total
-    p.scatter_add_(1, targets, -1 / scale)
-    torch.mul(p, derivative, out=z).mul_(scale)
-    return nll, lse
-
-
-def _of_any_logits(
-    z: Tensor,
-    softcap: Softcap | None,
-    targets: Tensor,
-    z_loss_weight: float,
-    derivative: Tensor,
-    p: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """Do the same for logits whose exp could overflow float32: subtract the largest logit first."""
-    if softcap is not None:
-        softcap.cap_(z, derivative)
-    torch.softmax(z, 1, out=p)
-    # max(z) - log(max(p)) is logsumexp; the largest p never underflows.
-    lse = z.amax(1, keepdim=True) - p.amax(1, keepdim=True).log_()
-    nll = lse - z.gather(1, targets)  # [R, 1]
-    if z_loss_weight:
-        p *= 1 + 2 * z_loss_weight * lse
-    p.scatter_add_(1, targets, torch.full_like(lse, -1.0))
-    if softcap is None:
-        z.copy_(p)
-    else:
-        torch.mul(p, derivative, out=z)
-    return nll, lse
-
-
-def _precise(dtype: torch.dtype) -> torch.dtype:
-    """Return the dtype of everything but the matrix products."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def _product_type(features: Tensor) -> torch.dtype:

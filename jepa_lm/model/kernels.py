@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import functools
 import importlib.util
-from collections.abc import Callable
-from typing import Any
 
 import torch
 from torch import Tensor
 
+from jepa_lm.model.foreign_scan import Scan, as_operator
 from jepa_lm.model.ssd_launch import MAX_WIDTH
 from jepa_lm.model.ssd_triton import triton_ssd
 from jepa_lm.utils.errors import UserError
@@ -19,9 +18,6 @@ MAMBA_SSM_CHUNK = 256
 """Chunk length of mamba-ssm; its kernels tile inside a chunk."""
 MIN_CAPABILITY = (8, 0)
 """Oldest GPUs that multiply bfloat16."""
-
-Scan = Callable[..., tuple[Tensor, Tensor]]
-"""A function of x, dt, a, b, c, state, as `jepa_lm.model.ssd.ssd`."""
 
 
 def has_triton() -> bool:
@@ -77,16 +73,11 @@ def _mamba_ssm_scan() -> Scan:
             "'jepa_lm[mamba]', or model.kernel=triton"
         )
 
-    def run(
-        x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        return scan(x, dt, a, b, c, MAMBA_SSM_CHUNK, initial_states=state, return_final_states=True)
-
-    return run
+    return scan
 
 
 @functools.cache
-def _import_mamba_ssm() -> tuple[Any, str]:
+def _import_mamba_ssm() -> tuple[Scan | None, str]:
     """Return mamba-ssm's scan, or None and why it cannot be imported.
 
     Whether the package is installed says little: its compiled parts may be built for another PyTorch.
@@ -95,4 +86,12 @@ def _import_mamba_ssm() -> tuple[Any, str]:
         from mamba_ssm.ops.triton.ssd_combined import mamba_chunk_scan_combined
     except Exception as error:
         return None, f"{type(error).__name__}: {error}"
-    return mamba_chunk_scan_combined, ""
+
+    def scan(
+        x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        return mamba_chunk_scan_combined(
+            x, dt, a, b, c, MAMBA_SSM_CHUNK, initial_states=state, return_final_states=True
+        )
+
+    return as_operator("mamba_ssm", scan), ""

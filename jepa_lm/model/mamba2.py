@@ -127,11 +127,6 @@ class Mamba2Mixer(nn.Module):
             return self.cuda_scan(x, dt, a, b, c, state)
         return ssd(x, dt, a, b, c, state, chunk=self.chunk)
 
-    def scan_flops_per_token(self, seq_len: int) -> int:
-        """Return forward FLOPs of the PyTorch scan: products inside chunks, state updates and reads."""
-        L = min(self.chunk, seq_len)
-        return 2 * L * (self.groups * self.state_dim + self.inner) + 4 * self.inner * self.state_dim
-
     def _steps(self, dt: Tensor) -> Tensor:
         return F.softplus(wide(dt) + wide(self.dt_bias))
 

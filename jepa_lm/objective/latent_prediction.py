@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from jepa_lm.data.stream import Batch
 from jepa_lm.model import Encoded, LanguageModel
+from jepa_lm.model.unet import UNet
 from jepa_lm.objective.alignment import Alignment, Pair
 from jepa_lm.objective.context import Context
 from jepa_lm.objective.diagnostics import MonitorSettings
@@ -232,9 +233,13 @@ class LatentPrediction(nn.Module):
         found = {"context": self.context.view, "target": getattr(self.target, "view", None)}
         return {place: view for place, view in found.items() if view is not None}
 
-    def lengths(self, seq_len: int) -> set[int]:
-        """Return the lengths of the passes beside the main one, whose length is `seq_len`."""
-        return {view.length(seq_len) for view in self._views().values()}
+    def keep_tables(self, backbone: UNet, seq_len: int, device: torch.device) -> None:
+        """Make the tables of the passes beside the main one, and those that predictors read."""
+        for view in self._views().values():
+            backbone.keep_tables(view.length(seq_len), device)
+        for part in self.modules():
+            if isinstance(part, Predictor) and "context" in self.latents:
+                part.keep_tables(self.latents["context"], device)
 
     def draw(self, inputs: Tensor, step_context: StepContext) -> StepContext:
         """Return the context with all that the parts will draw for inputs [B, T]."""

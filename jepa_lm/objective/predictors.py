@@ -36,6 +36,9 @@ class Predictor(nn.Module):
         """[B, N, D] -> [B, N, E]."""
         raise NotImplementedError
 
+    def keep_tables(self, latents: int, device: torch.device) -> None:
+        """Make what `forward` needs for so many latents, so that a compiled loss only reads it."""
+
 
 class MLP(Predictor):
     """MLP [x +] W2 act(norm(W1 norm(x))).
@@ -186,6 +189,9 @@ class CausalAttention(Predictor):
             exclude_self=False,
         )
         self.mlp = MLP(dim=dim, hidden=hidden, activation="gelu", input_norm="rms", residual=True)
+
+    def keep_tables(self, latents: int, device: torch.device) -> None:
+        self.attention.rotary.keep(latents, device)
 
     def forward(self, x: Tensor, offset: int = 0) -> Tensor:
         return self.mlp(x + self.attention(rms_norm(x)))

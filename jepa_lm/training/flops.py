@@ -1,22 +1,38 @@
-"""Parameters and training FLOPs of a run."""
+"""Training FLOPs and parameters of a run.
+
+FLOPs are counted while a micro-batch of the run's real shape goes forward and backward on PyTorch's meta
+device, so the products of any backbone and any loss are seen: matrix products, convolutions, attention.
+Element-wise work is not counted, nor is what a fast path computes twice to save memory, as is usual for
+model FLOPs (MFU).
+"""
 
 from __future__ import annotations
 
+import copy
 import json
-from typing import Any
+import math
+from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.overrides import TorchFunctionMode
+from torch.utils.flop_counter import FlopCounterMode
 
-from jepa_lm.model.layers import CausalSelfAttention
-from jepa_lm.model.mamba2 import Mamba2Mixer
-from jepa_lm.model.roles import parameter_roles
-from jepa_lm.objective.flops import objective_flops_per_token
+from jepa_lm.model import LanguageModel, token_nll
+from jepa_lm.objective.latent_prediction import LatentPrediction
+from jepa_lm.objective.step_context import StepContext
+from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.training.startup import on_cpu
 
-_counted: dict[str, int] = {}
-"""FLOPs of objectives counted in this process, by the settings that determine them."""
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+FEWEST_ROWS = 2
+"""Regularizers over rows need at least two."""
+ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
+"""Of `scaled_dot_product_attention`, in their order."""
+_counted: dict[str, dict[str, int]] = {}
+"""What was counted in this process, by the settings that determine it."""
 
 
 def count_parameters(module: nn.Module) -> int:
@@ -24,25 +40,94 @@ def count_parameters(module: nn.Module) -> int:
     return sum(p.numel() for p in module.parameters())
 
 
-def model_flops_per_token(model: nn.Module, seq_len: int) -> int:
-    """Return training FLOPs per token: forward and backward through matrices, head, attention and scans."""
-    roles = parameter_roles(model)
-    parameters = dict(model.named_parameters())
-    matrices = sum(parameters[n].numel() for n, r in roles.items() if r in ("matrix", "head"))
-    if not any(role == "head" for role in roles.values()):
-        matrices += parameters["embedding.table.weight"].numel()  # the tied head multiplies by it
-    if (injector := getattr(model, "injector", None)) is not None:
-        once_a_chunk = sum(p.numel() for p in injector.parameters() if p.ndim == 2)
-        matrices -= once_a_chunk - once_a_chunk // injector.chunk
-    attention = sum(
-        2 * seq_len * m.heads * m.head_dim
-        for m in model.modules()
-        if isinstance(m, CausalSelfAttention)
-    )
-    scans = sum(
-        m.scan_flops_per_token(seq_len) for m in model.modules() if isinstance(m, Mamba2Mixer)
-    )
-    return 3 * (2 * matrices + attention + scans)
+class _Attention(torch.autograd.Function):
+    """Attention that computes nothing but the shape of its result, and counts its products."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, causal: bool, total: list[int]
+    ) -> Tensor:
+        ctx.save_for_backward(q, k, v)
+        ctx.total = total
+        # Scores and their product with the values; under a causal mask half of each is needed.
+        pairs = math.prod(q.shape[:-1]) * k.shape[-2]
+        ctx.flops = 2 * pairs * (q.shape[-1] + v.shape[-1]) // (2 if causal else 1)
+        total[0] += ctx.flops
+        return q.new_empty(*q.shape[:-1], v.shape[-1])
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        ctx.total[0] += 2 * ctx.flops
+        return (*map(torch.empty_like, ctx.saved_tensors), None, None)
+
+
+class _CountAttention(TorchFunctionMode):
+    """Counts attention, which the meta device would compute as plain products without a mask."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.total = [0]
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is not F.scaled_dot_product_attention:
+            return func(*args, **kwargs)
+        given = dict(zip(ARGUMENTS, args, strict=False)) | kwargs
+        # Every mask of a language model hides the future.
+        causal = bool(given.get("is_causal")) or given.get("attn_mask") is not None
+        return _Attention.apply(given["query"], given["key"], given["value"], causal, self.total)
+
+
+def count_flops(
+    model: LanguageModel, objective: LatentPrediction | None, rows: int, seq_len: int
+) -> int:
+    """Return the FLOPs of one forward and backward pass over a micro-batch.
+
+    Args:
+        model, objective: on the meta device. objective: None for cross entropy alone.
+        rows: of the micro-batch; a loss that compares rows with each other costs more, the more there are.
+    """
+    inputs = torch.zeros(rows, seq_len, dtype=torch.long, device="meta")
+    batch = {"inputs": inputs, "targets": inputs}
+    needs = () if objective is None else objective.main_needs(model)
+    with FlopCounterMode(display=False) as products, _CountAttention() as attention:
+        logits, main = model(inputs, *needs)
+        loss = token_nll(logits, inputs).mean()
+        if objective is not None:
+            step_context = StepContext(ProgressClock(max_steps=1, max_time=None))
+            loss = loss + objective(model, batch, main, step_context)[0]
+        loss.backward()
+    return products.get_total_flops() + attention.total[0]
+
+
+def model_flops_per_token(model: LanguageModel, seq_len: int) -> int:
+    """Return the training FLOPs of cross entropy per token."""
+    return count_flops(on_meta(model), None, 1, seq_len) // seq_len
+
+
+def flops_per_token(task: LanguageModelTask) -> dict[str, int]:
+    """Return training FLOPs per token: of cross entropy, and what an active objective adds."""
+    config, seq_len = task.config, task.config["data"]["seq_len"]
+    rows = max(micro_batch_rows(task), FEWEST_ROWS)
+    decides = json.dumps([config["model"], config["jepa"], task.frozen, seq_len, rows])
+    if decides not in _counted:  # takes a second, and jobs of a sweep often share it
+        model, added = on_meta(task.model), 0
+        alone = count_flops(model, None, rows, seq_len)
+        if task.objective is not None and task.objective.weight:
+            added = count_flops(model, on_meta(task.objective), rows, seq_len) - alone
+        tokens = rows * seq_len
+        _counted[decides] = {"model": alone // tokens, "objective": added // tokens}
+    return _counted[decides]
+
+
+def on_meta(module: AnyModule) -> AnyModule:
+    """Return a copy on the meta device, without copying any weight."""
+    parameters = {
+        id(p): nn.Parameter(torch.empty_like(p, device="meta"), requires_grad=p.requires_grad)
+        for p in module.parameters()
+    }
+    buffers = {id(b): torch.empty_like(b, device="meta") for b in module.buffers()}
+    return copy.deepcopy(module, {**parameters, **buffers})
 
 
 def micro_batch_rows(task: LanguageModelTask) -> int:
@@ -63,16 +148,6 @@ def _ranks(task: LanguageModelTask) -> int:
     elif devices in ("auto", -1, "-1"):
         devices = 1 if on_cpu(trainer) else max(1, torch.cuda.device_count())
     return int(devices) * trainer["num_nodes"]
-
-
-def flops_per_token(task: LanguageModelTask) -> dict[str, int]:
-    """Return training FLOPs per token of the model and of the objective."""
-    config, seq_len = task.config, task.config["data"]["seq_len"]
-    rows = micro_batch_rows(task)
-    decides = json.dumps([config["model"], config["jepa"], seq_len, rows], sort_keys=True)
-    if decides not in _counted:  # takes a second, and jobs of a sweep often share it
-        _counted[decides] = objective_flops_per_token(task.model, task.objective, seq_len, rows)
-    return {"model": model_flops_per_token(task.model, seq_len), "objective": _counted[decides]}
 
 
 def sizes(task: LanguageModelTask) -> dict[str, Any]:

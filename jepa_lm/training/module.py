@@ -205,22 +205,12 @@ class LanguageModelTask(ValidatedModule):
         """Return a zero that depends on each parameter a phase may not use: DDP waits for all gradients."""
         return 0.0 * sum(p.sum() for p in self._only_auxiliary())
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        """Set `_current_fx_name` directly: Lightning sets it 46 times a step, 80 us through `nn.Module`."""
-        if name == "_current_fx_name":
-            self.__dict__[name] = value
-        else:
-            super().__setattr__(name, value)
-
     def on_train_start(self) -> None:
         """Run the ghost steps of a new run, then start the clock and the first interval."""
         if self.trainer.world_size > 1:
             require_one_start(self.clock.step, self.config["ckpt_path"])
         self.trainer.should_stop = self.clock.done  # a restored run may have used up its budget
-        seq_len = self.config["data"]["seq_len"]
-        views = set() if self.objective is None else self.objective.lengths(seq_len)
-        for length in {seq_len, *views}:
-            self.model.backbone.keep_tables(length, self.device)
+        self.keep_tables()
         if self.recipe.ghost_steps and self.trainer.global_step == 0:
             run_ghost_steps(self, self.recipe.ghost_steps)
         if self.trainer.world_size > 1:
@@ -230,6 +220,13 @@ class LanguageModelTask(ValidatedModule):
         catch_up(self.trainer, self.resumed, every, chooses=chooses)
         self.clock.start()
         self.training_log.begin(self.trainer.global_step)
+
+    def keep_tables(self) -> None:
+        """Make what compiled passes read, such as rotary tables, for the lengths of this run's passes."""
+        seq_len, backbone = self.config["data"]["seq_len"], self.model.backbone
+        backbone.keep_tables(seq_len, self.device)
+        if self.objective is not None:
+            self.objective.keep_tables(backbone, seq_len, self.device)
 
     def on_train_end(self) -> None:
         """Stop the clock."""

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 import logging
 import warnings
-from collections import OrderedDict
 from collections.abc import Callable
-from contextlib import nullcontext
 from functools import wraps
 from typing import Any
 
 import lightning.pytorch as pl
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LearningRateMonitor
-from lightning.pytorch.profilers import PassThroughProfiler
 
 from jepa_lm.objective.monitor import ObjectiveMonitor
 from jepa_lm.training.callbacks.checkpoints import AtomicCheckpointIO, SaveCheckpoints
@@ -47,7 +44,6 @@ def make_trainer(config: dict[str, Any], task: LanguageModelTask) -> pl.Trainer:
             "num_sanity_val_steps": 0,
             "enable_model_summary": False,
             "use_distributed_sampler": False,
-            "profiler": _profiler(settings.pop("profiler", None)),
             "callbacks": [
                 # LearningRateMonitor raises an error if there is no logger.
                 *(c for c in configured if loggers or not isinstance(c, LearningRateMonitor)),
@@ -86,10 +82,7 @@ def _trim(trainer: pl.Trainer) -> None:
     # utils/signals.py handles signals. Lightning's handler would start a collective inside a signal handler,
     # and with several ranks Lightning checks for SIGTERM by a broadcast and a host read before every batch.
     trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
-    loop = trainer.fit_loop.epoch_loop
-    loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
-    # It would inspect the signature of `training_step` before each call.
-    loop._build_kwargs = _arguments  # type: ignore[method-assign]
+    trainer.fit_loop.epoch_loop._broadcast_sigterm_tensor = lambda: None  # type: ignore[method-assign]
     for logger in trainer.loggers:
         logger.finalize = _tried(logger.finalize)  # type: ignore[assignment, method-assign]
 
@@ -105,26 +98,6 @@ def _tried(finalize: Callable[[str], None]) -> Callable[[str], None]:
             warn(f"a logger could not write everything out ({type(error).__name__}: {error})")
 
     return tried
-
-
-def _arguments(kwargs: OrderedDict[str, Any], batch: Any, batch_idx: int) -> OrderedDict[str, Any]:
-    """Return the arguments of `training_step`."""
-    return OrderedDict(kwargs, batch=batch, batch_idx=batch_idx)
-
-
-class _NoProfiler(PassThroughProfiler):
-    """Saves 1 us for each of some 40 profiled spans a step, where Lightning would enter a generator."""
-
-    _nothing = nullcontext()
-
-    def profile(self, action_name: str) -> Any:
-        """Measure nothing."""
-        return self._nothing
-
-
-def _profiler(name: str | None) -> Any:
-    """Return the name of Lightning's profiler, or a profiler that costs nothing."""
-    return _NoProfiler() if name is None else name
 
 
 def quiet_lightning() -> None:

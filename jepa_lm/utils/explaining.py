@@ -56,8 +56,9 @@ def check_words(words: Iterable[str]) -> None:
                 f"{word}: only for the others to inherit; choose one of {', '.join(_options(key))}"
             )
         if (CONF / key).is_dir() and NO_NAME.fullmatch(value):
+            removed = f"; ~{key} removes this part" if "/" in key else ""
             raise UserError(
-                f"{word}: choose one of {', '.join(_options(key))}, or leave this override out"
+                f"{word}: choose one of {', '.join(_options(key))}, or leave this override out{removed}"
             )
         group = key.replace(".", "/")
         if "." in key and (
@@ -193,11 +194,24 @@ def _unknown_key(key: str, command: str) -> str:
     key = key.lstrip("+~")
     known = _all_keys(command)
     if key in known:
-        # A group that the other choices do not have, or a node with settings below it.
         below = [name for name in known if name.startswith(f"{key}.")]
+        if "." in key and below:
+            return _new_settings(key, below)
         hint = f"; its settings are {', '.join(below)}" if below else ""
+        if "/" in key:
+            options = _options(key)
+            hint = f"; add an option ({', '.join(options)}) with +, such as +{key}={options[0]}"
         return f"{key}: with these choices {command}.yaml has no such group{hint}"
     return str(unknown_key(key, known, f"{command}.yaml"))
+
+
+def _new_settings(key: str, known: list[str]) -> str:
+    """Explain that a mapping on the command line changes settings that are there, and adds none."""
+    group = key.replace(".", "/")
+    instead = f"~{key} +{key}={{...}} replaces the whole of it"
+    if (CONF / group).is_dir():
+        instead = f"choose {group}={'|'.join(_options(group))}, or {instead}"
+    return f"{key}: sets more than it has ({', '.join(known)}); {instead}"
 
 
 def _missing_option(error: MissingConfigException) -> str:

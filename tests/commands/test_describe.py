@@ -8,9 +8,10 @@ import pytest
 from hydra.utils import instantiate
 
 from jepa_lm.run import train
-from jepa_lm.training.flops import flops_per_token, micro_batch_rows
+from jepa_lm.training.flops import flops_per_token, micro_batch_rows, model_flops_per_token
 from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.utils.config import resolve
+from tests.extension.gated_linear_attention import GatedLinearAttention
 from tests.extension.info_nce import InfoNCE
 
 
@@ -27,8 +28,6 @@ def test_describe_trains_nothing_and_prints_json_only(small, capsys, tmp_path):
 
 
 def test_flops_count_matrices_and_attention(small):
-    from jepa_lm.training.flops import model_flops_per_token
-
     model = instantiate(resolve(small())["model"])
     D, T, V, L = 64, 32, 400, 3
     weights_ = L * (D * D * 2 + 2 * D * D // 2 + 2 * 3 * D * D) + V * D + 64 * D
@@ -36,16 +35,33 @@ def test_flops_count_matrices_and_attention(small):
 
 
 def test_flops_of_mamba2_count_matrices_and_the_scan(compose):
-    from jepa_lm.training.flops import model_flops_per_token
-
     sizes = ("model.dim=64", "model.vocab_size=400", "model.embedding.factor_dim=32")
     config = resolve(compose("train", "model=mamba2", "model.backbone.layers=3", *sizes))
     D, N, V, L = 64, 64, 400, 3
     mixers = L * (D * (2 * D + 2 * N + 1) + D * D)
     weights_ = mixers + 2 * (2 * 4 * D * D) + V * 32 + 2 * 32 * D
     scan = L * (2 * 32 * (N + D) + 4 * D * N)  # a chunk is as long as the sequence of 32
-    model = instantiate(config["model"])
-    assert model_flops_per_token(model, 32) == 6 * weights_ + 3 * scan
+    products = 6 * weights_ + 3 * scan
+    found = model_flops_per_token(instantiate(config["model"]), 32)
+    assert products < found < 1.01 * products  # the convolution, and passing states on
+
+
+def test_flops_see_the_recurrence_of_a_backbone_from_elsewhere(small):
+    """Gated linear attention multiplies queries by keys and the result by values, over all positions."""
+    D, L = 64, 3
+    model = instantiate(resolve(small())["model"])
+    model.backbone = GatedLinearAttention(dim=D, layers=L, heads=2)
+    longer = model_flops_per_token(model, 64) - model_flops_per_token(model, 32)
+    assert longer == 3 * L * 2 * 2 * D * 32
+
+
+def test_frozen_weights_cost_no_gradient_of_their_own(small):
+    frozen = "optimizer.freeze=[model.backbone.blocks.0.mlp.up.weight]"
+    found = [
+        flops_per_token(LanguageModelTask(resolve(small(*words))))["model"]
+        for words in ((), (frozen,))
+    ]
+    assert found[0] - found[1] == 2 * 64 * 3 * 64
 
 
 def test_flops_of_a_loss_that_compares_rows_are_those_of_the_micro_batch(small):

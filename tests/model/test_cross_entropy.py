@@ -11,7 +11,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from jepa_lm.model import cross_entropy, token_nll, z_loss
+from jepa_lm.model import cross_entropy, cross_entropy_kernels, token_nll, z_loss
 from jepa_lm.model.cross_entropy import chunked_cross_entropy, cross_entropy_reference
 from jepa_lm.model.heads import PolynomialSoftcap, TanhSoftcap
 from jepa_lm.training.module import LanguageModelTask
@@ -35,7 +35,7 @@ INDUCTOR = (
 )
 def form(request, monkeypatch):
     """Chunks in place, of several blocks, the last one shorter; and as on a GPU."""
-    monkeypatch.setattr(cross_entropy, "BLOCK_ELEMENTS", 3 * V)
+    monkeypatch.setattr(cross_entropy_kernels, "BLOCK_ELEMENTS", 3 * V)
     if request.param == "functional":
         monkeypatch.setattr(cross_entropy, "_in_place", lambda x: False)
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import math
 import sys
+import types
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
 
 import pytest
@@ -15,8 +17,10 @@ from hypothesis import strategies as st
 from jepa_lm.model import LanguageModel, kernels
 from jepa_lm.model.kernels import cuda_scan, has_triton
 from jepa_lm.model.mamba2 import Mamba2Mixer
+from jepa_lm.model.ssd import ssd
 from jepa_lm.utils.config import build, resolve
 from jepa_lm.utils.errors import UserError
+from tests.model.test_ssd import arguments
 
 TINY = (
     "model=mamba2",
@@ -297,6 +301,83 @@ def test_why_mamba_ssm_cannot_be_imported_is_told(monkeypatch):
             scan_for("mamba_ssm")
     finally:
         kernels._import_mamba_ssm.cache_clear()
+
+
+@pytest.fixture
+def mamba_ssm(monkeypatch):
+    """The scan of a module that has mamba-ssm's function, with a backward pass of its own; and its calls."""
+    calls = []
+
+    class Combined(torch.autograd.Function):
+        @staticmethod
+        def forward(ctx, chunk, *inputs):
+            calls.append(chunk)
+            ctx.chunk = chunk
+            ctx.save_for_backward(*inputs)
+            return ssd(*inputs, chunk=chunk)
+
+        @staticmethod
+        def backward(ctx, *upstream):
+            leaves = [x if x is None else x.detach().requires_grad_() for x in ctx.saved_tensors]
+
+            def differentiate():
+                outputs = ssd(*leaves, chunk=ctx.chunk)
+                return torch.autograd.grad(outputs, [x for x in leaves if x is not None], upstream)
+
+            # A thread of its own, as autograd is off inside an operator; mamba-ssm has kernels here.
+            with ThreadPoolExecutor(1) as pool:
+                found = pool.submit(differentiate).result()
+            return None, *found, *([None] if leaves[5] is None else [])
+
+    def mamba_chunk_scan_combined(
+        x, dt, A, B, C, chunk_size, *, initial_states, return_final_states
+    ):
+        assert return_final_states
+        return Combined.apply(chunk_size, x, dt, A, B, C, initial_states)
+
+    for name in ("mamba_ssm", "mamba_ssm.ops", "mamba_ssm.ops.triton"):
+        monkeypatch.setitem(sys.modules, name, types.ModuleType(name))
+    module = types.ModuleType("mamba_ssm.ops.triton.ssd_combined")
+    module.mamba_chunk_scan_combined = mamba_chunk_scan_combined
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    kernels._import_mamba_ssm.cache_clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.cuda, "is_available", lambda: True)
+        scan = scan_for("mamba_ssm")
+    yield scan, calls
+    kernels._import_mamba_ssm.cache_clear()
+
+
+@pytest.mark.parametrize("carried", [False, True])
+def test_mamba_ssm_is_one_operator_with_the_gradients_of_its_function(mamba_ssm, carried):
+    *inputs, state = arguments(T=300)
+    inputs.append(state if carried else None)
+    leaves = [x for x in inputs if x is not None]
+    results = []
+    scan, calls = mamba_ssm
+    for function in (scan, lambda *words: ssd(*words, chunk=16)):
+        y, last = function(*inputs)
+        loss = (y * torch.linspace(-1, 1, y.numel(), dtype=y.dtype).view_as(y)).sum()
+        found = torch.autograd.grad(loss + last.square().sum(), leaves)
+        results.append([y, last, *found])
+    for ours, plain in zip(*results, strict=True):
+        torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-9)
+    assert len(calls) == 2  # forward, and once more for its backward pass
+    torch.library.opcheck(scan, tuple(inputs))
+
+
+def test_a_compiled_pass_through_mamba_ssm_is_one_graph(mamba_ssm):
+    *inputs, _ = arguments(T=20, dtype=torch.float32)
+    scan, _ = mamba_ssm
+
+    def loss(x: torch.Tensor, *rest: torch.Tensor) -> torch.Tensor:
+        return scan(2 * x, *rest, None)[0].square().sum()
+
+    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
+    results = []
+    for function in (loss, compiled):
+        results.append(torch.autograd.grad(function(*inputs), inputs))
+    torch.testing.assert_close(results[0], results[1])
 
 
 def runs(kernel: str) -> bool:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from functools import partial
 
 import pytest
@@ -77,6 +78,31 @@ def test_the_compiled_loss_is_the_loss_and_is_compiled_once(small, name):
             task.objective.after_step(task.model, clock)
     assert frames == [1] * 5, "a step is compiled anew, or in pieces"
     assert not counters["graph_break"]
+
+
+@pytest.mark.parametrize("name", ["none", "llm_jepa", "recipes/pr1277"])
+@pytest.mark.parametrize("kept", [True, False])
+def test_a_compiled_pass_reads_tables_of_angles_that_were_made_before(small, name, kept):
+    """Those of the main pass, of the suffix of llm_jepa, and of a predictor that attends."""
+    sizes = ("model.backbone.rope_dims=8", f"data.seq_len={T}")
+    clock = ProgressClock(max_steps=100, max_time=None)
+    task = LanguageModelTask(resolve(small(f"objective={name}", *sizes)), clock)
+    if kept:
+        task.keep_tables()
+    called: set[str] = set()
+
+    def note(graph: torch.fx.GraphModule, example: object) -> Callable[..., object]:
+        called.update(str(node.target) for node in graph.graph.nodes)
+        return graph.forward
+
+    (batch,) = batches(1)
+    step_context = None
+    if task.objective is not None:
+        step_context = task.objective.draw(batch["inputs"], StepContext(clock))
+    torch._dynamo.reset()
+    torch.compile(task._losses, backend=note)(batch, step_context)
+    assert called
+    assert kept != bool(called & {"cos", "sin"})
 
 
 def graphs_of(config, monkeypatch) -> int:

@@ -24,7 +24,7 @@ def projections(shape, dtype=torch.float32, scale: float = 1.0) -> torch.Tensor:
 @pytest.mark.parametrize("shape", SHAPES)
 @pytest.mark.parametrize("scale", [0.1, 1.0, 4.0])
 def test_the_sweep_equals_the_formula(form, shape, scale, monkeypatch):
-    monkeypatch.setattr("jepa_lm.objective.sigreg.SWEEP_ELEMENTS", 100)  # several parts
+    monkeypatch.setattr("jepa_lm.objective.sigreg_kernels.SWEEP_ELEMENTS", 100)  # several parts
     low, high, window = FORMS[form]
     t, weights = knot_weights(low, high, 17, window)
     found = []
@@ -40,7 +40,7 @@ def test_the_sweep_equals_the_formula(form, shape, scale, monkeypatch):
 
 def test_the_joint_form_is_the_same_for_one_rank(monkeypatch):
     """Two sweeps instead of one; what ranks exchange is tested in test_rank_statistics_slow.py."""
-    monkeypatch.setattr("jepa_lm.objective.sigreg.SWEEP_ELEMENTS", 100)
+    monkeypatch.setattr("jepa_lm.objective.sigreg_kernels.SWEEP_ELEMENTS", 100)
     t, weights = knot_weights(0.2, 4.0, 17, True)
     found = []
     for joint in (False, True):
