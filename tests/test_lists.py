@@ -11,11 +11,13 @@ from typing import Any
 import yaml
 
 import jepa_lm
+from jepa_lm.objective.regularizers import Regularizer
 from jepa_lm.study.dashboard import LINES
 from jepa_lm.study.diagnostics import DIAGNOSTICS
 from jepa_lm.utils.nested import at
 from jepa_lm.utils.paths import CONF, objectives
 from tests.conftest import REPO
+from tests.objective.statistics_worker import CASES
 
 NAMED_IN = ("README.md", "docs/settings.md", "docs/studies.md")
 """Documents that name every objective, but not its variants and the recipes."""
@@ -71,6 +73,13 @@ def test_a_planted_objective_is_missed_everywhere(tmp_path):
         "docs/objectives.md lacks lewm_spread",
         "jepa_lm/study/dashboard.py lacks jepa/spread",
     ]
+
+
+def test_every_regularizer_is_compared_over_ranks():
+    """`tests/objective/statistics_worker.py` has a case of each."""
+    ours = {kind for kind in Regularizer.__subclasses__() if kind.__module__.startswith("jepa_lm")}
+    assert ours
+    assert ours <= {type(make()) for make in CASES.values()}
 
 
 def test_every_diagnostic_of_a_report_is_measured(logged):
