@@ -29,13 +29,12 @@ from jepa_lm.training.run_folder import Record, claimed, keep_overrides
 from jepa_lm.training.startup import (
     check_devices,
     check_start,
-    has_cpp_compiler,
-    on_cpu,
     tell_limits,
 )
 from jepa_lm.training.summary import announce, show, summarize
 from jepa_lm.training.trainer import make_trainer, quiet_lightning
 from jepa_lm.utils.collectives import maximum
+from jepa_lm.utils.compiling import compiles
 from jepa_lm.utils.config import build, check, resolve
 from jepa_lm.utils.errors import in_words, warn
 from jepa_lm.utils.files import write_json
@@ -92,6 +91,9 @@ def train_resolved(config: dict[str, Any], cfg: DictConfig | None = None) -> flo
         about["passes"] = data.passes(trainer.world_size, trainer.accumulate_grad_batches)
         if resume is not None:
             task.resumed = go_on(resume, task, data, trainer)
+        config["compile"] = compiles(
+            config, None if task.resumed is None else task.resumed.compiled
+        )
         if trainer.is_global_zero:
             if cfg is not None:
                 keep_overrides(cfg, run_dir)
@@ -106,18 +108,13 @@ def train_resolved(config: dict[str, Any], cfg: DictConfig | None = None) -> flo
 
 
 def _settle(config: dict[str, Any]) -> None:
-    """Check the config, and settle precision and compilation for this machine."""
+    """Check the config, and settle the precision for this machine."""
     check(config)
     check_start(config)
     quiet_lightning()
     budget = config["trainer"]
     budget["precision"] = resolve_precision(budget["precision"], budget["accelerator"])
     check_devices(budget)
-    if config["compile"] is None:
-        config["compile"] = not on_cpu(budget)
-    if config["compile"] and on_cpu(budget) and not has_cpp_compiler():
-        warn("compile=true: needs a C++ compiler (g++, or the one that CXX names); not compiled")
-        config["compile"] = False
 
 
 def _run(

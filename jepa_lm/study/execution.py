@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import BrokenExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from jepa_lm.study.power import MINIMUM_PAIRS
 from jepa_lm.study.request import NONE, WEIGHT, Composed, read_request
 from jepa_lm.study.runs import Run, find_runs
 from jepa_lm.study.search import Search
+from jepa_lm.utils.compiling import compiles
 from jepa_lm.utils.config import check, resolve
 from jepa_lm.utils.crash import bugs_kept
 from jepa_lm.utils.errors import SweepError, UserError, in_words, warn
@@ -103,6 +105,7 @@ def run(
     manifest: Manifest, configs: Mapping[str, Any], folder: Path, launcher: Launcher
 ) -> dict[str, JobReturn]:
     """Launch the unfinished jobs and return the launcher's results by folder."""
+    manifest, configs = compiled_alike(manifest, configs, folder)
     check_unchanged(manifest, configs, folder)
     manifest.save(folder)
     todo = [job for job in manifest.jobs if not Run(folder / job.folder).finished]
@@ -130,6 +133,31 @@ def run(
             failed = {"status": "failed", "error": str(result._return_value)}
             write_json(folder / name / SUMMARY_FILE, failed)
     return returned
+
+
+def compiled_alike(
+    manifest: Manifest, configs: Mapping[str, Any], folder: Path
+) -> tuple[Manifest, Mapping[str, Any]]:
+    """Decide for all jobs at once what `compile=null` means: runs to be compared must not differ in it.
+
+    A folder that has been begun keeps its decision.
+    """
+    open_ = [job for job in manifest.jobs if configs[job.folder]["compile"] is None]
+    begun = (folder / FILE).exists()
+    if not (load(folder).compiled if begun else any(compiles(configs[j.folder]) for j in open_)):
+        return manifest, configs
+    configs = {**configs, **{j.folder: {**configs[j.folder], "compile": True} for j in open_}}
+    jobs = tuple(
+        replace(
+            job,
+            overrides=(*job.overrides, "compile=true"),
+            config_hash=config_hash(configs[job.folder]),
+        )
+        if job in open_
+        else job
+        for job in manifest.jobs
+    )
+    return replace(manifest, jobs=jobs, compiled=True), configs
 
 
 def conclude(

@@ -82,6 +82,8 @@ class Manifest:
     identities: tuple[Identity, ...] = ()
     not_applicable: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Why arms do not apply: reasons by treatment and arm."""
+    compiled: bool = False
+    """True if `compile=null` means true for every job, because the longest one is worth it."""
     notes: tuple[str, ...] = ()
     """Notes on what the plan leaves out of the request."""
 

@@ -24,7 +24,7 @@ from jepa_lm.objective.latent_prediction import LatentPrediction
 from jepa_lm.objective.step_context import StepContext
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.training.module import LanguageModelTask
-from jepa_lm.training.startup import on_cpu
+from jepa_lm.utils.compiling import on_cpu
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 FEWEST_ROWS = 2

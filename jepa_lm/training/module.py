@@ -77,11 +77,15 @@ class LanguageModelTask(ValidatedModule):
         self.live: dict[str, float] = {}
         """Latest training figures, for the progress bar and the summary."""
         self.losses = self._losses
-        if config["compile"]:
-            # The function is compiled, not the module: checkpoint keys stay clean.
-            self.losses = torch.compile(self._losses)
         self._active = False
         """True if the latest loss includes the objective."""
+
+    def setup(self, stage: str) -> None:
+        """Compile the loss if the run is to be compiled, which is known by now."""
+        super().setup(stage)
+        if self.config["compile"] and stage == "fit":
+            # The function is compiled, not the module: checkpoint keys stay clean.
+            self.losses = torch.compile(self._losses)
 
     def configure_optimizers(self) -> Any:
         """Return one optimizer for Muon and AdamW, and a scheduler that follows the clock after each step."""

@@ -142,7 +142,7 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any], source: str) -> N
 
 
 def go_on(resume: Path, task: LanguageModelTask, data: TokenData, trainer: pl.Trainer) -> Resumed:
-    """Check that a run can resume from a checkpoint; return its path, its step and whether it is validated.
+    """Check that a run can resume from a checkpoint; return what the run has to know of it.
 
     Raises:
         UserError: the run differs, the checkpoint lacks what a run needs, or the folder holds later ones.
@@ -163,7 +163,8 @@ def go_on(resume: Path, task: LanguageModelTask, data: TokenData, trainer: pl.Tr
     step, run_dir = checkpoint["global_step"], Path(task.config["paths"]["run_dir"])
     if trainer.is_global_zero:
         set_later_aside(run_dir, resume, step)
-    return Resumed(resume, step, validated(run_dir, step))
+    compiled = bool(checkpoint["hyper_parameters"]["config"].get("compile"))
+    return Resumed(resume, step, validated(run_dir, step), compiled)
 
 
 def facts_of_checkpoint(checkpoint: Mapping[str, Any]) -> Facts:

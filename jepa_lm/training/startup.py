@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import shutil
-import sys
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 
+from jepa_lm.utils.compiling import on_cpu
 from jepa_lm.utils.errors import UserError, warn
 from jepa_lm.utils.values import check_values, named
 
@@ -22,12 +20,6 @@ def check_start(config: Mapping[str, Any]) -> None:
     """
     check_values(config)
     check_processor(config)
-
-
-def on_cpu(trainer: Mapping[str, Any]) -> bool:
-    """Return whether a run with these settings of the trainer uses the CPU of this machine."""
-    accelerator = trainer["accelerator"]
-    return accelerator == "cpu" or (accelerator == "auto" and not torch.cuda.is_available())
 
 
 def check_processor(config: Mapping[str, Any]) -> None:
@@ -64,12 +56,6 @@ def check_devices(settings: dict[str, Any]) -> None:
         )
     if isinstance(wanted, int) and wanted > found:
         raise UserError(f"trainer.devices={wanted}: PyTorch finds {found} on this machine")
-
-
-def has_cpp_compiler() -> bool:
-    """Return whether this machine can compile what `torch.compile` writes for a CPU."""
-    usual = "clang++" if sys.platform == "darwin" else "g++"
-    return shutil.which(os.environ.get("CXX", usual)) is not None
 
 
 def tell_limits(config: Mapping[str, Any]) -> None:

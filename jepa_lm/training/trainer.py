@@ -64,16 +64,14 @@ def make_trainer(config: dict[str, Any], task: LanguageModelTask) -> pl.Trainer:
 
 
 def _callbacks_of(task: LanguageModelTask) -> list[Callback]:
-    """Return the callbacks that data, quantization, objective and compiler of a run need, in their order."""
-    found: list[Callback] = [WarnOfSecondPass(), task.guard]
+    """Return the callbacks that data, compiler, quantization and objective of a run need, in their order."""
+    found: list[Callback] = [WarnOfSecondPass(), task.guard, task.compiler]
     qat = None
     if task.policy.training.ever:
         qat = QuantizationAwareTraining(task.model, task.policy.training, task.formats)
         found.append(qat)
     if task.objective is not None:
         found.append(MeasureObjective(ObjectiveMonitor(task.objective), qat))
-    if task.config["compile"]:
-        found.append(task.compiler)
     return found
 
 

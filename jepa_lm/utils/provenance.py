@@ -42,6 +42,8 @@ class Resumed(NamedTuple):
     """Number of optimizer steps done."""
     validated: bool
     """True if this process sees the validation after that step recorded already."""
+    compiled: bool
+    """True if the loss was compiled."""
 
 
 def relevant(config: Mapping[str, Any]) -> dict[str, Any]:

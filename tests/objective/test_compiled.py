@@ -16,6 +16,7 @@ from jepa_lm.optim.muon_adamw import MuonAdamW
 from jepa_lm.run import train
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.training.module import LanguageModelTask
+from jepa_lm.utils import compiling
 from jepa_lm.utils.config import resolve
 from tests.objective.conftest import noise
 from tests.runs import metrics
@@ -111,7 +112,7 @@ def graphs_of(config, monkeypatch) -> int:
     torch._dynamo.reset()
     counters.clear()
     monkeypatch.setattr(torch, "compile", lambda f: compile_(f, backend="eager"))
-    monkeypatch.setattr(training, "has_cpp_compiler", lambda: True)
+    monkeypatch.setattr(compiling, "has_cpp_compiler", lambda: True)
     train(config)
     assert not counters["graph_break"]
     return counters["stats"]["unique_graphs"]
@@ -190,7 +191,7 @@ def compiled_run(small, monkeypatch, tmp_path) -> dict:
     torch._dynamo.reset()
     monkeypatch.setattr(torch, "compile", lambda f: compile_(f, backend=slow))
     monkeypatch.setattr(training, "ProgressClock", partial(ProgressClock, now=clock))
-    monkeypatch.setattr(training, "has_cpp_compiler", lambda: True)
+    monkeypatch.setattr(compiling, "has_cpp_compiler", lambda: True)
     train(small("compile=true", "objective=patch", "trainer.max_steps=3"))
     return json.loads((tmp_path / "run" / "summary.json").read_text())
 
@@ -214,7 +215,7 @@ def test_nor_is_the_rest_of_a_step_that_compiled(small, monkeypatch, tmp_path):
     monkeypatch.setattr(torch, "compile", lambda f: compile_(f, backend="eager"))
     monkeypatch.setattr(MuonAdamW, "step", slow)
     monkeypatch.setattr(training, "ProgressClock", partial(ProgressClock, now=clock))
-    monkeypatch.setattr(training, "has_cpp_compiler", lambda: True)
+    monkeypatch.setattr(compiling, "has_cpp_compiler", lambda: True)
     every_step = ("trainer.max_steps=3", "trainer.log_every_n_steps=1")
     train(small("compile=true", "objective=patch", "jepa.diagnostics.every=1", *every_step))
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
@@ -241,8 +242,28 @@ def test_without_a_compiler_a_cpu_goes_on_uncompiled(small, monkeypatch, tmp_pat
     assert capsys.readouterr().err.count("needs a C++ compiler") == 1
 
 
-def test_on_a_cpu_nothing_is_compiled_unless_asked(small, tmp_path):
+def test_a_short_run_is_not_compiled_unless_asked(small, tmp_path):
     train(small("trainer.max_steps=1"))
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["compiled"] is False
     assert summary["compiled_parts"] == []
+
+
+def test_a_long_run_is_compiled_and_a_resume_keeps_what_was_chosen(small, tmp_path, monkeypatch):
+    """Whatever the length of the resumed run says."""
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda f: compile_(f, backend="eager"))
+    monkeypatch.setattr(compiling, "has_cpp_compiler", lambda: True)
+    found = []
+    for tokens, steps in (
+        (256, 2),
+        (10**9, 4),
+    ):  # a step has 256 tokens: compiled at first, not later
+        monkeypatch.setattr(compiling, "CPU", compiling.Budget(tokens=tokens, seconds=0))
+        resume = "null" if steps == 2 else "auto"
+        train(small(f"trainer.max_steps={steps}", f"ckpt_path={resume}"))
+        found.append(json.loads((tmp_path / "run" / "summary.json").read_text()))
+    assert [summary["steps"] for summary in found] == [2, 4]
+    assert [summary["compiled"] for summary in found] == [True, True]
+    config = torch.load(tmp_path / "run/checkpoints/last.ckpt")["hyper_parameters"]["config"]
+    assert config["compile"] is True

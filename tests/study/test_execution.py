@@ -10,6 +10,7 @@ from omegaconf import OmegaConf
 
 from jepa_lm.study import execution
 from jepa_lm.study.manifest import Job, Manifest
+from jepa_lm.utils import compiling
 from jepa_lm.utils.locks import only_writer
 from tests.study.pages import AGAINST
 from tests.study.sweeps import paired, study
@@ -25,7 +26,7 @@ class Interrupted:
 def test_a_signal_tells_how_to_go_on(tmp_path, capsys):
     jobs = (Job("all/seed-1", ("seed=1",), "x"),)
     plan = Manifest(name="train", kind="sweep", match=None, command=(), jobs=jobs, groups=())
-    configs = {"all/seed-1": {"ckpt_path": None, "logger": {}}}
+    configs = {"all/seed-1": {"ckpt_path": None, "logger": {}, "compile": False}}
     with pytest.raises(KeyboardInterrupt):
         execution.run(plan, configs, tmp_path, Interrupted())
     assert f"the same command with hydra.sweep.dir={tmp_path} resumes" in capsys.readouterr().err
@@ -63,6 +64,34 @@ def keep_configs(monkeypatch):
         (folder / "configs.json").write_text(json.dumps(configs))
 
     monkeypatch.setattr(execution, "check_unchanged", also_write)
+
+
+def compiled(found) -> list[bool]:
+    return ["compile=true" in job for job in found.launched]
+
+
+def test_the_longest_job_decides_for_all_whether_they_are_compiled(
+    plan, keep_configs, monkeypatch, tmp_path
+):
+    """Runs that differ in it differ in their arithmetic; the folder keeps the decision."""
+    monkeypatch.setattr(compiling, "has_cpp_compiler", lambda: True)
+    monkeypatch.setattr(compiling, "CPU", compiling.Budget(tokens=5_000_000, seconds=600))
+    words = ("-m", "objective=patch", "trainer.max_steps=10,20000")
+    found = plan(*words)
+    assert found.code == 0, found.error
+    assert compiled(found) == [True, True]
+    finish(found, "trainer.max_steps-10/seed-1337")
+    finish(found, "trainer.max_steps-20000/seed-1337")
+    assert plan(*words).launched == []  # their configs say what they were run with
+    monkeypatch.setattr(compiling, "CPU", compiling.Budget(tokens=10**9, seconds=600))
+    assert compiled(plan(*words, "seed=1,2")) == [True] * 4
+
+    short, asked = tmp_path / "short", tmp_path / "asked"
+    words = ("-m", "objective=patch", "trainer.max_steps=10,20")
+    assert compiled(plan(*words, folder=short)) == [False, False]
+    monkeypatch.setattr(compiling, "CPU", compiling.Budget(tokens=1, seconds=600))
+    assert compiled(plan(*words, folder=short)) == [False, False]
+    assert compiled(plan(*words, "compile=false", folder=asked)) == [False, False]
 
 
 def test_finished_jobs_stay_begun_ones_go_on_failed_ones_again(plan, keep_configs):

@@ -1,0 +1,67 @@
+"""Whether `compile=null` compiles a run: only if it is long enough to win back the time that compiling takes.
+
+A CPU compiles for about 40 seconds and then trains about 1.3 times as fast, a GPU for 30 to 60 seconds and
+then about twice as fast (docs/log.md). The rule asks for the budget alone, so that all arms of a comparison,
+which share it, get the same answer on any machine. Nothing here imports PyTorch, unless `accelerator=auto`.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from jepa_lm.utils.errors import warn
+
+
+class Budget(NamedTuple):
+    """What a run must be allowed to train, at least."""
+
+    tokens: int
+    seconds: float
+
+
+CPU = Budget(tokens=5_000_000, seconds=600)
+GPU = Budget(tokens=50_000_000, seconds=120)
+
+
+def pays(config: Mapping[str, Any]) -> bool:
+    """Return whether compiling pays in a run with this training config: neither of its limits is too low."""
+    trainer = config["trainer"]
+    least = CPU if on_cpu(trainer) else GPU
+    steps, seconds = trainer["max_steps"], trainer["max_time"]
+    many = steps is None or steps * config["data"]["batch_tokens"] >= least.tokens
+    return many and (seconds is None or seconds >= least.seconds)
+
+
+def compiles(config: Mapping[str, Any], before: bool | None = None) -> bool:
+    """Return whether a run is compiled; say so if it would be, but cannot.
+
+    Args:
+        config: the training config; `compile` may be null.
+        before: whether the part of the run before a resume was compiled, which is kept; None for a new run.
+    """
+    chosen = config["compile"]
+    if chosen is None:
+        chosen = pays(config) if before is None else before
+    if chosen and on_cpu(config["trainer"]) and not has_cpp_compiler():
+        warn("compile: needs a C++ compiler (g++, or the one that CXX names); not compiled")
+        return False
+    return bool(chosen)
+
+
+def on_cpu(trainer: Mapping[str, Any]) -> bool:
+    """Return whether a run with these settings of the trainer uses the CPU of this machine."""
+    if trainer["accelerator"] != "auto":
+        return trainer["accelerator"] == "cpu"
+    import torch
+
+    return not torch.cuda.is_available()
+
+
+def has_cpp_compiler() -> bool:
+    """Return whether this machine can compile what `torch.compile` writes for a CPU."""
+    usual = "clang++" if sys.platform == "darwin" else "g++"
+    return shutil.which(os.environ.get("CXX", usual)) is not None
