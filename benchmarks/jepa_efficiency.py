@@ -17,9 +17,9 @@ from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.training.flops import flops_per_token
 from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.utils.config import resolve
+from jepa_lm.utils.paths import objectives
 from jepa_lm.utils.precision import AUTOCAST, resolve_precision
 
-OBJECTIVES = ("vicreg", "patch", "lewm", "chunk", "llm_jepa")
 ROUNDS = 9
 NOW = "jepa.schedule=null"
 
@@ -68,7 +68,7 @@ def claims() -> Iterator[Claim]:
     """Yield a claim for each objective."""
     plain = task_of("objective=none")
     step = step_of(plain)
-    for name in OBJECTIVES:
+    for name in objectives():
         task = task_of(f"objective={name}", NOW)
         timings = interleaved(step, rounds=ROUNDS, objective=step_of(task))
         time_ratio = timings.median("objective") / timings.reference

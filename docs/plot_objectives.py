@@ -20,10 +20,9 @@ from matplotlib.patches import FancyBboxPatch
 
 from jepa_lm.utils import schema
 from jepa_lm.utils.config import resolve
-from jepa_lm.utils.paths import CONF
+from jepa_lm.utils.paths import CONF, objectives
 
 FOLDER = Path(__file__).parent / "objectives"
-OBJECTIVES = ("vicreg", "patch", "lewm", "chunk", "llm_jepa")
 WIDTH, GAP, HEIGHT = 2.25, 0.4, 0.95
 TOP, BOTTOM = 3.0, 0.6
 COLOURS = {"data": "#eef1f5", "model": "#cfe3f6", "jepa": "#fbe3c8", "loss": "#f6cfd3"}
@@ -165,7 +164,7 @@ def main() -> None:
     schema.register()
     plt.rcParams["svg.hashsalt"] = "jepa_lm"
     FOLDER.mkdir(exist_ok=True)
-    for name in OBJECTIVES:
+    for name in objectives():
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             cfg = hydra.compose("train", overrides=[f"objective={name}", "paths.run_dir=."])

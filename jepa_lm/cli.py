@@ -27,11 +27,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from jepa_lm import run
 from jepa_lm.utils import gpus, process, schema
-from jepa_lm.utils.crash import LOGS, MENDABLE, CrashError, bugs_kept
+from jepa_lm.utils.crash import MENDABLE, CrashError, bugs_kept
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.explaining import check_words, explain, of_a_config
 from jepa_lm.utils.output import replace_characters, tell
-from jepa_lm.utils.paths import CONF
+from jepa_lm.utils.paths import CONF, LOGS
 from jepa_lm.utils.signals import Stopped
 
 TOLD = (*MENDABLE, CrashError)

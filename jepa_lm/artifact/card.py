@@ -17,7 +17,9 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from jepa_lm.artifact.publishing import DIGEST_KEY
 from jepa_lm.utils.errors import warn
 from jepa_lm.utils.files import read_json, read_yaml
-from jepa_lm.utils.quoting import markdown, shell
+from jepa_lm.utils.nested import class_name
+from jepa_lm.utils.paths import SUMMARY_FILE
+from jepa_lm.utils.quoting import cut, markdown, one_line, shell
 
 TEMPLATE = "model_card.md.j2"
 LONGEST = 2000
@@ -35,7 +37,7 @@ def run_records(checkpoint: Path) -> dict[str, Any]:
     if checkpoint.parent.name != "checkpoints":
         return found
     folder = checkpoint.parent.parent
-    summary = _read(read_json, folder / "summary.json", dict)
+    summary = _read(read_json, folder / SUMMARY_FILE, dict)
     overrides = _read(read_yaml, folder / ".hydra" / "overrides.yaml", list)
     return {
         "summary": summary,
@@ -101,7 +103,7 @@ def in_words(account: dict[str, Any], run: dict[str, Any]) -> str:
         of_weight = "" if weight is None else f" with weight {weight:g}"
         objective = f"cross entropy plus a latent loss{of_weight}"
     return (
-        f"{_class(backbone)}, {backbone.get('layers', '?')} layers of width "
+        f"{class_name(backbone)}, {backbone.get('layers', '?')} layers of width "
         f"{run['model'].get('dim', '?')}, {account['parameters']:,} parameters, {objective}, stored as "
         f"{', '.join(entry['format'] for entry in by_format(account['tensors']))}"
     )
@@ -138,8 +140,7 @@ def model_card(
 
 def in_markdown(value: Any) -> str:
     """Escape a text so that Markdown shows it literally, on one line."""
-    text = " ".join(str(value).split())
-    return markdown(text if len(text) <= LONGEST else f"{text[:LONGEST]}...")
+    return markdown(cut(one_line(value), LONGEST))
 
 
 def by_format(tensors: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -160,7 +161,7 @@ def _training(
     data, parameters, git = run["data"], _below(summary, "parameters"), _below(summary, "git")
     shipped, extra = _number(parameters, "shipped"), _number(parameters, "training_only")
     seconds, batch = _number(summary, "seconds"), _number(data, "batch_tokens")
-    text = f"{_class(_below(data, 'corpus'))}, {_class(_below(data, 'tokenizer'))}"
+    text = f"{class_name(data.get('corpus'))}, {class_name(data.get('tokenizer'))}"
     said: dict[str, str | None] = {
         "data": f"{text}, sequences of {data['seq_len']} tokens",
         "seed": str(run["seed"]),
@@ -190,11 +191,6 @@ def _best(scores: dict[str, Any]) -> tuple[str | None, Any]:
 
 def _versions(found: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {version}" for name, version in found.items())
-
-
-def _class(node: Mapping[str, Any]) -> str:
-    """Return the name of the class that a config node builds."""
-    return str(node.get("_target_", "?")).rpartition(".")[2]
 
 
 def _below(node: Mapping[str, Any], key: str) -> dict[str, Any]:

@@ -12,12 +12,12 @@ import torch
 
 from jepa_lm.artifact.loading import load_artifact, weights_hash
 from jepa_lm.artifact.publishing import find_artifact
-from jepa_lm.data.corpora import FineWeb
 from jepa_lm.data.token_data import TokenData
 from jepa_lm.model import LanguageModel
 from jepa_lm.model.checkpoint import TRIES, find_checkpoint, inference_model, read_checkpoint
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.files import held, sweep_up
+from jepa_lm.utils.nested import at
 from jepa_lm.utils.trusted import Trust, build_part, check_part
 
 
@@ -163,10 +163,8 @@ def weights_of(loaded: LoadedModel) -> str:
 
 def _require_text(source: str, data: Mapping[str, Any]) -> None:
     """Check that the files that the data was read from still exist."""
-    tokenizer = data.get("tokenizer")
-    model = tokenizer.get("model") if isinstance(tokenizer, Mapping) else None
-    named = {"path": data.get("path"), "val_path": data.get("val_path"), "tokenizer.model": model}
-    for key, path in named.items():
+    for key in ("path", "val_path", "tokenizer.model"):
+        path = at(data, *key.split("."))
         if isinstance(path, str) and path and not os.path.exists(os.path.expanduser(path)):
             where = os.path.abspath(os.path.expanduser(path))
             raise UserError(
@@ -178,7 +176,7 @@ def _require_text(source: str, data: Mapping[str, Any]) -> None:
 def load_data(loaded: LoadedModel, changes: dict[str, Any]) -> TokenData:
     """Load the data that the model was trained on, with some settings changed.
 
-    FineWeb downloads only one training shard: temperature search, GPTQ and the baselines read the start of
+    At most one training shard is downloaded: temperature search, GPTQ and the baselines read the start of
     the training text.
 
     Raises:
@@ -196,9 +194,7 @@ def load_data(loaded: LoadedModel, changes: dict[str, Any]) -> TokenData:
             f"eval.batch_tokens={data.val_batch_tokens}: {logits} logits per batch exceed "
             f"limits.tensor_values={loaded.trust.limits.tensor_values}; use fewer tokens"
         )
-    if isinstance(data.corpus, FineWeb) and data.corpus.path is None:
-        data.corpus.train_shards = 1
-    data.prepare_data()
+    data.prepare_data(most_train=1)
     data.setup()
     if loaded.tokenizer != data.tokenizer.fingerprint:
         raise UserError(

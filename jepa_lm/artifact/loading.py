@@ -25,6 +25,7 @@ from jepa_lm.model import LanguageModel
 from jepa_lm.model.checkpoint import empty_model, load_strictly
 from jepa_lm.quantization.formats import Format, Parts, unpack_parts
 from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.quoting import cut, one_line
 from jepa_lm.utils.trusted import Trust, check_part, find_class, plain
 
 META_KEY = "jepa_lm"
@@ -93,9 +94,11 @@ def _load(path: Path, trust: Trust, *, check_data: bool) -> Loaded:
         model = empty_model(meta["model"], parameters, "the file", trust, values=MAX_VALUES)
         load_strictly(model, _weights(model, meta, stored, trust), "the file")
     except UserError as error:
-        raise UserError(f"artifact_path={path}: {_short(error)}") from error
+        raise UserError(f"artifact_path={path}: {cut(one_line(error), 240)}") from error
     except Exception as error:  # any failure in here is caused by the file
-        raise UserError(f"artifact_path={path}: damaged artifact ({_short(error)})") from error
+        raise UserError(
+            f"artifact_path={path}: damaged artifact ({cut(one_line(error), 240)})"
+        ) from error
     return Loaded(model.eval(), meta)
 
 
@@ -167,7 +170,7 @@ def _metadata(raw: bytes) -> dict[str, Any]:
     except UserError:
         raise
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(f"no readable header ({_short(error)})") from error
+        raise UserError(f"no readable header ({cut(one_line(error), 240)})") from error
     if version != FORMAT_VERSION:
         raise UserError(f"format version {version!r}, but this program reads {FORMAT_VERSION}")
     for key, kind in META.items():
@@ -177,9 +180,3 @@ def _metadata(raw: bytes) -> dict[str, Any]:
     if not (isinstance(stride, int) and 0 < meta["temperature"] < math.inf):
         raise UserError("its header has no usable 'eval.stride' or 'temperature'")
     return meta
-
-
-def _short(error: Exception) -> str:
-    """Return the message as one line of bounded length; a file can influence its text."""
-    line = " ".join(str(error).split())
-    return line if len(line) <= 240 else f"{line[:240]}..."

@@ -8,13 +8,12 @@ several artifacts in a folder, the one that export.json names is valid.
 
 from __future__ import annotations
 
-import hashlib
 import os
 from collections.abc import Iterable
 from pathlib import Path
 
 from jepa_lm.utils.errors import UserError
-from jepa_lm.utils.files import link_or_copy, read_object
+from jepa_lm.utils.files import link_or_copy, read_object, sha256_of
 from jepa_lm.utils.finding import find_file
 
 ARTIFACTS = "artifact.*"
@@ -23,12 +22,6 @@ DIGEST_KEY = "artifact_sha256"
 EARLIER = "artifact.earlier"
 MARK = ".export"
 """Empty file that marks a code folder as written by an export."""
-
-
-def digest(path: Path) -> str:
-    """Return the SHA-256 of a file, as `sha256sum` prints it."""
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def find_artifact(value: str) -> Path:
@@ -52,7 +45,7 @@ def belongs(artifact: Path) -> bool:
     """Return whether the export.json next to an artifact names it."""
     named = read_object(artifact.parent / ACCOUNT).get(DIGEST_KEY)
     try:
-        return named is not None and named == digest(artifact)
+        return named is not None and named == sha256_of(artifact)
     except OSError:
         return False
 

@@ -28,6 +28,7 @@ from jepa_lm.evaluation.protocols import score_split
 from jepa_lm.evaluation.scoring import Scorer
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.process import fresh_python, tune
+from jepa_lm.utils.quoting import one_line
 from jepa_lm.utils.trusted import Trust
 
 RESULT = "round trip: "
@@ -154,7 +155,7 @@ def answer_to(settings: dict[str, Any]) -> dict[str, Any]:
     try:
         return _scores(settings)
     except (UserError, OSError, MemoryError) as error:
-        return {"error": " ".join(str(error).split()) or type(error).__name__}
+        return {"error": one_line(error)}
 
 
 def main(argument: str) -> int:

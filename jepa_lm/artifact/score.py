@@ -22,6 +22,7 @@ from jepa_lm.evaluation.bpb import Score, score_from_sums
 from jepa_lm.evaluation.scoring import Scorer, score_windows
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.process import tune
+from jepa_lm.utils.quoting import one_line
 
 USAGE = "python -m jepa_lm.artifact.score ARTIFACT SHARD.bin ... [TOKENIZER.model] [stride=N]"
 MODEL, SHARD, STRIDE = ".model", ".bin", "stride="
@@ -96,7 +97,7 @@ def main(words: list[str]) -> int:
             int(strides[0].removeprefix(STRIDE)) if strides else None,
         )
     except (UserError, OSError) as error:
-        print(" ".join(str(error).split()), file=sys.stderr)
+        print(one_line(error), file=sys.stderr)
         return 2
     print(json.dumps(found.as_dict()))
     return 0

@@ -25,7 +25,7 @@ from jepa_lm.training.distributed import ranks_of
 from jepa_lm.training.flops import sizes
 from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.training.resume import go_on
-from jepa_lm.training.run_folder import SUMMARY, Record, claimed, keep_overrides
+from jepa_lm.training.run_folder import Record, claimed, keep_overrides
 from jepa_lm.training.startup import (
     check_devices,
     check_start,
@@ -39,12 +39,13 @@ from jepa_lm.utils.config import build, check, resolve
 from jepa_lm.utils.errors import in_words, warn
 from jepa_lm.utils.files import write_json
 from jepa_lm.utils.memory import PeakMemory
+from jepa_lm.utils.paths import CONFIG_FILE, SUMMARY_FILE
 from jepa_lm.utils.precision import resolve_precision
-from jepa_lm.utils.provenance import CONFIG_FILE, config_hash, git_state, source_hash
+from jepa_lm.utils.provenance import config_hash, git_state, source_hash
 from jepa_lm.utils.signals import Stopped
 from jepa_lm.utils.trusted import Trust
 
-RECORDS = (SUMMARY, CONFIG_FILE, ".hydra/overrides.yaml")
+RECORDS = (SUMMARY_FILE, CONFIG_FILE, ".hydra/overrides.yaml")
 """Small files of a run folder that loggers also keep, if they exist."""
 
 

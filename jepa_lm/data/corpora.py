@@ -9,14 +9,16 @@ import hashlib
 import lzma
 import os
 import re
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from importlib import resources
 from itertools import pairwise
 from pathlib import Path
-from typing import Annotated, Protocol
+from typing import Annotated, NamedTuple, Protocol
 
 from jepa_lm.data.documents import Block
+from jepa_lm.data.shards import without_special_ids
 from jepa_lm.data.text_files import TextFile
 from jepa_lm.data.text_folders import listed, text_files
 from jepa_lm.data.text_splits import hold_out, without
@@ -46,6 +48,34 @@ class TextCorpus(Protocol):
     def size(self) -> int:
         """Return the bytes of text in all splits, for the progress bar."""
         ...
+
+
+class Shards(NamedTuple):
+    """Shard files on this machine, and the SentencePiece model that they were made with, if it is known."""
+
+    train: list[Path]
+    val: list[Path]
+    tokenizer: Path | None = None
+
+
+class ShardCorpus(ABC):
+    """Text that is already tokenized, in shard files."""
+
+    remarks: Sequence[str] = ()
+    """See `TextCorpus`."""
+    remedy = "more training shards"
+    """What gives a longer run more text, for a warning."""
+    no_tokenizer = "data.tokenizer.model=null: the shards come without a tokenizer"
+    """What is wrong if `shards` finds no tokenizer and the config names none."""
+
+    @abstractmethod
+    def shards(self, cache_dir: Path, most_train: int | None = None) -> Shards:
+        """Return the shards of both splits; write or download what is missing into `cache_dir`.
+
+        Args:
+            most_train: number of training shards that will be read, None for all. A corpus that has more at
+                hand may return them.
+        """
 
 
 class Austen:
@@ -151,7 +181,7 @@ class TextFiles:
         return sum(file.size for split in SPLITS for file in self._splits[split])
 
 
-class FineWeb:
+class FineWeb(ShardCorpus):
     """Shards of the parameter-golf challenge, read from a folder or downloaded.
 
     Args:
@@ -179,28 +209,41 @@ class FineWeb:
             raise UserError(
                 "data.path: is empty; name a folder with shards, or null to download them"
             )
-        self.remarks: list[str] = []
+        self.remedy = f"more shards than data.corpus.train_shards={train_shards}"
+        if tokenizer_file is not None:
+            places = "beside the shards or in a tokenizers folder above them"
+            self.no_tokenizer = f"data.path={path}: no {tokenizer_file} {places}"
         self.special_ids = special_ids
         self.folder, self.tokenizer_file, self.train_shards = folder, tokenizer_file, train_shards
         self.path, self.repo_id, self.revision = path, repo_id, revision
 
-    def shards(self, cache_dir: Path) -> tuple[list[Path], list[Path], Path | None]:
-        """Return the training shards, the validation shards and the published tokenizer, all on disk."""
+    def shards(self, cache_dir: Path, most_train: int | None = None) -> Shards:
         if self.path is not None:
-            return self._on_disk(Path(os.path.expanduser(self.path)))
+            found = self._on_disk(Path(os.path.expanduser(self.path)))
+        else:
+            found = self._downloaded(cache_dir / "fineweb", most_train)
+        if not self.special_ids:
+            return found
+        folder = cache_dir / f"without_ids_below_{self.special_ids}"
+        train, val = (
+            [without_special_ids(path, self.special_ids, folder) for path in paths]
+            for paths in (found.train, found.val)
+        )
+        return Shards(train, val, found.tokenizer)
+
+    def _downloaded(self, destination: Path, most_train: int | None) -> Shards:
         from jepa_lm.data.download import download_shards
 
-        got = download_shards(
+        return download_shards(
             folder=self.folder,
-            destination=cache_dir / "fineweb",
-            train_shards=self.train_shards,
+            destination=destination,
+            train_shards=min(self.train_shards, most_train or self.train_shards),
             tokenizer_file=self.tokenizer_file,
             repo_id=self.repo_id,
             revision=self.revision,
         )
-        return got.train, got.val, got.tokenizer
 
-    def _on_disk(self, folder: Path) -> tuple[list[Path], list[Path], Path | None]:
+    def _on_disk(self, folder: Path) -> Shards:
         found = {split: sorted(folder.glob(f"fineweb_{split}_*.bin")) for split in SPLITS}
         for split, files in found.items():
             if not files:
@@ -210,7 +253,8 @@ class FineWeb:
                 f"data.corpus.train_shards={self.train_shards}: data.path={folder} holds "
                 f"{len(found['train'])}; choose at most that many"
             )
-        return found["train"][: self.train_shards], found["val"], self._tokenizer_near(folder)
+        train = found["train"][: self.train_shards]
+        return Shards(train, found["val"], self._tokenizer_near(folder))
 
     def _tokenizer_near(self, folder: Path) -> Path | None:
         """Return the published tokenizer if it is beside the shards or in a `tokenizers` folder above."""

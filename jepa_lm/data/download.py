@@ -20,11 +20,11 @@ import os
 import shutil
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from jepa_lm.data.corpora import Shards
 from jepa_lm.data.download_record import DownloadRecord
 from jepa_lm.data.hub_client import HubError, endpoint, get, told
 from jepa_lm.data.hub_listing import RemoteFile, Source, Wanted, choose, list_repo
@@ -46,15 +46,6 @@ TOLD_BYTES = 1_000_000_000
 ON_DISK_HINT = "data.path=FOLDER can point at shards already on disk"
 
 
-@dataclass(frozen=True)
-class Downloaded:
-    """Local paths; shards are sorted by name, and byte models have no tokenizer."""
-
-    train: list[Path]
-    val: list[Path]
-    tokenizer: Path | None
-
-
 def download_shards(
     *,
     folder: str,
@@ -64,8 +55,10 @@ def download_shards(
     repo_id: str = "willdepueoai/parameter-golf",
     root: str = "datasets",
     revision: str = "main",
-) -> Downloaded:
+) -> Shards:
     """Make sure that verified shards and tokenizer are in `destination`; download what is missing.
+
+    Shards are sorted by name; byte models have no tokenizer.
 
     Args:
         folder: the dataset's folder in the repo, e.g. `fineweb10B_sp1024`.
@@ -109,9 +102,9 @@ def download_shards(
     return _local(wanted, destination)
 
 
-def _local(wanted: Wanted, destination: Path) -> Downloaded:
+def _local(wanted: Wanted, destination: Path) -> Shards:
     train, val, tokenizer = ([file.below(destination) for file in files] for files in wanted)
-    return Downloaded(train, val, tokenizer[0] if tokenizer else None)
+    return Shards(train, val, tokenizer[0] if tokenizer else None)
 
 
 @contextlib.contextmanager

@@ -16,7 +16,7 @@ import numpy as np
 from rich.console import Console
 from rich.progress import Progress
 
-from jepa_lm.data.corpora import SPLITS, FineWeb, TextCorpus
+from jepa_lm.data.corpora import SPLITS, ShardCorpus, TextCorpus
 from jepa_lm.data.documents import recut
 from jepa_lm.data.prepared_folder import (
     Manifest,
@@ -25,7 +25,7 @@ from jepa_lm.data.prepared_folder import (
     read_manifest,
     write_manifest,
 )
-from jepa_lm.data.shards import ShardWriter, check_token_ids, open_shard, without_special_ids
+from jepa_lm.data.shards import ShardWriter, check_token_ids, open_shard
 from jepa_lm.data.tokenizers import ByteTokenizer, SentencePieceBPE, Tokenizer
 from jepa_lm.utils.errors import UserError
 
@@ -49,9 +49,15 @@ class Prepared:
 
 
 def prepare(
-    corpus: TextCorpus | FineWeb, tokenizer: SentencePieceBPE | ByteTokenizer, cache_dir: Path
+    corpus: TextCorpus | ShardCorpus,
+    tokenizer: SentencePieceBPE | ByteTokenizer,
+    cache_dir: Path,
+    most_train: int | None = None,
 ) -> Prepared:
     """Return the shards and tokenizer of a corpus; build or download what is not in `cache_dir` yet.
+
+    Args:
+        most_train: see `ShardCorpus.shards`.
 
     Raises:
         UserError: bad text, bad shards, or a tokenizer of another size.
@@ -62,25 +68,13 @@ def prepare(
         raise UserError(
             f"data.cache_dir={cache_dir}: cannot write there ({error.strerror})"
         ) from error
-    if isinstance(corpus, FineWeb):
-        train, val, published = corpus.shards(cache_dir)
+    if isinstance(corpus, ShardCorpus):
+        train, val, published = corpus.shards(cache_dir, most_train)
         for path in (*train, *val):
             open_shard(path)
-        if drop := corpus.special_ids:
-            folder = cache_dir / f"without_ids_below_{drop}"
-            train, val = (
-                [without_special_ids(path, drop, folder) for path in paths]
-                for paths in (train, val)
-            )
-        if (
-            isinstance(tokenizer, SentencePieceBPE)
-            and published is None
-            and tokenizer.model is None
-        ):
-            raise UserError(
-                f"data.path={corpus.path}: no {corpus.tokenizer_file} beside the shards or in a "
-                "tokenizers folder above them; name it with data.tokenizer.model=FILE"
-            )
+        named = published or getattr(tokenizer, "model", None)
+        if isinstance(tokenizer, SentencePieceBPE) and named is None:
+            raise UserError(f"{corpus.no_tokenizer}; name it with data.tokenizer.model=FILE")
         built = tokenizer.build((), published)
         check_token_ids((*train, *val), built.vocab_size, notes=cache_dir / "checked")
         return Prepared(train, val, built, None)

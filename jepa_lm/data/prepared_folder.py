@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from jepa_lm.utils.errors import UserError
-from jepa_lm.utils.files import read_object, staging, sweep_up, write_json
+from jepa_lm.utils.files import read_object, sha256_of, staging, sweep_up, write_json
 from jepa_lm.utils.locks import taking_turns
 
 MANIFEST = "corpus.json"
@@ -49,7 +49,7 @@ class Manifest:
 def write_manifest(folder: Path, texts: dict[str, SourceText]) -> None:
     """Write the list of a folder's files; must be the last file written to it."""
     listed = {
-        path.name: {"bytes": path.stat().st_size, "sha256": _hash(path)}
+        path.name: {"bytes": path.stat().st_size, "sha256": sha256_of(path)}
         for path in sorted(folder.iterdir())
     }
     said = {"texts": {split: asdict(text) for split, text in texts.items()}, "files": listed}
@@ -65,7 +65,9 @@ def read_manifest(folder: Path) -> Manifest | None:
         small = sum(entry["bytes"] for entry in said["files"].values()) <= HASHED_BYTES
         for name, entry in said["files"].items():
             path = folder / name
-            if path.stat().st_size != entry["bytes"] or (small and _hash(path) != entry["sha256"]):
+            if path.stat().st_size != entry["bytes"] or (
+                small and sha256_of(path) != entry["sha256"]
+            ):
                 return None
         texts = {split: SourceText(**text) for split, text in said["texts"].items()}
         return Manifest(texts, sorted(said["files"]))
@@ -110,8 +112,3 @@ def place_to_build(folder: Path) -> Iterator[Path | None]:
 
 def _checksum(said: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
-
-
-def _hash(path: Path) -> str:
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

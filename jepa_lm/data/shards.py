@@ -124,15 +124,15 @@ def without_special_ids(path: Path, first: int, folder: Path) -> Path:
     """Return a copy of a shard, made once, without the ids below `first` and with the others lowered by it.
 
     Raises:
-        UserError: the shard holds only ids below `first`.
+        UserError: not a shard, or one that holds only ids below `first`.
     """
+    tokens = open_shard(path)
     copy = folder / f"{_version(path, first)}.bin"
     with contextlib.suppress(UserError):  # missing or damaged
         open_shard(copy)
         return copy
     folder.mkdir(parents=True, exist_ok=True)
     sweep_up(folder)
-    tokens = open_shard(path)
     with ShardWriter(copy) as writer:
         for start in range(0, len(tokens), BLOCK):
             part = tokens[start : start + BLOCK]

@@ -16,6 +16,7 @@ from typing import BinaryIO
 from jepa_lm.data.documents import Block
 from jepa_lm.data.text_formats import HEAD, opened
 from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.files import sha256_of
 
 BLOCK_BYTES = 1 << 20
 """Approximate size of a block of text."""
@@ -197,8 +198,7 @@ def _length(key: str, version: Version) -> int:
 
 @cache
 def _digest(version: Version) -> str:
-    with open(version[0], "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+    return sha256_of(version[0])
 
 
 def _sampled(version: Version) -> str:

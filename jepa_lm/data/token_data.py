@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Literal
 
 from jepa_lm.data.byte_counter import ByteCounter
-from jepa_lm.data.corpora import Austen, FineWeb, TextCorpus
+from jepa_lm.data.corpora import Austen, ShardCorpus, TextCorpus
 from jepa_lm.data.passes import Passes
 from jepa_lm.data.prepare import Prepared, prepare
 from jepa_lm.data.stream import Order, TokenStream, make_order
@@ -36,7 +36,7 @@ class TokenData:
     def __init__(
         self,
         *,
-        corpus: TextCorpus | FineWeb,
+        corpus: TextCorpus | ShardCorpus,
         tokenizer: SentencePieceBPE | ByteTokenizer,
         seq_len: Count,
         batch_tokens: Count,
@@ -65,10 +65,14 @@ class TokenData:
         self.prepared: Prepared | None = None
         self.streams: dict[str, TokenStream] = {}
 
-    def prepare_data(self) -> None:
-        """Build or download the shards; runs on one process of each node."""
+    def prepare_data(self, most_train: int | None = None) -> None:
+        """Build or download the shards; runs on one process of each node.
+
+        Args:
+            most_train: see `ShardCorpus.shards`.
+        """
         if self.prepared is None:
-            self.prepared = prepare(self.corpus, self.tokenizer_spec, self.cache_dir)
+            self.prepared = prepare(self.corpus, self.tokenizer_spec, self.cache_dir, most_train)
 
     def setup(self) -> None:
         """Open what `prepare_data` left on disk; runs on every process.
@@ -122,7 +126,7 @@ class TokenData:
         """Return warnings about the text, shown before training."""
         sizes, _ = self._sizes()
         share, found = sizes["val"] / sum(sizes.values()), list(self.corpus.remarks)
-        if share > MOST_HELD_OUT and not isinstance(self.corpus, FineWeb):
+        if share > MOST_HELD_OUT and not isinstance(self.corpus, ShardCorpus):
             found.append(
                 f"{share:.0%} of the text is held out for validation and not trained on; "
                 "data.corpus.val_fraction or data.val_path change that"
@@ -177,8 +181,8 @@ class TokenData:
     def _more_text(self) -> str:
         if self.train_tokens is not None:
             return f"more tokens than data.train_tokens={self.train_tokens}"
-        if isinstance(self.corpus, FineWeb):
-            return f"more shards than data.corpus.train_shards={self.corpus.train_shards}"
+        if isinstance(self.corpus, ShardCorpus):
+            return self.corpus.remedy
         return "more text (data=text data.path=FOLDER)"
 
     @property

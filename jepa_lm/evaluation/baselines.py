@@ -10,7 +10,7 @@ from pathlib import Path
 import brotli
 import numpy as np
 
-from jepa_lm.data.corpora import FineWeb
+from jepa_lm.data.corpora import ShardCorpus
 from jepa_lm.data.token_data import TokenData
 from jepa_lm.evaluation.byte_audit import decoded_documents
 from jepa_lm.utils.files import read_object, sweep_up, write_json
@@ -20,7 +20,7 @@ NAMES = ("xz", "brotli", "xz after the training text", "brotli after the trainin
 
 def split_text(data: TokenData, split: str, limit: int) -> bytes:
     """Return at most the first `limit` bytes of a split's text; decoded if only tokens are available."""
-    if not isinstance(data.corpus, FineWeb):
+    if not isinstance(data.corpus, ShardCorpus):
         found = bytearray()
         for block in data.corpus.blocks(split):
             found += block.text.encode()

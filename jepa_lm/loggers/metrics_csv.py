@@ -19,8 +19,8 @@ from lightning.pytorch.utilities import rank_zero_only
 from jepa_lm.loggers.run_logger import RunLogger
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.files import write_bytes
+from jepa_lm.utils.paths import METRICS_FILE
 
-FILE = "metrics.csv"
 VALIDATED = "val/bpb"
 """Column that is filled only in validation rows."""
 Row = dict[str, str]
@@ -91,7 +91,7 @@ def _before(step: int) -> Callable[[Row], bool]:
 
 def validated(folder: Path, step: int) -> bool:
     """Return whether metrics.csv in a run folder holds the validation after this many steps."""
-    path = folder / FILE
+    path = folder / METRICS_FILE
     if not path.is_file():
         return False
     rows = _read(path)[1]
@@ -115,7 +115,7 @@ class AppendingCSVLogger(CSVLogger, RunLogger):
     @rank_zero_only
     def goes_on(self, step: int) -> None:
         """Remove rows of later steps, which will be written again."""
-        path = Path(self.log_dir) / FILE
+        path = Path(self.log_dir) / METRICS_FILE
         if not path.is_file():
             return
         _cut_half_row(path)

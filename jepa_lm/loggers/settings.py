@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.nested import at
 
 LONGEST_TAG, LONGEST_NAME = 64, 128
 """Maximum number of characters that W&B accepts."""
@@ -17,8 +18,7 @@ SHARED = ("project", "entity", "group", "name", "tags")
 
 def wandb_settings(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the node `logger.wandb`; empty if there is none."""
-    found = config.get("logger") or {}
-    node = found.get("wandb") if isinstance(found, dict) else None
+    node = at(config, "logger", "wandb")
     return node if isinstance(node, dict) else {}
 
 

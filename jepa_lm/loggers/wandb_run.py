@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from jepa_lm.loggers.run_logger import Ending, RunLogger
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.files import write_text
+from jepa_lm.utils.quoting import one_line
 
 ID_FILE = "wandb_id"
 """File in the run folder with the id of its W&B run."""
@@ -111,7 +112,7 @@ class WandbRun(WandbLogger, RunLogger):
         try:
             run = wandb.init(**asked)
         except (wandb.errors.Error, ValueError) as error:
-            reason = " ".join(str(error).split()).rstrip(".")
+            reason = one_line(error).rstrip(".")
             remedy = "log in with `wandb login` or WANDB_API_KEY, or set logger.wandb.offline=true"
             of_settings = "nvalid" in reason or isinstance(error, ValueError)
             raise UserError(

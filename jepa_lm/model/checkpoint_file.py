@@ -22,6 +22,7 @@ from torch import Tensor
 
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.former_names import modern_states
+from jepa_lm.utils.nested import at
 from jepa_lm.utils.trusted import Limits, plain
 
 BROKEN_ZIP = (
@@ -203,9 +204,7 @@ def _checked(found: Any, source: str) -> dict[str, Any]:
             raise UserError(f"it has no usable {key!r}; written by another version of jepa_lm?")
     config = plain(found["hyper_parameters"].get("config"), source)
     for where, expected in PARTS.items():
-        node = config
-        for key in where:
-            node = node.get(key) if isinstance(node, dict) else None
+        node = at(config, *where)
         if not isinstance(node, expected) or isinstance(node, bool):
             raise UserError(f"its config has no usable {'.'.join(where)!r}")
     for name, tensor in found["state_dict"].items():

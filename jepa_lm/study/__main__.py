@@ -16,6 +16,7 @@ from jepa_lm.utils.console import Screen
 from jepa_lm.utils.crash import command
 from jepa_lm.utils.errors import UserError, warn
 from jepa_lm.utils.output import say
+from jepa_lm.utils.paths import LOGS
 
 USAGE = (
     "python -m jepa_lm.study FOLDER, python -m jepa_lm.study ls [FOLDER] [--json], "
@@ -39,7 +40,7 @@ def main(arguments: list[str]) -> int:
 def _do(arguments: list[str]) -> None:
     match arguments:
         case ["ls", *rest] if not _options(rest) - {"--json"} and len(_names(rest)) <= 1:
-            _list(Path((*_names(rest), "logs")[0]), as_json="--json" in rest)
+            _list(Path((*_names(rest), str(LOGS))[0]), as_json="--json" in rest)
         case ["compare", left, right]:
             _compare(Path(left), Path(right))
         case [folder] if folder not in ("ls", "compare") and not folder.startswith("-"):

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from jepa_lm.study.manifest import Identity, Manifest
 from jepa_lm.study.runs import DAMAGED, Run
+from jepa_lm.utils.quoting import one_line
 
 
 @dataclass(frozen=True)
@@ -83,7 +84,7 @@ def _reason(run: Run) -> tuple[str, str]:
     if run.status == DAMAGED:
         return DAMAGED, "; ".join(run.damage)
     if error := run.summary.get("error"):
-        return run.status, " ".join(str(error).split())
+        return run.status, one_line(error)
     if run.status == "finished":
         return "no score", "its validation gave no finite score"
     if run.status == "interrupted":

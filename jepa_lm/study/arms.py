@@ -16,6 +16,7 @@ from typing import Any
 
 from jepa_lm.utils.config import check_type, unknown_key
 from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.nested import at, flat
 from jepa_lm.utils.provenance import relevant
 
 NAME = re.compile(r"\w[\w.-]{0,59}", re.ASCII)
@@ -58,7 +59,7 @@ class ArmSpec:
             return f"only for {', '.join(self.only)}"
         if objective in self.without:
             return f"not for {objective}"
-        if self.needs is not None and not _value(config, self.needs):
+        if self.needs is not None and not at(config, *self.needs.split(".")):
             return f"nothing to change: no {self.needs}"
         return None
 
@@ -106,17 +107,6 @@ def read_arms(node: Mapping[str, Any]) -> list[ArmSpec]:
 def below(key: str, prefixes: Iterable[str]) -> bool:
     """Return whether a dotted key is one of the prefixes or lies below one of them."""
     return any(key == p or key.startswith((f"{p}.", f"{p}/", f"{p}@")) for p in prefixes)
-
-
-def flat(config: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Return the values of a config by dotted key; lists and empty mappings count as values."""
-    found: dict[str, Any] = {}
-    for name, value in config.items():
-        if isinstance(value, Mapping) and value:
-            found |= flat(value, f"{prefix}{name}.")
-        else:
-            found[f"{prefix}{name}"] = value
-    return found
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, tuple[Any, Any]]:
@@ -173,13 +163,6 @@ def check_declared(arm: ArmSpec, found: Mapping[str, tuple[Any, Any]]) -> None:
                 f"study.arms.{arm.name}: declares a change of {key}, but its resolved config has the "
                 "treatment's value there; arm and treatment would be the same run"
             )
-
-
-def _value(config: Mapping[str, Any], key: str) -> Any:
-    node: Any = config
-    for part in key.split("."):
-        node = node.get(part) if isinstance(node, Mapping) else None
-    return node
 
 
 def describe_differences(found: Mapping[str, tuple[Any, Any]], most: int = 6) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,6 @@ def attach_report(
     *,
     settings: Mapping[str, Any],
     group: str,
-    table: Sequence[Mapping[str, Any]] = (),
 ) -> None:
     """Log a report; a rebuilt report goes to the same W&B run.
 
@@ -24,7 +23,6 @@ def attach_report(
         html: the report, complete in one file. The id of its W&B run is kept beside it.
         settings: the node `logger.wandb` of the study's runs: project, entity, tags, offline.
         group: W&B group of the study.
-        table: rows of the results, all with the same columns.
 
     Raises:
         UserError: W&B is not installed or cannot be reached.
@@ -44,14 +42,9 @@ def attach_report(
     )
     import wandb  # installed: WandbRun would have failed otherwise
 
-    shown: dict[str, Any] = {"report": wandb.Html(str(html))}
-    if table:
-        columns: list[str | int] = list(table[0])
-        rows = [[row[str(column)] for column in columns] for row in table]
-        shown["results"] = wandb.Table(columns=columns, data=rows)
     ending = Ending("failed", 1)
     try:
-        run.experiment.log(shown)
+        run.experiment.log({"report": wandb.Html(str(html))})
         run.log_summary({}, [html])
         ending = Ending("finished", 0)
     finally:

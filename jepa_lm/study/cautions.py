@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 
 from jepa_lm.study.runs import Run
+from jepa_lm.utils.nested import at
 
 SHARE = "trunk_gradient_share"
 REACH = "the objective does not reach the trunk"
@@ -26,7 +27,7 @@ def of_run(run: Run) -> list[str]:
         found.append(f"collapse: {jepa['collapse']}")
     if skipped:
         found.append(f"left out {skipped} steps whose gradient was NaN or infinite")
-    if (summary.get("git") or {}).get("dirty"):
+    if at(summary, "git", "dirty"):
         found.append("ran on source code with uncommitted changes, which its commit does not show")
     return [text for text in found if text]
 
@@ -48,7 +49,7 @@ def together(arms: Mapping[str, Mapping[str, Run]]) -> list[str]:
 def _share(run: Run) -> str:
     """Return a warning if the objective's gradient at the trunk was exactly zero."""
     measured = [value for _, value in run.series(f"jepa/{SHARE}")]
-    last = (run.summary.get("jepa") or {}).get(SHARE)
+    last = at(run.summary, "jepa", SHARE)
     zeros = measured.count(0.0)
     if last != 0.0 and not zeros:
         return ""

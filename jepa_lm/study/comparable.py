@@ -10,6 +10,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 from jepa_lm.study.runs import Run
+from jepa_lm.utils.nested import at
 
 UNKNOWN = "not recorded"
 OWN_PART = "objective"
@@ -21,17 +22,15 @@ TIME_TOLERANCE = 1.05
 def facts(run: Run) -> dict[str, str]:
     """Return the facts that must agree between runs, by the names that messages use."""
     summary = run.summary
-    val = summary.get("val") or {}
-    trainer = run.config.get("trainer") or {}
     return {
         "compile state": compile_state(summary),
         "precision": _text(summary.get("precision")),
         "ranks": _text(summary.get("ranks")),
-        "device": _text(trainer.get("accelerator")),
+        "device": _text(at(run.config, "trainer", "accelerator")),
         "source": _text(summary.get("source")),
-        "validation bytes": _text(val.get("bytes")),
-        "validation tokens": _text(val.get("tokens")),
-        "scored weights": _text(val.get("weights")),
+        "validation bytes": _text(at(summary, "val", "bytes")),
+        "validation tokens": _text(at(summary, "val", "tokens")),
+        "scored weights": _text(at(summary, "val", "weights")),
         **{f"version of {k}": _text(v) for k, v in (summary.get("versions") or {}).items()},
     }
 

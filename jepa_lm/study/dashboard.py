@@ -13,6 +13,7 @@ from typing import Any
 from jepa_lm.utils.crash import command
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.output import say
+from jepa_lm.utils.quoting import one_line
 
 STEP, SECONDS = "trainer/global_step", "train/seconds"
 NAME = "JEPA language models"
@@ -29,7 +30,9 @@ LINES: dict[str, dict[str, list[Any]]] = {
             "jepa/covariance",
             "jepa/sigreg",
             "jepa/std",
+            "jepa/spectrum",
         ],
+        "Parts that are only measured": ["jepa/target_variance", "jepa/target_covariance"],
         "Share of the latent loss in the total": ["jepa/share"],
     },
     "Latents: do they collapse?": {
@@ -156,7 +159,7 @@ def _save(space: Any) -> None:
     try:
         space.save()
     except (wandb.errors.Error, OSError, ValueError) as error:
-        reason = " ".join(str(error).split()).rstrip(".")
+        reason = one_line(error).rstrip(".")
         raise UserError(f"--entity {space.entity} --project {space.project}: {reason}") from error
     say(space.url)
 

@@ -20,15 +20,15 @@ from hydra.core.utils import JobReturn, JobStatus
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, open_dict
 
-from jepa_lm.loggers.settings import fitted
+from jepa_lm.loggers.settings import fitted, wandb_settings
 from jepa_lm.study.arms import describe_differences, differences
 from jepa_lm.study.composing import Composer
 from jepa_lm.study.manifest import FILE, Job, Manifest, load
 from jepa_lm.study.plan import plan_study, plan_sweep
+from jepa_lm.study.power import MINIMUM_PAIRS
 from jepa_lm.study.request import NONE, WEIGHT, Composed, read_request
 from jepa_lm.study.runs import Run, find_runs
 from jepa_lm.study.search import Search
-from jepa_lm.study.statistics import MINIMUM_PAIRS
 from jepa_lm.utils.compiling import compiles
 from jepa_lm.utils.config import check, resolve
 from jepa_lm.utils.crash import bugs_kept
@@ -36,8 +36,9 @@ from jepa_lm.utils.errors import SweepError, UserError, in_words, warn
 from jepa_lm.utils.files import sweep_up, write_json
 from jepa_lm.utils.locks import only_writer
 from jepa_lm.utils.output import tell
-from jepa_lm.utils.provenance import CONFIG_FILE, config_hash
-from jepa_lm.utils.quoting import override, quoted
+from jepa_lm.utils.paths import CONFIG_FILE, SUMMARY_FILE
+from jepa_lm.utils.provenance import config_hash
+from jepa_lm.utils.quoting import one_line, override, quoted
 from jepa_lm.utils.values import check_values
 
 MOST_REASONS = 5
@@ -115,7 +116,7 @@ def run(
     words = [_job_words(job, configs[job.folder], manifest, folder) for job in todo]
     for job in todo:
         if Run(folder / job.folder).status == "failed":  # the record is of the previous attempt
-            (folder / job.folder / "summary.json").unlink()
+            (folder / job.folder / SUMMARY_FILE).unlink()
     results: Sequence[JobReturn] = []
     try:
         results = launcher.launch(words, initial_job_idx=done) if words else []
@@ -130,7 +131,7 @@ def run(
             # The job failed before its run began; the report reads the reason from this record.
             (folder / name).mkdir(parents=True, exist_ok=True)
             failed = {"status": "failed", "error": str(result._return_value)}
-            write_json(folder / name / "summary.json", failed)
+            write_json(folder / name / SUMMARY_FILE, failed)
     return returned
 
 
@@ -260,15 +261,12 @@ def failures(jobs: Sequence[Job], folder: Path) -> dict[str, str]:
     for job in jobs:
         run = Run(folder / job.folder)
         if not run.finished:
-            found[job.folder] = " ".join(
-                str(run.summary.get("error") or f"is {run.status}").split()
-            )
+            found[job.folder] = one_line(run.summary.get("error") or f"is {run.status}")
     return found
 
 
 def report(manifest: Manifest, folder: Path) -> None:
     """Write the report beside the runs and print its verdicts; if runs log to W&B, attach it there too."""
-    from jepa_lm.loggers.settings import wandb_settings
     from jepa_lm.study.attach import attach_report
     from jepa_lm.study.report import tell as tell_verdicts
 

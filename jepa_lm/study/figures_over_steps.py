@@ -5,20 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from jepa_lm.study.curves import Curve, Metric, difference, over_seeds, score_metric
+from jepa_lm.study.diagnostics import DIAGNOSTICS
 from jepa_lm.study.figure_styles import PANEL, Panel, Style
 from jepa_lm.study.results import Results
 from jepa_lm.study.svg import INK, SERIES, drawing, inline, new_figure
 
 START = 0.2
 """Share of a run that the axis may leave out: its scores are so high that the rest would look flat."""
-DIAGNOSTICS = {
-    "jepa/effective_rank": "effective rank of the targets (directions)",
-    "jepa/cosine": "cosine of prediction and target",
-    "jepa/r2": "R² of predictions (0 is the mean target)",
-    "jepa/target_std_median": "median standard deviation of the targets",
-    "jepa/trunk_gradient_share": "objective's share of the trunk's gradient",
-    "jepa/trunk_gradient_cosine": "cosine of its gradient with cross entropy's",
-}
 
 
 def score_curves(results: Results, look: Mapping[str, Style]) -> tuple[Metric, list[Panel]]:
@@ -60,14 +53,17 @@ def score_curves(results: Results, look: Mapping[str, Style]) -> tuple[Metric, l
 def diagnostics(results: Results, look: Mapping[str, Style]) -> list[Panel]:
     """Draw the diagnostics of collapse and of missing gradients over steps."""
     panels = []
-    for i, (column, says) in enumerate(DIAGNOSTICS.items()):
+    for key, diagnostic in DIAGNOSTICS.items():
+        if not diagnostic.says:
+            continue
+        metric = Metric(f"jepa/{key}", diagnostic.says)
         curves = {
             name: curve
             for name, arm in results.arms.items()
-            if (curve := over_seeds(arm.runs, Metric(column, says))) is not None
+            if (curve := over_seeds(arm.runs, metric)) is not None
         }
         if curves:
-            panels.append(_curves(says, curves, look, column, f"diagnostic{i}", None))
+            panels.append(_curves(metric.says, curves, look, metric.column, key, None))
     return panels
 
 

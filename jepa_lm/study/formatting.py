@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from jepa_lm.study.runs import Run
+from jepa_lm.utils.nested import at, class_name
 
 NOTHING = "-"
 """Placeholder for a missing number."""
@@ -118,9 +119,8 @@ def model(runs: Iterable[Run]) -> str:
 
 
 def _limit(config: Mapping[str, Any]) -> str:
-    trainer = config.get("trainer") or {}
-    batch = (config.get("data") or {}).get("batch_tokens")
-    steps, seconds = trainer.get("max_steps"), trainer.get("max_time")
+    batch = at(config, "data", "batch_tokens")
+    steps, seconds = (at(config, "trainer", key) for key in ("max_steps", "max_time"))
     limits = [f"{count(steps)} optimizer steps"] if steps else []
     limits += [f"{seconds:g} seconds of training"] if seconds else []
     if not limits:
@@ -134,26 +134,22 @@ def _corpus(config: Mapping[str, Any]) -> str:
     if "_target_" not in corpus:
         return ""
     where = corpus.get("folder") or corpus.get("path")
-    text = f"{_class(corpus)} corpus" + (f" ({where})" if where else "")
+    text = f"{class_name(corpus)} corpus" + (f" ({where})" if where else "")
     if "_target_" in tokenizer:
-        text += f", {_class(tokenizer)} of {count(tokenizer.get('vocab_size'))} tokens"
+        text += f", {class_name(tokenizer)} of {count(tokenizer.get('vocab_size'))} tokens"
     return text + (f", sequences of {node['seq_len']}" if node.get("seq_len") else "")
 
 
 def _model(run: Run) -> str:
     node = run.config.get("model") or {}
     backbone = node.get("backbone") or {}
-    shipped = (run.summary.get("parameters") or {}).get("shipped")
+    shipped = at(run.summary, "parameters", "shipped")
     if "_target_" not in backbone or shipped is None:
         return ""
     size = f"{backbone['layers']} layers of width {node.get('dim')}" if "layers" in backbone else ""
     return ", ".join(
-        x for x in (_class(backbone), size, f"{count(shipped)} parameters that ship") if x
+        x for x in (class_name(backbone), size, f"{count(shipped)} parameters that ship") if x
     )
-
-
-def _class(node: Mapping[str, Any]) -> str:
-    return str(node["_target_"]).rpartition(".")[2]
 
 
 def _values(found: Iterable[str]) -> list[str]:

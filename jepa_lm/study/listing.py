@@ -19,6 +19,7 @@ from jepa_lm.study.comparable import apart, told
 from jepa_lm.study.runs import Run, below_hydra, find_runs
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.former_names import modern
+from jepa_lm.utils.nested import at
 
 LIKE = (
     "status",
@@ -132,8 +133,7 @@ def config_of(run: Run) -> Mapping[str, Any]:
 
 def budget_of(run: Run) -> str | None:
     """Return what ends a run: `steps`, `time`, or None if both can or neither is known."""
-    trainer = config_of(run).get("trainer") or {}
-    limits = [name for name in ("max_steps", "max_time") if trainer.get(name)]
+    limits = [key for key in ("max_steps", "max_time") if at(config_of(run), "trainer", key)]
     return limits[0].removeprefix("max_") if len(limits) == 1 else None
 
 
@@ -150,8 +150,7 @@ def missing(folder: Path) -> UserError:
 
 def _entry(run: Run) -> Entry:
     config, summary = config_of(run), run.summary
-    jepa, task = config.get("jepa"), config.get("task_name")
-    weight = jepa.get("weight") if isinstance(jepa, dict) else None
+    task, weight = config.get("task_name"), at(config, "jepa", "weight")
     return Entry(
         folder=str(run.folder),
         task=task if isinstance(task, str) else None,

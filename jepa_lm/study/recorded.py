@@ -12,6 +12,8 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
+from jepa_lm.utils.quoting import cut
+
 LARGEST_NUMBER, LARGEST_COUNT = 1e15, 1 << 53
 LONGEST_TEXT, LONGEST_KEY = 1 << 16, 400
 MOST_DEPTH, MOST_ENTRIES = 40, 100_000
@@ -150,8 +152,7 @@ def _told(value: Any) -> str:
         return f"a {type(value).__name__}"
     if isinstance(value, int) and not isinstance(value, bool) and abs(value) > LARGEST_COUNT:
         return "a number out of bounds"
-    text = repr(value)
-    return text if len(text) <= TOLD else f"{text[:TOLD]}..."
+    return cut(repr(value), TOLD)
 
 
 def _spelled(hint: Any) -> str:

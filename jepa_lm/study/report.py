@@ -25,6 +25,7 @@ SHOWN_FIRST = 8
 """Number of settings shown beside a verdict; the others are further down the page."""
 TIED = "\N{NO-BREAK SPACE}"
 NOT_COMPARABLE = "not comparable"
+IF_COMPARABLE = "If the arms were comparable, the scores would say: "
 OUTCOMES = {
     "helps": "{} helps.",
     "better, no placebo": "{} is better than its control, but no placebo was run.",
@@ -37,18 +38,6 @@ OUTCOMES = {
 """Headlines by verdict."""
 TONES = {"helps": "good", "hurts": "bad", NOT_COMPARABLE: "bad"}
 """CSS classes of a verdict's badge."""
-
-
-def write_report(folder: Path) -> Path:
-    """Write both reports into the folder of a sweep or study.
-
-    Returns:
-        The HTML file.
-
-    Raises:
-        UserError: the folder has no study.json.
-    """
-    return _write(collect(folder))
 
 
 def _write(results: Results) -> Path:
@@ -113,6 +102,9 @@ def _context(results: Results) -> dict[str, Any]:
     return {
         "name": results.manifest.name,
         "kind": results.manifest.kind,
+        "not_comparable": "These arms are not comparable",
+        "cautious": "Read before you trust this",
+        "built_from": "from study.json and the runs' own records by",
         "command": shell(results.manifest.command),
         "built": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "headline": headline(results),
@@ -138,7 +130,7 @@ def _card(treatment: Treatment, look: dict[str, Style], index: int, alone: bool)
         "name": treatment.arm.label,
         "word": word,
         "tone": TONES.get(word, "plain"),
-        "sentence": treatment.sentence,
+        "sentence": f"{IF_COMPARABLE if treatment.apart else ''}{treatment.sentence}",
         "apart": list(treatment.apart),
         "against": main.control.name,
         "numbers": _numbers(treatment),

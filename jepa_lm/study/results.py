@@ -23,7 +23,6 @@ from jepa_lm.study.against_plan import (
     identity_in_words,
     other_configs,
 )
-from jepa_lm.study.arms import flat
 from jepa_lm.study.cautions import together
 from jepa_lm.study.comparable import apart
 from jepa_lm.study.manifest import Comparison, Group, Identity, Manifest
@@ -32,6 +31,7 @@ from jepa_lm.study.runs import Run
 from jepa_lm.study.statistics import Effect, t_interval
 from jepa_lm.study.trained import too_little
 from jepa_lm.study.verdict import BASELINES, verdict
+from jepa_lm.utils.nested import flat
 
 BUDGET = ("trainer.max_steps", "trainer.max_time")
 NO_VERDICT = "no verdict"

@@ -14,9 +14,10 @@ from jepa_lm.study.recorded import LARGEST_COUNT, LARGEST_NUMBER, MisfitError, r
 from jepa_lm.study.shapes import Config, Summary
 from jepa_lm.utils.files import read_json, read_yaml
 from jepa_lm.utils.former_names import modern
-from jepa_lm.utils.provenance import CONFIG_FILE
+from jepa_lm.utils.nested import at, class_name
+from jepa_lm.utils.paths import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE
+from jepa_lm.utils.quoting import one_line
 
-SUMMARY_FILE, METRICS_FILE = "summary.json", "metrics.csv"
 MOST_BYTES = 16 << 20
 """Largest size of a record that is read; typical ones have about 10,000."""
 HIGHEST_SCORE = 1e6
@@ -73,15 +74,14 @@ class Run:
     @cached_property
     def objective(self) -> str | None:
         """The chosen option of the group `objective`, or what can be inferred from the config."""
-        node: Any = below_hydra(self.folder, "hydra.yaml")
-        for key in ("hydra", "runtime", "choices", "objective"):
-            node = node.get(key) if isinstance(node, dict) else None
-        if isinstance(node, str):
-            return node
+        hydra = below_hydra(self.folder, "hydra.yaml")
+        chosen = at(hydra, "hydra", "runtime", "choices", "objective")
+        if isinstance(chosen, str):
+            return chosen
         jepa = self.config.get("jepa")
         if jepa is None:
             return None
-        return str(jepa["_target_"]).rpartition(".")[2] if "_target_" in jepa else "none"
+        return class_name(jepa) if "_target_" in jepa else "none"
 
     @property
     def bpb(self) -> float | None:
@@ -149,7 +149,7 @@ def _record(path: Path, shape: Any) -> tuple[Mapping[str, Any], list[str]]:
     except MisfitError:
         return {}, [f"{path.name} does not hold an object"]
     except (OSError, ValueError) as error:
-        return {}, [f"{path.name} cannot be read ({' '.join(str(error).split())})"]
+        return {}, [f"{path.name} cannot be read ({one_line(error)})"]
     return found, [f"{path.name}: {text}" for text in wrong]
 
 
@@ -173,5 +173,5 @@ def _point(step: str, text: str) -> tuple[int, float] | None:
 
 
 def _score(summary: Mapping[str, Any], name: str) -> float | None:
-    value: float | None = (summary.get("val") or {}).get(name)
+    value: float | None = at(summary, "val", name)
     return value if value is not None and 0 <= value <= HIGHEST_SCORE else None

@@ -14,7 +14,7 @@ from typing import Any
 from omegaconf import DictConfig
 
 from jepa_lm.study.manifest import Group, Manifest
-from jepa_lm.study.plan import Planner, manifest_of, slug
+from jepa_lm.study.planner import Planner, slug
 from jepa_lm.study.request import SEED, Compose, Request
 from jepa_lm.study.runs import Run
 from jepa_lm.utils.errors import UserError
@@ -87,7 +87,7 @@ class Search:
             count = min(self.batch, self.trials - done)
             asked = [self.study.ask(self.spaces) for _ in range(count)]
             groups = [self._add(planner, trial.params) for trial in asked]
-            yield manifest_of(planner, self.request, self.name, "sweep"), planner.configs
+            yield planner.manifest(self.request, self.name, "sweep"), planner.configs
             for trial, group in zip(asked, groups, strict=True):
                 scores = [Run(folder / run).bpb for run in group.runs.values()]
                 known = [score for score in scores if score is not None]

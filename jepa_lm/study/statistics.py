@@ -1,4 +1,4 @@
-"""Statistics of a difference in bits per byte over seeds: paired tests, intervals, power, Holm.
+"""Statistics of a difference in bits per byte over seeds: paired tests, intervals, Holm; power is in `power`.
 
 Both sides of a comparison are trained with the same seeds, so they share the data and the random draws of
 a seed; the tests use d_i = treatment_i - control_i, in which the shared part cancels. With m the mean of
@@ -6,7 +6,6 @@ n differences and s their standard deviation (n - 1 in the denominator):
 
     paired t-test   t = m sqrt(n) / s, Student with n - 1 degrees of freedom
     equivalence     the larger p of the one-sided tests of m < margin and m > -margin (Schuirmann 1987)
-    power           noncentral t with noncentrality |effect| sqrt(n) / s
     Holm            p of rank i among k, smallest first, times k - i + 1, kept in order (Holm 1979)
 
 Lower is better: a negative difference is a gain. Student's t assumes that the differences are normal; a
@@ -16,29 +15,21 @@ handful of seeds cannot show whether they are.
 from __future__ import annotations
 
 import math
-from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from functools import cache
 from typing import Any
 
 import numpy as np
-from scipy import optimize, stats
+from scipy import stats
 
-ALPHA = 0.05
-"""Level of the two-sided test; intervals cover 1 - ALPHA."""
-POWER = 0.8
-"""Power assumed for the smallest detectable difference and the number of seeds needed."""
+from jepa_lm.study.power import ALPHA, MINIMUM_PAIRS, seeds_needed, smallest_effect
+
 MARGIN = 0.005
 """Largest difference in bits per byte that does not matter."""
 RULE_NATS = 0.005
 """Nats per token by which a record of the challenge must be beaten..."""
 RULE_ALPHA = 0.01
 """...at this level."""
-MINIMUM_PAIRS = 3
-"""Pairs needed for a verdict: two leave one degree of freedom, hence intervals of 9 s each way."""
-MOST_SEEDS = 1000
-"""Largest number of seeds needed that is reported."""
 
 
 @dataclass(frozen=True)
@@ -212,54 +203,14 @@ def holm(effects: Mapping[str, Effect]) -> dict[str, Effect]:
     }
 
 
-def power(effect: float, std: float, n: int, alpha: float = ALPHA) -> float:
-    """Return the probability that the two-sided paired t-test finds a true mean difference.
-
-    Args:
-        effect: the true mean difference, of either sign.
-        std: standard deviation of the differences, in the unit of `effect`.
-        n: number of pairs.
-        alpha: level of the test.
-
-    Raises:
-        ValueError: the std is not above 0, or there are fewer than 2 pairs.
-    """
-    if not std > 0 or n < 2:
-        raise ValueError(f"std={std}, n={n}: needs a std above 0 and 2 pairs or more")
-    return _power(abs(effect) / std * math.sqrt(n), n, alpha)
-
-
-def _power(noncentrality: float, n: int, alpha: float = ALPHA) -> float:
-    critical = stats.t.isf(alpha / 2, n - 1)
-    # The far tail by symmetry, because scipy's cdf is NaN there.
-    tails = stats.nct.sf(critical, n - 1, [noncentrality, -noncentrality])
-    return float(tails.sum())
-
-
-@cache
-def _noncentrality(n: int, alpha: float) -> float:
-    """Return the noncentrality at which n pairs have a power of `POWER`."""
-    highest = 10 * stats.t.isf(alpha / 2, n - 1)
-    return float(optimize.brentq(lambda nc: _power(nc, n, alpha) - POWER, 0.0, highest))
-
-
 def _prospects(found: Effect, alpha: float) -> dict[str, Any]:
     """Return `smallest_effect` and `seeds_needed` for tests at this level."""
     if not found.std or found.mean is None:
         return {}
     return {
-        "smallest_effect": _noncentrality(found.n, alpha) * found.std / math.sqrt(found.n),
-        "seeds_needed": _seeds_needed(found.mean, found.std, alpha),
+        "smallest_effect": smallest_effect(found.std, found.n, alpha),
+        "seeds_needed": seeds_needed(found.mean, found.std, alpha),
     }
-
-
-def _seeds_needed(mean: float, std: float, alpha: float) -> int | None:
-    def enough(n: int) -> bool:
-        return abs(mean) / std * math.sqrt(n) >= _noncentrality(n, alpha)
-
-    if not enough(MOST_SEEDS):
-        return None
-    return bisect_left(range(MOST_SEEDS), True, lo=MINIMUM_PAIRS, key=enough)
 
 
 def _pairs(

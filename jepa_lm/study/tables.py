@@ -12,25 +12,16 @@ from jepa_lm.study import formatting as words
 from jepa_lm.study.against_plan import plan_of
 from jepa_lm.study.arms import ABSENT
 from jepa_lm.study.comparable import told
+from jepa_lm.study.diagnostics import DIAGNOSTICS
 from jepa_lm.study.formatting import NOTHING
 from jepa_lm.study.manifest import Comparison
+from jepa_lm.study.power import MOST_SEEDS
 from jepa_lm.study.results import ArmResult, Results, Treatment, role_of, seed_order
 from jepa_lm.study.runs import Run
-from jepa_lm.study.statistics import MOST_SEEDS, Effect
+from jepa_lm.study.statistics import Effect
 from jepa_lm.study.table import Table
+from jepa_lm.utils.nested import at
 
-DIAGNOSTICS = {
-    "effective_rank": "effective rank",
-    "context_effective_rank": "rank of contexts",
-    "target_std_median": "target std",
-    "cosine": "cosine",
-    "cosine_of_mean": "cosine of the mean target",
-    "r2": "R²",
-    "r2_of_copy": "R² of copying",
-    "trunk_gradient_share": "trunk gradient share",
-    "trunk_gradient_cosine": "trunk gradient cosine",
-}
-"""Entries of summary.json with their column heads."""
 SPEED = "tokens per second"
 FEW = 6
 """Largest number of comparisons that are shown as a column each."""
@@ -126,7 +117,7 @@ def diagnostics(results: Results) -> Table:
     rows = tuple(
         (name, *(words.figure(row[key]) for key in keys)) for name, row in measured.items()
     )
-    return Table(("arm", *(DIAGNOSTICS[key] for key in keys)), rows)
+    return Table(("arm", *(DIAGNOSTICS[key].head for key in keys)), rows)
 
 
 def cost(results: Results) -> Table:
@@ -260,9 +251,7 @@ def cost_ratios(arm: ArmResult, control: ArmResult) -> dict[str, float]:
         "FLOPs per token": (flops_of(arm), flops_of(control)),
         SPEED: (mean_of(arm, "tokens_per_second"), mean_of(control, "tokens_per_second")),
     }
-    if all(
-        (run.config.get("trainer") or {}).get("accelerator") == "gpu" for run in arm.runs.values()
-    ):
+    if all(at(run.config, "trainer", "accelerator") == "gpu" for run in arm.runs.values()):
         sides["peak memory"] = (mean_of(arm, "memory_bytes"), mean_of(control, "memory_bytes"))
     return {name: ours / theirs for name, (ours, theirs) in sides.items() if ours and theirs}
 
@@ -277,7 +266,7 @@ def flops_of(arm: ArmResult) -> float | None:
 
 
 def _jepa(run: Run, key: str) -> float | None:
-    value = (run.summary.get("jepa") or {}).get(key)
+    value = at(run.summary, "jepa", key)
     return value if isinstance(value, int | float) else None
 
 

@@ -17,6 +17,7 @@ import statistics
 from collections.abc import Iterable
 
 from jepa_lm.study.runs import Run
+from jepa_lm.utils.nested import at
 
 HARDLY = 0.1
 LOG_POINTS = 8
@@ -49,8 +50,7 @@ def too_little(runs: Iterable[Run], margin: float) -> str:
 
 def _untrained(run: Run) -> float | None:
     """Return the BPB of a model that gives every token the same probability."""
-    tokenizer = (run.config.get("data") or {}).get("tokenizer") or {}
-    vocabulary = tokenizer.get("vocab_size")
+    vocabulary = at(run.config, "data", "tokenizer", "vocab_size")
     if not vocabulary or vocabulary < 2 or not run.nll or not run.bpb:
         return None
     return run.bpb * math.log(vocabulary) / run.nll

@@ -20,15 +20,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
-from jepa_lm.study.statistics import (
-    ALPHA,
-    MINIMUM_PAIRS,
-    MOST_SEEDS,
-    RULE_ALPHA,
-    RULE_NATS,
-    Effect,
-    holm,
-)
+from jepa_lm.study.power import ALPHA, MINIMUM_PAIRS, MOST_SEEDS
+from jepa_lm.study.statistics import RULE_ALPHA, RULE_NATS, Effect, holm
 
 Word = Literal[
     "helps",

@@ -30,7 +30,9 @@ from jepa_lm.training.run_state import (
     qat_since,
 )
 from jepa_lm.utils.errors import UserError, warn
+from jepa_lm.utils.nested import flat
 from jepa_lm.utils.provenance import Resumed
+from jepa_lm.utils.quoting import cut
 from jepa_lm.utils.trusted import Trust
 
 Facts = dict[str, Any]
@@ -130,18 +132,13 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any], source: str) -> N
             continue
         rule = rule_of(fact)
         told = (
-            f"{source}: was trained with a different {fact} ({_short(was)}, now {_short(wanted)}); "
-            f"{rule.why}"
+            f"{source}: was trained with a different {fact} ({cut(str(was), 80)}, now "
+            f"{cut(str(wanted), 80)}); {rule.why}"
         )
         if rule.then == REFUSED:
             raise UserError(told)
         if rule.then == TOLD:
             warn(told)
-
-
-def _short(value: Any) -> str:
-    text = str(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 def go_on(resume: Path, task: LanguageModelTask, data: TokenData, trainer: pl.Trainer) -> Resumed:
@@ -214,20 +211,15 @@ def _stored(config: Mapping[str, Any], checkpoint: Mapping[str, Any]) -> Facts:
     """Return the quantization settings if the checkpoint's run has begun QAT, else nothing."""
     if qat_since(checkpoint) is None:
         return {}
-    found = leaves(config["quantization"], "stored quantization")
+    found = _leaves(config["quantization"], "stored quantization.")
     # A setting that is off equals its absence in checkpoints of earlier versions.
     return {key: value for key, value in found.items() if value is not None and value is not False}
 
 
 def _settings(config: Mapping[str, Any]) -> Facts:
-    return leaves({**config, "model": portable(config["model"])})
+    return _leaves({**config, "model": portable(config["model"])})
 
 
-def leaves(node: Any, path: str = "") -> Facts:
-    """Flatten a nested config into dotted keys."""
-    if not isinstance(node, Mapping):
-        return {path: node}
-    found: Facts = {}
-    for key, value in node.items():
-        found |= leaves(value, f"{path}.{key}" if path else str(key))
-    return found
+def _leaves(node: Mapping[str, Any], prefix: str = "") -> Facts:
+    """Return the values of a config by dotted key, without empty mappings, which set nothing."""
+    return {key: value for key, value in flat(node, prefix).items() if value != {}}

@@ -17,21 +17,19 @@ from hydra.core.hydra_config import HydraConfig
 from lightning.pytorch.utilities import rank_zero_only
 from omegaconf import DictConfig, OmegaConf
 
-from jepa_lm.loggers.metrics_csv import FILE as METRICS
 from jepa_lm.loggers.wandb_run import ID_FILE
 from jepa_lm.model.checkpoint import CHECKPOINTS, SAVED, damage, find_checkpoint, newest_whole
 from jepa_lm.utils.errors import UserError, system_error
 from jepa_lm.utils.files import read_object, sweep_up, write_json, write_text
 from jepa_lm.utils.finding import LAST, as_path, newest_run
 from jepa_lm.utils.locks import only_writer
-from jepa_lm.utils.provenance import CONFIG_FILE
+from jepa_lm.utils.paths import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE
 from jepa_lm.utils.trusted import Trust
 
 AUTO = "auto"
 KEY = "hydra.run.dir"
-SUMMARY = "summary.json"
 EVENTS = "tensorboard"
-EARLIER = (METRICS, SUMMARY, CONFIG_FILE, "checkpoints/*.ckpt")
+EARLIER = (METRICS_FILE, SUMMARY_FILE, CONFIG_FILE, "checkpoints/*.ckpt")
 """Files that show that the folder held a run."""
 SET_ASIDE = ".damaged"
 
@@ -88,7 +86,7 @@ def _require_one_run(run_dir: Path, asked: str | None, resume: Path | None) -> N
             f"{KEY}={run_dir}: holds the records of an earlier run ({names}); ckpt_path=auto resumes that "
             "run, another folder starts a new one"
         )
-    if read_object(run_dir / SUMMARY).get("status") == "finished":
+    if read_object(run_dir / SUMMARY_FILE).get("status") == "finished":
         raise UserError(
             f"ckpt_path=auto: {run_dir} holds a finished run without its checkpoints ({names}); name "
             f"another folder with {KEY}"
@@ -134,7 +132,7 @@ class Record:
 
     def write(self, summary: dict[str, Any]) -> None:
         """Write the summary of a run that ended."""
-        write_json(self.folder / SUMMARY, summary)
+        write_json(self.folder / SUMMARY_FILE, summary)
         self.complete = True
 
     def fail(self, error: str, step: int | None = None) -> None:
@@ -143,10 +141,10 @@ class Record:
         Args:
             step: the step reached; None if unknown, but later than the start.
         """
-        kept = step is not None and step <= self.step and (self.folder / SUMMARY).is_file()
+        kept = step is not None and step <= self.step and (self.folder / SUMMARY_FILE).is_file()
         if not self.complete and not kept:
             with suppress(OSError):
-                write_json(self.folder / SUMMARY, {"status": "failed", "error": error})
+                write_json(self.folder / SUMMARY_FILE, {"status": "failed", "error": error})
 
     def explain(self, error: OSError) -> UserError:
         """Return the system's error as one line; says so if the run's folder is gone."""

@@ -21,6 +21,7 @@ from jepa_lm.data.token_data import TokenData
 from jepa_lm.objective.monitor import is_saved_monitor
 from jepa_lm.optim.muon_adamw import MOMENTS
 from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.nested import at
 
 if TYPE_CHECKING:
     from jepa_lm.training.module import LanguageModelTask
@@ -74,9 +75,7 @@ def check_run_state(checkpoint: Mapping[str, Any], source: str) -> None:
         UserError: the checkpoint lacks an entry; names it.
     """
     for where, kind in NEEDED.items():
-        node: Any = checkpoint
-        for key in where:
-            node = node.get(key) if isinstance(node, Mapping) else None
+        node = at(checkpoint, *where)
         if not isinstance(node, kind) or isinstance(node, bool):
             raise lacks(source, ".".join(where))
     try:

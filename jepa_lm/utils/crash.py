@@ -22,10 +22,10 @@ from yaml import YAMLError
 import jepa_lm
 from jepa_lm.utils.errors import RankError, UserError, memory_error, system_error
 from jepa_lm.utils.output import replace_characters, tell
+from jepa_lm.utils.paths import LOGS
+from jepa_lm.utils.quoting import one_line
 
 FILE = "crash.txt"
-LOGS = Path("logs")
-"""Folder for crash.txt if there is no run folder."""
 MENDABLE = (UserError, RankError, HydraException, OmegaConfBaseException, YAMLError)
 """Errors that the user can fix; they are printed as one line."""
 
@@ -60,7 +60,7 @@ def command(call: Callable[[], int | None], folder: Path = LOGS, name: str = "")
     """Run a command of `python -m`, print an error as one line, and return the exit code.
 
     Args:
-        folder: for crash.txt. name: of the process, printed before the error.
+        folder: for crash.txt, which goes to `LOGS` otherwise. name: of the process, printed before the error.
     """
     replace_characters(sys.stdout)
     try:
@@ -70,7 +70,7 @@ def command(call: Callable[[], int | None], folder: Path = LOGS, name: str = "")
         tell(f"error: {name}{error}")
         return error.exit_code
     except MENDABLE as error:
-        tell(f"error: {name}{' '.join(str(error).split())}")
+        tell(f"error: {name}{one_line(error)}")
         return UserError.exit_code
     except KeyboardInterrupt:
         tell("interrupted")
@@ -78,7 +78,7 @@ def command(call: Callable[[], int | None], folder: Path = LOGS, name: str = "")
 
 
 def _crash(error: Exception, folder: Path) -> CrashError:
-    what = f"a bug in jepa_lm ({type(error).__name__}: {' '.join(str(error).split())[:500]})"
+    what = f"a bug in jepa_lm ({type(error).__name__}: {one_line(error)[:500]})"
     told = "".join(traceback.format_exception(error))
     about = (
         f"{time.strftime('%Y-%m-%dT%H:%M:%S%z')} jepa_lm {jepa_lm.__version__}, Python "

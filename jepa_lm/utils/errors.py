@@ -8,6 +8,7 @@ import sys
 from yaml import YAMLError
 
 from jepa_lm.utils.output import tell
+from jepa_lm.utils.quoting import cut, one_line
 
 
 class UserError(ValueError):
@@ -41,7 +42,7 @@ def system_error(error: OSError) -> UserError:
     if error.strerror is None:
         return UserError(str(error) or type(error).__name__)
     names = [str(name) for name in (error.filename, error.filename2) if name is not None]
-    shown = [name if len(name) <= LONGEST else f"{name[:LONGEST]}..." for name in names]
+    shown = [cut(name, LONGEST) for name in names]
     return UserError(f"{' and '.join(shown) or 'the system'}: {error.strerror}")
 
 
@@ -65,7 +66,7 @@ def yaml_error(error: YAMLError) -> str:
     """Return the file, the line and the problem in one line."""
     mark = getattr(error, "problem_mark", None) or getattr(error, "context_mark", None)
     if mark is None:
-        return " ".join(str(error).split())
+        return one_line(error)
     said = [getattr(error, key) for key in ("context", "problem", "note") if getattr(error, key)]
     return f"{mark.name}, line {mark.line + 1}: {', '.join(said)}"
 

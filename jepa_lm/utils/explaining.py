@@ -24,8 +24,9 @@ from yaml import YAMLError
 
 from jepa_lm.utils.crash import MENDABLE, CrashError
 from jepa_lm.utils.errors import RankError, UserError, yaml_error
+from jepa_lm.utils.nested import flat
 from jepa_lm.utils.paths import CONF
-from jepa_lm.utils.quoting import override
+from jepa_lm.utils.quoting import one_line, override
 
 NO_NAME = re.compile(r"null|true|false|[0-9.eE+-]+|\{.*", re.IGNORECASE)
 """Values that cannot be an option of a group."""
@@ -76,7 +77,7 @@ def explain(error: BaseException, command: str) -> tuple[str, int]:
     chain: BaseException | None = error
     while chain is not None:
         if isinstance(chain, UserError | RankError | CrashError):
-            return _one_line(str(chain)), chain.exit_code
+            return one_line(chain), chain.exit_code
         if isinstance(chain, YAMLError):
             return yaml_error(chain), UserError.exit_code
         if isinstance(chain, OverrideParseException):
@@ -107,9 +108,9 @@ def explain(error: BaseException, command: str) -> tuple[str, int]:
     cause = error.__cause__ or error
     key = getattr(cause, "full_key", None)
     if key and "full_key" in str(cause):  # OmegaConf appends its fields to the message
-        reason = _one_line(str(cause).split("full_key")[0])
+        reason = one_line(str(cause).split("full_key")[0])
         return f"{key}: {reason}", UserError.exit_code
-    said, file = _one_line(str(error) or str(cause)), _file_being_read(error)
+    said, file = one_line(str(error) or str(cause)), _file_being_read(error)
     return said if str(error) or file is None else f"{file}: {said}", UserError.exit_code
 
 
@@ -118,7 +119,7 @@ def of_a_config(error: Exception) -> UserError | None:
     file = _file_being_read(error)
     if file is None:
         return None
-    said = _one_line(str(error))[:300]
+    said = one_line(error)[:300]
     return UserError(f"{file}: cannot be read ({type(error).__name__}: {said})")
 
 
@@ -149,7 +150,7 @@ def _no_override(error: OverrideParseException) -> str:
     remedy = ""
     if re.search(r"[=,:(){}'\"\[\]]", value):
         remedy = f"; to pass it as text: {override(key, value)}"
-    return f"{error.override}: cannot be read ({_one_line(reason)}){remedy}"
+    return f"{error.override}: cannot be read ({one_line(reason)}){remedy}"
 
 
 def _list_of_values(error: BaseException, command: str) -> tuple[str, int]:
@@ -237,19 +238,9 @@ def _all_keys(command: str) -> list[str]:
             cfg = hydra.compose(command, overrides=choices)
         except (HydraException, OmegaConfBaseException):  # a sweep's list of choices, for example
             cfg = hydra.compose(command)
-    keys: list[str] = []
-
-    def walk(prefix: str, node: object) -> None:
-        if isinstance(node, dict):
-            for name, value in node.items():
-                dotted = f"{prefix}.{name}" if prefix else str(name)
-                keys.append(dotted)
-                walk(dotted, value)
-
-    walk("", OmegaConf.to_container(cfg, resolve=False))
+    composed = OmegaConf.to_container(cfg, resolve=False)
+    assert isinstance(composed, dict)
+    parts = [key.split(".") for key in flat(composed)]
+    keys = list(dict.fromkeys(".".join(p[:n]) for p in parts for n in range(1, len(p) + 1)))
     groups = (p.relative_to(CONF) for p in CONF.rglob("*") if p.is_dir())
     return keys + [str(group) for group in groups]
-
-
-def _one_line(message: str) -> str:
-    return " ".join(message.split())

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from jepa_lm.utils.errors import UserError, warn
+from jepa_lm.utils.paths import LOGS
 
 LAST = "last"
-LOGS = Path("logs")
 KINDS = ("runs", "multiruns")
 """Subfolders of a task's folder that hold run folders: single runs, and sweeps with their jobs."""
 STARTED = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(-\d+)?")

@@ -17,8 +17,6 @@ import jepa_lm
 from jepa_lm.utils.former_names import first
 
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "sentencepiece", "numpy")
-CONFIG_FILE = "config.json"
-"""File in the run folder with the resolved config that the run was started with."""
 NOT_HASHED = {
     "paths",
     "ckpt_path",

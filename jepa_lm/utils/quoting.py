@@ -37,6 +37,17 @@ def literal(text: str, *, keep: str = "") -> str:
     )
 
 
+def cut(text: str, most: int) -> str:
+    """Return at most this many characters of a text, and `...` in place of the rest."""
+    return text if len(text) <= most else f"{text[:most]}..."
+
+
+def one_line(value: object) -> str:
+    """Return a text, or what an error says, on one line; an error that says nothing gives its type."""
+    text = " ".join(str(value).split())
+    return type(value).__name__ if not text and isinstance(value, BaseException) else text
+
+
 def markdown(text: str) -> str:
     """Escape text for a paragraph, a list or a table cell of Markdown."""
     text = literal(text).strip()

@@ -9,7 +9,7 @@ import numpy as np
 
 from jepa_lm.artifact.loaded_model import load_data
 from jepa_lm.data import download
-from jepa_lm.data.download import Downloaded
+from jepa_lm.data.corpora import Shards
 from jepa_lm.data.shards import ShardWriter
 from jepa_lm.utils.config import resolve
 from jepa_lm.utils.trusted import Trust
@@ -18,9 +18,9 @@ from jepa_lm.utils.trusted import Trust
 def test_one_training_shard_is_enough_to_score(compose, tmp_path, monkeypatch):
     asked = []
 
-    def download_shards(*, train_shards: int, **_: object) -> Downloaded:
+    def download_shards(*, train_shards: int, **_: object) -> Shards:
         asked.append(train_shards)
-        return Downloaded([tmp_path / "t.bin"], [tmp_path / "v.bin"], None)
+        return Shards([tmp_path / "t.bin"], [tmp_path / "v.bin"])
 
     for name in ("t.bin", "v.bin"):
         with ShardWriter(tmp_path / name) as shard:

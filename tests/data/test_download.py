@@ -16,7 +16,8 @@ import numpy as np
 import pytest
 
 from jepa_lm.data import download, hub_listing
-from jepa_lm.data.download import Downloaded, download_shards
+from jepa_lm.data.corpora import Shards
+from jepa_lm.data.download import download_shards
 from jepa_lm.data.shards import HEADER_BYTES, ShardWriter, open_shard
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.files import HOST
@@ -66,12 +67,12 @@ def hub(files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[Hu
         yield server
 
 
-Fetch = Callable[..., Downloaded]
+Fetch = Callable[..., Shards]
 
 
 @pytest.fixture
 def fetch(tmp_path: Path) -> Fetch:
-    def call(**changes: Any) -> Downloaded:
+    def call(**changes: Any) -> Shards:
         settings = {
             "folder": "fineweb10B_sp1024",
             "destination": tmp_path / "shards",

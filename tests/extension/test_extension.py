@@ -1,4 +1,4 @@
-"""An objective, a backbone and a number format of one's own: one Python and one YAML file each, nothing else.
+"""An objective, a backbone, a number format, a corpus of one's own: one Python and one YAML file each.
 
 The files lie outside the package, as a user's would: `--config-dir` finds the YAML, PYTHONPATH the modules.
 """
@@ -12,12 +12,22 @@ import subprocess
 import sys
 from pathlib import Path
 
+import hydra
+import numpy as np
 import pytest
 import torch
+from hydra.core.global_hydra import GlobalHydra
 
+from jepa_lm.artifact.loaded_model import load_data, load_model
+from jepa_lm.data.tokenizers import ByteTokenizer
+from jepa_lm.evaluation.baselines import split_text
 from jepa_lm.objective.step_context import StepContext
 from jepa_lm.quantization.formats import unpack_parts
+from jepa_lm.run import train
 from jepa_lm.schedules.clock import ProgressClock
+from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.paths import CONF
+from jepa_lm.utils.trusted import Trust
 from tests.conftest import FAST_MUON, REPO, STARTUP
 from tests.extension.gated_linear_attention import GatedLinearAttention
 from tests.extension.info_nce import InfoNCE
@@ -25,10 +35,10 @@ from tests.extension.nf4 import LEVELS, NF4
 
 HERE = Path(__file__).parent
 SIZES = (
-    "data=text", "data.tokenizer.vocab_size=400", "data.seq_len=32", "data.batch_tokens=256",
+    "data.seq_len=32", "data.batch_tokens=256",
     "data.val_batch_tokens=512", "model.dim=64", "model.backbone.layers=3", "model.bigram.buckets=128",
     "trainer.max_steps=20", "trainer.precision=32-true", "trainer.log_every_n_steps=1", "sample=false",
-    "jepa.diagnostics.every=10", FAST_MUON,
+    FAST_MUON,
 )  # fmt: skip
 TRUST = "trust=[gated_linear_attention,nf4]"
 
@@ -50,6 +60,9 @@ def test_all_three_train_export_and_score(tmp_path, small_text):
         "model=gla",
         "quantization=nf4",
         "quantization.training.start=0.5",
+        "jepa.diagnostics.every=10",
+        "data=text",
+        "data.tokenizer.vocab_size=400",
     )
     words = ("--config-dir", str(HERE / "conf"), *chosen, *SIZES, f"data.path={small_text}")
     run("train.py", *words, f"hydra.run.dir={tmp_path}/run", cwd=tmp_path)
@@ -80,6 +93,42 @@ def test_all_three_train_export_and_score(tmp_path, small_text):
     run("eval.py", *score, TRUST, cwd=tmp_path)
     scored = json.loads((tmp_path / "eval" / "eval.json").read_text())
     assert scored["nll"] == pytest.approx(trained["val"]["quantized"]["nll"], rel=1e-3)
+
+
+def test_shards_from_a_source_of_ones_own_train_and_score(tmp_path, small_text, monkeypatch):
+    monkeypatch.syspath_prepend(HERE)
+    source, folder = tmp_path / "arrays", tmp_path / "run"
+    chosen = (
+        "data=arrays",
+        f"data.path={source}",
+        f"data.cache_dir={tmp_path}/cache",
+        "trainer.max_steps=2",
+    )
+    heads = ("model.backbone.heads=4", "model.backbone.kv_heads=2")
+    where = (f"hydra.searchpath=[file://{HERE / 'conf'}]", f"paths.run_dir={folder}")
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        cfg = hydra.compose("train", overrides=[*where, *SIZES, *heads, *chosen])
+    source.mkdir()
+    with pytest.raises(UserError, match=rf"^data\.path={source}: has no train\.npy$"):
+        train(cfg)
+    ids = ByteTokenizer(vocab_size=260).encode(small_text.read_text())
+    np.save(source / "train.npy", ids[:40_000])
+    np.save(source / "val.npy", ids[40_000:42_000])
+    train(cfg)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["steps"] == 2
+    assert summary["val"]["bytes"] == 1999  # the first token has no prediction
+
+    with pytest.raises(UserError, match=r"token_arrays\.TokenArrays.*trust=\[its_name\]"):
+        load_model(str(folder), None)
+    loaded = load_model(str(folder), None, Trust(("token_arrays",)))
+    data = load_data(loaded, {})
+    assert data.streams["train"].total == 40_000
+    assert (
+        data.passes(1, 1).warning().endswith("a longer train.npy or a smaller budget avoids this")
+    )
+    assert split_text(data, "val", 99) == ByteTokenizer(vocab_size=260).decode(ids[40_000:40_099])
 
 
 @pytest.mark.parametrize("shape", [(5, 64), (3, 70), (7,), (2, 3, 5)])

@@ -8,7 +8,7 @@ from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
 
-from jepa_lm.study.report import write_report
+from jepa_lm.study.report import tell
 
 VOID = {"meta", "br", "hr", "img", "link", "input"}
 
@@ -130,6 +130,11 @@ class Report:
     @property
     def tables(self) -> dict[str, list[list[str]]]:
         return self.page.tables()
+
+
+def write_report(folder: Path) -> Path:
+    """Write both reports and return the HTML file."""
+    return tell(folder, lambda text: None)
 
 
 def report(folder: Path) -> Report:

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from jepa_lm.study.report import write_report
+from tests.study.pages import write_report
 from tests.study.sweeps import paired, study
 
 pytestmark = pytest.mark.slow

@@ -83,7 +83,7 @@ def test_every_metric_of_the_dashboard_is_logged(panels, logged):
     }
     assert {"train/ce", "jepa/effective_rank", "jepa/cosine", "jepa/trunk_gradient_share"} <= drawn
     assert {"train/gradient_norm", "train/tokens_per_second", "jepa/loss"} <= drawn
-    elsewhere = {"jepa/sigreg", "jepa/std", "lr-MuonAdamW/head"}
+    elsewhere = {"jepa/sigreg", "jepa/std", "jepa/spectrum", "lr-MuonAdamW/head"}
     assert drawn - known == elsewhere
     for metric in elsewhere:
         name = metric.rpartition("/")[2]

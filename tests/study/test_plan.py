@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from jepa_lm.study.arms import ArmSpec, below, check_declared, differences, flat
-from jepa_lm.study.plan import slug
+from jepa_lm.study.arms import ArmSpec, below, check_declared, differences
+from jepa_lm.study.planner import slug
 from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.nested import flat
 from jepa_lm.utils.provenance import config_hash
 from tests.study.conftest import WITHOUT_OTHERS
 

@@ -12,10 +12,10 @@ from itertools import accumulate
 import pytest
 from scipy import stats
 
-from jepa_lm.study.report import headline, write_report
+from jepa_lm.study.report import headline
 from jepa_lm.study.results import collect
 from jepa_lm.utils.errors import UserError
-from tests.study.pages import AGAINST, Report, markdown_tables, report
+from tests.study.pages import AGAINST, Report, markdown_tables, report, write_report
 from tests.study.sweeps import NATS, paired, study, write_run
 
 LABEL = "objective=vicreg jepa.weight=0.1"

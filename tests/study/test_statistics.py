@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
+from jepa_lm.study.power import power
 from jepa_lm.study.statistics import (
     RULE_NATS,
     Effect,
@@ -18,7 +19,6 @@ from jepa_lm.study.statistics import (
     equivalence_test,
     holm,
     paired_test,
-    power,
     t_interval,
 )
 
