@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import gc
 import json
 import os
+import pickle
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes that tests start
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -30,6 +30,7 @@ from omegaconf import DictConfig
 from jepa_lm.data.corpora import Austen
 from jepa_lm.utils import schema
 from jepa_lm.utils.paths import CONF
+from tests import composing
 from tests.wandb_file import Offline, runs_in
 
 REPO = Path(__file__).resolve().parent.parent
@@ -64,6 +65,7 @@ OFFLINE = ("logger=wandb", "logger.wandb.offline=true")
 torch.set_num_threads(1)
 yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # composing a config reads 40 files
 schema.register()
+composing.keep_merged_files(pytest.MonkeyPatch())
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -100,7 +102,7 @@ def compose(tmp_path: Path, small_text: Path) -> Compose:
     def make(command: str, *overrides: str, run_dir: Path | None = None) -> DictConfig:
         chosen = tuple(word for word in overrides if _chooses(word))
         values = [word for word in overrides if word not in chosen]
-        cfg = copy.deepcopy(_composed(command, chosen))
+        cfg = pickle.loads(_composed(command, chosen))
         values.insert(0, f"paths.run_dir={run_dir or tmp_path / 'run'}")
         # Hydra does the same after it has merged the chosen files.
         parsed = OverridesParser.create().parse_overrides(values)
@@ -117,11 +119,11 @@ def _chooses(word: str) -> bool:
 
 
 @functools.cache
-def _composed(command: str, chosen: tuple[str, ...]) -> DictConfig:
+def _composed(command: str, chosen: tuple[str, ...]) -> bytes:
     """Compose the chosen files once: Hydra takes half a second for it."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose(command, overrides=list(chosen))
+        return pickle.dumps(hydra.compose(command, overrides=list(chosen)))
 
 
 @pytest.fixture
