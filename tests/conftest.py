@@ -13,7 +13,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -81,6 +81,25 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     gc.freeze()  # a run collects garbage at its start; spare it everything already imported
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def counted() -> Iterator[Callable[[Any], dict[str, int]]]:
+    """Leave an objective's FLOPs out of the summaries of runs, and return the function that counts them.
+
+    Counting takes a second for each run. `logged` is a run with all of its summary.
+    """
+    from jepa_lm.training import summary
+    from jepa_lm.training.flops import model_flops_per_token
+
+    def of_the_model(task: Any) -> dict[str, int]:
+        seq_len = task.config["data"]["seq_len"]
+        return {"model": model_flops_per_token(task.model, seq_len), "objective": 0}
+
+    count = summary.flops_per_token
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(summary, "flops_per_token", of_the_model)
+        yield count
 
 
 @pytest.fixture(scope="session")
@@ -188,16 +207,25 @@ class Logged:
 
 
 @pytest.fixture(scope="session")
-def logged(tmp_path_factory: pytest.TempPathFactory, small_text: Path) -> Logged:
+def logged(
+    tmp_path_factory: pytest.TempPathFactory,
+    small_text: Path,
+    counted: Callable[[Any], dict[str, int]],
+) -> Logged:
     """One run with an objective, logged offline in a group and with a name."""
     from jepa_lm.run import train
+    from jepa_lm.training import summary
 
     folder = tmp_path_factory.mktemp("logged")
     named = ("++logger.wandb.group=weights", "++logger.wandb.name=vicreg 0.1 seed 1", "tags=[a,b]")
     measured = ("jepa.diagnostics.every=2", "trainer.val_check_interval=3")
     where = (f"paths.run_dir={folder}", f"data.path={small_text}")
     GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+    with (
+        hydra.initialize_config_dir(str(CONF), version_base="1.3"),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(summary, "flops_per_token", counted)
         overrides = [*SMALL, *where, *OFFLINE, "objective=vicreg", *named, *measured]
         train(hydra.compose("train", overrides))
     (run,) = runs_in(folder)
