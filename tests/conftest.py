@@ -60,6 +60,9 @@ SMALL = (
 MAMBA2 = ("model=mamba2", "model.backbone.head_dim=16", "model.backbone.state_dim=8")
 SMALL_MAMBA2 = (*(x for x in SMALL if "heads" not in x and "bigram" not in x), *MAMBA2)
 """`SMALL` for the Mamba-2 backbone."""
+SHALLOW = ("model.backbone.layers=5",)
+VALUES = ("model.value_embedding.layers=[3,4]",)
+"""Fewer blocks for a preset, and the ones of #1243 that read its value embedding: the last two."""
 OFFLINE = ("logger=wandb", "logger.wandb.offline=true")
 
 torch.set_num_threads(1)
