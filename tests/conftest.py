@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import copy
 import functools
 import gc
 import json
 import os
+import pickle
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes that tests start
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,7 @@ from omegaconf import DictConfig
 from jepa_lm.data.corpora import Austen
 from jepa_lm.utils import schema
 from jepa_lm.utils.paths import CONF
+from tests import composing
 from tests.wandb_file import Offline, runs_in
 
 REPO = Path(__file__).resolve().parent.parent
@@ -59,11 +60,15 @@ SMALL = (
 MAMBA2 = ("model=mamba2", "model.backbone.head_dim=16", "model.backbone.state_dim=8")
 SMALL_MAMBA2 = (*(x for x in SMALL if "heads" not in x and "bigram" not in x), *MAMBA2)
 """`SMALL` for the Mamba-2 backbone."""
+SHALLOW = ("model.backbone.layers=5",)
+VALUES = ("model.value_embedding.layers=[3,4]",)
+"""Fewer blocks for a preset, and the ones of #1243 that read its value embedding: the last two."""
 OFFLINE = ("logger=wandb", "logger.wandb.offline=true")
 
 torch.set_num_threads(1)
 yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # composing a config reads 40 files
 schema.register()
+composing.keep_merged_files(pytest.MonkeyPatch())
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -79,6 +84,25 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     gc.freeze()  # a run collects garbage at its start; spare it everything already imported
     return folder
+
+
+@pytest.fixture(scope="session", autouse=True)
+def counted() -> Iterator[Callable[[Any], dict[str, int]]]:
+    """Leave an objective's FLOPs out of the summaries of runs, and return the function that counts them.
+
+    Counting takes a second for each run. `logged` is a run with all of its summary.
+    """
+    from jepa_lm.training import summary
+    from jepa_lm.training.flops import model_flops_per_token
+
+    def of_the_model(task: Any) -> dict[str, int]:
+        seq_len = task.config["data"]["seq_len"]
+        return {"model": model_flops_per_token(task.model, seq_len), "objective": 0}
+
+    count = summary.flops_per_token
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(summary, "flops_per_token", of_the_model)
+        yield count
 
 
 @pytest.fixture(scope="session")
@@ -100,7 +124,7 @@ def compose(tmp_path: Path, small_text: Path) -> Compose:
     def make(command: str, *overrides: str, run_dir: Path | None = None) -> DictConfig:
         chosen = tuple(word for word in overrides if _chooses(word))
         values = [word for word in overrides if word not in chosen]
-        cfg = copy.deepcopy(_composed(command, chosen))
+        cfg = pickle.loads(_composed(command, chosen))
         values.insert(0, f"paths.run_dir={run_dir or tmp_path / 'run'}")
         # Hydra does the same after it has merged the chosen files.
         parsed = OverridesParser.create().parse_overrides(values)
@@ -117,11 +141,11 @@ def _chooses(word: str) -> bool:
 
 
 @functools.cache
-def _composed(command: str, chosen: tuple[str, ...]) -> DictConfig:
+def _composed(command: str, chosen: tuple[str, ...]) -> bytes:
     """Compose the chosen files once: Hydra takes half a second for it."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        return hydra.compose(command, overrides=list(chosen))
+        return pickle.dumps(hydra.compose(command, overrides=list(chosen)))
 
 
 @pytest.fixture
@@ -186,16 +210,25 @@ class Logged:
 
 
 @pytest.fixture(scope="session")
-def logged(tmp_path_factory: pytest.TempPathFactory, small_text: Path) -> Logged:
+def logged(
+    tmp_path_factory: pytest.TempPathFactory,
+    small_text: Path,
+    counted: Callable[[Any], dict[str, int]],
+) -> Logged:
     """One run with an objective, logged offline in a group and with a name."""
     from jepa_lm.run import train
+    from jepa_lm.training import summary
 
     folder = tmp_path_factory.mktemp("logged")
     named = ("++logger.wandb.group=weights", "++logger.wandb.name=vicreg 0.1 seed 1", "tags=[a,b]")
     measured = ("jepa.diagnostics.every=2", "trainer.val_check_interval=3")
     where = (f"paths.run_dir={folder}", f"data.path={small_text}")
     GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+    with (
+        hydra.initialize_config_dir(str(CONF), version_base="1.3"),
+        pytest.MonkeyPatch.context() as patch,
+    ):
+        patch.setattr(summary, "flops_per_token", counted)
         overrides = [*SMALL, *where, *OFFLINE, "objective=vicreg", *named, *measured]
         train(hydra.compose("train", overrides))
     (run,) = runs_in(folder)

@@ -14,7 +14,7 @@ import pytest
 
 from jepa_lm.data.corpora import Austen
 from jepa_lm.run import evaluate
-from tests.conftest import FAST_MUON, REPO, SMALL
+from tests.conftest import FAST_MUON, REPO, SHALLOW, SMALL
 
 pytestmark = pytest.mark.slow
 
@@ -61,7 +61,7 @@ def novel(tmp_path_factory):
 
 @pytest.mark.parametrize("data", ["austen", "bytes256", "byte260"])
 def test_train_export_eval_in_a_row(tmp_path, novel, data):
-    words = (f"data={data}", *(() if data == "austen" else novel))
+    words = (f"data={data}", *novel)
     run("train.py", "debug=tiny", FAST_MUON, *words, f"hydra.run.dir={tmp_path}/run")
     run("export.py", f"ckpt_path={tmp_path}/run", f"hydra.run.dir={tmp_path}/export")
     args = [f"artifact_path={tmp_path}/export", f"hydra.run.dir={tmp_path}/eval"]
@@ -76,7 +76,7 @@ def test_train_export_eval_in_a_row(tmp_path, novel, data):
 
 @pytest.mark.parametrize("preset", ["pr903_lewm_bpe", "pr903_lewm_byte"])
 def test_the_recurrent_presets_train_export_and_eval(compose, tmp_path, novel, preset):
-    words = (f"experiment={preset}", "debug=tiny", FAST_MUON, *novel)
+    words = (f"experiment={preset}", "debug=tiny", *SHALLOW, FAST_MUON, *novel)
     printed = run("train.py", *words, f"hydra.run.dir={tmp_path}/run")
     assert "what the model writes" in printed
     run("export.py", f"ckpt_path={tmp_path}/run", f"hydra.run.dir={tmp_path}/export")
@@ -198,8 +198,8 @@ def test_a_sweep_runs_every_job_and_reports_a_failure(tmp_path, small_text):
     )
 
 
-@pytest.mark.parametrize("debug", ["overfit", "profiler"])
-def test_debug_modes(tmp_path, debug):
+@pytest.mark.parametrize(("debug", "steps"), [("overfit", 80), ("profiler", 10)])
+def test_debug_modes(tmp_path, debug, steps):
     out = run(
         "train.py",
         f"debug={debug}",
@@ -208,7 +208,7 @@ def test_debug_modes(tmp_path, debug):
         "model.backbone.heads=4",
         "model.backbone.kv_heads=2",
         "trainer.limit_val_batches=1",
-        "trainer.max_steps=80",
+        f"trainer.max_steps={steps}",
         f"hydra.run.dir={tmp_path}/run",
     )
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())

@@ -17,6 +17,7 @@ from jepa_lm.utils.memory import PeakMemory
 from tests.artifact.forging import pack, unpack
 
 SECRET = "told-a-secret"
+MANY_KEYS = {f"k{i}": 0 for i in range(200_000)}
 HANG, MOST_BYTES = 5, 1 << 30
 """Seconds and additional bytes that reading any file may take at most."""
 
@@ -52,7 +53,7 @@ def forms(made: Path) -> dict[str, Any]:
         "arguments by place": {"_target_": "numpy.savetxt", "_args_": [str(made), [1]]},
         "a target that is a list": {"_target_": ["numpy.savetxt"]},
         "a target that is a number": {"_target_": 5},
-        "many keys": {f"k{i}": 0 for i in range(200_000)},
+        "many keys": MANY_KEYS,
         "many levels": deep,
         "a long text": "x" * (1 << 23),
         "a long number": 10**4000,

@@ -10,7 +10,7 @@ from hydra.core.global_hydra import GlobalHydra
 from jepa_lm.run import export, train
 from jepa_lm.utils.config import resolve
 from jepa_lm.utils.paths import CONF
-from tests.conftest import FAST_MUON, SMALL
+from tests.conftest import FAST_MUON, SHALLOW, SMALL, VALUES
 from tests.objective.conftest import DEEP_ENOUGH
 from tests.objective.train_worker import found_in, recorded, train_all
 from tests.runs import summary
@@ -105,6 +105,7 @@ def test_draws_of_each_rank_train_and_resume(small, tmp_path, global_statistics)
 PRESETS = ("pr1581_span_vicreg", "pr1243_jepardy", "pr832_byte_chunk", "pr1196_llm_jepa")
 
 
+@pytest.mark.usefixtures("answers_here")
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_preset_trains_without_collapse_and_exports(compose, tmp_path, preset):
     """Shrunk in size, not in structure, on the embedded corpus."""
@@ -113,6 +114,8 @@ def test_a_preset_trains_without_collapse_and_exports(compose, tmp_path, preset)
             "train",
             f"experiment={preset}",
             "debug=tiny",
+            *SHALLOW,
+            *(VALUES if preset == "pr1243_jepardy" else ()),
             FAST_MUON,
             "data.batch_tokens=512",
             "trainer.max_steps=80",

@@ -17,7 +17,7 @@ from hydra.core.global_hydra import GlobalHydra
 
 from jepa_lm.utils.config import resolve
 from jepa_lm.utils.paths import CONF
-from tests.conftest import FAST_MUON
+from tests.conftest import FAST_MUON, SHALLOW, VALUES
 from tests.objective.train_worker import found_in, recorded, train_all
 
 pytestmark = pytest.mark.slow
@@ -31,6 +31,7 @@ WATCHED = {1: 1e-5, 15: 5e-4}
 """Steps whose gradients are compared, and their tolerance; by the second, every objective is on."""
 COMMON = (
     "debug=tiny",
+    *SHALLOW,
     "data.batch_tokens=512",
     "data.order=shuffle",  # the joint batch is the same on any number of ranks
     "jepa.global_statistics=true",
@@ -46,8 +47,8 @@ FULL_RATE = "optimizer.schedule.lr.steps=5"
 """20 steps inside a warmdown of thousands would hardly train. Two presets keep their warmdown: at the full
 rate of 0.04, 20 of their steps amplify rounding to 1e-5, in one process as well (docs/log.md)."""
 FITTED = {
-    "pr1243_isolation_byte": (FULL_RATE,),
-    "pr1243_jepardy": (FULL_RATE,),
+    "pr1243_isolation_byte": (FULL_RATE, *VALUES),
+    "pr1243_jepardy": (FULL_RATE, *VALUES),
     "pr1196_llm_jepa": ("jepa.schedule.steps=5",),
     "pr1581_span_vicreg": ("jepa.schedule.steps=5",),
     "pr832_byte_chunk": (FULL_RATE, "jepa.weight=1.0"),  # 0.001, as published, hides mistakes

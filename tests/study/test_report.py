@@ -46,7 +46,7 @@ def helps(tmp_path_factory) -> Report:
         runs={"control": {"summary": {"flops_per_token": flops}}, "treatment": {"summary": slow}},
         not_applicable={"treatment": {"prediction_only": "it has no regularizer"}},
     )
-    return report(folder)
+    return report(folder, figures=True)
 
 
 def test_one_file_without_the_network(helps):
@@ -244,7 +244,7 @@ def test_an_interrupted_sweep(tmp_path):
     (folder / "8" / "summary.json").write_text(json.dumps(failed))
     stopped = {"status": "interrupted", "steps": 77}
     write_run(folder / "9", 1.9, seed="5", summary=stopped)
-    made = report(folder)
+    made = report(folder, figures=True)
     assert made.headline.startswith(f"{LABEL} is better than its control")
     assert "4 of 10 planned runs" in made.verdict.text
     assert [row[1] for row in made.tables["Scores by arm"][1:]] == ["3 of 5", "3 of 5"]
@@ -277,7 +277,8 @@ def test_seeds_that_only_one_side_has_do_not_count(tmp_path):
 
 def test_a_sweep_without_a_control_has_no_verdict_and_says_why(tmp_path):
     scores = {f"jepa.weight={w}": {"1": 1.7, "2": 1.71} for w in (0.1, 0.2)}
-    made = report(study(tmp_path, scores, kind="sweep", match=None))
+    folder = study(tmp_path, scores, kind="sweep", match=None)
+    made = report(folder, figures=True)
     assert made.headline.startswith("No verdict: nothing here is compared with a control.")
     assert "jepa.weight=0" in made.headline
     assert "Differences with their uncertainty" not in made.tables
@@ -329,7 +330,7 @@ def test_what_users_wrote_stays_text(tmp_path):
     )
     (folder / "5").mkdir(exist_ok=True)
     (folder / "5" / "summary.json").write_text(json.dumps({"status": "failed", "error": NASTY}))
-    made = report(folder)
+    made = report(folder, figures=True)
     assert not made.page.all("script")
     assert not made.page.all("a", href="http://b")
     assert made.tables["Scores by arm"][2][0] == NASTY + SHOWN
@@ -350,7 +351,7 @@ def test_what_users_wrote_stays_text(tmp_path):
 
 def test_it_is_built_again_in_place(helps):
     before = sorted(path.name for path in helps.folder.iterdir())
-    again = report(helps.folder)
+    again = report(helps.folder, figures=True)
     assert sorted(path.name for path in helps.folder.iterdir()) == before
     built = re.compile(r"Built [^<\n]*")
     assert built.sub("", again.html) == built.sub("", helps.html)

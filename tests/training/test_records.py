@@ -11,6 +11,8 @@ import torch
 
 from jepa_lm.model.checkpoint import inference_model, read_checkpoint
 from jepa_lm.run import train
+from jepa_lm.training.flops import flops_per_token
+from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.utils.config import resolve
 from tests.runs import rows
 
@@ -46,6 +48,13 @@ def test_summary_holds_what_a_study_needs(trained):
     assert summary["flops_per_token"]["model"] > 6 * shipped * 0.2
     assert summary["flops_per_token"]["objective"] == 0
     assert summary["memory_bytes"] > 4 * shipped
+
+
+def test_a_summary_has_the_flops_of_its_objective(logged):
+    task = LanguageModelTask(json.loads((logged.folder / "config.json").read_text()))
+    flops = flops_per_token(task)
+    assert logged.summary["flops_per_token"] == flops
+    assert flops["objective"] > 0.2 * flops["model"]
 
 
 def test_a_run_keeps_the_config_that_it_was_started_with(trained):
