@@ -8,16 +8,12 @@ from hydra.utils import get_object
 from jepa_lm.objective.normalisations import Normalisation
 from jepa_lm.utils.config import check, resolve
 from jepa_lm.utils.paths import CONF
+from tests.objective.conftest import OBJECTIVES, RECIPES
 
 DISTANCES = sorted(path.stem for path in (CONF / "jepa/distance").glob("*.yaml"))
-OBJECTIVES = sorted(
-    str(path.relative_to(CONF / "objective").with_suffix(""))
-    for path in (CONF / "objective").rglob("*.yaml")
-    if path.stem not in ("base", "none")
-)
 
 
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize("objective", (*OBJECTIVES, *RECIPES))
 def test_every_objective_takes_every_distance(compose, objective):
     """A distance replaces the objective's own as a whole: no setting of the other is left."""
     for name in DISTANCES:
