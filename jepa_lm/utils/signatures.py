@@ -19,6 +19,7 @@ from typing import Any
 
 from hydra.utils import get_object
 
+from jepa_lm.utils.files import write_text
 from jepa_lm.utils.kinds import Kind, is_ours, kind_of, part_of
 from jepa_lm.utils.paths import CONF
 
@@ -167,4 +168,4 @@ def _name(part: type) -> str:
 
 
 if __name__ == "__main__":
-    TABLE.write_text(write(), encoding="utf-8")
+    write_text(TABLE, write())

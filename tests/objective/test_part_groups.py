@@ -13,7 +13,7 @@ from tests.objective.conftest import OBJECTIVES, RECIPES
 DISTANCES = sorted(path.stem for path in (CONF / "jepa/distance").glob("*.yaml"))
 
 
-@pytest.mark.parametrize("objective", (*OBJECTIVES, *RECIPES))
+@pytest.mark.parametrize("objective", [*OBJECTIVES, *RECIPES])
 def test_every_objective_takes_every_distance(compose, objective):
     """A distance replaces the objective's own as a whole: no setting of the other is left."""
     for name in DISTANCES:
