@@ -189,19 +189,6 @@ class LatentPrediction(nn.Module):
         momentum = getattr(self.target, "momentum", None)
         return {k: s.phases() for k, s in {**named, "jepa.target.momentum": momentum}.items() if s}
 
-    def weakness(self) -> str:
-        """Return what in the composition may let latents collapse, for the alarm."""
-        guards = [n for n, r in self.regularizers.items() if r.weight and self.regularizers_weight]
-        trained = not self.target.stop_gradient and not self.target.keeps_copy
-        if trained and not guards:
-            return (
-                "targets are trained by the prediction loss (jepa.target.stop_gradient=false) and no "
-                "regularizer keeps latents apart"
-            )
-        if not guards:
-            return "no regularizer keeps latents apart: add one under jepa.regularizers"
-        return f"raise the weight of jepa.regularizers.{guards[0]} or lower jepa.prediction_weight"
-
     # ---- the loss
 
     def main_needs(self, model: LanguageModel) -> tuple[tuple[int, ...], int | None]:

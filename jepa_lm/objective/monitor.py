@@ -28,7 +28,7 @@ class ObjectiveMonitor:
         self.objective = objective
         # Without a predictor, the context is the prediction itself.
         tensors = ("target",) if objective.predictor is None else ("context", "target")
-        self.alarm = CollapseAlarm(objective.diagnostics, objective.weakness(), tensors)
+        self.alarm = CollapseAlarm(objective.diagnostics, _weakness(objective), tensors)
         self.figures: dict[str, float] = {}
         """Figures of the latest measurement."""
         self.warnings: list[str] = []
@@ -218,3 +218,19 @@ def is_saved_monitor(state: Any) -> bool:
             )
         )
     )
+
+
+def _weakness(objective: LatentPrediction) -> str:
+    """Return what in the composition may let latents collapse, for the alarm."""
+    guards = [
+        n for n, r in objective.regularizers.items() if r.weight and objective.regularizers_weight
+    ]
+    trained = not objective.target.stop_gradient and not objective.target.keeps_copy
+    if trained and not guards:
+        return (
+            "targets are trained by the prediction loss (jepa.target.stop_gradient=false) and no "
+            "regularizer keeps latents apart"
+        )
+    if not guards:
+        return "no regularizer keeps latents apart: add one under jepa.regularizers"
+    return f"raise the weight of jepa.regularizers.{guards[0]} or lower jepa.prediction_weight"

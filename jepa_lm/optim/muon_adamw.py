@@ -17,42 +17,19 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from jepa_lm.optim.muon import NS_DTYPES, UPDATE_SCALES, ShardedUpdate, update_alone
+from jepa_lm.optim.groups import complete
+from jepa_lm.optim.muon import ShardedUpdate, update_alone
 from jepa_lm.optim.sharding import world_size
-from jepa_lm.utils.errors import UserError
-from jepa_lm.utils.kinds import Decay, Kind, NotNegative, Whole, check_kind, kind_of
 
-DEFAULTS: dict[str, dict[str, Any]] = {
-    "muon": {
-        "momentum": 0.95,
-        "nesterov": True,
-        "ns_steps": 5,
-        "ns_dtype": "bfloat16",
-        "update_scale": "rows_over_cols",
-        "row_normalize": False,
-        "weight_decay": 0.0,
-    },
-    "adamw": {"betas": (0.9, 0.95), "eps": 1e-8, "weight_decay": 0.0},
-}
-"""Settings of each algorithm; a group must set `lr` and may set these."""
 MOMENTS = {"muon": {"momentum_buffer"}, "adamw": {"step", "exp_avg", "exp_avg_sq"}}
 """State that each algorithm keeps for a parameter that it has updated."""
-KINDS: dict[str, Kind] = {
-    **dict.fromkeys(("lr", "momentum", "weight_decay", "eps"), kind_of(NotNegative)),
-    **dict.fromkeys(("nesterov", "row_normalize"), "bool"),
-    "ns_steps": kind_of(Whole),
-    "ns_dtype": {"one of": list(NS_DTYPES)},
-    "update_scale": {"one of": list(UPDATE_SCALES)},
-    "betas": kind_of(list[Decay]),
-}
-"""Kinds of the settings, see `jepa_lm.utils.kinds`."""
 
 
 class MuonAdamW(torch.optim.Optimizer):
     """Muon and AdamW by parameter group.
 
     Args:
-        groups: dicts with `params`, `algorithm`, `lr`, and any of that algorithm's `DEFAULTS`.
+        groups: dicts with `params`, `algorithm`, `lr`, and any of that algorithm's settings, see `groups`.
 
     Raises:
         UserError: an unknown algorithm, setting, update scale or dtype, or a Muon group with a
@@ -60,7 +37,7 @@ class MuonAdamW(torch.optim.Optimizer):
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
-        super().__init__([_complete(group) for group in groups], defaults={})
+        super().__init__([complete(group) for group in groups], defaults={})
         self._momenta = [group.get("momentum") for group in self.param_groups]
 
     @torch.no_grad()
@@ -142,36 +119,3 @@ class MuonAdamW(torch.optim.Optimizer):
             eps=group["eps"],
             maximize=False,
         )
-
-
-def _complete(group: dict[str, Any]) -> dict[str, Any]:
-    """Return a group with the defaults of its algorithm filled in, after checking its settings."""
-    group = dict(group)
-    name = group.get("name", "?")
-    algorithm = group.get("algorithm")
-    if algorithm not in DEFAULTS:
-        raise UserError(
-            f"optimizer.groups.{name}.algorithm={algorithm}: one of {', '.join(DEFAULTS)}"
-        )
-    known = {"name", "params", "algorithm", "lr", *DEFAULTS[algorithm]}
-    for key in group.keys() - known:
-        settings = ", ".join(sorted(known - {"name", "params"}))
-        raise UserError(
-            f"optimizer.groups.{name}.{key}: {algorithm} has no such setting; one of {settings}"
-        )
-    if "lr" not in group:
-        raise UserError(f"optimizer.groups.{name}.lr is not set")
-    for key in group.keys() & KINDS.keys():
-        check_kind(f"optimizer.groups.{name}.{key}", group[key], KINDS[key])
-    group = DEFAULTS[algorithm] | group
-    if algorithm == "muon":
-        wrong = [tuple(p.shape) for p in group["params"] if p.ndim != 2]
-        if wrong:
-            raise UserError(
-                f"optimizer.groups.{name}: Muon takes matrices, found a parameter of shape {wrong[0]}"
-            )
-    else:
-        group["betas"] = tuple(group["betas"])
-        if len(group["betas"]) != 2:
-            raise UserError(f"optimizer.groups.{name}.betas={group['betas']}: needs two numbers")
-    return group
