@@ -19,7 +19,7 @@ from jepa_lm.utils.console import Screen
 from jepa_lm.utils.crash import command
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.finding import as_path
-from jepa_lm.utils.schema import LimitsOfFiles
+from jepa_lm.utils.schema import Limits
 from jepa_lm.utils.trusted import Trust
 
 
@@ -85,7 +85,7 @@ def _show(arguments: list[str]) -> None:
 
 def _trust(words: list[str]) -> Trust:
     """Parse `trust=` and `limits.` as the other commands do."""
-    known = OmegaConf.create({"trust": [], "limits": OmegaConf.structured(LimitsOfFiles)})
+    known = OmegaConf.create({"trust": [], "limits": OmegaConf.structured(Limits)})
     OmegaConf.set_struct(known, True)
     try:
         given = OmegaConf.to_container(OmegaConf.merge(known, OmegaConf.from_dotlist(words)))

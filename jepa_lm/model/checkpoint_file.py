@@ -23,7 +23,8 @@ from torch import Tensor
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.former_names import modern_states
 from jepa_lm.utils.nested import at
-from jepa_lm.utils.trusted import Limits, plain
+from jepa_lm.utils.schema import Limits
+from jepa_lm.utils.trusted import plain
 
 BROKEN_ZIP = (
     zipfile.BadZipFile,

@@ -45,8 +45,8 @@ class Paths:
 
 
 @dataclass
-class LimitsOfFiles:
-    """See `jepa_lm.utils.trusted.Limits`."""
+class Limits:
+    """Maximum that a file may ask for before memory is allocated. Set by the user, never by a file."""
 
     tensor_values: Count = 1 << 31
     blocks: Count = 1000
@@ -116,7 +116,7 @@ class TrainConfig:
     guard: Guard = field(default_factory=Guard)
     sampling: Sampling = field(default_factory=Sampling)
     trust: list[str] = MISSING
-    limits: LimitsOfFiles = field(default_factory=LimitsOfFiles)
+    limits: Limits = field(default_factory=Limits)
     paths: Paths = field(default_factory=Paths)
 
 
@@ -150,7 +150,7 @@ class EvalConfig:
     device: str = MISSING
     devices: Count = MISSING
     trust: list[str] = MISSING
-    limits: LimitsOfFiles = field(default_factory=LimitsOfFiles)
+    limits: Limits = field(default_factory=Limits)
     paths: Paths = field(default_factory=Paths)
 
 
@@ -192,7 +192,7 @@ class ExportConfig:
     export: Export = field(default_factory=Export)
     submission: Submission = field(default_factory=Submission)
     trust: list[str] = MISSING
-    limits: LimitsOfFiles = field(default_factory=LimitsOfFiles)
+    limits: Limits = field(default_factory=Limits)
     paths: Paths = field(default_factory=Paths)
 
 

@@ -24,7 +24,7 @@ from torch.nn.modules.module import (
 from jepa_lm.utils.config import Find, build, check_node, check_schema, shown
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.former_names import modern
-from jepa_lm.utils.schema import LimitsOfFiles
+from jepa_lm.utils.schema import Limits
 
 MOST_NODES, MOST_DEPTH, MOST_TEXT = 20_000, 40, 1 << 16
 """Limits on a config: values, levels, characters of a text. Real ones have about 400, 8 and 200."""
@@ -50,16 +50,6 @@ ROOMS = {
 
 
 @dataclass(frozen=True)
-class Limits:
-    """Maximum that a file may ask for before memory is allocated. Set by the user, never by a file."""
-
-    tensor_values: int = 1 << 31
-    blocks: int = 1000
-    tensors: int = 100_000
-    bytes: int = 8 * 10**9
-
-
-@dataclass(frozen=True)
 class Trust:
     """How far files are trusted in this process, set only by the command line.
 
@@ -77,7 +67,7 @@ class Trust:
         Raises:
             UserError: a limit below 1, or a module that cannot be imported.
         """
-        check_schema(config["limits"], LimitsOfFiles, "limits.")
+        check_schema(config["limits"], Limits, "limits.")
         for name in config["trust"]:
             _import(name)
         return cls(tuple(config["trust"]), Limits(**config["limits"]))

@@ -13,7 +13,8 @@ from jepa_lm.artifact.__main__ import main as look
 from jepa_lm.commands.train import train
 from jepa_lm.utils.config import resolve
 from jepa_lm.utils.errors import UserError
-from jepa_lm.utils.trusted import Limits, Trust, check_part, plain
+from jepa_lm.utils.schema import Limits
+from jepa_lm.utils.trusted import Trust, check_part, plain
 from tests.artifact.hostile import (
     PLACES,
     ROUTES,
