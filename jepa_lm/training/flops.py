@@ -25,6 +25,8 @@ from jepa_lm.objective.step_context import StepContext
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.utils.compiling import on_cpu
+from jepa_lm.utils.errors import warn
+from jepa_lm.utils.quoting import one_line
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 FEWEST_ROWS = 2
@@ -106,18 +108,31 @@ def model_flops_per_token(model: LanguageModel, seq_len: int) -> int:
 
 
 def flops_per_token(task: LanguageModelTask) -> dict[str, int]:
-    """Return training FLOPs per token: of cross entropy, and what an active objective adds."""
+    """Return training FLOPs per token: of cross entropy, and what an active objective adds.
+
+    Empty, with a warning, if a part of the user's own cannot run on the meta device.
+    """
     config, seq_len = task.config, task.config["data"]["seq_len"]
     rows = max(micro_batch_rows(task), FEWEST_ROWS)
     decides = json.dumps([config["model"], config["jepa"], task.frozen, seq_len, rows])
     if decides not in _counted:  # takes a second, and jobs of a sweep often share it
-        model, added = on_meta(task.model), 0
-        alone = count_flops(model, None, rows, seq_len)
-        if task.objective is not None and task.objective.weight:
-            added = count_flops(model, on_meta(task.objective), rows, seq_len) - alone
-        tokens = rows * seq_len
-        _counted[decides] = {"model": alone // tokens, "objective": added // tokens}
+        try:
+            _counted[decides] = _counted_on_meta(task, rows, seq_len)
+        except (
+            Exception
+        ) as error:  # code of the user's own; the run's other figures must not be lost
+            warn(f"FLOPs are not counted: {type(error).__name__}: {one_line(error)}")
+            return {}
     return _counted[decides]
+
+
+def _counted_on_meta(task: LanguageModelTask, rows: int, seq_len: int) -> dict[str, int]:
+    model, added = on_meta(task.model), 0
+    alone = count_flops(model, None, rows, seq_len)
+    if task.objective is not None and task.objective.weight:
+        added = count_flops(model, on_meta(task.objective), rows, seq_len) - alone
+    tokens = rows * seq_len
+    return {"model": alone // tokens, "objective": added // tokens}
 
 
 def on_meta(module: AnyModule) -> AnyModule:

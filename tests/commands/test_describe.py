@@ -7,7 +7,9 @@ import json
 import pytest
 from hydra.utils import instantiate
 
+from jepa_lm.model.unet import UNet
 from jepa_lm.run import train
+from jepa_lm.training import summary as summary_of_run
 from jepa_lm.training.flops import flops_per_token, micro_batch_rows, model_flops_per_token
 from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.utils.config import resolve
@@ -53,6 +55,25 @@ def test_flops_see_the_recurrence_of_a_backbone_from_elsewhere(small):
     model.backbone = GatedLinearAttention(dim=D, layers=L, heads=2)
     longer = model_flops_per_token(model, 64) - model_flops_per_token(model, 32)
     assert longer == 3 * L * 2 * 2 * D * 32
+
+
+def test_a_run_keeps_its_record_if_its_flops_cannot_be_counted(
+    small, counted, monkeypatch, tmp_path, capsys
+):
+    """A backbone from elsewhere may read a value or name a device, which the meta device cannot follow."""
+    forward = UNet.forward
+
+    def reads(self, carry, *args, **kwargs):
+        assert carry.x.sum().item() == carry.x.sum().item()
+        return forward(self, carry, *args, **kwargs)
+
+    monkeypatch.setattr(UNet, "forward", reads)
+    monkeypatch.setattr(summary_of_run, "flops_per_token", counted)
+    train(small("trainer.max_steps=1", "model.backbone.layers=2"))
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert summary["status"] == "finished"
+    assert summary["flops_per_token"] == {}
+    assert capsys.readouterr().err.count("FLOPs are not counted") == 1
 
 
 def test_frozen_weights_cost_no_gradient_of_their_own(small):
