@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: install demo test test-slow fuzz kills lint bench gpu figures clean
+.PHONY: install demo test test-slow fuzz kills lint bench trace gpu figures clean
 
 install: $(STAMP)
 
@@ -38,6 +38,9 @@ lint: install
 
 bench: install
 	$(BIN)/python -m benchmarks
+
+trace: install
+	$(BIN)/python -m benchmarks trace
 
 gpu: install
 	$(BIN)/python -m benchmarks gpu --budget 530

@@ -60,7 +60,7 @@ RULES = (
     Rule("callbacks.*", FREE),
     Rule("checkpoint.*", FREE),
     Rule("ckpt_path", FREE),
-    Rule("describe", FREE),
+    Rule("describe*", FREE),
     Rule("compile", FREE),
     Rule("sample", FREE),
     Rule("sampling.*", FREE),

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from jepa_lm.training.estimate import check_card
 from jepa_lm.utils.compiling import on_cpu
 from jepa_lm.utils.errors import UserError, warn
 from jepa_lm.utils.values import check_values, named
@@ -19,6 +20,7 @@ def check_start(config: Mapping[str, Any]) -> None:
         UserError: a wrong value; names the key, the value and what would be right.
     """
     check_values(config)
+    check_card(config["describe_for"])
     check_processor(config)
 
 

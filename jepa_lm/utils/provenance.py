@@ -29,6 +29,7 @@ NOT_HASHED = {
     "tags",
     "study",
     "describe",
+    "describe_for",
     "probe",
     "trust",
     "limits",

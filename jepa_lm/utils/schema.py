@@ -100,6 +100,7 @@ class TrainConfig:
     temperature: Any = MISSING
     eval: EvaluationDefaults = field(default_factory=EvaluationDefaults)
     describe: bool = MISSING
+    describe_for: str | None = MISSING
     sample: bool = MISSING
     probe: bool = MISSING
     average: Average = field(default_factory=Average)
