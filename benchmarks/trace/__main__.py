@@ -1,4 +1,4 @@
-"""Trace a preset in this process, print its figures: `python -m benchmarks.trace KIND PRESET [OVERRIDE ...]`."""
+"""Trace one preset in this process: `python -m benchmarks.trace eager|inductor PRESET [OVERRIDE ...]`."""
 
 from __future__ import annotations
 
