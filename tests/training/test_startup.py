@@ -41,6 +41,7 @@ def changed(config, key, value) -> dict:
         ("eval.stride", 33, r"eval\.stride=33: from 1 to data\.seq_len=32"),
         ("sampling.tokens", -1, r"sampling\.tokens=-1"),
         ("temperature", -1, r"temperature=-1"),
+        ("describe_for", "a100", r"describe_for=a100: one of h100, h200, or null"),
         ("trainer.precision", "16-mixed", r"trainer\.precision=16-mixed: needs a GPU"),
         ("model.kernel", "triton", r"model\.kernel=triton: needs trainer=gpu"),
         ("model.kernel", "mamba_ssm", r"model\.kernel=mamba_ssm: needs trainer=gpu"),
