@@ -81,7 +81,7 @@ def _planted(*, before: str = "pass", after: str = "pass") -> subprocess.Complet
 
 
 def test_a_host_read_in_the_loss_is_found():
-    done = _planted(after="self.model.embed; float(ce); loss.item()")
+    done = _planted(after="loss.item()")
     assert done.returncode == 0, done.stderr
     assert '"reads": ["training/module.py' in done.stdout
 
@@ -90,4 +90,4 @@ def test_a_tensor_left_on_the_host_is_found():
     places = "torch.zeros(batch['inputs'].shape[1], dtype=torch.int64)"
     done = _planted(before=f"batch = dict(batch, inputs=batch['inputs'] + {places})")
     assert done.returncode == 1
-    assert "cuda:0, cpu" in done.stderr
+    assert "cuda:0 and cpu" in done.stderr
