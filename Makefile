@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: install demo test test-slow fuzz kills lint signatures bench gpu figures clean
+.PHONY: install demo test test-slow fuzz kills lint signatures bench trace gpu figures clean
 
 install: $(STAMP)
 
@@ -42,6 +42,9 @@ signatures: install
 
 bench: install
 	$(BIN)/python -m benchmarks
+
+trace: install
+	$(BIN)/python -m benchmarks trace
 
 gpu: install
 	$(BIN)/python -m benchmarks gpu --budget 530

@@ -16,7 +16,7 @@ import time
 
 import benchmarks
 
-HELPERS = {"__main__", "measure", "models", "gpu"}
+HELPERS = {"__main__", "measure", "models", "gpu", "trace"}
 WAITING = {"cross_entropy": "ACTIVE", "optimizer_step": "ACTIVE", "export_speed": "PASSIVE"}
 """How idle threads wait, for benchmarks where it matters. Threads that sleep, as in the programs, wake up too
 late for small operations; threads that spin take a core from other processes."""
@@ -50,6 +50,10 @@ def main(asked: list[str]) -> int:
         from benchmarks.gpu import kit
 
         return kit.main(asked[1:])
+    if asked[:1] == ["trace"]:
+        from benchmarks.trace import main as trace
+
+        return trace.main(asked[1:])
     unknown = set(asked) - set(names())
     if unknown:
         print(

@@ -15,6 +15,7 @@ from jepa_lm.artifact.codecs import COMPRESSORS
 from jepa_lm.artifact.prediction import predict
 from jepa_lm.artifact.size import CAP_BYTES, code_bytes
 from jepa_lm.objective.reach import reach_table
+from jepa_lm.training.estimate import estimate
 from jepa_lm.training.flops import flops_per_token, sizes
 from jepa_lm.training.module import LanguageModelTask
 
@@ -29,7 +30,11 @@ def artifact(task: LanguageModelTask) -> dict[str, Any]:
 
 
 def describe(task: LanguageModelTask) -> dict[str, Any]:
-    """Return sizes, FLOPs, artifact size, optimizer groups, frozen parameters, schedules, gradient reach."""
+    """Return sizes, FLOPs, artifact size, optimizer groups, frozen parameters, schedules, gradient reach.
+
+    With `describe_for`, also what a step would take on that GPU.
+    """
+    card = task.config["describe_for"]
     seq_len = task.config["data"]["seq_len"]
     names = {id(p): n for n, p in task.named_parameters()}
     optimizer, _ = task.recipe.configure(task, task.clock)
@@ -47,6 +52,7 @@ def describe(task: LanguageModelTask) -> dict[str, Any]:
     return {
         **sizes(task),
         "flops_per_token": flops_per_token(task),
+        **({} if card is None else {"estimate": estimate(task, card)}),
         "artifact": artifact(task),
         "optimizer": {"groups": groups, "frozen": frozen},
         "schedules": task.recipe.phases()

@@ -63,7 +63,7 @@ class _Attention(torch.autograd.Function):
         return (*map(torch.empty_like, ctx.saved_tensors), None, None)
 
 
-class _CountAttention(TorchFunctionMode):
+class CountAttention(TorchFunctionMode):
     """Counts attention, which the meta device would compute as plain products without a mask."""
 
     def __init__(self) -> None:
@@ -92,7 +92,7 @@ def count_flops(
     inputs = torch.zeros(rows, seq_len, dtype=torch.long, device="meta")
     batch = {"inputs": inputs, "targets": inputs}
     needs = () if objective is None else objective.main_needs(model)
-    with FlopCounterMode(display=False) as products, _CountAttention() as attention:
+    with FlopCounterMode(display=False) as products, CountAttention() as attention:
         logits, main = model(inputs, *needs)
         loss = token_nll(logits, inputs).mean()
         if objective is not None:

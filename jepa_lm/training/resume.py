@@ -63,6 +63,7 @@ RULES = (
     Rule("checkpoint.*", FREE),
     Rule("ckpt_path", FREE),
     Rule("describe", FREE),
+    Rule("describe_for", FREE),
     Rule("compile", FREE),
     Rule("sample", FREE),
     Rule("sampling.*", FREE),

@@ -27,6 +27,7 @@ NOT_HASHED = {
     "tags",
     "study",
     "describe",
+    "describe_for",
     "probe",
     "trust",
     "limits",

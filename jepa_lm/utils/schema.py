@@ -19,6 +19,7 @@ from jepa_lm.utils.kinds import Count, Decay, NotNegative, Positive, Seed, Whole
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 Ship = Literal["auto", "raw", "ema", "swa", "best"]
+Card = Literal["h100", "h200"]
 Protocol = Literal["standard", "sliding", "stream"]
 Reset = Literal["none", "document"]
 SEARCH = "search"
@@ -109,6 +110,7 @@ class TrainConfig:
     temperature: Temperature = MISSING
     eval: EvaluationDefaults = field(default_factory=EvaluationDefaults)
     describe: bool = MISSING
+    describe_for: Annotated[str, Card] | None = MISSING
     sample: bool = MISSING
     probe: bool = MISSING
     average: Average = field(default_factory=Average)

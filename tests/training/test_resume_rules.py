@@ -37,6 +37,7 @@ EXAMPLES = {
     "checkpoint.keep": FREE,
     "ckpt_path": FREE,
     "describe": FREE,
+    "describe_for": FREE,
     "compile": FREE,
     "sample": FREE,
     "sampling.seed": FREE,

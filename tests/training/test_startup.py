@@ -51,6 +51,7 @@ def changed(config, key, value) -> dict:
         ("trainer.gradient_clip_val", -1, r"trainer\.gradient_clip_val=-1: expected a number of"),
         ("trainer.gradient_clip_algorithm", "value", r"algorithm=value: expected norm or null"),
         ("trainer.precision", "fp8", r"trainer\.precision=fp8: expected one of auto, 32-true"),
+        ("describe_for", "a100", "describe_for=a100: expected one of h100, h200 or null"),
         ("model.dim", 0, r"model\.dim=0: expected a whole number of at least 1"),
     ],
 )

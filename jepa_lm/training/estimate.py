@@ -1,0 +1,170 @@
+"""What a step of a run would take on a GPU that is not there, for `describe=true describe_for=h100`.
+
+    step = traffic / bandwidth + FLOPs of products / rate + FLOPs of attention / rate
+
+A floor rather than a forecast: it has no gaps between kernels, no optimizer and no exchange between GPUs.
+The six published presets have been traced (`python -m benchmarks trace`); their figures are in traced.json.
+For other configs the same figures are counted.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from jepa_lm.data.stream import Batch
+from jepa_lm.objective.step_context import StepContext
+from jepa_lm.schedules.clock import ProgressClock
+from jepa_lm.training.flops import (
+    FEWEST_ROWS,
+    CountAttention,
+    count_parameters,
+    flops_per_token,
+    on_meta,
+)
+from jepa_lm.training.module import LanguageModelTask
+from jepa_lm.utils.former_names import first
+
+TABLE = Path(__file__).with_name("traced.json")
+BYTES = 2
+"""Of most values in a step with bfloat16 products and a bfloat16 stream."""
+KEPT, MOVED = 0.85, 3.0
+GPUS = 8
+"""The published steps are divided among this many."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """Rates of a GPU.
+
+    Args:
+        bandwidth: of kernels that read and write memory, TB/s.
+        products, attention: bfloat16 TFLOP/s at the published shapes. peak: TFLOP/s on paper.
+    """
+
+    bandwidth: float
+    products: float
+    attention: float
+    peak: float
+
+    def milliseconds(self, row: Mapping[str, Any]) -> float:
+        """Return the time of a step from its `traffic_gb`, `product_tflop` and `attention_tflop`."""
+        arithmetic = row["product_tflop"] / self.products + row["attention_tflop"] / self.attention
+        return row["traffic_gb"] / self.bandwidth + 1000 * arithmetic
+
+
+CARDS = {
+    "h100": Card(bandwidth=2.7, products=580.0, attention=370.0, peak=989.0),
+    "h200": Card(bandwidth=4.25, products=580.0, attention=370.0, peak=989.0),
+}
+
+
+def table() -> dict[str, dict[str, Any]]:
+    """Return the traced figures by preset."""
+    found: dict[str, dict[str, Any]] = json.loads(TABLE.read_text(encoding="utf-8"))
+    return found
+
+
+def tokens_of_a_gpu(config: Mapping[str, Any]) -> int:
+    """Return the tokens of a step that one GPU out of eight gets."""
+    return int(config["data"]["batch_tokens"]) // GPUS
+
+
+def shapes_hash(config: Mapping[str, Any]) -> str:
+    """Return a hash that is equal for resolved configs whose steps have the same operations and shapes."""
+    data, freeze = config["data"], config["optimizer"]["freeze"]
+    decides = first(
+        [config["model"], config["jepa"], data["seq_len"], data["batch_tokens"], freeze]
+    )
+    return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def estimate(task: LanguageModelTask, card: str) -> dict[str, Any]:
+    """Estimate a step of a run on one of eight such GPUs, each with an eighth of the step at once.
+
+    Returns:
+        `gpu`; `basis`, how the figures were found: `traced` or `counted`; `step_ms`; `memory_gb` of a
+        compiled run: weights, gradients, optimizer state, averages, and what is kept for the backward pass;
+        `mfu_bound`, the share of the GPU's peak that the FLOPs of the model and its objective would use at
+        that time; `tokens_in_600_s` on all eight.
+    """
+    rates, config = CARDS[card], task.config
+    traced = {row["hash"]: row for row in table().values()}.get(shapes_hash(config))
+    row = traced or count(task)
+    tokens, ms = tokens_of_a_gpu(config), rates.milliseconds(row)
+    tflop = tokens * sum(flops_per_token(task).values()) / 1e12
+    return {
+        "gpu": card,
+        "basis": "counted" if traced is None else "traced",
+        "step_ms": round(ms, 1),
+        "memory_gb": round(row["saved_gb"] + state_bytes(task) / 1e9, 1),
+        "mfu_bound": round(tflop / (ms / 1000) / rates.peak, 3),
+        "tokens_in_600_s": int(600_000 / ms * config["data"]["batch_tokens"]),
+    }
+
+
+def state_bytes(task: LanguageModelTask) -> int:
+    """Return the bytes of weights, gradients, optimizer moments and averages of the weights, in float32."""
+    optimizer, _ = task.recipe.configure(task, task.clock)
+    trained = sum(
+        p.numel() * (1 + (1 if group["algorithm"] == "muon" else 2))
+        for group in optimizer.param_groups
+        for p in group["params"]
+    )
+    averaged = (task.averages.decay is not None) + bool(task.config["average"]["swa"])
+    return 4 * (count_parameters(task) + trained + averaged * count_parameters(task.model))
+
+
+def count(task: LanguageModelTask) -> dict[str, float]:
+    """Count, on the meta device, what a trace would find in the step of one GPU.
+
+    Autograd keeps more for the backward pass than a compiled step, which computes some of it again, and
+    what a step moves grows with what it keeps. `KEPT` and `MOVED` are these ratios in the traced table.
+    """
+    seq_len = task.config["data"]["seq_len"]
+    rows = max(FEWEST_ROWS, tokens_of_a_gpu(task.config) // seq_len)
+    with FlopCounterMode(display=False) as products, CountAttention() as attention:
+        loss, values = _loss_and_kept(task, rows)
+        loss.backward()
+    kept = BYTES * values / 1e9
+    return {
+        "saved_gb": KEPT * kept,
+        "traffic_gb": MOVED * kept,
+        "product_tflop": products.get_total_flops() / 1e12,
+        # FlashAttention computes the scores again in the backward pass: 7 products in place of 6.
+        "attention_tflop": 7 / 6 * attention.total[0] / 1e12,
+    }
+
+
+def _loss_and_kept(task: LanguageModelTask, rows: int) -> tuple[Tensor, int]:
+    """Return the loss of a step on the meta device, and how many values autograd keeps beside weights."""
+    config, model, objective = task.config, on_meta(task.model), None
+    if task.objective is not None and task.objective.weight:
+        objective = on_meta(task.objective)
+    tokens = torch.zeros(rows, config["data"]["seq_len"], dtype=torch.long, device="meta")
+    weights = {p.untyped_storage()._cdata for p in model.parameters()}
+    kept: dict[int, Tensor] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()._cdata
+        if storage not in weights:
+            kept[storage] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        needs = () if objective is None else objective.main_needs(model)
+        main = model.encode(model.embed(tokens), *needs)
+        loss = model.cross_entropy(main.final, tokens, config["z_loss_weight"]).loss
+        if objective is not None:
+            context = StepContext(ProgressClock(max_steps=1, max_time=None))
+            batch: Batch = {"inputs": tokens, "targets": tokens}
+            loss = loss + objective(model, batch, main, context)[0]
+    return loss, sum(x.untyped_storage().nbytes() // x.element_size() for x in kept.values())
