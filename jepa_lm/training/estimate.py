@@ -21,6 +21,8 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from jepa_lm.data.stream import Batch
+from jepa_lm.model.mamba2 import Mamba2Mixer
+from jepa_lm.model.ssd_triton import triton_ssd
 from jepa_lm.objective.step_context import StepContext
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.training.flops import (
@@ -150,6 +152,10 @@ def _loss_and_kept(task: LanguageModelTask, rows: int) -> tuple[Tensor, int]:
     if task.objective is not None and task.objective.weight:
         objective = on_meta(task.objective)
     tokens = torch.zeros(rows, config["data"]["seq_len"], dtype=torch.long, device="meta")
+    if config["model"].get("kernel") != "torch":
+        for module in model.modules():
+            if isinstance(module, Mamba2Mixer):  # the kernel of a GPU keeps less
+                module._scan = triton_ssd  # type: ignore[method-assign]
     weights = {p.untyped_storage()._cdata for p in model.parameters()}
     kept: dict[int, Tensor] = {}
 
