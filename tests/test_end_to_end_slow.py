@@ -61,7 +61,7 @@ def novel(tmp_path_factory):
 
 @pytest.mark.parametrize("data", ["austen", "bytes256", "byte260"])
 def test_train_export_eval_in_a_row(tmp_path, novel, data):
-    words = (f"data={data}", *novel)
+    words = (f"data={data}", *(() if data == "austen" else novel))
     run("train.py", "debug=tiny", FAST_MUON, *words, f"hydra.run.dir={tmp_path}/run")
     run("export.py", f"ckpt_path={tmp_path}/run", f"hydra.run.dir={tmp_path}/export")
     args = [f"artifact_path={tmp_path}/export", f"hydra.run.dir={tmp_path}/eval"]
