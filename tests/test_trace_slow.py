@@ -46,7 +46,9 @@ def traces() -> Iterator[Traces]:
 
         def start(kind: str, row: str, *more: str) -> Future[dict[str, Any]]:
             key = (kind, *ROWS[row], *more)
-            return started.setdefault(key, pool.submit(figures_of, *key))
+            if key not in started:
+                started[key] = pool.submit(figures_of, *key)
+            return started[key]
 
         start("inductor", SHORT)
         start("inductor", SHORT, "model.residual=float32")
