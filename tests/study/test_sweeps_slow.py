@@ -88,7 +88,9 @@ def test_a_failed_job_does_not_lose_the_others_and_is_tried_again(tmp_path, smal
 
 def test_ctrl_c_stops_the_sweep_and_not_only_its_job(tmp_path, small_text):
     folder = tmp_path / "sweep"
-    process = sweep(folder, small_text, "-m", "seed=1,2,3", "trainer.max_steps=100000")
+    process = sweep(
+        folder, small_text, "-m", "seed=1,2,3", "trainer.max_steps=100000", "compile=false"
+    )
     while not (folder / "all/seed-1/checkpoints/last.ckpt").exists() and process.poll() is None:
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
@@ -100,10 +102,12 @@ def test_ctrl_c_stops_the_sweep_and_not_only_its_job(tmp_path, small_text):
 def test_two_sweeps_in_one_folder_are_one_and_a_refusal(tmp_path, small_text):
     """The second sweep is refused in one line; a killed sweep leaves its folder free."""
     folder = tmp_path / "sweep"
-    first = sweep(folder, small_text, "-m", "seed=1,2", "trainer.max_steps=100000")
+    first = sweep(folder, small_text, "-m", "seed=1,2", "trainer.max_steps=100000", "compile=false")
     while not (folder / "all/seed-1/metrics.csv").exists() and first.poll() is None:
         time.sleep(0.05)
-    code, err = finish(sweep(folder, small_text, "-m", "seed=1,2", "trainer.max_steps=100000"))
+    code, err = finish(
+        sweep(folder, small_text, "-m", "seed=1,2", "trainer.max_steps=100000", "compile=false")
+    )
     assert code == 2
     assert err.splitlines() == [
         f"error: hydra.sweep.dir={folder}: another process is writing there; wait until it has finished, or "

@@ -19,7 +19,12 @@ from tests.conftest import REPO, SMALL
 from tests.test_end_to_end_slow import losses, run, start
 
 pytestmark = pytest.mark.slow
-LONG = ("trainer.max_steps=100000", "checkpoint.every_n_steps=2", "trainer.log_every_n_steps=1")
+LONG = (
+    "trainer.max_steps=100000",
+    "checkpoint.every_n_steps=2",
+    "trainer.log_every_n_steps=1",
+    "compile=false",
+)
 
 
 def begin(folder, text, *overrides: str) -> subprocess.Popen:
