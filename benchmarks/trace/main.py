@@ -106,6 +106,7 @@ def main(asked: Sequence[str]) -> int:
         print(f"trace: {reason}", file=sys.stderr)
         return 2
     from jepa_lm.training.estimate import TABLE, table
+    from jepa_lm.utils.files import write_text
 
     rows, failed = dict(table()), False
     for name in names:
@@ -116,7 +117,7 @@ def main(asked: Sequence[str]) -> int:
         if chosen.write:
             rows[name] = row
             kept = {name: rows[name] for name in ROWS if name in rows}
-            TABLE.write_text(json.dumps(kept, indent=2) + "\n", encoding="utf-8")
+            write_text(TABLE, json.dumps(kept, indent=2) + "\n")
         elif name not in rows:
             problems.append("not in the table; --write adds it")
         else:

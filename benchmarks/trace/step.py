@@ -17,11 +17,10 @@ from benchmarks.trace.device import DEVICE
 from jepa_lm.data.stream import Batch
 from jepa_lm.objective import StepContext, placebo, sigreg, step_context, views
 from jepa_lm.schedules.clock import ProgressClock
+from jepa_lm.training.estimate import tokens_of_a_gpu
 from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.utils.config import resolve
 
-GPUS = 8
-"""The published steps are divided among this many."""
 STEP, STEPS = 700, 1000
 """Where in a run the step is: every objective takes part there."""
 DRAWING = (placebo, sigreg, step_context, views)
@@ -67,7 +66,7 @@ def prepare(preset: str, overrides: Sequence[str]) -> Traced:
     if task.objective is not None:  # draws are made on the host, with values
         task.objective.draw = _with_values(task.objective.draw)  # type: ignore[method-assign]
     data = task.config["data"]
-    rows = data["batch_tokens"] // (GPUS * data["seq_len"])
+    rows = tokens_of_a_gpu(task.config) // data["seq_len"]
     with mode:
         tokens = torch.empty(rows, data["seq_len"] + 1, dtype=torch.int64, device=DEVICE)
         batch: Batch = {

@@ -1,11 +1,4 @@
-"""Describes a run as plain values (sizes, groups, phases) without training it.
-
-FLOPs of the model follow the usual count: 2 per matrix weight and token forward, three times that with
-the backward pass, plus attention scores and the weighted sums of values, 4 T D forward per layer and token,
-halved for the causal mask, or the products of Mamba-2's scan as its chunks run them. The objective's FLOPs
-are counted while its operations run (PyTorch's counter), with the same halving.
-Legend: T positions, D width.
-"""
+"""Describes a run as plain values (sizes, FLOPs, groups, phases) without training it."""
 
 from __future__ import annotations
 

@@ -29,7 +29,7 @@ from jepa_lm.study.power import MINIMUM_PAIRS
 from jepa_lm.study.request import NONE, WEIGHT, Composed, read_request
 from jepa_lm.study.runs import Run, find_runs
 from jepa_lm.study.search import Search
-from jepa_lm.utils.compiling import compiles
+from jepa_lm.utils.compiling import compiles, pays
 from jepa_lm.utils.config import check, resolve
 from jepa_lm.utils.crash import bugs_kept
 from jepa_lm.utils.errors import SweepError, UserError, in_words, warn
@@ -140,24 +140,28 @@ def compiled_alike(
 ) -> tuple[Manifest, Mapping[str, Any]]:
     """Decide for all jobs at once what `compile=null` means: runs to be compared must not differ in it.
 
-    A folder that has been begun keeps its decision.
+    The longest job decides, and a folder that has been begun keeps its decision.
     """
-    open_ = [job for job in manifest.jobs if configs[job.folder]["compile"] is None]
-    begun = (folder / FILE).exists()
-    if not (load(folder).compiled if begun else any(compiles(configs[j.folder]) for j in open_)):
+    undecided = {name: config for name, config in configs.items() if config["compile"] is None}
+    if (folder / FILE).exists():
+        chosen = load(folder).compiled
+    else:
+        longest = next(filter(pays, undecided.values()), None)
+        chosen = None if longest is None else compiles(longest)
+    if chosen is None or not undecided:
         return manifest, configs
-    configs = {**configs, **{j.folder: {**configs[j.folder], "compile": True} for j in open_}}
-    jobs = tuple(
+    settled = {name: {**config, "compile": chosen} for name, config in undecided.items()}
+    jobs = [
         replace(
             job,
-            overrides=(*job.overrides, "compile=true"),
-            config_hash=config_hash(configs[job.folder]),
+            overrides=(*job.overrides, f"compile={str(chosen).lower()}"),
+            config_hash=config_hash(settled[job.folder]),
         )
-        if job in open_
+        if job.folder in settled
         else job
         for job in manifest.jobs
-    )
-    return replace(manifest, jobs=jobs, compiled=True), configs
+    ]
+    return replace(manifest, jobs=tuple(jobs), compiled=chosen), {**configs, **settled}
 
 
 def conclude(

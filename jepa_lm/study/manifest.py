@@ -82,8 +82,8 @@ class Manifest:
     identities: tuple[Identity, ...] = ()
     not_applicable: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Why arms do not apply: reasons by treatment and arm."""
-    compiled: bool = False
-    """True if `compile=null` means true for every job, because the longest one is worth it."""
+    compiled: bool | None = None
+    """What `compile=null` means for every job, if the longest is worth compiling; None if none is."""
     notes: tuple[str, ...] = ()
     """Notes on what the plan leaves out of the request."""
 

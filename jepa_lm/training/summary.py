@@ -64,6 +64,10 @@ def announce(
         lines.append(f"frozen on purpose: {', '.join(task.frozen)}")
     if resume is not None:
         lines.append(f"continues {resume}")
+    if config["compile"]:
+        lines.append(
+            "compiled: the first step takes a minute or more; compile=false starts at once"
+        )
     with suppressed(sys.stderr):
         ERR.print(panel(lines, config["task_name"], expand=False))
 

@@ -1,8 +1,8 @@
 """Whether `compile=null` compiles a run: only if it is long enough to win back the time that compiling takes.
 
-A CPU compiles for about 40 seconds and then trains about 1.3 times as fast, a GPU for 30 to 60 seconds and
-then about twice as fast (docs/log.md). The rule asks for the budget alone, so that all arms of a comparison,
-which share it, get the same answer on any machine. Nothing here imports PyTorch, unless `accelerator=auto`.
+Two cores compile for about 40 seconds and then train about 1.3 times as fast; a GPU's host compiles for 28 to
+40 seconds (docs/log.md), and its gain has not been measured. The rule asks for the budget alone, so all arms
+that share one get the same answer on any machine. Nothing here imports PyTorch, unless `accelerator=auto`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from jepa_lm.utils.errors import warn
 
 
 class Budget(NamedTuple):
-    """What a run must be allowed to train, at least."""
+    """The least that a run must be allowed to train."""
 
     tokens: int
     seconds: float

@@ -94,6 +94,15 @@ def test_the_longest_job_decides_for_all_whether_they_are_compiled(
     assert compiled(plan(*words, "compile=false", folder=asked)) == [False, False]
 
 
+def test_without_a_compiler_a_sweep_says_so_once_and_compiles_no_job(plan, monkeypatch):
+    monkeypatch.setattr(compiling, "has_cpp_compiler", lambda: False)
+    monkeypatch.setattr(compiling, "CPU", compiling.Budget(tokens=1, seconds=600))
+    found = plan("-m", "objective=patch", "seed=1,2,3")
+    assert found.code == 0, found.error
+    assert ["compile=false" in job for job in found.launched] == [True] * 3
+    assert sum("needs a C++ compiler" in line for line in found.told) == 1
+
+
 def test_finished_jobs_stay_begun_ones_go_on_failed_ones_again(plan, keep_configs):
     words = ("-m", "objective=patch", "jepa.weight=0.05,0.1", "seed=1,2")
     first = plan(*words)
