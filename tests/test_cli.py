@@ -47,6 +47,12 @@ OF_HYDRA = [
         "model/value_embedding",
         "has no such group",
     ),
+    ("jepa/distance=cosine", "jepa/distance", "objective=none has no parts, choose an objective"),
+    (
+        "objective=patch ~jepa.schedule",
+        "~jepa.schedule:",
+        "is null or not there; set it with jepa.",
+    ),
     ("objective=vicreg jepa/normalisation=l2", "jepa/normalisation", "+jepa/normalisation=l2"),
     (
         "objective=patch jepa.distance={_target_:jepa_lm.objective.distances.Cosine,scale:1}",

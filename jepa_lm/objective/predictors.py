@@ -77,7 +77,7 @@ class MLP(Predictor):
         super().__init__()
         self.out_dim = out or dim
         if residual and self.out_dim != dim:
-            raise UserError(f"MLP: residual=true needs out={out} to equal dim={dim}")
+            raise UserError(f"residual=true: needs out={out} to equal dim={dim}")
         self.activation = ACTIVATIONS[activation]
         self.input_norm, self.hidden_norm, self.residual = input_norm, hidden_norm, residual
         self.up = nn.Linear(dim, hidden, bias=bias)
@@ -127,7 +127,7 @@ class Chain(Predictor):
     def __init__(self, *, parts: Mapping[str, nn.Module]) -> None:
         super().__init__()
         if not parts:
-            raise UserError("Chain: parts is empty")
+            raise UserError("parts={}: needs at least one")
         self.parts = nn.ModuleDict(parts)
         last = list(self.parts.values())[-1]
         assert isinstance(last, Predictor)
@@ -175,9 +175,7 @@ class CausalAttention(Predictor):
     def __init__(self, *, dim: Count, heads: Count, hidden: Count) -> None:
         super().__init__()
         if dim % heads or (dim // heads) % 2:
-            raise UserError(
-                f"CausalAttention: heads={heads}, must divide {dim} into heads of even width"
-            )
+            raise UserError(f"heads={heads}: must divide dim={dim} into heads of even width")
         self.out_dim = dim
         self.attention = CausalSelfAttention(
             dim=dim,

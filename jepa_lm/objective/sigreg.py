@@ -108,7 +108,7 @@ class SIGReg(Regularizer):
     ) -> None:
         super().__init__(tensor=tensor, weight=weight, schedule=schedule)
         if low >= high:
-            raise UserError(f"SIGReg: low={low}, high={high}: low must be below high")
+            raise UserError(f"low={low}, high={high}: low must be below high")
         self.t, self.weights = knot_weights(low, high, knots, window)
         self.dim, self.per_step, self.max_steps = dim, per_step, max_steps
         self.with_replacement = with_replacement

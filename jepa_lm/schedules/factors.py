@@ -53,8 +53,7 @@ class Warmdown:
     ) -> None:
         if (fraction is None) == (steps is None):
             raise UserError(
-                f"optimizer.schedule.lr: set either fraction or steps (fraction={fraction}, "
-                f"steps={steps})"
+                f"fraction={fraction}, steps={steps}: set one of them, and leave the other null"
             )
         self.fraction, self.steps, self.end, self.over = fraction, steps, end, over
 
@@ -131,7 +130,7 @@ class Phased:
         ordered = where == sorted(where) and all(0 <= x <= 1 for x in where)
         if not points or any(len(p) != 2 for p in points) or not ordered:
             raise UserError(
-                f"schedule Phased: points={[list(p) for p in points]}: pairs [progress, value] with "
+                f"points={[list(p) for p in points]}: needs pairs [progress, value] with "
                 "progress rising from 0 to 1"
             )
         self.points = [(float(x), float(y)) for x, y in points]

@@ -93,6 +93,10 @@ def explain(error: BaseException, command: str) -> tuple[str, int]:
     if twice:
         word = "=".join(twice.groups())
         return f"+{word}: has a default already; without the +, {word}", UserError.exit_code
+    absent = re.search(r"Could not delete from config\. '([^']+)' does not exist", str(error))
+    if absent:
+        key = absent.group(1)
+        return f"~{key}: {key} is null or not there; set it with {key}=...", UserError.exit_code
     unknown = re.search(r"Could not override '([^']+)'", str(error))
     if unknown:
         return _unknown_key(unknown.group(1), command), UserError.exit_code
@@ -198,7 +202,9 @@ def _unknown_key(key: str, command: str) -> str:
         if "." in key and below:
             return _new_settings(key, below)
         hint = f"; its settings are {', '.join(below)}" if below else ""
-        if "/" in key:
+        if key.startswith("jepa/") and "jepa._target_" not in known:
+            hint = "; objective=none has no parts, choose an objective"
+        elif "/" in key:
             options = _options(key)
             hint = f"; add an option ({', '.join(options)}) with +, such as +{key}={options[0]}"
         return f"{key}: with these choices {command}.yaml has no such group{hint}"

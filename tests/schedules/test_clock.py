@@ -19,6 +19,7 @@ from jepa_lm.schedules.factors import (
     Warmdown,
     Warmup,
 )
+from jepa_lm.utils.config import build
 from jepa_lm.utils.errors import UserError
 
 
@@ -179,7 +180,7 @@ def test_a_run_without_end_is_refused():
         UserError, match=r"^max_steps=0: expected a whole number of at least 1 or null"
     ):
         ProgressClock(max_steps=0, max_time=None)
-    with pytest.raises(UserError, match=r"set either fraction or steps"):
+    with pytest.raises(UserError, match=r"set one of them"):
         Warmdown(fraction=None, steps=None, end=0.0)
 
 
@@ -257,10 +258,10 @@ def test_lines_reach_their_end_when_the_wall_clock_comes_first(schedule):
     ("make", "words"),
     [
         (lambda: Ramp(steps=0), "steps=0: expected a whole number of at least 1"),
-        (lambda: Phased(points=[]), "schedule Phased: points"),
-        (lambda: Phased(points=[[0.5, 1.0], [0.2, 0.0]]), "schedule Phased: points"),
-        (lambda: Phased(points=[[0.5]]), "schedule Phased: points"),
-        (lambda: Phased(points=[[0, 0.0], [30, 1.0]]), "schedule Phased: points"),  # percent
+        (lambda: Phased(points=[]), "points="),
+        (lambda: Phased(points=[[0.5, 1.0], [0.2, 0.0]]), "points="),
+        (lambda: Phased(points=[[0.5]]), "points="),
+        (lambda: Phased(points=[[0, 0.0], [30, 1.0]]), "points="),  # percent
         (lambda: LogAnneal(start=0.0, end=1.0), r"start=0\.0: expected a number above 0"),
         (lambda: EveryNth(n=0, schedule=Constant(value=1.0)), "n=0: expected a whole number of at"),
     ],
@@ -268,6 +269,27 @@ def test_lines_reach_their_end_when_the_wall_clock_comes_first(schedule):
 def test_schedules_refuse_what_makes_no_sense(make, words):
     with pytest.raises(UserError, match=f"^{words}"):
         make()
+
+
+@pytest.mark.parametrize(
+    "place", ["optimizer.schedule.lr", "jepa.schedule", "jepa.target.momentum"]
+)
+@pytest.mark.parametrize(
+    ("name", "settings", "said"),
+    [
+        (
+            "Warmdown",
+            dict(fraction=0.5, steps=3, end=0.0),
+            "fraction=0.5, steps=3: set one of them",
+        ),
+        ("Phased", dict(points=[[0.5, 1.0], [0.2, 0.0]]), "points=[[0.5, 1.0], [0.2, 0.0]]: needs"),
+    ],
+)
+def test_what_a_schedule_refuses_is_named_where_it_stands(place, name, settings, said):
+    node = {"_target_": f"jepa_lm.schedules.factors.{name}", **settings}
+    with pytest.raises(UserError) as error:
+        build(place, node)
+    assert str(error.value).startswith(f"{place}.{said}")
 
 
 SHAPES = {
