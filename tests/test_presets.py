@@ -1,14 +1,14 @@
-"""Numbers of the published systems that no test of behaviour would miss, against the presets' configs.
+"""The presets' configs against the published systems: a committed table of every number, and what it hides.
 
-Sizes are in the parameter counts below; formats of storage in tests/quantization/test_preset_storage.py,
-initial values in tests/test_preset_starts.py, the forms and weights of losses in
-tests/objective/test_vectors.py, rates, decays, betas and clipping in tests/optim/test_trajectories.py: a
-changed value was planted and fails there.
+The rows below are numbers of the publications that no test of behaviour would miss. Formats of storage are
+also held by tests/quantization/test_preset_storage.py, initial values by tests/test_preset_starts.py, the forms
+and weights of losses by tests/objective/test_vectors.py, rates and clipping by tests/optim/test_trajectories.py.
 """
 
 from __future__ import annotations
 
 import json
+from functools import partial
 from typing import Any
 
 import pytest
@@ -19,6 +19,7 @@ from jepa_lm.study.arms import below, differences
 from jepa_lm.training.flops import count_parameters
 from jepa_lm.utils.config import build, check, resolve
 from jepa_lm.utils.paths import CONF
+from tests import preset_table
 
 MUON, ADAM = "optimizer.groups.matrices", "optimizer.groups"
 LR, MOMENTUM = "optimizer.schedule.lr", "optimizer.schedule.muon_momentum"
@@ -302,6 +303,32 @@ def test_the_isolation_lane_is_1243_on_bytes(compose):
     )
     assert without["average"]["decay"] is None
     assert without["jepa"] == {"weight": 0.0}
+
+
+@pytest.mark.parametrize("preset", preset_table.PRESETS)
+def test_every_number_of_a_preset_is_the_committed_one(compose, preset):
+    """A wrong rate, clip or schedule has the right shapes; see `tests/preset_table.py`."""
+    table = json.loads(preset_table.FILE.read_text(encoding="utf-8"))
+    assert preset_table.numbers(partial(compose, "train"), preset) == table[preset]
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        "optimizer.groups.matrices.lr=0.021",
+        "trainer.gradient_clip_val=0.31",
+        "optimizer.schedule.lr.end=0.2",
+        "jepa.weight=0.13",
+        "average.decay=0.998",
+        "quantization.training.start=0.8",
+    ],
+)
+def test_a_number_that_has_changed_would_be_seen(compose, planted):
+    table = json.loads(preset_table.FILE.read_text(encoding="utf-8"))
+    for preset in preset_table.PRESETS:
+        found = preset_table.numbers(lambda *words: compose("train", *words, planted), preset)
+        changed = {key for key in found if found[key] != table[preset][key]}
+        assert changed == {planted.partition("=")[0]}, preset
 
 
 COUNTS = {
