@@ -1,8 +1,9 @@
 """The presets' configs against the published systems: a committed table of every number, and what it hides.
 
 The rows below are numbers of the publications that no test of behaviour would miss. Formats of storage are
-also held by tests/quantization/test_preset_storage.py, initial values by tests/test_preset_starts.py, the forms
-and weights of losses by tests/objective/test_vectors.py, rates and clipping by tests/optim/test_trajectories.py.
+also held by tests/quantization/test_preset_storage.py, initial values by tests/test_preset_starts.py, the
+forms and weights of losses by tests/objective/test_vectors.py, rates and clipping by
+tests/optim/test_trajectories.py.
 """
 
 from __future__ import annotations
