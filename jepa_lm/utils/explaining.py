@@ -196,7 +196,7 @@ def _unknown_key(key: str, command: str) -> str:
     from jepa_lm.utils.config import unknown_key
 
     key = key.lstrip("+~")
-    known = _all_keys(command)
+    known = _all_keys(command, key)
     if key in known:
         below = [name for name in known if name.startswith(f"{key}.")]
         if "." in key and below:
@@ -235,10 +235,11 @@ def _missing_option(error: MissingConfigException) -> str:
     return f"{group or 'config'}={option}: no such option; {hint}choose one of {', '.join(options)}"
 
 
-def _all_keys(command: str) -> list[str]:
-    """Return every dotted key and every group, given the groups chosen on the command line."""
+def _all_keys(command: str, refused: str) -> list[str]:
+    """Return every dotted key and group, given the groups chosen on the command line but the refused one."""
     asked = get_args_parser().parse_args()
-    choices = [word for word in asked.overrides if (CONF / word.partition("=")[0]).is_dir()]
+    named = {word: word.partition("=")[0] for word in asked.overrides}
+    choices = [word for word, key in named.items() if key != refused and (CONF / key).is_dir()]
     with _hydra(asked.config_dir):
         try:
             cfg = hydra.compose(command, overrides=choices)

@@ -94,7 +94,7 @@ def test_alignments_pair_what_they_say():
         (lambda: MLP(dim=4, hidden=4, out=5, activation="gelu", residual=True), "residual"),
         (lambda: CausalAttention(dim=6, heads=4, hidden=4), "heads=4"),
         (lambda: MSE(reduction="median"), "reduction=median"),
-        (lambda: Chain(parts={}), "parts is empty"),
+        (lambda: Chain(parts={}), "parts={}: needs at least one"),
     ],
 )
 def test_parts_refuse_what_they_cannot_do(make, message):
