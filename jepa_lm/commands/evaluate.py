@@ -25,12 +25,13 @@ from jepa_lm.data.token_data import TokenData
 from jepa_lm.evaluation.baselines import cached_baselines, split_text
 from jepa_lm.evaluation.bpb import score_from_sums
 from jepa_lm.evaluation.byte_audit import audit_bytes
-from jepa_lm.evaluation.protocols import check_protocol, details, score_split
+from jepa_lm.evaluation.protocols import check_protocol, details, score_split, tokens_read
 from jepa_lm.evaluation.score_table import print_result
 from jepa_lm.evaluation.scoring import Scorer
 from jepa_lm.loggers.recording import recording_job
 from jepa_lm.loggers.settings import shared_settings
 from jepa_lm.utils import process
+from jepa_lm.utils.compiling import compiles_scoring
 from jepa_lm.utils.config import check_node, check_schema, resolve
 from jepa_lm.utils.console import showing
 from jepa_lm.utils.errors import RankError, UserError, warn
@@ -118,6 +119,7 @@ def _result(
     """Score the model and return the contents of eval.json."""
     settings = config["eval"]
     source_bytes, weights = found.file.stat().st_size, weights_of(loaded)
+    settings["compile"] = _compiled(settings, loaded, data, device, config["devices"])
     sums, seconds = _measure(config, found, weights, loaded, data, device)
     score = score_from_sums(*sums)
     precision = resolve_precision(_given(settings["precision"], loaded.precision), device.type)
@@ -136,6 +138,7 @@ def _result(
         "seq_len": data.seq_len,
         "temperature": _temperature(settings, loaded),
         "precision": precision,
+        "compiled": settings["compile"],
         "device": device.type,
         "devices": config["devices"],
         "source": str(loaded.source),
@@ -152,6 +155,20 @@ def _result(
         result["baselines"] = cached_baselines(text, prefix, data.cache_dir)
         result["baselines_read_bytes"] = {"validation": len(text), "training": len(prefix)}
     return result
+
+
+def _compiled(
+    settings: dict[str, Any],
+    loaded: LoadedModel,
+    data: TokenData,
+    device: torch.device,
+    devices: int,
+) -> bool:
+    """Return whether all processes compile the model."""
+    if settings["protocol"] == "stream":
+        return False
+    share = tokens_read(data, settings, loaded.stride) // devices
+    return compiles_scoring(settings["compile"], share, device.type == "cpu")
 
 
 def _load(config: dict[str, Any], found: HeldFile, trust: Trust) -> tuple[LoadedModel, TokenData]:
@@ -247,7 +264,10 @@ def _share(
     settings = config["eval"]
     precision = _given(settings["precision"], loaded.precision)
     scorer = Scorer.of(loaded.model, data.byte_counter("val"), device, precision)._replace(
-        temperature=_temperature(settings, loaded), rank=rank, world_size=world_size
+        temperature=_temperature(settings, loaded),
+        rank=rank,
+        world_size=world_size,
+        compile=settings["compile"],
     )
     began = time.perf_counter()
     sums = score_split(scorer, data, settings, loaded.stride).tolist()

@@ -7,6 +7,7 @@ Legend: B windows, T inputs, S scored targets.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -67,13 +68,25 @@ def score_batch(
     byte_counter: ByteCounter,
     meter: BPBMeter,
     temperature: float = 1.0,
+    nll: Callable[..., Tensor] | None = None,
 ) -> None:
     """Score a batch of windows with plain cross entropy: no auxiliary loss, no z-loss.
 
-    If `targets` [B, S] is narrower than `inputs` [B, T], the last S positions are scored, and the last block
-    and the head run only on them.
+    Args:
+        nll: `window_nll`, or the same compiled.
     """
     inputs, targets = batch["inputs"], batch["targets"]
+    nats = (nll or window_nll)(model, inputs, targets, temperature)
+    meter.update(nats, byte_counter(inputs[:, -targets.shape[1] :], targets))
+
+
+def window_nll(
+    model: LanguageModel, inputs: Tensor, targets: Tensor, temperature: float = 1.0
+) -> Tensor:
+    """Return the nats of each target [B, S] after its inputs [B, T].
+
+    If S is less than T, the last S positions are scored, and the last block and the head run only on them.
+    """
     scored = targets.shape[1]
     if scored == inputs.shape[1]:
         logits, _ = model(inputs)
@@ -81,4 +94,4 @@ def score_batch(
         logits = model.logits(model.tail(inputs, scored))
     if temperature != 1.0:
         logits = logits / temperature
-    meter.update(token_nll(logits, targets), byte_counter(inputs[:, -scored:], targets))
+    return token_nll(logits, targets)

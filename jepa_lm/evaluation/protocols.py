@@ -34,6 +34,8 @@ def check_protocol(settings: dict[str, Any], devices: int) -> None:
                     f"eval.{key}={settings[key]}: applies only to eval={owner}, not to "
                     f"eval={protocol}"
                 )
+    if protocol == "stream" and settings["compile"]:
+        raise UserError("eval.compile=true: only windows are compiled, not eval=stream")
     if protocol == "stream" and settings["reset"] is None:
         raise UserError("eval.reset=null: eval=stream needs none or document")
     if protocol == "stream" and devices > 1 and settings["reset"] == "none":
@@ -57,6 +59,14 @@ def details(settings: dict[str, Any], stride: int) -> dict[str, Any]:
 def _stride(settings: dict[str, Any], stride: int) -> int:
     given = settings["stride"]
     return stride if given is None else int(given)
+
+
+def tokens_read(data: TokenData, settings: dict[str, Any], stride: int) -> int:
+    """Return how many tokens a model reads: overlapping windows give it most of them many times."""
+    T, targets = data.seq_len, data.streams["val"].total - 1
+    if settings["protocol"] != "sliding" or targets <= T:
+        return targets
+    return T * (1 + -(-(targets - T) // _stride(settings, stride)))
 
 
 def score_split(scorer: Scorer, data: TokenData, settings: dict[str, Any], stride: int) -> Tensor:

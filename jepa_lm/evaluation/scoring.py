@@ -5,7 +5,7 @@ Legend: N tokens, T positions of a window, L positions of a piece, B rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 
 from jepa_lm.data.byte_counter import ByteCounter
 from jepa_lm.data.stream import Batch, TokenStream
-from jepa_lm.evaluation.bpb import BPBMeter, score_batch
+from jepa_lm.evaluation.bpb import BPBMeter, score_batch, window_nll
 from jepa_lm.model import LanguageModel, TextState, token_nll
 from jepa_lm.utils.console import shown
 from jepa_lm.utils.precision import AUTOCAST, resolve_precision
@@ -31,6 +31,8 @@ class Scorer(NamedTuple):
     temperature: float = 1.0
     rank: int = 0
     world_size: int = 1
+    compile: bool = False
+    """Compile the model for windows of the usual shape; the first and the last ones are run as they are."""
 
     @classmethod
     def of(
@@ -50,6 +52,11 @@ class Scorer(NamedTuple):
         dtype = AUTOCAST[self.precision]
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
+    def compiled_nll(self, seq_len: int) -> Callable[..., Tensor]:
+        """Return `window_nll`, compiled for windows of `seq_len` inputs."""
+        self.model.backbone.keep_tables(seq_len, self.device)
+        return torch.compile(window_nll, dynamic=False)
+
     def shown(self, numbers: range) -> Iterable[int]:
         """Return the same numbers; the first process shows a progress bar."""
         return shown(numbers, "evaluating", len(numbers)) if self.rank == 0 else numbers
@@ -61,13 +68,19 @@ def score_windows(scorer: Scorer, windows: torch.utils.data.Dataset[Batch]) -> T
 
     Process r takes every W-th batch, so that no target is scored twice.
     """
-    meter = scorer.prepare()
-    mine = range(scorer.rank, len(windows), scorer.world_size)  # type: ignore[arg-type]
-    for i in scorer.shown(mine):
+    meter, count = scorer.prepare(), len(windows)  # type: ignore[arg-type]
+    usual = _shapes(windows[count // 2]) if scorer.compile else None
+    compiled = window_nll if usual is None else scorer.compiled_nll(seq_len=usual["inputs"][1])
+    for i in scorer.shown(range(scorer.rank, count, scorer.world_size)):
         batch = {name: t.to(scorer.device) for name, t in windows[i].items()}
+        nll = compiled if _shapes(batch) == usual else window_nll
         with scorer.autocast():
-            score_batch(scorer.model, batch, scorer.byte_counter, meter, scorer.temperature)
+            score_batch(scorer.model, batch, scorer.byte_counter, meter, scorer.temperature, nll)
     return meter.sums
+
+
+def _shapes(batch: Batch) -> dict[str, torch.Size]:
+    return {name: t.shape for name, t in batch.items()}
 
 
 @torch.inference_mode()

@@ -1,8 +1,9 @@
-"""Whether `compile=null` compiles a run: only if it is long enough to win back the time that compiling takes.
+"""Whether `compile=null` compiles a run or an evaluation: if it is long enough to win this time back.
 
 Two cores compile for about 40 seconds and then train about 1.3 times as fast; a GPU's host compiles for 28 to
-40 seconds (docs/log.md), and its gain has not been measured. The rule asks for the budget alone, so all arms
-that share one get the same answer on any machine. Nothing here imports PyTorch, unless `accelerator=auto`.
+40 seconds (docs/log.md), and its gain has not been measured. For a run the rule asks for the budget alone, so
+all arms that share one get the same answer on any machine. Nothing here imports PyTorch, unless
+`accelerator=auto`.
 """
 
 from __future__ import annotations
@@ -46,10 +47,25 @@ def compiles(config: Mapping[str, Any], before: bool | None = None) -> bool:
     chosen = config["compile"]
     if chosen is None:
         chosen = pays(config) if before is None else before
-    if chosen and on_cpu(config["trainer"]) and not has_cpp_compiler():
-        warn("compile: needs a C++ compiler (g++, or the one that CXX names); not compiled")
+    return bool(chosen) and not _impossible(on_cpu(config["trainer"]))
+
+
+def compiles_scoring(chosen: bool | None, tokens: int, cpu: bool) -> bool:
+    """Return whether an evaluation is compiled; say so if it would be, but cannot.
+
+    Args:
+        chosen: eval.compile. tokens: how many the model reads in one process. cpu: whether it reads there.
+    """
+    if chosen is None:
+        chosen = tokens >= (CPU if cpu else GPU).tokens
+    return chosen and not _impossible(cpu)
+
+
+def _impossible(cpu: bool) -> bool:
+    if not cpu or has_cpp_compiler():
         return False
-    return bool(chosen)
+    warn("compile: needs a C++ compiler (g++, or the one that CXX names); not compiled")
+    return True
 
 
 def on_cpu(trainer: Mapping[str, Any]) -> bool:

@@ -134,6 +134,7 @@ class Evaluation:
     temperature: Annotated[Any, Positive | Literal["search"] | None] = MISSING
     max_seconds: float = MISSING
     precision: Annotated[str, Precision] | None = MISSING
+    compile: bool | None = MISSING
     audit: bool = MISSING
     baselines: bool = MISSING
     baseline_bytes: Count = MISSING

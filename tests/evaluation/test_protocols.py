@@ -11,6 +11,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from hydra.core.global_hydra import GlobalHydra
+from hypothesis import given
+from hypothesis import strategies as st
 from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
 
 from jepa_lm.artifact.loaded_model import HeldFile
@@ -19,7 +21,8 @@ from jepa_lm.data.byte_counter import ByteCounter
 from jepa_lm.data.shards import ShardWriter
 from jepa_lm.data.stream import TokenStream
 from jepa_lm.data.tokenizers import ByteTokenizer
-from jepa_lm.data.windows import SlidingWindows
+from jepa_lm.data.windows import SlidingWindows, StandardWindows
+from jepa_lm.evaluation.protocols import tokens_read
 from jepa_lm.evaluation.scoring import (
     Scorer,
     documents,
@@ -256,6 +259,7 @@ def test_too_slow_is_said(recurrent, compose, tmp_path, capsys):
         ),
         (("eval=stream", "devices=2"), r"devices=2: one stream is read by one process"),
         (("devices=0",), r"devices=0: expected a whole number of at least 1"),
+        (("eval=stream", "eval.compile=true"), r"eval\.compile=true: only windows are compiled"),
         (("eval.temperature=search",), r"eval\.temperature=search: only export\.py can search"),
         (("eval.temperature=-1",), r"eval\.temperature=-1: expected a number above 0"),
         (("eval=sliding", "eval.stride=33"), r"eval\.stride=33: 1 to the window length 32"),
@@ -372,3 +376,36 @@ def test_two_processes_give_the_score_of_one(recurrent, compose, tmp_path, proto
     two = json.loads((folder / "eval.json").read_text())
     assert (one["tokens"], one["bytes"]) == (two["tokens"], two["bytes"])
     assert one["nll"] == pytest.approx(two["nll"], abs=1e-6)
+
+
+def test_a_compiled_score_equals_the_eager_one(recurrent, compose, tmp_path):
+    """Sliding windows of three shapes: the first, the usual ones, and the remainder."""
+    both = {
+        choice: result_of(
+            compose, tmp_path, f"ckpt_path={recurrent}", "eval=sliding", f"eval.compile={choice}"
+        )
+        for choice in ("false", "true")
+    }
+    assert both["true"]["compiled"]
+    assert not both["false"]["compiled"]
+    assert both["true"]["nll"] == pytest.approx(both["false"]["nll"], abs=1e-6)
+    assert both["true"]["tokens"] == both["false"]["tokens"]
+
+
+@given(
+    total=st.integers(2, 300),
+    seq_len=st.integers(1, 40),
+    stride=st.integers(1, 40),
+    rows=st.integers(1, 7),
+)
+def test_the_tokens_that_a_model_reads_are_counted_before(total, seq_len, stride, rows):
+    stream, stride = (
+        SimpleNamespace(total=total, read=lambda start, out: None),
+        min(stride, seq_len),
+    )
+    data = SimpleNamespace(seq_len=seq_len, streams={"val": stream})
+    sliding = SlidingWindows(stream, seq_len=seq_len, stride=stride, rows=rows, device=CPU)
+    standard = StandardWindows(stream, seq_len=seq_len, rows=rows)
+    for protocol, windows in (("sliding", sliding), ("standard", standard)):
+        read = sum(windows[i]["inputs"].numel() for i in range(len(windows)))
+        assert tokens_read(data, {"protocol": protocol, "stride": stride}, 1) == read
