@@ -22,7 +22,7 @@ from jepa_lm.artifact.loaded_model import (
 )
 from jepa_lm.artifact.publishing import ACCOUNT, belongs
 from jepa_lm.data.token_data import TokenData
-from jepa_lm.evaluation.baselines import cached_baselines, split_text
+from jepa_lm.evaluation.baselines import cached_baselines
 from jepa_lm.evaluation.bpb import score_from_sums
 from jepa_lm.evaluation.byte_audit import audit_bytes
 from jepa_lm.evaluation.protocols import check_protocol, details, score_split, tokens_read
@@ -151,7 +151,7 @@ def _result(
         result["audit"] = _audit(data)
     if settings["baselines"]:
         limit = settings["baseline_bytes"]
-        text, prefix = (split_text(data, split, limit) for split in ("val", "train"))
+        text, prefix = (data.split(name).first_bytes(limit) for name in ("val", "train"))
         result["baselines"] = cached_baselines(text, prefix, data.cache_dir)
         result["baselines_read_bytes"] = {"validation": len(text), "training": len(prefix)}
     return result
@@ -167,7 +167,7 @@ def _compiled(
     """Return whether all processes compile the model."""
     if settings["protocol"] == "stream":
         return False
-    share = tokens_read(data, settings, loaded.stride) // devices
+    share = tokens_read(data.split("val"), settings, loaded.stride) // devices
     return compiles_scoring(settings["compile"], share, device.type == "cpu")
 
 
@@ -263,14 +263,15 @@ def _share(
 ) -> tuple[list[float], float]:
     settings = config["eval"]
     precision = _given(settings["precision"], loaded.precision)
-    scorer = Scorer.of(loaded.model, data.byte_counter("val"), device, precision)._replace(
+    split = data.split("val")
+    scorer = Scorer.of(loaded.model, split.byte_counter(), device, precision)._replace(
         temperature=_temperature(settings, loaded),
         rank=rank,
         world_size=world_size,
         compile=settings["compile"],
     )
     began = time.perf_counter()
-    sums = score_split(scorer, data, settings, loaded.stride).tolist()
+    sums = score_split(scorer, split, settings, loaded.stride).tolist()
     return sums, time.perf_counter() - began
 
 
@@ -279,7 +280,5 @@ def _temperature(settings: dict[str, Any], loaded: LoadedModel) -> float:
 
 
 def _audit(data: TokenData) -> dict[str, Any]:
-    assert data.prepared is not None
-    texts = data.prepared.texts
-    source = None if texts is None else texts["val"]
-    return audit_bytes(data.streams["val"], data.tokenizer, source).as_dict()
+    split = data.split("val")
+    return audit_bytes(split.stream, split.tokenizer, split.text).as_dict()

@@ -42,7 +42,6 @@ from jepa_lm.artifact.size import (
 from jepa_lm.artifact.suggestions import Attempt, ways_under
 from jepa_lm.artifact.writing import Packed, Written, pack_model, write_artifact
 from jepa_lm.data.token_data import TokenData
-from jepa_lm.data.windows import StandardWindows
 from jepa_lm.evaluation.sampling import start_of_text
 from jepa_lm.evaluation.scoring import Scorer
 from jepa_lm.evaluation.temperature import search_temperature
@@ -177,13 +176,12 @@ class _Export:
         """Return `temperature`, and how it was found if it was searched for."""
         if self.asked_temperature != SEARCH:
             return {"temperature": float(self.asked_temperature)}
-        scorer, data = self._scorer(packed.restored(self.model)), self.data
-        train = data.streams["train"]
-        return search_temperature(scorer, train, seq_len=data.seq_len, rows=data.val_rows)
+        scorer, train = self._scorer(packed.restored(self.model)), self.data.split("train")
+        return search_temperature(scorer, train.stream, seq_len=train.seq_len, rows=train.rows)
 
     def _scorer(self, model: LanguageModel) -> Scorer:
         """Return a scorer of training text."""
-        counter = self.data.byte_counter("train")
+        counter = self.data.split("train").byte_counter()
         return Scorer.of(model, counter, self.device, self.loaded.precision)
 
     def _meta(self, temperature: float) -> dict[str, Any]:
@@ -266,9 +264,7 @@ class _Export:
             },
             counted=account["code"],
         )
-        train, seq_len = self.data.streams["train"], self.data.seq_len
-        rows, limit = self.data.val_rows, TRIAL_TOKENS + 1
-        windows = StandardWindows(train, seq_len=seq_len, rows=rows, limit=limit)
+        windows = self.data.split("train").windows(TRIAL_TOKENS + 1)
         return ways_under(attempt, self._scorer(self.model), windows, CONF / "quantization")
 
     def _write(self, account: dict[str, Any], staged: Path) -> None:

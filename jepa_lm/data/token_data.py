@@ -6,14 +6,13 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from jepa_lm.data.byte_counter import ByteCounter
 from jepa_lm.data.corpora import Austen, ShardCorpus, TextCorpus
 from jepa_lm.data.passes import Passes
 from jepa_lm.data.prepare import Prepared, prepare
+from jepa_lm.data.split import Split
 from jepa_lm.data.stream import Order, TokenStream, make_order
 from jepa_lm.data.text_splits import MOST_HELD_OUT
 from jepa_lm.data.tokenizers import ByteTokenizer, SentencePieceBPE
-from jepa_lm.data.windows import StandardWindows
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.kinds import Count, Seed, checked
 
@@ -104,17 +103,18 @@ class TokenData:
                 f"choose at most {train - 1}, or use more text"
             )
 
-    def byte_counter(self, split: str) -> ByteCounter:
-        """Return a counter whose sum over a whole split is the number of bytes of its text.
-
-        This is the text before tokenization, if known: a tokenizer that changes the text must not change the
-        number that the score is divided by.
-        """
+    def split(self, name: str) -> Split:
+        """Return the split `train` or `val`, opened by `setup`."""
         assert self.prepared is not None
-        table, texts = self.tokenizer.token_bytes(), self.prepared.texts
-        if texts is None or not texts[split].counted:
-            return ByteCounter(table)
-        return ByteCounter(table, texts[split].bytes / texts[split].counted)
+        texts, corpus = self.prepared.texts, self.corpus
+        return Split(
+            stream=self.streams[name],
+            tokenizer=self.tokenizer,
+            seq_len=self.seq_len,
+            batch_tokens=self.val_batch_tokens,
+            text=None if texts is None else texts[name],
+            blocks=None if isinstance(corpus, ShardCorpus) else lambda: corpus.blocks(name),
+        )
 
     def in_words(self) -> str:
         """Return the sizes of the splits and validation's share, for the first lines of a run."""
@@ -185,16 +185,7 @@ class TokenData:
             return self.corpus.remedy
         return "more text (data=text data.path=FOLDER)"
 
-    @property
-    def val_rows(self) -> int:
-        """Number of sequences scored at a time."""
-        return max(1, self.val_batch_tokens // self.seq_len)
-
     def limit_validation(self, tokens: int | None) -> None:
         """Score only the first `tokens` tokens of the validation split, None for all."""
         assert self.prepared is not None
         self.streams["val"] = TokenStream(self.prepared.val, tokens)
-
-    def val_windows(self) -> StandardWindows:
-        """Return the validation split in windows of `seq_len`."""
-        return StandardWindows(self.streams["val"], seq_len=self.seq_len, rows=self.val_rows)

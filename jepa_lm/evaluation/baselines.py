@@ -8,29 +8,10 @@ from contextlib import suppress
 from pathlib import Path
 
 import brotli
-import numpy as np
 
-from jepa_lm.data.corpora import ShardCorpus
-from jepa_lm.data.token_data import TokenData
-from jepa_lm.evaluation.byte_audit import decoded_documents
 from jepa_lm.utils.files import read_object, sweep_up, write_json
 
 NAMES = ("xz", "brotli", "xz after the training text", "brotli after the training text")
-
-
-def split_text(data: TokenData, split: str, limit: int) -> bytes:
-    """Return at most the first `limit` bytes of a split's text; decoded if only tokens are available."""
-    if not isinstance(data.corpus, ShardCorpus):
-        found = bytearray()
-        for block in data.corpus.blocks(split):
-            found += block.text.encode()
-            if len(found) >= limit:
-                break
-        return bytes(found[:limit])
-    stream = data.streams[split]
-    tokens = np.empty(min(stream.total, limit), dtype=np.int64)
-    stream.read(0, tokens)
-    return b"".join(decoded_documents(tokens, data.tokenizer))[:limit]
 
 
 def compressor_baselines(text: bytes, prefix: bytes) -> dict[str, float]:
