@@ -8,11 +8,11 @@ from typing import Literal
 
 from jepa_lm.data.corpora import Austen, ShardCorpus, TextCorpus
 from jepa_lm.data.passes import Passes
-from jepa_lm.data.prepare import Prepared, prepare
+from jepa_lm.data.prepare import Prepared, is_prepared, prepare
 from jepa_lm.data.split import Split
 from jepa_lm.data.stream import Order, TokenStream, make_order
 from jepa_lm.data.text_splits import MOST_HELD_OUT
-from jepa_lm.data.tokenizers import ByteTokenizer, SentencePieceBPE
+from jepa_lm.data.tokenizers import ByteTokenizer, SentencePieceBPE, TokenizerSource
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.kinds import Count, Seed, checked
 
@@ -56,13 +56,18 @@ class TokenData:
                     f"data.{key}={named}: the embedded corpus reads no files; add data=text, or with "
                     "debug=tiny, which always uses that corpus, data/corpus=text"
                 )
-        self.corpus, self.tokenizer_spec = corpus, tokenizer
+        self.corpus = corpus
+        self.tokenizer_source: TokenizerSource = tokenizer
         self.seq_len, self.batch_tokens = seq_len, batch_tokens
         self.val_batch_tokens, self.order, self.seed = val_batch_tokens, order, seed
         self.train_tokens = train_tokens
         self.cache_dir = Path(os.path.expanduser(cache_dir))
         self.prepared: Prepared | None = None
         self.streams: dict[str, TokenStream] = {}
+
+    def is_prepared(self) -> bool:
+        """Return whether the cache holds this data."""
+        return is_prepared(self.corpus, self.tokenizer_source, self.cache_dir)
 
     def prepare_data(self, most_train: int | None = None) -> None:
         """Build or download the shards; runs on one process of each node.
@@ -71,7 +76,7 @@ class TokenData:
             most_train: see `ShardCorpus.shards`.
         """
         if self.prepared is None:
-            self.prepared = prepare(self.corpus, self.tokenizer_spec, self.cache_dir, most_train)
+            self.prepared = prepare(self.corpus, self.tokenizer_source, self.cache_dir, most_train)
 
     def setup(self) -> None:
         """Open what `prepare_data` left on disk; runs on every process.
