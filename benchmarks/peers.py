@@ -1,8 +1,8 @@
 """Claim 13: a step of the demo's model against other programs' at the same shapes, in one run.
 
 The yardstick is a plain loop of our own (`plain_loop`); litgpt's and nanochat's models join in where they are
-installed. A step is forward, backward and update, in the demo's precision: bfloat16 where the machine has fast
-products of it, else float32. Shares are of the machine's rate of such products, by 6 N + attention FLOPs a
+installed. A step is forward, backward and update, in the precision of the demo: bfloat16 where that is
+fast, else float32. Shares are of the rate of such products on this machine, by 6 N + attention FLOPs a
 token, N being the parameters that multiply.
 """
 

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -59,6 +61,8 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
                 f"{word}: starts several runs; use `python train.py`, or compose each run"
             )
     schema.register()
+    # Hydra looks through the folders of sys.path for it, and an editable installation is not among them.
+    importlib.import_module("hydra_plugins.jepa_lm_study")
     with _hydra_restored(), _words(overrides, config_dir):
         try:
             check_words(overrides)
@@ -135,11 +139,13 @@ def load(path: str | Path, device: str = "auto", trust: Sequence[str] = ()) -> T
     """
     from jepa_lm.artifact.trained_model import load_trained
     from jepa_lm.utils import process
+    from jepa_lm.utils.schema import Limits
     from jepa_lm.utils.trusted import Trust
 
     process.tune()
     cache = os.environ.get("JEPA_LM_CACHE", CACHE)
-    return load_trained(str(path), device, Trust(tuple(trust)), cache)
+    trusted = Trust.of({"trust": list(trust), "limits": asdict(Limits())})
+    return load_trained(str(path), device, trusted, cache)
 
 
 def runs(folder: str | Path = "logs") -> list[Run]:

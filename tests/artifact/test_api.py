@@ -1,0 +1,181 @@
+"""The Python interface: compose, train, load, runs."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+
+import hydra
+import pytest
+import torch
+from hydra.core.global_hydra import GlobalHydra
+from omegaconf import OmegaConf
+
+import jepa_lm
+from jepa_lm import UserError
+from jepa_lm.api import MANY
+from jepa_lm.generate import main as generate
+from jepa_lm.run import evaluate
+from jepa_lm.utils.paths import CONF, TOKENIZER_FILE
+from tests.conftest import SMALL
+
+TEXT = (
+    "It was a truth, \u00e9\u4e2d\U0001f600 universally acknowledged.\n\nAnother line of it. " * 9
+)
+
+
+@pytest.fixture(scope="module")
+def model(exported):
+    return jepa_lm.load(exported.folder, device="cpu")
+
+
+def test_nothing_heavy_is_imported_before_it_is_needed():
+    program = (
+        "import sys, jepa_lm; jepa_lm.UserError; jepa_lm.compose(['objective=vicreg']);"
+        "assert not {'torch', 'lightning'} & set(sys.modules), 'torch'"
+    )
+    subprocess.run([sys.executable, "-c", program], check=True)
+
+
+def test_compose_gives_what_the_command_line_gives():
+    words = ["objective=vicreg", "jepa.weight=0.3", "paths.run_dir=here"]
+    found = jepa_lm.compose(words)
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        expected = hydra.compose("train", words)
+    assert OmegaConf.to_container(found) == OmegaConf.to_container(expected)
+    assert jepa_lm.compose(["task_name=mine"]).paths.run_dir.startswith("logs/mine/runs/20")
+
+
+def test_compose_leaves_hydra_and_the_command_line_as_they_were():
+    words = list(sys.argv)
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        before = GlobalHydra.instance().hydra
+        jepa_lm.compose()
+        with pytest.raises(UserError):
+            jepa_lm.compose(["nosuch=1"])
+        assert GlobalHydra.instance().hydra is before
+    assert not GlobalHydra.instance().is_initialized()
+    assert sys.argv == words
+
+
+def test_compose_reads_yaml_of_ones_own(tmp_path):
+    (tmp_path / "objective").mkdir()
+    (tmp_path / "objective" / "mine.yaml").write_text(
+        "# @package jepa\ndefaults: [vicreg, _self_]\nweight: 0.77\n"
+    )
+    assert jepa_lm.compose(["objective=mine"], config_dir=tmp_path).jepa.weight == 0.77
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        *(([flag], f"{flag}: starts several runs") for flag in MANY),
+        (["study=weights"], "study=weights: starts several runs"),
+        (["+sweep=weights"], "sweep=weights: starts several runs"),
+        (["nosuch=1"], "nosuch: train.yaml has no such setting"),
+        (["objective=vicrge"], "did you mean vicreg?"),
+        (["seed=1,2"], "seed=1,2: more than one run"),
+        (["seed"], "seed"),
+        ("seed=1", "expected a list of words"),
+    ],
+)
+def test_compose_names_the_mistake(words, message):
+    with pytest.raises(UserError) as caught:
+        jepa_lm.compose(words)
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_train_returns_folder_summary_and_score(small_text, tmp_path):
+    words = [*SMALL, f"data.path={small_text}", "trainer.max_steps=1"]
+    found = jepa_lm.train(jepa_lm.compose([*words, f"paths.run_dir={tmp_path / 'a'}"]))
+    assert found.folder == tmp_path / "a"
+    assert found.summary["status"] == "finished"
+    assert found.score == found.summary["val"]["bpb"]
+    (run,) = jepa_lm.runs(tmp_path)
+    assert (run.folder, run.bpb) == (found.folder, found.score)
+
+
+def test_scores_are_those_of_eval(model, exported, trained, compose, tmp_path):
+    file = tmp_path / "text.txt"
+    file.write_text(TEXT)
+    of_run = jepa_lm.load(trained.folder)
+    for found, named in ((model, "artifact_path"), (of_run, "ckpt_path")):
+        source = exported.file if found is model else trained.checkpoint
+        evaluate(compose("eval", f"{named}={source}", f"data.path={file}", "eval.baselines=false"))
+        result = json.loads((tmp_path / "run" / "eval.json").read_text())
+        scored = found.nll(TEXT)
+        assert len(scored.nats) == result["tokens"] == len(scored.tokens)
+        assert scored.nats.mean() == pytest.approx(result["nll"], abs=1e-6)
+        assert found.score(TEXT) == pytest.approx(result["bpb"], abs=1e-6)
+        assert scored.bytes.sum() == result["bytes"] == len(TEXT.encode())
+        assert result["audit"]["matches"]
+        assert result["text"] == str(file)
+
+
+def test_hidden_states_are_those_of_the_model(model):
+    states = model.hidden(TEXT, "final")
+    tokens = torch.tensor(model.nll(TEXT).tokens)
+    with torch.inference_mode():
+        nats = torch.nn.functional.cross_entropy(
+            model.model.logits(states[None])[0, :-1].float(), tokens, reduction="none"
+        )
+    assert states.shape == (len(tokens) + 1, model.model.dim)
+    first = model.seq_len
+    torch.testing.assert_close(
+        nats[:first].double(), torch.from_numpy(model.nll(TEXT).nats[:first]), atol=1e-4, rtol=0
+    )
+    assert model.hidden(TEXT, 0).shape == states.shape
+    assert not torch.equal(model.hidden(TEXT, 0), states)
+
+
+def test_a_continuation_is_repeatable_and_has_its_prompt(model, capsys):
+    text = model.generate("It was", tokens=12, seed=3)
+    assert (
+        text == model.generate("It was", tokens=12, seed=3) != model.generate("It was", 12, seed=4)
+    )
+    assert text.startswith("It was")
+    assert model.generate("It was", tokens=0) == "It was"
+    words = [str(model.path), "--prompt", "It was", "--tokens", "12", "--seed", "3"]
+    assert generate([*words, "--device", "cpu"]) == 0
+    assert capsys.readouterr().out == f"{text}\n"
+
+
+def test_a_file_alone_is_enough(exported, tmp_path, monkeypatch):
+    """No data, no tokenizer beside it, no cache: as on the machine of a colleague."""
+    alone = shutil.copy(exported.file, tmp_path / "colleague.br")
+    monkeypatch.setenv("JEPA_LM_CACHE", str(tmp_path / "cache"))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("jepa_lm.artifact.trained_model.load_data", None)
+    assert jepa_lm.load(alone).score(TEXT) == jepa_lm.load(exported.folder).score(TEXT)
+    assert not (tmp_path / "cache").exists()
+
+
+def test_a_run_holds_its_tokenizer(trained, monkeypatch):
+    assert (trained.folder / TOKENIZER_FILE).is_file()
+    monkeypatch.setattr("jepa_lm.artifact.trained_model.load_data", None)
+    assert jepa_lm.load(trained.checkpoint).tokenizer.vocab_size == 400
+
+
+@pytest.mark.parametrize(
+    ("mistake", "message"),
+    [
+        (lambda m, p: jepa_lm.load(p / "none"), "no such file or folder"),
+        (lambda m, p: jepa_lm.load(p), r"no checkpoints/\*\.ckpt"),
+        (lambda m, p: jepa_lm.load(m.path, device="gpu"), "device=gpu is not available"),
+        (lambda m, p: jepa_lm.load(m.path, trust=["nosuch"]), "trust=.nosuch.: cannot be imported"),
+        (lambda m, p: jepa_lm.runs(p / "none"), "folder=.*none: no such folder"),
+        (lambda m, p: m.score(" \n"), "text: is empty or blank"),
+        (lambda m, p: m.nll(""), "text: is empty or blank"),
+        (lambda m, p: m.hidden("a b", 99), "tap=99: block 99 does not exist"),
+        (lambda m, p: m.generate(tokens=-1), "tokens=-1: 0 or more"),
+        (lambda m, p: m.generate(temperature=float("nan")), "temperature=nan: 0 or more"),
+    ],
+)
+def test_mistakes_are_one_line(model, tmp_path, mistake, message):
+    with pytest.raises(UserError, match=message) as caught:
+        mistake(model, tmp_path)
+    assert "\n" not in str(caught.value)
