@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,7 @@ def announce(
         f"{v} {'seconds' if k == 'max_time' else 'steps'}" for k, v in budget.items()
     )
     lines = [
+        _place(config["trainer"]),
         f"{about['parameters']['shipped']:,} shipped parameters, "
         f"{about['parameters']['training_only']:,} for training only",
         f"{about['tokens_per_step']:,} tokens per step in sequences of {config['data']['seq_len']}, "
@@ -70,6 +72,17 @@ def announce(
         )
     with suppressed(sys.stderr):
         ERR.print(panel(lines, config["task_name"], expand=False))
+
+
+def _place(trainer: Mapping[str, Any]) -> str:
+    """Say where a run trains, and that GPUs stay unused."""
+    if trainer["accelerator"] == "cpu":
+        return "on the CPU"
+    found, used = torch.cuda.device_count(), trainer["devices"]
+    used = found if used in ("auto", -1) else used if isinstance(used, int) else len(used)
+    name, unused = torch.cuda.get_device_name(), max(0, found - used)
+    hint = f"; {unused} more unused: trainer=ddp trains on all" if unused else ""
+    return f"on {used} x {name}{hint}"
 
 
 def summarize(

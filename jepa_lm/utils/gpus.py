@@ -6,7 +6,10 @@ it for all its jobs; the lock ends with the process, even if it is killed.
 
 from __future__ import annotations
 
+import importlib.util
 import os
+import re
+from contextlib import suppress
 from pathlib import Path
 from typing import IO
 
@@ -15,6 +18,8 @@ from jepa_lm.utils.errors import UserError
 LAUNCHER = "gpus"
 """The option of the group hydra/launcher."""
 VISIBLE = "CUDA_VISIBLE_DEVICES"
+WITHOUT_CUDA = re.compile(r"^cuda\b.*= *None *$", re.MULTILINE)
+"""Line of PyTorch's version.py."""
 _held: IO[bytes] | None = None
 """The lock that this process holds."""
 
@@ -27,6 +32,21 @@ def visible() -> list[str]:
     import torch
 
     return [str(i) for i in range(torch.cuda.device_count())]
+
+
+def accelerator() -> str:
+    """Return Lightning's name of where `trainer=auto` trains: `gpu` if PyTorch can use one, else `cpu`.
+
+    Apple's GPUs are not chosen. A PyTorch that was built without CUDA is not imported to find this out.
+    """
+    spec = importlib.util.find_spec("torch")
+    version = Path(spec.origin).parent / "version.py" if spec and spec.origin else None
+    with suppress(OSError, AttributeError):
+        if version is not None and WITHOUT_CUDA.search(version.read_text(encoding="utf-8")):
+            return "cpu"
+    import torch
+
+    return "gpu" if torch.cuda.is_available() else "cpu"
 
 
 def count() -> int:

@@ -25,7 +25,7 @@ def resolve_precision(name: str, accelerator: str) -> str:
     """
     if name == "auto":
         if accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available()):
-            native = torch.cuda.is_bf16_supported()
+            native = torch.cuda.is_bf16_supported(including_emulation=False)
         else:
             processor = torch.cpu.get_capabilities()
             native = any(processor.get(name) for name in BF16_INSTRUCTIONS)

@@ -221,6 +221,7 @@ RESOLVERS: dict[str, Callable[..., Any]] = {
     "times": operator.mul,  # ${times:4,${model.dim}}
     "smaller": min,  # ${smaller:64,${data.seq_len}}
     "gpus": gpus.count,
+    "accelerator": gpus.accelerator,
     "run_folder": run_folder,
 }
 
