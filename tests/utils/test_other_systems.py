@@ -11,7 +11,7 @@ import sys
 
 import pytest
 
-from tests.conftest import FAST_MUON, REPO
+from tests.conftest import REPO, SMALL
 from tests.runs import summary
 
 AS_ELSEWHERE = """
@@ -50,9 +50,9 @@ sys.exit(train())
 """
 
 
-@pytest.mark.parametrize("system", ["darwin", "win32"])
-def test_a_run_starts_and_ends(system, tmp_path):
-    words = ("debug=tiny", FAST_MUON, "trainer.max_steps=2", "sample=false", "compile=false")
+@pytest.mark.parametrize("system", [pytest.param("darwin", marks=pytest.mark.slow), "win32"])
+def test_a_run_starts_and_ends(system, tmp_path, small_text):
+    words = (*SMALL, f"data.path={small_text}", "trainer.max_steps=2")
     done = subprocess.run(
         [sys.executable, "-c", AS_ELSEWHERE, system, *words, f"hydra.run.dir={tmp_path}"],
         cwd=REPO,
