@@ -21,7 +21,7 @@ from tests.conftest import FAST_MUON, REPO, STARTUP
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
 OWN = ("info_nce.py", "conf/objective/info_nce.yaml")
-QUICK = ("debug=tiny", FAST_MUON, "trainer.max_steps=3", "sample=false", "compile=false")
+QUICK = ("debug=tiny", FAST_MUON, "trainer.max_steps=2", "sample=false", "data/corpus=text")
 
 
 @pytest.fixture(scope="module")
@@ -42,7 +42,8 @@ def installed(source, tmp_path_factory) -> Path:
     work = tmp_path_factory.mktemp("wheel")
     pip = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
     build = ["wheel", str(source), "--no-build-isolation", "--no-deps", "-w", str(work)]
-    subprocess.run([*pip, *build], check=True)
+    alone = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}  # or pip finds what is there
+    subprocess.run([*pip, *build], check=True, env=alone)
     (wheel,) = work.glob("*.whl")
     environment = work / "environment"
     subprocess.run([sys.executable, "-m", "venv", "--without-pip", environment], check=True)
@@ -51,7 +52,7 @@ def installed(source, tmp_path_factory) -> Path:
         Path(sysconfig.get_path(n, "venv", scheme)) for n in ("scripts", "purelib")
     )
     python = commands / Path(sys.executable).name
-    subprocess.run([*pip, "--python", python, "install", "--no-deps", wheel], check=True)
+    subprocess.run([*pip, "--python", python, "install", "--no-deps", wheel], check=True, env=alone)
     # A folder named in a .pth file is searched, but its own .pth files are not read: an editable install of
     # this checkout stays out.
     (packages / "borrowed.pth").write_text(sysconfig.get_path("purelib"))
@@ -77,7 +78,7 @@ class Outside:
         return json.loads((self.folder / path).read_text())
 
 
-def test_train_sweep_export_and_eval(installed, tmp_path):
+def test_train_sweep_export_and_eval(installed, tmp_path, small_text):
     outside = Outside(installed, tmp_path)
     where = "import jepa_lm, jepa_lm.utils.paths as paths; print(jepa_lm.__file__, paths.CONF)"
     module, conf = map(Path, outside.run("python", "-c", where).split())
@@ -88,10 +89,12 @@ def test_train_sweep_export_and_eval(installed, tmp_path):
         place = tmp_path / "mine" / name.removeprefix("conf/")
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(HERE / "extension" / name, place)
-    own = ("--config-dir", "mine", "objective=info_nce")
-    outside.run("jepa-train", *QUICK, *own, "trainer=ddp_sim", "hydra.run.dir=run")
+    text = (f"data.path={small_text}", "data.tokenizer.vocab_size=400")
+    own = ("--config-dir", "mine", *QUICK, *text, "objective=info_nce")
+    outside.run("jepa-train", *own, "hydra.run.dir=run")
     assert outside.json("run/summary.json")["git"]["commit"] is None
-    outside.run("jepa-export", "ckpt_path=run", "hydra.run.dir=export", "export.max_tokens=2048")
+    quick = ("export.max_tokens=2048", "export.codecs=[zlib]")
+    outside.run("jepa-export", "ckpt_path=run", "hydra.run.dir=export", *quick)
     printed = outside.run(
         "jepa-eval", "artifact_path=export", "eval.baselines=false", "hydra.run.dir=eval"
     )
@@ -100,8 +103,7 @@ def test_train_sweep_export_and_eval(installed, tmp_path):
     assert "    jepa-train debug=tiny" in card
     assert "    jepa-eval artifact_path=" in card
 
-    jobs = ("-m", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2", "hydra.sweep.dir=sweep")
-    outside.run("jepa-train", *QUICK, *own, *jobs, "jepa.weight=0.1,0.2")
+    outside.run("jepa-train", "-m", *own, "jepa.weight=0.1,0.2", "hydra.sweep.dir=sweep")
     assert outside.run("jepa-study", "ls", "sweep").count("finished") == 2
 
 
