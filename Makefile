@@ -1,49 +1,60 @@
-# Everything on a machine that has Python 3.11+ with pip and venv: `make demo`, `make test`.
+# Everything on a machine that has Python 3.11 to 3.13 with pip and venv: `make demo`, `make test`.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
+DEV_STAMP := $(VENV)/installed-dev
 
-.PHONY: install demo test test-slow fuzz kills lint signatures bench trace gpu figures clean
+.PHONY: install develop demo test test-slow fuzz kills lint signatures bench trace gpu figures clean
 
+# What a user needs; `make develop` adds to the same environment what tests, lint and benchmarks need.
 install: $(STAMP)
+develop: $(DEV_STAMP)
+
+define environment
+$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14) and "Python 3.11, 3.12 or 3.13 is needed; name it: make PYTHON=python3.12")'
+$(PYTHON) -m venv $(VENV)
+$(BIN)/pip install --quiet -e '$(1)'
+endef
 
 $(STAMP): pyproject.toml
-	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed; name it: make PYTHON=python3.12")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet -e '.[dev]'
+	$(call environment,.)
 	touch $@
+
+$(DEV_STAMP): pyproject.toml
+	$(call environment,.[dev])
+	touch $(STAMP) $@
 
 demo: install
 	$(BIN)/python train.py experiment=demo
 	$(BIN)/python export.py ckpt_path=last
 	$(BIN)/python eval.py artifact_path=last
 
-test: install
+test: develop
 	$(BIN)/python -m pytest -m 'not slow' -q -n 2 --dist loadfile
 
-test-slow: install
+test-slow: develop
 	$(BIN)/python -m pytest -m slow -q -n 2 --dist loadfile --no-loadscope-reorder
 
-fuzz: install
+fuzz: develop
 	$(BIN)/python -m tests.fuzz
 
-kills: install
+kills: develop
 	$(BIN)/python -m tests.kills
 
-lint: install
+lint: develop
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
 # After a change of a signature that a config can name.
-signatures: install
+signatures: develop
 	$(BIN)/python -m jepa_lm.utils.signatures
 
-bench: install
+bench: develop
 	$(BIN)/python -m benchmarks
 
-trace: install
+trace: develop
 	$(BIN)/python -m benchmarks trace
 
 gpu: install

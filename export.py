@@ -2,7 +2,7 @@
 
 import sys
 
-from jepa_lm.cli import launch
+from jepa_lm.cli import export
 
 if __name__ == "__main__":
-    sys.exit(launch("export"))
+    sys.exit(export())

@@ -2,7 +2,7 @@
 
 import sys
 
-from jepa_lm.cli import launch
+from jepa_lm.cli import train
 
 if __name__ == "__main__":
-    sys.exit(launch("train"))
+    sys.exit(train())

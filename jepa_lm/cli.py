@@ -38,6 +38,21 @@ TOLD = (*MENDABLE, CrashError)
 """Errors that are printed as one line."""
 
 
+def train() -> int:
+    """`jepa-train`, and `python train.py` in a checkout; returns the exit code."""
+    return launch("train")
+
+
+def evaluate() -> int:
+    """`jepa-eval`, and `python eval.py` in a checkout; returns the exit code."""
+    return launch("eval")
+
+
+def export() -> int:
+    """`jepa-export`, and `python export.py` in a checkout; returns the exit code."""
+    return launch("export")
+
+
 def launch(command: str) -> int:
     """Compose conf/<command>.yaml with the command line, run the command and return its exit code."""
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints the error and exits itself
@@ -130,3 +145,20 @@ def _check_arguments() -> None:
     if asked.resolve and asked.cfg is None:
         raise UserError("--resolve: only works with --cfg")
     check_words(asked.overrides)
+    if asked.config_dir is not None:
+        _import_from(asked.config_dir)
+
+
+def _import_from(config_dir: str) -> None:
+    """Let this process, and the ranks and workers that it starts, import the modules in the user's folder.
+
+    Raises:
+        UserError: there is no such folder.
+    """
+    folder = os.path.abspath(config_dir)
+    if not os.path.isdir(folder):
+        raise UserError(f"--config-dir={config_dir}: no such folder; it holds YAML as conf/ does")
+    if folder not in sys.path:
+        sys.path.append(folder)  # last: no module of the user's replaces a library's
+        known = os.environ.get("PYTHONPATH")
+        os.environ["PYTHONPATH"] = f"{known}{os.pathsep}{folder}" if known else folder

@@ -1,19 +1,22 @@
-"""No bad release of a dependency can be installed, and the wheel has every file that the package reads."""
+"""No bad release of a dependency can be installed; the wheel is complete; CI and image fit pyproject.toml."""
 
 from __future__ import annotations
 
 import tomllib
-from fnmatch import fnmatch
-from importlib.metadata import version
+from importlib.metadata import EntryPoint, version
 
 import pytest
+import yaml
 from packaging.requirements import Requirement
+from packaging.specifiers import SpecifierSet
 from packaging.version import Version
 
 from tests.conftest import REPO
 
 PYPROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())
 PROJECT = PYPROJECT["project"]
+SETUPTOOLS = PYPROJECT["tool"]["setuptools"]
+PYTHONS = [f"3.{n}" for n in range(8, 20) if f"3.{n}.0" in SpecifierSet(PROJECT["requires-python"])]
 WANTED = {r.name: r.specifier for r in map(Requirement, PROJECT["dependencies"])}
 
 
@@ -22,7 +25,7 @@ WANTED = {r.name: r.specifier for r in map(Requirement, PROJECT["dependencies"])
     [
         ("hydra-core", ["1.3.8"], ["1.4.0rc1", "1.4.0", "1.3.2"]),
         ("omegaconf", ["2.3.1"], ["2.4.0", "2.4.0.dev3", "2.2"]),
-        ("lightning", ["2.6.4", "2.6.6"], ["2.6.2", "2.6.3"]),
+        ("lightning", ["2.6.4", "2.6.6"], ["2.6.2", "2.6.3", "2.7.0"]),
         ("torch", ["2.11.0", "2.13.0"], ["2.10.0", "2.14.0"]),
     ],
 )
@@ -40,13 +43,70 @@ def test_what_is_installed_is_in_range(package):
 
 
 def test_python_range():
-    assert PROJECT["requires-python"] == ">=3.11"
+    assert PYTHONS == ["3.11", "3.12", "3.13"]
 
 
-def test_the_wheel_has_every_file_that_the_package_reads():
-    patterns = PYPROJECT["tool"]["setuptools"]["package-data"]["jepa_lm"]
-    package = REPO / "jepa_lm"
-    data = [p for p in package.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")]
-    assert package / "utils" / "signatures.json" in data
-    for path in data:
-        assert any(fnmatch(str(path.relative_to(package)), pattern) for pattern in patterns), path
+def test_no_requirement_of_an_extra_is_written_twice():
+    extras = PROJECT["optional-dependencies"]
+    names = [r.name for words in extras.values() for r in map(Requirement, words)]
+    ours = [*names, *WANTED]
+    assert len(ours) == len(set(ours))
+    together = next(r for r in map(Requirement, extras["dev"]) if r.name == "jepa_lm")
+    assert together.extras == extras.keys() - {
+        "dev",
+        "mamba",
+    }  # Mamba's kernels need a GPU's compiler
+
+
+def test_the_wheel_has_every_package():
+    found = {"jepa_lm.conf"}
+    for folder in ("jepa_lm", "hydra_plugins"):
+        modules = (REPO / folder).rglob("*.py")
+        found |= {".".join(path.parent.relative_to(REPO).parts) for path in modules}
+    assert SETUPTOOLS["packages"] == sorted(found)
+
+
+@pytest.mark.parametrize("package", SETUPTOOLS["package-data"])
+def test_the_wheel_has_every_file_that_the_package_reads(package):
+    folder = REPO / SETUPTOOLS["package-dir"].get(package, package.replace(".", "/"))
+    wanted = {p for p in folder.rglob("*") if p.is_file() and p.suffix not in (".py", ".pyc")}
+    assert wanted
+    patterns = SETUPTOOLS["package-data"][package]
+    assert {path for pattern in patterns for path in folder.glob(pattern)} == wanted
+
+
+@pytest.mark.parametrize(("name", "value"), PROJECT["scripts"].items())
+def test_commands_are_functions(name, value):
+    assert callable(EntryPoint(name, value, "console_scripts").load())
+
+
+def test_the_image_fits():
+    """Sources that are there, and versions that pyproject.toml allows."""
+    lines = (REPO / "Dockerfile").read_text().splitlines()
+    copied = [word for line in lines if line.startswith("COPY ") for word in line.split()[1:-1]]
+    assert {"conf", "hydra_plugins", "jepa_lm", "pyproject.toml"} <= set(copied)
+    for source in copied:
+        assert (REPO / source).exists(), source
+    default = dict(line.removeprefix("ARG ").split("=") for line in lines if line[:4] == "ARG ")
+    assert default["PYTHON"] in PYTHONS
+    assert default["BUILD"] == "cpu"
+    assert WANTED["torch"].contains(default["TORCH"])
+
+
+def test_ci_runs_on_every_python_and_every_system():
+    jobs = yaml.safe_load((REPO / ".github/workflows/ci.yml").read_text())["jobs"]
+    assert jobs["tests"]["strategy"]["matrix"]["python"] == PYTHONS
+    assert jobs["tests"]["steps"][-1]["run"].endswith(".ci/run")
+    assert jobs["smoke"]["strategy"]["matrix"]["os"] == ["macos-latest", "windows-latest"]
+    steps = jobs["smoke"]["steps"]
+    assert next(s["with"]["python-version"] for s in steps if "with" in s) in PYTHONS
+    started = {step["run"].split()[0] for step in steps if "run" in step}
+    assert {"jepa-train", "jepa-export", "jepa-eval"} <= started & PROJECT["scripts"].keys()
+
+
+def test_a_commit_is_checked_as_make_lint_does():
+    config = yaml.safe_load((REPO / ".pre-commit-config.yaml").read_text())
+    hooks = {hook["entry"] for repo in config["repos"] for hook in repo["hooks"]}
+    recipe = (REPO / "Makefile").read_text().split("\nlint:")[1].split("\n\n")[0]
+    steps = [line.removeprefix("\t$(BIN)/") for line in recipe.splitlines()[1:]]
+    assert hooks == {step.removesuffix(" .").replace(" --check", "") for step in steps}

@@ -18,7 +18,7 @@ from jepa_lm.artifact.publishing import DIGEST_KEY
 from jepa_lm.utils.errors import warn
 from jepa_lm.utils.files import read_json, read_yaml
 from jepa_lm.utils.nested import class_name
-from jepa_lm.utils.paths import SUMMARY_FILE
+from jepa_lm.utils.paths import SUMMARY_FILE, called
 from jepa_lm.utils.quoting import cut, markdown, one_line, shell
 
 TEMPLATE = "model_card.md.j2"
@@ -128,11 +128,12 @@ def model_card(
     return environment.get_template(TEMPLATE).render(
         submission=submission,
         account=account,
-        command=overrides and shell(["python", "train.py", *overrides]),
+        command=overrides and shell([*called("train"), *overrides]),
         training=_training(account, run, summary or {}),
         finished=summary is not None and summary.get("status") == "finished",
         sentence=in_words(account, run),
         formats=by_format(account["tensors"]),
+        evaluation=shell(called("eval")),
         file=Path(account["artifact"]).name,
         sha256=account[DIGEST_KEY],
     )
@@ -172,7 +173,8 @@ def _training(
         if shipped is None or extra is None
         else f"{shipped:,} shipped, {extra:,} for training only",
         "config hash": _text(summary, "config_hash"),
-        "git commit": f"{git.get('commit')}{', with changes' * bool(git.get('dirty'))}" * bool(git),
+        "git commit": git.get("commit")
+        and f"{git['commit']}{', with changes' * bool(git.get('dirty'))}",
         "versions": _versions(_below(summary, "versions")),
         "precision": run["trainer"]["precision"],
         "weights": account["weights"],

@@ -23,6 +23,7 @@ from pathlib import Path
 from jepa_lm.artifact.codecs import COMPRESSORS, decompress
 from jepa_lm.artifact.compression import Compressed
 from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.paths import program
 
 MAGIC = b"JEPALM1\0"
 DIGEST = hashlib.sha256().digest_size
@@ -57,14 +58,18 @@ def from_file(path: Path) -> list[bytes]:
         UserError: the file is not an artifact, is damaged, or would unpack to more than `MAX_BYTES`.
     """
     if not path.is_file():
-        raise UserError(f"artifact_path={path}: no such file; export.py writes artifact.<ext>")
+        raise UserError(
+            f"artifact_path={path}: no such file; {program('export')} writes artifact.<ext>"
+        )
     if (size := path.stat().st_size) > MAX_BYTES + MAX_BYTES // 16:  # incompressible data grows
         raise UserError(
             f"artifact_path={path}: {size} bytes is too large for an artifact; at most {MAX_BYTES}"
         )
     data = path.read_bytes()
     if not data.startswith(MAGIC):
-        raise UserError(f"artifact_path={path}: not an artifact of export.py, or an empty file")
+        raise UserError(
+            f"artifact_path={path}: not an artifact of {program('export')}, or an empty file"
+        )
     digest, body = data[len(MAGIC) :][:DIGEST], data[len(MAGIC) + DIGEST :]
     if hashlib.sha256(body).digest() != digest:
         raise UserError(

@@ -38,6 +38,7 @@ from jepa_lm.utils.console import showing
 from jepa_lm.utils.errors import RankError, UserError, warn
 from jepa_lm.utils.files import read_object, sweep_up, write_json
 from jepa_lm.utils.locks import only_writer
+from jepa_lm.utils.paths import program
 from jepa_lm.utils.precision import resolve_precision
 from jepa_lm.utils.provenance import git_state, versions
 from jepa_lm.utils.schema import SEARCH, EvalConfig
@@ -95,7 +96,9 @@ def _evaluate(
 def _check(settings: dict[str, Any], devices: int) -> None:
     check_protocol(settings, devices)
     if settings["temperature"] == SEARCH:
-        raise UserError("eval.temperature=search: only export.py can search, on training text")
+        raise UserError(
+            f"eval.temperature=search: only {program('export')} can search, on training text"
+        )
     if not settings["max_seconds"] > 0:
         raise UserError(f"eval.max_seconds={settings['max_seconds']}: a number more than 0")
 

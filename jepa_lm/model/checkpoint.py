@@ -16,6 +16,7 @@ from jepa_lm.model import LanguageModel
 from jepa_lm.model.checkpoint_file import damage, load, step_of
 from jepa_lm.utils.errors import UserError, warn
 from jepa_lm.utils.finding import as_path, newest_run
+from jepa_lm.utils.paths import program
 from jepa_lm.utils.trusted import Trust, bounded_modules, build_part
 
 LAST_FILE = "last.ckpt"
@@ -107,7 +108,9 @@ def _require_whole(path: Path) -> None:
         return
     others = [p for p in checkpoints_in(path.parent) if damage(p) is None]
     hint = f"; {others[0]} is whole" if others else ""
-    raise UserError(f"ckpt_path={path}: damaged, or not a checkpoint of train.py ({reason}){hint}")
+    raise UserError(
+        f"ckpt_path={path}: damaged, or not a checkpoint of {program('train')} ({reason}){hint}"
+    )
 
 
 def read_checkpoint(path: Path, trust: Trust | None = None) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from torch import Tensor
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.former_names import modern_states
 from jepa_lm.utils.nested import at
+from jepa_lm.utils.paths import program
 from jepa_lm.utils.schema import Limits
 from jepa_lm.utils.trusted import plain
 
@@ -120,7 +121,7 @@ def load(path: Path, limits: Limits, *, mapped: bool = False) -> dict[str, Any]:
 
 
 def _refusal(path: Path, reason: str) -> str:
-    return f"ckpt_path={path}: damaged, or not a checkpoint of train.py ({reason})"
+    return f"ckpt_path={path}: damaged, or not a checkpoint of {program('train')} ({reason})"
 
 
 def step_of(path: Path) -> int | None:

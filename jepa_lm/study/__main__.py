@@ -3,6 +3,8 @@
 python -m jepa_lm.study FOLDER           rebuild the report of a sweep or study
 python -m jepa_lm.study ls [FOLDER]      list the runs below a folder (default: logs), latest last; --json
 python -m jepa_lm.study compare A B      compare two runs: scores, settings, versions
+
+Installed, it is also `jepa-study`.
 """
 
 from __future__ import annotations
@@ -18,23 +20,22 @@ from jepa_lm.utils.errors import UserError, warn
 from jepa_lm.utils.output import say
 from jepa_lm.utils.paths import LOGS
 
-USAGE = (
-    "python -m jepa_lm.study FOLDER, python -m jepa_lm.study ls [FOLDER] [--json], "
-    "or python -m jepa_lm.study compare A B"
-)
-
-
+NAME = "jepa-study" if Path(sys.argv[0]).stem == "jepa-study" else "python -m jepa_lm.study"
+USAGE = f"{NAME} FOLDER, {NAME} ls [FOLDER] [--json], or {NAME} compare A B"
 PIPED_WIDTH = 200
 MOST_TOLD = 5
 """Largest number of damaged entries that a list names."""
 
 
-def main(arguments: list[str]) -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run a command and return its exit code: 0, or 2 after one line that says what is wrong.
 
     See `jepa_lm.utils.crash`.
+
+    Args:
+        arguments: words behind the command's name; None for those of this process.
     """
-    return command(lambda: _do(arguments))
+    return command(lambda: _do(sys.argv[1:] if arguments is None else arguments))
 
 
 def _do(arguments: list[str]) -> None:
@@ -99,4 +100,4 @@ def _names(words: list[str]) -> list[str]:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())

@@ -25,7 +25,7 @@ from yaml import YAMLError
 from jepa_lm.utils.crash import MENDABLE, CrashError
 from jepa_lm.utils.errors import RankError, UserError, yaml_error
 from jepa_lm.utils.nested import flat
-from jepa_lm.utils.paths import CONF
+from jepa_lm.utils.paths import CONF, program
 from jepa_lm.utils.quoting import one_line, override
 
 NO_NAME = re.compile(r"null|true|false|[0-9.eE+-]+|\{.*", re.IGNORECASE)
@@ -171,7 +171,7 @@ def _list_of_values(error: BaseException, command: str) -> tuple[str, int]:
     word = re.search(r"'([^']+)'", str(error))
     several = word.group(1) if word else "several values"
     return (
-        f"{several}: more than one run; add -m, or use study= or sweep= with train.py",
+        f"{several}: more than one run; add -m, or use study= or sweep= with {program('train')}",
         UserError.exit_code,
     )
 
@@ -250,4 +250,4 @@ def _all_keys(command: str, refused: str) -> list[str]:
     parts = [key.split(".") for key in flat(composed)]
     keys = list(dict.fromkeys(".".join(p[:n]) for p in parts for n in range(1, len(p) + 1)))
     groups = (p.relative_to(CONF) for p in CONF.rglob("*") if p.is_dir())
-    return keys + [str(group) for group in groups]
+    return keys + [group.as_posix() for group in groups]

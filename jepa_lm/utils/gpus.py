@@ -11,16 +11,19 @@ import os
 import re
 from contextlib import suppress
 from pathlib import Path
-from typing import IO
+from typing import TYPE_CHECKING
 
 from jepa_lm.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from filelock import FileLock
 
 LAUNCHER = "gpus"
 """The option of the group hydra/launcher."""
 VISIBLE = "CUDA_VISIBLE_DEVICES"
 WITHOUT_CUDA = re.compile(r"^cuda\b.*= *None *$", re.MULTILINE)
 """Line of PyTorch's version.py."""
-_held: IO[bytes] | None = None
+_held: FileLock | None = None
 """The lock that this process holds."""
 
 
@@ -65,18 +68,17 @@ def claim(folder: Path) -> None:
     Raises:
         UserError: there is no GPU, or all are taken.
     """
-    import fcntl  # not on Windows, where the rest of the program runs
+    from filelock import FileLock, Timeout
 
     global _held
     if _held is not None:
         return
     names = visible()
     for name in names:
-        lock = open(folder / f".gpu-{name.replace('/', '_')}.lock", "wb")  # noqa: SIM115 (kept open)
+        lock = FileLock(folder / f".gpu-{name.replace('/', '_')}.lock", timeout=0)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            lock.close()
+            lock.acquire()
+        except (Timeout, NotImplementedError, OSError):
             continue
         _held = lock
         os.environ[VISIBLE] = name

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import gc
 import re
 from pathlib import Path
 
 import torch
+
+from jepa_lm.utils.process import libc
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 RESET_PEAK = "5"
@@ -23,8 +24,10 @@ class PeakMemory:
             torch.cuda.reset_peak_memory_stats()
         gc.collect()
         self._start: int | None = None
-        with contextlib.suppress(OSError, AttributeError):
-            ctypes.CDLL(None).malloc_trim(0)  # return memory that earlier jobs freed
+        trim = libc("malloc_trim")
+        if trim is not None:
+            trim(0)  # return memory that earlier jobs freed
+        with contextlib.suppress(OSError):
             CLEAR.write_text(RESET_PEAK, encoding="utf-8")
             self._start = _resident("VmRSS")
 

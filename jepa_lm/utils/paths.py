@@ -1,10 +1,36 @@
-"""The config folder with its objectives, the folder of all runs, and the files in a run's folder."""
+"""The config folder and its objectives, names of commands, and where runs and their records are."""
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
-CONF = Path(__file__).resolve().parent.parent.parent / "conf"
+PACKAGE = Path(__file__).resolve().parent.parent
+
+
+def _conf() -> Path:
+    """Return `conf/` of the checkout that holds this package; installed, it is a folder of the package."""
+    checkout = PACKAGE.parent
+    if (checkout / "pyproject.toml").is_file() and (checkout / "conf" / "train.yaml").is_file():
+        return checkout / "conf"
+    return PACKAGE / "conf"
+
+
+CONF = _conf()
+
+
+def program(command: str) -> str:
+    """Return the name of `train`, `eval` or `export` as the user types it: `train.py` or `jepa-train`."""
+    installed = CONF.parent == PACKAGE or Path(sys.argv[0]).stem.startswith("jepa-")
+    return f"jepa-{command}" if installed else f"{command}.py"
+
+
+def called(command: str) -> list[str]:
+    """Return the words that start a command."""
+    name = program(command)
+    return ["python", name] if name.endswith(".py") else [name]
+
+
 LOGS = Path("logs")
 """Default folder of all runs, below the working directory."""
 CONFIG_FILE, SUMMARY_FILE, METRICS_FILE = "config.json", "summary.json", "metrics.csv"

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +32,20 @@ def _keep_freed_memory() -> None:
 
     With a vocabulary of 8192 these page faults took half of a run's time (docs/log.md).
     """
-    with contextlib.suppress(OSError, AttributeError):  # another C library: nothing to tune
-        mallopt = ctypes.CDLL(None).mallopt
+    mallopt = libc("mallopt")
+    if mallopt is not None:
         mallopt(M_MMAP_MAX, 0)
         mallopt(M_TRIM_THRESHOLD, NEVER)
+
+
+def libc(function: str) -> Callable[..., int] | None:
+    """Return a function of glibc; None where there is another C library, or none to ask."""
+    try:
+        import ctypes  # some builds of Python have none
+
+        return getattr(ctypes.CDLL(None), function)
+    except (AttributeError, OSError, ImportError, TypeError):  # macOS and musl; Windows
+        return None
 
 
 PARENT = "JEPA_LM_RANK_ZERO"
@@ -71,7 +79,10 @@ def fresh_python(
         path: folder that holds the package, if not this one. variables: added to the environment.
         settings: passed to `subprocess.Popen`.
     """
-    package = path or Path(__file__).resolve().parent.parent.parent
-    paths = [str(package), *(os.path.abspath(folder) for folder in sys.path)]
+    paths = [os.path.abspath(folder) for folder in sys.path]
+    # Where the package is installed, the folder is on the path already, behind the standard library's.
+    package = str(path or Path(__file__).resolve().parent.parent.parent)
+    if path or package not in paths:
+        paths.insert(0, package)
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **(variables or {})}
     return subprocess.Popen([sys.executable, "-P", *arguments], env=environment, **settings)

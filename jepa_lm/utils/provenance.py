@@ -64,7 +64,7 @@ def config_hash(config: Mapping[str, Any]) -> str:
 def git_state() -> dict[str, Any]:
     """Return the commit of the source, whether it was changed since, and a hash of the changes.
 
-    The values are None if there is no repository.
+    The values are None if no repository holds the source.
     """
     folder = Path(jepa_lm.__file__).parent
 
@@ -78,6 +78,9 @@ def git_state() -> dict[str, Any]:
         # A diff may contain files in any encoding.
         return done.stdout.decode(errors="replace").strip() if done.returncode == 0 else None
 
+    if git("ls-files", "--error-unmatch", "__init__.py") is None:
+        # Installed, perhaps into an environment inside somebody's repository, whose commit says nothing.
+        return {"commit": None, "dirty": None, "diff": None}
     changes = git("status", "--porcelain", "--untracked-files=no")
     difference = git("diff", "HEAD") if changes else None
     return {

@@ -10,6 +10,7 @@ from typing import Any
 
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.kinds import LARGEST_SEED
+from jepa_lm.utils.paths import program
 
 ELSEWHERE = {
     "max_epochs": "a run ends with trainer.max_steps or trainer.max_time",
@@ -21,7 +22,7 @@ ELSEWHERE = {
     "barebones": "logger=none logs nothing",
     "check_val_every_n_epoch": "set trainer.val_check_interval, in steps",
     "num_sanity_val_steps": "nothing is validated before a run; debug=tiny makes a short run",
-    "limit_test_batches": "eval.py scores the whole split",
+    "limit_test_batches": f"{program('eval')} scores the whole split",
     "limit_predict_batches": "nothing is predicted in batches",
     "reload_dataloaders_every_n_epochs": "the data has no epochs",
     "use_distributed_sampler": "each rank already takes its share of every batch",
@@ -45,8 +46,8 @@ def check_values(config: Mapping[str, Any]) -> None:
     stride, seq_len = config["eval"]["stride"], config["data"]["seq_len"]
     if not 1 <= stride <= seq_len:
         raise UserError(
-            f"eval.stride={stride}: from 1 to data.seq_len={seq_len}, or eval.py eval=sliding could not "
-            "score this run"
+            f"eval.stride={stride}: from 1 to data.seq_len={seq_len}, or {program('eval')} eval=sliding "
+            "could not score this run"
         )
 
 

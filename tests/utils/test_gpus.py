@@ -30,7 +30,7 @@ def machine(monkeypatch):
     monkeypatch.setattr(gpus, "_held", None)
     yield
     if gpus._held is not None:
-        gpus._held.close()
+        gpus._held.release()
 
 
 def worker(folder):
@@ -38,7 +38,6 @@ def worker(folder):
     return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
 
 
-@pytest.mark.skipif(sys.platform == "win32", reason="file locks of POSIX")
 def test_a_worker_holds_its_gpu_until_its_process_ends(machine, tmp_path):
     with worker(tmp_path) as one, worker(tmp_path) as other:
         assert {one.stdout.readline(), other.stdout.readline()} == {"3\n", "5\n"}
