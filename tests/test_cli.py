@@ -12,8 +12,8 @@ import yaml
 
 from jepa_lm import cli
 from jepa_lm.run import train
+from jepa_lm.utils.command_words import check_words
 from jepa_lm.utils.errors import UserError
-from jepa_lm.utils.explaining import check_words
 from tests.conftest import REPO
 
 
