@@ -95,8 +95,8 @@ def launch(command: str) -> int:
 
 
 def _goes_on(folders: list[Path]) -> str:
-    """Return how to go on with the run in this folder, if there is one; the sweeper tells it of sweeps."""
-    for folder in folders:
+    """Return how to go on with the run in this folder, if there is one; not for torchrun's processes."""
+    for folder in folders if "TORCHELASTIC_RUN_ID" not in os.environ else ():
         changes = {"hydra.run.dir": str(folder), "ckpt_path": AUTO}
         if (again := command_of_run(folder, changes)) is not None:
             return f"; to go on: {again}"

@@ -19,8 +19,8 @@ def train(cfg: DictConfig) -> float | None:
     config = resolve(cfg)
     check(config, imports=False)
     check_values(config)
-    check_model_files("train", config["ckpt_path"])
-    if not config["describe"]:  # which reads no data
+    if not config["describe"]:  # which reads no files
+        check_model_files("train", config["ckpt_path"])
         from jepa_lm.data.first_checks import check_text
 
         check_text(config["data"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 import traceback
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -20,7 +21,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
-from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
 from yaml import YAMLError
 
 from jepa_lm.utils.command_words import (
@@ -39,6 +40,8 @@ from jepa_lm.utils.quoting import one_line, override
 from jepa_lm.utils.schema import SCHEMAS
 from jepa_lm.utils.signatures import table
 from jepa_lm.utils.unknown_keys import of_another, unknown_key
+
+KEY = re.compile(r"[+~]{0,2}[\w@:$-]+([./][\w@:$-]+)*")
 
 
 def explain(error: BaseException, command: str) -> tuple[str, int]:
@@ -83,8 +86,8 @@ def explain(error: BaseException, command: str) -> tuple[str, int]:
     if isinstance(cause, MissingMandatoryValue):
         hint = "a checkpoint, a run folder, or last" if key == "ckpt_path" else f"{key}=..."
         return f"{key}: not set; give {hint}", UserError.exit_code
-    if key and (said := _wrong_type(str(key), command)):
-        return said, UserError.exit_code
+    if isinstance(cause, ValidationError) and (told := _wrong_type(str(key), command)):
+        return told, UserError.exit_code
     if key and "full_key" in str(cause):  # OmegaConf appends its fields to the message
         reason = one_line(str(cause).split("full_key")[0])
         return f"{key}: {reason}", UserError.exit_code
@@ -94,7 +97,7 @@ def explain(error: BaseException, command: str) -> tuple[str, int]:
 
 def _wrong_type(key: str, command: str) -> str | None:
     """Explain the value of an override that the schema refuses; None if no single value was given."""
-    words = [word.lstrip("+").partition("=") for word in get_args_parser().parse_args().overrides]
+    words = [word.lstrip("+").partition("=") for word in sys.argv[1:]]
     given = [value for name, _, value in words if name == key]
     kind = kind_of_setting(command, key)
     if not given or "," in given[-1] or kind == "any":
@@ -130,6 +133,8 @@ def _no_override(error: OverrideParseException) -> str:
     key, sign, value = error.override.partition("=")
     if not sign:
         return f"{error.override}: a setting is given as key=value"
+    if not KEY.fullmatch(key):
+        return f"{error.override}: {key} cannot be a key; one is a name such as jepa.weight"
     reason = re.sub(
         r"^Error parsing override .*|See https.*| expecting.*", "", error.message, flags=re.M
     )

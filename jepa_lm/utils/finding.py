@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from jepa_lm.utils.errors import UserError, warn
@@ -93,7 +94,11 @@ def check_model_files(command: str, ckpt: str | None, artifact: str | None = Non
 def _setting_for(path: Path) -> str | None:
     """Return the setting that takes this file, or the files in this folder; None if that is not certain."""
     if path.is_file():
-        with open(path, "rb") as file:
+        start = b""
+        with (
+            suppress(OSError),
+            open(path, "rb") as file,
+        ):  # whoever loads the file explains the error
             start = file.read(8)
         return next((key for first, key in STARTS.items() if start.startswith(first)), None)
     held = {

@@ -31,12 +31,23 @@ def command_of_run(
     later = list(more)
     keys = {key_of(word) for word in later}
     words = [word for word in recorded if key_of(word) not in keys] + later
-    return _command("train.py", words, changes)
+    script = sys.argv[0] if Path(sys.argv[0]).name == "train.py" else "train.py"
+    return _command(script, [*_own_configs(), *words], changes)
 
 
 def same_command(changes: Mapping[str, str]) -> str:
     """Return the command line of this process with settings added, in place of those that it has."""
     return _command(sys.argv[0], sys.argv[1:], changes)
+
+
+def _own_configs() -> list[str]:
+    """Return the flag that names the user's own config folder; a run's folder does not record it."""
+    for i, word in enumerate(sys.argv):
+        if word in ("--config-dir", "-cd"):
+            return sys.argv[i : i + 2]
+        if word.startswith("--config-dir="):
+            return [word]
+    return []
 
 
 def key_of(word: str) -> str:
