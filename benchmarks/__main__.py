@@ -16,7 +16,7 @@ import time
 
 import benchmarks
 
-HELPERS = {"__main__", "measure", "models", "gpu", "trace"}
+HELPERS = {"__main__", "measure", "models", "plain_loop", "gpu", "trace"}
 WAITING = {"cross_entropy": "ACTIVE", "optimizer_step": "ACTIVE", "export_speed": "PASSIVE"}
 """How idle threads wait, for benchmarks where it matters. Threads that sleep, as in the programs, wake up too
 late for small operations; threads that spin take a core from other processes."""

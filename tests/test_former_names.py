@@ -103,7 +103,9 @@ def test_an_artifact_is_scored(tmp_path):
     assert weights_of(loaded) == load_artifact(FILES / "artifact.zlib").meta["weights_sha256"]
     data = load_data(loaded, {"cache_dir": str(tmp_path)})
     windows = StandardWindows(data.streams["val"], seq_len=data.seq_len, rows=16, limit=2049)
-    scorer = Scorer.of(loaded.model, data.byte_counter("val"), torch.device("cpu"), "32-true")
+    scorer = Scorer.of(
+        loaded.model, data.split("val").byte_counter(), torch.device("cpu"), "32-true"
+    )
     nats, tokens, _ = score_windows(scorer, windows).tolist()
     assert tokens == 2048
     assert nats / tokens == pytest.approx(5.2, abs=0.1)

@@ -9,7 +9,8 @@
       8 bytes  length after compression
     then the compressed streams, concatenated
 
-The metadata of the first stream holds one JSON object, written by `writing` and read by `loading`.
+The metadata of the first stream holds one JSON object, written by `writing` and read by `loading`. The
+tokenizer is a tensor of bytes in a stream of its own, the last.
 """
 
 from __future__ import annotations
@@ -27,7 +28,9 @@ MAGIC = b"JEPALM1\0"
 DIGEST = hashlib.sha256().digest_size
 COUNT = struct.Struct("<I")
 STREAM = struct.Struct("<8sQQ")
-FORMAT_VERSION = 3
+FORMAT_VERSION = 4
+READABLE = (3, 4)
+"""Version 3 holds no tokenizer."""
 MAX_STREAMS = 16
 MAX_BYTES = 192 << 20
 """Limit on all safetensors together: 50 million weights in float32. A larger file is a decompression bomb."""

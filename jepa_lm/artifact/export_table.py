@@ -21,8 +21,10 @@ def print_account(account: dict[str, Any], folder: Path) -> None:
     for row in _stored(account) + _compression(account) + _scores(account):
         table.add_row(*row)
     table.add_row("artifact on disk", Text(f"{account['bytes']:,} bytes", style="bold"))
+    if account["tokenizer_bytes"]:
+        table.add_row("of which the tokenizer", f"{account['tokenizer_bytes']:,} bytes")
     off = account["predicted"]["off"]
-    table.add_row("predicted", f"{account['predicted']['bytes']:,} bytes ({off:+.1%})")
+    table.add_row("weights, predicted", f"{account['predicted']['bytes']:,} bytes ({off:+.1%})")
     table.add_row(f"code, {account['code']}", f"{account['code_bytes']:,} bytes")
     table.add_row("total", f"{account['total']:,} of {account['cap']:,} bytes allowed")
     console.print(table)

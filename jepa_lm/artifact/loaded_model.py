@@ -12,7 +12,9 @@ import torch
 
 from jepa_lm.artifact.loading import load_artifact, weights_hash
 from jepa_lm.artifact.publishing import find_artifact
+from jepa_lm.artifact.tokenizer import own_tokenizer
 from jepa_lm.data.token_data import TokenData
+from jepa_lm.data.tokenizers import GivenTokenizer, Tokenizer
 from jepa_lm.model import LanguageModel
 from jepa_lm.model.checkpoint import TRIES, find_checkpoint, inference_model, read_checkpoint
 from jepa_lm.utils.errors import UserError
@@ -38,6 +40,13 @@ class LoadedModel(NamedTuple):
     """Resolved training config; empty for an artifact, which does not store it."""
     trust: Trust
     """Trusted modules and limits that apply to the file."""
+    stored_tokenizer: bytes | None
+    """Serialized tokenizer that the file holds, if any."""
+
+    def own_tokenizer(self) -> Tokenizer | None:
+        """Return the model's tokenizer, or None if it is not at hand without the data."""
+        size = self.model.vocab_size
+        return own_tokenizer(self.tokenizer, size, self.stored_tokenizer, self.source)
 
 
 class HeldFile(NamedTuple):
@@ -125,6 +134,7 @@ def read_model(found: HeldFile, trust: Trust) -> LoadedModel:
         temperature=meta["temperature"],
         run={},
         trust=trust,
+        stored_tokenizer=loaded.tokenizer,
     )
 
 
@@ -142,6 +152,7 @@ def model_of_checkpoint(path: Path, checkpoint: dict[str, Any], trust: Trust) ->
         temperature=1.0,
         run=run,
         trust=trust,
+        stored_tokenizer=None,
     )
 
 
@@ -161,16 +172,33 @@ def weights_of(loaded: LoadedModel) -> str:
     return weights_hash(weights)
 
 
-def _require_text(source: str, data: Mapping[str, Any]) -> None:
+def _require_text(source: str, loaded: LoadedModel) -> None:
     """Check that the files that the data was read from still exist."""
     for key in ("path", "val_path", "tokenizer.model"):
-        path = at(data, *key.split("."))
-        if isinstance(path, str) and path and not os.path.exists(os.path.expanduser(path)):
-            where = os.path.abspath(os.path.expanduser(path))
-            raise UserError(
-                f"{source}: was trained with data.{key}={path}, but {where} no longer exists; restore it "
-                "or link it to its new place"
-            )
+        path = at(loaded.data, *key.split("."))
+        if not isinstance(path, str) or not path or os.path.exists(os.path.expanduser(path)):
+            continue
+        if key == "tokenizer.model" and loaded.own_tokenizer() is not None:
+            continue
+        where = os.path.abspath(os.path.expanduser(path))
+        raise UserError(
+            f"{source}: was trained with data.{key}={path}, but {where} no longer exists; restore it "
+            "or link it to its new place"
+        )
+
+
+def check_batch(loaded: LoadedModel, tokens: int) -> None:
+    """Check that the logits of a batch stay within the limits.
+
+    Raises:
+        UserError: too many.
+    """
+    logits, most = tokens * loaded.model.vocab_size, loaded.trust.limits.tensor_values
+    if logits > most:
+        raise UserError(
+            f"eval.batch_tokens={tokens}: {logits} logits per batch exceed limits.tensor_values={most}; use "
+            "fewer tokens"
+        )
 
 
 def load_data(loaded: LoadedModel, changes: dict[str, Any]) -> TokenData:
@@ -184,16 +212,13 @@ def load_data(loaded: LoadedModel, changes: dict[str, Any]) -> TokenData:
             is not allowed.
     """
     source = str(loaded.source)
-    _require_text(source, loaded.data)
+    _require_text(source, loaded)
     data = build_part("data", {**loaded.data, **changes}, source, loaded.trust)
     if not isinstance(data, TokenData):
         raise UserError(f"{source}: its config builds a {type(data).__name__}, not a TokenData")
-    logits = data.val_batch_tokens * loaded.model.vocab_size
-    if logits > loaded.trust.limits.tensor_values:
-        raise UserError(
-            f"eval.batch_tokens={data.val_batch_tokens}: {logits} logits per batch exceed "
-            f"limits.tensor_values={loaded.trust.limits.tensor_values}; use fewer tokens"
-        )
+    check_batch(loaded, data.val_batch_tokens)
+    if not data.is_prepared() and (own := loaded.own_tokenizer()) is not None:
+        data.tokenizer_source = GivenTokenizer(own)
     data.prepare_data(most_train=1)
     data.setup()
     if loaded.tokenizer != data.tokenizer.fingerprint:

@@ -19,7 +19,7 @@ from typing import Any
 import safetensors.torch
 from torch import Tensor, nn
 
-from jepa_lm.artifact.container import FORMAT_VERSION, from_file
+from jepa_lm.artifact.container import READABLE, from_file
 from jepa_lm.artifact.layout import from_planes
 from jepa_lm.model import LanguageModel
 from jepa_lm.model.checkpoint import empty_model, load_strictly
@@ -30,6 +30,8 @@ from jepa_lm.utils.trusted import Trust, check_part, find_class, plain
 
 META_KEY = "jepa_lm"
 PART = "::"
+TOKENIZER = f"{PART}tokenizer"
+"""Name of the tensor with the bytes of the serialized tokenizer."""
 MAX_VALUES = 50 << 20
 """Limit on the number of weights in a model; see `container.MAX_BYTES`."""
 MAX_HEADER = 4 << 20
@@ -57,6 +59,8 @@ class Loaded:
 
     model: LanguageModel
     meta: dict[str, Any]
+    tokenizer: bytes | None
+    """Serialized tokenizer; None if the file holds none."""
 
 
 def load_artifact(path: Path, trust: Trust | None = None) -> Loaded:
@@ -90,6 +94,7 @@ def _load(path: Path, trust: Trust, *, check_data: bool) -> Loaded:
             if twice := stored.keys() & tensors.keys():
                 raise UserError(f"holds {sorted(twice)[0]} twice")
             stored |= tensors
+        tokenizer = _tokenizer(stored.pop(TOKENIZER, None), meta["tokenizer"])
         parameters = len(meta["formats"])
         model = empty_model(meta["model"], parameters, "the file", trust, values=MAX_VALUES)
         load_strictly(model, _weights(model, meta, stored, trust), "the file")
@@ -99,7 +104,16 @@ def _load(path: Path, trust: Trust, *, check_data: bool) -> Loaded:
         raise UserError(
             f"artifact_path={path}: damaged artifact ({cut(one_line(error), 240)})"
         ) from error
-    return Loaded(model.eval(), meta)
+    return Loaded(model.eval(), meta, tokenizer)
+
+
+def _tokenizer(stored: Tensor | None, fingerprint: str) -> bytes | None:
+    if stored is None:
+        return None
+    model = bytes(stored.numpy().data)
+    if hashlib.sha256(model).hexdigest() != fingerprint:
+        raise UserError("its tokenizer is not the one that the model was trained with")
+    return model
 
 
 def weights_hash(weights: Mapping[str, Tensor]) -> str:
@@ -171,8 +185,9 @@ def _metadata(raw: bytes) -> dict[str, Any]:
         raise
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"no readable header ({cut(one_line(error), 240)})") from error
-    if version != FORMAT_VERSION:
-        raise UserError(f"format version {version!r}, but this program reads {FORMAT_VERSION}")
+    if version not in READABLE:
+        readable = " and ".join(map(str, READABLE))
+        raise UserError(f"format version {version!r}, but this program reads {readable}")
     for key, kind in META.items():
         if not isinstance(meta.get(key), kind) or isinstance(meta[key], bool):
             raise UserError(f"its header has no usable {key!r}")

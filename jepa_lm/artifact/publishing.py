@@ -15,6 +15,7 @@ from pathlib import Path
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.files import link_or_copy, read_object, sha256_of
 from jepa_lm.utils.finding import find_file
+from jepa_lm.utils.paths import TOKENIZER_FILE
 
 ARTIFACTS = "artifact.*"
 ACCOUNT, SUBMISSION, CARD, CODE = "export.json", "submission.json", "model_card.md", "code"
@@ -83,6 +84,8 @@ def publish(staged: Path, folder: Path) -> None:
     os.replace(new, place)
     for name in (ACCOUNT, SUBMISSION, CARD):
         os.replace(staged / name, folder / name)
+    if (staged / TOKENIZER_FILE).is_file():
+        os.replace(staged / TOKENIZER_FILE, folder / TOKENIZER_FILE)
     if wrote_code or (staged / CODE).exists():
         _replace_code(staged, folder)
     for path in earlier:

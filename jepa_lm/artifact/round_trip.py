@@ -142,12 +142,12 @@ def _scores(settings: dict[str, Any]) -> dict[str, Any]:
 
 def _score(loaded: LoadedModel, data: TokenData, protocol: str, asked: dict[str, Any]) -> Score:
     device = pick_device(asked["device"])
-    counter = data.byte_counter("val")
-    scorer = Scorer.of(loaded.model, counter, device, loaded.precision)._replace(
+    split = data.split("val")
+    scorer = Scorer.of(loaded.model, split.byte_counter(), device, loaded.precision)._replace(
         temperature=loaded.temperature
     )
     settings = {"protocol": protocol, "stride": asked["stride"]}
-    return score_from_sums(*score_split(scorer, data, settings, loaded.stride).tolist())
+    return score_from_sums(*score_split(scorer, split, settings, loaded.stride).tolist())
 
 
 def answer_to(settings: dict[str, Any]) -> dict[str, Any]:

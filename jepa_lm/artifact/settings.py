@@ -10,6 +10,7 @@ from jepa_lm.artifact.codecs import COMPRESSORS
 from jepa_lm.artifact.layout import check_streams
 from jepa_lm.artifact.round_trip import check_protocols
 from jepa_lm.artifact.size import check_code
+from jepa_lm.artifact.tokenizer import PLACES
 from jepa_lm.quantization.policy import Policy
 from jepa_lm.utils.config import build, check_node
 from jepa_lm.utils.errors import UserError
@@ -28,6 +29,11 @@ def check_settings(settings: dict[str, Any]) -> None:
     check_code(settings["code"])
     check_streams(settings["streams"])
     check_protocols(settings["protocols"])
+    if settings["tokenizer"] not in (None, *PLACES):
+        raise UserError(
+            f"export.tokenizer={settings['tokenizer']}: one of {', '.join(PLACES)}, or null: inside, unless "
+            "it is published with the shards"
+        )
     for codec in settings["codecs"]:
         if codec not in COMPRESSORS:
             raise UserError(f"export.codecs={codec}: one of {', '.join(COMPRESSORS)}")

@@ -41,6 +41,8 @@ class Attempt:
     quantization: Mapping[str, Any]
     cap: int
     bytes: int
+    tokenizer_bytes: int
+    """Part of `bytes` that no policy changes."""
     codec: str
     streams: str
     meta: Mapping[str, Any]
@@ -69,8 +71,8 @@ def ways_under(
             formats = build("quantization", node).assign(scorer.model)
         except UserError:  # a predefined policy need not fit every model
             continue
-        predicted = predict(scorer.model, formats, [attempt.codec], trained=True)["bytes"]
-        if predicted + min(attempt.code.values()) <= MARGIN * attempt.cap:
+        weights = predict(scorer.model, formats, [attempt.codec], trained=True)["bytes"]
+        if weights + attempt.tokenizer_bytes + min(attempt.code.values()) <= MARGIN * attempt.cap:
             stored = stored_copy(scorer.model, formats)
             loss = _bpb(scorer._replace(model=stored), windows) - before
             if math.isfinite(loss):
@@ -133,4 +135,4 @@ def _bpb(scorer: Scorer, windows: torch.utils.data.Dataset[Batch]) -> float:
 def _compressed(attempt: Attempt, model: nn.Module, formats: Mapping[str, Any]) -> int:
     """Return the bytes of the file, without its short header."""
     raw = to_streams(pack_model(model, formats), attempt.meta, attempt.streams)
-    return sum(len(compress(attempt.codec, stream)) for stream in raw)
+    return attempt.tokenizer_bytes + sum(len(compress(attempt.codec, stream)) for stream in raw)

@@ -18,7 +18,7 @@ from jepa_lm.artifact import layout
 from jepa_lm.artifact.codecs import EXTENSIONS
 from jepa_lm.artifact.compression import Compressed, compress_best
 from jepa_lm.artifact.container import FORMAT_VERSION, MAX_BYTES, header_bytes, to_file
-from jepa_lm.artifact.loading import META_KEY, PART, compact_json, weights_hash
+from jepa_lm.artifact.loading import META_KEY, PART, TOKENIZER, compact_json, weights_hash
 from jepa_lm.model import LanguageModel
 from jepa_lm.quantization.formats import Format, Parts
 from jepa_lm.utils.errors import UserError
@@ -59,9 +59,11 @@ class Written:
     sha256: str
     """SHA-256 of the file, as `sha256sum` prints it."""
     codecs: list[str]
-    """Codec of each stream."""
+    """Codec of each stream of weights."""
     compressors: dict[str, int]
     """File size with each codec used for all streams."""
+    tokenizer_bytes: int
+    """Bytes that the tokenizer takes in the file, 0 if it holds none."""
     tensors: list[dict[str, Any]]
     """Name, format, shape, number of values, and bytes before compression of each parameter."""
 
@@ -77,29 +79,39 @@ def pack_model(model: torch.nn.Module, formats: Mapping[str, Format]) -> Packed:
 
 
 def write_artifact(
-    folder: Path, packed: Packed, meta: Mapping[str, Any], *, streams: str, codecs: Sequence[str]
+    folder: Path,
+    packed: Packed,
+    meta: Mapping[str, Any],
+    *,
+    streams: str,
+    codecs: Sequence[str],
+    tokenizer: bytes | None = None,
 ) -> Written:
     """Compress a packed model and write `artifact.<ext>` to `folder`.
 
     Args:
         meta: plain values under the keys of `loading.META`.
         streams: stream layout, see `layout.streams_of`. codecs: names of the codecs to try.
+        tokenizer: serialized tokenizer to store, if any.
 
     Raises:
         UserError: the model is larger than an artifact may be.
     """
     compressed = compress_model(packed, meta, streams=streams, codecs=codecs)
     largest = max(compressed, key=lambda stream: len(stream.data))
+    words = _tokenizer_stream(tokenizer, codecs)
+    every = compressed + words
     path = folder / f"artifact.{EXTENSIONS[largest.codec]}"
-    data = to_file(compressed)
+    data = to_file(every)
     write_bytes(path, data)
-    outside = header_bytes(len(compressed))
+    outside, each = header_bytes(len(every)), header_bytes(1) - header_bytes(0)
     return Written(
         path=path,
         bytes=path.stat().st_size,
         sha256=hashlib.sha256(data).hexdigest(),
         codecs=[stream.codec for stream in compressed],
-        compressors={c: outside + sum(stream.sizes[c] for stream in compressed) for c in codecs},
+        compressors={c: outside + sum(s.sizes[c] for s in every) for c in codecs},
+        tokenizer_bytes=sum(each + len(stream.data) for stream in words),
         tensors=[
             {
                 "name": name,
@@ -111,6 +123,13 @@ def write_artifact(
             for name, parts in packed.parts.items()
         ],
     )
+
+
+def _tokenizer_stream(tokenizer: bytes | None, codecs: Sequence[str]) -> list[Compressed]:
+    if tokenizer is None:
+        return []
+    words = torch.frombuffer(bytearray(tokenizer), dtype=torch.uint8)
+    return compress_best([safetensors.torch.save({TOKENIZER: words})], codecs)
 
 
 def compress_model(

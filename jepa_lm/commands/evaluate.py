@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,14 +16,14 @@ from jepa_lm.artifact.loaded_model import (
     HeldFile,
     LoadedModel,
     held_model_file,
-    load_data,
     pick_device,
     read_model,
     weights_of,
 )
 from jepa_lm.artifact.publishing import ACCOUNT, belongs
-from jepa_lm.data.token_data import TokenData
-from jepa_lm.evaluation.baselines import cached_baselines, split_text
+from jepa_lm.artifact.text import Text, text_to_score
+from jepa_lm.data.split import Split
+from jepa_lm.evaluation.baselines import cached_baselines
 from jepa_lm.evaluation.bpb import score_from_sums
 from jepa_lm.evaluation.byte_audit import audit_bytes
 from jepa_lm.evaluation.protocols import check_protocol, details, score_split, tokens_read
@@ -76,9 +77,9 @@ def _evaluate(
     config: dict[str, Any], found: HeldFile, trust: Trust, device: torch.device, path: Path
 ) -> float:
     """Score the model file, write the result to `path`, print it."""
-    loaded, data = _load(config, found, trust)
+    loaded, text = _load(config, found, trust)
     with recording_job(config, "eval", run=loaded.run, shared=_shared(loaded)) as records:
-        result = _result(config, found, loaded, data, device)
+        result = _result(config, found, loaded, text, device)
         write_json(path, result)
         records.summary(result, [path])
     with showing("the score"):
@@ -113,14 +114,14 @@ def _result(
     config: dict[str, Any],
     found: HeldFile,
     loaded: LoadedModel,
-    data: TokenData,
+    text: Text,
     device: torch.device,
 ) -> dict[str, Any]:
     """Score the model and return the contents of eval.json."""
     settings = config["eval"]
     source_bytes, weights = found.file.stat().st_size, weights_of(loaded)
-    settings["compile"] = _compiled(settings, loaded, data, device, config["devices"])
-    sums, seconds = _measure(config, found, weights, loaded, data, device)
+    settings["compile"] = _compiled(settings, loaded, text.val, device, config["devices"])
+    sums, seconds = _measure(config, found, weights, loaded, text.val, device)
     score = score_from_sums(*sums)
     precision = resolve_precision(_given(settings["precision"], loaded.precision), device.type)
     if not math.isfinite(score.bpb):
@@ -135,7 +136,8 @@ def _result(
         "seconds": seconds,
         "max_seconds": settings["max_seconds"],
         "in_time": seconds <= settings["max_seconds"],
-        "seq_len": data.seq_len,
+        "text": text.path,
+        "seq_len": text.val.seq_len,
         "temperature": _temperature(settings, loaded),
         "precision": precision,
         "compiled": settings["compile"],
@@ -148,40 +150,37 @@ def _result(
         "git": git_state(),
     }
     if settings["audit"]:
-        result["audit"] = _audit(data)
+        audited = audit_bytes(text.val.stream, text.val.tokenizer, text.val.text)
+        result["audit"] = audited.as_dict()
     if settings["baselines"]:
         limit = settings["baseline_bytes"]
-        text, prefix = (split_text(data, split, limit) for split in ("val", "train"))
-        result["baselines"] = cached_baselines(text, prefix, data.cache_dir)
-        result["baselines_read_bytes"] = {"validation": len(text), "training": len(prefix)}
+        scored = text.val.first_bytes(limit)
+        prefix = b"" if text.train is None else text.train.first_bytes(limit)
+        cache = Path(os.path.expanduser(config["data"]["cache_dir"]))
+        result["baselines"] = cached_baselines(scored, prefix, cache)
+        result["baselines_read_bytes"] = {"validation": len(scored), "training": len(prefix)}
     return result
 
 
 def _compiled(
-    settings: dict[str, Any],
-    loaded: LoadedModel,
-    data: TokenData,
-    device: torch.device,
-    devices: int,
+    settings: dict[str, Any], loaded: LoadedModel, split: Split, device: torch.device, devices: int
 ) -> bool:
     """Return whether all processes compile the model."""
     if settings["protocol"] == "stream":
         return False
-    share = tokens_read(data, settings, loaded.stride) // devices
+    share = tokens_read(split, settings, loaded.stride) // devices
     return compiles_scoring(settings["compile"], share, device.type == "cpu")
 
 
-def _load(config: dict[str, Any], found: HeldFile, trust: Trust) -> tuple[LoadedModel, TokenData]:
-    """Load the model and its run's validation data."""
+def _load(config: dict[str, Any], found: HeldFile, trust: Trust) -> tuple[LoadedModel, Text]:
+    """Load the model and the text to score."""
     settings, loaded = config["eval"], read_model(found, trust)
-    batch_tokens = _given(settings["batch_tokens"], loaded.data["val_batch_tokens"])
-    changes = {
-        "cache_dir": config["paths"]["cache"],
+    sizes = {
         "seq_len": _given(settings["seq_len"], loaded.data["seq_len"]),
-        "val_batch_tokens": batch_tokens,
+        "batch_tokens": _given(settings["batch_tokens"], loaded.data["val_batch_tokens"]),
     }
     try:
-        return loaded, load_data(loaded, changes)
+        return loaded, text_to_score(loaded, **config["data"], **sizes)
     except UserError as error:
         if settings["seq_len"] is None:
             raise
@@ -198,13 +197,13 @@ def _measure(
     found: HeldFile,
     weights: str,
     loaded: LoadedModel,
-    data: TokenData,
+    split: Split,
     device: torch.device,
 ) -> tuple[list[float], float]:
     """Return the sums of nats, targets and bytes over all processes, and the seconds taken."""
     count = config["devices"]
     if count == 1:
-        return _share(config, loaded, data, device, rank=0, world_size=1)
+        return _share(config, loaded, split, device, rank=0, world_size=1)
     # Slow to import, and only several processes need it.
     from lightning.fabric import Fabric
     from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
@@ -233,14 +232,13 @@ def _worker(
     process.tune()
     if fabric.device.type == "cpu":
         torch.set_num_threads(max(1, torch.get_num_threads() // fabric.world_size))
-    loaded, data = _load(config, found, Trust.of(config))
+    loaded, text = _load(config, found, Trust.of(config))
     if weights_of(loaded) != weights:
         raise UserError(
             f"{found.key}={found.path}: the file changed while it was loaded; run the command again"
         )
-    sums, seconds = _share(
-        config, loaded, data, fabric.device, rank=fabric.global_rank, world_size=fabric.world_size
-    )
+    ranks = {"rank": fabric.global_rank, "world_size": fabric.world_size}
+    sums, seconds = _share(config, loaded, text.val, fabric.device, **ranks)
     total = fabric.all_reduce(torch.tensor(sums, dtype=torch.float64), reduce_op="sum")
     slowest = fabric.all_reduce(torch.tensor(seconds), reduce_op="max")
     assert isinstance(total, torch.Tensor)
@@ -255,7 +253,7 @@ def _worker(
 def _share(
     config: dict[str, Any],
     loaded: LoadedModel,
-    data: TokenData,
+    split: Split,
     device: torch.device,
     *,
     rank: int,
@@ -263,23 +261,16 @@ def _share(
 ) -> tuple[list[float], float]:
     settings = config["eval"]
     precision = _given(settings["precision"], loaded.precision)
-    scorer = Scorer.of(loaded.model, data.byte_counter("val"), device, precision)._replace(
+    scorer = Scorer.of(loaded.model, split.byte_counter(), device, precision)._replace(
         temperature=_temperature(settings, loaded),
         rank=rank,
         world_size=world_size,
         compile=settings["compile"],
     )
     began = time.perf_counter()
-    sums = score_split(scorer, data, settings, loaded.stride).tolist()
+    sums = score_split(scorer, split, settings, loaded.stride).tolist()
     return sums, time.perf_counter() - began
 
 
 def _temperature(settings: dict[str, Any], loaded: LoadedModel) -> float:
     return float(_given(settings["temperature"], loaded.temperature))
-
-
-def _audit(data: TokenData) -> dict[str, Any]:
-    assert data.prepared is not None
-    texts = data.prepared.texts
-    source = None if texts is None else texts["val"]
-    return audit_bytes(data.streams["val"], data.tokenizer, source).as_dict()

@@ -40,9 +40,10 @@ from jepa_lm.artifact.size import (
     write_minified,
 )
 from jepa_lm.artifact.suggestions import Attempt, ways_under
+from jepa_lm.artifact.tokenizer import BESIDE, INSIDE, NONE, serialized
 from jepa_lm.artifact.writing import Packed, Written, pack_model, write_artifact
+from jepa_lm.data.corpora import ShardCorpus
 from jepa_lm.data.token_data import TokenData
-from jepa_lm.data.windows import StandardWindows
 from jepa_lm.evaluation.sampling import start_of_text
 from jepa_lm.evaluation.scoring import Scorer
 from jepa_lm.evaluation.temperature import search_temperature
@@ -53,12 +54,12 @@ from jepa_lm.model.checkpoint import portable, read_checkpoint, shipped_weights
 from jepa_lm.quantization.calibration import OWN, calibrate, own_text, training_text
 from jepa_lm.utils.config import check_node, check_schema, check_type, resolve
 from jepa_lm.utils.console import showing
-from jepa_lm.utils.files import staging, sweep_up, write_json, write_text
+from jepa_lm.utils.files import staging, sweep_up, write_bytes, write_json, write_text
 from jepa_lm.utils.locks import only_writer
-from jepa_lm.utils.paths import CONF
+from jepa_lm.utils.paths import CONF, TOKENIZER_FILE
 from jepa_lm.utils.provenance import git_state, versions
 from jepa_lm.utils.schema import SEARCH, ExportConfig, Temperature
-from jepa_lm.utils.trusted import Trust
+from jepa_lm.utils.trusted import Trust, find_class
 
 TRIAL_TOKENS = 16_384
 """Number of training tokens on which ways to fit the cap are tried."""
@@ -122,6 +123,21 @@ class _Export:
         """The run's data, loaded on first use."""
         return load_data(self.loaded, {"cache_dir": self.config["paths"]["cache"]})
 
+    @cached_property
+    def place(self) -> str:
+        """Where the tokenizer goes; by default beside the artifact if it is published with the shards."""
+        asked: str | None = self.settings["tokenizer"]
+        corpus = find_class("data", self.run_config["data"]["corpus"]["_target_"], self.trust)
+        published = isinstance(corpus, type) and issubclass(corpus, ShardCorpus)
+        return asked or (BESIDE if published else INSIDE)
+
+    @cached_property
+    def tokenizer(self) -> bytes | None:
+        """The serialized tokenizer; None if it is not stored, or needs nothing."""
+        if self.place == NONE:
+            return None
+        return serialized(self.loaded.own_tokenizer() or self.data.tokenizer)
+
     def run(self, records: RunLoggers) -> float:
         """Run all steps; return bytes of artifact and code."""
         packed, gptq = self._packed()
@@ -134,7 +150,10 @@ class _Export:
                 meta,
                 streams=self.settings["streams"],
                 codecs=self.settings["codecs"],
+                tokenizer=self.tokenizer if self.place == INSIDE else None,
             )
+            if self.place == BESIDE and self.tokenizer is not None:
+                write_bytes(staged / TOKENIZER_FILE, self.tokenizer)
             account = self._account(written, staged) | {
                 "weights": shipped_weights(self.checkpoint),
                 "weights_sha256": self.weights,
@@ -177,13 +196,12 @@ class _Export:
         """Return `temperature`, and how it was found if it was searched for."""
         if self.asked_temperature != SEARCH:
             return {"temperature": float(self.asked_temperature)}
-        scorer, data = self._scorer(packed.restored(self.model)), self.data
-        train = data.streams["train"]
-        return search_temperature(scorer, train, seq_len=data.seq_len, rows=data.val_rows)
+        scorer, train = self._scorer(packed.restored(self.model)), self.data.split("train")
+        return search_temperature(scorer, train.stream, seq_len=train.seq_len, rows=train.rows)
 
     def _scorer(self, model: LanguageModel) -> Scorer:
         """Return a scorer of training text."""
-        counter = self.data.byte_counter("train")
+        counter = self.data.split("train").byte_counter()
         return Scorer.of(model, counter, self.device, self.loaded.precision)
 
     def _meta(self, temperature: float) -> dict[str, Any]:
@@ -219,6 +237,8 @@ class _Export:
             "run": shared_settings(self.run_config),
             "parameters": sum(row["values"] for row in written.tensors),
             "bytes": written.bytes,
+            "tokenizer": self.place,
+            "tokenizer_bytes": written.tokenizer_bytes,
             "code": counted,
             "code_bytes": code,
             "total": total,
@@ -227,7 +247,7 @@ class _Export:
             "fits": total <= cap,
             "predicted": {
                 "bytes": predicted,
-                "off": predicted / written.bytes - 1,
+                "off": predicted / (written.bytes - written.tokenizer_bytes) - 1,
                 "before_training": announced,
             },
             "codecs": written.codecs,
@@ -256,6 +276,7 @@ class _Export:
             quantization=self.quantization,
             cap=account["cap"],
             bytes=account["bytes"],
+            tokenizer_bytes=account["tokenizer_bytes"],
             codec=min(account["compressors"], key=account["compressors"].__getitem__),
             streams=self.settings["streams"],
             meta=meta,
@@ -266,9 +287,7 @@ class _Export:
             },
             counted=account["code"],
         )
-        train, seq_len = self.data.streams["train"], self.data.seq_len
-        rows, limit = self.data.val_rows, TRIAL_TOKENS + 1
-        windows = StandardWindows(train, seq_len=seq_len, rows=rows, limit=limit)
+        windows = self.data.split("train").windows(TRIAL_TOKENS + 1)
         return ways_under(attempt, self._scorer(self.model), windows, CONF / "quantization")
 
     def _write(self, account: dict[str, Any], staged: Path) -> None:

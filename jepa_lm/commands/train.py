@@ -39,7 +39,7 @@ from jepa_lm.utils.config import build, check, resolve
 from jepa_lm.utils.errors import in_words, warn
 from jepa_lm.utils.files import write_json
 from jepa_lm.utils.memory import PeakMemory
-from jepa_lm.utils.paths import CONFIG_FILE, SUMMARY_FILE
+from jepa_lm.utils.paths import CONFIG_FILE, SUMMARY_FILE, TOKENIZER_FILE
 from jepa_lm.utils.precision import resolve_precision
 from jepa_lm.utils.provenance import config_hash, git_state, source_hash
 from jepa_lm.utils.signals import Stopped
@@ -98,6 +98,7 @@ def train_resolved(config: dict[str, Any], cfg: DictConfig | None = None) -> flo
             if cfg is not None:
                 keep_overrides(cfg, run_dir)
             write_json(run_dir / CONFIG_FILE, given)
+            data.tokenizer.save(run_dir / TOKENIZER_FILE)
             tell_limits(config)
             announce(task, data, about, resume)
         _run(trainer, task, data, about)

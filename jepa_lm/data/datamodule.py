@@ -38,7 +38,7 @@ class TokenDataModule(LightningDataModule):
     def val_dataloader(self) -> DataLoader[Batch]:
         """Return the batches that this rank scores: every W-th of W ranks."""
         assert self.trainer is not None
-        windows = self.data.val_windows()
+        windows = self.data.split("val").windows()
         mine = range(self.trainer.global_rank, len(windows), self.trainer.world_size)
         # Its own generator, or a validation would advance the random numbers of training.
         own = torch.Generator()

@@ -8,7 +8,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -26,8 +26,9 @@ from jepa_lm.data.prepared_folder import (
     write_manifest,
 )
 from jepa_lm.data.shards import ShardWriter, check_token_ids, open_shard
-from jepa_lm.data.tokenizers import ByteTokenizer, SentencePieceBPE, Tokenizer
+from jepa_lm.data.tokenizers import GivenTokenizer, SentencePieceBPE, Tokenizer, TokenizerSource
 from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.paths import TOKENIZER_FILE
 
 FORMAT = 2
 """Part of the cache key; raise it when the prepared data changes."""
@@ -35,7 +36,6 @@ SHARD_TOKENS = 100_000_000
 """Tokens per shard, as in the published export."""
 SHOW_PROGRESS_BYTES = 50_000_000
 """Smaller corpora are encoded before anyone could read a progress bar."""
-MODEL = "tokenizer.model"
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Prepared:
 
 def prepare(
     corpus: TextCorpus | ShardCorpus,
-    tokenizer: SentencePieceBPE | ByteTokenizer,
+    tokenizer: TokenizerSource,
     cache_dir: Path,
     most_train: int | None = None,
 ) -> Prepared:
@@ -62,12 +62,7 @@ def prepare(
     Raises:
         UserError: bad text, bad shards, or a tokenizer of another size.
     """
-    try:
-        cache_dir.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(
-            f"data.cache_dir={cache_dir}: cannot write there ({error.strerror})"
-        ) from error
+    _make_cache(cache_dir)
     if isinstance(corpus, ShardCorpus):
         train, val, published = corpus.shards(cache_dir, most_train)
         for path in (*train, *val):
@@ -78,34 +73,82 @@ def prepare(
         built = tokenizer.build((), published)
         check_token_ids((*train, *val), built.vocab_size, notes=cache_dir / "checked")
         return Prepared(train, val, built, None)
-    key = _cache_key(corpus, tokenizer)
-    folder = cache_dir / "prepared" / key
-    manifest = read_manifest(folder)
-    if manifest is None:
-        manifest = _make(corpus, tokenizer, folder)
+    folder, manifest = _made(corpus, tokenizer, cache_dir, SPLITS)
     return Prepared(
         train=[folder / name for name in manifest.files if name.startswith("train_")],
         val=[folder / name for name in manifest.files if name.startswith("val_")],
-        tokenizer=tokenizer.build((), folder / MODEL if MODEL in manifest.files else None),
+        tokenizer=tokenizer.build(
+            (), folder / TOKENIZER_FILE if TOKENIZER_FILE in manifest.files else None
+        ),
         texts=manifest.texts,
     )
 
 
-def _cache_key(corpus: TextCorpus, tokenizer: SentencePieceBPE | ByteTokenizer) -> str:
+def prepare_whole(
+    corpus: TextCorpus, tokenizer: Tokenizer, cache_dir: Path
+) -> tuple[list[Path], SourceText]:
+    """Return the shards of a corpus that is only validation, and its text.
+
+    Raises:
+        UserError: see `prepare`.
+    """
+    _make_cache(cache_dir)
+    folder, manifest = _made(corpus, GivenTokenizer(tokenizer), cache_dir, ("val",))
+    shards = [folder / name for name in manifest.files if name.startswith("val_")]
+    return shards, manifest.texts["val"]
+
+
+def is_prepared(
+    corpus: TextCorpus | ShardCorpus, tokenizer: TokenizerSource, cache_dir: Path
+) -> bool:
+    """Return whether the cache holds a text with this tokenizer; shards need no preparation."""
+    if isinstance(corpus, ShardCorpus):
+        return False
+    try:
+        folder = _folder(corpus, tokenizer, cache_dir)
+    except UserError:  # its tokenizer's file is gone
+        return False
+    return read_manifest(folder) is not None
+
+
+def _make_cache(cache_dir: Path) -> None:
+    try:
+        cache_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"data.cache_dir={cache_dir}: cannot write there ({error.strerror})"
+        ) from error
+
+
+def _folder(corpus: TextCorpus, tokenizer: TokenizerSource, cache_dir: Path) -> Path:
+    return cache_dir / "prepared" / _cache_key(corpus, tokenizer)
+
+
+def _made(
+    corpus: TextCorpus, tokenizer: TokenizerSource, cache_dir: Path, splits: Sequence[str]
+) -> tuple[Path, Manifest]:
+    """Return the folder of these splits and its contents, built if it is not there."""
+    folder = _folder(corpus, tokenizer, cache_dir)
+    return folder, read_manifest(folder) or _make(corpus, tokenizer, folder, splits)
+
+
+def _cache_key(corpus: TextCorpus, tokenizer: TokenizerSource) -> str:
     about = [str(FORMAT), corpus.fingerprint(), type(tokenizer).__name__, str(tokenizer.vocab_size)]
     if isinstance(tokenizer, SentencePieceBPE):
         about.append(str(tokenizer.train_bytes))
         if tokenizer.model is not None:
             about.append(tokenizer.build((), None).fingerprint)
+    elif isinstance(tokenizer, GivenTokenizer):
+        about.append(tokenizer.tokenizer.fingerprint)
     return hashlib.sha256("\n".join(about).encode()).hexdigest()[:20]
 
 
 def _make(
-    corpus: TextCorpus, tokenizer: SentencePieceBPE | ByteTokenizer, folder: Path
+    corpus: TextCorpus, tokenizer: TokenizerSource, folder: Path, splits: Sequence[str]
 ) -> Manifest:
     with place_to_build(folder) as new:
         if new is not None:
-            _build(corpus, tokenizer, new)
+            _build(corpus, tokenizer, new, splits)
             if _cache_key(corpus, tokenizer) != folder.name:
                 raise UserError("data: the text changed while it was read; start again")
     manifest = read_manifest(folder)
@@ -114,20 +157,22 @@ def _make(
     return manifest
 
 
-def _build(corpus: TextCorpus, tokenizer: SentencePieceBPE | ByteTokenizer, folder: Path) -> None:
+def _build(
+    corpus: TextCorpus, tokenizer: TokenizerSource, folder: Path, splits: Sequence[str]
+) -> None:
     built = tokenizer.build(_training_text(corpus), None)
     texts = {}
     quiet = corpus.size() < SHOW_PROGRESS_BYTES
     with Progress(console=Console(stderr=True), disable=quiet, transient=True) as bar:
         task = bar.add_task("encoding the text", total=corpus.size())
-        for split in SPLITS:
+        for split in splits:
             writer = _SplitWriter(built, folder, split)
             for seen in writer.write(corpus):
                 bar.update(task, advance=seen)
             texts[split] = writer.text()
             if texts[split].bytes == 0:
                 raise UserError(f"data: the {split} split holds no text")
-    built.save(folder / MODEL)
+    built.save(folder / TOKENIZER_FILE)
     write_manifest(folder, texts)
 
 

@@ -28,8 +28,18 @@ class TokenStream:
     """
 
     def __init__(self, paths: list[Path], limit: int | None = None) -> None:
-        self._shards = [open_shard(path) for path in paths]
-        self._ends = np.cumsum([len(shard) for shard in self._shards])
+        self._open([open_shard(path) for path in paths], limit)
+
+    @classmethod
+    def of(cls, ids: np.ndarray) -> TokenStream:
+        """Return a stream of tokens that are in memory."""
+        stream = cls.__new__(cls)
+        stream._open([ids], None)
+        return stream
+
+    def _open(self, shards: list[np.ndarray], limit: int | None) -> None:
+        self._shards = shards
+        self._ends = np.cumsum([len(shard) for shard in shards])
         self.total = min(int(self._ends[-1]), limit or sys.maxsize)
 
     def read(self, start: int, out: np.ndarray) -> None:

@@ -6,14 +6,13 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from jepa_lm.data.byte_counter import ByteCounter
 from jepa_lm.data.corpora import Austen, ShardCorpus, TextCorpus
 from jepa_lm.data.passes import Passes
-from jepa_lm.data.prepare import Prepared, prepare
+from jepa_lm.data.prepare import Prepared, is_prepared, prepare
+from jepa_lm.data.split import Split
 from jepa_lm.data.stream import Order, TokenStream, make_order
 from jepa_lm.data.text_splits import MOST_HELD_OUT
-from jepa_lm.data.tokenizers import ByteTokenizer, SentencePieceBPE
-from jepa_lm.data.windows import StandardWindows
+from jepa_lm.data.tokenizers import ByteTokenizer, SentencePieceBPE, TokenizerSource
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.kinds import Count, Seed, checked
 
@@ -57,13 +56,18 @@ class TokenData:
                     f"data.{key}={named}: the embedded corpus reads no files; add data=text, or with "
                     "debug=tiny, which always uses that corpus, data/corpus=text"
                 )
-        self.corpus, self.tokenizer_spec = corpus, tokenizer
+        self.corpus = corpus
+        self.tokenizer_source: TokenizerSource = tokenizer
         self.seq_len, self.batch_tokens = seq_len, batch_tokens
         self.val_batch_tokens, self.order, self.seed = val_batch_tokens, order, seed
         self.train_tokens = train_tokens
         self.cache_dir = Path(os.path.expanduser(cache_dir))
         self.prepared: Prepared | None = None
         self.streams: dict[str, TokenStream] = {}
+
+    def is_prepared(self) -> bool:
+        """Return whether the cache holds this data."""
+        return is_prepared(self.corpus, self.tokenizer_source, self.cache_dir)
 
     def prepare_data(self, most_train: int | None = None) -> None:
         """Build or download the shards; runs on one process of each node.
@@ -72,7 +76,7 @@ class TokenData:
             most_train: see `ShardCorpus.shards`.
         """
         if self.prepared is None:
-            self.prepared = prepare(self.corpus, self.tokenizer_spec, self.cache_dir, most_train)
+            self.prepared = prepare(self.corpus, self.tokenizer_source, self.cache_dir, most_train)
 
     def setup(self) -> None:
         """Open what `prepare_data` left on disk; runs on every process.
@@ -104,17 +108,18 @@ class TokenData:
                 f"choose at most {train - 1}, or use more text"
             )
 
-    def byte_counter(self, split: str) -> ByteCounter:
-        """Return a counter whose sum over a whole split is the number of bytes of its text.
-
-        This is the text before tokenization, if known: a tokenizer that changes the text must not change the
-        number that the score is divided by.
-        """
+    def split(self, name: str) -> Split:
+        """Return the split `train` or `val`, opened by `setup`."""
         assert self.prepared is not None
-        table, texts = self.tokenizer.token_bytes(), self.prepared.texts
-        if texts is None or not texts[split].counted:
-            return ByteCounter(table)
-        return ByteCounter(table, texts[split].bytes / texts[split].counted)
+        texts, corpus = self.prepared.texts, self.corpus
+        return Split(
+            stream=self.streams[name],
+            tokenizer=self.tokenizer,
+            seq_len=self.seq_len,
+            batch_tokens=self.val_batch_tokens,
+            text=None if texts is None else texts[name],
+            blocks=None if isinstance(corpus, ShardCorpus) else lambda: corpus.blocks(name),
+        )
 
     def in_words(self) -> str:
         """Return the sizes of the splits and validation's share, for the first lines of a run."""
@@ -185,16 +190,7 @@ class TokenData:
             return self.corpus.remedy
         return "more text (data=text data.path=FOLDER)"
 
-    @property
-    def val_rows(self) -> int:
-        """Number of sequences scored at a time."""
-        return max(1, self.val_batch_tokens // self.seq_len)
-
     def limit_validation(self, tokens: int | None) -> None:
         """Score only the first `tokens` tokens of the validation split, None for all."""
         assert self.prepared is not None
         self.streams["val"] = TokenStream(self.prepared.val, tokens)
-
-    def val_windows(self) -> StandardWindows:
-        """Return the validation split in windows of `seq_len`."""
-        return StandardWindows(self.streams["val"], seq_len=self.seq_len, rows=self.val_rows)

@@ -148,7 +148,7 @@ class SentencePieceTokenizer:
             settings = model_settings(model)
         except (RuntimeError, ValueError, IndexError) as error:
             raise damaged from error
-        self.vocab_size, self._model = vocab_size, model
+        self.vocab_size, self.model = vocab_size, model
         bos = self._pieces.bos_id()
         self.bos_id = bos if bos >= 0 else None
         self.fingerprint = hashlib.sha256(model).hexdigest()
@@ -193,7 +193,7 @@ class SentencePieceTokenizer:
 
     def save(self, path: Path) -> None:
         """Write the .model file."""
-        write_bytes(path, self._model)
+        write_bytes(path, self.model)
 
     def decode(self, ids: Sequence[int]) -> bytes:
         return self._pieces.decode([int(i) for i in ids]).encode()
@@ -258,3 +258,17 @@ class SentencePieceBPE:
                 f"data.tokenizer.model={path}: more than {MOST_MODEL} bytes, which no SentencePiece model has"
             )
         return SentencePieceTokenizer(model, vocab_size=self.vocab_size, source=str(path))
+
+
+class GivenTokenizer:
+    """Stands where a tokenizer would be built or trained, for one that exists already."""
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self.tokenizer, self.vocab_size = tokenizer, tokenizer.vocab_size
+
+    def build(self, train_text: Iterable[str], published: Path | None) -> Tokenizer:
+        """Return the tokenizer."""
+        return self.tokenizer
+
+
+TokenizerSource = SentencePieceBPE | ByteTokenizer | GivenTokenizer

@@ -8,33 +8,15 @@ from contextlib import suppress
 from pathlib import Path
 
 import brotli
-import numpy as np
 
-from jepa_lm.data.corpora import ShardCorpus
-from jepa_lm.data.token_data import TokenData
-from jepa_lm.evaluation.byte_audit import decoded_documents
 from jepa_lm.utils.files import read_object, sweep_up, write_json
 
-NAMES = ("xz", "brotli", "xz after the training text", "brotli after the training text")
-
-
-def split_text(data: TokenData, split: str, limit: int) -> bytes:
-    """Return at most the first `limit` bytes of a split's text; decoded if only tokens are available."""
-    if not isinstance(data.corpus, ShardCorpus):
-        found = bytearray()
-        for block in data.corpus.blocks(split):
-            found += block.text.encode()
-            if len(found) >= limit:
-                break
-        return bytes(found[:limit])
-    stream = data.streams[split]
-    tokens = np.empty(min(stream.total, limit), dtype=np.int64)
-    stream.read(0, tokens)
-    return b"".join(decoded_documents(tokens, data.tokenizer))[:limit]
+ALONE = ("xz", "brotli")
+AFTER = ("xz after the training text", "brotli after the training text")
 
 
 def compressor_baselines(text: bytes, prefix: bytes) -> dict[str, float]:
-    """Return the bits per byte of xz and brotli on `text`, alone and after reading `prefix`."""
+    """Return the bits per byte of xz and brotli on `text`, alone and after `prefix` if there is one."""
 
     def bits(compressed: int) -> float:
         return 8 * compressed / len(text)
@@ -45,8 +27,14 @@ def compressor_baselines(text: bytes, prefix: bytes) -> dict[str, float]:
     def br(data: bytes) -> int:
         return len(brotli.compress(data, quality=11, lgwin=24))
 
-    sizes = (xz(text), br(text), xz(prefix + text) - xz(prefix), br(prefix + text) - br(prefix))
-    return dict(zip(NAMES, map(bits, sizes), strict=True))
+    sizes = [xz(text), br(text)]
+    if prefix:
+        sizes += [xz(prefix + text) - xz(prefix), br(prefix + text) - br(prefix)]
+    return dict(zip(_names(prefix), map(bits, sizes), strict=True))
+
+
+def _names(prefix: bytes) -> tuple[str, ...]:
+    return ALONE + AFTER if prefix else ALONE
 
 
 def cached_baselines(text: bytes, prefix: bytes, cache_dir: Path) -> dict[str, float]:
@@ -57,7 +45,9 @@ def cached_baselines(text: bytes, prefix: bytes, cache_dir: Path) -> dict[str, f
     key = hashlib.sha256(len(text).to_bytes(8, "little") + text + prefix).hexdigest()[:20]
     path = cache_dir / "baselines" / f"{key}.json"
     known = read_object(path)
-    if known.keys() == set(NAMES) and all(isinstance(bits, float) for bits in known.values()):
+    if known.keys() == set(_names(prefix)) and all(
+        isinstance(bits, float) for bits in known.values()
+    ):
         return known
     found = compressor_baselines(text, prefix)
     with suppress(OSError):

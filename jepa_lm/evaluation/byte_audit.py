@@ -7,14 +7,13 @@ right. So the table is compared with each document and each token, and the text 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
 from dataclasses import dataclass
-from itertools import pairwise
 from typing import Any
 
 import numpy as np
 
 from jepa_lm.data.prepared_folder import SourceText
+from jepa_lm.data.split import documents
 from jepa_lm.data.stream import TokenStream
 from jepa_lm.data.tokenizers import TokenBytes, Tokenizer
 
@@ -49,17 +48,6 @@ class ByteAudit:
         }
 
 
-def decoded_documents(tokens: np.ndarray, tokenizer: Tokenizer) -> Iterator[bytes]:
-    """Yield the text of each document among the tokens; a BOS starts one."""
-    for a, b in _documents(tokens, tokenizer):
-        yield tokenizer.decode(tokens[a:b].tolist())
-
-
-def _documents(tokens: np.ndarray, tokenizer: Tokenizer) -> Iterator[tuple[int, int]]:
-    starts = [] if tokenizer.bos_id is None else np.flatnonzero(tokens == tokenizer.bos_id).tolist()
-    yield from pairwise(sorted({0, *starts, len(tokens)}))
-
-
 def audit_bytes(stream: TokenStream, tokenizer: Tokenizer, source: SourceText | None) -> ByteAudit:
     """Count a split's bytes by the table and by decoding it.
 
@@ -70,10 +58,11 @@ def audit_bytes(stream: TokenStream, tokenizer: Tokenizer, source: SourceText | 
     stream.read(0, tokens)
     table = tokenizer.token_bytes()
     counts = np.concatenate((table.base[tokens[:1]], table.count(tokens[:-1], tokens[1:])))
-    matches, decoded, text_hash = True, 0, hashlib.sha256()
-    for a, b in _documents(tokens, tokenizer):
-        text = tokenizer.decode(tokens[a:b].tolist())
-        matches &= len(text) == counts[a:b].sum()
+    matches, decoded, at, text_hash = True, 0, 0, hashlib.sha256()
+    for document in documents(tokens, tokenizer):
+        text, end = tokenizer.decode(document.tolist()), at + len(document)
+        matches &= len(text) == counts[at:end].sum()
+        at = end
         decoded += len(text)
         text_hash.update(text)
     return ByteAudit(

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
-from jepa_lm.data.token_data import TokenData
+from jepa_lm.data.split import Split
 from jepa_lm.data.windows import SlidingWindows
 from jepa_lm.evaluation.scoring import Scorer, score_documents, score_stream, score_windows
 from jepa_lm.utils.errors import UserError
@@ -61,16 +61,16 @@ def _stride(settings: dict[str, Any], stride: int) -> int:
     return stride if given is None else int(given)
 
 
-def tokens_read(data: TokenData, settings: dict[str, Any], stride: int) -> int:
+def tokens_read(split: Split, settings: dict[str, Any], stride: int) -> int:
     """Return how many tokens a model reads: overlapping windows give it most of them many times."""
-    T, targets = data.seq_len, data.streams["val"].total - 1
+    T, targets = split.seq_len, split.stream.total - 1
     if settings["protocol"] != "sliding" or targets <= T:
         return targets
     return T * (1 + -(-(targets - T) // _stride(settings, stride)))
 
 
-def score_split(scorer: Scorer, data: TokenData, settings: dict[str, Any], stride: int) -> Tensor:
-    """Return the nats, targets and bytes [3] of this process's share of the validation split.
+def score_split(scorer: Scorer, split: Split, settings: dict[str, Any], stride: int) -> Tensor:
+    """Return the nats, targets and bytes [3] of this process's share of the split.
 
     Args:
         stride: the run's own stride, used if the settings give none.
@@ -78,25 +78,26 @@ def score_split(scorer: Scorer, data: TokenData, settings: dict[str, Any], strid
     Raises:
         UserError: this model or this tokenizer does not support the protocol.
     """
-    stream, piece = data.streams["val"], data.val_batch_tokens
     if settings["protocol"] == "standard":
-        return score_windows(scorer, data.val_windows())
+        return score_windows(scorer, split.windows())
     if settings["protocol"] == "sliding":
         windows = SlidingWindows(
-            stream,
-            seq_len=data.seq_len,
+            split.stream,
+            seq_len=split.seq_len,
             stride=_stride(settings, stride),
-            rows=data.val_rows,
+            rows=split.rows,
             device=scorer.device,
         )
         return score_windows(scorer, windows)
     if (reason := scorer.model.why_not_stream()) is not None:
         raise UserError(f"eval=stream: this model does not support it: {reason}; use eval=sliding")
     if settings["reset"] == "none":
-        return score_stream(scorer, stream, piece=piece)
-    bos_id = data.tokenizer.bos_id
+        return score_stream(scorer, split.stream, piece=split.batch_tokens)
+    bos_id = split.tokenizer.bos_id
     if bos_id is None:
         raise UserError(
             "eval.reset=document: this tokenizer marks no documents (it has no BOS); use eval.reset=none"
         )
-    return score_documents(scorer, stream, bos_id=bos_id, piece=data.seq_len, rows=data.val_rows)
+    return score_documents(
+        scorer, split.stream, bos_id=bos_id, piece=split.seq_len, rows=split.rows
+    )

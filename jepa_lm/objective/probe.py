@@ -89,7 +89,8 @@ def probe(
     device = model.embedding.table.weight.device
 
     def batches(split: str, tokens: int) -> Iterable[Batch]:
-        for batch in sample_windows(data.streams[split], data.seq_len, tokens, data.val_rows):
+        part = data.split(split)
+        for batch in sample_windows(part.stream, part.seq_len, tokens, part.rows):
             yield {name: t.to(device) for name, t in batch.items()}
 
     def hidden_states() -> Iterable[tuple[Tensor, Tensor]]:

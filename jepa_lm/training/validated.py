@@ -47,8 +47,8 @@ class ValidatedModule(LightningModule):
     def setup(self, stage: str) -> None:
         """Get the byte counters of both splits from the data."""
         data = self.trainer.datamodule.data  # type: ignore[attr-defined]
-        self.train_bytes = data.byte_counter("train").to(self.device)
-        self.val_bytes = data.byte_counter("val").to(self.device)
+        self.train_bytes = data.split("train").byte_counter().to(self.device)
+        self.val_bytes = data.split("val").byte_counter().to(self.device)
 
     @contextmanager
     def not_training(self) -> Iterator[None]:

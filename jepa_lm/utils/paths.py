@@ -10,6 +10,9 @@ LOGS = Path("logs")
 CONFIG_FILE, SUMMARY_FILE, METRICS_FILE = "config.json", "summary.json", "metrics.csv"
 """Records of a run: the resolved config that it started with, its results, and its measurements by step."""
 
+TOKENIZER_FILE = "tokenizer.model"
+"""The tokenizer, in the folders of runs and exports and in the cache; a byte tokenizer has none."""
+
 
 def objectives(folder: Path = CONF / "objective") -> list[str]:
     """Return the objectives without `none`, recipes and variants (`lewm_byte` is a variant of `lewm`)."""

@@ -141,10 +141,20 @@ class Evaluation:
 
 
 @dataclass
+class TextToScore:
+    """Text to score instead of the run's own."""
+
+    path: str | None = MISSING
+    val_path: str | None = MISSING
+    cache_dir: str = MISSING
+
+
+@dataclass
 class EvalConfig:
     """Schema of eval.yaml."""
 
     eval: Evaluation = field(default_factory=Evaluation)
+    data: TextToScore = field(default_factory=TextToScore)
     task_name: str = MISSING
     ckpt_path: str | None = MISSING
     artifact_path: str | None = MISSING
@@ -165,6 +175,7 @@ class Export:
     code: str = MISSING
     codecs: list[str] = MISSING
     streams: str = MISSING
+    tokenizer: str | None = MISSING
     protocols: list[str] = MISSING
     stride: int | None = MISSING
     max_tokens: int | None = MISSING

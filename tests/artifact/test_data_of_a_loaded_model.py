@@ -29,7 +29,12 @@ def test_one_training_shard_is_enough_to_score(compose, tmp_path, monkeypatch):
     config = resolve(compose("train", "experiment=pr1243_isolation_byte"))
     model = SimpleNamespace(vocab_size=260)
     loaded = SimpleNamespace(
-        source=Path("x"), model=model, data=config["data"], tokenizer="byte260", trust=Trust()
+        source=Path("x"),
+        model=model,
+        data=config["data"],
+        tokenizer="byte260",
+        trust=Trust(),
+        own_tokenizer=lambda: None,
     )
     data = load_data(loaded, {"cache_dir": str(tmp_path / "cache")})
     assert asked == [1]

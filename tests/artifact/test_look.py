@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from jepa_lm.artifact.__main__ import main
+from jepa_lm.artifact.loading import TOKENIZER
 from tests.artifact.forging import pack, unpack
 
 
@@ -20,6 +21,7 @@ def test_it_says_what_is_inside_of_a_file_or_of_the_folder_of_an_export(exported
 
 def test_what_a_file_says_is_shown_as_it_is(exported, tmp_path, capsys):
     tensors, meta = unpack(exported.file)
+    del tensors[TOKENIZER]
     meta |= {"tokenizer": "[red]x[/red] :smile: \x1b[31m", "git": {"commit": ["a"], "dirty": "b"}}
     assert main([str(pack(tmp_path, tensors, meta))]) == 0
     shown = capsys.readouterr().out

@@ -23,7 +23,7 @@ from jepa_lm.data.shards import ShardWriter
 from jepa_lm.data.stream import TokenStream
 from jepa_lm.data.token_data import TokenData
 from jepa_lm.data.tokenizers import ByteTokenizer, SentencePieceBPE, TokenBytes
-from jepa_lm.evaluation.baselines import cached_baselines, compressor_baselines, split_text
+from jepa_lm.evaluation.baselines import cached_baselines, compressor_baselines
 from jepa_lm.evaluation.byte_audit import audit_bytes
 from jepa_lm.evaluation.score_table import byte_count_in_words
 from jepa_lm.run import evaluate, train
@@ -140,7 +140,9 @@ def test_scores_divide_by_the_bytes_of_the_text_itself_everywhere(
 
     tokens = np.empty(data.streams["train"].total, dtype=np.int64)
     data.streams["train"].read(0, tokens)
-    counted = data.byte_counter("train")(*map(torch.from_numpy, (tokens[:-1], tokens[1:]))).sum()
+    counted = (
+        data.split("train").byte_counter()(*map(torch.from_numpy, (tokens[:-1], tokens[1:]))).sum()
+    )
     assert counted.item() == pytest.approx(size["train"])
     row = next(row for row in rows if row["train/bpb"])
     per_token = size["train"] / len(tokens)
@@ -170,7 +172,7 @@ def test_baselines_are_those_of_the_compressors_on_the_text_itself(small_text, c
     import brotli
 
     data = data_of(small_text, cache)
-    text, prefix = split_text(data, "val", 5_000), split_text(data, "train", 20_000)
+    text, prefix = data.split("val").first_bytes(5_000), data.split("train").first_bytes(20_000)
     assert (len(text), len(prefix)) == (5_000, 20_000)
     assert text == small_text.read_bytes()[-data.prepared.texts["val"].bytes :][:5_000]
     got = compressor_baselines(text, prefix)

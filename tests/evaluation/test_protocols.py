@@ -403,9 +403,9 @@ def test_the_tokens_that_a_model_reads_are_counted_before(total, seq_len, stride
         SimpleNamespace(total=total, read=lambda start, out: None),
         min(stride, seq_len),
     )
-    data = SimpleNamespace(seq_len=seq_len, streams={"val": stream})
+    split = SimpleNamespace(seq_len=seq_len, stream=stream)
     sliding = SlidingWindows(stream, seq_len=seq_len, stride=stride, rows=rows, device=CPU)
     standard = StandardWindows(stream, seq_len=seq_len, rows=rows)
     for protocol, windows in (("sliding", sliding), ("standard", standard)):
         read = sum(windows[i]["inputs"].numel() for i in range(len(windows)))
-        assert tokens_read(data, {"protocol": protocol, "stride": stride}, 1) == read
+        assert tokens_read(split, {"protocol": protocol, "stride": stride}, 1) == read

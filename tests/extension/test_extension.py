@@ -20,7 +20,6 @@ from hydra.core.global_hydra import GlobalHydra
 
 from jepa_lm.artifact.loaded_model import load_data, load_model
 from jepa_lm.data.tokenizers import ByteTokenizer
-from jepa_lm.evaluation.baselines import split_text
 from jepa_lm.objective.step_context import StepContext
 from jepa_lm.quantization.formats import unpack_parts
 from jepa_lm.run import train
@@ -128,7 +127,9 @@ def test_shards_from_a_source_of_ones_own_train_and_score(tmp_path, small_text, 
     assert (
         data.passes(1, 1).warning().endswith("a longer train.npy or a smaller budget avoids this")
     )
-    assert split_text(data, "val", 99) == ByteTokenizer(vocab_size=260).decode(ids[40_000:40_099])
+    assert data.split("val").first_bytes(99) == ByteTokenizer(vocab_size=260).decode(
+        ids[40_000:40_099]
+    )
 
 
 @pytest.mark.parametrize("shape", [(5, 64), (3, 70), (7,), (2, 3, 5)])

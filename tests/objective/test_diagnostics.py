@@ -158,7 +158,7 @@ def test_validation_holds_no_added_loss(small, tmp_path, added):
     data.setup()
     model, nll, tokens = inference_model(checkpoint), 0.0, 0
     with torch.no_grad():
-        windows = data.val_windows()
+        windows = data.split("val").windows()
         for batch in (windows[i] for i in range(len(windows))):
             logits = model(batch["inputs"])[0]
             real = batch["targets"] >= 0
