@@ -9,7 +9,7 @@ from __future__ import annotations
 from omegaconf import DictConfig
 
 from jepa_lm.utils.config import check, check_node, check_schema, resolve
-from jepa_lm.utils.finding import check_model_files
+from jepa_lm.utils.finding import check_model_files, require_path
 from jepa_lm.utils.schema import EvalConfig, ExportConfig
 from jepa_lm.utils.values import check_values
 
@@ -35,6 +35,8 @@ def evaluate(cfg: DictConfig) -> float:
     check_schema(config, EvalConfig)
     check_node("logger", config["logger"], imports=False)
     check_model_files("eval", config["ckpt_path"], config["artifact_path"])
+    for key in ("path", "val_path"):
+        require_path(f"data.{key}", config["data"][key])
     from jepa_lm.commands.evaluate import evaluate
 
     return evaluate(cfg)

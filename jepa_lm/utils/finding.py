@@ -91,6 +91,12 @@ def check_model_files(command: str, ckpt: str | None, artifact: str | None = Non
             raise UserError(f"{key}={value}: this is {WHAT[right]}; {instead}")
 
 
+def require_path(key: str, value: str | None) -> None:
+    """Raise UserError if a setting names a path, and there is nothing there."""
+    if value is not None and not as_path(key, value).exists():
+        raise UserError(f"{key}={value}: no such file or folder")
+
+
 def _setting_for(path: Path) -> str | None:
     """Return the setting that takes this file, or the files in this folder; None if that is not certain."""
     if path.is_file():

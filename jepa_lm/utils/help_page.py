@@ -46,7 +46,7 @@ EXAMPLES = {
         "artifact_path=last": "the latest export",
         "artifact_path=last eval=sliding eval.stride=64": "the score of the challenge",
         "ckpt_path=last eval=stream": "Mamba-2 in one pass",
-        "ckpt_path=last eval.seq_len=512": "windows of another length",
+        "artifact_path=last data.path=README.md": "on a text of your own",
         "ckpt_path=last eval.temperature=0.95": "another temperature",
         "ckpt_path=last device=cuda devices=8": "eight GPUs",
         "ckpt_path=last logger=wandb": "also to W&B",
