@@ -24,7 +24,7 @@ from tests.conftest import REPO
     [
         (
             ["--lr", "0.1"],
-            "unrecognized arguments: --lr; settings are given as key=value without dashes",
+            "unrecognized arguments: --lr 0.1; settings are given as key=value without dashes",
         ),
         (["--experimental-rerun=config.pickle"], "would execute a file's contents"),
         (["-m", "--cfg=job"], "use only one of them"),

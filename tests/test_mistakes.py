@@ -83,8 +83,8 @@ OF_OURS = [
     ),
     ("objective=patch jepa.distance=l1", "jepa.distance=l1", "choose jepa/distance=cosine|"),
     (
-        "objective=vicreg jepa.regularizers.std=1",
-        "jepa.regularizers.std=1",
+        "objective=vicreg jepa.regularizers.variance=1",
+        "jepa.regularizers.variance=1",
         "SpectralFloor, StdHinge",
     ),
     (

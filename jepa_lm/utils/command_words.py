@@ -261,5 +261,5 @@ def options(group: str) -> list[str]:
 @functools.cache
 def main_groups(command: str) -> list[str]:
     """Return the config groups of a command, in the order of its list of defaults."""
-    found = re.findall(r"^  - (\w+):", (CONF / f"{command}.yaml").read_text("utf-8"), re.M)
+    found = re.findall(r"^  - (\w+):", (CONF / f"{command}.yaml").read_text(encoding="utf-8"), re.M)
     return [group for group in found if group != "hydra" and (CONF / group).is_dir()]

@@ -138,10 +138,12 @@ def _options(folder: Path) -> list[str]:
 
 def _is_of_its_parent(folder: Path) -> bool:
     """Return whether a folder only sorts options of the group above it, whose package its files name."""
-    return all(p.read_text("utf-8").startswith("# @package") for p in folder.glob("*.yaml"))
+    return all(
+        p.read_text(encoding="utf-8").startswith("# @package") for p in folder.glob("*.yaml")
+    )
 
 
 def _default(group: str, command: str) -> str | None:
-    defaults = (CONF / f"{command}.yaml").read_text("utf-8")
+    defaults = (CONF / f"{command}.yaml").read_text(encoding="utf-8")
     found = re.search(rf"^  - {group}: (\w+)", defaults, re.M)
     return found[1] if found else None

@@ -80,7 +80,11 @@ def _chosen(path: str, target: str) -> str:
     """Return how a main config group chooses a class, in brackets; empty if none does."""
     group = path.partition(".")[0]
     naming = re.compile(rf"_target_: *{re.escape(target)}\s")
-    found = [p.stem for p in (CONF / group).glob("*.yaml") if naming.search(p.read_text("utf-8"))]
+    found = [
+        p.stem
+        for p in (CONF / group).glob("*.yaml")
+        if naming.search(p.read_text(encoding="utf-8"))
+    ]
     return f" ({group}={'|'.join(sorted(found))})" if found else ""
 
 

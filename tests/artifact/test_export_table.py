@@ -23,6 +23,7 @@ def test_ways_are_a_table_and_none_are_one_sentence(capsys, tmp_path, code, ways
         **{"artifact": "artifact.br", "tensors": [], "gptq": None, "codecs": ["brotli"]},
         **{"compressors": {"brotli": 9}, "temperature": {}, "round_trip": {}, "bytes": 9},
         **{"predicted": {"bytes": 9, "off": 0.0}, "code": "full", "code_bytes": code},
+        **{"tokenizer_bytes": 0},
         **{"total": 9 + code, "cap": 10, "headroom": 1 - code, "fits": False, "ways_under": ways},
     }
     print_account(account, tmp_path)
