@@ -28,6 +28,7 @@ class Attention(nn.Module):
     @staticmethod
     def _rotated(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         a, b = x.chunk(2, dim=-1)
+        cos, sin = cos.to(x.dtype), sin.to(x.dtype)
         return torch.cat((a * cos + b * sin, b * cos - a * sin), dim=-1)
 
 
@@ -44,7 +45,7 @@ class PlainTransformer(nn.Module):
         self.down = nn.ModuleList(nn.Linear(hidden, dim, bias=False) for _ in range(layers))
         width = dim // heads
         angles = torch.outer(torch.arange(T), 10000.0 ** -(torch.arange(0, width, 2) / width))
-        self.cos, self.sin = angles.cos().bfloat16(), angles.sin().bfloat16()
+        self.cos, self.sin = angles.cos(), angles.sin()
 
     def forward(self, ids: Tensor, targets: Tensor) -> Tensor:
         """Return the mean cross entropy of targets [B, T] after ids [B, T]."""

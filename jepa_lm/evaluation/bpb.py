@@ -7,7 +7,6 @@ Legend: B windows, T inputs, S scored targets.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import asdict, dataclass
 
 import torch
@@ -62,28 +61,16 @@ def score_from_sums(nats: float, tokens: float, n_bytes: float) -> Score:
     return Score(nll=nats / max(tokens, 1), bpb=bpb, tokens=int(tokens), bytes=round(n_bytes))
 
 
-def score_batch(
-    model: LanguageModel,
-    batch: Batch,
-    byte_counter: ByteCounter,
-    meter: BPBMeter,
-    temperature: float = 1.0,
-    nll: Callable[..., Tensor] | None = None,
-) -> None:
-    """Score a batch of windows with plain cross entropy: no auxiliary loss, no z-loss.
-
-    Args:
-        nll: `window_nll`, or the same compiled.
-    """
-    inputs, targets = batch["inputs"], batch["targets"]
-    nats = (nll or window_nll)(model, inputs, targets, temperature)
-    meter.update(nats, byte_counter(inputs[:, -targets.shape[1] :], targets))
+def target_bytes(batch: Batch, byte_counter: ByteCounter) -> Tensor:
+    """Return the bytes of each target [B, S] of a batch."""
+    targets = batch["targets"]
+    return byte_counter(batch["inputs"][:, -targets.shape[1] :], targets)
 
 
 def window_nll(
     model: LanguageModel, inputs: Tensor, targets: Tensor, temperature: float = 1.0
 ) -> Tensor:
-    """Return the nats of each target [B, S] after its inputs [B, T].
+    """Return the nats of each target [B, S] after its inputs [B, T]: no auxiliary loss, no z-loss.
 
     If S is less than T, the last S positions are scored, and the last block and the head run only on them.
     """

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from jepa_lm.data.byte_counter import ByteCounter
 from jepa_lm.data.stream import Batch, TokenStream
-from jepa_lm.evaluation.bpb import BPBMeter, score_batch, window_nll
+from jepa_lm.evaluation.bpb import BPBMeter, target_bytes, window_nll
 from jepa_lm.model import LanguageModel, TextState, token_nll
 from jepa_lm.utils.console import shown
 from jepa_lm.utils.precision import AUTOCAST, resolve_precision
@@ -68,15 +68,27 @@ def score_windows(scorer: Scorer, windows: torch.utils.data.Dataset[Batch]) -> T
 
     Process r takes every W-th batch, so that no target is scored twice.
     """
-    meter, count = scorer.prepare(), len(windows)  # type: ignore[arg-type]
+    meter = BPBMeter().to(scorer.device)
+    for nats, n_bytes in scores_of_targets(scorer, windows):
+        meter.update(nats, n_bytes)
+    return meter.sums
+
+
+@torch.inference_mode()
+def scores_of_targets(
+    scorer: Scorer, windows: torch.utils.data.Dataset[Batch]
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield the nats and the bytes of each target [B, S], batch by batch of this process's share."""
+    scorer.prepare()
+    count = len(windows)  # type: ignore[arg-type]
     usual = _shapes(windows[count // 2]) if scorer.compile else None
     compiled = window_nll if usual is None else scorer.compiled_nll(seq_len=usual["inputs"][1])
     for i in scorer.shown(range(scorer.rank, count, scorer.world_size)):
         batch = {name: t.to(scorer.device) for name, t in windows[i].items()}
         nll = compiled if _shapes(batch) == usual else window_nll
         with scorer.autocast():
-            score_batch(scorer.model, batch, scorer.byte_counter, meter, scorer.temperature, nll)
-    return meter.sums
+            nats = nll(scorer.model, batch["inputs"], batch["targets"], scorer.temperature)
+        yield nats, target_bytes(batch, scorer.byte_counter)
 
 
 def _shapes(batch: Batch) -> dict[str, torch.Size]:

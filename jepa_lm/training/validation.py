@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jepa_lm.data.byte_counter import ByteCounter
 from jepa_lm.data.stream import Batch
-from jepa_lm.evaluation.bpb import BPBMeter, Score, score_batch, score_from_sums
+from jepa_lm.evaluation.bpb import BPBMeter, Score, score_from_sums, target_bytes, window_nll
 from jepa_lm.model import LanguageModel
 from jepa_lm.utils.errors import EveryRankError
 from jepa_lm.utils.provenance import Resumed
@@ -31,8 +31,9 @@ class ValidationScores:
 
     def take(self, batch: Batch) -> None:
         """Score a batch."""
+        n_bytes = target_bytes(batch, self._byte_counter)
         for name, model in self._models.items():
-            score_batch(model, batch, self._byte_counter, self._meters[name])
+            self._meters[name].update(window_nll(model, batch["inputs"], batch["targets"]), n_bytes)
 
     def scores(self, strategy: Strategy) -> dict[str, Score]:
         """Sum over all batches and ranks; return the score of each model by name."""

@@ -1,0 +1,155 @@
+"""The Python interface: compose, train, load, runs. Each imports what it needs when it is called."""
+
+from __future__ import annotations
+
+import os
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from omegaconf import DictConfig
+
+from jepa_lm.utils.errors import UserError
+
+if TYPE_CHECKING:
+    from jepa_lm.artifact.trained_model import TrainedModel
+    from jepa_lm.study.runs import Run
+
+CACHE = "~/.cache/jepa_lm"
+MANY = ("-m", "--multirun")
+SWEEPS = ("sweep", "study")
+
+
+class Trained(NamedTuple):
+    """What a training run left behind."""
+
+    folder: Path
+    summary: dict[str, Any]
+    """Contents of summary.json."""
+    score: float | None
+    """Bits per byte of the validation split; None if the run was not scored."""
+
+
+def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> DictConfig:
+    """Return the config that `train.py` would get from the same words.
+
+    `paths.run_dir` is a new folder below logs/, unless it is among the overrides.
+
+    Args:
+        overrides: such as ["objective=vicreg", "jepa.weight=0.1"]. config_dir: folder with YAML of your own.
+
+    Raises:
+        UserError: a mistake in an override, or words that start several runs.
+    """
+    import hydra
+
+    from jepa_lm.utils import schema
+    from jepa_lm.utils.crash import MENDABLE
+    from jepa_lm.utils.explaining import check_words, explain, of_a_config
+    from jepa_lm.utils.paths import CONF
+
+    if isinstance(overrides, str):
+        raise UserError(f"overrides={overrides}: expected a list of words, such as [{overrides!r}]")
+    for word in overrides:
+        if word in MANY or word.partition("=")[0].lstrip("+") in SWEEPS:
+            raise UserError(
+                f"{word}: starts several runs; use `python train.py`, or compose each run"
+            )
+    schema.register()
+    with _hydra_restored(), _words(overrides, config_dir):
+        try:
+            check_words(overrides)
+            with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+                search = [] if config_dir is None else [_search_path(config_dir)]
+                cfg = hydra.compose("train", ["paths.run_dir=", *search, *overrides])
+        except MENDABLE as error:
+            raise UserError(explain(error, "train")[0]) from error
+        except Exception as error:
+            about_a_config = of_a_config(error)
+            if about_a_config is None:
+                raise
+            raise about_a_config from error
+    if not cfg.paths.run_dir:
+        now = time.strftime("%Y-%m-%d_%H-%M-%S") + f"-{time.time_ns() // 1000 % 1_000_000:06d}"
+        cfg.paths.run_dir = f"logs/{cfg.task_name}/runs/{now}"
+    return cfg
+
+
+def _search_path(folder: str | Path) -> str:
+    return f"hydra.searchpath=[file://{Path(folder).resolve()}]"
+
+
+@contextmanager
+def _hydra_restored() -> Iterator[None]:
+    """Set aside a Hydra that was initialised before, and put it back."""
+    from hydra.core.global_hydra import GlobalHydra
+
+    before, GlobalHydra.instance().hydra = GlobalHydra.instance().hydra, None
+    try:
+        yield
+    finally:
+        GlobalHydra.instance().hydra = before
+
+
+@contextmanager
+def _words(overrides: Sequence[str], config_dir: str | Path | None) -> Iterator[None]:
+    """Let explanations of mistakes read these words in place of this process's command line."""
+    before = sys.argv
+    folder = [] if config_dir is None else ["--config-dir", str(config_dir)]
+    sys.argv = ["train.py", *folder, *overrides]
+    try:
+        yield
+    finally:
+        sys.argv = before
+
+
+def train(cfg: DictConfig) -> Trained:
+    """Train a model from a config of `compose`, as `train.py` does.
+
+    Raises:
+        UserError: a mistake in the config or the data.
+    """
+    from jepa_lm import run
+    from jepa_lm.utils import process
+    from jepa_lm.utils.files import read_object
+    from jepa_lm.utils.paths import SUMMARY_FILE
+
+    process.tune()
+    score = run.train(cfg)
+    folder = Path(cfg.paths.run_dir)
+    return Trained(folder, read_object(folder / SUMMARY_FILE), score)
+
+
+def load(path: str | Path, device: str = "auto", trust: Sequence[str] = ()) -> TrainedModel:
+    """Load a model from an artifact, a checkpoint, the folder of a run or of an export, or `last`.
+
+    Args:
+        path: `last` is the latest run below logs/. device: auto, cpu, cuda or cuda:N.
+        trust: modules of your own whose classes the file may name.
+
+    Raises:
+        UserError: no such file, damaged, or its tokenizer cannot be had.
+    """
+    from jepa_lm.artifact.trained_model import load_trained
+    from jepa_lm.utils import process
+    from jepa_lm.utils.trusted import Trust
+
+    process.tune()
+    cache = os.environ.get("JEPA_LM_CACHE", CACHE)
+    return load_trained(str(path), device, Trust(tuple(trust)), cache)
+
+
+def runs(folder: str | Path = "logs") -> list[Run]:
+    """Return the runs below a folder, oldest first: folder, status, config, summary, bpb, objective.
+
+    Raises:
+        UserError: no such folder.
+    """
+    from jepa_lm.study.runs import find_runs
+
+    if not Path(folder).is_dir():
+        raise UserError(f"folder={folder}: no such folder; give one that holds runs, such as logs")
+    return sorted(find_runs(Path(folder)), key=lambda run: run.folder.name)

@@ -1,0 +1,176 @@
+"""A trained model to work with: it continues text, scores it, and shows its hidden states."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from jepa_lm.artifact.container import MAGIC
+from jepa_lm.artifact.loaded_model import LoadedModel, load_data, load_model, pick_device
+from jepa_lm.artifact.publishing import ARTIFACTS
+from jepa_lm.data.split import Split
+from jepa_lm.data.tokenizers import Tokenizer
+from jepa_lm.data.whole_text import split_of_text
+from jepa_lm.evaluation.bpb import score_from_sums
+from jepa_lm.evaluation.sampling import sample_text
+from jepa_lm.evaluation.scoring import Scorer, scores_of_targets
+from jepa_lm.model import LanguageModel
+from jepa_lm.model.checkpoint import CHECKPOINTS
+from jepa_lm.objective.taps import Tap, check_tap, read_tap, tapped_layers
+from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.finding import as_path
+from jepa_lm.utils.trusted import Trust
+
+
+class TextScore(NamedTuple):
+    """Scores of the N targets of a text: every token after the first."""
+
+    tokens: np.ndarray
+    """Ids [N], int64."""
+    nats: np.ndarray
+    """Negative log likelihood of each [N], float64."""
+    bytes: np.ndarray
+    """Bytes of text that each stands for [N], float64."""
+
+    @property
+    def bpb(self) -> float:
+        """Bits per byte of the whole text."""
+        return score_from_sums(self.nats.sum(), len(self.nats), self.bytes.sum()).bpb
+
+
+class TrainedModel:
+    """A model with its tokenizer, loaded from an artifact, a checkpoint or a run folder; see `load`.
+
+    Args:
+        loaded: the model and the settings of its training. tokenizer: what it was trained with.
+        device: where it runs.
+    """
+
+    def __init__(self, loaded: LoadedModel, tokenizer: Tokenizer, device: torch.device) -> None:
+        self._loaded, self.tokenizer, self.device = loaded, tokenizer, device
+        self.model: LanguageModel = loaded.model.to(device).eval()
+        """The PyTorch module."""
+
+    @property
+    def path(self) -> Path:
+        """File that the model was loaded from."""
+        return self._loaded.source
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """Resolved training config; empty for an artifact, which does not hold it."""
+        return dict(self._loaded.run)
+
+    @property
+    def seq_len(self) -> int:
+        """Length of the windows that the model was trained on."""
+        return int(self._loaded.data["seq_len"])
+
+    def generate(
+        self,
+        prompt: str | None = None,
+        tokens: int = 200,
+        temperature: float = 0.8,
+        seed: int = 0,
+    ) -> str:
+        """Return a prompt and its continuation; it ends early at the end of a document.
+
+        Args:
+            prompt: None for the start of a document. tokens: most tokens to draw.
+            temperature: 0 takes the most likely token each time.
+
+        Raises:
+            UserError: a number out of range.
+        """
+        if tokens < 0:
+            raise UserError(f"tokens={tokens}: 0 or more")
+        if not 0 <= temperature < float("inf"):
+            raise UserError(f"temperature={temperature}: 0 or more")
+        return sample_text(
+            self.model,
+            self.tokenizer,
+            prompt=prompt,
+            tokens=tokens,
+            temperature=temperature,
+            seed=seed,
+            context=self.seq_len,
+        )
+
+    def nll(self, text: str) -> TextScore:
+        """Score each token of a text, as one document, in windows side by side (`eval=standard`).
+
+        Raises:
+            UserError: a blank text.
+        """
+        split = self._split(text)
+        scorer = Scorer.of(
+            self.model, split.byte_counter(), self.device, self._loaded.precision
+        )._replace(temperature=self._loaded.temperature)
+        found = list(scores_of_targets(scorer, split.windows()))
+        nats, n_bytes = (
+            torch.cat([part[i].double().flatten() for part in found]).cpu().numpy()
+            for i in range(2)
+        )
+        return TextScore(self._ids(split)[1:], nats, n_bytes)
+
+    def score(self, text: str) -> float:
+        """Return the bits per byte of a text, as `eval.py data.path=FILE` does of a file with this text.
+
+        Raises:
+            UserError: a blank text.
+        """
+        return self.nll(text).bpb
+
+    @torch.inference_mode()
+    def hidden(self, text: str, tap: Tap = "final") -> Tensor:
+        """Return the hidden states of a text [N, D], on the CPU; one window, however long it is.
+
+        Args:
+            tap: `final`, `last`, `embedding`, a block's number, ...; see `jepa_lm.objective.taps`.
+
+        Raises:
+            UserError: a blank text, or the model has no such hidden state.
+        """
+        check_tap(self.model, tap, "tap")
+        ids = torch.from_numpy(self._ids(self._split(text)))[None].to(self.device)
+        encoded = self.model.encode(self.model.embed(ids), tapped_layers(self.model, tap))
+        return read_tap(self.model, encoded, tap)[0].float().cpu()
+
+    def _split(self, text: str) -> Split:
+        batch = int(self._loaded.data["val_batch_tokens"])
+        return split_of_text(text, self.tokenizer, seq_len=self.seq_len, batch_tokens=batch)
+
+    @staticmethod
+    def _ids(split: Split) -> np.ndarray:
+        ids = np.empty(split.stream.total, dtype=np.int64)
+        split.stream.read(0, ids)
+        return ids
+
+
+def load_trained(path: str, device: str, trust: Trust, cache_dir: str) -> TrainedModel:
+    """See `jepa_lm.load`.
+
+    Args:
+        cache_dir: folder for data that is prepared to get a tokenizer that is not at hand.
+
+    Raises:
+        UserError: no such file, damaged, or its tokenizer cannot be had.
+    """
+    is_artifact = _is_artifact(as_path("path", path))
+    loaded = load_model(None, path, trust) if is_artifact else load_model(path, None, trust)
+    tokenizer = loaded.own_tokenizer()
+    if tokenizer is None:  # of an earlier version, or exported without: it comes with the data
+        tokenizer = load_data(loaded, {"cache_dir": cache_dir}).tokenizer
+    return TrainedModel(loaded, tokenizer, pick_device(device))
+
+
+def _is_artifact(path: Path) -> bool:
+    if path.is_file():
+        with open(path, "rb") as file:
+            return file.read(len(MAGIC)) == MAGIC
+    checkpoints = (file for pattern in CHECKPOINTS for file in path.glob(pattern))
+    return path.is_dir() and not any(checkpoints) and any(path.glob(ARTIFACTS))
