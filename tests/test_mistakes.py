@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+import pickle
 import subprocess
 import sys
 
@@ -188,46 +188,49 @@ def test_a_mistyped_key_is_answered_without_loading_torch():
 
 
 QUICK = """
-import sys, pytest, yaml
-from tests import composing
-yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
-composing.keep_merged_files(pytest.MonkeyPatch())
-from jepa_lm import cli
-for line in sys.stdin.read().splitlines():
-    sys.argv = line.split()
-    assert cli.launch(sys.argv[0].removesuffix(".py")) == 2, line
-    print(*sys.modules.keys() & {"torch", "lightning"})
+import pickle, sys
+from jepa_lm import run
+from jepa_lm.utils import schema
+from jepa_lm.utils.errors import UserError
+
+schema.register()
+for command, cfg in pickle.load(sys.stdin.buffer):
+    try:
+        getattr(run, command)(cfg)
+    except UserError as error:
+        print(error)
+print(*sys.modules.keys() & {"torch", "lightning"})
 """
 
 
-def test_so_are_wrong_values_and_files(tmp_path):
+def test_so_are_wrong_values_and_files(compose, tmp_path):
     """Their types and ranges stand in a table, and files are told apart by their first bytes."""
     artifact, checkpoint, text = (tmp_path / name for name in ("x.br", "x.ckpt", "x.jsonl"))
     artifact.write_bytes(MAGIC + b"rest")
     checkpoint.write_bytes(b"PK\x03\x04rest")
     text.write_text('{"body": "a text"}\n' * 9)
     said = {
-        "train.py seed=null": "seed=null: expected a whole number",
-        'train.py jepa.weight="0.1"': "leave out the quotation marks",
-        "train.py trainer.max_steps=0": "trainer.max_steps=0: expected a whole number of at least 1",
-        "train.py objective=patch jepa.schedule=linear": "one of After, Constant",
-        "train.py model=mamba2 +model.backbone.rope_dims=8": "of Transformer (model=transformer)",
-        "train.py data.tokenizer.vocab_size=10": "at least 260",
-        f"train.py data=text data.path={text}": "but has body; jq -c '{text: .body}' FILE renames",
-        f"train.py ckpt_path={artifact}": "a run resumes only from a checkpoint",
-        "eval.py": "set ckpt_path or artifact_path",
-        f"eval.py ckpt_path={artifact}": f"write artifact_path={artifact}",
-        f"eval.py artifact_path={checkpoint}": f"write ckpt_path={checkpoint}",
-        f"export.py ckpt_path={artifact}": "it is exported already",
-        "export.py ckpt_path=nowhere": "ckpt_path=nowhere: no such file or folder",
+        'train jepa.weight="0.1"': "leave out the quotation marks",
+        "train trainer.max_steps=0": "trainer.max_steps=0: expected a whole number of at least 1",
+        "train model.backbone.layers=0": "model.backbone.layers=0: expected a whole number of at",
+        "train objective=patch jepa.schedule=linear": "one of After, Constant",
+        "train model=mamba2 +model.backbone.rope_dims=8": "of Transformer (model=transformer)",
+        "train data.tokenizer.vocab_size=10": "at least 260",
+        f"train data=text data.path={text}": "but has body; jq -c '{text: .body}' FILE renames",
+        "train data=text data.path=nowhere": "data.path=nowhere: no such file or folder",
+        f"train ckpt_path={artifact}": "a run resumes only from a checkpoint",
+        "eval": "set ckpt_path or artifact_path",
+        f"eval ckpt_path={artifact}": f"write artifact_path={artifact}",
+        f"eval artifact_path={checkpoint}": f"write ckpt_path={checkpoint}",
+        f"eval ckpt_path={checkpoint} data.path=nowhere": "data.path=nowhere: no such file",
+        f"export ckpt_path={artifact}": "it is exported already",
+        "export ckpt_path=nowhere": "ckpt_path=nowhere: no such file or folder",
     }
+    asked = [(line.split()[0].replace("eval", "evaluate"), compose(*line.split())) for line in said]
     done = subprocess.run(
-        [sys.executable, "-c", QUICK],
-        **{"input": "\n".join(said), "capture_output": True, "text": True, "cwd": tmp_path},
-        env={**os.environ, "PYTHONPATH": str(REPO)},
+        [sys.executable, "-c", QUICK], input=pickle.dumps(asked), capture_output=True, cwd=REPO
     )
-    assert (done.returncode, done.stdout.strip()) == (0, ""), done.stderr
-    errors = [line for line in done.stderr.splitlines() if line.startswith("error: ")]
-    assert len(errors) == len(said)
-    for line, right in zip(errors, said.values(), strict=True):
+    *told, heavy = done.stdout.decode().split("\n")[:-1]
+    assert (done.returncode, heavy) == (0, ""), done.stderr
+    for line, right in zip(told, said.values(), strict=True):
         assert right in line

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jepa_lm.artifact.card import by_format
+from jepa_lm.artifact.size import INFERENCE
 from jepa_lm.utils.console import Screen
 from jepa_lm.utils.errors import LossError, OverCapError
 from jepa_lm.utils.quoting import shell
@@ -42,7 +43,12 @@ def judge(account: dict[str, Any], max_bpb_loss: float) -> None:
     if not account["fits"]:
         ways = ways_in_words(account["ways_under"])
         if not account["ways_under"] and account["code_bytes"] >= account["cap"]:
-            ways = "the code alone exceeds the cap; raise it, or count less code (export.code=inference)"
+            less = (
+                ""
+                if account["code"] == INFERENCE
+                else ", or count less code (export.code=inference)"
+            )
+            ways = f"the code alone exceeds the cap; raise it{less}"
         raise OverCapError(
             f"export.cap_bytes={account['cap']}: artifact {account['bytes']} + code "
             f"{account['code_bytes']} = {account['total']} bytes, over by {-account['headroom']}; {ways}"
