@@ -41,16 +41,19 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
     `paths.run_dir` is a new folder below logs/, unless it is among the overrides.
 
     Args:
-        overrides: such as ["objective=vicreg", "jepa.weight=0.1"]. config_dir: folder with YAML of your own.
+        overrides: such as ["objective=vicreg", "jepa.weight=0.1"].
+        config_dir: folder with YAML and modules of your own, as with `--config-dir`.
 
     Raises:
         UserError: a mistake in an override, or words that start several runs.
     """
     import hydra
 
+    from jepa_lm.cli import import_from
     from jepa_lm.utils import schema
+    from jepa_lm.utils.command_words import check_strays, check_words
     from jepa_lm.utils.crash import MENDABLE
-    from jepa_lm.utils.explaining import check_words, explain, of_a_config
+    from jepa_lm.utils.explaining import explain, of_a_config
     from jepa_lm.utils.paths import CONF
 
     if isinstance(overrides, str):
@@ -60,11 +63,14 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
             raise UserError(
                 f"{word}: starts several runs; use `python train.py`, or compose each run"
             )
+    if config_dir is not None:
+        import_from(str(config_dir))
     schema.register()
     # Hydra looks through the folders of sys.path for it, and an editable installation is not among them.
     importlib.import_module("hydra_plugins.jepa_lm_study")
     with _hydra_restored(), _words(overrides, config_dir):
         try:
+            check_strays(overrides, "train", several=False)
             check_words(overrides)
             with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
                 search = [] if config_dir is None else [_search_path(config_dir)]

@@ -9,11 +9,9 @@ the run folder (in logs/ if there is no run folder yet); 128 + n stopped by sign
 from __future__ import annotations
 
 import os
-import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
 
 try:
     import hydra
@@ -21,15 +19,18 @@ except ModuleNotFoundError as error:
     missing = f"error: {sys.executable} has no {error.name}"
     print(f"{missing}; run `make install`, then `source .venv/bin/activate`", file=sys.stderr)
     raise SystemExit(2) from None
-from hydra._internal.utils import get_args_parser
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
 from jepa_lm import run
 from jepa_lm.utils import gpus, process, schema
+from jepa_lm.utils.command_words import read_arguments
 from jepa_lm.utils.crash import MENDABLE, CrashError, bugs_kept
 from jepa_lm.utils.errors import UserError
-from jepa_lm.utils.explaining import check_words, explain, of_a_config
+from jepa_lm.utils.explaining import explain, of_a_config
+from jepa_lm.utils.finding import AUTO
+from jepa_lm.utils.going_on import command_of_run
+from jepa_lm.utils.help_page import page
 from jepa_lm.utils.output import replace_characters, tell
 from jepa_lm.utils.paths import CONF, LOGS
 from jepa_lm.utils.signals import Stopped
@@ -60,6 +61,7 @@ def launch(command: str) -> int:
     replace_characters(sys.stdout)
     schema.register()
     returned: list[Exception] = []
+    folders: list[Path] = []
 
     @hydra.main(version_base="1.3", config_path=str(CONF), config_name=command)
     def job(cfg: DictConfig) -> float | None:
@@ -67,8 +69,11 @@ def launch(command: str) -> int:
         in_sweep = not OmegaConf.is_missing(HydraConfig.get().job, "num")
         if in_sweep:
             schema.register()  # a worker process has not run the code above
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        if command == "train" and not in_sweep:
+            folders.append(folder)
         try:
-            with bugs_kept(Path(HydraConfig.get().runtime.output_dir)):
+            with bugs_kept(folder):
                 if (
                     in_sweep
                     and HydraConfig.get().runtime.choices["hydra/launcher"] == gpus.LAUNCHER
@@ -86,21 +91,35 @@ def launch(command: str) -> int:
 
     try:
         with bugs_kept(LOGS):
-            _check_arguments()
-            _run(job)
+            asked = read_arguments(command)
+            if asked.config_dir is not None:
+                import_from(asked.config_dir)
+            if asked.help:
+                print(page(command))
+            else:
+                _run(job)
     except TOLD as error:
         returned.append(error)
     except Stopped as stopped:
-        tell(str(stopped))
+        tell(f"{stopped}{_goes_on(folders)}")
         return stopped.exit_code
     except KeyboardInterrupt:
-        tell("interrupted")
+        tell(f"interrupted{_goes_on(folders)}")
         return 130
     if not returned:
         return 0
     message, code = explain(returned[0], command)
     tell(f"error: {message}")
     return code
+
+
+def _goes_on(folders: list[Path]) -> str:
+    """Return how to go on with the run in this folder, if there is one; not for torchrun's processes."""
+    for folder in folders if "TORCHELASTIC_RUN_ID" not in os.environ else ():
+        changes = {"hydra.run.dir": str(folder), "ckpt_path": AUTO}
+        if (again := command_of_run(folder, changes)) is not None:
+            return f"; to go on: {again}"
+    return ""
 
 
 def _run(job: Callable[[], None]) -> None:
@@ -116,40 +135,7 @@ def _run(job: Callable[[], None]) -> None:
         raise about_a_config from error
 
 
-def _check_arguments() -> None:
-    """Move Hydra's flags in front of the overrides, as Hydra requires, and check all arguments.
-
-    Raises:
-        UserError: an unknown flag, flags that exclude each other, or a malformed override.
-    """
-
-    def is_override(word: str) -> bool:
-        return re.match(r"[~+]|[^-][^=]*=|=", word) is not None
-
-    sys.argv[1:] = sorted(sys.argv[1:], key=is_override)
-    parser = get_args_parser()
-
-    def refuse(message: str) -> NoReturn:
-        raise UserError(
-            f"{message}; settings are given as key=value without dashes, such as seed=1"
-        )
-
-    parser.error = refuse  # type: ignore[method-assign]
-    asked = parser.parse_args()
-    if asked.experimental_rerun is not None:
-        raise UserError(
-            "--experimental-rerun: would execute a file's contents; give the overrides instead"
-        )
-    if asked.run + asked.multirun + (asked.cfg is not None) + (asked.info is not None) > 1:
-        raise UserError("--run, --multirun, --cfg, --info: use only one of them")
-    if asked.resolve and asked.cfg is None:
-        raise UserError("--resolve: only works with --cfg")
-    check_words(asked.overrides)
-    if asked.config_dir is not None:
-        _import_from(asked.config_dir)
-
-
-def _import_from(config_dir: str) -> None:
+def import_from(config_dir: str) -> None:
     """Let this process, and the ranks and workers that it starts, import the modules in the user's folder.
 
     Raises:

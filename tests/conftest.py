@@ -7,6 +7,7 @@ import gc
 import json
 import os
 import pickle
+import sys
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes that tests start
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
@@ -27,6 +28,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import DictConfig
 
+from jepa_lm import cli
 from jepa_lm.data.corpora import Austen
 from jepa_lm.utils import schema
 from jepa_lm.utils.paths import CONF
@@ -145,6 +147,22 @@ def _composed(command: str, chosen: tuple[str, ...]) -> bytes:
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
         return pickle.dumps(hydra.compose(command, overrides=list(chosen)))
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[..., tuple[int, str]]:
+    """command("train", overrides...) -> (exit code, last line on stderr), in this process."""
+
+    def run(name: str, *overrides: str) -> tuple[int, str]:
+        where = f"hydra.run.dir={tmp_path}/out"
+        monkeypatch.setattr(sys, "argv", [f"{name}.py", *overrides, where])
+        code = cli.launch(name)
+        lines = capsys.readouterr().err.strip().splitlines()
+        return code, lines[-1] if lines else ""
+
+    return run
 
 
 @pytest.fixture

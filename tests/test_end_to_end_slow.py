@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -143,9 +144,10 @@ def test_ctrl_c_saves_and_resumes(tmp_path, small_text):
     assert summary["status"] == "interrupted"
     assert summary["val"]["bpb"] > 0
     steps = summary["steps"]
-    more = [*common[:-1], f"trainer.max_steps={steps + 4}", f"ckpt_path={tmp_path}/run"]
-    run("train.py", *more, f"hydra.run.dir={tmp_path}/more")
-    assert json.loads((tmp_path / "more" / "summary.json").read_text())["steps"] == steps + 4
+    _, script, *again = shlex.split(err.strip().rpartition("; to go on: ")[2])
+    run(script, *(w for w in again if "max_steps" not in w), f"trainer.max_steps={steps + 4}")
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert (summary["status"], summary["steps"]) == ("finished", steps + 4)
 
 
 def test_two_gloo_ranks_equal_one_process(tmp_path, small_text):

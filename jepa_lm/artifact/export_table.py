@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jepa_lm.artifact.card import by_format
+from jepa_lm.artifact.size import INFERENCE
 from jepa_lm.utils.console import Screen
 from jepa_lm.utils.errors import LossError, OverCapError
 from jepa_lm.utils.quoting import shell
@@ -28,7 +29,7 @@ def print_account(account: dict[str, Any], folder: Path) -> None:
     table.add_row(f"code, {account['code']}", f"{account['code_bytes']:,} bytes")
     table.add_row("total", f"{account['total']:,} of {account['cap']:,} bytes allowed")
     console.print(table)
-    if not account["fits"]:
+    if not account["fits"] and account["ways_under"]:
         console.print(_ways(account["ways_under"]))
     console.print(f"written to {folder / 'export.json'}", soft_wrap=True)
 
@@ -40,10 +41,17 @@ def judge(account: dict[str, Any], max_bpb_loss: float) -> None:
         OverCapError, LossError: with the figures and what would help.
     """
     if not account["fits"]:
+        ways = ways_in_words(account["ways_under"])
+        if not account["ways_under"] and account["code_bytes"] >= account["cap"]:
+            less = (
+                ""
+                if account["code"] == INFERENCE
+                else ", or count less code (export.code=inference)"
+            )
+            ways = f"the code alone exceeds the cap; raise it{less}"
         raise OverCapError(
             f"export.cap_bytes={account['cap']}: artifact {account['bytes']} + code "
-            f"{account['code_bytes']} = {account['total']} bytes, over by {-account['headroom']}; "
-            f"{ways_in_words(account['ways_under'])}"
+            f"{account['code_bytes']} = {account['total']} bytes, over by {-account['headroom']}; {ways}"
         )
     for protocol, scores in account["round_trip"].items():
         if not scores["bpb_loss"] <= max_bpb_loss:  # NaN must fail too

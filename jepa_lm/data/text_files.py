@@ -135,17 +135,40 @@ class TextFile:
             ) from error
 
 
+def check_first_document(file: TextFile, head: bytes) -> None:
+    """Check the first document of JSON lines, unless it is longer than `head`, the first bytes of the text.
+
+    Raises:
+        UserError: the line is not a JSON object with a text.
+    """
+    lines = head.split(b"\n")
+    for number, line in enumerate(lines, 1):
+        if line.strip():
+            if number < len(lines) or len(head) < HEAD:
+                try:
+                    _document(line)
+                except ValueError as error:
+                    raise UserError(f"{file.key}={file.path}: line {number} {error}") from error
+            return
+
+
 def _document(line: bytes) -> str:
     """Return the text of a line of JSON.
 
     Raises:
         ValueError: the line is not a JSON object with a text; the message says why.
     """
+    expected = 'is not a JSON object with a "text" field'
     try:
-        text = json.loads(line)["text"]
+        found = json.loads(line)
+        text = found["text"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
+        if isinstance(error, KeyError) and (texts := _texts(found)):
+            raise ValueError(
+                f"{expected}, but has {', '.join(texts)}; {_renamed(texts[0])} renames one"
+            ) from error
         raise ValueError(
-            'is not a JSON object with a "text" field; each line must be one, such as {"text": "..."} '
+            f'{expected}; each line must be one, such as {{"text": "..."}} '
             "(jq -c .[] FILE converts a list, jq -c . FILE an object that spans several lines)"
         ) from error
     if not isinstance(text, str):
@@ -155,6 +178,16 @@ def _document(line: bytes) -> str:
     except UnicodeEncodeError as error:
         raise ValueError("holds half a surrogate pair, which is not valid text") from error
     return text
+
+
+def _texts(found: dict[str, object]) -> list[str]:
+    """Return the names of the fields that hold text, the longest text first."""
+    lengths = {key: len(value) for key, value in found.items() if isinstance(value, str)}
+    return sorted(filter(str.isidentifier, lengths), key=lengths.__getitem__, reverse=True)
+
+
+def _renamed(name: str) -> str:
+    return f"jq -c '{{text: .{name}}}' FILE"
 
 
 def holds_documents(head: bytes) -> bool:

@@ -6,7 +6,15 @@ import os
 from collections.abc import Iterator
 from pathlib import Path
 
-from jepa_lm.data.text_files import JSON_LINES, PACKED, PLAIN, TextFile, holds_documents, suffix
+from jepa_lm.data.text_files import (
+    JSON_LINES,
+    PACKED,
+    PLAIN,
+    TextFile,
+    check_first_document,
+    holds_documents,
+    suffix,
+)
 from jepa_lm.data.text_formats import HEAD, check_format
 from jepa_lm.utils.errors import UserError
 
@@ -114,9 +122,11 @@ def _text_of_folder(key: str, path: Path) -> TextFile | None:
 
 
 def _checked_head(file: TextFile) -> bytes:
-    """Return the first bytes of a text after checking that its format is supported."""
+    """Return the first bytes of a text after checking that its format and its first line are supported."""
     head = file.head()
     check_format(file.key, file.path, head)
+    if file.json:
+        check_first_document(file, head)
     return head
 
 

@@ -34,11 +34,12 @@ from jepa_lm.utils.config import check, resolve
 from jepa_lm.utils.crash import bugs_kept
 from jepa_lm.utils.errors import SweepError, UserError, in_words, warn
 from jepa_lm.utils.files import sweep_up, write_json
+from jepa_lm.utils.going_on import same_command
 from jepa_lm.utils.locks import only_writer
 from jepa_lm.utils.output import tell
 from jepa_lm.utils.paths import CONFIG_FILE, SUMMARY_FILE
 from jepa_lm.utils.provenance import config_hash
-from jepa_lm.utils.quoting import one_line, override, quoted
+from jepa_lm.utils.quoting import one_line, quoted
 from jepa_lm.utils.values import check_values
 
 MOST_REASONS = 5
@@ -123,7 +124,7 @@ def run(
     except BrokenExecutor as error:  # a worker was killed, and its launcher gave up
         warn(f"the launcher stopped: {error or type(error).__name__}")
     except BaseException:  # a signal
-        tell(f"the same command with {override('hydra.sweep.dir', folder)} resumes")
+        tell(f"to go on: {same_command({'hydra.sweep.dir': str(folder)})}")
         raise
     returned = dict(zip((job.folder for job in todo), results, strict=False))
     for name, result in returned.items():
@@ -178,8 +179,8 @@ def conclude(
         told = [f"{name}: {why}" for name, why in list(failed.items())[:MOST_REASONS]]
         more = [f"and {len(failed) - MOST_REASONS} more"] if len(failed) > MOST_REASONS else []
         raise SweepError(
-            f"{len(failed)} of {len(manifest.jobs)} jobs failed; {'; '.join([*told, *more])}; the same "
-            f"command with {override('hydra.sweep.dir', folder)} retries them"
+            f"{len(failed)} of {len(manifest.jobs)} jobs failed; {'; '.join([*told, *more])}; to retry them: "
+            f"{same_command({'hydra.sweep.dir': str(folder)})}"
         )
     return list(returned.values())
 

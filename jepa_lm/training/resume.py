@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
+from hydra.core.hydra_config import HydraConfig
 from torch.optim import Optimizer
 
 from jepa_lm.data.token_data import TokenData
 from jepa_lm.loggers.metrics_csv import validated
-from jepa_lm.model.checkpoint import portable, read_checkpoint
+from jepa_lm.model.checkpoint import LAST_FILE, portable, read_checkpoint
 from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.training.run_folder import set_later_aside
 from jepa_lm.training.run_state import (
@@ -30,6 +31,7 @@ from jepa_lm.training.run_state import (
     qat_since,
 )
 from jepa_lm.utils.errors import UserError, warn
+from jepa_lm.utils.going_on import command_of_run, key_of
 from jepa_lm.utils.nested import flat
 from jepa_lm.utils.provenance import Resumed
 from jepa_lm.utils.quoting import cut
@@ -159,13 +161,31 @@ def go_on(resume: Path, task: LanguageModelTask, data: TokenData, trainer: pl.Tr
         raise lacks(source, "loops.fit_loop")
     optimizer, _ = task.recipe.configure(task, task.clock)
     now = facts_of_run(task, data, trainer.world_size, optimizer, checkpoint)
-    compare(facts_of_checkpoint(checkpoint), now, source)
+    try:
+        compare(facts_of_checkpoint(checkpoint), now, source)
+    except UserError as error:
+        raise UserError(f"{error}{_with_its_settings(resume)}") from error
     check_moments(checkpoint["optimizer_states"][0]["state"], optimizer, source)
     step, run_dir = checkpoint["global_step"], Path(task.config["paths"]["run_dir"])
     if trainer.is_global_zero:
         set_later_aside(run_dir, resume, step)
     compiled = bool(checkpoint["hyper_parameters"]["config"].get("compile"))
     return Resumed(resume, step, validated(run_dir, step), compiled)
+
+
+def _with_its_settings(resume: Path) -> str:
+    """Return how to resume with that run's settings, and with this command's where they may differ."""
+    folder = resume.parent.parent if resume.parent.name == "checkpoints" else resume.parent
+    given = [] if HydraConfig.instance().cfg is None else HydraConfig.get().overrides.task
+    free = [word for word in given if _may_differ(key_of(word))]
+    source = folder if resume.name == LAST_FILE else resume
+    again = command_of_run(folder, {"ckpt_path": str(source)}, free)
+    return "" if again is None else f": {again}"
+
+
+def _may_differ(key: str) -> bool:
+    """Return whether a resumed run may set this key or group, whatever its data and its objective are."""
+    return not key.startswith(("data", "jepa")) and rule_of(key).then != REFUSED
 
 
 def facts_of_checkpoint(checkpoint: Mapping[str, Any]) -> Facts:

@@ -21,12 +21,11 @@ from jepa_lm.loggers.wandb_run import ID_FILE
 from jepa_lm.model.checkpoint import CHECKPOINTS, SAVED, damage, find_checkpoint, newest_whole
 from jepa_lm.utils.errors import UserError, system_error
 from jepa_lm.utils.files import read_object, sweep_up, write_json, write_text
-from jepa_lm.utils.finding import LAST, as_path, newest_run
+from jepa_lm.utils.finding import AUTO, LAST, as_path, newest_run
 from jepa_lm.utils.locks import only_writer
 from jepa_lm.utils.paths import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE
 from jepa_lm.utils.trusted import Trust
 
-AUTO = "auto"
 KEY = "hydra.run.dir"
 EVENTS = "tensorboard"
 EARLIER = (METRICS_FILE, SUMMARY_FILE, CONFIG_FILE, "checkpoints/*.ckpt")

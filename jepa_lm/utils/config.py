@@ -7,10 +7,9 @@ or a value of the wrong type gives one line with the key, the value and what wou
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import functools
 import typing
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 from hydra.utils import get_object
@@ -32,6 +31,7 @@ from jepa_lm.utils.kinds import (
 )
 from jepa_lm.utils.schema import Precision, TrainConfig
 from jepa_lm.utils.signatures import Signature, inspected, table
+from jepa_lm.utils.unknown_keys import no_part, of_another, unknown_key
 
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 TRAINER = {
@@ -221,7 +221,11 @@ def _check_call(path: str, node: Mapping[str, Any], signature: Signature, look: 
             continue
         if key not in signature.settings:
             known = [f"{path}.{name}" for name in signature.settings]
-            raise unknown_key(f"{path}.{key}", known, caller)
+            raise of_another(path, key, signature, caller) or unknown_key(
+                f"{path}.{key}", known, caller
+            )
+        if (error := no_part(f"{path}.{key}", value, signature.settings[key])) is not None:
+            raise error
         check_kind(f"{path}.{key}", value, signature.settings[key])
         _check_parts(f"{path}.{key}", value, signature.settings[key], caller, look)
     for name in signature.required:
@@ -244,11 +248,3 @@ def _check_parts(key: str, value: Any, kind: Kind, caller: str, look: Look) -> N
                 f"{key}._target_={shown(value['_target_'])}: not of type {spell(kind)}, which {caller} "
                 "expects"
             )
-
-
-def unknown_key(key: str, known: Iterable[str], where: str) -> UserError:
-    """Return the error for an unknown key, with the nearest known key."""
-    known, key = list(known), shown(key)
-    near = difflib.get_close_matches(key, known, n=1, cutoff=0.6)
-    hint = f"did you mean {near[0]}?" if near else f"known: {', '.join(known[:12]) or 'none'}"
-    return UserError(f"{key}: {where} has no such setting; {hint}")

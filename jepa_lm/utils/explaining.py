@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import difflib
 import re
+import sys
 import traceback
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import hydra
 from hydra._internal.hydra import Hydra
@@ -19,57 +21,27 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.errors import HydraException, MissingConfigException, OverrideParseException
 from hydra.types import RunMode
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, ValidationError
 from yaml import YAMLError
 
+from jepa_lm.utils.command_words import (
+    INHERITED,
+    kind_of_setting,
+    one_of_a_group,
+    options,
+    roots,
+)
 from jepa_lm.utils.crash import MENDABLE, CrashError
 from jepa_lm.utils.errors import RankError, UserError, yaml_error
+from jepa_lm.utils.kinds import spell
 from jepa_lm.utils.nested import flat
 from jepa_lm.utils.paths import CONF, program
 from jepa_lm.utils.quoting import one_line, override
+from jepa_lm.utils.schema import SCHEMAS
+from jepa_lm.utils.signatures import table
+from jepa_lm.utils.unknown_keys import of_another, unknown_key
 
-NO_NAME = re.compile(r"null|true|false|[0-9.eE+-]+|\{.*", re.IGNORECASE)
-"""Values that cannot be an option of a group."""
-INHERITED = "base"
-"""Option of a group that the others inherit; it leaves out what each of them sets."""
-
-
-def check_words(words: Iterable[str]) -> None:
-    """Refuse overrides that Hydra would misread, or reject without naming them.
-
-    Raises:
-        UserError: names the override.
-    """
-    for word in words:
-        key, sign, value = word.partition("=")
-        key = key.lstrip("+")
-        if not sign or key.startswith("~"):
-            continue
-        if not key:
-            raise UserError(f"{word}: the key is missing; an override is key=value")
-        if not value.strip():
-            raise UserError(
-                f"{word}: the value is missing; null unsets a setting, and empty text is {override(key, '')}"
-            )
-        if value == INHERITED and (CONF / key / f"{INHERITED}.yaml").is_file():
-            raise UserError(
-                f"{word}: only for the others to inherit; choose one of {', '.join(_options(key))}"
-            )
-        if (CONF / key).is_dir() and NO_NAME.fullmatch(value):
-            removed = f"; ~{key} removes this part" if "/" in key else ""
-            raise UserError(
-                f"{word}: choose one of {', '.join(_options(key))}, or leave this override out{removed}"
-            )
-        group = key.replace(".", "/")
-        if "." in key and (
-            value in _options(group) or group in ("hydra/launcher", "hydra/sweeper")
-        ):
-            raise UserError(f"{word}: this is a config group; write {group}={value}")
-
-
-def _options(group: str) -> list[str]:
-    names = (path.stem for path in (CONF / group).glob("*.yaml"))
-    return sorted(name for name in names if name != INHERITED)
+KEY = re.compile(r"[+~]{0,2}[\w@:$-]+([./][\w@:$-]+)*")
 
 
 def explain(error: BaseException, command: str) -> tuple[str, int]:
@@ -111,11 +83,26 @@ def explain(error: BaseException, command: str) -> tuple[str, int]:
         ), UserError.exit_code
     cause = error.__cause__ or error
     key = getattr(cause, "full_key", None)
+    if isinstance(cause, MissingMandatoryValue):
+        hint = "a checkpoint, a run folder, or last" if key == "ckpt_path" else f"{key}=..."
+        return f"{key}: not set; give {hint}", UserError.exit_code
+    if isinstance(cause, ValidationError) and (told := _wrong_type(str(key), command)):
+        return told, UserError.exit_code
     if key and "full_key" in str(cause):  # OmegaConf appends its fields to the message
         reason = one_line(str(cause).split("full_key")[0])
         return f"{key}: {reason}", UserError.exit_code
     said, file = one_line(str(error) or str(cause)), _file_being_read(error)
     return said if str(error) or file is None else f"{file}: {said}", UserError.exit_code
+
+
+def _wrong_type(key: str, command: str) -> str | None:
+    """Explain the value of an override that the schema refuses; None if no single value was given."""
+    words = [word.lstrip("+").partition("=") for word in sys.argv[1:]]
+    given = [value for name, _, value in words if name == key]
+    kind = kind_of_setting(command, key)
+    if not given or "," in given[-1] or kind == "any":
+        return None
+    return f"{key}={given[-1]}: expected {spell(kind)}"
 
 
 def of_a_config(error: Exception) -> UserError | None:
@@ -146,14 +133,15 @@ def _no_override(error: OverrideParseException) -> str:
     key, sign, value = error.override.partition("=")
     if not sign:
         return f"{error.override}: a setting is given as key=value"
+    if not KEY.fullmatch(key):
+        return f"{error.override}: {key} cannot be a key; one is a name such as jepa.weight"
     reason = re.sub(
         r"^Error parsing override .*|See https.*| expecting.*", "", error.message, flags=re.M
     )
     if "LexerNoViableAlt" in reason:
-        reason = "unclosed quotation mark"
-    remedy = ""
-    if re.search(r"[=,:(){}'\"\[\]]", value):
-        remedy = f"; to pass it as text: {override(key, value)}"
+        unclosed = any(value.count(mark) % 2 for mark in "'\"")
+        reason = "unclosed quotation mark" if unclosed else "characters that need quotes"
+    remedy = f"; to pass it as text: {override(key, value)}"
     return f"{error.override}: cannot be read ({one_line(reason)}){remedy}"
 
 
@@ -170,6 +158,9 @@ def _list_of_values(error: BaseException, command: str) -> tuple[str, int]:
         return explain(of_a_config(cause) or cause, command)
     word = re.search(r"'([^']+)'", str(error))
     several = word.group(1) if word else "several values"
+    key, _, values = several.partition("=")
+    if (CONF / key).is_dir() and re.fullmatch(r"[\w/,]+", values):
+        return f"{several}: {one_of_a_group(key, values)}", UserError.exit_code
     return (
         f"{several}: more than one run; add -m, or use study= or sweep= with {program('train')}",
         UserError.exit_code,
@@ -193,10 +184,14 @@ def _hydra(config_dir: str | None) -> Iterator[ConfigLoader]:
 
 
 def _unknown_key(key: str, command: str) -> str:
-    from jepa_lm.utils.config import unknown_key
-
     key = key.lstrip("+~")
-    known = _all_keys(command, key)
+    root = re.split(r"[./]", key)[0]
+    owners = [other for other in SCHEMAS if root in roots(other)]
+    if owners and command not in owners:
+        named = " and ".join(f"{owner}.py" for owner in owners)
+        return f"{key}: a setting of {named}, not of {command}.py"
+    composed = _composed(command, key)
+    known = _keys(composed)
     if key in known:
         below = [name for name in known if name.startswith(f"{key}.")]
         if "." in key and below:
@@ -205,9 +200,16 @@ def _unknown_key(key: str, command: str) -> str:
         if key.startswith("jepa/") and "jepa._target_" not in known:
             hint = "; objective=none has no parts, choose an objective"
         elif "/" in key:
-            options = _options(key)
-            hint = f"; add an option ({', '.join(options)}) with +, such as +{key}={options[0]}"
+            names = options(key)
+            hint = f"; add an option ({', '.join(names)}) with +, such as +{key}={names[0]}"
         return f"{key}: with these choices {command}.yaml has no such group{hint}"
+    path, _, name = key.rpartition(".")
+    target = str(composed.get(f"{path}._target_"))
+    if (signature := table().get(target)) is not None:
+        if name in signature.settings:
+            return f"{key}: not set in the files chosen; +{key}=... adds it"
+        if (error := of_another(path, name, signature, target.rpartition(".")[2])) is not None:
+            return str(error)
     return str(unknown_key(key, known, f"{command}.yaml"))
 
 
@@ -216,27 +218,27 @@ def _new_settings(key: str, known: list[str]) -> str:
     group = key.replace(".", "/")
     instead = f"~{key} +{key}={{...}} replaces the whole of it"
     if (CONF / group).is_dir():
-        instead = f"choose {group}={'|'.join(_options(group))}, or {instead}"
+        instead = f"choose {group}={'|'.join(options(group))}, or {instead}"
     return f"{key}: sets more than it has ({', '.join(known)}); {instead}"
 
 
 def _missing_option(error: MissingConfigException) -> str:
     asked = str(error.missing_cfg_file)
     group, _, option = asked.rpartition("/")
-    options = [name for name in error.options or _options(group) if name != INHERITED]
+    names = [name for name in error.options or options(group) if name != INHERITED]
     ours = (CONF / group).is_dir() and not group.startswith("hydra/")
-    if ours and options and not (CONF / group / f"{options[0]}.yaml").is_file():
+    if ours and names and not (CONF / group / f"{names[0]}.yaml").is_file():
         # An option in a subfolder of its group, such as objective=recipes/pr1006.
         group, _, folder = group.rpartition("/")
-        options = sorted(f"{folder}/{p.stem}" for p in (CONF / group / folder).glob("*.yaml"))
+        names = sorted(f"{folder}/{p.stem}" for p in (CONF / group / folder).glob("*.yaml"))
         option = f"{folder}/{option}"
-    near = difflib.get_close_matches(option, options, n=1)
+    near = difflib.get_close_matches(option, names, n=1)
     hint = f"did you mean {near[0]}? " if near else ""
-    return f"{group or 'config'}={option}: no such option; {hint}choose one of {', '.join(options)}"
+    return f"{group or 'config'}={option}: no such option; {hint}choose one of {', '.join(names)}"
 
 
-def _all_keys(command: str, refused: str) -> list[str]:
-    """Return every dotted key and group, given the groups chosen on the command line but the refused one."""
+def _composed(command: str, refused: str) -> dict[str, Any]:
+    """Return the settings by dotted key, given the groups chosen on the command line but the refused one."""
     asked = get_args_parser().parse_args()
     named = {word: word.partition("=")[0] for word in asked.overrides}
     choices = [word for word, key in named.items() if key != refused and (CONF / key).is_dir()]
@@ -247,7 +249,12 @@ def _all_keys(command: str, refused: str) -> list[str]:
             cfg = hydra.compose(command)
     composed = OmegaConf.to_container(cfg, resolve=False)
     assert isinstance(composed, dict)
-    parts = [key.split(".") for key in flat(composed)]
+    return flat(composed)
+
+
+def _keys(composed: dict[str, Any]) -> list[str]:
+    """Return every dotted key, of values and of nodes, and every group."""
+    parts = [key.split(".") for key in composed]
     keys = list(dict.fromkeys(".".join(p[:n]) for p in parts for n in range(1, len(p) + 1)))
     groups = (p.relative_to(CONF) for p in CONF.rglob("*") if p.is_dir())
     return keys + [group.as_posix() for group in groups]

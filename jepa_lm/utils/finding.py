@@ -9,12 +9,21 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 from jepa_lm.utils.errors import UserError, warn
 from jepa_lm.utils.paths import LOGS
+from jepa_lm.utils.quoting import override
 
-LAST = "last"
+LAST, AUTO = "last", "auto"
+STARTS = {b"JEPALM1\0": "artifact_path", b"PK\x03\x04": "ckpt_path"}
+"""First bytes of an exported artifact and of a checkpoint, with the setting that takes such a file."""
+WHAT = {"artifact_path": "an exported artifact", "ckpt_path": "a checkpoint of train.py"}
+ONLY_CHECKPOINTS = {
+    "train": "a run resumes only from a checkpoint",
+    "export": "it is exported already, and only a checkpoint can be exported",
+}
 KINDS = ("runs", "multiruns")
 """Subfolders of a task's folder that hold run folders: single runs, and sweeps with their jobs."""
 STARTED = re.compile(r"\d{4}-\d\d-\d\d_\d\d-\d\d-\d\d(-\d+)?")
@@ -56,6 +65,59 @@ def find_file(
         names = ", ".join(sorted(f.name for f in found)[:5])
         raise UserError(f"{key}={value}: several files in {path} ({names}); name one of them")
     return found[0]
+
+
+def check_model_files(command: str, ckpt: str | None, artifact: str | None = None) -> None:
+    """Check the settings that name a model's file, as far as that is possible without loading it.
+
+    Args:
+        command: the command that reads the file, such as `eval`, which takes one file of either kind.
+
+    Raises:
+        UserError: a path does not exist, or holds an artifact where a checkpoint is expected or the reverse.
+    """
+    if command == "eval" and (ckpt is None) == (artifact is None):
+        raise UserError(
+            f"set ckpt_path or artifact_path, just one of them (ckpt_path={ckpt}, artifact_path={artifact})"
+        )
+    for key, value in {"ckpt_path": ckpt, "artifact_path": artifact}.items():
+        if value is None or value == LAST or (command == "train" and value == AUTO):
+            continue
+        path = as_path(key, value)
+        if not path.exists():
+            raise _missing(key, value)
+        if (right := _setting_for(path)) not in (key, None):
+            instead = ONLY_CHECKPOINTS.get(command, f"write {override(right, value)}")
+            raise UserError(f"{key}={value}: this is {WHAT[right]}; {instead}")
+
+
+def require_path(key: str, value: str | None) -> None:
+    """Raise UserError if a setting names a path, and there is nothing there."""
+    if value is not None and not as_path(key, value).exists():
+        raise UserError(f"{key}={value}: no such file or folder")
+
+
+def _setting_for(path: Path) -> str | None:
+    """Return the setting that takes this file, or the files in this folder; None if that is not certain."""
+    if path.is_file():
+        start = b""
+        with (
+            suppress(OSError),
+            open(path, "rb") as file,
+        ):  # whoever loads the file explains the error
+            start = file.read(8)
+        return next((key for first, key in STARTS.items() if start.startswith(first)), None)
+    held = {
+        "ckpt_path": [*path.glob("checkpoints/*.ckpt"), *path.glob("*.ckpt")],
+        "artifact_path": list(path.glob("artifact.*")),
+    }
+    kinds = [key for key, files in held.items() if files]
+    return kinds[0] if len(kinds) == 1 else None
+
+
+def holds_artifact(path: Path) -> bool:
+    """Return whether a path is an exported artifact, or a folder that holds one and no checkpoint."""
+    return path.exists() and _setting_for(path) == "artifact_path"
 
 
 def as_path(key: str, value: str) -> Path:
@@ -108,9 +170,7 @@ def newest_run(key: str, value: str, patterns: tuple[str, ...], but: Path | None
         UserError: `value` is not `last`, or there is no such run.
     """
     if value != LAST:
-        raise UserError(
-            f"{key}={value}: no such file or folder; give a file, a run folder, or last"
-        )
+        raise _missing(key, value)
     for run in reversed(runs_below(LOGS)):
         if but is not None and run.resolve() == but.resolve():
             continue
@@ -118,3 +178,7 @@ def newest_run(key: str, value: str, patterns: tuple[str, ...], but: Path | None
             return run
         warn(f"{key}=last: {run} has no {' or '.join(patterns)}; using an older run")
     raise UserError(f"{key}={value}: no {' or '.join(patterns)} in any run below {LOGS.resolve()}")
+
+
+def _missing(key: str, value: str) -> UserError:
+    return UserError(f"{key}={value}: no such file or folder; give a file, a run folder, or last")

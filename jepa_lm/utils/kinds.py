@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import collections.abc
 import functools
+import re
 import sys
 import types
 import typing
@@ -77,6 +78,8 @@ UNIONS = (typing.Union, types.UnionType)
 LISTS = (list, tuple, collections.abc.Sequence)
 MAPPINGS = (dict, collections.abc.Mapping)
 ANYTHING = (Any, object, collections.abc.Callable)
+PLAIN = re.compile(r"[+-]?[0-9.][0-9._]*(e[+-]?[0-9]+)?|true|false|null", re.IGNORECASE)
+"""Text that without quotation marks would be a number, true, false or null."""
 LONGEST_VALUE = 100
 """Maximum number of characters of a value in a message."""
 SIMPLE: dict[Any, str] = {
@@ -187,9 +190,19 @@ def entries_of(kind: Kind, container: str) -> Kind:
     return "any"
 
 
+def _takes_no_text(kind: Kind) -> bool:
+    """Return whether a kind has an alternative that is a number, or true and false."""
+    kinds = kind if isinstance(kind, list) else [kind]
+    return any(k in ("int", "float", "bool") or k.keys() & {"int", "float"} for k in kinds if k)
+
+
 def check_kind(key: str, value: Any, kind: Kind) -> None:
     """Raise UserError unless a value, and every entry of a mapping, is of its kind."""
     if not fits(value, kind):
+        if isinstance(value, str) and PLAIN.fullmatch(value) and _takes_no_text(kind):
+            raise UserError(
+                f'{key}="{shown(value)}" (text): expected {spell(kind)}; leave out the quotation marks'
+            )
         raise UserError(f"{key}={shown(value)}: expected {spell(kind)}")
     if isinstance(value, Mapping) and "_target_" not in value:
         for name, entry in value.items():

@@ -81,6 +81,8 @@ def shell(words: Iterable[str]) -> str:
 
 def _word(text: str) -> str:
     if literal(text) == text:
+        if "'" in text and not re.search(r"[$`!\\]", text):
+            return '"' + text.replace('"', '\\"') + '"'
         return shlex.quote(text)
     told = text.replace("\\", "\\\\").replace("'", "\\'")
     # A byte of a file name that is not valid UTF-8.

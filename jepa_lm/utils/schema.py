@@ -210,6 +210,9 @@ class ExportConfig:
     paths: Paths = field(default_factory=Paths)
 
 
+SCHEMAS = {"train": TrainConfig, "eval": EvalConfig, "export": ExportConfig}
+
+
 def run_folder() -> str:
     """Return the folder of this run; for `--cfg job`, which creates none, the planned folder."""
     hydra = HydraConfig.get()
@@ -231,6 +234,5 @@ def register() -> None:
     for name, resolver in RESOLVERS.items():
         OmegaConf.register_new_resolver(name, resolver, replace=True)
     store = ConfigStore.instance()
-    store.store(name="train_schema", node=TrainConfig)
-    store.store(name="eval_schema", node=EvalConfig)
-    store.store(name="export_schema", node=ExportConfig)
+    for command, schema in SCHEMAS.items():
+        store.store(name=f"{command}_schema", node=schema)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 
 import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -23,13 +24,16 @@ class Interrupted:
         raise KeyboardInterrupt
 
 
-def test_a_signal_tells_how_to_go_on(tmp_path, capsys):
+def test_a_signal_tells_how_to_go_on(tmp_path, capsys, monkeypatch):
     jobs = (Job("all/seed-1", ("seed=1",), "x"),)
     plan = Manifest(name="train", kind="sweep", match=None, command=(), jobs=jobs, groups=())
     configs = {"all/seed-1": {"ckpt_path": None, "logger": {}, "compile": False}}
+    monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=1", "hydra.sweep.dir=old"])
     with pytest.raises(KeyboardInterrupt):
         execution.run(plan, configs, tmp_path, Interrupted())
-    assert f"the same command with hydra.sweep.dir={tmp_path} resumes" in capsys.readouterr().err
+    assert capsys.readouterr().err.endswith(
+        f"to go on: python train.py -m seed=1 hydra.sweep.dir={tmp_path}\n"
+    )
 
 
 def test_a_study_ends_with_its_verdict(tmp_path, capsys):

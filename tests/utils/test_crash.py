@@ -55,7 +55,7 @@ def test_a_bug_is_one_line_and_its_traceback_is_in_the_runs_folder(launch, monke
 def test_before_there_is_a_folder_it_is_in_logs_and_the_next_one_is_added(
     launch, monkeypatch, tmp_path
 ):
-    monkeypatch.setattr(cli, "check_words", bug)
+    monkeypatch.setattr(cli, "read_arguments", bug)
     assert [launch("eval")[0], launch("eval")[0]] == [70, 70]
     assert kept(tmp_path / "logs").count("Traceback") == 2
 

@@ -79,7 +79,7 @@ def test_a_line_that_is_pasted_gives_the_same_words():
     out = subprocess.run(["bash", "-c", line], capture_output=True, check=True).stdout
     assert out.decode(errors="surrogateescape").split("\0")[:-1] == words
     assert override("hydra.sweep.dir", "/tmp/a-1") == "hydra.sweep.dir=/tmp/a-1"
-    assert override("k", "it's") == "'k=\"it'\"'\"'s\"'"
+    assert override("k", "it's") == '"k=\\"it\'s\\""'
 
 
 def test_markdown_shows_it_in_a_paragraph_and_in_a_cell():
