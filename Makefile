@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 
-.PHONY: install demo test test-slow fuzz kills lint signatures bench trace gpu figures clean
+.PHONY: install demo test test-slow fuzz kills lint signatures settings docs bench trace gpu figures clean
 
 install: $(STAMP)
 
@@ -39,6 +39,10 @@ lint: install
 # After a change of a signature that a config can name.
 signatures: install
 	$(BIN)/python -m jepa_lm.utils.signatures
+
+# After a change of a file in conf/, or of a docstring that explains a setting.
+settings: install
+	$(BIN)/python -m docs.settings_page
 
 bench: install
 	$(BIN)/python -m benchmarks
