@@ -44,6 +44,11 @@ signatures: install
 settings: install
 	$(BIN)/python -m docs.settings_page
 
+# The pages of docs/ as a site: site/index.html.
+docs: install
+	$(BIN)/pip install --quiet -e '.[docs]'
+	$(BIN)/mkdocs build
+
 bench: install
 	$(BIN)/python -m benchmarks
 
@@ -58,4 +63,4 @@ figures: install
 	$(BIN)/python docs/plot_objectives.py
 
 clean:
-	rm -rf $(VENV) logs build *.egg-info
+	rm -rf $(VENV) logs build site *.egg-info
