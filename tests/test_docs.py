@@ -146,7 +146,7 @@ def test_what_another_documented_command_names_exists(line):
 def unquoted(line: str) -> list[str]:
     """Return the words of a line, or of code in a sentence, that zsh would expand or refuse."""
     bare = QUOTED.sub("Q", re.sub(r"(?<!\S)#.*", "", line))
-    return [w for w in bare.split() if re.search(r"[*?\[\]()]|\{\S*(,|\.\.)\S*\}|^[~=]\S", w)]
+    return [w for w in bare.split() if re.search(r"[*?\[\]()]|\{\S*(,|\.\.)\S*\}|^[~=]\S|<\w+>", w)]
 
 
 def pasted(text: str) -> Iterator[str]:
@@ -172,6 +172,7 @@ def test_zsh_takes_every_line_as_it_is(path):
         "jepa.*=1",
         "a={b,c}",
         "x=range(1,6)",
+        "model=<name>",
         "=a",
         "pip install .[x]",
     ],
