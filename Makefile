@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 DEV_STAMP := $(VENV)/installed-dev
 
-.PHONY: install develop demo test test-slow fuzz kills lint signatures bench trace gpu figures clean
+.PHONY: install develop demo test test-slow fuzz kills lint signatures settings docs bench trace gpu figures clean
 
 # What a user needs; `make develop` adds to the same environment what tests, lint and benchmarks need.
 install: $(STAMP)
@@ -51,6 +51,15 @@ lint: develop
 signatures: develop
 	$(BIN)/python -m jepa_lm.utils.signatures
 
+# After a change of a file in conf/, or of a docstring that explains a setting.
+settings: develop
+	$(BIN)/python -m docs.settings_page
+
+# The pages of docs/ as a site: site/index.html.
+docs: install
+	$(BIN)/pip install --quiet -e '.[docs]'
+	$(BIN)/mkdocs build
+
 bench: develop
 	$(BIN)/python -m benchmarks
 
@@ -65,4 +74,4 @@ figures: install
 	$(BIN)/python docs/plot_objectives.py
 
 clean:
-	rm -rf $(VENV) logs build *.egg-info
+	rm -rf $(VENV) logs build site *.egg-info

@@ -133,7 +133,7 @@ class Rollout(Alignment):
     """Rollout: p_0 = latent n, and p_k = predictor(p_{k-1}) predicts target n + k, for k = 1..steps.
 
     Args:
-        steps: K. weights: one per step, or None for equal ones; only ratios matter.
+        steps: number of steps K. weights: one per step, or None for equal ones; only ratios matter.
     """
 
     @checked

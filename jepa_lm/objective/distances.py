@@ -25,6 +25,8 @@ def _reduce(elements: Tensor, reduction: str) -> Tensor:
 
 
 class _Elementwise(nn.Module):
+    """Over all elements: `reduction` mean or sum, see the module."""
+
     fragile_at_zero = False
 
     @checked
@@ -56,7 +58,7 @@ class SmoothL1(_Elementwise):
 
 
 class Cosine(nn.Module):
-    """Cosine distance scale (1 - cos), mean over rows; scale 2 is the squared distance of unit vectors."""
+    """Cosine distance `scale` (1 - cos), mean over rows; 2 is the squared distance of unit vectors."""
 
     fragile_at_zero = True
 

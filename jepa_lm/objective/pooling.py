@@ -67,7 +67,7 @@ class SequenceMean(Pooling):
 
 
 class PrefixEnd(Pooling):
-    """Last position of the prefix of floor(fraction T) positions."""
+    """Last position of the prefix, which is a `fraction` of the positions, rounded down."""
 
     def __init__(self, *, fraction: float) -> None:
         super().__init__()

@@ -101,7 +101,7 @@ class MLP(Predictor):
 
 
 class Projection(Predictor):
-    """Linear map D -> E; out=None keeps the width."""
+    """Linear map from `dim` D to `out` E; None keeps the width."""
 
     @checked
     def __init__(

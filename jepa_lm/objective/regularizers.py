@@ -58,7 +58,7 @@ class Regularizer(nn.Module):
 
 
 class Variance(Regularizer):
-    """VICReg's variance: mean_D max(0, gamma - sqrt(var + eps)), with the variance over rows / (R - 1)."""
+    """VICReg's variance: mean_D max(0, `gamma` - sqrt(var + `eps`)), variance over rows / (R - 1)."""
 
     @checked
     def __init__(
@@ -80,7 +80,7 @@ class Variance(Regularizer):
 
 
 class StdHinge(Regularizer):
-    """Std hinge mean_D max(0, gamma - std), std over rows with denominator R, finite gradient at 0."""
+    """Std hinge mean_D max(0, `gamma` - std), std over rows with denominator R, finite gradient at 0."""
 
     @checked
     def __init__(

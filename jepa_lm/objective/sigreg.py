@@ -70,8 +70,8 @@ class SIGReg(Regularizer):
 
     Args:
         tensor, weight, schedule: see `Regularizer`.
-        dim: D. directions: P.
-        knots, low, high: K knots from low to high. window: see the module.
+        dim: D. directions: P, the number of random projections.
+        knots, low, high: K knots from low to high. window: weights exp(-t^2 / 2), not equal ones.
         per_step: each time step is a sample whose rows are the batch; else all B N rows are one sample.
         max_steps: maximum number of random time steps in the per-step form, None for all.
         with_replacement: a time step may be drawn twice, as in the script of #903.

@@ -197,7 +197,7 @@ def split_at(seq_len: int, fraction: float) -> int:
 
 
 class Suffix(View):
-    """The text from position floor(fraction T) on, as a separate sequence (#1196)."""
+    """What follows a prefix, a `fraction` of the positions rounded down, as a sequence of its own (#1196)."""
 
     def __init__(self, *, fraction: float) -> None:
         super().__init__()

@@ -28,7 +28,7 @@ class Schedule(Protocol):
 
 
 class Constant:
-    """A constant value."""
+    """The constant `value`."""
 
     def __init__(self, *, value: float) -> None:
         self.value = value
@@ -118,7 +118,7 @@ class After:
 
 
 class Phased:
-    """Linear interpolation between points [progress, value]; two points at the same progress are a jump.
+    """Linear interpolation between `points` [progress, value]; two points at the same progress are a jump.
 
     The first point's value holds before it, the last point's value after it. At a jump the later point
     counts.
@@ -179,7 +179,7 @@ class LogAnneal:
 
 
 class EveryNth:
-    """The value of another schedule on every n-th optimizer step (0, n, 2n, ...), 0 on all other steps."""
+    """The value of another `schedule` on every `n`-th optimizer step (0, n, 2n, ...), 0 on all others."""
 
     @checked
     def __init__(self, *, n: Count, schedule: Schedule) -> None:
