@@ -17,14 +17,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import open_dict
 
+from jepa_lm.utils.command_words import check_words
 from jepa_lm.utils.config import check, resolve
-from jepa_lm.utils.explaining import check_words
 from jepa_lm.utils.paths import CONF
 from tests.conftest import REPO
 
 PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
+PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
 COMMANDS = ("train", "eval", "export")
 
 
@@ -54,7 +55,7 @@ DOCUMENTED = {
 RUNS = [
     line
     for line in DOCUMENTED
-    if "$(" not in line and re.search(r"\b(train|eval|export)\.py", line)
+    if "$(" not in line and re.search(r"\b(train|eval|export)\.py", " ".join(command_of(line)))
 ]
 OTHERS = sorted(DOCUMENTED.keys() - set(RUNS))
 
@@ -136,9 +137,10 @@ def test_what_another_documented_command_names_exists(line):
         assert set(words[1:]) <= set(re.findall(r"^(\S+):", (REPO / "Makefile").read_text(), re.M))
     elif "-m" in words:
         assert importlib.util.find_spec(words[words.index("-m") + 1]) is not None
+    elif words[0].startswith("jepa-"):
+        assert words[0] in PROJECT["scripts"]
     elif words[0] == "pip":
-        extras = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
-        assert words[3][2:-1] in extras["optional-dependencies"]
+        assert words[3][2:-1] in PROJECT["optional-dependencies"]
     else:
         assert words[0] in ("wandb", "find", "eval", "autoload", "source"), "test it here as well"
 
