@@ -2,36 +2,16 @@
 
 from __future__ import annotations
 
-import html
-import json
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.browser import SCHEMES, WIDTHS, browse, browser, found_in
 from tests.study.pages import write_report
 from tests.study.sweeps import paired, study
 
 pytestmark = pytest.mark.slow
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-    "--allow-file-access-from-files",
-    "--virtual-time-budget=5000",
-)
-SCHEMES = {"light": "1", "dark": "0"}
-WIDTHS = {"desk": 1280, "phone": 390}
 # Headless Chromium has no window as narrow as a phone, so the page is shown in a frame.
 FRAME = """<!doctype html><body style="margin:0"><iframe src="{page}" style="border:0;width:{width}px;
 height:{height}px"></iframe><pre id="found"></pre><script>
@@ -61,6 +41,7 @@ onload = () => {{
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A study with long names, three controls and a failed run."""
+    browser()
     scores = paired(1.7, -0.012)
     name = "objective=vicreg jepa.weight=0.1"
     scores = {
@@ -88,23 +69,6 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def browse(tmp_path: Path, page: Path, scheme: str, *flags: str) -> str:
-    assert BROWSER is not None
-    command = [
-        BROWSER,
-        *FLAGS,
-        f"--user-data-dir={tmp_path / 'profile'}",
-        f"--blink-settings=preferredColorScheme={SCHEMES[scheme]}",
-        *flags,
-        page.as_uri(),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout
-
-
-@pytest.mark.skipif(
-    BROWSER is None, reason=f"no browser: none of {', '.join(BROWSERS)} is installed"
-)
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("device", WIDTHS)
 def test_it_can_be_read(tmp_path, folder, device, scheme):
@@ -112,12 +76,12 @@ def test_it_can_be_read(tmp_path, folder, device, scheme):
     page = tmp_path / "frame.html"
     report = (folder / "report.html").as_uri()
     page.write_text(FRAME.format(page=report, width=width, height=800))
-    dumped = browse(tmp_path, page, scheme, "--window-size=1400,900", "--dump-dom")
-    found = json.loads(html.unescape(re.search(r'id="found">(.*?)</pre>', dumped, re.DOTALL)[1]))
+    dumped = browse(tmp_path, page.as_uri(), scheme, "--window-size=1400,900", "--dump-dom")
+    found = found_in(dumped)
     page.write_text(FRAME.format(page=report, width=width, height=found["height"]))
     picture = tmp_path / f"report_{device}_{scheme}.png"
     size = f"--window-size={max(width, 500)},{found['height']}"
-    browse(tmp_path, page, scheme, size, f"--screenshot={picture}")
+    browse(tmp_path, page.as_uri(), scheme, size, f"--screenshot={picture}")
     assert picture.stat().st_size > 50_000
     assert found["shown"] == width
     assert found["needed"] == width, f"wider than the screen: {found['wide']}"

@@ -1,0 +1,307 @@
+// The live page: asks the local server every second or two, draws the curves of the chosen runs, lists all runs.
+// Text from files only ever becomes text nodes, so nothing in it is markup.
+"use strict";
+const EVERY = 1500, MOST_DRAWN = 12, FIRST_DRAWN = 6, START = 0.2, TICKS = 6;
+const SVG = "http://www.w3.org/2000/svg";
+const $ = (id) => document.getElementById(id);
+const at = {metric: "val/bpb", sort: "age", up: true, chosen: new Map(), runs: [], curves: [], over: null, place: null};
+
+// ---- elements
+
+function make(tag, attributes = {}, ...children) {
+  const svg = ["svg", "g", "line", "polyline", "circle", "text", "rect", "clipPath"].includes(tag);
+  const element = svg ? document.createElementNS(SVG, tag) : document.createElement(tag);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (typeof value === "function") element.addEventListener(key, value);
+    else if (value !== false && value !== null) element.setAttribute(key, value);
+  }
+  element.append(...children);
+  return element;
+}
+
+function number(value, digits = 4) {
+  if (value === null || value === undefined) return "";
+  for (const [size, letter] of [[1e9, "G"], [1e6, "M"], [1e4, "k"]])
+    if (Math.abs(value) >= size) return +(value / (letter === "k" ? 1e3 : size)).toPrecision(digits) + letter;
+  return value !== 0 && Math.abs(value) < 1e-3 ? value.toExponential(1) : String(+value.toPrecision(digits + 1));
+}
+
+function ago(seconds) {
+  for (const [size, unit] of [[86400, "d"], [3600, "h"], [60, "min"]])
+    if (seconds >= size) return `${Math.floor(seconds / size)} ${unit} ago`;
+  return "now";
+}
+
+// ---- names and colours of the chosen runs
+
+function describe(run) {
+  const parts = [run.objective ?? "run"];
+  if (run.weight !== null && run.objective !== "none") parts.push(number(run.weight));
+  if (run.seed !== null) parts.push(`seed ${run.seed}`);
+  return parts.join(" ");
+}
+
+function label(run) {  // short, but never the same for two runs that are drawn
+  const mine = describe(run);
+  const shared = at.runs.some((r) => r !== run && at.chosen.has(r.run) && describe(r) === mine);
+  return shared ? `${mine} · ${run.folder.split("/").slice(-1)[0].slice(0, 24)}` : mine;
+}
+
+function choose(name, wanted) {
+  if (!wanted) at.chosen.delete(name);
+  else if (at.chosen.size < MOST_DRAWN) {
+    const taken = new Set(at.chosen.values());
+    at.chosen.set(name, [...Array(MOST_DRAWN).keys()].find((i) => !taken.has(i)));
+  }
+}
+
+const look = (i) => [`c${i % 6}`, i < 6 ? "" : "dash1"];
+
+// ---- the chart
+
+function ticks(low, high, log) {
+  if (log && high / low > 30) {
+    const powers = [];
+    for (let p = Math.ceil(Math.log10(low)); p <= Math.log10(high); p++) powers.push(10 ** p);
+    return powers;
+  }
+  const rough = (high - low) / TICKS, size = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 2.5, 5, 10].map((f) => f * size).find((s) => s >= rough);
+  const found = [];
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; i++) found.push(i * step);
+  return found;
+}
+
+function smoothed(values, width) {
+  let sum = 0;
+  return values.map((value, i) => {
+    sum += value - (i >= width ? values[i - width] : 0);
+    return sum / Math.min(i + 1, width);
+  });
+}
+
+function lines() {  // what is drawn: each run's points, thinned to what a screen can show
+  const width = +$("smooth").value, log = $("log").checked;
+  return at.curves.flatMap(({run: name, x, y}) => {
+    const run = at.runs.find((r) => r.run === name);
+    if (!run || !at.chosen.has(name)) return [];
+    let points = smoothed(y, width).map((value, i) => [x[i], value]);
+    if (log) points = points.filter(([, value]) => value > 0);
+    return points.length ? [{run, label: label(run), look: look(at.chosen.get(name)), points}] : [];
+  });
+}
+
+function limits(drawn, log) {
+  const whole = $("whole").checked;
+  const values = drawn.flatMap(({points}) => {
+    const from = points[0][0] + START * (points.at(-1)[0] - points[0][0]);
+    return points.filter(([x]) => whole || x >= from).map(([, y]) => y);
+  });
+  const low = values.reduce((a, b) => Math.min(a, b)), high = values.reduce((a, b) => Math.max(a, b));
+  if (log) return [low / (high / low) ** 0.05 / (low === high ? 1.1 : 1), high * (high / low) ** 0.05 * (low === high ? 1.1 : 1)];
+  const room = 0.05 * (high - low) || 0.05 * Math.abs(high) || 1;
+  return [low - room, high + room];
+}
+
+function draw() {
+  const box = $("chart"), width = Math.max(280, box.clientWidth), height = width < 600 ? 270 : 380;
+  const drawn = lines(), log = $("log").checked;
+  legend(drawn);
+  if (!drawn.length) {
+    const why = at.chosen.size ? `No chosen run has measured ${at.metric} over this axis so far.` : "Choose runs in the table below.";
+    return box.replaceChildren(make("p", {class: "quiet"}, why));
+  }
+  const beside = width >= 600;  // names of lines at their ends, else only in the legend
+  const room = beside ? Math.min(250, 20 + 7 * Math.max(...drawn.map((d) => d.label.length))) : 14;
+  const [left, right, top, bottom] = [58, width - room, 10, height - 40];
+  const [low, high] = limits(drawn, log), f = log ? Math.log : (v) => v;
+  const first = Math.min(...drawn.map((d) => d.points[0][0])), last = Math.max(...drawn.map((d) => d.points.at(-1)[0]));
+  const from = first === last ? 0 : first, span = (last - from) || 1;
+  const px = (x) => left + (x - from) / span * (right - left);
+  const py = (y) => bottom - (f(y) - f(low)) / (f(high) - f(low)) * (bottom - top);
+  const svg = make("svg", {viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": `${at.metric} of ${drawn.map((d) => d.label).join(", ")}`});
+  svg.append(make("clipPath", {id: "plot"}, make("rect", {x: left, y: top, width: right - left, height: bottom - top})));
+  for (const tick of ticks(low, high, log)) {
+    svg.append(make("line", {class: "grid", x1: left, x2: right, y1: py(tick), y2: py(tick)}));
+    svg.append(make("text", {x: left - 8, y: py(tick) + 4, "text-anchor": "end"}, number(tick)));
+  }
+  for (const tick of ticks(from, from + span)) svg.append(make("text", {x: px(tick), y: bottom + 18, "text-anchor": "middle"}, number(tick)));
+  svg.append(make("text", {x: (left + right) / 2, y: height - 4, "text-anchor": "middle"}, $("axis").selectedOptions[0].text));
+  for (const {points, look: [colour, dash]} of drawn) {
+    const path = points.map(([x, y]) => `${px(x).toFixed(1)},${py(y).toFixed(1)}`).join(" ");
+    svg.append(make("polyline", {class: `line ${colour} ${dash}`, points: path, "clip-path": "url(#plot)"}));
+    if (points.length < 30) for (const [x, y] of points) if (y <= high) svg.append(make("circle", {class: `dot ${colour}`, cx: px(x), cy: py(y), r: 2.5}));
+  }
+  if (beside) {
+    const ends = drawn.map((d) => ({d, y: py(Math.min(d.points.at(-1)[1], high))})).sort((a, b) => a.y - b.y);
+    let lowest = -Infinity;
+    ends.forEach((end, i) => {
+      const y = Math.max(lowest + 15, Math.min(end.y + 4, bottom - 15 * (ends.length - 1 - i)));
+      svg.append(make("text", {class: `name ${end.d.look[0]}`, x: right + 8, y}, end.d.label));
+      lowest = y;
+    });
+  }
+  const hover = make("g");
+  svg.append(hover);
+  const show = (clientX) => {
+    at.over = clientX;
+    const x = from + (clientX - svg.getBoundingClientRect().left - left) / (right - left) * span;
+    hover.replaceChildren();
+    const near = drawn.map((d) => [d, d.points.reduce((a, b) => Math.abs(b[0] - x) < Math.abs(a[0] - x) ? b : a)]);
+    const place = near.map(([, p]) => p).reduce((a, b) => Math.abs(b[0] - x) < Math.abs(a[0] - x) ? b : a)[0];
+    hover.append(make("line", {class: "cross", x1: px(place), x2: px(place), y1: top, y2: bottom}));
+    hover.append(make("text", {class: "told", x: px(place), y: bottom + 18, "text-anchor": "middle"}, number(place, 5)));
+    for (const [d, [step, value]] of near)
+      if (value <= high) hover.append(make("circle", {class: `dot ${d.look[0]}`, cx: px(step), cy: py(value), r: 4}));
+    legend(near.map(([d, p]) => ({...d, value: p})));
+  };
+  svg.addEventListener("pointermove", (event) => show(event.clientX));
+  svg.addEventListener("pointerleave", () => { at.over = null; hover.replaceChildren(); legend(drawn); });
+  box.replaceChildren(svg);
+  if (at.over !== null) show(at.over);
+}
+
+function legend(drawn) {  // name and value of each line: the latest, or the one under the pointer
+  $("legend").replaceChildren(...drawn.map((d) => {
+    const [x, y] = d.value ?? d.points.at(-1);
+    const line = make("svg", {viewBox: "0 0 26 8", "aria-hidden": "true"}, make("line", {class: d.look[1], x1: 0, y1: 4, x2: 26, y2: 4}));
+    return make("li", {class: d.look[0]}, line, make("b", {}, d.label), make("span", {class: "value"}, `${number(y)} at ${number(x, 5)}`));
+  }));
+}
+
+// ---- the table
+
+const COLUMNS = [
+  ["run", "folder"], ["status", "status"], ["step", "step"], ["val bpb", "bpb"], ["tokens/s", "speed"],
+  ["objective", "objective"], ["weight", "weight"], ["seed", "seed"], ["written", "age"],
+];
+const WORDS = ["folder", "status", "objective"];
+
+function cells(run) {
+  const page = run.page ? [" ", make("a", {href: `/files/${run.run}/run.html`, target: "_blank", rel: "noopener"}, "page")] : [];
+  const files = make("a", {href: "#files", click: (event) => { event.preventDefault(); open(run.run, run.folder); }}, "files");
+  const name = make("td", {class: "run"}, run.folder, " ", files, ...page);
+  if (run.error) name.append(make("span", {class: "error"}, run.error));
+  const of = run.of && run.status !== "finished" ? ` of ${number(run.of)}` : "";
+  const told = {step: run.step === null ? "" : run.step.toLocaleString("en") + of, bpb: run.bpb?.toFixed(4) ?? "",
+    speed: run.speed === null ? "" : number(run.speed, 3), weight: number(run.weight), age: ago(run.age)};
+  const rest = COLUMNS.slice(1).map(([, key]) => make("td", {class: WORDS.includes(key) ? key : "number"}, told[key] ?? String(run[key] ?? "")));
+  return [name, ...rest];
+}
+
+function compare(a, b) {
+  const [x, y] = [a[at.sort], b[at.sort]];
+  if (x === null || y === null) return (x === null) - (y === null);  // runs without a value come last
+  const order = typeof x === "string" ? x.localeCompare(y, "en", {numeric: true}) : x - y;
+  return at.up ? order : -order;
+}
+
+function list() {
+  const wanted = $("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
+  const shown = at.runs.filter((run) => {
+    const text = `${run.folder} ${run.status} ${run.objective} seed=${run.seed} weight=${run.weight} ${run.error}`.toLowerCase();
+    return wanted.every((word) => text.includes(word));
+  }).sort(compare);
+  const key = JSON.stringify([shown.map((run) => ({...run, age: ago(run.age)})), [...at.chosen], at.sort, at.up]);
+  if (key === at.listed) return;  // a table that is made anew loses the keyboard's focus
+  at.listed = key;
+  document.querySelector("thead tr").replaceChildren(make("th", {}, "draw"), ...COLUMNS.map(([head, key]) => {
+    const sorted = key === at.sort && (at.up ? "ascending" : "descending");
+    const turn = () => { at.up = key === at.sort ? !at.up : true; at.sort = key; list(); };
+    return make("th", {scope: "col", class: WORDS.includes(key) ? "" : "number", "aria-sort": sorted}, make("button", {type: "button", click: turn}, head));
+  }));
+  document.querySelector("tbody").replaceChildren(...shown.map((run) => {
+    const chosen = at.chosen.get(run.run), drawn = chosen !== undefined;
+    const box = make("input", {type: "checkbox", "aria-label": `draw ${run.folder}`, checked: drawn ? "" : false,
+      change: (event) => { choose(run.run, event.target.checked); list(); curves(); }});
+    const mark = drawn ? [make("span", {class: `swatch ${look(chosen)[0]}`})] : [];
+    return make("tr", {class: run.status}, make("td", {}, box, ...mark), ...cells(run));
+  }));
+  const more = at.leftOut ? `; the ${at.leftOut} oldest are left out` : "";
+  $("count").textContent = `${shown.length} of ${at.runs.length} runs${more}`;
+}
+
+// ---- reports, samples, files
+
+const size = (bytes) => bytes === null ? "" : `, ${number(bytes, 3)}B`;
+
+async function open(path, name) {
+  const {entries} = await ask(`/api/files?folder=${encodeURIComponent(path)}`);
+  $("place").textContent = name;
+  document.querySelector("#files ul").replaceChildren(...entries.map((e) => make("li", {}, e.bytes === null
+    ? make("a", {href: "#files", click: (event) => { event.preventDefault(); open(e.path, `${name}/${e.name}`); }}, `${e.name}/`)
+    : make("a", {href: `/files/${e.path}`, target: "_blank", rel: "noopener"}, e.name), size(e.bytes))));
+  $("files").hidden = false;
+  $("files").scrollIntoView({behavior: "smooth"});
+}
+
+const texts = new Map();
+
+async function samples() {
+  const runs = at.runs.filter((run) => run.sample && at.chosen.has(run.run));
+  for (const run of runs) if (!texts.has(run.run)) {
+    const answer = await fetch(`/files/${run.run}/sample.txt`);
+    texts.set(run.run, answer.ok ? await answer.text() : "");
+  }
+  $("samples").hidden = !runs.length;
+  const key = runs.map((run) => run.run).join();
+  if ($("samples").dataset.of === key) return;  // redrawing would close what is open
+  $("samples").dataset.of = key;
+  document.querySelector("#samples div").replaceChildren(...runs.map((run) =>
+    make("details", {}, make("summary", {class: look(at.chosen.get(run.run))[0]}, label(run)), make("pre", {}, texts.get(run.run)))));
+}
+
+function reports(found) {
+  $("reports").hidden = !found.length;
+  document.querySelector("#reports ul").replaceChildren(...found.map((r) => make("li", {}, make("a", {href: `/files/${r.path}`, target: "_blank", rel: "noopener"}, r.name))));
+}
+
+// ---- following
+
+async function ask(address) {
+  const answer = await fetch(address);
+  if (!answer.ok) throw new Error(await answer.text());
+  return answer.json();
+}
+
+async function curves() {
+  const query = new URLSearchParams({metric: at.metric, x: $("axis").value});
+  for (const name of at.chosen.keys()) query.append("run", name);
+  const found = await ask(`/api/curves?${query}`);
+  at.curves = found.curves;
+  const names = [...new Set([at.metric, ...found.metrics])].sort();
+  if (names.join() !== [...$("metric").options].map((o) => o.value).join())
+    $("metric").replaceChildren(...names.map((name) => make("option", {value: name, selected: name === at.metric ? "" : false}, name)));
+  draw();
+  await samples();
+}
+
+async function follow() {
+  try {
+    const found = await ask("/api/runs");
+    const before = new Set(at.runs.map((run) => run.run));
+    at.runs = found.runs;
+    at.leftOut = found.left_out;
+    $("folder").textContent = found.folder;
+    const first = before.size === 0 ? FIRST_DRAWN : MOST_DRAWN;
+    for (const run of at.runs)  // at first the latest runs, then each new one
+      if (!before.has(run.run) && at.chosen.size < first) choose(run.run, true);
+    list();
+    reports(found.reports);
+    await curves();
+    $("state").textContent = at.runs.some((run) => run.status === "running") ? "following" : "";
+    $("state").className = "";
+  } catch (error) {
+    $("state").textContent = "the server does not answer";
+    $("state").className = "lost";
+  }
+  setTimeout(follow, EVERY);
+}
+
+$("metric").addEventListener("change", (event) => { at.metric = event.target.value; curves(); });
+$("axis").addEventListener("change", curves);
+for (const id of ["smooth", "whole", "log"]) $(id).addEventListener("change", draw);
+$("filter").addEventListener("input", list);
+$("none").addEventListener("click", () => { at.chosen.clear(); list(); curves(); });
+addEventListener("resize", draw);
+follow();
