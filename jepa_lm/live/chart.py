@@ -15,8 +15,8 @@ from jepa_lm.utils.quoting import literal
 
 Points = Sequence[tuple[float, float]]
 WIDTH, HEIGHT = 380, 230
-LEFT, RIGHT, TOP, BOTTOM = 50, 12, 10, 36
-"""Margins, in the units of the view box; the text in them is 11 units high."""
+LEFT, RIGHT, TOP, BOTTOM, LETTER = 50, 12, 10, 36, 6.8
+"""Margins, and the width of a letter, in the units of the view box; text is 11 units high."""
 TICKS = 5
 START = 0.2
 """Share of the steps whose values may lie above the axis: they are so high that the rest would look flat."""
@@ -37,19 +37,22 @@ def lines(series: Mapping[str, Points], says: str, *, under: str = "optimizer st
     last = max(points[-1][0] for points in series.values())
     if first == last:
         first = min(0.0, first)
-    across = _Axis(first, last or 1.0, LEFT, WIDTH - RIGHT)
+    right = WIDTH - RIGHT
+    if len(series) > 1:
+        right -= round(LETTER * max(map(len, series)))
+    across = _Axis(first, last or 1.0, LEFT, right)
     up = _Axis(low, high, HEIGHT - BOTTOM, TOP)
     clip = f"clip-{zlib.crc32(says.encode(errors='replace')):x}"
     drawn = [
-        f'<clipPath id="{clip}"><rect x="{LEFT}" y="{TOP}" width="{WIDTH - LEFT - RIGHT}" '
+        f'<clipPath id="{clip}"><rect x="{LEFT}" y="{TOP}" width="{right - LEFT}" '
         f'height="{HEIGHT - TOP - BOTTOM}"/></clipPath>'
     ]
     for tick in _ticks(low, high):
         y = up(tick)
-        drawn.append(_rule(LEFT, y, WIDTH - RIGHT, y) + _text(LEFT - 6, y + 4, _told(tick), "end"))
+        drawn.append(_rule(LEFT, y, right, y) + _text(LEFT - 6, y + 4, _told(tick), "end"))
     for tick in _ticks(first, last):
         drawn.append(_text(across(tick), HEIGHT - BOTTOM + 15, _told(tick), "middle"))
-    drawn.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 5, under, "middle"))
+    drawn.append(_text((LEFT + right) / 2, HEIGHT - 5, under, "middle"))
     for i, points in enumerate(series.values()):
         path = " ".join(f"{across(x):.1f},{up(y):.1f}" for x, y in _thinned(points))
         stroke = f"fill: none; stroke: var(--series-{i}); stroke-width: 1.8"
@@ -58,7 +61,7 @@ def lines(series: Mapping[str, Points], says: str, *, under: str = "optimizer st
             x, y = across(points[0][0]), up(points[0][1])
             drawn.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="3" fill="var(--series-{i})"/>')
     if len(series) > 1:
-        drawn += _names(series, up)
+        drawn += _names(series, up, right + 6)
     label = escape(literal(says))
     body = "".join(drawn)
     return Markup(
@@ -77,17 +80,14 @@ class _Axis:
         return self.start + (value - self.low) * self.scale
 
 
-def _names(series: Mapping[str, Points], up: _Axis) -> list[str]:
-    """Return the names of the lines, above their right ends and never over one another."""
-    wanted = sorted(
-        (up(points[-1][1]) - 6, i, name) for i, (name, points) in enumerate(series.items())
-    )
-    found, lowest = [], float(TOP)
-    for i, (y, index, name) in enumerate(wanted):
-        below = 13.0 * (len(wanted) - i - 1)
-        y = min(max(y, lowest + 4), HEIGHT - BOTTOM - 4 - below)
-        found.append(_text(WIDTH - RIGHT, y, name, "end", f"var(--series-{index})", bold=True))
-        lowest = y + 9
+def _names(series: Mapping[str, Points], up: _Axis, x: float) -> list[str]:
+    """Return the names of the lines, beside their right ends and never over one another."""
+    ends = sorted((up(points[-1][1]) + 4, i) for i, points in enumerate(series.values()))
+    names, found, lowest = list(series), [], float(TOP)
+    for place, (y, i) in enumerate(ends):
+        y = max(lowest, min(y, HEIGHT - BOTTOM - 13.0 * (len(ends) - place - 1)))
+        found.append(_text(x, y, names[i], "start", f"var(--series-{i})", bold=True))
+        lowest = y + 13
     return found
 
 

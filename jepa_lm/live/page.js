@@ -2,9 +2,10 @@
 // Text from files only ever becomes text nodes, so nothing in it is markup.
 "use strict";
 const EVERY = 1500, MOST_DRAWN = 12, FIRST_DRAWN = 6, START = 0.2, TICKS = 6;
+const SCORE = "val/bpb", TRAINING = "train/bpb", OFTEN = 3;
 const SVG = "http://www.w3.org/2000/svg";
 const $ = (id) => document.getElementById(id);
-const at = {metric: "val/bpb", sort: "age", up: true, chosen: new Map(), runs: [], curves: [], over: null, place: null};
+const at = {metric: SCORE, asked: false, sort: "age", up: true, chosen: new Map(), runs: [], curves: [], over: null, place: null};
 
 // ---- elements
 
@@ -133,12 +134,13 @@ function draw() {
     if (points.length < 30) for (const [x, y] of points) if (y <= high) svg.append(make("circle", {class: `dot ${colour}`, cx: px(x), cy: py(y), r: 2.5}));
   }
   if (beside) {
-    const ends = drawn.map((d) => ({d, y: py(Math.min(d.points.at(-1)[1], high))})).sort((a, b) => a.y - b.y);
-    let lowest = -Infinity;
+    const ends = drawn.map((d) => ({d, x: px(d.points.at(-1)[0]) + 8, y: py(Math.min(d.points.at(-1)[1], high)) + 4}));
+    ends.sort((a, b) => a.y - b.y);
     ends.forEach((end, i) => {
-      const y = Math.max(lowest + 15, Math.min(end.y + 4, bottom - 15 * (ends.length - 1 - i)));
-      svg.append(make("text", {class: `name ${end.d.look[0]}`, x: right + 8, y}, end.d.label));
-      lowest = y;
+      const beside = (other) => Math.abs(other.x - end.x) < room;
+      const above = ends.slice(0, i).filter(beside), below = ends.slice(i + 1).filter(beside);
+      end.y = Math.max(Math.min(end.y, bottom - 15 * below.length), ...above.map((other) => other.y + 15));
+      svg.append(make("text", {class: `name ${end.d.look[0]}`, x: end.x, y: end.y}, end.d.label));
     });
   }
   const hover = make("g");
@@ -172,7 +174,7 @@ function legend(drawn) {  // name and value of each line: the latest, or the one
 // ---- the table
 
 const COLUMNS = [
-  ["run", "folder"], ["status", "status"], ["step", "step"], ["val bpb", "bpb"], ["tokens/s", "speed"],
+  ["run", "folder"], ["val bpb", "bpb"], ["step", "step"], ["status", "status"], ["tokens/s", "speed"],
   ["objective", "objective"], ["weight", "weight"], ["seed", "seed"], ["written", "age"],
 ];
 const WORDS = ["folder", "status", "objective"];
@@ -269,6 +271,10 @@ async function curves() {
   for (const name of at.chosen.keys()) query.append("run", name);
   const found = await ask(`/api/curves?${query}`);
   at.curves = found.curves;
+  if (at.metric === SCORE && !at.asked && !found.curves.some(({x}) => x.length >= OFTEN) && found.metrics.includes(TRAINING)) {
+    at.metric = TRAINING;  // validated once, at the end: that is no curve
+    return curves();
+  }
   const names = [...new Set([at.metric, ...found.metrics])].sort();
   if (names.join() !== [...$("metric").options].map((o) => o.value).join())
     $("metric").replaceChildren(...names.map((name) => make("option", {value: name, selected: name === at.metric ? "" : false}, name)));
@@ -298,7 +304,7 @@ async function follow() {
   setTimeout(follow, EVERY);
 }
 
-$("metric").addEventListener("change", (event) => { at.metric = event.target.value; curves(); });
+$("metric").addEventListener("change", (event) => { at.metric = event.target.value; at.asked = true; curves(); });
 $("axis").addEventListener("change", curves);
 for (const id of ["smooth", "whole", "log"]) $(id).addEventListener("change", draw);
 $("filter").addEventListener("input", list);

@@ -20,11 +20,9 @@ from jepa_lm.study.table import Table
 from jepa_lm.study.templates import environment
 from jepa_lm.utils.files import read_yaml, write_text
 from jepa_lm.utils.nested import at, class_name
-from jepa_lm.utils.paths import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE
+from jepa_lm.utils.paths import CONFIG_FILE, METRICS_FILE, PAGE_FILE, SAMPLE_FILE, SUMMARY_FILE
 from jepa_lm.utils.quoting import cut, shell
 
-PAGE, SAMPLE = "run.html", "sample.txt"
-"""The page, and what the model wrote at the end of its run."""
 TRAINING = "train/bpb"
 PANELS = {
     "train/gradient_norm": "norm of the gradient",
@@ -37,7 +35,7 @@ LINKED = (
     ".hydra/overrides.yaml",
     SUMMARY_FILE,
     METRICS_FILE,
-    SAMPLE,
+    SAMPLE_FILE,
 )
 LONGEST_SAMPLE = 4000
 SMOOTHED = 20
@@ -56,13 +54,13 @@ def keep_page(folder: Path, sample: str, latents: Sequence[str], *, finished: bo
         OSError: a file cannot be written.
     """
     if finished and sample:
-        write_text(folder / SAMPLE, sample + "\n")
+        write_text(folder / SAMPLE_FILE, sample + "\n")
     else:
-        (folder / SAMPLE).unlink(missing_ok=True)
+        (folder / SAMPLE_FILE).unlink(missing_ok=True)
     if finished:
         write_page(folder, latents)
     else:
-        (folder / PAGE).unlink(missing_ok=True)
+        (folder / PAGE_FILE).unlink(missing_ok=True)
 
 
 def write_page(folder: Path, latents: Sequence[str] = ()) -> Path:
@@ -91,7 +89,7 @@ def write_page(folder: Path, latents: Sequence[str] = ()) -> Path:
         "written": run.summary.get("written", ""),
     }
     template = environment(Path(__file__).parent, html=True).get_template("run.html.j2")
-    path = folder / PAGE
+    path = folder / PAGE_FILE
     write_text(path, template.render(context))
     return path
 
@@ -107,19 +105,19 @@ def _basis(run: Run) -> Facts:
     objective = run.objective or "not recorded"
     if "_target_" in node and isinstance(weight, int | float):
         objective += f" ({class_name(node)}), weight {weight:g}"
-    machine = {
-        "": at(run.config, "trainer", "accelerator"),
-        "precision ": run.summary.get("precision"),
-        "processes: ": run.summary.get("ranks"),
-        "computed ": compile_state(run.summary),
-    }
-    device = ", ".join(f"{what}{value}" for what, value in machine.items() if value is not None)
+    ranks, precision = run.summary.get("ranks"), run.summary.get("precision")
+    device = [
+        at(run.config, "trainer", "accelerator") or "not recorded",
+        precision and f"precision {precision}",
+        ranks and ("1 process" if ranks == 1 else f"{ranks} processes"),
+        compile_state(run.summary),
+    ]
     return [
         ("Objective", f"{objective}."),
         ("Data", words.data([run])),
         ("Model", words.model([run])),
         ("Budget", words.budget([run], None)),
-        ("Device", f"{device}."),
+        ("Device", f"{', '.join(filter(None, device))}."),
     ]
 
 
@@ -227,7 +225,7 @@ def _measured(run: Run) -> Table:
 
 def _sample(folder: Path) -> str:
     try:
-        with open(folder / SAMPLE, encoding="utf-8", errors="replace") as file:
+        with open(folder / SAMPLE_FILE, encoding="utf-8", errors="replace") as file:
             return cut(file.read(2 * LONGEST_SAMPLE).strip(), LONGEST_SAMPLE)
     except OSError:
         return ""

@@ -18,9 +18,9 @@ from typing import Any, cast
 from urllib.parse import parse_qs, quote, urlsplit
 
 from jepa_lm.live.files import Shelf, decoded, encoded, opened
-from jepa_lm.live.run_page import PAGE
 from jepa_lm.live.watched import AXES, REPORT, Watch
 from jepa_lm.utils.errors import warn
+from jepa_lm.utils.paths import PAGE_FILE
 from jepa_lm.utils.quoting import literal, one_line
 
 HERE = "127.0.0.1"
@@ -154,7 +154,7 @@ class _Handler(BaseHTTPRequestHandler):
                 return self.send_error(
                     HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"{size:,} bytes are too many to send"
                 )
-            if path.name in (PAGE, REPORT):
+            if path.name in (PAGE_FILE, REPORT):
                 self._head("text/html", size, INERT)
             elif path.suffix in READABLE and size <= MOST_SHOWN:
                 self._head("text/plain", size, INERT)

@@ -14,12 +14,11 @@ from typing import Any
 
 from jepa_lm.live.files import Shelf, decoded, encoded
 from jepa_lm.live.metrics import Column, Followed
-from jepa_lm.live.run_page import PAGE, SAMPLE
 from jepa_lm.study.listing import config_of
 from jepa_lm.study.runs import Run, find_runs
 from jepa_lm.utils.errors import LONGEST
 from jepa_lm.utils.nested import at
-from jepa_lm.utils.paths import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE
+from jepa_lm.utils.paths import CONFIG_FILE, METRICS_FILE, PAGE_FILE, SAMPLE_FILE, SUMMARY_FILE
 from jepa_lm.utils.quoting import cut, literal
 
 REPORT = "report.html"
@@ -140,8 +139,8 @@ class Watch:
             "seed": summary.get("seed", config.get("seed")),
             "error": cut(summary.get("error", ""), LONGEST),
             "written": written,
-            "page": self.shelf.has(f"{name}/{PAGE}"),
-            "sample": self.shelf.has(f"{name}/{SAMPLE}"),
+            "page": self.shelf.has(f"{name}/{PAGE_FILE}"),
+            "sample": self.shelf.has(f"{name}/{SAMPLE_FILE}"),
         }
         behind = False
         if not ended:
@@ -166,7 +165,7 @@ class Watch:
 def _state(folder: Path) -> State:
     """Return size, time in nanoseconds and inode of the records; zeros for those that are missing."""
     found = []
-    for name in (*RECORDS[:3], PAGE):
+    for name in (*RECORDS[:3], PAGE_FILE):
         about = None
         with suppress(OSError):
             about = (folder / name).lstat()

@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from jepa_lm.study import figures, tables
 from jepa_lm.study import formatting as words
@@ -16,6 +17,7 @@ from jepa_lm.study.sections import sections
 from jepa_lm.study.templates import TIED, environment
 from jepa_lm.utils.errors import warn
 from jepa_lm.utils.files import write_text
+from jepa_lm.utils.paths import PAGE_FILE
 from jepa_lm.utils.quoting import shell
 
 HTML, MARKDOWN = "report.html", "report.md"
@@ -113,8 +115,18 @@ def _context(results: Results) -> dict[str, Any]:
         "warnings": list(results.warnings),
         "basis": _basis(results),
         "sections": sections(results, look),
+        "pages": _pages(results),
         "html": HTML,
     }
+
+
+def _pages(results: Results) -> list[tuple[str, str]]:
+    """Return the runs that keep a page of their own, with its address."""
+    return [
+        (name, quote(f"{name}/{PAGE_FILE}", errors="surrogateescape"))
+        for name in results.runs
+        if (results.folder / name / PAGE_FILE).is_file()
+    ]
 
 
 def _card(treatment: Treatment, look: dict[str, Style], index: int, alone: bool) -> dict[str, Any]:
