@@ -60,8 +60,8 @@ class Shelf:
             return True
 
     def name(self, path: Path) -> str:
-        """Return a path below the root as it is named in addresses."""
-        return path.relative_to(self.root).as_posix()
+        """Return a path as it is named relative to the root, which itself has an empty name."""
+        return "" if path == self.root else path.relative_to(self.root).as_posix()
 
     def listed(self, folder: Path) -> list[tuple[str, int | None]]:
         """Return names and bytes of what lies in a folder, sorted; None in place of bytes for folders.

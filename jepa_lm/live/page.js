@@ -4,8 +4,8 @@
 const EVERY = 1500, MOST_DRAWN = 12, FIRST_DRAWN = 6, START = 0.2, TICKS = 6;
 const SCORE = "val/bpb", TRAINING = "train/bpb", OFTEN = 3;
 const SVG = "http://www.w3.org/2000/svg";
-const $ = (id) => document.getElementById(id);
-const at = {metric: SCORE, asked: false, sort: "age", up: true, chosen: new Map(), runs: [], curves: [], over: null, place: null};
+const $ = (id) => document.getElementById(id), part = (what) => document.querySelector(what);
+const at = {metric: SCORE, asked: false, sort: "age", up: true, chosen: new Map(), runs: [], curves: [], over: null};
 
 // ---- elements
 
@@ -19,6 +19,8 @@ function make(tag, attributes = {}, ...children) {
   element.append(...children);
   return element;
 }
+
+const link = (path, text) => make("a", {href: `/files/${path}`, target: "_blank", rel: "noopener"}, text);
 
 function number(value, digits = 4) {
   if (value === null || value === undefined) return "";
@@ -43,9 +45,11 @@ function describe(run) {
 }
 
 function label(run) {  // short, but never the same for two runs that are drawn
-  const mine = describe(run);
-  const shared = at.runs.some((r) => r !== run && at.chosen.has(r.run) && describe(r) === mine);
-  return shared ? `${mine} · ${run.folder.split("/").slice(-1)[0].slice(0, 24)}` : mine;
+  const end = (r, length) => r.folder.split("/").slice(-length).join("/");
+  const alike = at.runs.filter((r) => r !== run && at.chosen.has(r.run) && describe(r) === describe(run));
+  let length = 1;
+  while (alike.some((r) => end(r, length) === end(run, length)) && length < 20) length++;
+  return describe(run) + (alike.length ? ` · ${end(run, length)}` : "");
 }
 
 function choose(name, wanted) {
@@ -60,12 +64,7 @@ const look = (i) => [`c${i % 6}`, i < 6 ? "" : "dash1"];
 
 // ---- the chart
 
-function ticks(low, high, log) {
-  if (log && high / low > 30) {
-    const powers = [];
-    for (let p = Math.ceil(Math.log10(low)); p <= Math.log10(high); p++) powers.push(10 ** p);
-    return powers;
-  }
+function ticks(low, high) {
   const rough = (high - low) / TICKS, size = 10 ** Math.floor(Math.log10(rough));
   const step = [1, 2, 2.5, 5, 10].map((f) => f * size).find((s) => s >= rough);
   const found = [];
@@ -81,32 +80,30 @@ function smoothed(values, width) {
   });
 }
 
-function lines() {  // what is drawn: each run's points, thinned to what a screen can show
-  const width = +$("smooth").value, log = $("log").checked;
+function lines() {  // what is drawn: each chosen run with its label, its look and its points
+  const width = +$("smooth").value;
   return at.curves.flatMap(({run: name, x, y}) => {
     const run = at.runs.find((r) => r.run === name);
     if (!run || !at.chosen.has(name)) return [];
-    let points = smoothed(y, width).map((value, i) => [x[i], value]);
-    if (log) points = points.filter(([, value]) => value > 0);
+    const points = smoothed(y, width).map((value, i) => [x[i], value]);
     return points.length ? [{run, label: label(run), look: look(at.chosen.get(name)), points}] : [];
   });
 }
 
-function limits(drawn, log) {
+function limits(drawn) {  // without the start of training, beside which the rest would look flat
   const whole = $("whole").checked;
   const values = drawn.flatMap(({points}) => {
     const from = points[0][0] + START * (points.at(-1)[0] - points[0][0]);
     return points.filter(([x]) => whole || x >= from).map(([, y]) => y);
   });
   const low = values.reduce((a, b) => Math.min(a, b)), high = values.reduce((a, b) => Math.max(a, b));
-  if (log) return [low / (high / low) ** 0.05 / (low === high ? 1.1 : 1), high * (high / low) ** 0.05 * (low === high ? 1.1 : 1)];
   const room = 0.05 * (high - low) || 0.05 * Math.abs(high) || 1;
   return [low - room, high + room];
 }
 
 function draw() {
   const box = $("chart"), width = Math.max(280, box.clientWidth), height = width < 600 ? 270 : 380;
-  const drawn = lines(), log = $("log").checked;
+  const drawn = lines();
   legend(drawn);
   if (!drawn.length) {
     const why = at.chosen.size ? `No chosen run has measured ${at.metric} over this axis so far.` : "Choose runs in the table below.";
@@ -115,14 +112,14 @@ function draw() {
   const beside = width >= 600;  // names of lines at their ends, else only in the legend
   const room = beside ? Math.min(250, 20 + 7 * Math.max(...drawn.map((d) => d.label.length))) : 14;
   const [left, right, top, bottom] = [58, width - room, 10, height - 40];
-  const [low, high] = limits(drawn, log), f = log ? Math.log : (v) => v;
+  const [low, high] = limits(drawn);
   const first = Math.min(...drawn.map((d) => d.points[0][0])), last = Math.max(...drawn.map((d) => d.points.at(-1)[0]));
   const from = first === last ? 0 : first, span = (last - from) || 1;
   const px = (x) => left + (x - from) / span * (right - left);
-  const py = (y) => bottom - (f(y) - f(low)) / (f(high) - f(low)) * (bottom - top);
+  const py = (y) => bottom - (Math.min(y, 2 * high - low) - low) / (high - low) * (bottom - top);
   const svg = make("svg", {viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": `${at.metric} of ${drawn.map((d) => d.label).join(", ")}`});
   svg.append(make("clipPath", {id: "plot"}, make("rect", {x: left, y: top, width: right - left, height: bottom - top})));
-  for (const tick of ticks(low, high, log)) {
+  for (const tick of ticks(low, high)) {
     svg.append(make("line", {class: "grid", x1: left, x2: right, y1: py(tick), y2: py(tick)}));
     svg.append(make("text", {x: left - 8, y: py(tick) + 4, "text-anchor": "end"}, number(tick)));
   }
@@ -133,34 +130,39 @@ function draw() {
     svg.append(make("polyline", {class: `line ${colour} ${dash}`, points: path, "clip-path": "url(#plot)"}));
     if (points.length < 30) for (const [x, y] of points) if (y <= high) svg.append(make("circle", {class: `dot ${colour}`, cx: px(x), cy: py(y), r: 2.5}));
   }
-  if (beside) {
-    const ends = drawn.map((d) => ({d, x: px(d.points.at(-1)[0]) + 8, y: py(Math.min(d.points.at(-1)[1], high)) + 4}));
-    ends.sort((a, b) => a.y - b.y);
-    ends.forEach((end, i) => {
-      const beside = (other) => Math.abs(other.x - end.x) < room;
-      const above = ends.slice(0, i).filter(beside), below = ends.slice(i + 1).filter(beside);
-      end.y = Math.max(Math.min(end.y, bottom - 15 * below.length), ...above.map((other) => other.y + 15));
-      svg.append(make("text", {class: `name ${end.d.look[0]}`, x: end.x, y: end.y}, end.d.label));
-    });
-  }
-  const hover = make("g");
-  svg.append(hover);
-  const show = (clientX) => {
-    at.over = clientX;
-    const x = from + (clientX - svg.getBoundingClientRect().left - left) / (right - left) * span;
-    hover.replaceChildren();
-    const near = drawn.map((d) => [d, d.points.reduce((a, b) => Math.abs(b[0] - x) < Math.abs(a[0] - x) ? b : a)]);
-    const place = near.map(([, p]) => p).reduce((a, b) => Math.abs(b[0] - x) < Math.abs(a[0] - x) ? b : a)[0];
-    hover.append(make("line", {class: "cross", x1: px(place), x2: px(place), y1: top, y2: bottom}));
-    hover.append(make("text", {class: "told", x: px(place), y: bottom + 18, "text-anchor": "middle"}, number(place, 5)));
-    for (const [d, [step, value]] of near)
-      if (value <= high) hover.append(make("circle", {class: `dot ${d.look[0]}`, cx: px(step), cy: py(value), r: 4}));
-    legend(near.map(([d, p]) => ({...d, value: p})));
-  };
-  svg.addEventListener("pointermove", (event) => show(event.clientX));
-  svg.addEventListener("pointerleave", () => { at.over = null; hover.replaceChildren(); legend(drawn); });
+  if (beside) name(svg, drawn.map((d) => ({d, x: px(d.points.at(-1)[0]) + 8, y: py(Math.min(d.points.at(-1)[1], high)) + 4})), bottom, room);
+  const show = hover(svg, drawn, {px, py, top, bottom, high}, (x) => from + (x - left) / (right - left) * span);
   box.replaceChildren(svg);
   if (at.over !== null) show(at.over);
+}
+
+function name(svg, ends, bottom, room) {  // at the ends of the lines, never over one another
+  ends.sort((a, b) => a.y - b.y);
+  ends.forEach((end, i) => {
+    const beside = (other) => Math.abs(other.x - end.x) < room;
+    const above = ends.slice(0, i).filter(beside), below = ends.slice(i + 1).filter(beside);
+    end.y = Math.max(Math.min(end.y, bottom - 15 * below.length), ...above.map((other) => other.y + 15));
+    svg.append(make("text", {class: `name ${end.d.look[0]}`, x: end.x, y: end.y}, end.d.label));
+  });
+}
+
+function hover(svg, drawn, {px, py, top, bottom, high}, under) {  // the values under the pointer, in the legend
+  const marks = make("g");
+  svg.append(marks);
+  const show = (clientX) => {
+    at.over = clientX;
+    const x = under(clientX - svg.getBoundingClientRect().left);
+    const nearer = (a, b) => Math.abs(b[0] - x) < Math.abs(a[0] - x) ? b : a;
+    const near = drawn.map((d) => ({...d, value: d.points.reduce(nearer)}));
+    const place = near.map((d) => d.value).reduce(nearer)[0];
+    marks.replaceChildren(make("line", {class: "cross", x1: px(place), x2: px(place), y1: top, y2: bottom}),
+      make("text", {class: "told", x: px(place), y: bottom + 18, "text-anchor": "middle"}, number(place, 5)),
+      ...near.filter((d) => d.value[1] <= high).map((d) => make("circle", {class: `dot ${d.look[0]}`, cx: px(d.value[0]), cy: py(d.value[1]), r: 4})));
+    legend(near);
+  };
+  svg.addEventListener("pointermove", (event) => show(event.clientX));
+  svg.addEventListener("pointerleave", () => { at.over = null; marks.replaceChildren(); legend(drawn); });
+  return show;
 }
 
 function legend(drawn) {  // name and value of each line: the latest, or the one under the pointer
@@ -180,7 +182,7 @@ const COLUMNS = [
 const WORDS = ["folder", "status", "objective"];
 
 function cells(run) {
-  const page = run.page ? [" ", make("a", {href: `/files/${run.run}/run.html`, target: "_blank", rel: "noopener"}, "page")] : [];
+  const page = run.page ? [" ", link(`${run.run}/run.html`, "page")] : [];
   const files = make("a", {href: "#files", click: (event) => { event.preventDefault(); open(run.run, run.folder); }}, "files");
   const name = make("td", {class: "run"}, run.folder, " ", files, ...page);
   if (run.error) name.append(make("span", {class: "error"}, run.error));
@@ -192,10 +194,10 @@ function cells(run) {
 }
 
 function compare(a, b) {
-  const [x, y] = [a[at.sort], b[at.sort]];
+  const [x, y] = [a, b].map((run) => at.sort === "age" ? Math.floor(run.age / 60) : run[at.sort]);
   if (x === null || y === null) return (x === null) - (y === null);  // runs without a value come last
   const order = typeof x === "string" ? x.localeCompare(y, "en", {numeric: true}) : x - y;
-  return at.up ? order : -order;
+  return (at.up ? order : -order) || b.folder.localeCompare(a.folder, "en", {numeric: true});
 }
 
 function list() {
@@ -207,12 +209,12 @@ function list() {
   const key = JSON.stringify([shown.map((run) => ({...run, age: ago(run.age)})), [...at.chosen], at.sort, at.up]);
   if (key === at.listed) return;  // a table that is made anew loses the keyboard's focus
   at.listed = key;
-  document.querySelector("thead tr").replaceChildren(make("th", {}, "draw"), ...COLUMNS.map(([head, key]) => {
+  part("thead tr").replaceChildren(make("th", {}, "draw"), ...COLUMNS.map(([head, key]) => {
     const sorted = key === at.sort && (at.up ? "ascending" : "descending");
     const turn = () => { at.up = key === at.sort ? !at.up : true; at.sort = key; list(); };
     return make("th", {scope: "col", class: WORDS.includes(key) ? "" : "number", "aria-sort": sorted}, make("button", {type: "button", click: turn}, head));
   }));
-  document.querySelector("tbody").replaceChildren(...shown.map((run) => {
+  part("tbody").replaceChildren(...shown.map((run) => {
     const chosen = at.chosen.get(run.run), drawn = chosen !== undefined;
     const box = make("input", {type: "checkbox", "aria-label": `draw ${run.folder}`, checked: drawn ? "" : false,
       change: (event) => { choose(run.run, event.target.checked); list(); curves(); }});
@@ -223,16 +225,14 @@ function list() {
   $("count").textContent = `${shown.length} of ${at.runs.length} runs${more}`;
 }
 
-// ---- reports, samples, files
-
-const size = (bytes) => bytes === null ? "" : `, ${number(bytes, 3)}B`;
+// ---- samples and files
 
 async function open(path, name) {
   const {entries} = await ask(`/api/files?folder=${encodeURIComponent(path)}`);
   $("place").textContent = name;
-  document.querySelector("#files ul").replaceChildren(...entries.map((e) => make("li", {}, e.bytes === null
+  part("#files ul").replaceChildren(...entries.map((e) => make("li", {}, e.bytes === null
     ? make("a", {href: "#files", click: (event) => { event.preventDefault(); open(e.path, `${name}/${e.name}`); }}, `${e.name}/`)
-    : make("a", {href: `/files/${e.path}`, target: "_blank", rel: "noopener"}, e.name), size(e.bytes))));
+    : link(e.path, e.name), e.bytes === null ? "" : `, ${number(e.bytes, 3)}B`)));
   $("files").hidden = false;
   $("files").scrollIntoView({behavior: "smooth"});
 }
@@ -249,13 +249,8 @@ async function samples() {
   const key = runs.map((run) => run.run).join();
   if ($("samples").dataset.of === key) return;  // redrawing would close what is open
   $("samples").dataset.of = key;
-  document.querySelector("#samples div").replaceChildren(...runs.map((run) =>
+  part("#samples div").replaceChildren(...runs.map((run) =>
     make("details", {}, make("summary", {class: look(at.chosen.get(run.run))[0]}, label(run)), make("pre", {}, texts.get(run.run)))));
-}
-
-function reports(found) {
-  $("reports").hidden = !found.length;
-  document.querySelector("#reports ul").replaceChildren(...found.map((r) => make("li", {}, make("a", {href: `/files/${r.path}`, target: "_blank", rel: "noopener"}, r.name))));
 }
 
 // ---- following
@@ -293,12 +288,13 @@ async function follow() {
     for (const run of at.runs)  // at first the latest runs, then each new one
       if (!before.has(run.run) && at.chosen.size < first) choose(run.run, true);
     list();
-    reports(found.reports);
+    $("reports").hidden = !found.reports.length;
+    part("#reports ul").replaceChildren(...found.reports.map((r) => make("li", {}, link(r.path, r.name))));
     await curves();
     $("state").textContent = at.runs.some((run) => run.status === "running") ? "following" : "";
     $("state").className = "";
   } catch (error) {
-    $("state").textContent = "the server does not answer";
+    $("state").textContent = `no answer from the server (${error.message})`;
     $("state").className = "lost";
   }
   setTimeout(follow, EVERY);
@@ -306,7 +302,7 @@ async function follow() {
 
 $("metric").addEventListener("change", (event) => { at.metric = event.target.value; at.asked = true; curves(); });
 $("axis").addEventListener("change", curves);
-for (const id of ["smooth", "whole", "log"]) $(id).addEventListener("change", draw);
+for (const id of ["smooth", "whole"]) $(id).addEventListener("change", draw);
 $("filter").addEventListener("input", list);
 $("none").addEventListener("click", () => { at.chosen.clear(); list(); curves(); });
 addEventListener("resize", draw);

@@ -33,7 +33,7 @@ ASSETS = {
 LIVE = (
     "default-src 'none'; script-src 'self'; style-src 'self'; connect-src 'self'; img-src data:; "
 )
-INERT = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox; "
+INERT = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; sandbox allow-downloads; "
 NOWHERE = "base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 HEADERS = {
     "X-Content-Type-Options": "nosniff",
@@ -123,10 +123,12 @@ class _Handler(BaseHTTPRequestHandler):
         if address.path == "/api/runs":
             return self._json({"folder": literal(str(self._of.folder)), **self._of.watch.runs()})
         if address.path == "/api/curves":
-            return self._curves(parse_qs(address.query))
+            return self._curves(parse_qs(address.query, keep_blank_values=True))
         try:
             if address.path == "/api/files":
-                return self._listing(_first(parse_qs(address.query), "folder"))
+                return self._listing(
+                    _first(parse_qs(address.query, keep_blank_values=True), "folder")
+                )
             if address.path.startswith("/files/"):
                 return self._file(address.path.removeprefix("/files/"))
         except OSError as error:

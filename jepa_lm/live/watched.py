@@ -125,18 +125,17 @@ class Watch:
         written = max(when for _, when, _ in state) / 1e9
         ended = _ended(state)
         summary = run.summary if ended else {}
-        weight = at(config, "jepa", "weight")
         cells = {
             "run": encoded(name),
-            "folder": name,
+            "folder": name or self.shelf.root.name,
             "status": run.status if ended else "",
             "step": summary.get("steps"),
-            "of": at(config, "trainer", "max_steps"),
+            "of": _number(at(config, "trainer", "max_steps")),
             "bpb": run.bpb if ended else None,
             "speed": summary.get("tokens_per_second"),
             "objective": run.objective,
-            "weight": weight if isinstance(weight, int | float) else None,
-            "seed": summary.get("seed", config.get("seed")),
+            "weight": _number(at(config, "jepa", "weight")),
+            "seed": _number(summary.get("seed", config.get("seed"))),
             "error": cut(summary.get("error", ""), LONGEST),
             "written": written,
             "page": self.shelf.has(f"{name}/{PAGE_FILE}"),
@@ -148,8 +147,7 @@ class Watch:
             latest = {"bpb": followed.latest(SCORE), "speed": followed.latest(SPEED)}
             cells |= latest | {"step": followed.step}
             behind = followed.behind
-        tokens = at(config, "data", "batch_tokens")
-        return _Row(state, cells, float(tokens) if isinstance(tokens, int) else None, behind)
+        return _Row(state, cells, _number(at(config, "data", "batch_tokens")), behind)
 
     def _follow(self, name: str) -> Followed:
         """Return the measurements of a run, up to date; those asked for least recently are dropped."""
@@ -160,6 +158,11 @@ class Watch:
         while len(self._followed) > MOST_FOLLOWED:
             self._followed.popitem(last=False)
         return followed
+
+
+def _number(value: Any) -> float | None:
+    """Return a number of a config; None for a reference that Hydra has not resolved."""
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
 
 
 def _state(folder: Path) -> State:

@@ -117,7 +117,7 @@ def test_what_it_sends(ask, path, kind):
     policy = answer.headers["Content-Security-Policy"]
     assert policy.startswith("default-src 'none';")
     assert "frame-ancestors 'none'" in policy
-    assert ("sandbox;" in policy) == path.startswith("/files/")
+    assert ("sandbox allow-downloads;" in policy) == path.startswith("/files/")
     assert ("script-src" in policy) != path.startswith("/files/")
     assert "'unsafe" not in policy.partition("script-src")[2].partition(";")[0]
 

@@ -123,6 +123,29 @@ def test_records_that_lead_out_are_not_read(tmp_path):
     assert list(rows(Watch(Shelf(tmp_path / "logs")))) == ["honest"]
 
 
+def test_the_folder_may_be_a_run_itself(tmp_path):
+    write_run(tmp_path / "r", 1.7)
+    watch = Watch(Shelf(tmp_path / "r"))
+    (row,) = watch.runs()["runs"]
+    assert (row["run"], row["folder"], row["status"]) == ("", "r", "finished")
+    assert len(watch.curves([""], "train/bpb", "step")["curves"][0]["x"]) == 20
+
+
+def test_settings_that_are_not_resolved_are_left_out(tmp_path):
+    folder = write_run(tmp_path / "r", None)
+    (folder / "config.json").unlink()
+    (folder / "summary.json").write_text('{"status": "failed"}')
+    (folder / ".hydra" / "config.yaml").write_text(
+        "seed: ${oc.env:X}\njepa: {weight: [1]}\ntrainer: {max_steps: '${x}'}\ndata: {batch_tokens: a}\n"
+    )
+    (folder / "metrics.csv").write_text("step,val/bpb\n9,2.0\n")
+    watch = Watch(Shelf(tmp_path))
+    row = rows(watch)["r"]
+    assert (row["seed"], row["weight"], row["of"], row["status"]) == (None, None, None, "failed")
+    assert watch.curves(["r"], "val/bpb", "step")["curves"][0]["y"] == [2.0]
+    assert watch.curves(["r"], "val/bpb", "tokens")["curves"] == [{"run": "r", "x": [], "y": []}]
+
+
 def test_few_runs_are_kept_in_memory(tmp_path, monkeypatch):
     monkeypatch.setattr(watched, "MOST_FOLLOWED", 2)
     for i in range(4):
