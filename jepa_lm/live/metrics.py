@@ -4,18 +4,19 @@ from __future__ import annotations
 
 import os
 from array import array
-from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import BinaryIO
 
 from jepa_lm.live.files import opened
-from jepa_lm.study.runs import LONGEST_LINE, point
+from jepa_lm.study.recorded import LARGEST_COUNT, LARGEST_NUMBER
+from jepa_lm.study.runs import LONGEST_LINE
 
 DRAWN = 1000
 """A column keeps up to twice as many points; then every second one goes."""
 BLOCK = 1 << 20
 """Bytes that are read at a time; more than the longest line."""
-MOST_AT_ONCE = 16
+MOST_AT_ONCE = 2
 """Blocks that one call reads; the next call continues there."""
 MOST_COLUMNS, LONGEST_NAME = 256, 100
 REMEMBERED = 64
@@ -63,6 +64,7 @@ class Followed:
     def _forget(self) -> None:
         self.columns: dict[str, Column] = {}
         self._names: list[str] | None = None
+        self._slots: list[tuple[int, Column]] = []
         self._file: tuple[int, int] | None = None
         self._at, self._before, self._overlong = 0, b"", False
 
@@ -75,6 +77,8 @@ class Followed:
                     about = os.fstat(file.fileno())
                     self._file = about.st_dev, about.st_ino
                 self.behind = all(self._take(file) for _ in range(MOST_AT_ONCE))
+                names = self._names or []
+                self.columns = {names[i]: column for i, column in self._slots if column.steps}
         except OSError:
             self._forget()
 
@@ -124,17 +128,25 @@ class Followed:
         cells = line.decode("utf-8", "replace").rstrip("\r").split(",")
         if self._names is None:
             self._names = cells
+            self._slots = [
+                (i, Column()) for i, name in enumerate(cells[:MOST_COLUMNS]) if _fits(name)
+            ]
             return
         if len(cells) != len(self._names) or "step" not in self._names:
             return
-        step = cells[self._names.index("step")]
-        for name, text in self._measured(cells):
-            if (found := point(step, text)) is not None:
-                self.columns.setdefault(name, Column()).add(found[0] + 1, found[1])
+        try:
+            step = int(cells[self._names.index("step")])
+        except ValueError:
+            return
+        if not 0 <= step < LARGEST_COUNT:
+            return
+        for i, column in self._slots:
+            if text := cells[i]:
+                with suppress(ValueError):
+                    value = float(text)
+                    if abs(value) <= LARGEST_NUMBER:  # and so neither NaN nor infinite
+                        column.add(step + 1, value)  # a row's step counts the steps before its own
 
-    def _measured(self, cells: list[str]) -> Iterator[tuple[str, str]]:
-        """Yield the cells of a row that hold something, by column; a row's step counts those before it."""
-        assert self._names is not None
-        for name, text in zip(self._names[:MOST_COLUMNS], cells, strict=False):
-            if text and name not in NOT_MEASURED and 0 < len(name) <= LONGEST_NAME:
-                yield name, text
+
+def _fits(name: str) -> bool:
+    return name not in NOT_MEASURED and 0 < len(name) <= LONGEST_NAME

@@ -109,8 +109,8 @@ class Run:
             # Most cells are empty, and a kill may leave half a row.
             cells = dict(zip(names, row, strict=False))
             for name, text in cells.items():
-                if text and (measured := point(cells.get("step", ""), text)) is not None:
-                    found.setdefault(name, []).append(measured)
+                if text and (point := _point(cells.get("step", ""), text)) is not None:
+                    found.setdefault(name, []).append(point)
         return found
 
 
@@ -163,14 +163,13 @@ def _rows(path: Path) -> Iterator[list[str]]:
         return
 
 
-def point(step: str, text: str) -> tuple[int, float] | None:
-    """Return a cell of metrics.csv with its step, or None if they are not numbers within bounds."""
+def _point(step: str, text: str) -> tuple[int, float] | None:
     try:
-        found = int(step), float(text)
+        point = int(step), float(text)
     except ValueError:
         return None
-    fits = 0 <= found[0] <= LARGEST_COUNT and abs(found[1]) <= LARGEST_NUMBER
-    return found if fits else None
+    fits = 0 <= point[0] <= LARGEST_COUNT and abs(point[1]) <= LARGEST_NUMBER
+    return point if fits else None
 
 
 def _score(summary: Mapping[str, Any], name: str) -> float | None:
