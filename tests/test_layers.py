@@ -3,7 +3,7 @@
     generate, api, cli, run
     commands
     training, artifact
-    quantization
+    quantization, live
     objective, optim, evaluation, study
     model, data, schedules, loggers
     utils
@@ -25,7 +25,7 @@ LAYERS = (
     {"utils"},
     {"model", "data", "schedules", "loggers"},
     {"objective", "optim", "evaluation", "study"},
-    {"quantization"},
+    {"quantization", "live"},
     {"training", "artifact"},
     {"commands"},
     {"run"},
@@ -34,8 +34,8 @@ LAYERS = (
     {"generate"},
 )
 HEIGHT = {room: height for height, layer in enumerate(LAYERS) for room in layer}
-ONLY = {"study": {"utils", "loggers"}}
-"""A folder that reads records of runs and knows nothing of models."""
+ONLY = {"study": {"utils", "loggers"}, "live": {"utils", "study"}}
+"""Folders that read records of runs and know nothing of models."""
 MOST_ROOMS = 20
 PACKAGE = Path(jepa_lm.__file__).parent
 
@@ -105,6 +105,7 @@ def test_there_are_few_rooms():
         ("loose.py", ""),
         ("study/a.py", "from jepa_lm.data.stream import Batch"),
         ("study/a.py", "from jepa_lm import model"),
+        ("live/a.py", "from jepa_lm.objective import LatentPrediction"),
         ("run.py", "from jepa_lm.cli import launch"),
     ],
 )

@@ -15,6 +15,7 @@ from omegaconf import DictConfig
 from jepa_lm.commands.describe import describe
 from jepa_lm.data.datamodule import TokenDataModule
 from jepa_lm.data.token_data import TokenData
+from jepa_lm.live.run_page import keep_page
 from jepa_lm.loggers.recording import RunLoggers, recording
 from jepa_lm.loggers.settings import fill_in
 from jepa_lm.objective import StepContext
@@ -31,7 +32,7 @@ from jepa_lm.training.startup import (
     check_start,
     tell_limits,
 )
-from jepa_lm.training.summary import announce, show, summarize
+from jepa_lm.training.summary import about_latents, announce, show, summarize
 from jepa_lm.training.trainer import make_trainer, quiet_lightning
 from jepa_lm.utils.collectives import maximum
 from jepa_lm.utils.compiling import compiles
@@ -188,4 +189,8 @@ def _conclude(
                 f"probe=true: the probe failed ({type(error).__name__}: {error}); the score is kept"
             )
     records.summary(summary, [record.folder / name for name in RECORDS])
-    show(summary, record.folder, trainer, task, data)
+    sample = show(summary, record.folder, trainer, task, data)
+    try:
+        keep_page(record.folder, sample, about_latents(trainer), finished=finished)
+    except Exception as error:  # any error: the run is over, and its records are complete
+        warn(f"run.html cannot be written ({type(error).__name__}: {error})")

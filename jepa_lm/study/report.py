@@ -2,28 +2,27 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from urllib.parse import quote
 
 from jepa_lm.study import figures, tables
 from jepa_lm.study import formatting as words
 from jepa_lm.study.figure_styles import Style, styles
 from jepa_lm.study.results import Results, Treatment, collect
 from jepa_lm.study.sections import sections
+from jepa_lm.study.templates import TIED, environment
 from jepa_lm.utils.errors import warn
 from jepa_lm.utils.files import write_text
-from jepa_lm.utils.quoting import literal, markdown, shell
+from jepa_lm.utils.paths import PAGE_FILE
+from jepa_lm.utils.quoting import shell
 
 HTML, MARKDOWN = "report.html", "report.md"
 SHOWN_FIRST = 8
 """Number of settings shown beside a verdict; the others are further down the page."""
-TIED = "\N{NO-BREAK SPACE}"
 NOT_COMPARABLE = "not comparable"
 IF_COMPARABLE = "If the arms were comparable, the scores would say: "
 OUTCOMES = {
@@ -43,7 +42,7 @@ TONES = {"helps": "good", "hurts": "bad", NOT_COMPARABLE: "bad"}
 def _write(results: Results) -> Path:
     context = _context(results)
     for name in (MARKDOWN, HTML):
-        text = _environment(name).get_template(f"{name}.j2").render(context)
+        text = environment(html=name == HTML).get_template(f"{name}.j2").render(context)
         write_text(results.folder / name, text)
     return results.folder / HTML
 
@@ -116,8 +115,18 @@ def _context(results: Results) -> dict[str, Any]:
         "warnings": list(results.warnings),
         "basis": _basis(results),
         "sections": sections(results, look),
+        "pages": _pages(results),
         "html": HTML,
     }
+
+
+def _pages(results: Results) -> list[tuple[str, str]]:
+    """Return the runs that keep a page of their own, with its address."""
+    return [
+        (name, quote(f"{name}/{PAGE_FILE}", errors="surrogateescape"))
+        for name in results.runs
+        if (results.folder / name / PAGE_FILE).is_file()
+    ]
 
 
 def _card(treatment: Treatment, look: dict[str, Style], index: int, alone: bool) -> dict[str, Any]:
@@ -175,29 +184,3 @@ def _basis(results: Results) -> list[tuple[str, str]]:
             "These results hold for this budget, this data and this model only.",
         ),
     ]
-
-
-def _environment(name: str) -> Environment:
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        autoescape=name == HTML,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    if name == HTML:  # in Markdown, macros return lines that must stay as they are
-        environment.finalize = _visible
-    environment.filters |= {"md": markdown, "tied": _tied}
-    return environment
-
-
-def _visible(value: Any) -> Any:
-    """Escape invisible characters in plain strings; markup comes from this package and stays."""
-    return literal(value) if type(value) is str else value
-
-
-def _tied(text: str) -> str:
-    """Prevent line breaks inside `p = 0.01` and `95 %`."""
-    text = re.sub(r"\b([pn]) ([=<]) (?=[0-9])", rf"\1{TIED}\2{TIED}", text)
-    return re.sub(r"(?<=[0-9]) %", f"{TIED}%", text)

@@ -182,24 +182,35 @@ def show(
     trainer: pl.Trainer,
     task: LanguageModelTask,
     data: TokenData,
-) -> None:
-    """Print tables, warnings and a sample; everything shown except the sample is already recorded."""
+) -> str:
+    """Print tables, warnings and a sample; everything shown except the sample is already recorded.
+
+    Returns:
+        The sample; empty if there is none.
+    """
     with showing("the scores"):
         OUT.print(_scores(summary))
         for text in summary["unfinished"]:
             warn(text)
         OUT.print(f"written to {run_dir}", soft_wrap=True)
-    measured = callback_of(trainer, MeasureObjective)
-    if measured is not None and measured.monitor.figures:
+    if latents := about_latents(trainer):
         with showing("the predicted latents"):
-            OUT.print(panel(measured.monitor.in_words(), "predicted latents", width=100))
+            OUT.print(panel(latents, "predicted latents", width=100))
     if profile := trainer.profiler.summary():  # type: ignore[attr-defined]
         with showing("the profile"):
             OUT.print(as_written(profile), soft_wrap=True)
+    text = ""
     if task.config["sample"] and summary["status"] == "finished":
         with showing("a sample"):
-            lines = _sample(task, data).strip().split("\n")
-            OUT.print(panel(lines, "what the model writes", width=100))
+            text = _sample(task, data).strip()
+            OUT.print(panel(text.split("\n"), "what the model writes", width=100))
+    return text
+
+
+def about_latents(trainer: pl.Trainer) -> list[str]:
+    """Return sentences about the predicted latents; none if they were not measured."""
+    measured = callback_of(trainer, MeasureObjective)
+    return [] if measured is None else measured.monitor.in_words()
 
 
 def _scores(summary: dict[str, Any]) -> Table:

@@ -35,6 +35,8 @@ LOGS = Path("logs")
 """Default folder of all runs, below the working directory."""
 CONFIG_FILE, SUMMARY_FILE, METRICS_FILE = "config.json", "summary.json", "metrics.csv"
 """Records of a run: the resolved config that it started with, its results, and its measurements by step."""
+PAGE_FILE, SAMPLE_FILE = "run.html", "sample.txt"
+"""What a finished run keeps for readers: a page about it, and text that its model wrote."""
 
 TOKENIZER_FILE = "tokenizer.model"
 """The tokenizer, in the folders of runs and exports and in the cache; a byte tokenizer has none."""

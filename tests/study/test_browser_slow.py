@@ -2,37 +2,16 @@
 
 from __future__ import annotations
 
-import html
-import json
-import os
 import re
-import shutil
-import subprocess
 from pathlib import Path
 
 import pytest
 
+from tests.browser import SCHEMES, WIDTHS, browse, browser, found_in
 from tests.study.pages import write_report
 from tests.study.sweeps import paired, study
 
 pytestmark = pytest.mark.slow
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
-BROWSER = next((path for name in BROWSERS if (path := shutil.which(name))), None)
-FLAGS = (
-    "--headless",
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-    "--hide-scrollbars",
-    "--allow-file-access-from-files",
-    "--virtual-time-budget=5000",
-)
-SCHEMES = {"light": "1", "dark": "0"}
-WIDTHS = {"desk": 1280, "phone": 390}
 # Headless Chromium has no window as narrow as a phone, so the page is shown in a frame.
 FRAME = """<!doctype html><body style="margin:0"><iframe src="{page}" style="border:0;width:{width}px;
 height:{height}px"></iframe><pre id="found"></pre><script>
@@ -62,6 +41,7 @@ onload = () => {{
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
     """A study with long names, three controls and a failed run."""
+    browser()
     scores = paired(1.7, -0.012)
     name = "objective=vicreg jepa.weight=0.1"
     scores = {
@@ -89,6 +69,7 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
+<<<<<<< HEAD
 def browse(tmp_path: Path, page: Path, scheme: str, *flags: str) -> str:
     assert BROWSER is not None, f"CI needs a browser: none of {', '.join(BROWSERS)} is installed"
     command = [
@@ -107,6 +88,8 @@ def browse(tmp_path: Path, page: Path, scheme: str, *flags: str) -> str:
     BROWSER is None and "CI" not in os.environ,
     reason=f"no browser: none of {', '.join(BROWSERS)} is installed",
 )
+=======
+>>>>>>> live
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("device", WIDTHS)
 def test_it_can_be_read(tmp_path, folder, device, scheme):
@@ -114,12 +97,12 @@ def test_it_can_be_read(tmp_path, folder, device, scheme):
     page = tmp_path / "frame.html"
     report = (folder / "report.html").as_uri()
     page.write_text(FRAME.format(page=report, width=width, height=800))
-    dumped = browse(tmp_path, page, scheme, "--window-size=1400,900", "--dump-dom")
-    found = json.loads(html.unescape(re.search(r'id="found">(.*?)</pre>', dumped, re.DOTALL)[1]))
+    dumped = browse(tmp_path, page.as_uri(), scheme, "--window-size=1400,900", "--dump-dom")
+    found = found_in(dumped)
     page.write_text(FRAME.format(page=report, width=width, height=found["height"]))
     picture = tmp_path / f"report_{device}_{scheme}.png"
     size = f"--window-size={max(width, 500)},{found['height']}"
-    browse(tmp_path, page, scheme, size, f"--screenshot={picture}")
+    browse(tmp_path, page.as_uri(), scheme, size, f"--screenshot={picture}")
     assert picture.stat().st_size > 50_000
     assert found["shown"] == width
     assert found["needed"] == width, f"wider than the screen: {found['wide']}"

@@ -357,6 +357,15 @@ def test_it_is_built_again_in_place(helps):
     assert built.sub("", again.html) == built.sub("", helps.html)
 
 
+def test_runs_that_keep_a_page_are_linked(tmp_path):
+    study(tmp_path, paired(1.7, -0.012, 3), against=AGAINST)
+    (tmp_path / "1" / "run.html").write_text("<p>")
+    found = report(tmp_path)
+    links = [a.attributes["href"] for a in found.page.one("footer").all("a")]
+    assert links == ["1/run.html"]
+    assert "Pages of the runs: [1](1/run.html)\n\nCommand-line" in found.markdown
+
+
 def test_a_folder_without_a_plan(tmp_path):
     with pytest.raises(UserError, match=r"study\.json"):
         write_report(tmp_path)

@@ -57,6 +57,14 @@ def test_a_summary_has_the_flops_of_its_objective(logged):
     assert flops["objective"] > 0.2 * flops["model"]
 
 
+def test_a_finished_run_has_a_page(logged, trained):
+    page = (logged.folder / "run.html").read_text()
+    assert f"{logged.summary['val']['bpb']:.4f} bits per byte" in page
+    assert "always predicting the mean target" in page
+    assert "predicted latents" not in (trained.folder / "run.html").read_text().lower()
+    assert not (trained.folder / "sample.txt").exists()  # sample=false
+
+
 def test_a_run_keeps_the_config_that_it_was_started_with(trained):
     """As resolved, whatever else was read or chosen afterwards."""
     from jepa_lm.utils.provenance import config_hash

@@ -1,0 +1,309 @@
+// The live page: asks the local server every second or two, draws the curves of the chosen runs, lists all runs.
+// Text from files only ever becomes text nodes, so nothing in it is markup.
+"use strict";
+const EVERY = 1500, MOST_DRAWN = 12, FIRST_DRAWN = 6, START = 0.2, TICKS = 6;
+const SCORE = "val/bpb", TRAINING = "train/bpb", OFTEN = 3;
+const SVG = "http://www.w3.org/2000/svg";
+const $ = (id) => document.getElementById(id), part = (what) => document.querySelector(what);
+const at = {metric: SCORE, asked: false, sort: "age", up: true, chosen: new Map(), runs: [], curves: [], over: null};
+
+// ---- elements
+
+function make(tag, attributes = {}, ...children) {
+  const svg = ["svg", "g", "line", "polyline", "circle", "text", "rect", "clipPath"].includes(tag);
+  const element = svg ? document.createElementNS(SVG, tag) : document.createElement(tag);
+  for (const [key, value] of Object.entries(attributes)) {
+    if (typeof value === "function") element.addEventListener(key, value);
+    else if (value !== false && value !== null) element.setAttribute(key, value);
+  }
+  element.append(...children);
+  return element;
+}
+
+const link = (path, text) => make("a", {href: `/files/${path}`, target: "_blank", rel: "noopener"}, text);
+
+function number(value, digits = 4) {
+  if (value === null || value === undefined) return "";
+  for (const [size, letter] of [[1e9, "G"], [1e6, "M"], [1e4, "k"]])
+    if (Math.abs(value) >= size) return +(value / (letter === "k" ? 1e3 : size)).toPrecision(digits) + letter;
+  return value !== 0 && Math.abs(value) < 1e-3 ? value.toExponential(1) : String(+value.toPrecision(digits + 1));
+}
+
+function ago(seconds) {
+  for (const [size, unit] of [[86400, "d"], [3600, "h"], [60, "min"]])
+    if (seconds >= size) return `${Math.floor(seconds / size)} ${unit} ago`;
+  return "now";
+}
+
+// ---- names and colours of the chosen runs
+
+function describe(run) {
+  const parts = [run.objective ?? "run"];
+  if (run.weight !== null && run.objective !== "none") parts.push(number(run.weight));
+  if (run.seed !== null) parts.push(`seed ${run.seed}`);
+  return parts.join(" ");
+}
+
+function label(run) {  // short, but never the same for two runs that are drawn
+  const end = (r, length) => r.folder.split("/").slice(-length).join("/");
+  const alike = at.runs.filter((r) => r !== run && at.chosen.has(r.run) && describe(r) === describe(run));
+  let length = 1;
+  while (alike.some((r) => end(r, length) === end(run, length)) && length < 20) length++;
+  return describe(run) + (alike.length ? ` · ${end(run, length)}` : "");
+}
+
+function choose(name, wanted) {
+  if (!wanted) at.chosen.delete(name);
+  else if (at.chosen.size < MOST_DRAWN) {
+    const taken = new Set(at.chosen.values());
+    at.chosen.set(name, [...Array(MOST_DRAWN).keys()].find((i) => !taken.has(i)));
+  }
+}
+
+const look = (i) => [`c${i % 6}`, i < 6 ? "" : "dash1"];
+
+// ---- the chart
+
+function ticks(low, high) {
+  const rough = (high - low) / TICKS, size = 10 ** Math.floor(Math.log10(rough));
+  const step = [1, 2, 2.5, 5, 10].map((f) => f * size).find((s) => s >= rough);
+  const found = [];
+  for (let i = Math.ceil(low / step - 1e-9); i * step <= high + 1e-9 * step; i++) found.push(i * step);
+  return found;
+}
+
+function smoothed(values, width) {
+  let sum = 0;
+  return values.map((value, i) => {
+    sum += value - (i >= width ? values[i - width] : 0);
+    return sum / Math.min(i + 1, width);
+  });
+}
+
+function lines() {  // what is drawn: each chosen run with its label, its look and its points
+  const width = +$("smooth").value;
+  return at.curves.flatMap(({run: name, x, y}) => {
+    const run = at.runs.find((r) => r.run === name);
+    if (!run || !at.chosen.has(name)) return [];
+    const points = smoothed(y, width).map((value, i) => [x[i], value]);
+    return points.length ? [{run, label: label(run), look: look(at.chosen.get(name)), points}] : [];
+  });
+}
+
+function limits(drawn) {  // without the start of training, beside which the rest would look flat
+  const whole = $("whole").checked;
+  const values = drawn.flatMap(({points}) => {
+    const from = points[0][0] + START * (points.at(-1)[0] - points[0][0]);
+    return points.filter(([x]) => whole || x >= from).map(([, y]) => y);
+  });
+  const low = values.reduce((a, b) => Math.min(a, b)), high = values.reduce((a, b) => Math.max(a, b));
+  const room = 0.05 * (high - low) || 0.05 * Math.abs(high) || 1;
+  return [low - room, high + room];
+}
+
+function draw() {
+  const box = $("chart"), width = Math.max(280, box.clientWidth), height = width < 600 ? 270 : 380;
+  const drawn = lines();
+  legend(drawn);
+  if (!drawn.length) {
+    const why = at.chosen.size ? `No chosen run has measured ${at.metric} over this axis so far.` : "Choose runs in the table below.";
+    return box.replaceChildren(make("p", {class: "quiet"}, why));
+  }
+  const beside = width >= 600;  // names of lines at their ends, else only in the legend
+  const room = beside ? Math.min(250, 20 + 7 * Math.max(...drawn.map((d) => d.label.length))) : 14;
+  const [left, right, top, bottom] = [58, width - room, 10, height - 40];
+  const [low, high] = limits(drawn);
+  const first = Math.min(...drawn.map((d) => d.points[0][0])), last = Math.max(...drawn.map((d) => d.points.at(-1)[0]));
+  const from = first === last ? 0 : first, span = (last - from) || 1;
+  const px = (x) => left + (x - from) / span * (right - left);
+  const py = (y) => bottom - (Math.min(y, 2 * high - low) - low) / (high - low) * (bottom - top);
+  const svg = make("svg", {viewBox: `0 0 ${width} ${height}`, height, role: "img", "aria-label": `${at.metric} of ${drawn.map((d) => d.label).join(", ")}`});
+  svg.append(make("clipPath", {id: "plot"}, make("rect", {x: left, y: top, width: right - left, height: bottom - top})));
+  for (const tick of ticks(low, high)) {
+    svg.append(make("line", {class: "grid", x1: left, x2: right, y1: py(tick), y2: py(tick)}));
+    svg.append(make("text", {x: left - 8, y: py(tick) + 4, "text-anchor": "end"}, number(tick)));
+  }
+  for (const tick of ticks(from, from + span)) svg.append(make("text", {x: px(tick), y: bottom + 18, "text-anchor": "middle"}, number(tick)));
+  svg.append(make("text", {x: (left + right) / 2, y: height - 4, "text-anchor": "middle"}, $("axis").selectedOptions[0].text));
+  for (const {points, look: [colour, dash]} of drawn) {
+    const path = points.map(([x, y]) => `${px(x).toFixed(1)},${py(y).toFixed(1)}`).join(" ");
+    svg.append(make("polyline", {class: `line ${colour} ${dash}`, points: path, "clip-path": "url(#plot)"}));
+    if (points.length < 30) for (const [x, y] of points) if (y <= high) svg.append(make("circle", {class: `dot ${colour}`, cx: px(x), cy: py(y), r: 2.5}));
+  }
+  if (beside) name(svg, drawn.map((d) => ({d, x: px(d.points.at(-1)[0]) + 8, y: py(Math.min(d.points.at(-1)[1], high)) + 4})), bottom, room);
+  const show = hover(svg, drawn, {px, py, top, bottom, high}, (x) => from + (x - left) / (right - left) * span);
+  box.replaceChildren(svg);
+  if (at.over !== null) show(at.over);
+}
+
+function name(svg, ends, bottom, room) {  // at the ends of the lines, never over one another
+  ends.sort((a, b) => a.y - b.y);
+  ends.forEach((end, i) => {
+    const beside = (other) => Math.abs(other.x - end.x) < room;
+    const above = ends.slice(0, i).filter(beside), below = ends.slice(i + 1).filter(beside);
+    end.y = Math.max(Math.min(end.y, bottom - 15 * below.length), ...above.map((other) => other.y + 15));
+    svg.append(make("text", {class: `name ${end.d.look[0]}`, x: end.x, y: end.y}, end.d.label));
+  });
+}
+
+function hover(svg, drawn, {px, py, top, bottom, high}, under) {  // the values under the pointer, in the legend
+  const marks = make("g");
+  svg.append(marks);
+  const show = (clientX) => {
+    at.over = clientX;
+    const x = under(clientX - svg.getBoundingClientRect().left);
+    const nearer = (a, b) => Math.abs(b[0] - x) < Math.abs(a[0] - x) ? b : a;
+    const near = drawn.map((d) => ({...d, value: d.points.reduce(nearer)}));
+    const place = near.map((d) => d.value).reduce(nearer)[0];
+    marks.replaceChildren(make("line", {class: "cross", x1: px(place), x2: px(place), y1: top, y2: bottom}),
+      make("text", {class: "told", x: px(place), y: bottom + 18, "text-anchor": "middle"}, number(place, 5)),
+      ...near.filter((d) => d.value[1] <= high).map((d) => make("circle", {class: `dot ${d.look[0]}`, cx: px(d.value[0]), cy: py(d.value[1]), r: 4})));
+    legend(near);
+  };
+  svg.addEventListener("pointermove", (event) => show(event.clientX));
+  svg.addEventListener("pointerleave", () => { at.over = null; marks.replaceChildren(); legend(drawn); });
+  return show;
+}
+
+function legend(drawn) {  // name and value of each line: the latest, or the one under the pointer
+  $("legend").replaceChildren(...drawn.map((d) => {
+    const [x, y] = d.value ?? d.points.at(-1);
+    const line = make("svg", {viewBox: "0 0 26 8", "aria-hidden": "true"}, make("line", {class: d.look[1], x1: 0, y1: 4, x2: 26, y2: 4}));
+    return make("li", {class: d.look[0]}, line, make("b", {}, d.label), make("span", {class: "value"}, `${number(y)} at ${number(x, 5)}`));
+  }));
+}
+
+// ---- the table
+
+const COLUMNS = [
+  ["run", "folder"], ["val bpb", "bpb"], ["step", "step"], ["status", "status"], ["tokens/s", "speed"],
+  ["objective", "objective"], ["weight", "weight"], ["seed", "seed"], ["written", "age"],
+];
+const WORDS = ["folder", "status", "objective"];
+
+function cells(run) {
+  const page = run.page ? [" ", link(`${run.run}/run.html`, "page")] : [];
+  const files = make("a", {href: "#files", click: (event) => { event.preventDefault(); open(run.run, run.folder); }}, "files");
+  const name = make("td", {class: "run"}, run.folder, " ", files, ...page);
+  if (run.error) name.append(make("span", {class: "error"}, run.error));
+  const of = run.of && run.status !== "finished" ? ` of ${number(run.of)}` : "";
+  const told = {step: run.step === null ? "" : run.step.toLocaleString("en") + of, bpb: run.bpb?.toFixed(4) ?? "",
+    speed: run.speed === null ? "" : number(run.speed, 3), weight: number(run.weight), age: ago(run.age)};
+  const rest = COLUMNS.slice(1).map(([, key]) => make("td", {class: WORDS.includes(key) ? key : "number"}, told[key] ?? String(run[key] ?? "")));
+  return [name, ...rest];
+}
+
+function compare(a, b) {
+  const [x, y] = [a, b].map((run) => at.sort === "age" ? Math.floor(run.age / 60) : run[at.sort]);
+  if (x === null || y === null) return (x === null) - (y === null);  // runs without a value come last
+  const order = typeof x === "string" ? x.localeCompare(y, "en", {numeric: true}) : x - y;
+  return (at.up ? order : -order) || b.folder.localeCompare(a.folder, "en", {numeric: true});
+}
+
+function list() {
+  const wanted = $("filter").value.toLowerCase().split(/\s+/).filter(Boolean);
+  const shown = at.runs.filter((run) => {
+    const text = `${run.folder} ${run.status} ${run.objective} seed=${run.seed} weight=${run.weight} ${run.error}`.toLowerCase();
+    return wanted.every((word) => text.includes(word));
+  }).sort(compare);
+  const key = JSON.stringify([shown.map((run) => ({...run, age: ago(run.age)})), [...at.chosen], at.sort, at.up]);
+  if (key === at.listed) return;  // a table that is made anew loses the keyboard's focus
+  at.listed = key;
+  part("thead tr").replaceChildren(make("th", {}, "draw"), ...COLUMNS.map(([head, key]) => {
+    const sorted = key === at.sort && (at.up ? "ascending" : "descending");
+    const turn = () => { at.up = key === at.sort ? !at.up : true; at.sort = key; list(); };
+    return make("th", {scope: "col", class: WORDS.includes(key) ? "" : "number", "aria-sort": sorted}, make("button", {type: "button", click: turn}, head));
+  }));
+  part("tbody").replaceChildren(...shown.map((run) => {
+    const chosen = at.chosen.get(run.run), drawn = chosen !== undefined;
+    const box = make("input", {type: "checkbox", "aria-label": `draw ${run.folder}`, checked: drawn ? "" : false,
+      change: (event) => { choose(run.run, event.target.checked); list(); curves(); }});
+    const mark = drawn ? [make("span", {class: `swatch ${look(chosen)[0]}`})] : [];
+    return make("tr", {class: run.status}, make("td", {}, box, ...mark), ...cells(run));
+  }));
+  const more = at.leftOut ? `; the ${at.leftOut} oldest are left out` : "";
+  $("count").textContent = `${shown.length} of ${at.runs.length} runs${more}`;
+}
+
+// ---- samples and files
+
+async function open(path, name) {
+  const {entries} = await ask(`/api/files?folder=${encodeURIComponent(path)}`);
+  $("place").textContent = name;
+  part("#files ul").replaceChildren(...entries.map((e) => make("li", {}, e.bytes === null
+    ? make("a", {href: "#files", click: (event) => { event.preventDefault(); open(e.path, `${name}/${e.name}`); }}, `${e.name}/`)
+    : link(e.path, e.name), e.bytes === null ? "" : `, ${number(e.bytes, 3)}B`)));
+  $("files").hidden = false;
+  $("files").scrollIntoView({behavior: "smooth"});
+}
+
+const texts = new Map();
+
+async function samples() {
+  const runs = at.runs.filter((run) => run.sample && at.chosen.has(run.run));
+  for (const run of runs) if (!texts.has(run.run)) {
+    const answer = await fetch(`/files/${run.run}/sample.txt`);
+    texts.set(run.run, answer.ok ? await answer.text() : "");
+  }
+  $("samples").hidden = !runs.length;
+  const key = runs.map((run) => run.run).join();
+  if ($("samples").dataset.of === key) return;  // redrawing would close what is open
+  $("samples").dataset.of = key;
+  part("#samples div").replaceChildren(...runs.map((run) =>
+    make("details", {}, make("summary", {class: look(at.chosen.get(run.run))[0]}, label(run)), make("pre", {}, texts.get(run.run)))));
+}
+
+// ---- following
+
+async function ask(address) {
+  const answer = await fetch(address);
+  if (!answer.ok) throw new Error(await answer.text());
+  return answer.json();
+}
+
+async function curves() {
+  const query = new URLSearchParams({metric: at.metric, x: $("axis").value});
+  for (const name of at.chosen.keys()) query.append("run", name);
+  const found = await ask(`/api/curves?${query}`);
+  at.curves = found.curves;
+  if (at.metric === SCORE && !at.asked && !found.curves.some(({x}) => x.length >= OFTEN) && found.metrics.includes(TRAINING)) {
+    at.metric = TRAINING;  // validated once, at the end: that is no curve
+    return curves();
+  }
+  const names = [...new Set([at.metric, ...found.metrics])].sort();
+  if (names.join() !== [...$("metric").options].map((o) => o.value).join())
+    $("metric").replaceChildren(...names.map((name) => make("option", {value: name, selected: name === at.metric ? "" : false}, name)));
+  draw();
+  await samples();
+}
+
+async function follow() {
+  try {
+    const found = await ask("/api/runs");
+    const before = new Set(at.runs.map((run) => run.run));
+    at.runs = found.runs;
+    at.leftOut = found.left_out;
+    $("folder").textContent = found.folder;
+    const first = before.size === 0 ? FIRST_DRAWN : MOST_DRAWN;
+    for (const run of at.runs)  // at first the latest runs, then each new one
+      if (!before.has(run.run) && at.chosen.size < first) choose(run.run, true);
+    list();
+    $("reports").hidden = !found.reports.length;
+    part("#reports ul").replaceChildren(...found.reports.map((r) => make("li", {}, link(r.path, r.name))));
+    await curves();
+    $("state").textContent = at.runs.some((run) => run.status === "running") ? "following" : "";
+    $("state").className = "";
+  } catch (error) {
+    $("state").textContent = `no answer from the server (${error.message})`;
+    $("state").className = "lost";
+  }
+  setTimeout(follow, EVERY);
+}
+
+$("metric").addEventListener("change", (event) => { at.metric = event.target.value; at.asked = true; curves(); });
+$("axis").addEventListener("change", curves);
+for (const id of ["smooth", "whole"]) $(id).addEventListener("change", draw);
+$("filter").addEventListener("input", list);
+$("none").addEventListener("click", () => { at.chosen.clear(); list(); curves(); });
+addEventListener("resize", draw);
+follow();
