@@ -12,9 +12,12 @@ from pathlib import Path
 
 import pytest
 import yaml
+from hydra.errors import MissingConfigException
 
 from jepa_lm import cli
 from jepa_lm.training.run_folder import keep_overrides
+from jepa_lm.utils import paths
+from jepa_lm.utils.explaining import explain
 from jepa_lm.utils.signals import Stopped
 from tests.conftest import REPO
 
@@ -122,3 +125,31 @@ def test_a_python_without_the_packages_is_told_in_one_line(script):
     assert alone.returncode == 2
     (line,) = alone.stderr.splitlines()
     assert "has no hydra; run `make install`, then `source .venv/bin/activate`" in line
+
+
+@pytest.mark.parametrize("launcher", ["joblib", "submitit_slurm"])
+def test_a_launcher_of_an_extra_names_it(launcher):
+    missing = MissingConfigException("", missing_cfg_file=f"hydra/launcher/{launcher}")
+    said = f"hydra/launcher={launcher}: is not installed; pip install 'jepa_lm[sweep]'"
+    assert explain(missing, "train") == (said, 2)
+
+
+def test_messages_name_the_command_that_was_typed(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["train.py"])
+    assert paths.program("eval") == "eval.py"
+    assert paths.called("train") == ["python", "train.py"]
+    monkeypatch.setattr(sys, "argv", ["/usr/bin/jepa-train"])
+    assert paths.program("eval") == "jepa-eval"
+    assert paths.called("train") == ["jepa-train"]
+
+
+def test_modules_beside_the_users_yaml_are_found(command, monkeypatch, tmp_path):
+    """By this process, and by those that it starts."""
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    monkeypatch.setenv("PYTHONPATH", "before")
+    given = f"--config-dir={tmp_path}"
+    assert command("train", given, "a=b=c")[0] == 2
+    assert sys.path[-1] == str(tmp_path)
+    assert os.environ["PYTHONPATH"] == f"before{os.pathsep}{tmp_path}"
+    said = f"error: {given}/none: no such folder; it holds YAML as conf/ does"
+    assert command("train", f"{given}/none") == (2, said)

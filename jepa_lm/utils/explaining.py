@@ -225,6 +225,8 @@ def _new_settings(key: str, known: list[str]) -> str:
 def _missing_option(error: MissingConfigException) -> str:
     asked = str(error.missing_cfg_file)
     group, _, option = asked.rpartition("/")
+    if group == "hydra/launcher" and option.startswith(("joblib", "submitit")):
+        return f"{group}={option}: is not installed; pip install 'jepa_lm[sweep]'"
     names = [name for name in error.options or options(group) if name != INHERITED]
     ours = (CONF / group).is_dir() and not group.startswith("hydra/")
     if ours and names and not (CONF / group / f"{names[0]}.yaml").is_file():

@@ -69,27 +69,6 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-<<<<<<< HEAD
-def browse(tmp_path: Path, page: Path, scheme: str, *flags: str) -> str:
-    assert BROWSER is not None, f"CI needs a browser: none of {', '.join(BROWSERS)} is installed"
-    command = [
-        BROWSER,
-        *FLAGS,
-        f"--user-data-dir={tmp_path / 'profile'}",
-        f"--blink-settings=preferredColorScheme={SCHEMES[scheme]}",
-        *flags,
-        page.as_uri(),
-    ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
-    return done.stdout
-
-
-@pytest.mark.skipif(
-    BROWSER is None and "CI" not in os.environ,
-    reason=f"no browser: none of {', '.join(BROWSERS)} is installed",
-)
-=======
->>>>>>> live
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("device", WIDTHS)
 def test_it_can_be_read(tmp_path, folder, device, scheme):
