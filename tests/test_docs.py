@@ -17,8 +17,8 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import open_dict
 
+from jepa_lm.utils.command_words import check_words
 from jepa_lm.utils.config import check, resolve
-from jepa_lm.utils.explaining import check_words
 from jepa_lm.utils.paths import CONF
 from tests.conftest import REPO
 
