@@ -68,6 +68,11 @@ def test_a_refused_resume_offers_that_runs_settings_and_keeps_those_that_may_dif
     monkeypatch.setattr(HydraConfig.instance(), "cfg", now)
     said = _with_its_settings(folder / "checkpoints" / "last.ckpt")
     words = [*WORDS[:2], *WORDS[3:], "trainer.max_steps=9", "logger=wandb"]
-    assert shlex.split(said)[1:] == ["python", "train.py", *words, f'ckpt_path="{folder}"']
+    assert shlex.split(said.partition("settings: ")[2]) == [
+        "python",
+        "train.py",
+        *words,
+        f'ckpt_path="{folder}"',
+    ]
     said = _with_its_settings(folder / "checkpoints" / "step-3.ckpt")
     assert shlex.split(said)[-1] == f'ckpt_path="{folder}/checkpoints/step-3.ckpt"'
