@@ -180,7 +180,7 @@ def _with_its_settings(resume: Path) -> str:
     free = [word for word in given if _may_differ(key_of(word))]
     source = folder if resume.name == LAST_FILE else resume
     again = command_of_run(folder, {"ckpt_path": str(source)}, free)
-    return "" if again is None else f": {again}"
+    return "" if again is None else f"; with its settings: {again}"
 
 
 def _may_differ(key: str) -> bool:

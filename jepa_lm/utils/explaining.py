@@ -188,8 +188,8 @@ def _unknown_key(key: str, command: str) -> str:
     root = re.split(r"[./]", key)[0]
     owners = [other for other in SCHEMAS if root in roots(other)]
     if owners and command not in owners:
-        named = " and ".join(f"{owner}.py" for owner in owners)
-        return f"{key}: a setting of {named}, not of {command}.py"
+        named = " and ".join(map(program, owners))
+        return f"{key}: a setting of {named}, not of {program(command)}"
     composed = _composed(command, key)
     known = _keys(composed)
     if key in known:

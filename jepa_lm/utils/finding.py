@@ -19,7 +19,7 @@ from jepa_lm.utils.quoting import override
 LAST, AUTO = "last", "auto"
 STARTS = {b"JEPALM1\0": "artifact_path", b"PK\x03\x04": "ckpt_path"}
 """First bytes of an exported artifact and of a checkpoint, with the setting that takes such a file."""
-WHAT = {"artifact_path": "an exported artifact", "ckpt_path": "a checkpoint of train.py"}
+WHAT = {"artifact_path": "an exported artifact", "ckpt_path": "a checkpoint"}
 ONLY_CHECKPOINTS = {
     "train": "a run resumes only from a checkpoint",
     "export": "it is exported already, and only a checkpoint can be exported",

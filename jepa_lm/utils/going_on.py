@@ -8,6 +8,7 @@ from pathlib import Path
 
 import yaml
 
+from jepa_lm.utils.paths import called
 from jepa_lm.utils.quoting import override, shell
 
 OVERRIDES = ".hydra/overrides.yaml"
@@ -31,13 +32,12 @@ def command_of_run(
     later = list(more)
     keys = {key_of(word) for word in later}
     words = [word for word in recorded if key_of(word) not in keys] + later
-    script = sys.argv[0] if Path(sys.argv[0]).name == "train.py" else "train.py"
-    return _command(script, [*_own_configs(), *words], changes)
+    return _command([*_own_configs(), *words], changes)
 
 
 def same_command(changes: Mapping[str, str]) -> str:
     """Return the command line of this process with settings added, in place of those that it has."""
-    return _command(sys.argv[0], sys.argv[1:], changes)
+    return _command(sys.argv[1:], changes)
 
 
 def _own_configs() -> list[str]:
@@ -55,7 +55,9 @@ def key_of(word: str) -> str:
     return word.lstrip("+~").partition("=")[0]
 
 
-def _command(script: str, words: Iterable[str], changes: Mapping[str, str]) -> str:
+def _command(words: Iterable[str], changes: Mapping[str, str]) -> str:
+    script = Path(sys.argv[0])
+    start = ["python", str(script)] if script.name == "train.py" else called("train")
     kept = [word for word in words if key_of(word) not in changes]
     added = [override(key, value) for key, value in changes.items()]
-    return " ".join([shell(["python", script, *kept]), *added])
+    return " ".join([shell([*start, *kept]), *added])

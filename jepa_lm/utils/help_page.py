@@ -8,7 +8,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from jepa_lm.utils.command_words import INHERITED, main_groups
-from jepa_lm.utils.paths import CONF
+from jepa_lm.utils.paths import CONF, called
+from jepa_lm.utils.quoting import shell
 
 WIDTH = 100
 """Columns of the page."""
@@ -76,10 +77,11 @@ FLAGS = {
 
 def page(command: str) -> str:
     """Return the page of a command: at most 60 lines of 100 columns."""
-    examples = {f"python {command}.py {w}".rstrip(): said for w, said in EXAMPLES[command].items()}
+    start = shell(called(command))
+    examples = {f"{start} {words}".rstrip(): said for words, said in EXAMPLES[command].items()}
     return "\n".join(
         [
-            f"python {command}.py [FLAG ...] [KEY=VALUE ...]",
+            f"{start} [FLAG ...] [KEY=VALUE ...]",
             "",
             *ABOUT[command],
             "",

@@ -45,6 +45,13 @@ def test_an_example_composes(compose, command, words):
     compose(command, *(word if "[" in word else word.partition(",")[0] for word in given))
 
 
+def test_an_installed_command_shows_its_own_name(monkeypatch):
+    monkeypatch.setattr(sys, "argv", ["/somewhere/bin/jepa-train"])
+    shown = page("train")
+    assert shown.startswith("jepa-train [FLAG ...]")
+    assert "train.py" not in shown
+
+
 def test_it_is_shown_without_loading_torch():
     done = subprocess.run(
         [sys.executable, "-X", "importtime", "eval.py", "seed=1", "--help"],
