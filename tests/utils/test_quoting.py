@@ -144,7 +144,7 @@ def route_eval(text, tmp_path):
             "bpb": 1.0,
             "tokens": 1,
         },
-        **{"bytes": 1, "temperature": 1, "seconds": 1.0, "max_seconds": 9.0},
+        **{"bytes": 1, "temperature": 1, "seconds": 1.0, "max_seconds": 9.0, "text": text},
     }
     print_result(result, tmp_path / text.replace("/", ""))
 
@@ -154,6 +154,7 @@ def route_export(text, tmp_path):
         **{"artifact": text.replace("/", ""), "tensors": [], "gptq": None, "codecs": [text]},
         **{"compressors": {text: 1}, "temperature": {}, "round_trip": {}, "bytes": 1, "code": text},
         **{
+            "tokenizer_bytes": 0,
             "predicted": {"bytes": 1, "off": 0.0},
             "code_bytes": 1,
             "total": 2,
