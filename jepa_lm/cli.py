@@ -31,7 +31,7 @@ from jepa_lm.utils.crash import MENDABLE, CrashError, bugs_kept
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.explaining import check_words, explain, of_a_config
 from jepa_lm.utils.output import replace_characters, tell
-from jepa_lm.utils.paths import CONF, LOGS
+from jepa_lm.utils.paths import CONF, LOGS, PACKAGE
 from jepa_lm.utils.signals import Stopped
 
 TOLD = (*MENDABLE, CrashError)
@@ -58,6 +58,9 @@ def launch(command: str) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints the error and exits itself
     process.tune()
     replace_characters(sys.stdout)
+    if str(PACKAGE.parent) not in sys.path:
+        # An editable install: Hydra looks for its plugin, our sweeper, only in the folders of sys.path.
+        sys.path.append(str(PACKAGE.parent))
     schema.register()
     returned: list[Exception] = []
 
