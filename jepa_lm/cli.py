@@ -32,7 +32,7 @@ from jepa_lm.utils.finding import AUTO
 from jepa_lm.utils.going_on import command_of_run
 from jepa_lm.utils.help_page import page
 from jepa_lm.utils.output import replace_characters, tell
-from jepa_lm.utils.paths import CONF, LOGS
+from jepa_lm.utils.paths import CONF, LOGS, PACKAGE
 from jepa_lm.utils.signals import Stopped
 
 TOLD = (*MENDABLE, CrashError)
@@ -59,6 +59,9 @@ def launch(command: str) -> int:
     os.environ["HYDRA_FULL_ERROR"] = "1"  # otherwise Hydra prints the error and exits itself
     process.tune()
     replace_characters(sys.stdout)
+    if str(PACKAGE.parent) not in sys.path:
+        # An editable install: Hydra looks for its plugin, our sweeper, only in the folders of sys.path.
+        sys.path.append(str(PACKAGE.parent))
     schema.register()
     returned: list[Exception] = []
     folders: list[Path] = []

@@ -153,3 +153,28 @@ def test_modules_beside_the_users_yaml_are_found(command, monkeypatch, tmp_path)
     assert os.environ["PYTHONPATH"] == f"before{os.pathsep}{tmp_path}"
     said = f"error: {given}/none: no such folder; it holds YAML as conf/ does"
     assert command("train", f"{given}/none") == (2, said)
+
+
+EDITABLE = """
+import importlib.util, sys
+package = sys.argv.pop(1)
+spec = importlib.util.spec_from_file_location("jepa_lm", package)
+sys.modules["jepa_lm"] = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(sys.modules["jepa_lm"])
+from jepa_lm.cli import train
+sys.exit(train())
+"""
+"""An editable install finds modules without a folder on `sys.path`."""
+
+
+def test_the_sweeper_is_found_in_an_editable_install(tmp_path):
+    package = str(REPO / "jepa_lm" / "__init__.py")
+    done = subprocess.run(
+        [sys.executable, "-c", EDITABLE, package, "--cfg", "hydra", "--package", "hydra.sweeper"],
+        cwd=tmp_path,
+        env={k: v for k, v in os.environ.items() if k != "PYTHONPATH"},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "_target_: hydra_plugins.jepa_lm_study.ResumableSweeper" in done.stdout

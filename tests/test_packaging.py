@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import subprocess
 import tomllib
 from importlib.metadata import EntryPoint, version
 
@@ -108,3 +111,33 @@ def test_a_commit_is_checked_as_make_lint_does():
     recipe = (REPO / "Makefile").read_text().split("\nlint:")[1].split("\n\n")[0]
     steps = [line.removeprefix("\t$(BIN)/") for line in recipe.splitlines()[1:]]
     assert hooks == {step.removesuffix(" .").replace(" --check", "") for step in steps}
+
+
+STUB = """#!/bin/sh
+if [ "$1" = -m ]; then mkdir -p "$3/bin"; cp "$0" "$3/bin/pip"; fi
+if [ "$1" = install ]; then echo "$4" >> installed.txt; fi
+"""
+"""Stands in for Python, which makes an environment, and for the pip in it, which notes what it installs."""
+
+
+def test_one_environment_is_made_for_users_and_grows_for_tests(tmp_path):
+    for name in ("Makefile", "pyproject.toml"):
+        shutil.copy(REPO / name, tmp_path)
+    stub = tmp_path / "python"
+    stub.write_text(STUB)
+    stub.chmod(0o755)
+
+    def installs(target: str) -> list[str]:
+        noted = tmp_path / "installed.txt"
+        noted.write_text("")
+        subprocess.run(["make", "-s", target, f"PYTHON={stub}"], cwd=tmp_path, check=True)
+        return noted.read_text().split()
+
+    assert installs("install") == ["."]
+    assert installs("install") == []
+    assert installs("develop") == [".[dev]"]
+    assert installs("install") == installs("develop") == []
+    for stamp in (tmp_path / ".venv").glob("installed*"):
+        os.utime(stamp, (0, 0))  # pyproject.toml has changed since
+    assert installs("install") == ["."]
+    assert installs("develop") == [".[dev]"]

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent
+"""Folder `jepa_lm`; `hydra_plugins` is beside it, in a checkout and installed."""
 
 
 def _conf() -> Path:
