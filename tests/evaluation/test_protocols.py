@@ -346,16 +346,16 @@ def test_text_without_documents_is_not_read_by_document(recurrent, compose, monk
     monkeypatch.setattr(
         "jepa_lm.data.tokenizers.SentencePieceTokenizer.bos_id", None, raising=False
     )
-    from jepa_lm.artifact import loaded_model as module
+    from jepa_lm.artifact import text
 
-    load = module.load_data
+    load = text.load_data
 
     def without_bos(*args):
         data = load(*args)
         data.tokenizer.bos_id = None
         return data
 
-    monkeypatch.setattr("jepa_lm.commands.evaluate.load_data", without_bos)
+    monkeypatch.setattr("jepa_lm.artifact.text.load_data", without_bos)
     with pytest.raises(UserError, match=r"eval\.reset=document: this tokenizer marks no documents"):
         evaluate(
             compose("eval", f"ckpt_path={recurrent}", *QUICK, "eval=stream", "eval.reset=document")
