@@ -17,7 +17,7 @@ def print_result(result: dict[str, Any], path: Path) -> None:
     table = Table(title=Path(result["source"]).name, show_header=False)
     table.add_row("protocol", _protocol_in_words(result))
     if result["text"] is not None:
-        table.add_row("text", Text(result["text"]))
+        table.add_row("text", result["text"])
     table.add_row("nats per token", f"{result['nll']:.6f}")
     table.add_row("bits per byte", Text(f"{result['bpb']:.6f}", style="bold"))
     table.add_row("tokens", f"{result['tokens']:,}")
