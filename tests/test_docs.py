@@ -139,10 +139,10 @@ def test_what_another_documented_command_names_exists(line):
         assert {w for w in words[1:] if "=" not in w} <= set(
             re.findall(r"^(\S+):", (REPO / "Makefile").read_text(), re.M)
         )
-    elif "-m" in words:
-        assert importlib.util.find_spec(words[words.index("-m") + 1]) is not None
     elif words[0].startswith("jepa-"):
         assert words[0] in PROJECT["scripts"]
+    elif "-m" in words:
+        assert importlib.util.find_spec(words[words.index("-m") + 1]) is not None
     else:  # pip install -e '.[extra]'
         (extra,) = re.findall(r"\.\[(\w+)\]", line)
         assert extra in PROJECT["optional-dependencies"]
