@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from jepa_lm.artifact.container import MAGIC
 from jepa_lm.artifact.hub_repo import ARTIFACT, LOCAL, model_repo
@@ -38,13 +39,15 @@ def push(value: str, key: str, name: str, private: bool = False) -> str:
     files = _files(value)
     with _explained(f"{key}={name}"):
         api = HfApi(endpoint=endpoint(), library_name="jepa_lm")
-        api.create_repo(repo.repo_id, private=private or None, exist_ok=True)
+        before = _in_repo(repo)
+        if before is None:
+            api.create_repo(repo.repo_id, private=private or None, exist_ok=True)
         if private and not api.repo_info(repo.repo_id).private:
             raise UserError(
                 f"{key}={name}: is public already; make it private in its settings, or push without --private"
             )
-        gone = sorted(_in_repo(repo) - files.keys())
-        operations = [
+        gone = sorted((before or set()) - files.keys())
+        operations: list[Any] = [
             *(CommitOperationAdd(there, str(path)) for there, path in files.items()),
             *(CommitOperationDelete(there, is_folder=False) for there in gone),
         ]
@@ -81,14 +84,17 @@ def _files(value: str) -> dict[str, Path]:
     return {there: artifact, **beside}
 
 
-def _in_repo(repo: ModelRepo) -> set[str]:
-    """Return the names of files of an export in the repo; a repo without a commit has none."""
+def _in_repo(repo: ModelRepo) -> set[str] | None:
+    """Return the names of files of an export in the repo; None if it is missing, or has no commit yet."""
     try:
         names = {file.path for file in listed(repo)}
     except HubError as error:
-        if error.status != 404:
+        if error.status not in (
+            401,
+            404,
+        ):  # without a token, the hub answers 401 for a missing repo
             raise
-        return set()
+        return None
     return {name for name in names if name in LOCAL or ARTIFACT.fullmatch(name)}
 
 
@@ -113,12 +119,17 @@ def _in_words(error: Exception) -> str:
     for link in chain:
         response = getattr(link, "response", None)
         status = getattr(response, "status_code", getattr(link, "status", 0))
+        if not status:
+            continue
+        said = brief(link)
+        if response is not None:
+            message = getattr(link, "server_message", None) or response.reason_phrase
+            said = brief(f"{status} {message}")
         if status in (401, 403):
-            return f"no token that may write there; run `hf auth login`, or set HF_TOKEN ({brief(link)})"
+            return f"no token that may write there; run `hf auth login`, or set HF_TOKEN ({said})"
         if status == 404:
-            return f"no such user, organisation or repo at {told(endpoint())} ({brief(link)})"
-        if status:
-            return f"the hub refuses it ({brief(link)})"
+            return f"no such user, organisation or repo at {told(endpoint())} ({said})"
+        return f"the hub refuses it ({said})"
     if any(
         isinstance(x, http_error() | ConnectionError) or getattr(x, "broken", False) for x in chain
     ):

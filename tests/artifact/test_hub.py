@@ -103,6 +103,12 @@ def test_private_is_not_promised_of_a_public_repo(empty, exported, capsys):
     assert empty.commits == []
 
 
+def test_a_push_to_a_repo_that_is_there_and_empty(hub, files, exported):
+    hub.files.clear()
+    push(str(exported.folder), "push", REPO)
+    assert hub.files == files
+
+
 def test_half_an_export_is_not_pushed(hub, exported, tmp_path, capsys):
     folder = tmp_path / "half"
     assert "no artifact.* in" in refused(capsys, "push", str(tmp_path), REPO)
@@ -123,8 +129,6 @@ def test_half_an_export_is_not_pushed(hub, exported, tmp_path, capsys):
 @pytest.mark.parametrize(
     ("path", "status", "words"),
     [
-        ("/api/repos/create", 500, "the hub refuses it (500"),
-        ("/api/repos/create", 404, "no such user, organisation or repo"),
         (
             f"/api/models/{REPO}/commit/main",
             401,
@@ -139,6 +143,20 @@ def test_a_push_that_the_hub_refuses_is_one_line(hub, exported, capsys, path, st
     assert words in refused(capsys, "push", str(exported.folder), REPO)
     assert hub.statuses[path] == []
     assert hub.commits == []
+
+
+@pytest.mark.parametrize(
+    ("status", "words"),
+    [
+        (401, "no token that may write there"),
+        (404, "no such user, organisation or repo"),
+        (500, "the hub refuses it (500"),
+    ],
+)
+def test_a_repo_that_cannot_be_created_is_one_line(empty, exported, capsys, status, words):
+    empty.statuses["/api/repos/create"] = [status]
+    assert words in refused(capsys, "push", str(exported.folder), REPO)
+    assert empty.statuses["/api/repos/create"] == []
 
 
 @pytest.mark.parametrize("command", ["push", "pull"])
@@ -259,7 +277,7 @@ def test_a_kill_between_the_files_is_mended(hub, exported, tmp_path, monkeypatch
         pass
 
     def replace(source, target):
-        if Path(target).name == "export.json" and Path(source).parent.name == ".pull":
+        if Path(target) == folder / "export.json":
             raise KilledError
         real(source, target)
 
@@ -276,8 +294,6 @@ def test_export_pushes_what_it_wrote(empty, exporting):
     account = exporting(*QUICK)
     assert empty.files["artifact.zlib"] == (exporting.folder / "artifact.zlib").read_bytes()
     assert json.loads(empty.files["export.json"]) == account
-    empty.commits.clear()
-    empty.statuses["/api/repos/create"] = [401]
     empty.statuses[f"/api/models/{REPO}/commit/main"] = [401]
     with pytest.raises(UserError, match=f"push={REPO}: no token") as caught:
         exporting(*QUICK)
@@ -285,15 +301,22 @@ def test_export_pushes_what_it_wrote(empty, exporting):
     assert (exporting.folder / "artifact.zlib").is_file()
 
 
-def test_export_pushes_nothing_that_it_refuses(empty, exporting):
-    with pytest.raises(OverCapError):
-        exporting(*QUICK, "export.cap_bytes=1")
-    few = ("export.codecs=[zlib]", "export.max_tokens=300", f"push={REPO}")
-    with pytest.raises(LossError):
-        exporting(*few, "export.max_bpb_loss=-1")
+@pytest.mark.parametrize("error", [OverCapError, LossError])
+def test_export_pushes_nothing_that_it_refuses(empty, exporting, monkeypatch, error):
+    def judge(account, most):
+        raise error("planted")
+
+    monkeypatch.setattr("jepa_lm.commands.export.judge", judge)
+    with pytest.raises(error, match="planted"):
+        exporting(*QUICK)
+    assert (exporting.folder / "artifact.zlib").is_file()
+    assert empty.requests == []
+
+
+def test_a_name_that_no_repo_has_is_refused_before_an_export(exporting):
     with pytest.raises(UserError, match="push=nobody: not a model repo"):
         exporting("push=nobody")
-    assert empty.requests == []
+    assert not exporting.folder.exists() or not list(exporting.folder.glob("artifact.*"))
 
 
 def test_the_client_is_not_imported_before_it_is_needed():

@@ -132,6 +132,9 @@ class _Handler(Uploads, BaseHTTPRequestHandler):
             path = path.replace(f"/resolve/{COMMIT}/", "/resolve/main/", 1)
         tree = f"{api}/tree/main"
         resolve = f"{'' if hub.models else '/datasets'}/{hub.repo_id}/resolve/main/"
+        if hub.models and hub.private is None and path in (api, tree):
+            self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
+            return
         if path == tree and hub.statuses.get(path):
             self._send(hub.statuses[path].pop(0), hub.error)
             return
@@ -150,7 +153,7 @@ class _Handler(Uploads, BaseHTTPRequestHandler):
     def _tree(self, root: str, query: dict[str, list[str]]) -> None:
         hub = self.server_hub
         paths = sorted(path for path in hub.files if path.startswith(root + "/") or not root)
-        if not paths:
+        if not paths and not hub.models:
             self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
             return
         entries = [{"type": "directory", "path": root, "size": 0, "oid": "0" * 40}]
