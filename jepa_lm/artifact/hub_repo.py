@@ -19,7 +19,7 @@ from jepa_lm.data.hub_client import HubError, endpoint, told
 from jepa_lm.data.hub_files import difference, listed, obtain
 from jepa_lm.data.hub_listing import MAIN, SCHEME, ModelRepo, RemoteFile
 from jepa_lm.data.sentencepiece_check import MOST_BYTES
-from jepa_lm.utils.errors import UserError, warn
+from jepa_lm.utils.errors import UserError, system_error, warn
 from jepa_lm.utils.files import read_object, sweep_up, write_json
 from jepa_lm.utils.locks import taking_turns
 from jepa_lm.utils.paths import TOKENIZER_FILE
@@ -151,28 +151,35 @@ def _choose(repo: ModelRepo, listing: list[RemoteFile]) -> dict[str, RemoteFile]
 def _bring(repo: ModelRepo, listing: list[RemoteFile], folder: Path) -> Path:
     """Fetch what is missing, verify it, and only then move it to its place."""
     wanted = _choose(repo, listing)
-    folder.mkdir(parents=True, exist_ok=True)
-    with taking_turns(folder / LOCK):
-        sweep_up(folder)
-        there = _pulled_before(repo, folder)
-        missing = {
-            name: file
-            for name, file in wanted.items()
-            if name not in there or difference(file, folder / name, repo.key) is not None
-        }
-        unverified = folder / UNVERIFIED
-        for name, file in missing.items():
-            obtain(file, unverified / name, repo, lambda f, path: difference(f, path, repo.key))
-        # Before the files are moved: after a kill, the folder is still known to be this repo's.
-        files = [asdict(file) for file in wanted.values()]
-        write_json(folder / RECORD, {"repo": asdict(repo), "files": files})
-        for name in missing:
-            os.replace(unverified / name, folder / name)
-        for name in there - wanted.keys():
-            (folder / name).unlink(missing_ok=True)
-        with suppress(OSError):
-            unverified.rmdir()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with taking_turns(folder / LOCK):
+            sweep_up(folder)
+            _replace(repo, wanted, folder, _pulled_before(repo, folder))
+    except OSError as error:
+        raise system_error(error) from error
     return folder / next(iter(wanted))
+
+
+def _replace(repo: ModelRepo, wanted: dict[str, RemoteFile], folder: Path, there: set[str]) -> None:
+    """Make the files of an export in a folder, `there`, those that are wanted."""
+    missing = {
+        name: file
+        for name, file in wanted.items()
+        if name not in there or difference(file, folder / name, repo.key) is not None
+    }
+    unverified = folder / UNVERIFIED
+    for name, file in missing.items():
+        obtain(file, unverified / name, repo, lambda f, path: difference(f, path, repo.key))
+    # Before the files are moved: after a kill, the folder is still known to be this repo's.
+    files = [asdict(file) for file in wanted.values()]
+    write_json(folder / RECORD, {"repo": asdict(repo), "files": files})
+    for name in missing:
+        os.replace(unverified / name, folder / name)
+    for name in there - wanted.keys():
+        (folder / name).unlink(missing_ok=True)
+    with suppress(OSError):
+        unverified.rmdir()
 
 
 def _pulled_before(repo: ModelRepo, folder: Path) -> set[str]:

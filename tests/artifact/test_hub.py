@@ -264,6 +264,13 @@ def test_without_network_a_branch_is_what_it_was_and_says_so(files, monkeypatch,
     assert "no network, cannot reach" in refused(capsys, "push", str(exported.folder), REPO)
 
 
+def test_a_folder_that_cannot_be_written(hub, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert f"{tmp_path / 'file'}: " in refused(capsys, "pull", REPO, str(tmp_path / "file"))
+    with pytest.raises(UserError):
+        pull(model_repo("repo", REPO), tmp_path / "file")
+
+
 def test_an_artifact_from_the_hub_is_read_strictly(hub, exported):
     hub.files[exported.file.name] = exported.file.read_bytes()[:-1]
     with pytest.raises(UserError, match="damaged or truncated"):
