@@ -18,6 +18,18 @@ from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.paths import TOKENIZER_FILE, program
 
 
+def target(key: str, name: str) -> ModelRepo:
+    """Return the repo to push to.
+
+    Raises:
+        UserError: not USER/NAME, or another branch.
+    """
+    repo = model_repo(key, name)
+    if repo.revision != MAIN:
+        raise UserError(f"{key}={name}: a push goes to {MAIN}; write {repo.repo_id}")
+    return repo
+
+
 def push(value: str, key: str, name: str, private: bool = False) -> str:
     """Upload an export; the repo is created if it is missing, and an earlier artifact in it replaced.
 
@@ -33,9 +45,7 @@ def push(value: str, key: str, name: str, private: bool = False) -> str:
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
-    repo = model_repo(key, name)
-    if repo.revision != MAIN:
-        raise UserError(f"{key}={name}: a push goes to {MAIN}; write {repo.repo_id}")
+    repo = target(key, name)
     files = _files(value)
     with _explained(f"{key}={name}"):
         api = HfApi(endpoint=endpoint(), library_name="jepa_lm")
@@ -89,12 +99,10 @@ def _in_repo(repo: ModelRepo) -> set[str] | None:
     try:
         names = {file.path for file in listed(repo)}
     except HubError as error:
-        if error.status not in (
-            401,
-            404,
-        ):  # without a token, the hub answers 401 for a missing repo
-            raise
-        return None
+        # Without a token, the hub answers 401 for a missing repo.
+        if error.status in (401, 404):
+            return None
+        raise
     return {name for name in names if name in LOCAL or ARTIFACT.fullmatch(name)}
 
 

@@ -11,8 +11,7 @@ from omegaconf import DictConfig
 
 from jepa_lm.artifact.card import model_card, run_records, submission
 from jepa_lm.artifact.export_table import judge, print_account
-from jepa_lm.artifact.hub_push import push
-from jepa_lm.artifact.hub_repo import model_repo
+from jepa_lm.artifact.hub_push import push, target
 from jepa_lm.artifact.loaded_model import (
     HeldFile,
     held_model_file,
@@ -86,7 +85,7 @@ def export(cfg: DictConfig) -> float:
     check_settings(config["export"])
     check_node("logger", config["logger"])
     if config["push"] is not None:
-        model_repo("push", config["push"])
+        target("push", config["push"])
     folder, trust = Path(config["paths"]["run_dir"]), Trust.of(config)
     if config["export"]["code"] != FULL:
         check_code_folder(folder, config["export"]["code"])

@@ -103,10 +103,17 @@ def test_private_is_not_promised_of_a_public_repo(empty, exported, capsys):
     assert empty.commits == []
 
 
-def test_a_push_to_a_repo_that_is_there_and_empty(hub, files, exported):
+def test_a_push_to_a_repo_that_is_empty_or_not_yet_there(hub, files, exported):
     hub.files.clear()
     push(str(exported.folder), "push", REPO)
     assert hub.files == files
+    assert hub.created == []
+    hub.files.clear()
+    hub.private = None
+    hub.statuses[f"/api/models/{REPO}/tree/main"] = [401]  # as the hub answers without a token
+    push(str(exported.folder), "push", REPO)
+    assert hub.files == files
+    assert len(hub.created) == 1
 
 
 def test_half_an_export_is_not_pushed(hub, exported, tmp_path, capsys):
@@ -323,6 +330,8 @@ def test_export_pushes_nothing_that_it_refuses(empty, exporting, monkeypatch, er
 def test_a_name_that_no_repo_has_is_refused_before_an_export(exporting):
     with pytest.raises(UserError, match="push=nobody: not a model repo"):
         exporting("push=nobody")
+    with pytest.raises(UserError, match=f"push={REPO}@v2: a push goes to main"):
+        exporting(f"push={REPO}@v2")
     assert not exporting.folder.exists() or not list(exporting.folder.glob("artifact.*"))
 
 

@@ -132,11 +132,11 @@ class _Handler(Uploads, BaseHTTPRequestHandler):
             path = path.replace(f"/resolve/{COMMIT}/", "/resolve/main/", 1)
         tree = f"{api}/tree/main"
         resolve = f"{'' if hub.models else '/datasets'}/{hub.repo_id}/resolve/main/"
-        if hub.models and hub.private is None and path in (api, tree):
-            self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
-            return
         if path == tree and hub.statuses.get(path):
             self._send(hub.statuses[path].pop(0), hub.error)
+            return
+        if hub.models and hub.private is None and path in (api, tree):
+            self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
             return
         if path == api and hub.models:
             self._json({"id": hub.repo_id, "sha": COMMIT, "private": bool(hub.private)})
