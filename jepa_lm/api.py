@@ -134,14 +134,16 @@ def train(cfg: DictConfig) -> Trained:
 
 
 def load(path: str | Path, device: str = "auto", trust: Sequence[str] = ()) -> TrainedModel:
-    """Load a model from an artifact, a checkpoint, the folder of a run or of an export, or `last`.
+    """Load a model from an artifact, a checkpoint, the folder of a run or of an export, or the hub.
 
     Args:
-        path: `last` is the latest run below logs/. device: auto, cpu, cuda or cuda:N.
+        path: a path; `last` for the latest run below logs/; or `hf://USER/NAME`, `hf://USER/NAME@REVISION`
+            for an export that was pushed to the Hugging Face hub, which is fetched into the cache.
+        device: auto, cpu, cuda or cuda:N.
         trust: modules of your own whose classes the file may name.
 
     Raises:
-        UserError: no such file, damaged, or its tokenizer cannot be had.
+        UserError: no such file or repo, damaged, or its tokenizer cannot be had.
     """
     from jepa_lm.artifact.trained_model import load_trained
     from jepa_lm.utils import process

@@ -2,22 +2,18 @@
 
 from __future__ import annotations
 
-import argparse
 import sys
 
 from jepa_lm.api import load
 from jepa_lm.utils.crash import command
-from jepa_lm.utils.errors import UserError
-
-
-class _Parser(argparse.ArgumentParser):
-    def error(self, message: str) -> None:  # type: ignore[override]
-        raise UserError(f"{message}; see python -m jepa_lm.generate --help")
+from jepa_lm.utils.parser import Parser
 
 
 def _generate(words: list[str]) -> None:
-    parser = _Parser(prog="python -m jepa_lm.generate", description=__doc__)
-    parser.add_argument("model", help="an artifact, a checkpoint, a run's folder, or last")
+    parser = Parser(prog="python -m jepa_lm.generate", description=__doc__)
+    parser.add_argument(
+        "model", help="an artifact, a checkpoint, a run's folder, last, or hf://USER/NAME"
+    )
     parser.add_argument("--prompt", help="the text to continue; without it, a new document begins")
     parser.add_argument("--tokens", type=int, default=200, help="most tokens to draw")
     parser.add_argument("--temperature", type=float, default=0.8, help="0: the most likely token")

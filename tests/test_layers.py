@@ -1,6 +1,6 @@
 """Layers of the package: a folder imports only from folders below it, and there are few folders.
 
-    generate, api, cli, run
+    generate, hub, api, cli, run
     commands
     training, artifact
     quantization, live
@@ -31,7 +31,7 @@ LAYERS = (
     {"run"},
     {"cli"},
     {"api"},
-    {"generate"},
+    {"generate", "hub"},
 )
 HEIGHT = {room: height for height, layer in enumerate(LAYERS) for room in layer}
 ONLY = {"study": {"utils", "loggers"}, "live": {"utils", "study"}}

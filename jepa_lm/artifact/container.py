@@ -35,6 +35,8 @@ READABLE = (3, 4)
 MAX_STREAMS = 16
 MAX_BYTES = 192 << 20
 """Limit on all safetensors together: 50 million weights in float32. A larger file is a decompression bomb."""
+MAX_FILE = MAX_BYTES + MAX_BYTES // 16
+"""Limit on the file: incompressible data grows a little."""
 
 
 def to_file(streams: Sequence[Compressed]) -> bytes:
@@ -61,7 +63,7 @@ def from_file(path: Path) -> list[bytes]:
         raise UserError(
             f"artifact_path={path}: no such file; {program('export')} writes artifact.<ext>"
         )
-    if (size := path.stat().st_size) > MAX_BYTES + MAX_BYTES // 16:  # incompressible data grows
+    if (size := path.stat().st_size) > MAX_FILE:
         raise UserError(
             f"artifact_path={path}: {size} bytes is too large for an artifact; at most {MAX_BYTES}"
         )

@@ -10,8 +10,10 @@ import torch
 from torch import Tensor
 
 from jepa_lm.artifact.container import MAGIC
+from jepa_lm.artifact.hub_repo import cached, model_repo
 from jepa_lm.artifact.loaded_model import LoadedModel, load_data, load_model, pick_device
 from jepa_lm.artifact.publishing import ARTIFACTS
+from jepa_lm.data.hub_listing import SCHEME
 from jepa_lm.data.split import Split
 from jepa_lm.data.tokenizers import Tokenizer
 from jepa_lm.data.whole_text import split_of_text
@@ -155,11 +157,14 @@ def load_trained(path: str, device: str, trust: Trust, cache_dir: str) -> Traine
     """See `jepa_lm.load`.
 
     Args:
-        cache_dir: folder for data that is prepared to get a tokenizer that is not at hand.
+        cache_dir: folder for what is fetched from the hub, and for data that is prepared to get a tokenizer
+            that is not at hand.
 
     Raises:
-        UserError: no such file, damaged, or its tokenizer cannot be had.
+        UserError: no such file or repo, damaged, or its tokenizer cannot be had.
     """
+    if path.startswith(SCHEME):
+        path = str(cached(model_repo("path", path), cache_dir))
     is_artifact = _is_artifact(as_path("path", path))
     loaded = load_model(None, path, trust) if is_artifact else load_model(path, None, trust)
     tokenizer = loaded.own_tokenizer()

@@ -11,6 +11,7 @@ from omegaconf import DictConfig
 
 from jepa_lm.artifact.card import model_card, run_records, submission
 from jepa_lm.artifact.export_table import judge, print_account
+from jepa_lm.artifact.hub_push import push, target
 from jepa_lm.artifact.loaded_model import (
     HeldFile,
     held_model_file,
@@ -56,6 +57,7 @@ from jepa_lm.utils.config import check_node, check_schema, check_type, resolve
 from jepa_lm.utils.console import showing
 from jepa_lm.utils.files import staging, sweep_up, write_bytes, write_json, write_text
 from jepa_lm.utils.locks import only_writer
+from jepa_lm.utils.output import say
 from jepa_lm.utils.paths import CONF, TOKENIZER_FILE
 from jepa_lm.utils.provenance import git_state, versions
 from jepa_lm.utils.schema import SEARCH, ExportConfig, Temperature
@@ -76,11 +78,14 @@ def export(cfg: DictConfig) -> float:
             export in the folder is unchanged.
         OverCapError: artifact and code exceed the cap; the files are written anyway.
         LossError: the file scores too much worse than the checkpoint; the files are written anyway.
+        UserError: a failed push; the files are written.
     """
     config = resolve(cfg)
     check_schema(config, ExportConfig)
     check_settings(config["export"])
     check_node("logger", config["logger"])
+    if config["push"] is not None:
+        target("push", config["push"])
     folder, trust = Path(config["paths"]["run_dir"]), Trust.of(config)
     if config["export"]["code"] != FULL:
         check_code_folder(folder, config["export"]["code"])
@@ -90,7 +95,10 @@ def export(cfg: DictConfig) -> float:
             work = _Export(config, held, trust)
             of_training = {"run": work.run_config, "shared": shared_settings(work.run_config)}
             with recording_job(config, "export", **of_training) as records:
-                return work.run(records)
+                total = work.run(records)
+        if config["push"] is not None:
+            say(f"pushed to {push(str(folder), 'push', config['push'])}")
+        return total
 
 
 class _Export:

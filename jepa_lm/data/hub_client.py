@@ -87,7 +87,7 @@ def get(url: str, start: int = 0) -> Iterator[Answer]:
         encoding = response.headers.get("Content-Encoding", "identity")
         if encoding != "identity":
             raise HubError(
-                f"the response is compressed ({_brief(encoding)}), which was not requested"
+                f"the response is compressed ({brief(encoding)}), which was not requested"
             )
         part = re.match(r"bytes ([0-9]{1,18})-", response.headers.get("Content-Range", ""))
         if response.status_code == 206 and int(part[1] if part else start) != start:
@@ -132,7 +132,7 @@ def _about_environment(error: Exception) -> str:
             f"pip install socksio, or unset {socks[0]}"
         )
     names = [*found, *(name for name in os.environ if name.startswith("HF_"))]
-    return f"data: the hub's client cannot be set up ({_brief(error)}); check {', '.join(names) or 'it'}"
+    return f"data: the hub's client cannot be set up ({brief(error)}); check {', '.join(names) or 'it'}"
 
 
 def _read(session: Any, url: str, settings: dict[str, Any]) -> Iterator[Any]:
@@ -153,9 +153,9 @@ def _read(session: Any, url: str, settings: dict[str, Any]) -> Iterator[Any]:
     except HubError:
         raise
     except (http_error(), OSError) as error:
-        raise HubError(_brief(error), broken=True) from error
+        raise HubError(brief(error), broken=True) from error
     except Exception as error:  # the client's, about invalid addresses and headers
-        raise HubError(_brief(error)) from error
+        raise HubError(brief(error)) from error
 
 
 def _prompt(items: Iterator[T], seconds: float) -> Generator[T]:
@@ -216,7 +216,7 @@ def _in_words(response: Any, body: Iterator[bytes]) -> str:
     later = response.headers.get("Retry-After")
     words = [f"{response.status_code} {response.reason_phrase}".strip(), said]
     words += [f"retry after {later} s"] if later else []
-    return _brief(": ".join(word for word in words if word))
+    return brief(": ".join(word for word in words if word))
 
 
 def endpoint() -> str:
@@ -253,6 +253,6 @@ def http_error() -> type[Exception]:
     return base
 
 
-def _brief(error: BaseException | str) -> str:
+def brief(error: BaseException | str) -> str:
     """Return an error of the hub or its client on one line of bounded length."""
     return cut(literal(one_line(error)), 200)

@@ -16,7 +16,7 @@ import time
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path, PurePosixPath, PureWindowsPath
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 from urllib.parse import quote, urljoin, urlsplit
 
 from jepa_lm.data.hub_client import HubError, endpoint, get
@@ -30,32 +30,63 @@ MOST_PAGES, MOST_FILES, MOST_SECONDS = 100, 100_000, 300
 PAGE_BYTES = 8 << 20
 MOST_BYTES = 1 << 60
 """Largest size of a file."""
+MAIN, SCHEME = "main", "hf://"
+SHARDS = "fineweb_*.bin"
+ON_DISK = "data.path=FOLDER can point at shards already on disk"
 MOST_LETTERS = 200
 """Most bytes of a file or folder name; a file system allows 255, and a partial file's name is longer."""
 
 
 @dataclass(frozen=True)
 class Source:
-    """A dataset repo on the hub: its id, the folder to list, and the revision."""
+    """A dataset repo on the hub: its id, the folder to list with all folders below, and the revision."""
 
     repo_id: str
     root: str
     revision: str
 
+    kind: ClassVar[str] = "datasets"
+    """Kind of repo, as addresses name it."""
+    pages: ClassVar[str] = "datasets/"
+    """What precedes the repo's id in addresses of its files."""
+    recursive: ClassVar[bool] = True
+    advice: ClassVar[str] = f"; {ON_DISK}"
+    """What ends a message about a failure."""
+
     def __str__(self) -> str:
         return f"{self.repo_id} ({self.revision})"
+
+    @property
+    def key(self) -> str:
+        """What a message begins with."""
+        return "data"
 
     @property
     def listing_url(self) -> str:
         """Address of the listing's first page."""
         place = f"{quote(self.revision, safe='')}/{quote(self.root)}".rstrip("/")
-        api = f"{endpoint()}/api/datasets/{quote(self.repo_id)}"
-        return f"{api}/tree/{place}?recursive=true&expand=false"
+        api = f"{endpoint()}/api/{self.kind}/{quote(self.repo_id)}"
+        return f"{api}/tree/{place}?recursive={str(self.recursive).lower()}&expand=false"
 
     def url(self, path: str) -> str:
         """Return the address of a file."""
         place = f"{quote(self.revision, safe='')}/{quote(path)}"
-        return f"{endpoint()}/datasets/{quote(self.repo_id)}/resolve/{place}"
+        return f"{endpoint()}/{self.pages}{quote(self.repo_id)}/resolve/{place}"
+
+
+@dataclass(frozen=True)
+class ModelRepo(Source):
+    """A model repo on the hub, of which only files in the uppermost folder are listed."""
+
+    kind: ClassVar[str] = "models"
+    pages: ClassVar[str] = ""
+    recursive: ClassVar[bool] = False
+    advice: ClassVar[str] = ""
+
+    @property
+    def key(self) -> str:
+        at = "" if self.revision == MAIN else f"@{self.revision}"
+        return f"{SCHEME}{self.repo_id}{at}"
 
 
 @dataclass(frozen=True)
@@ -207,7 +238,7 @@ def choose(
 ) -> Wanted:
     """Choose the first `train_shards` training shards, all validation shards and the tokenizer."""
     listing = sorted(listing, key=lambda file: file.path)
-    shards = [file for file in listing if fnmatch(file.name, "fineweb_*.bin")]
+    shards = [file for file in listing if fnmatch(file.name, SHARDS)]
     parents = sorted({file.parent for file in shards})
     found = [parent for parent in parents if f"/{parent}".endswith(f"/{folder}")]
     if len(found) != 1:

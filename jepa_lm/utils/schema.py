@@ -204,6 +204,7 @@ class ExportConfig:
     temperature: Annotated[Any, Positive | Literal["search"] | None] = MISSING
     device: str = MISSING
     export: Export = field(default_factory=Export)
+    push: str | None = MISSING
     submission: Submission = field(default_factory=Submission)
     trust: list[str] = MISSING
     limits: Limits = field(default_factory=Limits)

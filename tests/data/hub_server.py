@@ -1,8 +1,9 @@
-"""A Hugging Face hub on 127.0.0.1 for tests: one dataset repo, served from a dict of files.
+"""A Hugging Face hub on 127.0.0.1 for tests: one dataset or model repo, served from a dict of files.
 
 It speaks what huggingface_hub asks for: the recursive tree listing, in pages joined by Link
 headers, and HEAD and GET of resolve URLs. Large (LFS) files are redirected to a second URL, as the
-hub redirects to its CDN, and every GET of content understands Range. Faults can be set per path.
+hub redirects to its CDN, and every GET of content understands Range. Faults can be set per path. What a
+model repo is sent is in `hub_uploads`.
 """
 
 from __future__ import annotations
@@ -14,9 +15,10 @@ import time
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from threading import Thread
+from typing import Any
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
-COMMIT = "0123456789abcdef0123456789abcdef01234567"
+from tests.data.hub_uploads import COMMIT, Uploads
 
 
 @dataclass
@@ -50,6 +52,10 @@ class HubServer:
         redirects: path to an address that its content is at.
         unsized: paths whose content is sent without its length, again and again, for up to 64 MB.
         drip: path to seconds between the bytes of an answer: of its body, or with its headers.
+        models: serve a model repo; the files are the same at `main` and at COMMIT.
+        private: whether the model repo is; None if it does not exist until it is created.
+        created, commits: what was sent to create a repo, and the lines of each commit.
+        sent: content that was uploaded for LFS, by its sha256.
     """
 
     files: dict[str, bytes]
@@ -68,6 +74,11 @@ class HubServer:
     unsized: set[str] = field(default_factory=set)
     error: bytes = b"busy"
     drip: dict[str, tuple[str, float]] = field(default_factory=dict)
+    models: bool = False
+    private: bool | None = False
+    created: list[dict[str, Any]] = field(default_factory=list)
+    commits: list[list[dict[str, Any]]] = field(default_factory=list)
+    sent: dict[str, bytes] = field(default_factory=dict)
     requests: list[Request] = field(default_factory=list)
 
     def __enter__(self) -> HubServer:
@@ -90,12 +101,12 @@ class HubServer:
 
     def downloads(self, path: str) -> list[Request]:
         """Return the GETs that carried content of a file, in order."""
-        content = (f"/cdn/{path}", f"/datasets/{self.repo_id}/resolve/main/{path}")
+        pages = "" if self.models else "/datasets"
+        content = (f"/cdn/{path}", f"{pages}/{self.repo_id}/resolve/main/{path}")
         return [r for r in self.requests if r.method == "GET" and r.path in content and r.sent]
 
 
-class _Handler(BaseHTTPRequestHandler):
-    server_hub: HubServer
+class _Handler(Uploads, BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     def do_HEAD(self) -> None:
@@ -104,16 +115,32 @@ class _Handler(BaseHTTPRequestHandler):
     def do_GET(self) -> None:
         self._answer()
 
-    def _answer(self) -> None:
-        hub = self.server_hub
-        url = urlsplit(self.path)
-        path = unquote(url.path)
+    def _path(self) -> str:
+        """Write the request down, and return its path."""
+        path = unquote(urlsplit(self.path).path)
         self.seen = Request(
             self.command, path, self.headers.get("Range"), self.headers.get("Authorization")
         )
-        hub.requests.append(self.seen)
-        tree = f"/api/datasets/{hub.repo_id}/tree/main"
-        resolve = f"/datasets/{hub.repo_id}/resolve/main/"
+        self.server_hub.requests.append(self.seen)
+        return path
+
+    def _answer(self) -> None:
+        hub, url, path = self.server_hub, urlsplit(self.path), self._path()
+        api = f"/api/{'models' if hub.models else 'datasets'}/{hub.repo_id}"
+        if hub.models:
+            path = path.replace(f"/tree/{COMMIT}", "/tree/main", 1)
+            path = path.replace(f"/resolve/{COMMIT}/", "/resolve/main/", 1)
+        tree = f"{api}/tree/main"
+        resolve = f"{'' if hub.models else '/datasets'}/{hub.repo_id}/resolve/main/"
+        if path == tree and hub.statuses.get(path):
+            self._send(hub.statuses[path].pop(0), hub.error)
+            return
+        if hub.models and hub.private is None and path in (api, tree):
+            self._send(404, b"", {"X-Error-Code": "RepoNotFound"})
+            return
+        if path == api and hub.models:
+            self._json({"id": hub.repo_id, "sha": COMMIT, "private": bool(hub.private)})
+            return
         if path.startswith(tree):
             self._tree(path.removeprefix(tree).strip("/"), parse_qs(url.query))
         elif path.startswith(resolve):
@@ -126,7 +153,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _tree(self, root: str, query: dict[str, list[str]]) -> None:
         hub = self.server_hub
         paths = sorted(path for path in hub.files if path.startswith(root + "/") or not root)
-        if not paths:
+        if not paths and not hub.models:
             self._send(404, b"", {"X-Error-Code": "EntryNotFound"})
             return
         entries = [{"type": "directory", "path": root, "size": 0, "oid": "0" * 40}]
@@ -234,7 +261,7 @@ class _Handler(BaseHTTPRequestHandler):
         self.send_header("Content-Length", str(len(body)))
         self.send_header("Connection", "close")
         self.end_headers()
-        if self.command == "GET":
+        if self.command != "HEAD":
             sent = body if cut_after is None else body[:cut_after]
             self.seen.sent = len(sent)  # written down before the client can react
             self.wfile.write(sent)

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from jepa_lm.data import download, hub_listing
+from jepa_lm.data import download, hub_files, hub_listing
 from jepa_lm.data.corpora import Shards
 from jepa_lm.data.download import download_shards
 from jepa_lm.data.shards import HEADER_BYTES, ShardWriter, open_shard
@@ -54,7 +54,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     from huggingface_hub import constants
 
-    monkeypatch.setattr(download, "BACKOFF_SECONDS", 0.0)
+    monkeypatch.setattr(hub_files, "BACKOFF_SECONDS", 0.0)
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     # Otherwise the client asks the real hub for a list to complete its user agent.
     monkeypatch.setattr(constants, "HF_HUB_DISABLE_TELEMETRY", True)
@@ -130,7 +130,7 @@ def test_a_cut_download_asks_only_for_the_rest(hub: HubServer, fetch: Fetch) -> 
 def test_a_second_call_resumes_what_the_first_gave_up(
     hub: HubServer, fetch: Fetch, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(download, "ATTEMPTS", 2)
+    monkeypatch.setattr(hub_files, "ATTEMPTS", 2)
     hub.cuts[TRAIN[1]] = [150_000, 0, 0]
     message = refused(fetch)
     assert "fineweb_train_000001.bin" in message
@@ -148,8 +148,8 @@ def test_another_process_resumes(hub: HubServer, fetch: Fetch, tmp_path: Path) -
     code = (
         "import os\n"
         "from pathlib import Path\n"
-        "from jepa_lm.data import download\n"
-        "download.time.sleep = lambda seconds: os._exit(9)  # killed after the connection broke\n"
+        "from jepa_lm.data import download, hub_files\n"
+        "hub_files.time.sleep = lambda seconds: os._exit(9)  # killed after the connection broke\n"
         "download.download_shards(folder='fineweb10B_sp1024', destination=Path('shards'),\n"
         "                         train_shards=2, tokenizer_file=None)\n"
     )
@@ -178,7 +178,7 @@ def test_once_verified_nothing_is_asked_for_or_hashed(
 ) -> None:
     first = fetch()
     hub.requests.clear()
-    monkeypatch.setattr(download.hashlib, "file_digest", None)
+    monkeypatch.setattr(hub_files.hashlib, "file_digest", None)
     assert fetch() == first
     assert fetch(train_shards=1).train == first.train[:1]
     assert hub.requests == []
@@ -315,7 +315,7 @@ def test_it_is_told_before_the_first_byte_and_never_of_what_is_there(
 
     monkeypatch.setattr(download, "tell", tell)
     monkeypatch.setattr(download, "TOLD_BYTES", 0)
-    monkeypatch.setattr(download, "ATTEMPTS", 1)
+    monkeypatch.setattr(hub_files, "ATTEMPTS", 1)
     hub.cuts[TRAIN[1]] = [50_000]
     refused(fetch)
     assert told.pop() == ("data: downloading 4 files", [])
@@ -615,7 +615,7 @@ def test_an_answer_that_trickles_in_is_given_up(
     from huggingface_hub import constants
 
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.2)
-    monkeypatch.setattr(download, "ATTEMPTS", 2)
+    monkeypatch.setattr(hub_files, "ATTEMPTS", 2)
     hub.drip[TRAIN[0]] = (where, 0.02)
     message = refused(fetch)
     assert (
@@ -626,7 +626,7 @@ def test_an_answer_that_trickles_in_is_given_up(
 def test_a_byte_at_each_attempt_is_no_progress(hub: HubServer, fetch: Fetch) -> None:
     hub.cuts[TRAIN[0]] = [1] * 100
     assert "stopped at" in refused(fetch)
-    assert len(hub.downloads(TRAIN[0])) == download.ATTEMPTS
+    assert len(hub.downloads(TRAIN[0])) == hub_files.ATTEMPTS
 
 
 def test_files_larger_than_the_free_space_are_not_begun(

@@ -16,7 +16,7 @@ from unittest import mock
 
 import numpy as np
 
-from jepa_lm.data import download, hub_client
+from jepa_lm.data import download, hub_client, hub_files
 from tests.artifact.hostile import SECRET
 from tests.fuzz.material import Material
 from tests.fuzz.mutations import FLOATS, NUMBERS, TEXTS, cut, damaged, flipped, junk, spliced
@@ -239,7 +239,7 @@ class Reader:
                 mock.patch.object(
                     hub_client, "_client", side_effect=lambda: (client, dict(headers), 1.0)
                 ),
-                mock.patch.object(download, "BACKOFF_SECONDS", 0.0),
+                mock.patch.object(hub_files, "BACKOFF_SECONDS", 0.0),
             ):
                 got = download.download_shards(
                     folder="f",

@@ -16,9 +16,9 @@ PACKAGE = Path(jepa_lm.__file__).parent
 ALLOWED = {
     "artifact/size.py: write_bytes": "into a staging folder, which is moved as a whole",
     "artifact/size.py: touch": "an empty file in the same staging folder",
-    "data/download.py: touch": "a partial file is there to be continued",
-    "data/download.py: open": "the same",
-    "data/download.py: truncate": "the same",
+    "data/hub_files.py: touch": "a partial file is there to be continued",
+    "data/hub_files.py: open": "the same",
+    "data/hub_files.py: truncate": "the same",
     "data/shards.py: touch": "an empty file, whose name is the record",
     "loggers/metrics_csv.py: open": "cuts off a row that a kill left incomplete; rows are appended",
     "loggers/metrics_csv.py: truncate": "the same",
