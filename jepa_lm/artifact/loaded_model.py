@@ -183,7 +183,7 @@ def _require_text(source: str, loaded: LoadedModel) -> None:
         where = os.path.abspath(os.path.expanduser(path))
         raise UserError(
             f"{source}: was trained with data.{key}={path}, but {where} no longer exists; restore it "
-            "or link it to its new place"
+            "or link it to its new place (eval.py scores any other text with data.path=FILE)"
         )
 
 

@@ -229,7 +229,7 @@ def test_lines_that_the_trainer_would_leave_out_are_trained_on():
 
 
 def test_a_damaged_model_is_one_line(tmp_path):
-    whole = bytearray(trained()._model)
+    whole = bytearray(trained().model)
     rng = np.random.default_rng(0)
     path, refused = tmp_path / "t.model", 0
     for i in range(150):

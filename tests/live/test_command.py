@@ -76,11 +76,11 @@ def test_the_process_itself(logs):
         try:
             address = process.stdout.readline().split()[0]
             page = urllib.request.build_opener(urllib.request.ProxyHandler({})).open(
-                address, timeout=20
+                address, timeout=120
             )
             assert b"runs below" in page.read()
             process.send_signal(signal.SIGINT)
-            assert process.wait(20) == 0
+            assert process.wait(120) == 0
         finally:
             process.kill()
         assert process.stderr.read() == "\n"

@@ -54,7 +54,7 @@ def test_what_the_page_says(folder):
     assert "Austen" in about["Data"]
     assert "2,072,912 parameters that ship" in about["Model"]
     assert found.one("section", id="settings").one("pre").text == (
-        """python train.py objective=vicreg 'task_name=it'"'"'s <b>mine</b>'"""
+        """python train.py objective=vicreg "task_name=it's <b>mine</b>\""""
     )
     account = terms(found.one("section", id="account"))
     assert account["FLOPs in all"] == f"{1500 * 819200:.3g}"

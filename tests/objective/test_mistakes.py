@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from jepa_lm.data.token_data import TokenData
 from jepa_lm.run import train
 from jepa_lm.utils.errors import UserError
 from tests.objective.conftest import NOW
@@ -67,12 +68,18 @@ MISTAKES = [
 ]
 
 
+@pytest.fixture
+def untouched(monkeypatch):
+    """Fail if a run gets as far as its data."""
+    monkeypatch.setattr(TokenData, "prepare_data", lambda *_: pytest.fail("the data was prepared"))
+
+
 @pytest.mark.parametrize(("overrides", "message"), MISTAKES)
-def test_a_mistake_gets_one_clear_line_before_data_is_touched(small, overrides, message):
+def test_a_mistake_gets_one_clear_line_before_data_is_touched(small, overrides, message, untouched):
     from hydra.errors import HydraException
 
     with pytest.raises((UserError, HydraException), match=message):
-        train(small(*(("+" + o) if "weigth" in o else o for o in overrides), "data.path=/nowhere"))
+        train(small(*(("+" + o) if "weigth" in o else o for o in overrides)))
 
 
 def test_latents_that_are_no_numbers_end_in_one_line(small):
@@ -113,8 +120,8 @@ class OfTwo(torch.nn.Module):
         return (prediction - target).abs().mean()
 
 
-def test_a_distance_that_takes_too_little_is_named_before_data_is_read(small):
-    words = ("objective=patch", f"jepa.distance._target_={__name__}.OfTwo", "data.path=nowhere")
+def test_a_distance_that_takes_too_little_is_named_before_data_is_read(small, untouched):
+    words = ("objective=patch", f"jepa.distance._target_={__name__}.OfTwo")
     with pytest.raises(
         UserError, match=r"jepa\.distance: OfTwo\.forward takes prediction, target and"
     ):
