@@ -1,0 +1,119 @@
+"""What a sweep or study would run, without running it: its arms, runs, time and disk space."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jepa_lm.study.duration import Launching, durations
+from jepa_lm.study.manifest import Manifest
+from jepa_lm.study.runs import Run
+from jepa_lm.utils.waiting import about
+
+CheckpointBytes = Callable[[Mapping[str, Any]], int]
+"""Returns the bytes of a checkpoint of a run with this resolved config."""
+DECIDE = ("model", "jepa", "optimizer", "average")
+"""Parts of a config that decide the size of a checkpoint."""
+
+
+def dry_run(
+    manifest: Manifest,
+    configs: Mapping[str, Mapping[str, Any]],
+    folder: Path,
+    how: Launching,
+    checkpoint_bytes: CheckpointBytes,
+) -> list[str]:
+    """Return lines that describe a plan: its groups, runs, finished runs, time and disk space.
+
+    Args:
+        configs: resolved configs by job. folder: of the sweep; it is only read.
+        how: how the jobs are launched. checkpoint_bytes: estimates the size of a run's checkpoints.
+    """
+    finished = {job.folder for job in manifest.jobs if Run(folder / job.folder).finished}
+    left = [configs[job.folder] for job in manifest.jobs if job.folder not in finished]
+    later = how.total - len(manifest.jobs)
+    unplanned = [f"and {later} runs that the search will draw"] if later else []
+    return [
+        f"{manifest.kind} {manifest.name} in {folder}, as it would be run:",
+        *_groups(manifest, finished),
+        *unplanned,
+        f"{how.total} runs, {len(finished)} of them already finished",
+        *(f"note: {note}" for note in manifest.notes),
+        f"time: {_time(left, later, durations(manifest.jobs, folder), how.at_once)}",
+        f"disk: {_disk(left, later, checkpoint_bytes)}",
+    ]
+
+
+def _groups(manifest: Manifest, finished: set[str]) -> list[str]:
+    """Return a row for each group; groups may share runs."""
+    title = "arm" if manifest.kind == "study" else "settings"
+    rows = [(title, "runs", "finished", "")]
+    for group in manifest.groups:
+        done = len(finished.intersection(group.runs.values()))
+        rows.append((group.name, str(len(group.runs)), str(done), group.says))
+    width = max(len(row[0]) for row in rows)
+    return [
+        f"  {name:{width}}  {runs:>4}  {done:>8}  {says}".rstrip()
+        for name, runs, done, says in rows
+    ]
+
+
+def _time(left: list[Mapping[str, Any]], later: int, took: list[float], workers: int) -> str:
+    count = len(left) + later
+    if not count:
+        return "none, all runs are finished"
+    rounds = math.ceil(count / workers)
+    at_once = f", {workers} at a time" if workers > 1 else ""
+    if took:
+        usual = statistics.median(took)
+        source = (
+            f"the median of the {len(took)} finished" if len(took) > 1 else "as the finished one"
+        )
+        return f"{about(rounds * usual)}: {count} runs of {about(usual)} each ({source}){at_once}"
+    limits = [config["trainer"]["max_time"] for config in left]
+    if None in limits:
+        return (
+            "unknown, no run here has finished and trainer.max_time is not set; once the first runs have "
+            "finished, the same command with hydra.sweep.dir=FOLDER can tell"
+        )
+    most = max(limits)
+    return (
+        f"{about(rounds * most)} of training: {count} runs of trainer.max_time={most:g} s{at_once}; "
+        "compilation and validations come on top"
+    )
+
+
+def _disk(left: list[Mapping[str, Any]], later: int, checkpoint_bytes: CheckpointBytes) -> str:
+    if not left:
+        return "none, all runs are finished"
+    sizes: dict[str, int] = {}
+    kept, each = [], []
+    for config in left:
+        key = json.dumps([config[part] for part in DECIDE], sort_keys=True)
+        if key not in sizes:
+            sizes[key] = checkpoint_bytes(config)
+        kept.append(_kept(config))
+        each.append(sizes[key])
+    whole = sum(n * size for n, size in zip(kept, each, strict=True)) * (1 + later / len(left))
+    most = f"{max(kept)} checkpoint{'s' if max(kept) > 1 else ''}"
+    span = (
+        f"{_size(min(each))} to {_size(max(each))}" if min(each) < max(each) else _size(max(each))
+    )
+    return f"about {_size(whole)}: {len(left) + later} runs that keep {most} of about {span}"
+
+
+def _kept(config: Mapping[str, Any]) -> int:
+    """Return how many checkpoints a run has kept at its end."""
+    every, keep = config["checkpoint"]["every_n_steps"], int(config["checkpoint"]["keep"])
+    steps = config["trainer"]["max_steps"]
+    if every is None:
+        return 1
+    return keep if steps is None else min(keep, math.ceil(steps / every))
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"
