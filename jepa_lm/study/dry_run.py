@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Callable, Mapping
@@ -16,8 +15,6 @@ from jepa_lm.utils.waiting import about
 
 CheckpointBytes = Callable[[Mapping[str, Any]], int]
 """Returns the bytes of a checkpoint of a run with this resolved config."""
-DECIDE = ("model", "jepa", "optimizer", "average")
-"""Parts of a config that decide the size of a checkpoint."""
 
 
 def dry_run(
@@ -34,7 +31,7 @@ def dry_run(
         how: how the jobs are launched. checkpoint_bytes: estimates the size of a run's checkpoints.
     """
     finished = {job.folder for job in manifest.jobs if Run(folder / job.folder).finished}
-    left = [configs[job.folder] for job in manifest.jobs if job.folder not in finished]
+    left = {run: config for run, config in configs.items() if run not in finished}
     later = how.total - len(manifest.jobs)
     unplanned = [f"and {later} runs that the search will draw"] if later else []
     return [
@@ -43,8 +40,8 @@ def dry_run(
         *unplanned,
         f"{how.total} runs, {len(finished)} of them already finished",
         *(f"note: {note}" for note in manifest.notes),
-        f"time: {_time(left, later, durations(manifest.jobs, folder), how.at_once)}",
-        f"disk: {_disk(left, later, checkpoint_bytes)}",
+        f"time: {_time(list(left.values()), later, durations(manifest.jobs, folder), how.at_once)}",
+        f"disk: {_disk(manifest, left, later, checkpoint_bytes)}",
     ]
 
 
@@ -87,23 +84,27 @@ def _time(left: list[Mapping[str, Any]], later: int, took: list[float], workers:
     )
 
 
-def _disk(left: list[Mapping[str, Any]], later: int, checkpoint_bytes: CheckpointBytes) -> str:
-    if not left:
-        return "none, all runs are finished"
+def _disk(
+    manifest: Manifest,
+    left: Mapping[str, Mapping[str, Any]],
+    later: int,
+    checkpoint_bytes: CheckpointBytes,
+) -> str:
     sizes: dict[str, int] = {}
-    kept, each = [], []
-    for config in left:
-        key = json.dumps([config[part] for part in DECIDE], sort_keys=True)
-        if key not in sizes:
-            sizes[key] = checkpoint_bytes(config)
-        kept.append(_kept(config))
-        each.append(sizes[key])
-    whole = sum(n * size for n, size in zip(kept, each, strict=True)) * (1 + later / len(left))
-    most = f"{max(kept)} checkpoint{'s' if max(kept) > 1 else ''}"
-    span = (
-        f"{_size(min(each))} to {_size(max(each))}" if min(each) < max(each) else _size(max(each))
+    for group in manifest.groups:  # runs that differ in the seed have checkpoints of one size
+        new = [run for run in group.runs.values() if run in left and run not in sizes]
+        if new:
+            sizes |= dict.fromkeys(new, checkpoint_bytes(left[new[0]]))
+    if not sizes:
+        return "none, all runs are finished"
+    kept = {run: _kept(left[run]) for run in sizes}
+    whole = sum(kept[run] * size for run, size in sizes.items()) * (1 + later / len(sizes))
+    many, least, most = max(kept.values()), min(sizes.values()), max(sizes.values())
+    span = _size(most) if least == most else f"{_size(least)} to {_size(most)}"
+    return (
+        f"about {_size(whole)}: {len(sizes) + later} runs that keep {many} "
+        f"checkpoint{'s' if many > 1 else ''} of about {span}"
     )
-    return f"about {_size(whole)}: {len(left) + later} runs that keep {most} of about {span}"
 
 
 def _kept(config: Mapping[str, Any]) -> int:
