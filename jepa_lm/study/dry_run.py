@@ -33,12 +33,12 @@ def dry_run(
     finished = {job.folder for job in manifest.jobs if Run(folder / job.folder).finished}
     left = {run: config for run, config in configs.items() if run not in finished}
     later = how.total - len(manifest.jobs)
-    unplanned = [f"and {later} runs that the search will draw"] if later else []
+    unplanned = [f"and {_runs(later)} that the search will draw"] if later else []
     return [
         f"{manifest.kind} {manifest.name} in {folder}, as it would be run:",
         *_groups(manifest, finished),
         *unplanned,
-        f"{how.total} runs, {len(finished)} of them already finished",
+        f"{_runs(how.total)}, {len(finished)} of them already finished",
         *(f"note: {note}" for note in manifest.notes),
         f"time: {_time(list(left.values()), later, durations(manifest.jobs, folder), how.at_once)}",
         f"disk: {_disk(manifest, left, later, checkpoint_bytes)}",
@@ -70,7 +70,7 @@ def _time(left: list[Mapping[str, Any]], later: int, took: list[float], workers:
         source = (
             f"the median of the {len(took)} finished" if len(took) > 1 else "as the finished one"
         )
-        return f"{about(rounds * usual)}: {count} runs of {about(usual)} each ({source}){at_once}"
+        return f"{about(rounds * usual)}: {_runs(count)} of {about(usual)} each ({source}){at_once}"
     limits = [config["trainer"]["max_time"] for config in left]
     if None in limits:
         return (
@@ -79,7 +79,7 @@ def _time(left: list[Mapping[str, Any]], later: int, took: list[float], workers:
         )
     most = max(limits)
     return (
-        f"{about(rounds * most)} of training: {count} runs of trainer.max_time={most:g} s{at_once}; "
+        f"{about(rounds * most)} of training: {_runs(count)} of trainer.max_time={most:g} s{at_once}; "
         "compilation and validations come on top"
     )
 
@@ -102,7 +102,7 @@ def _disk(
     many, least, most = max(kept.values()), min(sizes.values()), max(sizes.values())
     span = _size(most) if least == most else f"{_size(least)} to {_size(most)}"
     return (
-        f"about {_size(whole)}: {len(sizes) + later} runs that keep {many} "
+        f"about {_size(whole)}: {_runs(len(sizes) + later)} that keep {many} "
         f"checkpoint{'s' if many > 1 else ''} of about {span}"
     )
 
@@ -114,6 +114,10 @@ def _kept(config: Mapping[str, Any]) -> int:
     if every is None:
         return 1
     return keep if steps is None else min(keep, math.ceil(steps / every))
+
+
+def _runs(count: int) -> str:
+    return f"{count} run{'' if count == 1 else 's'}"
 
 
 def _size(count: float) -> str:

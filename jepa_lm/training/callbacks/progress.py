@@ -11,6 +11,7 @@ from typing import Any, ParamSpec
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 from jepa_lm.utils.console import Screen
 from jepa_lm.utils.output import suppressed
@@ -69,8 +70,9 @@ class TrainingBar(ProgressBar):
             BarColumn(bar_width=30),
             TextColumn("{task.percentage:>3.0f}%"),
             TextColumn("step {task.fields[step]}{task.fields[figures]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            # Whole in 80 columns, too, where something has to be cut.
+            TimeElapsedColumn(table_column=Column(min_width=7)),
+            TimeRemainingColumn(table_column=Column(min_width=7)),
             console=self._console,
             refresh_per_second=1 / MOVES_EVERY,  # 10 times a second would cost 1 % of a core
         )
