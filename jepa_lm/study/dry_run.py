@@ -102,8 +102,8 @@ def _disk(
     many, least, most = max(kept.values()), min(sizes.values()), max(sizes.values())
     span = _size(most) if least == most else f"{_size(least)} to {_size(most)}"
     return (
-        f"about {_size(whole)}: {_runs(len(sizes) + later)} that keep {many} "
-        f"checkpoint{'s' if many > 1 else ''} of about {span}"
+        f"about {_size(whole)}: {_runs(len(sizes) + later)}, up to {many} "
+        f"checkpoint{'s' if many > 1 else ''} of about {span} in each"
     )
 
 

@@ -36,7 +36,7 @@ def test_a_dry_run_says_what_a_study_would_take_and_writes_nothing(plan, trained
     ]
     what, _, size = again.printed[6].partition(" checkpoints of about ")
     assert what.startswith("disk: about ")
-    assert what.endswith(": 4 runs that keep 2")
+    assert what.endswith(": 4 runs, up to 2")
     assert float(size.split()[0]) == pytest.approx(trained.checkpoint.stat().st_size / 1e6, rel=0.1)
 
 
