@@ -42,7 +42,7 @@ def sweep(tmp_path, monkeypatch):
 def test_a_job_that_begins_is_told_with_the_time_that_is_left(sweep, capsys):
     lines = JobLines(sweep.jobs, sweep.jobs, sweep.folder, Launching(1, 9))
     told = []
-    for place, took in enumerate((600, 900, 600)):
+    for place, took in enumerate((600, 840, 600)):
         lines.look()
         sweep.begin(place)
         lines.look()
@@ -56,7 +56,7 @@ def test_a_job_that_begins_is_told_with_the_time_that_is_left(sweep, capsys):
     assert told == [
         "job 1 of 9: seed-0",
         "job 2 of 9: seed-1, about 80 minutes left",  # 8 of 600 s
-        "job 3 of 9: seed-2, about 88 minutes left",  # 7 of 750 s
+        "job 3 of 9: seed-2, about 84 minutes left",  # 7 of 720 s
         "job 4 of 9: seed-3, about 60 minutes left",  # 6 of 600 s
     ]
 
