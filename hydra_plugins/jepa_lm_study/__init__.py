@@ -5,6 +5,7 @@ imports the rest when a sweep begins. Hydra executes the file before it is in `s
 with postponed annotations fail: hence no `from __future__ import annotations`.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Optional
 
@@ -30,6 +31,8 @@ class ResumableSweeperConf:
     """Sampler of a search: `tpe` learns from the scores, `random` does not."""
     batch: int = 1
     """Trials of a search that run in parallel, for a launcher with several workers."""
+    dry_run: bool = False
+    """Print arms, runs, time and disk space, and stop."""
 
 
 ConfigStore.instance().store(
@@ -63,10 +66,16 @@ class ResumableSweeper(Sweeper):
         """Plan the jobs, run them and report; see `jepa_lm.study.execution.sweep`."""
         from jepa_lm.study.execution import sweep
 
+        def checkpoint_bytes(config: Mapping[str, Any]) -> int:
+            # Imports PyTorch, which a sweep of `jepa_lm.study` otherwise leaves to its jobs.
+            from jepa_lm.training.estimate import checkpoint_bytes_of
+
+            return checkpoint_bytes_of(config)
+
         assert self.hydra_context is not None
         assert self.launcher is not None
         assert self.config is not None
         loader = self.hydra_context.config_loader
         words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
-        return sweep(overrides, self.config, loader, self.launcher)
+        return sweep(overrides, self.config, loader, self.launcher, checkpoint_bytes)

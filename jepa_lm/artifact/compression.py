@@ -39,7 +39,7 @@ def compress_best(streams: Sequence[bytes], codecs: Sequence[str]) -> list[Compr
     if total < HERE:
         found = {(codec, i): compress(codec, streams[i]) for codec, i in jobs}
     else:
-        with bars() as progress, ThreadPoolExecutor(os.cpu_count()) as pool:
+        with bars("compressing") as progress, ThreadPoolExecutor(os.cpu_count()) as pool:
             rows = {codec: progress.add_task(codec, total=total, start=False) for codec in codecs}
 
             def run(job: tuple[str, int]) -> bytes:

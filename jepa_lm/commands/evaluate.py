@@ -34,7 +34,7 @@ from jepa_lm.loggers.settings import shared_settings
 from jepa_lm.utils import process
 from jepa_lm.utils.compiling import compiles_scoring
 from jepa_lm.utils.config import check_node, check_schema, resolve
-from jepa_lm.utils.console import showing
+from jepa_lm.utils.console import busy, showing
 from jepa_lm.utils.errors import RankError, UserError, warn
 from jepa_lm.utils.files import read_object, sweep_up, write_json
 from jepa_lm.utils.locks import only_writer
@@ -153,14 +153,16 @@ def _result(
         "git": git_state(),
     }
     if settings["audit"]:
-        audited = audit_bytes(text.val.stream, text.val.tokenizer, text.val.text)
+        with busy("checking the byte count"):
+            audited = audit_bytes(text.val.stream, text.val.tokenizer, text.val.text)
         result["audit"] = audited.as_dict()
     if settings["baselines"]:
         limit = settings["baseline_bytes"]
         scored = text.val.first_bytes(limit)
         prefix = b"" if text.train is None else text.train.first_bytes(limit)
         cache = Path(os.path.expanduser(config["data"]["cache_dir"]))
-        result["baselines"] = cached_baselines(scored, prefix, cache)
+        with busy("compressing the text with xz and brotli"):
+            result["baselines"] = cached_baselines(scored, prefix, cache)
         result["baselines_read_bytes"] = {"validation": len(scored), "training": len(prefix)}
     return result
 

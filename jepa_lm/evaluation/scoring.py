@@ -5,8 +5,9 @@ Legend: N tokens, T positions of a window, L positions of a piece, B rows.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from jepa_lm.data.stream import Batch, TokenStream
 from jepa_lm.evaluation.bpb import BPBMeter, target_bytes, window_nll
 from jepa_lm.model import LanguageModel, TextState, token_nll
 from jepa_lm.utils.console import shown
+from jepa_lm.utils.output import tell
 from jepa_lm.utils.precision import AUTOCAST, resolve_precision
 
 
@@ -53,9 +55,21 @@ class Scorer(NamedTuple):
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
     def compiled_nll(self, seq_len: int) -> Callable[..., Tensor]:
-        """Return `window_nll`, compiled for windows of `seq_len` inputs."""
+        """Return `window_nll`, compiled by its first call for windows of `seq_len` inputs."""
         self.model.backbone.keep_tables(seq_len, self.device)
-        return torch.compile(window_nll, dynamic=False)
+        compiled, called = torch.compile(window_nll, dynamic=False), False
+
+        def nll(*args: Any) -> Tensor:
+            nonlocal called
+            if called or self.rank:
+                return compiled(*args)
+            called, began = True, time.perf_counter()
+            tell(f"compiling the model for windows of {seq_len} tokens ...")
+            result = compiled(*args)
+            tell(f"compiled in {time.perf_counter() - began:.0f} s")
+            return result
+
+        return nll
 
     def shown(self, numbers: range) -> Iterable[int]:
         """Return the same numbers; the first process shows a progress bar."""

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from concurrent.futures import BrokenExecutor
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -22,32 +21,39 @@ from omegaconf import DictConfig, open_dict
 
 from jepa_lm.loggers.settings import fitted, wandb_settings
 from jepa_lm.study.arms import describe_differences, differences
+from jepa_lm.study.compiled_alike import compiled_alike
 from jepa_lm.study.composing import Composer
+from jepa_lm.study.dry_run import CheckpointBytes, dry_run
+from jepa_lm.study.duration import LOOKS_EVERY, JobLines, Launching, workers
 from jepa_lm.study.manifest import FILE, Job, Manifest, load
 from jepa_lm.study.plan import plan_study, plan_sweep
 from jepa_lm.study.power import MINIMUM_PAIRS
 from jepa_lm.study.request import NONE, WEIGHT, Composed, read_request
 from jepa_lm.study.runs import Run, find_runs
 from jepa_lm.study.search import Search
-from jepa_lm.utils.compiling import compiles, pays
 from jepa_lm.utils.config import check, resolve
 from jepa_lm.utils.crash import bugs_kept
 from jepa_lm.utils.errors import SweepError, UserError, in_words, warn
 from jepa_lm.utils.files import sweep_up, write_json
 from jepa_lm.utils.going_on import same_command
 from jepa_lm.utils.locks import only_writer
-from jepa_lm.utils.output import tell
+from jepa_lm.utils.output import say, tell
 from jepa_lm.utils.paths import CONFIG_FILE, SUMMARY_FILE
 from jepa_lm.utils.provenance import config_hash
 from jepa_lm.utils.quoting import one_line, quoted
 from jepa_lm.utils.values import check_values
+from jepa_lm.utils.waiting import repeating
 
 MOST_REASONS = 5
 FOLDER_KEY = "hydra.sweep.dir"
 
 
 def sweep(
-    overrides: Sequence[Override], config: DictConfig, loader: ConfigLoader, launcher: Launcher
+    overrides: Sequence[Override],
+    config: DictConfig,
+    loader: ConfigLoader,
+    launcher: Launcher,
+    checkpoint_bytes: CheckpointBytes,
 ) -> list[JobReturn]:
     """Plan a sweep or study, check it against its folder, run it and report.
 
@@ -56,9 +62,10 @@ def sweep(
         config: config of the whole command, with its `hydra` node.
         loader: composes the configs of the jobs.
         launcher: runs the jobs.
+        checkpoint_bytes: estimates the size of a run's checkpoints, for a dry run.
 
     Returns:
-        The launcher's results for the jobs that had to run.
+        The launcher's results for the jobs that had to run; none after a dry run.
 
     Raises:
         UserError: the plan cannot be run, or differs from what is in the folder.
@@ -72,6 +79,16 @@ def sweep(
         return _compose(composer, words)
 
     asked = read_request(overrides)
+    at_once = workers(config.hydra.launcher)
+
+    def described(manifest: Manifest, configs: Mapping[str, Any], total: int) -> list[JobReturn]:
+        manifest, configs = compiled_alike(manifest, configs, folder)
+        check_unchanged(manifest, configs, folder)
+        how = Launching(at_once, total)
+        for line in dry_run(manifest, configs, folder, how, checkpoint_bytes):
+            say(line)
+        return []
+
     trials = config.hydra.sweeper.trials
     if trials is not None:
         if config.get("study") is not None:
@@ -79,9 +96,12 @@ def sweep(
                 f"hydra.sweeper.trials={trials}: a search has no controls; drop study={config.study.name}"
             )
         search = Search(asked, compose, config.task_name, config.hydra.sweeper)
+        if config.hydra.sweeper.dry_run:
+            return described(*next(search.batches(folder)), search.total)
         with only_writer(folder, FOLDER_KEY), bugs_kept(folder):
             for manifest, configs in search.batches(folder):
-                returned = run(manifest, configs, folder, launcher)
+                how = Launching(at_once, search.total)
+                returned = run(manifest, configs, folder, launcher, how)
             return conclude(manifest, folder, returned)
     if asked.intervals:
         key = next(iter(asked.intervals))
@@ -97,13 +117,20 @@ def sweep(
             warn(
                 f"seed: {pairs} planned; a verdict needs {MINIMUM_PAIRS} or more: 'seed=range(1,6)'"
             )
+    if config.hydra.sweeper.dry_run or (config.get("study") or {}).get("dry_run"):
+        return described(manifest, configs, len(manifest.jobs))
+    how = Launching(at_once, len(manifest.jobs))
     with only_writer(folder, FOLDER_KEY), bugs_kept(folder):
         sweep_up(folder)
-        return conclude(manifest, folder, run(manifest, configs, folder, launcher))
+        return conclude(manifest, folder, run(manifest, configs, folder, launcher, how))
 
 
 def run(
-    manifest: Manifest, configs: Mapping[str, Any], folder: Path, launcher: Launcher
+    manifest: Manifest,
+    configs: Mapping[str, Any],
+    folder: Path,
+    launcher: Launcher,
+    how: Launching,
 ) -> dict[str, JobReturn]:
     """Launch the unfinished jobs and return the launcher's results by folder."""
     manifest, configs = compiled_alike(manifest, configs, folder)
@@ -119,8 +146,10 @@ def run(
         if Run(folder / job.folder).status == "failed":  # the record is of the previous attempt
             (folder / job.folder / SUMMARY_FILE).unlink()
     results: Sequence[JobReturn] = []
+    lines = JobLines(manifest.jobs, todo, folder, how)
     try:
-        results = launcher.launch(words, initial_job_idx=done) if words else []
+        with repeating(LOOKS_EVERY, lines.look):
+            results = launcher.launch(words, initial_job_idx=done) if words else []
     except BrokenExecutor as error:  # a worker was killed, and its launcher gave up
         warn(f"the launcher stopped: {error or type(error).__name__}")
     except BaseException:  # a signal
@@ -134,35 +163,6 @@ def run(
             failed = {"status": "failed", "error": str(result._return_value)}
             write_json(folder / name / SUMMARY_FILE, failed)
     return returned
-
-
-def compiled_alike(
-    manifest: Manifest, configs: Mapping[str, Any], folder: Path
-) -> tuple[Manifest, Mapping[str, Any]]:
-    """Decide for all jobs at once what `compile=null` means: runs to be compared must not differ in it.
-
-    The longest job decides, and a folder that has been begun keeps its decision.
-    """
-    undecided = {name: config for name, config in configs.items() if config["compile"] is None}
-    if (folder / FILE).exists():
-        chosen = load(folder).compiled
-    else:
-        longest = next(filter(pays, undecided.values()), None)
-        chosen = None if longest is None else compiles(longest)
-    if chosen is None or not undecided:
-        return manifest, configs
-    settled = {name: {**config, "compile": chosen} for name, config in undecided.items()}
-    jobs = [
-        replace(
-            job,
-            overrides=(*job.overrides, f"compile={str(chosen).lower()}"),
-            config_hash=config_hash(settled[job.folder]),
-        )
-        if job.folder in settled
-        else job
-        for job in manifest.jobs
-    ]
-    return replace(manifest, jobs=tuple(jobs), compiled=chosen), {**configs, **settled}
 
 
 def conclude(

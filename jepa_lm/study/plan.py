@@ -28,7 +28,7 @@ from jepa_lm.utils.nested import flat
 from jepa_lm.utils.values import check_seed
 
 TREATMENT = "treatment"
-SETTINGS = {"name": str, "match": str, "arms": dict}
+SETTINGS = {"name": str, "match": str, "dry_run": bool, "arms": dict}
 """Settings of a study with their types."""
 
 

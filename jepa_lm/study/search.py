@@ -56,6 +56,8 @@ class Search:
                 "jepa.weight='interval(0,1)'"
             )
         self.seeds = request.seeds(compose)
+        self.total = self.trials * len(self.seeds)
+        """Jobs, if no settings are drawn twice."""
         samplers: dict[str, Any] = {
             "tpe": optuna.samplers.TPESampler,
             "random": optuna.samplers.RandomSampler,

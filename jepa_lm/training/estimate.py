@@ -9,6 +9,7 @@ For other configs the same figures are counted.
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 from collections.abc import Mapping
@@ -116,14 +117,26 @@ def estimate(task: LanguageModelTask, card: str) -> dict[str, Any]:
 
 def state_bytes(task: LanguageModelTask) -> int:
     """Return the bytes of weights, gradients, optimizer moments and averages of the weights, in float32."""
+    return checkpoint_bytes(task) + 4 * sum(p.numel() for p in task.parameters() if p.requires_grad)
+
+
+def checkpoint_bytes(task: LanguageModelTask) -> int:
+    """Return the bytes of the tensors in a checkpoint: weights, optimizer moments, averages, in float32."""
     optimizer, _ = task.recipe.configure(task, task.clock)
-    trained = sum(
-        p.numel() * (1 + (1 if group["algorithm"] == "muon" else 2))
+    moments = sum(
+        p.numel() * (1 if group["algorithm"] == "muon" else 2)
         for group in optimizer.param_groups
         for p in group["params"]
     )
     averaged = (task.averages.decay is not None) + bool(task.config["average"]["swa"])
-    return 4 * (count_parameters(task) + trained + averaged * count_parameters(task.model))
+    return 4 * (count_parameters(task) + moments + averaged * count_parameters(task.model))
+
+
+def checkpoint_bytes_of(config: Mapping[str, Any]) -> int:
+    """Return `checkpoint_bytes` of a run with this resolved config."""
+    budget = config["trainer"]
+    clock = ProgressClock(max_steps=budget["max_steps"], max_time=budget["max_time"])
+    return checkpoint_bytes(LanguageModelTask(copy.deepcopy(dict(config)), clock))
 
 
 def count(task: LanguageModelTask) -> dict[str, float]:

@@ -77,7 +77,7 @@ class LanguageModelTask(ValidatedModule):
         self.live: dict[str, float] = {}
         """Latest training figures, for the progress bar and the summary."""
         self.losses = self._losses
-        self._active = False
+        self.active = False
         """True if the latest loss includes the objective."""
 
     def setup(self, stage: str) -> None:
@@ -105,14 +105,14 @@ class LanguageModelTask(ValidatedModule):
         if objective is not None:
             weight *= objective.ce_scale(self.clock)
             scale = objective.scale(self.clock)
-            self._active = objective.active(self.clock)
+            self.active = objective.active(self.clock)
         context = None
-        if self._active:
+        if self.active:
             assert objective is not None
             context = objective.draw(batch["inputs"], self.step_context(batch_idx))
         loss, ce, components = self.losses(batch, context)
         loss = loss if weight == 1 else weight * loss
-        if self._active:
+        if self.active:
             assert objective is not None
             aux = objective.total(components, self.clock)
             loss = loss + scale * aux
@@ -164,7 +164,7 @@ class LanguageModelTask(ValidatedModule):
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Remove the zero gradients that `_touch` gave to parameters of an inactive objective."""
-        if self.trainer.world_size > 1 and not self._active:
+        if self.trainer.world_size > 1 and not self.active:
             for parameter in self._only_auxiliary():
                 parameter.grad = None
 

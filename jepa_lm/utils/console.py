@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import os
 import sys
+import time
 from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any, TypeVar
 
 from rich.console import Console
@@ -15,8 +16,9 @@ from rich.progress import BarColumn, Progress, Task, TextColumn, TimeElapsedColu
 from rich.text import Text
 
 from jepa_lm.utils.errors import warn
-from jepa_lm.utils.output import suppressed
+from jepa_lm.utils.output import suppressed, tell
 from jepa_lm.utils.quoting import literal
+from jepa_lm.utils.waiting import LINE_EVERY, how_far, repeating
 
 T = TypeVar("T")
 
@@ -70,21 +72,56 @@ class Words(TextColumn):
         return Text(literal(self.text_format.format(task=task)))
 
 
-def bars() -> Progress:
-    """Return a display of several progress bars that disappears when all work is done."""
-    console = Screen(stderr=True)
-    return Progress(
+class Percent(Words):
+    """The share of a task that is done, if its size is known."""
+
+    def render(self, task: Task) -> Text:
+        """Return the share in percent; nothing for a task of unknown size."""
+        return Text() if task.total is None else super().render(task)
+
+
+@contextmanager
+def bars(what: str) -> Iterator[Progress]:
+    """Show several progress bars, which disappear when all work is done.
+
+    Without a terminal, a line on stderr says every 30 seconds how far the whole work is.
+
+    Args:
+        what: the work, for these lines.
+    """
+    console, began = Screen(stderr=True), time.monotonic()
+    progress = Progress(
         Words("{task.description}"),
         BarColumn(),
-        Words("{task.percentage:>3.0f} %"),
+        Percent("{task.percentage:>3.0f} %"),
         TimeElapsedColumn(),
         console=console,
         transient=True,
         disable=not console.is_terminal,
     )
 
+    def say_how_far() -> None:
+        total = sum(task.total or 0.0 for task in progress.tasks)
+        share = sum(task.completed for task in progress.tasks) / total if total else None
+        tell(how_far(what, share, time.monotonic() - began))
+
+    lines = nullcontext() if console.is_terminal else repeating(LINE_EVERY, say_how_far)
+    with progress, lines:
+        yield progress
+
+
+@contextmanager
+def busy(what: str) -> Iterator[None]:
+    """Show that work of unknown length is under way, as `bars` does."""
+    with bars(what) as progress:
+        progress.add_task(what, total=None)
+        yield
+
 
 def shown(items: Iterable[T], description: str, total: int) -> Iterable[T]:
     """Yield the items, with a progress bar."""
-    with bars() as progress:
-        yield from progress.track(items, total=total, description=description)
+    with bars(description) as progress:
+        task = progress.add_task(description, total=total)
+        for item in items:
+            yield item
+            progress.advance(task)

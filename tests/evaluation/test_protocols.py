@@ -378,7 +378,7 @@ def test_two_processes_give_the_score_of_one(recurrent, compose, tmp_path, proto
     assert one["nll"] == pytest.approx(two["nll"], abs=1e-6)
 
 
-def test_a_compiled_score_equals_the_eager_one(recurrent, compose, tmp_path):
+def test_a_compiled_score_equals_the_eager_one(recurrent, compose, tmp_path, capsys):
     """Sliding windows of three shapes: the first, the usual ones, and the remainder."""
     both = {
         choice: result_of(
@@ -390,6 +390,10 @@ def test_a_compiled_score_equals_the_eager_one(recurrent, compose, tmp_path):
     assert not both["false"]["compiled"]
     assert both["true"]["nll"] == pytest.approx(both["false"]["nll"], abs=1e-6)
     assert both["true"]["tokens"] == both["false"]["tokens"]
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("compil")]
+    assert told[0] == "compiling the model for windows of 32 tokens ..."
+    assert told[1].startswith("compiled in ")
+    assert len(told) == 2
 
 
 @given(

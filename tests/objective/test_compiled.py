@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from functools import partial
 
@@ -196,8 +197,12 @@ def compiled_run(small, monkeypatch, tmp_path) -> dict:
     return json.loads((tmp_path / "run" / "summary.json").read_text())
 
 
-def test_compilation_is_no_training_time(small, monkeypatch, tmp_path):
+def test_compilation_is_no_training_time_and_is_told_once(small, monkeypatch, tmp_path, capsys):
     assert compiled_run(small, monkeypatch, tmp_path)["seconds"] < 1e4
+    told = [line for line in capsys.readouterr().err.splitlines() if line.startswith("compil")]
+    assert told[0] == "compiling the training step with the objective ..."
+    assert re.fullmatch(r"compiled in \d+ s", told[1])
+    assert len(told) == 2
 
 
 def test_nor_is_the_rest_of_a_step_that_compiled(small, monkeypatch, tmp_path):

@@ -32,6 +32,8 @@ class Planned:
     """Words of each job that would run."""
     told: list[str]
     """Lines on stderr."""
+    printed: list[str]
+    """Lines on stdout."""
 
     @property
     def error(self) -> str:
@@ -68,7 +70,7 @@ def plan(monkeypatch, capsys, tmp_path, small_text) -> Plan:
         monkeypatch.setattr(sys, "argv", ["train.py", *flags, *common, *words])
         capsys.readouterr()
         code = cli.launch("train")
-        lines = capsys.readouterr().err.strip().splitlines()
-        return Planned(code, folder, launched, lines)
+        printed, told = capsys.readouterr()
+        return Planned(code, folder, launched, told.strip().splitlines(), printed.splitlines())
 
     return run

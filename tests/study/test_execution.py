@@ -10,6 +10,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from jepa_lm.study import execution
+from jepa_lm.study.duration import Launching
 from jepa_lm.study.manifest import Job, Manifest
 from jepa_lm.utils import compiling
 from jepa_lm.utils.locks import only_writer
@@ -30,7 +31,7 @@ def test_a_signal_tells_how_to_go_on(tmp_path, capsys, monkeypatch):
     configs = {"all/seed-1": {"ckpt_path": None, "logger": {}, "compile": False}}
     monkeypatch.setattr(sys, "argv", ["train.py", "-m", "seed=1", "hydra.sweep.dir=old"])
     with pytest.raises(KeyboardInterrupt):
-        execution.run(plan, configs, tmp_path, Interrupted())
+        execution.run(plan, configs, tmp_path, Interrupted(), Launching(1, 1))
     assert capsys.readouterr().err.endswith(
         f"to go on: python train.py -m seed=1 hydra.sweep.dir={tmp_path}\n"
     )

@@ -106,7 +106,7 @@ def route_panel(text, tmp_path):
 
 
 def route_bar(text, tmp_path):
-    with console.bars() as bar:
+    with console.bars("work") as bar:
         bar.add_task(text)
         bar.refresh()
 

@@ -1,4 +1,4 @@
-"""Excludes compilation from training time."""
+"""Excludes compilation from training time, and says when it begins and how long it took."""
 
 from __future__ import annotations
 
@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from lightning.pytorch import Callback, Trainer
 from torch._dynamo.callback import callback_handler
+
+from jepa_lm.utils.output import tell
 
 if TYPE_CHECKING:
     from jepa_lm.training.module import LanguageModelTask
@@ -30,6 +32,10 @@ class ClockStopsForCompiler(Callback):
         """When the present pause began."""
         self._stood = 0.0
         self._in_step = False
+        self._phases: set[bool] = set()
+        """Phases that have been compiled: with the objective (True) or without it."""
+        self._told: float | None = None
+        """How long the clock had stood still when a phase was said to be compiled; None between phases."""
 
     @property
     def stood(self) -> float:
@@ -41,6 +47,8 @@ class ClockStopsForCompiler(Callback):
 
         def begins(args: Any) -> None:
             self._began = time.perf_counter()
+            if trainer.is_global_zero:
+                self._tell_of(task)
             if self._since is None:
                 self._since = self._began
                 self._paused.enter_context(task.not_training())
@@ -74,6 +82,18 @@ class ClockStopsForCompiler(Callback):
             if task.device.type == "cuda":
                 torch.cuda.synchronize(task.device)
             self._go_on()
+        if self._told is not None:
+            tell(f"compiled in {self.stood - self._told:.0f} s")
+            self._told = None
+
+    def _tell_of(self, task: LanguageModelTask) -> None:
+        """Say that a phase is being compiled, once, however many parts are compiled for it."""
+        if task.active not in self._phases:
+            self._phases.add(task.active)
+            which = "with" if task.active else "without"
+            phase = "" if task.objective is None else f" {which} the objective"
+            tell(f"compiling the training step{phase} ...")
+            self._told = self.stood
 
     def _go_on(self) -> None:
         self._stood, self._since = self.stood, None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+import time
 from collections.abc import Callable
 from functools import wraps
 from typing import Any, ParamSpec
@@ -10,13 +11,15 @@ from typing import Any, ParamSpec
 from lightning.pytorch import LightningModule, Trainer
 from lightning.pytorch.callbacks import ProgressBar
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Column
 
 from jepa_lm.utils.console import Screen
 from jepa_lm.utils.output import suppressed
 
 PLAIN_LINES = 10
 """Approximate number of lines that a run prints instead of a bar if there is no terminal."""
-
+MOVES_EVERY = 1.0
+"""Seconds between two moves of the bar."""
 
 P = ParamSpec("P")
 
@@ -35,11 +38,13 @@ def shown(method: Callable[P, None]) -> Callable[P, None]:
 class TrainingBar(ProgressBar):
     """Progress bar that follows the progress clock, so it is right for step budgets and time budgets.
 
-    It redraws only when new figures are logged, so it costs nothing on the steps between.
+    It moves every second. Losses are read from the device only at log points, and shown until the next one;
+    steps and seconds are known on the host.
     """
 
     def __init__(self) -> None:
         super().__init__()
+        self._moved = 0.0
         self._console = Screen(stderr=True)
         self._bar: Progress | None = None
         self._shown = -1
@@ -55,7 +60,7 @@ class TrainingBar(ProgressBar):
         self._enabled = True
 
     @shown
-    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
         """Open the bar."""
         self._shown = trainer.global_step
         if not (self._enabled and self._console.is_terminal):
@@ -64,39 +69,52 @@ class TrainingBar(ProgressBar):
             TextColumn("{task.description}"),
             BarColumn(bar_width=30),
             TextColumn("{task.percentage:>3.0f}%"),
-            TextColumn("{task.fields[figures]}"),
-            TimeElapsedColumn(),
-            TimeRemainingColumn(),
+            TextColumn("step {task.fields[step]}{task.fields[figures]}"),
+            # Whole in 80 columns, too, where something has to be cut.
+            TimeElapsedColumn(table_column=Column(min_width=7)),
+            TimeRemainingColumn(table_column=Column(min_width=7)),
             console=self._console,
-            auto_refresh=False,  # a thread that redraws 10 times a second would cost 1 % of a core
+            refresh_per_second=1 / MOVES_EVERY,  # 10 times a second would cost 1 % of a core
         )
-        self._task = self._bar.add_task("training", total=1.0, figures="")
+        step, done = trainer.global_step, pl_module.clock.progress
+        self._task = self._bar.add_task(
+            "training", total=1.0, completed=done, step=step, figures=""
+        )
         self._bar.start()
 
     def on_train_batch_end(
         self, trainer: Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """Show new figures if there are any."""
+        """Show new figures if there are any; otherwise move the bar, once a second."""
         step = trainer.global_step
         if step == self._shown or step % trainer.log_every_n_steps or not pl_module.live:  # type: ignore[attr-defined]
+            if self._bar is not None and time.monotonic() - self._moved >= MOVES_EVERY:
+                self._move(step, pl_module.clock.progress)
             return
         self._shown = step
         live = pl_module.live
         figures = (
-            f"step {step}  loss {live['train/ce']:.3f}  bpb {live['train/bpb']:.3f}  "
+            f"  loss {live['train/ce']:.3f}  bpb {live['train/bpb']:.3f}  "
             f"{live['train/tokens_per_second']:,.0f} tokens/s"
         )
-        self._show(live["train/progress"], figures)
+        self._show(step, live["train/progress"], figures)
 
     @shown
-    def _show(self, progress: float, figures: str) -> None:
+    def _move(self, step: int, progress: float, **figures: Any) -> None:
+        """Move the open bar; its own thread draws it, so that it goes on during a long step, too."""
+        assert self._bar is not None
+        self._moved = time.monotonic()
+        self._bar.update(self._task, completed=progress, step=step, **figures)
+
+    @shown
+    def _show(self, step: int, progress: float, figures: str) -> None:
         if self._bar is not None:
-            self._bar.update(self._task, completed=progress, figures=figures, refresh=True)
+            self._move(step, progress, figures=figures)
         elif self._enabled:
             line = int(progress * PLAIN_LINES)
             if line > self._lines:
                 self._lines = line
-                self._console.print(f"training {progress:4.0%}  {figures}")
+                self._console.print(f"training {progress:4.0%}  step {step}{figures}")
 
     @shown
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -120,7 +138,7 @@ class TrainingBar(ProgressBar):
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
         """Set the bar to the clock's progress and close it."""
         if self._bar is not None:
-            self._bar.update(self._task, completed=pl_module.clock.progress, refresh=True)
+            self._move(trainer.global_step, pl_module.clock.progress)
         self._close()
 
     def on_exception(

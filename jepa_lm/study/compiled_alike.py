@@ -1,0 +1,41 @@
+"""Whether the jobs of a sweep are compiled, decided for all of them at once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from jepa_lm.study.manifest import FILE, Manifest, load
+from jepa_lm.utils.compiling import compiles, pays
+from jepa_lm.utils.provenance import config_hash
+
+
+def compiled_alike(
+    manifest: Manifest, configs: Mapping[str, Any], folder: Path
+) -> tuple[Manifest, Mapping[str, Any]]:
+    """Decide for all jobs at once what `compile=null` means: runs to be compared must not differ in it.
+
+    The longest job decides, and a folder that has been begun keeps its decision.
+    """
+    undecided = {name: config for name, config in configs.items() if config["compile"] is None}
+    if (folder / FILE).exists():
+        chosen = load(folder).compiled
+    else:
+        longest = next(filter(pays, undecided.values()), None)
+        chosen = None if longest is None else compiles(longest)
+    if chosen is None or not undecided:
+        return manifest, configs
+    settled = {name: {**config, "compile": chosen} for name, config in undecided.items()}
+    jobs = [
+        replace(
+            job,
+            overrides=(*job.overrides, f"compile={str(chosen).lower()}"),
+            config_hash=config_hash(settled[job.folder]),
+        )
+        if job.folder in settled
+        else job
+        for job in manifest.jobs
+    ]
+    return replace(manifest, jobs=tuple(jobs), compiled=chosen), {**configs, **settled}

@@ -1,0 +1,124 @@
+"""What a sweep or study would run, without running it: its arms, runs, time and disk space."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from jepa_lm.study.duration import Launching, durations
+from jepa_lm.study.manifest import Manifest
+from jepa_lm.study.runs import Run
+from jepa_lm.utils.waiting import about
+
+CheckpointBytes = Callable[[Mapping[str, Any]], int]
+"""Returns the bytes of a checkpoint of a run with this resolved config."""
+
+
+def dry_run(
+    manifest: Manifest,
+    configs: Mapping[str, Mapping[str, Any]],
+    folder: Path,
+    how: Launching,
+    checkpoint_bytes: CheckpointBytes,
+) -> list[str]:
+    """Return lines that describe a plan: its groups, runs, finished runs, time and disk space.
+
+    Args:
+        configs: resolved configs by job. folder: of the sweep; it is only read.
+        how: how the jobs are launched. checkpoint_bytes: estimates the size of a run's checkpoints.
+    """
+    finished = {job.folder for job in manifest.jobs if Run(folder / job.folder).finished}
+    left = {run: config for run, config in configs.items() if run not in finished}
+    later = how.total - len(manifest.jobs)
+    unplanned = [f"and {_runs(later)} that the search will draw"] if later else []
+    return [
+        f"{manifest.kind} {manifest.name} in {folder}, as it would be run:",
+        *_groups(manifest, finished),
+        *unplanned,
+        f"{_runs(how.total)}, {len(finished)} of them already finished",
+        *(f"note: {note}" for note in manifest.notes),
+        f"time: {_time(list(left.values()), later, durations(manifest.jobs, folder), how.at_once)}",
+        f"disk: {_disk(manifest, left, later, checkpoint_bytes)}",
+    ]
+
+
+def _groups(manifest: Manifest, finished: set[str]) -> list[str]:
+    """Return a row for each group; groups may share runs."""
+    title = "arm" if manifest.kind == "study" else "settings"
+    rows = [(title, "runs", "finished", "")]
+    for group in manifest.groups:
+        done = len(finished.intersection(group.runs.values()))
+        rows.append((group.name, str(len(group.runs)), str(done), group.says))
+    width = max(len(row[0]) for row in rows)
+    return [
+        f"  {name:{width}}  {runs:>4}  {done:>8}  {says}".rstrip()
+        for name, runs, done, says in rows
+    ]
+
+
+def _time(left: list[Mapping[str, Any]], later: int, took: list[float], workers: int) -> str:
+    count = len(left) + later
+    if not count:
+        return "none, all runs are finished"
+    rounds = math.ceil(count / workers)
+    at_once = f", {workers} at a time" if workers > 1 else ""
+    if took:
+        usual = statistics.median(took)
+        source = (
+            f"the median of the {len(took)} finished" if len(took) > 1 else "as the finished one"
+        )
+        return f"{about(rounds * usual)}: {_runs(count)} of {about(usual)} each ({source}){at_once}"
+    limits = [config["trainer"]["max_time"] for config in left]
+    if None in limits:
+        return (
+            "unknown, no run here has finished and trainer.max_time is not set; once the first runs have "
+            "finished, the same command with hydra.sweep.dir=FOLDER can tell"
+        )
+    most = max(limits)
+    return (
+        f"{about(rounds * most)} of training: {_runs(count)} of trainer.max_time={most:g} s{at_once}; "
+        "compilation and validations come on top"
+    )
+
+
+def _disk(
+    manifest: Manifest,
+    left: Mapping[str, Mapping[str, Any]],
+    later: int,
+    checkpoint_bytes: CheckpointBytes,
+) -> str:
+    sizes: dict[str, int] = {}
+    for group in manifest.groups:  # runs that differ in the seed have checkpoints of one size
+        new = [run for run in group.runs.values() if run in left and run not in sizes]
+        if new:
+            sizes |= dict.fromkeys(new, checkpoint_bytes(left[new[0]]))
+    if not sizes:
+        return "none, all runs are finished"
+    kept = {run: _kept(left[run]) for run in sizes}
+    whole = sum(kept[run] * size for run, size in sizes.items()) * (1 + later / len(sizes))
+    many, least, most = max(kept.values()), min(sizes.values()), max(sizes.values())
+    span = _size(most) if least == most else f"{_size(least)} to {_size(most)}"
+    return (
+        f"about {_size(whole)}: {_runs(len(sizes) + later)}, up to {many} "
+        f"checkpoint{'s' if many > 1 else ''} of about {span} in each"
+    )
+
+
+def _kept(config: Mapping[str, Any]) -> int:
+    """Return how many checkpoints a run has kept at its end."""
+    every, keep = config["checkpoint"]["every_n_steps"], int(config["checkpoint"]["keep"])
+    steps = config["trainer"]["max_steps"]
+    if every is None:
+        return 1
+    return keep if steps is None else min(keep, math.ceil(steps / every))
+
+
+def _runs(count: int) -> str:
+    return f"{count} run{'' if count == 1 else 's'}"
+
+
+def _size(count: float) -> str:
+    return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.3g} MB"
