@@ -71,7 +71,12 @@ def test_ctrl_c_ends_it_quietly(capsys, logs, monkeypatch):
 def test_the_process_itself(logs):
     command = [sys.executable, "-m", "jepa_lm.live", str(logs), "--port", "0"]
     with subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        # The shell may have started these tests in the background, where Ctrl-C is ignored.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     ) as process:
         try:
             address = process.stdout.readline().split()[0]
