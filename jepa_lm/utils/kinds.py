@@ -193,7 +193,10 @@ def entries_of(kind: Kind, container: str) -> Kind:
 def _takes_no_text(kind: Kind) -> bool:
     """Return whether a kind has an alternative that is a number, or true and false."""
     kinds = kind if isinstance(kind, list) else [kind]
-    return any(k in ("int", "float", "bool") or k.keys() & {"int", "float"} for k in kinds if k)
+    ranges = (k for k in kinds if isinstance(k, dict))
+    return any(k in ("int", "float", "bool") for k in kinds) or any(
+        k.keys() & {"int", "float"} for k in ranges
+    )
 
 
 def check_kind(key: str, value: Any, kind: Kind) -> None:

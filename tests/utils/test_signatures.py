@@ -12,6 +12,7 @@ from typing import Annotated, Any, Literal
 import pytest
 from hydra.utils import get_object
 
+from jepa_lm.quantization.qat import QATSchedule
 from jepa_lm.utils.config import check, check_node, resolve
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.kinds import (
@@ -212,3 +213,9 @@ def test_what_a_hint_accepts_and_how_it_is_said(hint, right, wrong, words):
 def test_entries_of_a_mapping_are_named():
     with pytest.raises(UserError, match=r"^key\.x=0: expected a whole number of at least 1$"):
         check_type("key", {"y": 1, "x": 0}, dict[str, Count])
+
+
+def test_text_where_a_part_belongs_is_one_line():
+    """The kind of a part is a class here: neither a number nor a mapping."""
+    with pytest.raises(UserError, match=r"^quantization\.training=10: expected .*QATSchedule"):
+        check_type("quantization.training", "10", QATSchedule | None)
