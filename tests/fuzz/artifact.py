@@ -31,7 +31,7 @@ class Reader:
     """The export of a small run."""
 
     allowed = ("subprocess.Popen", "os.posix_spawn", "os.fork", "os.kill")
-    """A tokenizer is read in a process of its own; the program is ours, and nothing in it is from the file."""
+    """A tokenizer is read in a process of its own; the program is ours, nothing in it is from the file."""
 
     def __init__(self, material: Material) -> None:
         (path,) = material.export.glob("artifact.*")
