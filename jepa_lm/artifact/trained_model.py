@@ -9,10 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jepa_lm.artifact.container import MAGIC
 from jepa_lm.artifact.hub_repo import cached, model_repo
 from jepa_lm.artifact.loaded_model import LoadedModel, load_data, load_model, pick_device
-from jepa_lm.artifact.publishing import ARTIFACTS
 from jepa_lm.data.hub_listing import SCHEME
 from jepa_lm.data.split import Split
 from jepa_lm.data.tokenizers import Tokenizer
@@ -21,10 +19,9 @@ from jepa_lm.evaluation.bpb import score_from_sums
 from jepa_lm.evaluation.sampling import sample_text
 from jepa_lm.evaluation.scoring import Scorer, scores_of_targets
 from jepa_lm.model import LanguageModel
-from jepa_lm.model.checkpoint import CHECKPOINTS
 from jepa_lm.objective.taps import Tap, check_tap, read_tap, tapped_layers
 from jepa_lm.utils.errors import UserError
-from jepa_lm.utils.finding import as_path
+from jepa_lm.utils.finding import as_path, holds_artifact
 from jepa_lm.utils.trusted import Trust
 
 
@@ -165,17 +162,9 @@ def load_trained(path: str, device: str, trust: Trust, cache_dir: str) -> Traine
     """
     if path.startswith(SCHEME):
         path = str(cached(model_repo("path", path), cache_dir))
-    is_artifact = _is_artifact(as_path("path", path))
+    is_artifact = holds_artifact(as_path("path", path))
     loaded = load_model(None, path, trust) if is_artifact else load_model(path, None, trust)
     tokenizer = loaded.own_tokenizer()
     if tokenizer is None:  # of an earlier version, or exported without: it comes with the data
         tokenizer = load_data(loaded, {"cache_dir": cache_dir}).tokenizer
     return TrainedModel(loaded, tokenizer, pick_device(device))
-
-
-def _is_artifact(path: Path) -> bool:
-    if path.is_file():
-        with open(path, "rb") as file:
-            return file.read(len(MAGIC)) == MAGIC
-    checkpoints = (file for pattern in CHECKPOINTS for file in path.glob(pattern))
-    return path.is_dir() and not any(checkpoints) and any(path.glob(ARTIFACTS))
