@@ -141,7 +141,7 @@ def _sweep(
     wanted: Sequence[bool],
 ) -> tuple[Tensor, Tensor, tuple[Tensor | None, ...]]:
     """Return mean nll, mean logsumexp^2, and N times the wanted gradients of features, table and bias."""
-    dtype = _product_type(features)
+    dtype = product_dtype(features)
     x, weight = features.detach().to(dtype), table.detach().to(dtype)
     exact = precise(dtype)
     grad_features = []
@@ -205,7 +205,7 @@ def _chunk(
     return grad.to(logits.dtype), lse - z.gather(1, targets), lse
 
 
-def _product_type(features: Tensor) -> torch.dtype:
+def product_dtype(features: Tensor) -> torch.dtype:
     """Return the dtype `F.linear` would compute in; autocast leaves float64 alone."""
     dtype = autocast_dtype(features.device)
     return features.dtype if dtype is None or features.dtype == torch.float64 else dtype

@@ -108,6 +108,7 @@ def summarize(
         "val": None if score is None else _validation(task, score),
         "jepa": {} if measured is None else measured.monitor.summary(),
         "frozen": task.frozen,
+        "teacher": None if task.objective is None else task.objective.target.record,
         "trained_stored": _trained_stored(trainer),
         "skipped_steps": task.guard.skipped,
         "compile_seconds": task.compiler.seconds,
