@@ -208,7 +208,8 @@ class TokenRollout(Rollout):
     def forward(
         self, predictor: Predictor | None, context: Tensor, target: Tensor, given: Given
     ) -> list[Pair]:
-        assert predictor is not None and given.tokens is not None
+        assert predictor is not None
+        assert given.tokens is not None
         tokens = given.tokens.detach() if self.detach_tokens else given.tokens
         pairs, rolled, rows = [], context, None
         for k, weight in enumerate(self.weights, start=1):

@@ -119,7 +119,7 @@ def test_one_step_equals_the_two_stage_form(build):
     )
     noise(task)
     model, objective, batch = task.model, task.objective, random_batch()
-    logits, main = model(batch["inputs"])
+    _, main = model(batch["inputs"])
     objective(model, batch, main, at())[0].backward()
     whole = {n: p.grad.clone() for n, p in task.named_parameters() if p.grad is not None}
     task.zero_grad()

@@ -134,7 +134,7 @@ def test_only_a_training_opens_a_teacher(small):
     from jepa_lm.training.module import LanguageModelTask
     from jepa_lm.utils.config import resolve
 
-    with pytest.raises(UserError, match="only train.py opens a teacher"):
+    with pytest.raises(UserError, match=r"only train\.py opens a teacher"):
         LanguageModelTask(resolve(small("objective=distil")))
 
 
