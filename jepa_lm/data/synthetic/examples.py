@@ -9,7 +9,7 @@ Legend: R rows, T inputs of a row, K numbers of a latent, A tokens of an answer.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Annotated, NamedTuple
 
 import numpy as np
@@ -21,8 +21,8 @@ Length = Annotated[int, Range(least=1, most=1 << 16)]
 """T."""
 MOST_NUMBERS = 1 << 28
 """Most numbers of a sample: 1 GiB of float32."""
-CHUNK = 4096
-"""Rows drawn at a time, which bounds the memory of what a sample does not keep."""
+MOST_SCRATCH = 1 << 24
+"""Most numbers held at a time that a sample does not keep: 128 MiB of float64."""
 
 
 class Examples(NamedTuple):
@@ -40,10 +40,7 @@ class Examples(NamedTuple):
 
 
 class Generator(ABC):
-    """Source of rows. A subclass sets the attributes and turns uniform numbers into rows.
-
-    `draws` is the number of uniform numbers that a row takes.
-    """
+    """Source of rows. A subclass sets the attributes and turns uniform numbers into rows."""
 
     vocab_size: int
     length: int
@@ -55,7 +52,14 @@ class Generator(ABC):
     floor: float | None = None
     """What no model of the rows can be below: the expectation of `nats` per scored target, or a lower bound
     of it if the class says so. None where no closed form is known: the mean of `nats` estimates it."""
+    prompt_length: int | None = None
+    """Tokens of the question that starts a row; None if rows ask no question."""
+    answer_length: int | None = None
+    """A, the tokens that answer the longest question."""
     draws: int
+    """Uniform numbers that make a row."""
+    scratch: int = 1 << 12
+    """About how many numbers are held for a row while it is drawn."""
 
     def sample(self, rows: int, seed: Sequence[int], held_out: bool = False) -> Examples:
         """Return `rows` rows.
@@ -74,19 +78,28 @@ class Generator(ABC):
                 f"rows={rows}: expected from 1 to {most}, which is what memory allows for rows of "
                 f"{self.length} tokens with {self.latent_dim or 0} latent numbers each"
             )
-        rng = np.random.default_rng(list(seed))
-        sizes = [min(CHUNK, rows - start) for start in range(0, rows, CHUNK)]
-        drawn = [self._rows(rng.random((size, self.draws)), held_out) for size in sizes]
+        drawn = [self._rows(uniform, held_out) for uniform in self._uniform(rows, seed)]
         tokens, *others = zip(*drawn, strict=True)
         return Examples(
             np.concatenate(tokens),
             *(None if parts[0] is None else np.concatenate(parts) for parts in others),
         )
 
+    def _uniform(self, rows: int, seed: Sequence[int]) -> Iterator[np.ndarray]:
+        """Yield the uniform numbers [.., draws] of all rows, as many rows at a time as memory allows."""
+        rng, most = np.random.default_rng(list(seed)), max(1, MOST_SCRATCH // self.scratch)
+        for start in range(0, rows, most):
+            yield rng.random((min(most, rows - start), self.draws))
+
     @abstractmethod
     def _rows(self, uniform: np.ndarray, held_out: bool) -> Examples:
         """Return one row for each row of `uniform` [R, draws], numbers in [0, 1)."""
 
     def solved(self, prompts: np.ndarray, answers: np.ndarray) -> np.ndarray | None:
-        """Return which answers [R, A] to prompts are right, [R] bool; None if rows ask no question."""
+        """Return which answers are right, [R] bool; None if rows ask no question.
+
+        Args:
+            prompts: [R, prompt_length]. answers: [R, answer_length], any tokens; what follows the end of an
+                answer is not read.
+        """
         return None

@@ -39,6 +39,7 @@ class EdgeEmitting(Generator):
         self.edges, self.names, self.length = edges, names, length
         self.vocab_size, self.latent_dim = edges.shape[:2]
         self.draws = length + 2  # the first state, and T + 1 edges
+        self.scratch = 4 * (self.draws + self.latent_dim)
         self.emission = edges.sum(2).T
         """[K, V]."""
         self.start = stationary(edges.sum(0))
