@@ -103,3 +103,8 @@ class Generator(ABC):
                 answer is not read.
         """
         return None
+
+
+def whole(uniform: np.ndarray, below: int) -> np.ndarray:
+    """Return whole numbers from 0 to `below` - 1, equally likely, from uniform numbers of any shape."""
+    return np.minimum((uniform * below).astype(np.int64), below - 1)  # the product may round up
