@@ -73,23 +73,24 @@ class Routes:
         return tuple(way)
 
     def several_shortest(self, source: int, goal: int, most: int) -> list[Way]:
-        """Return up to `most` ways that enter no node twice, the shortest first (Yen's algorithm)."""
+        """Return the shortest ways that enter no node twice, up to `most` (Yen and Lawler's algorithm)."""
         found: list[Way] = []
         start = self.shortest(self.after[source], goal, 1 << source)
-        waiting = set() if start is None else {(source, *start)}
+        waiting = {} if start is None else {(source, *start): 1}
         while waiting:
             way = min(waiting, key=lambda nodes: (len(nodes), nodes))
-            waiting.remove(way)
+            parted = waiting.pop(
+                way
+            )  # before this place the branches of an earlier way are its own
             found.append(way)
             if len(found) == most:
                 break
-            for kept in range(1, len(way)):
+            for kept in range(parted, len(way)):
                 head = way[:kept]
                 taken = bits(other[kept] for other in found if other[:kept] == head)
-                closed = bits(head)
-                tail = self.shortest(self.after[head[-1]] & ~taken, goal, closed)
+                tail = self.shortest(self.after[head[-1]] & ~taken, goal, bits(head))
                 if tail is not None:
-                    waiting.add(head + tail)
+                    waiting[head + tail] = kept
         return found
 
 

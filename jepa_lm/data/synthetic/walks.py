@@ -135,9 +135,8 @@ class GraphWalks(Generator):
         for step in self._steps[answers].T:
             to = at + step
             inside = (to >= 0) & (to < self.nodes)
-            legal &= (
-                inside & self.edges[at, np.where(inside, to, at)]
-            )  # no edge leads from a node to itself
+            # No edge leads from a node to itself, so a token that is no increment is no step.
+            legal &= inside & self.edges[at, np.where(inside, to, at)]
             at = np.where(legal, to, at)
             met |= legal & (at == goal)
         return met
