@@ -95,7 +95,7 @@ class LanguageModelTask(ValidatedModule):
             UserError: it needs another tokenizer, or a field that the data lacks.
         """
         if self.objective is not None:
-            self.objective.target.check_tokenizer(data.tokenizer.fingerprint)
+            self.objective.target.check_data(data.tokenizer.fingerprint, data.fields)
 
     def setup(self, stage: str) -> None:
         """Compile the loss if the run is to be compiled, which is known by now."""
@@ -153,7 +153,9 @@ class LanguageModelTask(ValidatedModule):
         needs = () if self.objective is None else self.objective.main_needs(self.model)
         main = self.model.encode(self.model.embed(batch["inputs"]), *needs)
         z_weight = self.config["z_loss_weight"]
-        loss, ce, _ = self.model.cross_entropy(main.final, batch["targets"], z_weight)
+        loss, ce, _ = self.model.cross_entropy(
+            main.final, batch["targets"], z_weight, batch.get("weights")
+        )
         if step_context is None:  # the control, or a phase without the objective
             return loss, ce, {}
         assert self.objective is not None

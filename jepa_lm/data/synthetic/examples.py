@@ -1,8 +1,8 @@
 """Rows of tokens from a law that is known: what a sample holds, and what every generator gives.
 
 A generator draws its own law (matrices, a grammar, a graph) once, from the seed of its constructor, and rows
-from the seed of `sample`. Row i is a function of that seed and of i alone, so a longer sample begins with the
-shorter one.
+from the seed of `sample`. The tokens of row i are a function of that seed and of i alone, so a longer sample
+begins with the shorter one.
 Legend: R rows, T inputs of a row, K numbers of a latent, A tokens of an answer.
 """
 
@@ -31,8 +31,8 @@ class Examples(NamedTuple):
     tokens: np.ndarray
     """[R, T + 1] uint16."""
     nats: np.ndarray | None
-    """[R, T] float32: -log of the true probability of each target, given all tokens before it; None where
-    that is not known."""
+    """[R, T] float32: -log of the true probability of each target, given all tokens before it; 0 for one
+    that is not scored. None where that is not known."""
     latents: np.ndarray | None
     """[R, T, K] float32: what an objective may read at each input position."""
     answer: np.ndarray | None

@@ -15,7 +15,7 @@ from scipy.special import entr
 from jepa_lm.data.synthetic.examples import Examples, Generator, Length
 from jepa_lm.utils.kinds import Decay, Positive, Range, Seed, Share, checked
 
-Size = Annotated[int, Range(least=2, most=256)]
+Size = Annotated[int, Range(least=2, most=128)]
 """So that V x K x K numbers fit in memory."""
 
 

@@ -71,8 +71,8 @@ class GraphWalks(Generator):
         self.length = self.answer_length + 1
         self._steps = np.array([*[0] * (FIRST + nodes), *increments])
         """[V], the increment of each token; 0 for others."""
-        pairs = [list(walks)[i] for i in rng.permutation(len(walks))]
-        half = len(pairs) // 2
+        pairs, half = list(walks), len(walks) // 2
+        rng.shuffle(pairs)
         self.pairs = {False: sorted(pairs[:half]), True: sorted(pairs[half:])}
         """Sources and targets asked in training, and when `held_out`."""
         self._known = {

@@ -172,8 +172,8 @@ def test_the_floor_of_rrxor_is_what_late_targets_cost(p, q, bits):
 @pytest.mark.parametrize(
     ("make", "line"),
     [
-        (lambda: HiddenMarkov(states=1), "states=1: expected a whole number from 2 to 256"),
-        (lambda: HiddenMarkov(symbols=257), "symbols=257: expected a whole number from 2 to 256"),
+        (lambda: HiddenMarkov(states=1), "states=1: expected a whole number from 2 to 128"),
+        (lambda: HiddenMarkov(symbols=129), "symbols=129: expected a whole number from 2 to 128"),
         (lambda: HiddenMarkov(length=0), "length=0: expected a whole number from 1 to 65536"),
         (lambda: HiddenMarkov(sticky=1), "sticky=1: expected a number of at least 0 and below 1"),
         (lambda: HiddenMarkov(emission=0), "emission=0: expected a number above 0"),
