@@ -130,9 +130,9 @@ def many(tmp_path_factory) -> Path:
     scores, settings, against = {}, {}, {}
     for objective in ("lewm", "llm_jepa_with_a_long_name"):
         for i in range(12):
-            name = f"objective={objective} jepa.weight={i / 20:g}"
+            name = f"objective={objective} jepa.weight={i / 40:g}"
             scores[name] = {"1": 1.7 + 0.001 * (i - 4) ** 2, "2": 1.71 + 0.001 * (i - 5) ** 2}
-            settings[name] = {"objective": objective, "jepa.weight": f"{i / 20:g}"}
+            settings[name] = {"objective": objective, "jepa.weight": f"{i / 40:g}"}
             if i:
                 against[name] = {"weight_0": f"objective={objective} jepa.weight=0"}
     folder = study(
