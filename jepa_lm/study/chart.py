@@ -9,12 +9,15 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 INK, MUTED = "var(--ink)", "var(--muted)"
 SERIES = tuple(f"var(--series-{i})" for i in range(6))
 """Colours as CSS variables, which the page sets for light and for dark mode."""
 SIDE = 1000
 """Width and height of the SVG in its own units, before it is stretched."""
+DRAWN = 200
+"""Largest number of points drawn of a line; more cannot be distinguished."""
 FARTHEST = 50
 """Values further away than this many heights of the area are drawn at that distance, out of sight."""
 TICKS = 5
@@ -71,7 +74,7 @@ class Chart:
     across: Scale
     up: Scale
     label: str
-    """What goes up."""
+    """What goes up; empty if the title says it."""
     under: str
     """What goes across."""
     lines: tuple[Line, ...]
@@ -139,6 +142,24 @@ class Forest:
         return f"left: {100 * low:.2f}%; width: {100 * (high - low):.2f}%"
 
 
+@dataclass(frozen=True)
+class Panel:
+    """A figure with its heading."""
+
+    title: str
+    drawn: Chart | Forest
+    key: tuple[tuple[Style, str], ...] = ()
+    """Styles of its lines, each with the number at its end."""
+    wide: bool = True
+    """It has the whole width of the page; others stand side by side."""
+
+    @property
+    def arms(self) -> tuple[str, ...]:
+        """Names of the lines."""
+        lines = self.drawn.lines if isinstance(self.drawn, Chart) else ()
+        return tuple(line.style.name for line in lines)
+
+
 def scale(low: float, high: float, most: int = TICKS) -> Scale:
     """Return an axis between two values, with about `most` round ticks; equal values get room around them."""
     if not high > low:
@@ -158,6 +179,12 @@ def around(values: Iterable[float], most: int = TICKS, *, share: float = 0.05) -
     values = list(values)
     low, high = min(values), max(values)
     return scale(low - share * (high - low), high + share * (high - low), most)
+
+
+def thinned(values: Sequence[Any]) -> Sequence[Any]:
+    """Return at most `DRAWN` of the values, at equal distances, with the last one."""
+    stride = -(-len(values) // DRAWN) or 1
+    return values[::-1][::stride][::-1]
 
 
 def settled(lines: Iterable[Points]) -> list[float]:

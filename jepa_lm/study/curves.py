@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jepa_lm.study.chart import thinned
 from jepa_lm.study.runs import Run
 from jepa_lm.study.statistics import t_interval
 
@@ -15,8 +16,6 @@ VALIDATED_OFTEN = 3
 """Points of val/bpb that every run needs for it to be drawn instead of train/bpb."""
 SMOOTHED = 20
 """A point of train/bpb is the mean of 1/SMOOTHED of a run's log points."""
-DRAWN = 200
-"""Largest number of points drawn of a curve; more cannot be distinguished."""
 
 
 @dataclass(frozen=True)
@@ -96,9 +95,7 @@ def _aligned(found: Mapping[str, Mapping[int, float]]) -> tuple[list[int], np.nd
     rows = [row for row in found.values() if row]
     if not rows:
         return [], np.empty((0, 0))
-    steps = sorted(set.intersection(*(set(row) for row in rows)))
-    stride = -(-len(steps) // DRAWN) or 1
-    steps = steps[::-1][::stride][::-1]  # the last one stays
+    steps = list(thinned(sorted(set.intersection(*(set(row) for row in rows)))))
     return steps, np.array([[row[step] for step in steps] for row in rows])
 
 

@@ -7,9 +7,8 @@ have the colour of the text.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
 
-from jepa_lm.study.chart import INK, SERIES, Chart, Forest, Style
+from jepa_lm.study.chart import INK, SERIES, Style
 from jepa_lm.study.results import Results
 from jepa_lm.study.verdict import BASELINES
 
@@ -18,24 +17,6 @@ DASHES = ("8 3", "2 3", "9 3 2 3", "4 3", "14 4", "9 3 2 3 2 3", "1 5")
 LINES = ("", *DASHES)
 DISTINCT = (len(SERIES) + 1) * len(LINES)
 """Number of styles; those of more arms repeat."""
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A figure with its heading."""
-
-    title: str
-    drawn: Chart | Forest
-    key: tuple[tuple[Style, str], ...] = ()
-    """Styles of its lines, each with the number at its end."""
-    wide: bool = True
-    """It has the whole width of the page; others stand side by side."""
-
-    @property
-    def arms(self) -> tuple[str, ...]:
-        """Names of the lines."""
-        lines = self.drawn.lines if isinstance(self.drawn, Chart) else ()
-        return tuple(line.style.name for line in lines)
 
 
 def styles(results: Results) -> dict[str, Style]:

@@ -7,8 +7,7 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from jepa_lm.study import formatting as words
-from jepa_lm.study.chart import SERIES, Chart, Forest, Line, Row, Scale, Style, around
-from jepa_lm.study.figure_styles import Panel
+from jepa_lm.study.chart import SERIES, Chart, Forest, Line, Panel, Row, Scale, Style, around
 from jepa_lm.study.request import WEIGHT
 from jepa_lm.study.results import ArmResult, Results, Treatment, role_of
 from jepa_lm.study.statistics import Effect

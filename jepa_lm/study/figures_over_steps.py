@@ -6,10 +6,9 @@ from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 from jepa_lm.study import formatting as words
-from jepa_lm.study.chart import Chart, Line, Points, Scale, Style, around, settled
+from jepa_lm.study.chart import Chart, Line, Panel, Points, Scale, Style, around, settled
 from jepa_lm.study.curves import Curve, Metric, difference, over_seeds, score_metric
 from jepa_lm.study.diagnostics import DIAGNOSTICS
-from jepa_lm.study.figure_styles import Panel
 from jepa_lm.study.results import Results
 
 FEW = 8

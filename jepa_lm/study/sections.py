@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from jepa_lm.study import figures, figures_over_steps, tables
 from jepa_lm.study import formatting as words
-from jepa_lm.study.chart import Style
+from jepa_lm.study.chart import Panel, Style
 from jepa_lm.study.curves import VALIDATED_OFTEN, VALIDATION
-from jepa_lm.study.figure_styles import DISTINCT, Panel
+from jepa_lm.study.figure_styles import DISTINCT
 from jepa_lm.study.results import Results
 from jepa_lm.study.statistics import RULE_ALPHA, RULE_NATS
 from jepa_lm.study.table import Table
