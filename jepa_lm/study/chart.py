@@ -87,6 +87,12 @@ class Chart:
     upright: bool = False
     """Labels of the axis below are turned where there is too little room for them."""
 
+    side = SIDE
+
+    def level(self, share: float) -> str:
+        """Return a line across at a share of the height."""
+        return f"M0 {round(SIDE * (1 - share))}H{SIDE}"
+
     def path(self, points: Points) -> str:
         """Return the points in the units of the SVG."""
         return " ".join(f"{self._x(x)},{self._y(y)}" for x, y in points)

@@ -1,6 +1,7 @@
-// On a page of many arms, the heads of tables sort their rows: up, down, and back as they were written.
+// On a page of many arms, the heads of tables sort their rows (up, down, back as they were written), and a link to a
+// folded part unfolds it.
 "use strict";
-const MISSING = "-";
+const MISSING = "-", FEWEST = 8;  // rows of a table that is worth sorting
 
 function value(cell, isNumber) {
   const text = cell.textContent.trim();
@@ -29,9 +30,13 @@ function sort(table, heads, column, written) {
   table.tBodies[0].append(...rows);
 }
 
+function unfold(part) {
+  part.open = true;
+}
+
 for (const table of document.querySelectorAll("table")) {
   const heads = [...table.tHead.rows[0].cells], written = [...table.tBodies[0].rows];
-  if (written.length < 3 || !heads[0].textContent) continue;  // without a first head, rows are statistics
+  if (written.length < FEWEST || !heads[0].textContent) continue;  // without a first head, rows are statistics
   heads.forEach((head, column) => {
     const button = document.createElement("button");
     button.type = "button";
@@ -40,4 +45,7 @@ for (const table of document.querySelectorAll("table")) {
     head.append(button);
   });
 }
-addEventListener("beforeprint", () => document.querySelectorAll("details").forEach((part) => { part.open = true; }));
+for (const link of document.querySelectorAll('a[href^="#"]')) {
+  link.addEventListener("click", () => document.querySelectorAll(`${link.hash} > details`).forEach(unfold));
+}
+addEventListener("beforeprint", () => document.querySelectorAll("details").forEach(unfold));

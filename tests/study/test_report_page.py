@@ -114,7 +114,7 @@ def test_it_folds_what_is_long_and_keeps_every_verdict_in_sight(long, short):
     assert summaries == [f"{word_of(t)} {t.arm.label}" for t in treatments]
     assert len(summaries) == 5
     assert {"How the configs differ", "Versions and records", "BPB of every run"} <= folded.keys()
-    assert any(name.startswith("10 figures") for name in folded)
+    assert any(name.startswith("10 more figures") for name in folded)
     arms = long.page.one("section", id="arms")
     assert arms.all("table")[0] not in [t for e in arms.all("details") for t in e.all("table")]
 
