@@ -19,7 +19,7 @@ from jepa_lm.study.templates import environment
 from jepa_lm.utils.files import read_yaml, write_text
 from jepa_lm.utils.nested import at, class_name
 from jepa_lm.utils.paths import CONFIG_FILE, METRICS_FILE, PAGE_FILE, SAMPLE_FILE, SUMMARY_FILE
-from jepa_lm.utils.quoting import cut, shell
+from jepa_lm.utils.quoting import shell
 
 TRAINING = "train/bpb"
 PANELS = {
@@ -80,7 +80,7 @@ def write_page(folder: Path, latents: Sequence[str] = ()) -> Path:
         "panels": _panels(run),
         "latents": list(latents),
         "measured": _measured(run),
-        "sample": _sample(folder),
+        "sample": run.sample(LONGEST_SAMPLE),
         "records": Table(("record", "value"), tuple(told(run).items()), words=2),
         "links": [(name, quote(name)) for name in LINKED if (folder / name).is_file()],
         "cautions": run.summary.get("unfinished") or [],
@@ -245,11 +245,3 @@ def _measured(run: Run) -> Table:
     return Table(
         ("last measurement", "value"), tuple(row for row in rows if row[1] != words.NOTHING)
     )
-
-
-def _sample(folder: Path) -> str:
-    try:
-        with open(folder / SAMPLE_FILE, encoding="utf-8", errors="replace") as file:
-            return cut(file.read(2 * LONGEST_SAMPLE).strip(), LONGEST_SAMPLE)
-    except OSError:
-        return ""
