@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import subprocess
@@ -11,15 +12,17 @@ import hydra
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 import jepa_lm
-from jepa_lm import UserError
+from jepa_lm import UserError, api
 from jepa_lm.api import MANY
 from jepa_lm.data.tokenizers import ByteTokenizer
 from jepa_lm.evaluation.continuations import encode_pair
 from jepa_lm.generate import main as generate
 from jepa_lm.run import evaluate
+from jepa_lm.utils.going_on import recorded_overrides
 from jepa_lm.utils.paths import CONF, TOKENIZER_FILE
 from tests.conftest import SMALL
 
@@ -99,6 +102,34 @@ def test_train_returns_folder_summary_and_score(small_text, tmp_path):
     assert found.score == found.summary["val"]["bpb"]
     (run,) = jepa_lm.runs(tmp_path)
     assert (run.folder, run.bpb) == (found.folder, found.score)
+    assert recorded_overrides(run.folder) == words
+
+
+def test_a_run_from_python_records_how_it_was_composed(small_text, tmp_path):
+    """Its objective by name; its words only where they give the config that it was trained with."""
+    words = [*SMALL, f"data.path={small_text}", "trainer.max_steps=1", "objective=vicreg"]
+    cfg = jepa_lm.compose([*words, "paths.run_dir=elsewhere"])
+    cfg.paths.run_dir = str(tmp_path / "a")
+    cfg.seed = 5
+    jepa_lm.train(cfg)
+    (run,) = jepa_lm.runs(tmp_path)
+    assert (run.objective, run.summary["seed"]) == ("vicreg", 5)
+    assert recorded_overrides(run.folder) is None
+    assert HydraConfig.instance().cfg is None
+    assert "hydra" not in cfg
+    del cfg
+    gc.collect()
+    assert not api._COMPOSED
+
+
+def test_a_config_made_otherwise_is_trained_as_it_is(small_text, tmp_path):
+    words = [*SMALL, f"data.path={small_text}", "trainer.max_steps=1", "objective=vicreg"]
+    cfg = OmegaConf.create(
+        OmegaConf.to_container(jepa_lm.compose([*words, f"paths.run_dir={tmp_path / 'a'}"]))
+    )
+    jepa_lm.train(cfg)
+    (run,) = jepa_lm.runs(tmp_path)
+    assert run.objective == "LatentPrediction"
 
 
 def test_scores_are_those_of_eval(model, exported, trained, compose, tmp_path):
