@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 DEV_STAMP := $(VENV)/installed-dev
 
-.PHONY: install develop demo test test-slow fuzz kills lint signatures settings docs bench trace gpu figures clean
+.PHONY: install develop demo test test-slow fuzz kills harness lint signatures settings docs bench trace gpu figures clean
 
 # What a user needs; `make develop` adds to the same environment what tests, lint and benchmarks need.
 install: $(STAMP)
@@ -41,6 +41,11 @@ fuzz: develop
 
 kills: develop
 	$(BIN)/python -m tests.kills
+
+# Tests against lm-evaluation-harness, whose libraries (460 MB) `make develop` leaves out.
+harness: develop
+	$(BIN)/pip install --quiet -e '.[harness]'
+	$(BIN)/python -m pytest -q tests/test_harness.py
 
 lint: develop
 	$(BIN)/ruff format --check .
