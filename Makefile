@@ -75,8 +75,8 @@ gpu: install
 	$(BIN)/python -m benchmarks gpu --budget 530
 
 figures: develop
-	$(BIN)/python docs/plot_demo.py
-	$(BIN)/python docs/plot_objectives.py
+	$(BIN)/python -m docs.plot_demo
+	$(BIN)/python -m docs.plot_objectives
 
 clean:
 	rm -rf $(VENV) logs build site *.egg-info

@@ -225,7 +225,7 @@ def _treatment(plan: Manifest, arms: Mapping[str, ArmResult], name: str) -> Trea
     """Compare one group with all of its controls."""
     compared = _by_role(arms[name], [c for c in plan.comparisons if c.of == name], arms)
     controls = {role: arms[c.against] for role, c in compared.items()}
-    effects, word, sentence = _judged(arms[name], controls)
+    effects, word, sentence = judged(arms[name], controls)
     against = tuple(Against(c, controls[role], effects[role]) for role, c in compared.items())
     known = {
         arm.name: list(arm.runs.values()) for arm in (arms[name], *(a.control for a in against))
@@ -271,7 +271,7 @@ def _budgeted(comparison: Comparison) -> bool:
     return any(key in comparison.differences for key in BUDGET)
 
 
-def _judged(
+def judged(
     treatment: ArmResult, controls: Mapping[str, ArmResult]
 ) -> tuple[Mapping[str, Effect], str, str]:
     """Return effects by role, and the verdict's word and sentence; statistics are computed only here."""
