@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 DEV_STAMP := $(VENV)/installed-dev
 
-.PHONY: install develop demo test test-slow fuzz kills harness lint signatures settings docs bench trace gpu figures clean
+.PHONY: install develop demo test test-slow fuzz kills harness lint signatures settings docs bench calibrate trace gpu figures clean
 
 # What a user needs; `make develop` adds to the same environment what tests, lint and benchmarks need.
 install: $(STAMP)
@@ -67,6 +67,10 @@ docs: install
 
 bench: develop
 	$(BIN)/python -m benchmarks
+
+# Comparisons whose outcome is known: does a study say yes where the answer is yes?
+calibrate: install
+	$(BIN)/python -m jepa_lm.study.calibrate trainer=cpu
 
 trace: develop
 	$(BIN)/python -m benchmarks trace
