@@ -117,9 +117,11 @@ def test_a_run_from_python_records_how_it_was_composed(small_text, tmp_path):
     assert recorded_overrides(run.folder) is None
     assert HydraConfig.instance().cfg is None
     assert "hydra" not in cfg
+    known = id(cfg)
+    assert known in api._COMPOSED
     del cfg
     gc.collect()
-    assert not api._COMPOSED
+    assert known not in api._COMPOSED
 
 
 def test_a_config_made_otherwise_is_trained_as_it_is(small_text, tmp_path):
