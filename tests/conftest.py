@@ -14,7 +14,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -118,13 +118,34 @@ def small_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
 Compose = Callable[..., DictConfig]
 
 
+@pytest.fixture(scope="session")
+def teacher(tmp_path_factory: pytest.TempPathFactory, small_text: Path) -> Path:
+    """A checkpoint of `SMALL` after two steps, for objectives with a teacher."""
+    from jepa_lm.run import train
+
+    folder = tmp_path_factory.mktemp("teacher")
+    words = [*SMALL, f"data.path={small_text}", "seed=5", "trainer.max_steps=2"]
+    GlobalHydra.instance().clear()
+    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+        train(hydra.compose("train", overrides=[*words, f"paths.run_dir={folder}"]))
+    return folder / "checkpoints" / "last.ckpt"
+
+
+def needs_teacher(words: Sequence[str]) -> bool:
+    """Return whether an objective among the overrides reads a teacher that they do not name."""
+    named = any(word.startswith("jepa.target.path=") for word in words)
+    return not named and any(word.startswith("objective=distil") for word in words)
+
+
 @pytest.fixture
-def compose(tmp_path: Path, small_text: Path) -> Compose:
+def compose(tmp_path: Path, small_text: Path, request: pytest.FixtureRequest) -> Compose:
     """compose("train", overrides...) returns the config that the command line would compose."""
 
     def make(command: str, *overrides: str, run_dir: Path | None = None) -> DictConfig:
         chosen = tuple(word for word in overrides if _chooses(word))
         values = [word for word in overrides if word not in chosen]
+        if needs_teacher(overrides):
+            values.append(f"jepa.target.path={request.getfixturevalue('teacher')}")
         cfg = pickle.loads(_composed(command, chosen))
         values.insert(0, f"paths.run_dir={run_dir or tmp_path / 'run'}")
         # Hydra does the same after it has merged the chosen files.

@@ -68,9 +68,11 @@ class ResumableSweeper(Sweeper):
 
         def checkpoint_bytes(config: Mapping[str, Any]) -> int:
             # Imports PyTorch, which a sweep of `jepa_lm.study` otherwise leaves to its jobs.
+            from jepa_lm.artifact.teacher import opener
             from jepa_lm.training.estimate import checkpoint_bytes_of
+            from jepa_lm.utils.trusted import Trust
 
-            return checkpoint_bytes_of(config)
+            return checkpoint_bytes_of(config, opener(Trust.of(config)))
 
         assert self.hydra_context is not None
         assert self.launcher is not None

@@ -12,6 +12,7 @@ from typing import Any
 import lightning.pytorch as pl
 from omegaconf import DictConfig
 
+from jepa_lm.artifact.teacher import opener
 from jepa_lm.commands.describe import describe
 from jepa_lm.data.datamodule import TokenDataModule
 from jepa_lm.data.token_data import TokenData
@@ -55,7 +56,8 @@ def train(cfg: DictConfig) -> float | None:
     """Train, validate, checkpoint and write summary.json.
 
     Returns:
-        The validation's bits per byte, which a sweep can optimize; None for `describe=true`.
+        The validation's bits per byte (nats per token for what has no bytes), which a sweep can optimize;
+        None for `describe=true`.
 
     Raises:
         UserError: an error in the config or the data that a user can fix.
@@ -77,7 +79,7 @@ def train_resolved(config: dict[str, Any], cfg: DictConfig | None = None) -> flo
     memory = PeakMemory()
     budget, run_dir = config["trainer"], Path(config["paths"]["run_dir"])
     clock = ProgressClock(max_steps=budget["max_steps"], max_time=budget["max_time"])
-    task = LanguageModelTask(config, clock)
+    task = LanguageModelTask(config, clock, opener(Trust.of(config)))
     if config["describe"]:
         print(json.dumps(describe(task), indent=2))
         return None
@@ -89,6 +91,7 @@ def train_resolved(config: dict[str, Any], cfg: DictConfig | None = None) -> flo
         data: TokenData = build("data", config["data"])
         data.prepare_data()  # before the trainer, so that a data error comes before anything is started
         data.setup()
+        task.check_data(data)
         trainer = make_trainer(config, task)
         about["passes"] = data.passes(trainer.world_size, trainer.accumulate_grad_batches)
         if resume is not None:
@@ -107,7 +110,7 @@ def train_resolved(config: dict[str, Any], cfg: DictConfig | None = None) -> flo
     if task.stop.signum is not None:
         raise Stopped(task.stop.signum)
     score = task.scores.get("shipped")
-    return None if score is None else score.bpb
+    return None if score is None else score.value
 
 
 def _settle(config: dict[str, Any]) -> None:

@@ -10,13 +10,18 @@ from torch import Tensor, nn
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
-def as_buffers(module: AnyModule) -> AnyModule:
-    """Turn a module's parameters into float32 buffers of the same names, in place."""
+def as_buffers(module: AnyModule, *, persistent: bool = True) -> AnyModule:
+    """Turn a module's parameters into float32 buffers of the same names, in place.
+
+    Args:
+        persistent: they belong to the state that a checkpoint holds.
+    """
     for owner in module.modules():
         for name, parameter in list(owner._parameters.items()):
             if parameter is not None:
                 del owner._parameters[name]
-                owner.register_buffer(name, parameter.detach().float().clone())
+                value = parameter.detach().float().clone()
+                owner.register_buffer(name, value, persistent=persistent)
     return module
 
 

@@ -7,6 +7,7 @@ Source: submissions #832, #1196, #1243, #1581 (tied, tanh) and #903 (the four ti
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,8 +20,12 @@ class Head(nn.Module, ABC):
     """features(hidden) @ weight(table)^T. Training uses the factors separately (`cross_entropy.py`)."""
 
     @abstractmethod
-    def features(self, hidden: Tensor) -> Tensor:
-        """hidden [B, T, D] -> input of the last matrix product, [B, T, E]."""
+    def features(self, hidden: Tensor, *, frozen: bool = False) -> Tensor:
+        """hidden [B, T, D] -> input of the last matrix product, [B, T, E].
+
+        Args:
+            frozen: no gradient to the head's own parameters.
+        """
 
     @abstractmethod
     def weight(self, table: Tensor) -> Tensor:
@@ -29,6 +34,18 @@ class Head(nn.Module, ABC):
     def forward(self, hidden: Tensor, table: Tensor) -> Tensor:
         """hidden [B, T, D], table [V, E] -> [B, T, V]."""
         return F.linear(self.features(hidden), self.weight(table))
+
+
+class Readout(NamedTuple):
+    """Factors of the logits softcap(features weight^T + bias), so that no loss has to hold all of them."""
+
+    features: Tensor
+    """[N, E]."""
+    weight: Tensor
+    """[V, E]."""
+    bias: Tensor | None
+    """[V]."""
+    softcap: Softcap | None
 
 
 class UntiedHead(Head):
@@ -46,7 +63,7 @@ class UntiedHead(Head):
         if zero_init:
             nn.init.zeros_(self.out.weight)
 
-    def features(self, hidden: Tensor) -> Tensor:
+    def features(self, hidden: Tensor, *, frozen: bool = False) -> Tensor:
         return hidden
 
     def weight(self, table: Tensor) -> Tensor:
@@ -83,8 +100,10 @@ class TiedHead(Head):
         shape = (vocab_size, factor_dim or dim)
         self.correction = nn.Parameter(torch.zeros(shape)) if correction else None
 
-    def features(self, hidden: Tensor) -> Tensor:
-        if self.reduce is not None:
+    def features(self, hidden: Tensor, *, frozen: bool = False) -> Tensor:
+        if self.reduce is not None and frozen:
+            hidden = F.linear(hidden, self.reduce.weight.detach())
+        elif self.reduce is not None:
             hidden = self.reduce(hidden)
         return F.gelu(hidden) if self.gelu else hidden
 

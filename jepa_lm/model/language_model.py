@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from jepa_lm.model.cross_entropy import CrossEntropy, chunked_cross_entropy
 from jepa_lm.model.embeddings import TokenEmbedding, ValueEmbedding
-from jepa_lm.model.heads import Head, Softcap
+from jepa_lm.model.heads import Head, Readout, Softcap
 from jepa_lm.model.injector import ChunkInjector, Injected
 from jepa_lm.model.layers import SmearGate, rms_norm
 from jepa_lm.model.unet import Carry, UNet
@@ -268,15 +268,32 @@ class LanguageModel(nn.Module):
             z = z + self.logit_bias
         return z if self.softcap is None else self.softcap(z)
 
-    def cross_entropy(self, hidden: Tensor, targets: Tensor, z_loss_weight: float) -> CrossEntropy:
-        """Return the training loss of `logits(hidden)` on targets [B, T], without keeping the logits."""
+    def readout(self, hidden: Tensor, *, frozen: bool = False) -> Readout:
+        """Return the factors of `logits(hidden)` for hidden states [B, T, D], N = B T.
+
+        Args:
+            frozen: gradients go to the hidden states alone, not to the head.
+        """
+        features = self.head.features(hidden, frozen=True) if frozen else self.head.features(hidden)
+        weight: Tensor = self.head.weight(self.embedding.table.weight)
+        bias: Tensor | None = self.logit_bias
+        if frozen:
+            weight, bias = weight.detach(), None if bias is None else bias.detach()
+        return Readout(features.flatten(0, 1), weight, bias, self.softcap)
+
+    def cross_entropy(
+        self, hidden: Tensor, targets: Tensor, z_loss_weight: float, weights: Tensor | None = None
+    ) -> CrossEntropy:
+        """Return the training loss of `logits(hidden)` on targets [B, T], without keeping the logits.
+
+        Args:
+            weights: of the targets [B, T]; None means 1.
+        """
         return chunked_cross_entropy(
-            self.head.features(hidden).flatten(0, 1),  # [B T, E]
-            self.head.weight(self.embedding.table.weight),
-            self.logit_bias,
-            self.softcap,
-            targets.flatten(),  # [B T]
+            *self.readout(hidden),
+            targets.flatten(),
             z_loss_weight=z_loss_weight,
+            weights=None if weights is None else weights.flatten(),
         )
 
     def forward(

@@ -26,20 +26,40 @@ class Pair(NamedTuple):
     """Context latents that the predictions were made from, [B, N', D of the context]."""
     weight: float
     """Share of this pair in the prediction loss."""
+    rows: Tensor | None = None
+    """Weight of each prediction [B, N'], 0 for those that do not count; None if all do."""
+    answers: Tensor | None = None
+    """Whether the token that a target latent predicts counts [B, N'], bool; None if all do."""
+
+
+class Given(NamedTuple):
+    """What an alignment may read of a micro-batch, beside the latents."""
+
+    masked: Tensor | None = None
+    """Masked positions of the context view [M], or None."""
+    tokens: Tensor | None = None
+    """Rows of the token table for the inputs [B, T, D], if the alignment `needs_tokens`."""
+    starts: Tensor | None = None
+    """Where a document starts [B, T], bool, or None if the tokenizer marks no start."""
+    answers: Tensor | None = None
+    """Which targets of the batch count [B, T], bool, or None if all do."""
 
 
 class Alignment(nn.Module):
     """Pairing of predictions with targets."""
 
     needs_mask = False
+    """True if it needs a view that masks."""
+    needs_tokens = False
+    """True if its predictor is given the tokens between context and target (`takes_tokens`)."""
 
     def check(self, latents: int) -> None:
         """Raise UserError if rows with this many latents are too short."""
 
     def forward(
-        self, predictor: Predictor | None, context: Tensor, target: Tensor, masked: Tensor | None
+        self, predictor: Predictor | None, context: Tensor, target: Tensor, given: Given
     ) -> list[Pair]:
-        """context [B, N, D], target [B, N, E], masked [M] positions or None -> pairs."""
+        """context [B, N, D], target [B, N, E] -> pairs."""
         raise NotImplementedError
 
 
@@ -52,9 +72,11 @@ class SamePosition(Alignment):
     """Latent n predicts target n."""
 
     def forward(
-        self, predictor: Predictor | None, context: Tensor, target: Tensor, masked: Tensor | None
+        self, predictor: Predictor | None, context: Tensor, target: Tensor, given: Given
     ) -> list[Pair]:
-        return [Pair(apply(predictor, context), target, context, 1.0)]
+        whole = given.answers is not None and given.answers.shape[1] == target.shape[1]
+        answers = given.answers if whole else None  # pooled latents belong to no single token
+        return [Pair(apply(predictor, context), target, context, 1.0, None, answers)]
 
 
 class MaskedPositions(Alignment):
@@ -63,11 +85,11 @@ class MaskedPositions(Alignment):
     needs_mask = True
 
     def forward(
-        self, predictor: Predictor | None, context: Tensor, target: Tensor, masked: Tensor | None
+        self, predictor: Predictor | None, context: Tensor, target: Tensor, given: Given
     ) -> list[Pair]:
-        assert masked is not None
-        seen = context.index_select(1, masked)  # [B, M, D]
-        return [Pair(apply(predictor, seen), target.index_select(1, masked), seen, 1.0)]
+        assert given.masked is not None
+        seen = context.index_select(1, given.masked)  # [B, M, D]
+        return [Pair(apply(predictor, seen), target.index_select(1, given.masked), seen, 1.0)]
 
 
 class Offsets(Alignment):
@@ -99,7 +121,7 @@ class Offsets(Alignment):
             )
 
     def forward(
-        self, predictor: Predictor | None, context: Tensor, target: Tensor, masked: Tensor | None
+        self, predictor: Predictor | None, context: Tensor, target: Tensor, given: Given
     ) -> list[Pair]:
         pairs = []
         for i, (k, weight) in enumerate(zip(self.offsets, self.weights, strict=True)):
@@ -122,7 +144,7 @@ class NextFromStart(Alignment):
         self.start = nn.Parameter(std * torch.randn(dim))
 
     def forward(
-        self, predictor: Predictor | None, context: Tensor, target: Tensor, masked: Tensor | None
+        self, predictor: Predictor | None, context: Tensor, target: Tensor, given: Given
     ) -> list[Pair]:
         start = self.start.to(context.dtype).expand(len(context), 1, -1)  # [B, 1, D]
         previous = torch.cat((start, context[:, :-1]), dim=1)  # [B, N, D]
@@ -149,7 +171,7 @@ class Rollout(Alignment):
             )
 
     def forward(
-        self, predictor: Predictor | None, context: Tensor, target: Tensor, masked: Tensor | None
+        self, predictor: Predictor | None, context: Tensor, target: Tensor, given: Given
     ) -> list[Pair]:
         pairs = []
         rolled = context
@@ -157,6 +179,47 @@ class Rollout(Alignment):
             # The last latent has no target; a causal predictor gives the same without it.
             rolled = apply(predictor, rolled[:, :-1])
             pairs.append(Pair(rolled, target[:, k:], context[:, :-k], weight))
+        return pairs
+
+
+class TokenRollout(Rollout):
+    """Rollout along the text: p_0 = latent n; p_k = predictor(p_{k-1}, token n + k) predicts target n + k.
+
+    All tokens come from the inputs, so the last position predicts nothing. A pair does not count if a
+    document starts among its tokens n + 1 .. n + k. Source: NextLat (2511.05963).
+
+    Args:
+        detach_tokens: the objective does not train the token table through the tokens it is given.
+    """
+
+    needs_tokens = True
+
+    @checked
+    def __init__(
+        self,
+        *,
+        steps: Count,
+        weights: Sequence[NotNegative] | None = None,
+        detach_tokens: bool = False,
+    ) -> None:
+        super().__init__(steps=steps, weights=weights)
+        self.detach_tokens = detach_tokens
+
+    def forward(
+        self, predictor: Predictor | None, context: Tensor, target: Tensor, given: Given
+    ) -> list[Pair]:
+        assert predictor is not None
+        assert given.tokens is not None
+        tokens = given.tokens.detach() if self.detach_tokens else given.tokens
+        pairs, rolled, rows = [], context, None
+        for k, weight in enumerate(self.weights, start=1):
+            rolled = predictor(rolled[:, :-1], tokens=tokens[:, k:])
+            if given.starts is not None:
+                # Position n counts at step k if it did at step k - 1 and no document starts at n + k.
+                within = ~given.starts[:, k:]
+                rows = within.float() if rows is None else rows[:, :-1] * within
+            answers = None if given.answers is None else given.answers[:, k:]
+            pairs.append(Pair(rolled, target[:, k:], context[:, :-k], weight, rows, answers))
         return pairs
 
 

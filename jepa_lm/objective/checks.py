@@ -17,7 +17,7 @@ from jepa_lm.objective.latent_prediction import LatentPrediction
 from jepa_lm.objective.regularizers import PLACES, Regularizer
 from jepa_lm.objective.step_context import StepContext
 from jepa_lm.objective.taps import INJECTOR
-from jepa_lm.objective.targets import EmbeddingTable
+from jepa_lm.objective.targets import BatchTarget, EmbeddingTable
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.utils.errors import UserError
 
@@ -56,7 +56,7 @@ def check_distance(objective: LatentPrediction) -> None:
     except TypeError as error:
         raise UserError(
             f"jepa.distance: {type(objective.distance).__name__}.forward takes prediction, target and "
-            "step_context"
+            "comparison"
         ) from error
 
 
@@ -106,8 +106,9 @@ def _reachable_std(objective: LatentPrediction, model: LanguageModel, tensor: st
     if tensor == "target":
         target = objective.target
         if target.normalisation is not None:
-            return target.normalisation.reachable_std(projected or model.dim)
-        is_normed = target.tap == "final" and not isinstance(target, EmbeddingTable)
+            own = projected if target.project else None
+            return target.normalisation.reachable_std(own or target.width(model))
+        is_normed = target.tap == "final" and not isinstance(target, EmbeddingTable | BatchTarget)
         return 1.0 if is_normed and not (projector and target.project) else None
     if predictor is not None and tensor != "context":
         return None
@@ -162,9 +163,11 @@ def check_shapes(objective: LatentPrediction, model: LanguageModel, seq_len: int
     try:
         with torch.no_grad():
             encoded = model.encode(model.embed(inputs), *objective.main_needs(model))
-            latents = objective.compare(model, {"inputs": inputs}, encoded, step_context)
+            latents = objective.compare(model, objective.stand_in(inputs), encoded, step_context)
+            own_widths = not getattr(objective.distance, "needs_equal_widths", True)
             for pair in latents.pairs:
-                if pair.prediction.shape != pair.target.shape:
+                compared = 2 if own_widths else 3  # dimensions of [B, N, D]
+                if pair.prediction.shape[:compared] != pair.target.shape[:compared]:
                     raise UserError(
                         f"jepa: predictions are {_shape(pair.prediction)}, their targets "
                         f"{_shape(pair.target)}; make pooling and widths of both sides equal"

@@ -1,7 +1,7 @@
-"""Distances of predictions from targets: [..., D] twice -> scalar, with an explicit reduction.
+"""Distances of predictions from targets: [B, N, D] twice -> scalar, with an explicit reduction.
 
 A distance that compares statistics of rows takes them from `jepa_lm.objective.statistics` with
-`joint=step_context.joint`, and is then right on several ranks, too; these compare row by row.
+`joint=comparison.step_context.joint`, and is then right on several ranks, too; these compare row by row.
 
 `mean` averages over all elements, so orthogonal unit vectors are only 2/D apart: compare with the
 cosine. `sum` sums over the D dimensions and averages over rows.
@@ -9,19 +9,65 @@ cosine. `sum` sums over the D dimensions and averages over rows.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Literal
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jepa_lm.model import LanguageModel
+from jepa_lm.objective.ranks import sum_over_ranks
 from jepa_lm.objective.step_context import StepContext
+from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.kinds import NotNegative, checked
 
 Reduction = Literal["mean", "sum"]
 
 
-def _reduce(elements: Tensor, reduction: str) -> Tensor:
-    return elements.mean() if reduction == "mean" else elements.sum(-1).mean()
+@dataclass(frozen=True)
+class Comparison:
+    """What a distance may read beside prediction and target.
+
+    Args:
+        model: the model that is trained. target_model: the one that the targets come from.
+        context: latents that the predictions were made from [B, N, D].
+        step_context: place in the run.
+        rows, answers: see `jepa_lm.objective.alignment.Pair`.
+    """
+
+    model: LanguageModel
+    target_model: LanguageModel
+    context: Tensor
+    step_context: StepContext
+    rows: Tensor | None = None
+    answers: Tensor | None = None
+
+    def mean(self, values: Tensor) -> Tensor:
+        """Return the mean of values [B, N] over the rows that count, of all ranks."""
+        return weighted_mean(values, self.rows, self.step_context)
+
+
+def weighted_mean(values: Tensor, weights: Tensor | None, step_context: StepContext) -> Tensor:
+    """Return the weighted mean over the batch of all ranks; 0 if nothing counts.
+
+    A rank's share is scaled so that the mean over ranks, which DDP takes, is the mean over all.
+
+    Args:
+        values, weights: of equal shape; no weights mean equal ones.
+    """
+    if weights is None:
+        return values.mean()
+    return (values * weights).sum() / total_weight(weights, step_context)
+
+
+def total_weight(weights: Tensor, step_context: StepContext) -> Tensor:
+    """Return the sum of weights over all ranks, divided by their number; never 0."""
+    total = weights.sum().detach()
+    if step_context.world_size > 1:
+        total = sum_over_ranks(total) / step_context.world_size
+    return total.clamp(min=torch.finfo(total.dtype).tiny)
 
 
 class _Elementwise(nn.Module):
@@ -34,13 +80,19 @@ class _Elementwise(nn.Module):
         super().__init__()
         self.reduction = reduction
 
+    def _reduce(self, elements: Tensor, comparison: Comparison) -> Tensor:
+        if comparison.rows is None and self.reduction == "mean":
+            return elements.mean()
+        rows = elements.mean(-1) if self.reduction == "mean" else elements.sum(-1)
+        return comparison.mean(rows)
+
 
 class MSE(_Elementwise):
     """Squared error (p - t)^2."""
 
-    def forward(self, prediction: Tensor, target: Tensor, step_context: StepContext) -> Tensor:
-        """[..., D] twice -> scalar."""
-        return _reduce((prediction - target).square(), self.reduction)
+    def forward(self, prediction: Tensor, target: Tensor, comparison: Comparison) -> Tensor:
+        """[B, N, D] twice -> scalar."""
+        return self._reduce((prediction - target).square(), comparison)
 
 
 class SmoothL1(_Elementwise):
@@ -51,10 +103,10 @@ class SmoothL1(_Elementwise):
         super().__init__(reduction=reduction)
         self.beta = beta
 
-    def forward(self, prediction: Tensor, target: Tensor, step_context: StepContext) -> Tensor:
-        """[..., D] twice -> scalar."""
+    def forward(self, prediction: Tensor, target: Tensor, comparison: Comparison) -> Tensor:
+        """[B, N, D] twice -> scalar."""
         d = F.smooth_l1_loss(prediction, target, beta=self.beta, reduction="none")
-        return _reduce(d, self.reduction)
+        return self._reduce(d, comparison)
 
 
 class Cosine(nn.Module):
@@ -66,6 +118,72 @@ class Cosine(nn.Module):
         super().__init__()
         self.scale = scale
 
-    def forward(self, prediction: Tensor, target: Tensor, step_context: StepContext) -> Tensor:
-        """[..., D] twice -> scalar."""
-        return self.scale * (1.0 - F.cosine_similarity(prediction, target, dim=-1)).mean()
+    def forward(self, prediction: Tensor, target: Tensor, comparison: Comparison) -> Tensor:
+        """[B, N, D] twice -> scalar."""
+        apart = 1.0 - F.cosine_similarity(prediction, target, dim=-1)
+        return self.scale * comparison.mean(apart)
+
+
+class SoftCrossEntropy(nn.Module):
+    """Cross entropy of a law from logits: -sum target log_softmax(prediction), mean over rows.
+
+    The targets are probabilities; the smallest value is their entropy, not 0.
+    """
+
+    fragile_at_zero = False
+
+    @staticmethod
+    def as_target(prediction: Tensor) -> Tensor:
+        """Return the law that logits [..., K] stand for."""
+        return prediction.softmax(-1)
+
+    def forward(self, prediction: Tensor, target: Tensor, comparison: Comparison) -> Tensor:
+        """Logits and probabilities [B, N, K] -> scalar."""
+        return comparison.mean(-(target * prediction.log_softmax(-1)).sum(-1))
+
+
+class Sum(nn.Module):
+    """Weighted sum of distances; each is logged under its name.
+
+    Args:
+        distances: by name. weights: of each, by the same names.
+
+    Raises:
+        UserError: the names differ, or there is none.
+    """
+
+    @checked
+    def __init__(
+        self, *, distances: Mapping[str, nn.Module], weights: Mapping[str, NotNegative]
+    ) -> None:
+        super().__init__()
+        if not distances or distances.keys() != weights.keys():
+            raise UserError(
+                f"jepa.distance.weights={dict(weights)}: one weight for each of "
+                f"jepa.distance.distances, which are {', '.join(distances) or 'none'}"
+            )
+        self.distances, self.weights = nn.ModuleDict(distances), dict(weights)
+        self.fragile_at_zero = any(
+            getattr(part, "fragile_at_zero", False) for part in distances.values()
+        )
+        self.needs_equal_widths = all(
+            getattr(part, "needs_equal_widths", True) for part in distances.values()
+        )
+
+    def parts(
+        self, prediction: Tensor, target: Tensor, comparison: Comparison
+    ) -> dict[str, Tensor]:
+        """Return each distance, before its weight, by name; those of weight 0 are left out."""
+        return {
+            name: distance(prediction, target, comparison)
+            for name, distance in self.distances.items()
+            if self.weights[name]
+        }
+
+    def forward(self, prediction: Tensor, target: Tensor, comparison: Comparison) -> Tensor:
+        """[B, N, D] twice -> scalar."""
+        return self.of(self.parts(prediction, target, comparison))
+
+    def of(self, parts: Mapping[str, Tensor]) -> Tensor:
+        """Return the weighted sum of what `parts` returned."""
+        return torch.stack([self.weights[name] * part for name, part in parts.items()]).sum()

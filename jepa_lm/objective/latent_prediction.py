@@ -16,7 +16,7 @@ Legend: B batch, N latents of a row, D latent width.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Literal
 
 import torch
@@ -25,9 +25,11 @@ from torch import Tensor, nn
 from jepa_lm.data.stream import Batch
 from jepa_lm.model import Encoded, LanguageModel
 from jepa_lm.model.unet import UNet
-from jepa_lm.objective.alignment import Alignment, Pair
+from jepa_lm.objective.alignment import Alignment, Given
 from jepa_lm.objective.context import Context
 from jepa_lm.objective.diagnostics import MonitorSettings
+from jepa_lm.objective.distances import Sum
+from jepa_lm.objective.latents import Latents
 from jepa_lm.objective.normalisations import Normalisation
 from jepa_lm.objective.passes import MainPass, kept_block, limit_reach
 from jepa_lm.objective.placebo import PLACEBO, of_another_row, other_rows
@@ -35,6 +37,7 @@ from jepa_lm.objective.predictors import Predictor
 from jepa_lm.objective.regularizers import Regularizer
 from jepa_lm.objective.step_context import Draws, StepContext
 from jepa_lm.objective.targets import Target
+from jepa_lm.objective.teacher import OpenTeacher
 from jepa_lm.objective.views import RandomView, View
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.schedules.factors import Schedule
@@ -44,28 +47,8 @@ from jepa_lm.utils.precision import full_precision
 
 GUARDS = "regularizers."
 """Regularizers' draws are found under their names after this."""
-
-
-@dataclass
-class Latents:
-    """Tensors that an objective compares, all float32."""
-
-    pairs: list[Pair]
-    """Pairs before normalisation; targets have gradients if their source has."""
-    normed: list[tuple[Tensor, Tensor]]
-    """Prediction and target [B, N', D] of each pair as passed to the distance."""
-    context: Tensor
-    """All context latents [B, N, D]."""
-
-    def at(self, place: str) -> Tensor:
-        """Return the tensor [B, N, D] that a regularizer with `tensor=place` gets."""
-        if place == "context":
-            return self.context
-        if place == "normed_prediction":
-            parts = [prediction for prediction, _ in self.normed]
-        else:
-            parts = [p.target if place == "target" else p.prediction for p in self.pairs]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
+PARTS = "prediction_"
+"""Parts of a sum of distances are logged under their names after this."""
 
 
 class LatentPrediction(nn.Module):
@@ -132,16 +115,28 @@ class LatentPrediction(nn.Module):
         self.normalisation, self.distance = normalisation, distance
         self.regularizers = nn.ModuleDict(dict(regularizers or {}))
         self.diagnostics = diagnostics
+        self.document_start: int | None = None
+        """Token that starts a document, None if the tokenizer has none; a run sets it."""
         self.latents: dict[str, int] = {}
         """Latents in a row of each tensor of `Latents.at`, where the config alone decides."""
         reserved = {"prediction", "loss", "weight", "share"}
-        for name in self.regularizers.keys() & reserved:
-            raise UserError(f"jepa.regularizers.{name}: this name is reserved, choose another")
+        for name in self.regularizers:
+            if name in reserved or name.startswith(PARTS):
+                raise UserError(f"jepa.regularizers.{name}: this name is reserved, choose another")
         guarded = regularizers_weight and any(r.weight for r in (regularizers or {}).values())
         if not prediction_weight and not guarded:
             raise UserError(
                 "jepa.prediction_weight=0: leaves nothing to train without a regularizer of positive weight; "
                 "for the control, set jepa.weight=0"
+            )
+        if alignment.needs_tokens != bool(predictor is not None and predictor.takes_tokens):
+            raise UserError(
+                f"jepa.predictor: {type(alignment).__name__} "
+                + (
+                    "gives it tokens, so it needs Transition"
+                    if alignment.needs_tokens
+                    else "gives it no tokens, which Transition needs; set jepa.alignment to TokenRollout"
+                )
             )
         if alignment.needs_mask and not (context.view is not None and context.view.masks):
             raise UserError(
@@ -150,11 +145,14 @@ class LatentPrediction(nn.Module):
 
     # ---- at the start of a run
 
-    def prepare(self, model: LanguageModel) -> None:
-        """Copy what follows the model, and freeze what `reach` leaves without a gradient.
+    def prepare(self, model: LanguageModel, open_teacher: OpenTeacher | None = None) -> None:
+        """Copy what follows the model, load a teacher, and freeze what `reach` leaves without a gradient.
+
+        Args:
+            open_teacher: loads the model that a config names, for a target that reads one.
 
         Raises:
-            UserError: `reach` exceeds the number of blocks.
+            UserError: `reach` exceeds the number of blocks, or a teacher cannot be used.
         """
         if self.reach is not None and self.reach > model.layers:
             raise UserError(f"jepa.reach={self.reach}: 0 to the {model.layers} blocks, or null")
@@ -162,6 +160,7 @@ class LatentPrediction(nn.Module):
             for name, vector in self.context.named_parameters():
                 assert name == "view.vector"
                 vector.requires_grad_(False)  # lies below every block, so no gradient can reach it
+        self.target.open(model, open_teacher)
         self.target.follow(model, self.projector)
 
     # ---- weights over the clock
@@ -213,9 +212,19 @@ class LatentPrediction(nn.Module):
         """Make the tables of the passes beside the main one, and those that predictors read."""
         for view in self._views().values():
             backbone.keep_tables(view.length(seq_len), device)
+        self.target.keep_tables(seq_len, device)
         for part in self.modules():
             if isinstance(part, Predictor) and "context" in self.latents:
                 part.keep_tables(self.latents["context"], device)
+
+    def stand_in(self, inputs: Tensor) -> Batch:
+        """Return a batch with these inputs [B, T] and every field that the parts read, as uniform laws."""
+        fields = self.target.batch_fields.items()
+        made = {
+            name: inputs.new_full((*inputs.shape, k), 1 / k, dtype=torch.float)
+            for name, k in fields
+        }
+        return {"inputs": inputs, "targets": inputs, **made}
 
     def draw(self, inputs: Tensor, step_context: StepContext) -> StepContext:
         """Return the context with all that the parts will draw for inputs [B, T]."""
@@ -252,7 +261,7 @@ class LatentPrediction(nn.Module):
         """Compute predictions, targets and context latents of a micro-batch."""
         step_context = self._of_views(step_context)
         encoded = limit_reach(model, main, self.main_needs(model)[0], self.reach)
-        read = MainPass(batch["inputs"], encoded, step_context, self.reach)
+        read = MainPass(batch, encoded, step_context, self.reach)
         context, masked = self.context(model, read)
         project = None if self.projector is None else _once(self.projector)
         if project is not None:
@@ -260,9 +269,12 @@ class LatentPrediction(nn.Module):
         target = self.target(model, read, project)
         if self.placebo:
             target = of_another_row(target, step_context.at(PLACEBO))
+        given = self._given(model, batch, masked)
         pairs = [
-            Pair(p.prediction.float(), p.target.float(), p.context.float(), p.weight)
-            for p in self.alignment(self.predictor, context, target, masked)
+            p._replace(
+                prediction=p.prediction.float(), target=p.target.float(), context=p.context.float()
+            )
+            for p in self.alignment(self.predictor, context, target, given)
         ]
         normed = []
         for pair in pairs:
@@ -271,7 +283,18 @@ class LatentPrediction(nn.Module):
             normed.append(
                 (pair.prediction, held) if norm is None else (norm(pair.prediction), norm(held))
             )
-        return Latents(pairs, normed, context.float())
+        return Latents(pairs, normed, context.float(), model, self.target.source(model))
+
+    def _given(self, model: LanguageModel, batch: Batch, masked: Tensor | None) -> Given:
+        """Return what the alignment may read beside the latents."""
+        inputs, tokens, starts = batch["inputs"], None, None
+        if self.alignment.needs_tokens:
+            trained = self.reach is None  # the table lies below every block
+            with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
+                tokens = model.embedding(inputs)
+        if self.document_start is not None:
+            starts = inputs == self.document_start
+        return Given(masked, tokens, starts, batch.get("answers"))
 
     def components(
         self, latents: Latents, step_context: StepContext, *, all_of_them: bool = False
@@ -281,23 +304,44 @@ class LatentPrediction(nn.Module):
         found: dict[str, Tensor] = {}
         with full_precision(latents.context.device):
             if self.prediction_weight or all_of_them:
-                parts = [
-                    pair.weight * self.distance(*held, step_context)
-                    for pair, held in zip(latents.pairs, latents.normed, strict=True)
-                ]
-                found["prediction"] = torch.stack(parts).sum()
+                found |= self._prediction(latents, step_context)
             for name, part in self._regularizing(all_of_them=all_of_them):
                 found[name] = part(latents.at(part.tensor), step_context.at(GUARDS + name))
         return found
 
+    def _prediction(self, latents: Latents, step_context: StepContext) -> dict[str, Tensor]:
+        """Return the `prediction` loss, and what a sum of distances consists of, detached."""
+        losses: list[Tensor] = []
+        parts: dict[str, list[Tensor]] = {}
+        for pair, (prediction, target) in zip(latents.pairs, latents.normed, strict=True):
+            given = (prediction, target, latents.comparison(pair, step_context))
+            if isinstance(self.distance, Sum):
+                own = self.distance.parts(*given)
+                losses.append(pair.weight * self.distance.of(own))
+                for name, part in own.items():
+                    parts.setdefault(PARTS + name, []).append(pair.weight * part.detach())
+            else:
+                losses.append(pair.weight * self.distance(*given))
+        summed = {name: torch.stack(shares).sum() for name, shares in parts.items()}
+        return {"prediction": torch.stack(losses).sum(), **summed}
+
     def total(self, components: Mapping[str, Tensor], clock: ProgressClock) -> Tensor:
         """Return the weighted sum of the components."""
         weights = self.weights(clock)
-        return torch.stack([weights[name] * loss for name, loss in components.items()]).sum()
+        return torch.stack(
+            [
+                weights[name] * loss
+                for name, loss in components.items()
+                if not name.startswith(PARTS)
+            ]
+        ).sum()
 
     def weights(self, clock: ProgressClock) -> dict[str, float]:
         """Return the current weight of each component within the auxiliary loss."""
         found = {"prediction": self.prediction_weight}
+        if isinstance(self.distance, Sum):
+            for name, weight in self.distance.weights.items():
+                found[PARTS + name] = self.prediction_weight * weight
         for name, part in self.regularizers.items():
             assert isinstance(part, Regularizer)
             weight = self.regularizers_weight * part.weight

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from jepa_lm.data.stream import Batch
 from jepa_lm.model import Embedded, Encoded, LanguageModel
 from jepa_lm.objective.step_context import StepContext
 from jepa_lm.objective.views import Seen
@@ -16,12 +17,17 @@ from jepa_lm.objective.views import Seen
 class MainPass(NamedTuple):
     """A micro-batch as the main pass has read it: what contexts and targets are made from."""
 
-    inputs: Tensor
-    """Token ids [B, T]."""
+    batch: Batch
+    """`inputs` and `targets` [B, T], and what else the data has."""
     encoded: Encoded
     step_context: StepContext
     reach: int | None
     """Train only the last `reach` blocks; None trains all."""
+
+    @property
+    def inputs(self) -> Tensor:
+        """Token ids [B, T]."""
+        return self.batch["inputs"]
 
 
 def kept_block(model: LanguageModel, reach: int | None) -> int | None:

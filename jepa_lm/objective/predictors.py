@@ -7,7 +7,8 @@ predictor how far ahead to predict, as an index into the offsets of the alignmen
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Literal
+from itertools import pairwise
+from typing import Annotated, Literal
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 
 from jepa_lm.model.layers import CausalSelfAttention, RotaryTables, rms_norm
 from jepa_lm.utils.errors import UserError
-from jepa_lm.utils.kinds import Count, NotNegative, Share, checked
+from jepa_lm.utils.kinds import Count, NotNegative, Range, Share, checked
 
 Activation = Literal["relu2", "relu", "gelu", "silu"]
 ACTIVATIONS: dict[Activation, Callable[[Tensor], Tensor]] = {
@@ -33,9 +34,11 @@ class Predictor(nn.Module):
     out_dim: int | None = None
     starts_at_zero = False
     """True if its output is zero at the start."""
+    takes_tokens = False
+    """True if `forward` also needs `tokens`, which `TokenRollout` gives it."""
 
     def forward(self, x: Tensor, offset: int = 0) -> Tensor:
-        """[B, N, D] -> [B, N, E]."""
+        """[B, N, D] -> [B, N, E]. With `takes_tokens`: also `tokens` [B, N, D], the next token of each."""
         raise NotImplementedError
 
     def keep_tables(self, latents: int, device: torch.device) -> None:
@@ -162,6 +165,43 @@ class OffsetConditioned(Predictor):
 
     def forward(self, x: Tensor, offset: int = 0) -> Tensor:
         return self.predictor(x + self.table.weight[offset], offset)
+
+
+class Transition(Predictor):
+    """Step of a state by a token: x + MLP(LayerNorm([x, token])), GELU between its linears (NextLat).
+
+    Args:
+        dim: D of states and tokens. hidden: inner width. layers: number of linears.
+        output_start: initialisation of the last linear; zero starts with the state unchanged.
+    """
+
+    takes_tokens = True
+
+    @checked
+    def __init__(
+        self,
+        *,
+        dim: Count,
+        hidden: Count,
+        layers: Annotated[int, Range(least=2)] = 3,
+        output_start: Literal["default", "zero"] = "default",
+    ) -> None:
+        super().__init__()
+        self.out_dim = dim
+        self.norm = nn.LayerNorm(2 * dim)
+        widths = [2 * dim, *[hidden] * (layers - 1), dim]
+        self.linears = nn.ModuleList(nn.Linear(a, b) for a, b in pairwise(widths))
+        last = self.linears[-1]
+        assert isinstance(last, nn.Linear)
+        _start(last, output_start)
+
+    def forward(self, x: Tensor, offset: int = 0, tokens: Tensor | None = None) -> Tensor:
+        """States and tokens [B, N, D] -> next states [B, N, D]."""
+        assert tokens is not None
+        h = self.norm(torch.cat((x, tokens.to(x.dtype)), dim=-1))
+        for i, linear in enumerate(self.linears):
+            h = linear(F.gelu(h) if i else h)
+        return x + h
 
 
 class CausalAttention(Predictor):

@@ -45,23 +45,23 @@ def reach_table(
         length = _fitting_length(objective, model, length, seq_len)
     draw = torch.Generator().manual_seed(0)
     tokens = torch.randint(model.vocab_size, (4, length + 1), generator=draw)
-    batch = {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
     taps, keep = ((), None) if objective is None else objective.main_needs(model)
-    logits, main = model(batch["inputs"], taps, keep)
-    losses = {"ce": token_nll(logits, batch["targets"]).mean()}
+    logits, main = model(inputs, taps, keep)
+    losses = {"ce": token_nll(logits, targets).mean()}
     if objective is not None:
         step_context = StepContext(ProgressClock(max_steps=1, max_time=None))
-        latents = objective.compare(model, batch, main, step_context)
+        latents = objective.compare(model, objective.stand_in(inputs), main, step_context)
         losses |= objective.components(latents, step_context)
-        inputs = {n: latents.at(r.tensor) for n, r in objective.regularizers.items()}  # type: ignore[arg-type]
+        read = {n: latents.at(r.tensor) for n, r in objective.regularizers.items()}  # type: ignore[arg-type]
     else:
-        inputs = {}
+        read = {}
     everything = [p for ps in modules.values() for p in ps]
     table = {}
     for loss, value in losses.items():
         found = gradients(value, everything)
-        if loss in inputs and not norm(found):
-            x = inputs[loss]
+        if loss in read and not norm(found):
+            x = read[loss]
             found = gradients((x * torch.randn(x.shape, generator=draw)).mean(), everything)
         left = iter(found)
         by_module = {name: [next(left) for _ in ps] for name, ps in modules.items()}

@@ -8,7 +8,7 @@ Legend: B batch, T positions, N latents, D model width, E latent width.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Literal
 
 import torch
@@ -20,11 +20,12 @@ from jepa_lm.objective.normalisations import Normalisation
 from jepa_lm.objective.passes import MainPass, encode_view
 from jepa_lm.objective.pooling import Pooling
 from jepa_lm.objective.taps import Tap, check_tap, read_tap, tapped_layers
+from jepa_lm.objective.teacher import OpenTeacher
 from jepa_lm.objective.views import View
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.schedules.factors import Schedule
 from jepa_lm.utils.errors import UserError
-from jepa_lm.utils.kinds import checked
+from jepa_lm.utils.kinds import Count, checked
 
 
 class Target(nn.Module):
@@ -39,6 +40,8 @@ class Target(nn.Module):
 
     keeps_copy = False
     """True if the target keeps a copy that follows the model."""
+    record: Mapping[str, str] | None = None
+    """What a run records of the model that the target was loaded from."""
 
     @checked
     def __init__(
@@ -59,6 +62,32 @@ class Target(nn.Module):
         check_tap(model, self.tap, "jepa.target.tap")
         if self.pooling is not None:
             self.pooling.check(seq_len, "jepa.target.pooling")
+
+    @property
+    def batch_fields(self) -> dict[str, int]:
+        """Return the fields of the batch that the target reads, [B, T, K] each, with their widths K."""
+        return {}
+
+    def open(self, model: LanguageModel, open_teacher: OpenTeacher | None) -> None:
+        """Load the model that the target reads, at the start of a run."""
+
+    def check_data(self, tokenizer: str, fields: Mapping[str, int]) -> None:
+        """Raise UserError if the target cannot read the data.
+
+        Args:
+            tokenizer: its fingerprint. fields: widths K of the fields [B, T, K] of a batch.
+        """
+
+    def source(self, model: LanguageModel) -> LanguageModel:
+        """Return the model that the target latents come from; its head can read them."""
+        return model
+
+    def width(self, model: LanguageModel) -> int:
+        """Return D of the hidden states."""
+        return self.source(model).dim
+
+    def keep_tables(self, seq_len: int, device: torch.device) -> None:
+        """Make what compiled passes of the target's own model read."""
 
     def follow(self, model: LanguageModel, projector: nn.Module | None) -> None:
         """Copy the modules that the target follows, at the start of a run."""
@@ -156,6 +185,49 @@ class EmbeddingTable(Target):
         trained = not self.stop_gradient and main.reach is None  # the table lies below every block
         with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
             return model.embedding(main.inputs)
+
+
+class BatchTarget(Target):
+    """Target from the data: what a generator knows beyond the tokens, such as the law of its hidden state.
+
+    Args:
+        field: of the batch, [B, T, dim]. dim: its width.
+    """
+
+    @checked
+    def __init__(
+        self,
+        *,
+        field: str,
+        dim: Count,
+        pooling: Pooling | None = None,
+        normalisation: Normalisation | None = None,
+    ) -> None:
+        super().__init__(pooling=pooling, normalisation=normalisation, project=False)
+        self.field, self.dim = field, dim
+
+    @property
+    def batch_fields(self) -> dict[str, int]:
+        return {self.field: self.dim}
+
+    def check_data(self, tokenizer: str, fields: Mapping[str, int]) -> None:
+        if self.field not in fields:
+            known = ", ".join(fields) or "none beside its tokens"
+            raise UserError(
+                f"jepa.target.field={self.field}: these data have no such field (they have {known}); "
+                "data=hmm has latents"
+            )
+        if fields[self.field] != self.dim:
+            raise UserError(
+                f"jepa.target.dim={self.dim}: the {self.field} of these data have width "
+                f"{fields[self.field]}; set jepa.target.dim={fields[self.field]}"
+            )
+
+    def width(self, model: LanguageModel) -> int:
+        return self.dim
+
+    def hidden(self, model: LanguageModel, main: MainPass) -> Tensor:
+        return main.batch[self.field]
 
 
 class EMA(Target):

@@ -7,15 +7,17 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jepa_lm.study.chart import thinned
+from jepa_lm.study.measure import Measure
 from jepa_lm.study.runs import Run
 from jepa_lm.study.statistics import t_interval
 
+TRAINING: dict[str, str] = {"val/bpb": "train/bpb", "val/nll": "train/ce"}
+"""Column of the training score, by that of the validation score."""
 VALIDATED_OFTEN = 3
-"""Points of val/bpb that every run needs for it to be drawn instead of train/bpb."""
+"""Points of the validation score that every run needs for it to be drawn instead of the training score."""
 SMOOTHED = 20
-"""A point of train/bpb is the mean of 1/SMOOTHED of a run's log points."""
-DRAWN = 200
-"""Largest number of points drawn of a curve; more cannot be distinguished."""
+"""A point of the training score is the mean of 1/SMOOTHED of a run's log points."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,8 @@ class Curve:
     mean: tuple[float, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
-    seeds: int
+    runs: tuple[tuple[float, ...], ...]
+    """Values of each seed."""
 
 
 @dataclass(frozen=True)
@@ -39,14 +42,16 @@ class Metric:
     """Number of log points in the trailing mean."""
 
 
-def score_metric(runs: Sequence[Run]) -> Metric:
+def score_metric(runs: Sequence[Run], measure: Measure) -> Metric:
     """Return the validation score if every run has several during training, else that of training batches."""
-    if runs and all(len(run.series("val/bpb")) >= VALIDATED_OFTEN for run in runs):
-        return Metric("val/bpb", "validation BPB")
-    points = min((len(run.series("train/bpb")) for run in runs), default=0)
+    validation = measure.metric
+    if runs and all(len(run.series(validation)) >= VALIDATED_OFTEN for run in runs):
+        return Metric(validation, f"validation {measure.unit}")
+    training = TRAINING[validation]
+    points = min((len(run.series(training)) for run in runs), default=0)
     window = max(1, points // SMOOTHED)
     said = f", mean of {window} log points" if window > 1 else ""
-    return Metric("train/bpb", f"training BPB{said}", window)
+    return Metric(training, f"training {measure.unit}{said}", window)
 
 
 def over_seeds(runs: Mapping[str, Run], metric: Metric) -> Curve | None:
@@ -54,7 +59,7 @@ def over_seeds(runs: Mapping[str, Run], metric: Metric) -> Curve | None:
     steps, values = _table(runs, metric)
     if not steps:
         return None
-    return _curve(steps, values.mean(0), values.min(0), values.max(0), len(values))
+    return _curve(steps, values.mean(0), values.min(0), values.max(0), values)
 
 
 def difference(
@@ -71,7 +76,7 @@ def difference(
         return None
     mean = values.mean(0)
     low, high = t_interval(values.T) if len(values) > 1 else (mean, mean)
-    return _curve(steps, mean, low, high, len(values))
+    return _curve(steps, mean, low, high, values)
 
 
 def _smooth(run: Run, metric: Metric) -> list[tuple[int, float]]:
@@ -94,15 +99,12 @@ def _aligned(found: Mapping[str, Mapping[int, float]]) -> tuple[list[int], np.nd
     rows = [row for row in found.values() if row]
     if not rows:
         return [], np.empty((0, 0))
-    steps = sorted(set.intersection(*(set(row) for row in rows)))
-    stride = -(-len(steps) // DRAWN) or 1
-    steps = steps[::-1][::stride][::-1]  # the last one stays
+    steps = list(thinned(sorted(set.intersection(*(set(row) for row in rows)))))
     return steps, np.array([[row[step] for step in steps] for row in rows])
 
 
 def _curve(
-    steps: Sequence[int], mean: np.ndarray, low: np.ndarray, high: np.ndarray, seeds: int
+    steps: Sequence[int], mean: np.ndarray, low: np.ndarray, high: np.ndarray, values: np.ndarray
 ) -> Curve:
-    return Curve(
-        tuple(steps), tuple(mean.tolist()), tuple(low.tolist()), tuple(high.tolist()), seeds
-    )
+    middle, lowest, highest = (tuple(row.tolist()) for row in (mean, low, high))
+    return Curve(tuple(steps), middle, lowest, highest, tuple(map(tuple, values.tolist())))

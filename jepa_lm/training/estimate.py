@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from jepa_lm.data.stream import Batch
 from jepa_lm.model.mamba2 import Mamba2Mixer
 from jepa_lm.model.ssd_triton import triton_ssd
 from jepa_lm.objective.step_context import StepContext
+from jepa_lm.objective.teacher import OpenTeacher
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.training.flops import (
     FEWEST_ROWS,
@@ -132,11 +132,11 @@ def checkpoint_bytes(task: LanguageModelTask) -> int:
     return 4 * (count_parameters(task) + moments + averaged * count_parameters(task.model))
 
 
-def checkpoint_bytes_of(config: Mapping[str, Any]) -> int:
+def checkpoint_bytes_of(config: Mapping[str, Any], open_teacher: OpenTeacher) -> int:
     """Return `checkpoint_bytes` of a run with this resolved config."""
     budget = config["trainer"]
     clock = ProgressClock(max_steps=budget["max_steps"], max_time=budget["max_time"])
-    return checkpoint_bytes(LanguageModelTask(copy.deepcopy(dict(config)), clock))
+    return checkpoint_bytes(LanguageModelTask(copy.deepcopy(dict(config)), clock, open_teacher))
 
 
 def count(task: LanguageModelTask) -> dict[str, float]:
@@ -187,6 +187,5 @@ def _loss_and_kept(task: LanguageModelTask, rows: int) -> tuple[Tensor, int]:
         loss = model.cross_entropy(main.final, tokens, config["z_loss_weight"]).loss
         if objective is not None:
             context = StepContext(ProgressClock(max_steps=1, max_time=None))
-            batch: Batch = {"inputs": tokens, "targets": tokens}
-            loss = loss + objective(model, batch, main, context)[0]
+            loss = loss + objective(model, objective.stand_in(tokens), main, context)[0]
     return loss, sum(x.untyped_storage().nbytes() // x.element_size() for x in kept.values())

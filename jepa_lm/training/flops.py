@@ -90,14 +90,13 @@ def count_flops(
         rows: of the micro-batch; a loss that compares rows with each other costs more, the more there are.
     """
     inputs = torch.zeros(rows, seq_len, dtype=torch.long, device="meta")
-    batch = {"inputs": inputs, "targets": inputs}
     needs = () if objective is None else objective.main_needs(model)
     with FlopCounterMode(display=False) as products, CountAttention() as attention:
         logits, main = model(inputs, *needs)
         loss = token_nll(logits, inputs).mean()
         if objective is not None:
             step_context = StepContext(ProgressClock(max_steps=1, max_time=None))
-            loss = loss + objective(model, batch, main, step_context)[0]
+            loss = loss + objective(model, objective.stand_in(inputs), main, step_context)[0]
         loss.backward()
     return products.get_total_flops() + attention.total[0]
 

@@ -16,9 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from jepa_lm.data.stream import Batch
+from jepa_lm.data.token_data import TokenData
 from jepa_lm.model import LanguageModel
 from jepa_lm.objective import LatentPrediction, StepContext
 from jepa_lm.objective.checks import check_composition, check_start
+from jepa_lm.objective.teacher import OpenTeacher
 from jepa_lm.optim.recipe import OptimizerRecipe
 from jepa_lm.quantization.policy import Policy
 from jepa_lm.schedules.clock import ProgressClock
@@ -43,9 +45,15 @@ class LanguageModelTask(ValidatedModule):
         config: the resolved run config as plain containers; every checkpoint includes it, so that
             evaluation and export can rebuild the model from the checkpoint alone.
         clock: the run's progress clock; None for one by the config's budget.
+        open_teacher: loads the model that a `Frozen` target names.
     """
 
-    def __init__(self, config: dict[str, Any], clock: ProgressClock | None = None) -> None:
+    def __init__(
+        self,
+        config: dict[str, Any],
+        clock: ProgressClock | None = None,
+        open_teacher: OpenTeacher | None = None,
+    ) -> None:
         super().__init__()
         self.save_hyperparameters("config", logger=False)
         self.config = config
@@ -58,7 +66,7 @@ class LanguageModelTask(ValidatedModule):
         self.objective: LatentPrediction | None = None
         if "_target_" in config["jepa"]:
             self.objective = objective = build("jepa", parts["jepa"])
-            objective.prepare(self.model)
+            objective.prepare(self.model, open_teacher)
             made_from = [config["model"], config["jepa"]]
             check_composition(objective, self.model, config["data"]["seq_len"], made_from=made_from)
         self.recipe: OptimizerRecipe = build("optimizer", parts["optimizer"])
@@ -80,9 +88,21 @@ class LanguageModelTask(ValidatedModule):
         self.active = False
         """True if the latest loss includes the objective."""
 
+    def check_data(self, data: TokenData) -> None:
+        """Check that the objective can read this data.
+
+        Raises:
+            UserError: it needs another tokenizer, or a field that the data lacks.
+        """
+        if self.objective is not None:
+            self.objective.target.check_data(data.tokenizer.fingerprint, data.fields)
+
     def setup(self, stage: str) -> None:
         """Compile the loss if the run is to be compiled, which is known by now."""
         super().setup(stage)
+        data = self.trainer.datamodule.data  # type: ignore[attr-defined]
+        if self.objective is not None:
+            self.objective.document_start = data.tokenizer.bos_id
         if self.config["compile"] and stage == "fit":
             # The function is compiled, not the module: checkpoint keys stay clean.
             self.losses = torch.compile(self._losses)
@@ -133,7 +153,9 @@ class LanguageModelTask(ValidatedModule):
         needs = () if self.objective is None else self.objective.main_needs(self.model)
         main = self.model.encode(self.model.embed(batch["inputs"]), *needs)
         z_weight = self.config["z_loss_weight"]
-        loss, ce, _ = self.model.cross_entropy(main.final, batch["targets"], z_weight)
+        loss, ce, _ = self.model.cross_entropy(
+            main.final, batch["targets"], z_weight, batch.get("weights")
+        )
         if step_context is None:  # the control, or a phase without the objective
             return loss, ce, {}
         assert self.objective is not None

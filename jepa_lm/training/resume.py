@@ -97,6 +97,7 @@ RULES = (
     # Facts that weights and moments depend on.
     Rule("model.kernel", FREE),
     Rule("model*", REFUSED, "resume with that run's settings"),
+    Rule("teacher", REFUSED, "the file at jepa.target.path has changed"),
     Rule("jepa*schedule._target_", FREE),
     Rule("jepa*_target_", REFUSED, PARTS),
     Rule("jepa*", FREE),
@@ -200,6 +201,7 @@ def facts_of_checkpoint(checkpoint: Mapping[str, Any]) -> Facts:
         "training text": texts.get("train"),
         "validation text": texts.get("val"),
         "ranks of data.order=stream": _ranks(config, checkpoint.get("ranks", UNKNOWN)),
+        "teacher": _teacher(checkpoint.get("teacher")),
         "optimizer groups": optimizer_groups(checkpoint["optimizer_states"][0]["param_groups"]),
         **_stored(config, checkpoint),
         **{f"tensor {name}": tuple(x.shape) for name, x in checkpoint["state_dict"].items()},
@@ -220,10 +222,16 @@ def facts_of_run(
         "training text": texts["train"],
         "validation text": texts["val"],
         "ranks of data.order=stream": _ranks(task.config, ranks),
+        "teacher": _teacher(None if task.objective is None else task.objective.target.record),
         "optimizer groups": optimizer_groups(optimizer.param_groups),
         **_stored(task.config, checkpoint),
         **{f"tensor {name}": tuple(x.shape) for name, x in task.state_dict().items()},
     }
+
+
+def _teacher(record: Any) -> Any:
+    """Return the hash of a teacher's file, wherever the file lies; None without a teacher."""
+    return record.get("sha256") if isinstance(record, Mapping) else None
 
 
 def _ranks(config: Mapping[str, Any], ranks: Any) -> Any:

@@ -54,6 +54,7 @@ def save_run_state(task: LanguageModelTask, checkpoint: dict[str, Any]) -> None:
     checkpoint["texts"] = fingerprints(data)
     checkpoint["ranks"] = task.trainer.world_size
     checkpoint["shipped"] = task.averages.shipped()
+    checkpoint["teacher"] = None if task.objective is None else task.objective.target.record
     checkpoint["averages"] = task.averages.bookkeeping()
     checkpoint["clock"] = task.clock.state_dict()
     checkpoint["random"] = random_state(task.trainer.strategy.root_device)

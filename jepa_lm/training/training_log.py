@@ -101,7 +101,7 @@ class TrainingLog:
         figures = {
             "train/loss": total,
             "train/ce": nats,
-            "train/bpb": nats * batch["targets"].numel() / math.log(2) / max(counted, 1.0),
+            **_bits_per_byte(nats * batch["targets"].numel(), counted),
             "train/gradient_norm": norm,
             "train/progress": clock.progress,
             "train/seconds": clock.elapsed,
@@ -111,3 +111,8 @@ class TrainingLog:
             jepa = dict(zip(components, values, strict=True))
             figures |= shares(objective, total, scale, jepa, clock)
         return figures
+
+
+def _bits_per_byte(nats: float, n_bytes: float) -> dict[str, float]:
+    """Return the metric, or nothing if the tokens stand for no bytes."""
+    return {"train/bpb": nats / math.log(2) / n_bytes} if n_bytes else {}

@@ -7,11 +7,13 @@ from collections.abc import Callable
 import pytest
 import torch
 
+from jepa_lm.artifact.teacher import opener
 from jepa_lm.objective import StepContext
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.utils.config import check, resolve
 from jepa_lm.utils.paths import CONF
+from jepa_lm.utils.trusted import Trust
 
 FOLDER = CONF / "objective"
 OBJECTIVES = tuple(
@@ -39,7 +41,8 @@ def build(small) -> Build:
         config = resolve(small(*overrides))
         check(config)
         torch.manual_seed(seed)
-        return LanguageModelTask(config, ProgressClock(max_steps=max_steps, max_time=None))
+        clock = ProgressClock(max_steps=max_steps, max_time=None)
+        return LanguageModelTask(config, clock, opener(Trust()))
 
     return make
 

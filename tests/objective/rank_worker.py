@@ -13,9 +13,11 @@ import torch
 import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
+from jepa_lm.artifact.teacher import opener
 from jepa_lm.objective import StepContext
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.training.module import LanguageModelTask
+from jepa_lm.utils.trusted import Trust
 from tests.objective.conftest import noise, random_batch
 from tests.runs import fake_quantized
 
@@ -41,7 +43,7 @@ def difference(config: dict, *, outside_ddp: bool = False) -> float:
     rank = dist.get_rank()
     torch.manual_seed(0)
     clock = ProgressClock(max_steps=10, max_time=None)
-    task = LanguageModelTask(config, clock)
+    task = LanguageModelTask(config, clock, opener(Trust()))
     noise(task)
     batch = random_batch(rows=2 * ROWS)
     mine = {k: v[ROWS * rank : ROWS * (rank + 1)] for k, v in batch.items()}

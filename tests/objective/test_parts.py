@@ -9,13 +9,14 @@ import torch
 import torch.nn.functional as F
 
 from jepa_lm.objective.alignment import (
+    Given,
     MaskedPositions,
     NextFromStart,
     Offsets,
     Rollout,
     SamePosition,
 )
-from jepa_lm.objective.distances import MSE, Cosine, SmoothL1
+from jepa_lm.objective.distances import MSE, Comparison, Cosine, SmoothL1
 from jepa_lm.objective.normalisations import L2, RMS, LayerNorm
 from jepa_lm.objective.pooling import ChunkLast, ChunkMean, PrefixEnd, SequenceMean
 from jepa_lm.objective.predictors import MLP, CausalAttention, Chain, OffsetConditioned, Projection
@@ -26,7 +27,8 @@ from tests.objective.conftest import compared, noise, random_batch
 
 X = torch.randn(3, 12, 6, generator=torch.Generator().manual_seed(0))
 Y = torch.randn(3, 12, 6, generator=torch.Generator().manual_seed(1))
-HERE = StepContext(ProgressClock(max_steps=1, max_time=None))
+STEP = StepContext(ProgressClock(max_steps=1, max_time=None))
+HERE = Comparison(model=None, target_model=None, context=X, step_context=STEP)
 
 
 def test_pooling():
@@ -53,27 +55,27 @@ def double(x, offset=0):
 
 
 def test_alignments_pair_what_they_say():
-    (same,) = SamePosition()(double, X, Y, None)
+    (same,) = SamePosition()(double, X, Y, Given())
     assert torch.equal(same.prediction, 2 * X)
     assert torch.equal(same.target, Y)
-    (masked,) = MaskedPositions()(double, X, Y, torch.tensor([2, 5]))
+    (masked,) = MaskedPositions()(double, X, Y, Given(torch.tensor([2, 5])))
     assert torch.equal(masked.prediction, 2 * X[:, [2, 5]])
     assert torch.equal(masked.target, Y[:, [2, 5]])
-    pairs = Offsets(offsets=[1, 3], weights=[3, 1])(double, X, Y, None)
+    pairs = Offsets(offsets=[1, 3], weights=[3, 1])(double, X, Y, Given())
     assert [p.weight for p in pairs] == [0.75, 0.25]
     assert torch.equal(pairs[1].prediction, 2 * X[:, :9] + 1)  # the second offset's index
     assert torch.equal(pairs[1].target, Y[:, 3:])
-    (strided,) = Offsets(offsets=[2], stride=4)(double, X, Y, None)
+    (strided,) = Offsets(offsets=[2], stride=4)(double, X, Y, Given())
     assert torch.equal(strided.prediction, 2 * X[:, [0, 4, 8]])
     assert torch.equal(strided.target, Y[:, [2, 6, 10]])
-    rolled = Rollout(steps=3)(double, X, Y, None)
+    rolled = Rollout(steps=3)(double, X, Y, Given())
     assert [p.weight for p in rolled] == [1 / 3] * 3
     for k, pair in enumerate(rolled, start=1):
         assert torch.equal(pair.prediction, 2**k * X[:, : 12 - k])
         assert torch.equal(pair.target, Y[:, k:])
         assert torch.equal(pair.context, X[:, : 12 - k])
     start = NextFromStart(dim=6, std=0.02)
-    (next_,) = start(double, X, Y, None)
+    (next_,) = start(double, X, Y, Given())
     assert torch.equal(next_.prediction[:, 1:], 2 * X[:, :-1])
     torch.testing.assert_close(next_.prediction[:, 0], 2 * start.start.expand(3, 6))
     assert torch.equal(next_.target, Y)
@@ -130,7 +132,7 @@ def test_distances():
     cos = (F.normalize(X, dim=-1) * F.normalize(Y, dim=-1)).sum(-1)
     torch.testing.assert_close(Cosine(scale=2.0)(X, Y, HERE), (2 - 2 * cos).mean())
     # Why the mean misleads: orthogonal unit vectors are 2 / D apart.
-    a, b = torch.eye(512)[:1], torch.eye(512)[1:2]
+    a, b = torch.eye(512)[None, :1], torch.eye(512)[None, 1:2]
     assert MSE(reduction="mean")(a, b, HERE).item() == pytest.approx(0.0039, abs=1e-4)
 
 

@@ -17,13 +17,13 @@ NAMES = (*OBJECTIVES, *RECIPES)
 
 
 @pytest.fixture(scope="module")
-def differences(tmp_path_factory, small_text):
+def differences(tmp_path_factory, small_text, teacher):
     """Largest relative difference of a gradient, by objective."""
     import hydra
     from hydra.core.global_hydra import GlobalHydra
 
     from jepa_lm.utils.paths import CONF
-    from tests.conftest import SMALL
+    from tests.conftest import SMALL, needs_teacher
 
     folder = tmp_path_factory.mktemp("ranks")
     configs = {}
@@ -33,6 +33,8 @@ def differences(tmp_path_factory, small_text):
             more = (*DEEP_ENOUGH.get(name, ()), *WITHOUT_DROPOUT.get(name, ()))
             overrides = [*SMALL, f"paths.run_dir={folder}", f"data.path={small_text}", *more]
             chosen = [f"objective={name}", "jepa.global_statistics=true"]
+            if needs_teacher(chosen):
+                chosen.append(f"jepa.target.path={teacher}")
             configs[name] = resolve(hydra.compose("train", overrides=[*overrides, *chosen]))
             if name == "lewm":
                 stored = ("quantization=int4", "quantization.training.start=0")
