@@ -111,15 +111,18 @@ def test_a_run_from_python_records_how_it_was_composed(small_text, tmp_path):
     cfg = jepa_lm.compose([*words, "paths.run_dir=elsewhere"])
     cfg.paths.run_dir = str(tmp_path / "a")
     cfg.seed = 5
+    before = HydraConfig.instance().cfg
     jepa_lm.train(cfg)
     (run,) = jepa_lm.runs(tmp_path)
     assert (run.objective, run.summary["seed"]) == ("vicreg", 5)
     assert recorded_overrides(run.folder) is None
-    assert HydraConfig.instance().cfg is None
+    assert HydraConfig.instance().cfg is before
     assert "hydra" not in cfg
+    known = id(cfg)
+    assert known in api._COMPOSED
     del cfg
     gc.collect()
-    assert not api._COMPOSED
+    assert known not in api._COMPOSED
 
 
 def test_a_config_made_otherwise_is_trained_as_it_is(small_text, tmp_path):
