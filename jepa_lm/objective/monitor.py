@@ -13,6 +13,7 @@ from jepa_lm.objective.diagnostics import Collapse, CollapseAlarm, prediction_qu
 from jepa_lm.objective.gradients import trunk_gradients
 from jepa_lm.objective.latent_prediction import LatentPrediction, Latents
 from jepa_lm.objective.step_context import StepContext
+from jepa_lm.objective.token_prediction import TokenPrediction
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.utils.precision import full_precision
 
@@ -58,11 +59,7 @@ class ObjectiveMonitor:
         with torch.enable_grad(), torch.random.fork_rng(devices=devices):
             taps, keep = objective.main_needs(model)
             logits, main = model(batch["inputs"], taps, keep)
-            ce = (
-                ce_weight
-                * objective.ce_scale(step_context.clock)
-                * token_nll(logits, batch["targets"]).mean()
-            )
+            ce = ce_weight * token_nll(logits, batch["targets"]).mean()
             latents = objective.compare(model, batch, main, step_context)
             components = objective.components(latents, step_context, all_of_them=True)
             aux = objective.total(components, step_context.clock)
@@ -176,13 +173,13 @@ class ObjectiveMonitor:
 
 
 def shares(
-    objective: LatentPrediction,
+    objective: LatentPrediction | TokenPrediction,
     total: float,
     scale: float,
     components: dict[str, float],
     clock: ProgressClock,
 ) -> dict[str, float]:
-    """Return what is logged of an objective at an interval, by metric: losses and their shares of the total.
+    """Return what is logged of an objective at an interval: losses and their shares of the total.
 
     Args:
         total: the whole loss. components: `loss` and the objective's parts at the latest step with the
@@ -193,7 +190,7 @@ def shares(
     for name, value in components.items():
         key = "share" if name == "loss" else f"{name}_share"
         figures[key] = scale * weights.get(name, 1.0) * value / total if total else 0.0
-    return {f"jepa/{name}": value for name, value in figures.items()}
+    return figures
 
 
 def is_saved_monitor(state: Any) -> bool:

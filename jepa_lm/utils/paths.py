@@ -43,8 +43,14 @@ TOKENIZER_FILE = "tokenizer.model"
 """The tokenizer, in the folders of runs and exports and in the cache; a byte tokenizer has none."""
 
 
+def token_objectives() -> list[str]:
+    """Return the choices of the group `tokens` without `none`; each is a choice of `objective` as well."""
+    names = sorted(path.stem for path in (CONF / "tokens").glob("*.yaml"))
+    return [name for name in names if name not in ("base", "none")]
+
+
 def objectives(folder: Path = CONF / "objective") -> list[str]:
-    """Return the objectives without `none`, recipes and variants (`lewm_byte` is a variant of `lewm`)."""
+    """Return the latent objectives without recipes and variants (`lewm_byte` is a variant of `lewm`)."""
     names = sorted(path.stem for path in folder.glob("*.yaml"))
-    known = [name for name in names if name not in ("base", "none")]
+    known = [name for name in names if name not in ("base", "none", *token_objectives())]
     return [n for n in known if not any(n.startswith(f"{other}_") for other in known)]
