@@ -69,7 +69,7 @@ trace: develop
 gpu: install
 	$(BIN)/python -m benchmarks gpu --budget 530
 
-figures: install
+figures: develop
 	$(BIN)/python docs/plot_demo.py
 	$(BIN)/python docs/plot_objectives.py
 

@@ -36,7 +36,7 @@ LAYERS = (
 HEIGHT = {room: height for height, layer in enumerate(LAYERS) for room in layer}
 ONLY = {"study": {"utils", "loggers"}, "live": {"utils", "study"}}
 """Folders that read records of runs and know nothing of models."""
-MOST_ROOMS = 20
+MOST_ROOMS = 21
 PACKAGE = Path(jepa_lm.__file__).parent
 
 

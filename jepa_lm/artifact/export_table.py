@@ -10,6 +10,7 @@ from rich.text import Text
 
 from jepa_lm.artifact.card import by_format
 from jepa_lm.artifact.size import INFERENCE
+from jepa_lm.evaluation.bpb import unit_and_value
 from jepa_lm.utils.console import Screen
 from jepa_lm.utils.errors import LossError, OverCapError
 from jepa_lm.utils.quoting import shell
@@ -57,7 +58,8 @@ def judge(account: dict[str, Any], max_bpb_loss: float) -> None:
         if not scores["bpb_loss"] <= max_bpb_loss:  # NaN must fail too
             raise LossError(
                 f"export.max_bpb_loss={max_bpb_loss:g}: the artifact scores "
-                f"{scores['artifact']['bpb']:.4f} ({protocol}), {scores['bpb_loss']:.4f} above its "
+                f"{unit_and_value(scores['artifact'])[1]:.4f} ({protocol}), "
+                f"{scores['bpb_loss']:.4f} above its "
                 "checkpoint; choose more bits, GPTQ (+quantization/gptq=training), or "
                 "quantization-aware training (quantization.training.start)"
             )
@@ -103,8 +105,11 @@ def _scores(account: dict[str, Any]) -> list[tuple[str, str]]:
         said = f"{found['temperature']:g}, searched on {found['tokens']:,} training tokens"
         rows.append(("temperature", said))
     for protocol, scores in account["round_trip"].items():
-        said = f"{scores['artifact']['bpb']:.4f}, checkpoint {scores['checkpoint']['bpb']:.4f}"
-        rows.append((f"bits per byte, {protocol}", f"{said} ({scores['bpb_loss']:+.4f})"))
+        (unit, artifact), (_, checkpoint) = map(
+            unit_and_value, (scores["artifact"], scores["checkpoint"])
+        )
+        said = f"{artifact:.4f}, checkpoint {checkpoint:.4f}"
+        rows.append((f"{unit}, {protocol}", f"{said} ({scores['bpb_loss']:+.4f})"))
     return rows
 
 

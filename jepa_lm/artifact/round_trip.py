@@ -135,7 +135,7 @@ def _scores(settings: dict[str, Any]) -> dict[str, Any]:
         }
         found[protocol] = {
             **{name: score.as_dict() for name, score in scores.items()},
-            "bpb_loss": scores["artifact"].bpb - scores["checkpoint"].bpb,
+            "bpb_loss": scores["artifact"].value - scores["checkpoint"].value,
         }
     return {"round_trip": found, "scored_all": data.streams["val"].total == whole}
 

@@ -129,7 +129,7 @@ def _policy(policies: Path, name: str) -> DictConfig:
 
 
 def _bpb(scorer: Scorer, windows: torch.utils.data.Dataset[Batch]) -> float:
-    return score_from_sums(*score_windows(scorer, windows).tolist()).bpb
+    return score_from_sums(*score_windows(scorer, windows).tolist()).value
 
 
 def _compressed(attempt: Attempt, model: nn.Module, formats: Mapping[str, Any]) -> int:

@@ -37,8 +37,8 @@ class TextScore(NamedTuple):
 
     @property
     def bpb(self) -> float:
-        """Bits per byte of the whole text."""
-        return score_from_sums(self.nats.sum(), len(self.nats), self.bytes.sum()).bpb
+        """Bits per byte of the whole text; nats per token of what has no bytes."""
+        return score_from_sums(self.nats.sum(), len(self.nats), self.bytes.sum()).value
 
 
 class TrainedModel:
@@ -111,8 +111,8 @@ class TrainedModel:
         )._replace(temperature=self._loaded.temperature)
         found = list(scores_of_targets(scorer, split.windows()))
         nats, n_bytes = (
-            torch.cat([part[i].double().flatten() for part in found]).cpu().numpy()
-            for i in range(2)
+            torch.cat([x.double().flatten() for x in parts]).cpu().numpy()
+            for parts in ([nats for nats, _, _ in found], [count for _, count, _ in found])
         )
         return TextScore(self._ids(split)[1:], nats, n_bytes)
 

@@ -90,7 +90,7 @@ def _evaluate(
             f"scoring took {result['seconds']:.0f} s, more than "
             f"eval.max_seconds={result['max_seconds']:g}; a larger eval.stride or more devices would help"
         )
-    return float(result["bpb"])
+    return float(result["nll"] if result["bpb"] is None else result["bpb"])
 
 
 def _check(settings: dict[str, Any], devices: int) -> None:
@@ -127,7 +127,7 @@ def _result(
     sums, seconds = _measure(config, found, weights, loaded, text.val, device)
     score = score_from_sums(*sums)
     precision = resolve_precision(_given(settings["precision"], loaded.precision), device.type)
-    if not math.isfinite(score.bpb):
+    if not math.isfinite(score.value):
         raise UserError(
             f"{found.key}={found.path}: its score is NaN or infinite (precision {precision}, temperature "
             f"{_temperature(settings, loaded):g}); eval.precision=32-true has the largest range"
@@ -152,11 +152,13 @@ def _result(
         "versions": versions(),
         "git": git_state(),
     }
-    if settings["audit"]:
+    if (floor := text.val.floor) is not None:
+        result |= {"floor": floor, "above_floor": score.nll - floor}
+    if settings["audit"] and score.bpb is not None:
         with busy("checking the byte count"):
             audited = audit_bytes(text.val.stream, text.val.tokenizer, text.val.text)
         result["audit"] = audited.as_dict()
-    if settings["baselines"]:
+    if settings["baselines"] and score.bpb is not None:
         limit = settings["baseline_bytes"]
         scored = text.val.first_bytes(limit)
         prefix = b"" if text.train is None else text.train.first_bytes(limit)

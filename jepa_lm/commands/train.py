@@ -55,7 +55,8 @@ def train(cfg: DictConfig) -> float | None:
     """Train, validate, checkpoint and write summary.json.
 
     Returns:
-        The validation's bits per byte, which a sweep can optimize; None for `describe=true`.
+        The validation's bits per byte (nats per token for what has no bytes), which a sweep can optimize;
+        None for `describe=true`.
 
     Raises:
         UserError: an error in the config or the data that a user can fix.
@@ -108,7 +109,7 @@ def train_resolved(config: dict[str, Any], cfg: DictConfig | None = None) -> flo
     if task.stop.signum is not None:
         raise Stopped(task.stop.signum)
     score = task.scores.get("shipped")
-    return None if score is None else score.bpb
+    return None if score is None else score.value
 
 
 def _settle(config: dict[str, Any]) -> None:

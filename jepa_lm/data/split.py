@@ -10,6 +10,7 @@ import numpy as np
 from jepa_lm.data.byte_counter import ByteCounter
 from jepa_lm.data.documents import Block
 from jepa_lm.data.prepared_folder import SourceText
+from jepa_lm.data.rows import Rows, RowWindows
 from jepa_lm.data.stream import TokenStream
 from jepa_lm.data.tokenizers import Tokenizer
 from jepa_lm.data.windows import StandardWindows
@@ -24,6 +25,7 @@ class Split:
         seq_len: T, length of its windows. batch_tokens: tokens scored at a time.
         text: size and hash of the text before tokenization, None if unknown.
         blocks: yields that text, None if only tokens are at hand.
+        examples: the rows of a split whose rows are examples, which no window crosses; None for text.
     """
 
     stream: TokenStream
@@ -32,14 +34,25 @@ class Split:
     batch_tokens: int
     text: SourceText | None
     blocks: Callable[[], Iterator[Block]] | None
+    examples: Rows | None = None
 
     @property
     def rows(self) -> int:
         """Number of windows scored at a time."""
         return max(1, self.batch_tokens // self.seq_len)
 
-    def windows(self, limit: int | None = None) -> StandardWindows:
+    @property
+    def floor(self) -> float | None:
+        """Nats per token below which no model can be expected to score; None for text."""
+        return None if self.examples is None else self.examples.floor
+
+    def windows(self, limit: int | None = None) -> StandardWindows | RowWindows:
         """Return the tokens, or the first `limit` of them, in windows side by side."""
+        if self.examples is not None:
+            examples = self.examples
+            if limit is not None:
+                examples = examples.first(max(1, limit // self.seq_len))
+            return RowWindows(examples, self.rows)
         return StandardWindows(self.stream, seq_len=self.seq_len, rows=self.rows, limit=limit)
 
     def byte_counter(self) -> ByteCounter:

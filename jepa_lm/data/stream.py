@@ -17,7 +17,7 @@ from torch import Tensor
 from jepa_lm.data.shards import open_shard
 
 Batch = dict[str, Tensor]
-"""`inputs` and `targets`, [B, T] int64."""
+"""`inputs` and `targets`, [B, T] int64; rows that are examples may have more, see `jepa_lm.data.rows`."""
 
 
 class TokenStream:

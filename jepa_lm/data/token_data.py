@@ -6,11 +6,13 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from jepa_lm.data.corpora import Austen, ShardCorpus, TextCorpus
+from jepa_lm.data.corpora import SPLITS, Austen, ShardCorpus, TextCorpus
 from jepa_lm.data.passes import Passes
 from jepa_lm.data.prepare import Prepared, is_prepared, prepare
+from jepa_lm.data.rows import GeneratedRows, RowOrder, Rows
 from jepa_lm.data.split import Split
 from jepa_lm.data.stream import Order, TokenStream, make_order
+from jepa_lm.data.symbols import Symbols
 from jepa_lm.data.text_splits import MOST_HELD_OUT
 from jepa_lm.data.tokenizers import ByteTokenizer, SentencePieceBPE, TokenizerSource
 from jepa_lm.utils.errors import UserError
@@ -37,7 +39,7 @@ class TokenData:
         self,
         *,
         corpus: TextCorpus | ShardCorpus,
-        tokenizer: SentencePieceBPE | ByteTokenizer,
+        tokenizer: SentencePieceBPE | ByteTokenizer | Symbols,
         seq_len: Count,
         batch_tokens: Count,
         val_batch_tokens: Count,
@@ -58,6 +60,14 @@ class TokenData:
                     f"data.{key}={named}: the embedded corpus reads no files; add data=text, or with "
                     "debug=tiny, which always uses that corpus, data/corpus=text"
                 )
+        if isinstance(corpus, GeneratedRows):
+            _check_rows(corpus, tokenizer, seq_len, order, train_tokens)
+        elif isinstance(tokenizer, Symbols):
+            raise UserError(
+                "data.tokenizer: Symbols are for generated rows; text needs another tokenizer"
+            )
+        self.rows: dict[str, Rows] = {}
+        """Opened rows by split, if the data are rows that are examples."""
         self.corpus = corpus
         self.tokenizer_source: TokenizerSource = tokenizer
         self.seq_len, self.batch_tokens = seq_len, batch_tokens
@@ -91,6 +101,8 @@ class TokenData:
         self.prepare_data()
         assert self.prepared is not None
         self.tokenizer = self.prepared.tokenizer
+        if isinstance(self.corpus, GeneratedRows):
+            self.rows = self.corpus.open()
         self.streams = {
             "train": TokenStream(self.prepared.train, self.train_tokens),
             "val": TokenStream(self.prepared.val),
@@ -121,12 +133,25 @@ class TokenData:
             batch_tokens=self.val_batch_tokens,
             text=None if texts is None else texts[name],
             blocks=None if isinstance(corpus, ShardCorpus) else lambda: corpus.blocks(name),
+            examples=self.rows.get(name),
         )
+
+    @property
+    def fields(self) -> dict[str, int]:
+        """Width K of the fields [B, T, K] that a batch has beside its tokens."""
+        train = self.rows.get("train")
+        found = {} if train is None else train.fields
+        return {name: x.shape[-1] for name, x in found.items() if x.ndim == 3}
 
     def in_words(self) -> str:
         """Return the sizes of the splits and validation's share, for the first lines of a run."""
         sizes, unit = self._sizes()
         share = sizes["val"] / sum(sizes.values())
+        if self.rows:
+            train, val = (len(self.rows[split].tokens) for split in SPLITS)
+            floor = self.rows["val"].floor
+            known = "" if floor is None else f"; no model can score below {floor:.4f} nats"
+            return f"{train:,} rows of {self.seq_len} tokens to train on, {val:,} to validate on{known}"
         return f"{sizes['train']:,} {unit} of text to train on, {sizes['val']:,} ({share:.0%}) to validate on"
 
     def cautions(self) -> list[str]:
@@ -166,6 +191,15 @@ class TokenData:
         Raises:
             UserError: unknown order, or a batch that does not divide into whole sequences.
         """
+        if self.rows:
+            tokens = self.micro_batch_tokens(world_size, accumulate)
+            return RowOrder(
+                self.rows["train"],
+                count=tokens // self.seq_len,
+                rank=rank,
+                world_size=world_size,
+                seed=self.seed,
+            )
         return make_order(
             self.order,
             tokens=self.micro_batch_tokens(world_size, accumulate),
@@ -194,5 +228,39 @@ class TokenData:
 
     def limit_validation(self, tokens: int | None) -> None:
         """Score only the first `tokens` tokens of the validation split, None for all."""
+        if self.rows and tokens is not None:
+            self.rows["val"] = self.rows["val"].first(max(1, tokens // self.seq_len))
         assert self.prepared is not None
         self.streams["val"] = TokenStream(self.prepared.val, tokens)
+
+
+def _check_rows(
+    corpus: GeneratedRows,
+    tokenizer: TokenizerSource,
+    seq_len: int,
+    order: str,
+    train_tokens: int | None,
+) -> None:
+    """Check that the settings of the data fit rows that are examples."""
+    generator = corpus.generator
+    if not isinstance(tokenizer, Symbols):
+        raise UserError(
+            "data.tokenizer: generated rows are no text; use jepa_lm.data.symbols.Symbols"
+        )
+    if tokenizer.vocab_size != generator.vocab_size:
+        raise UserError(
+            f"data.tokenizer.vocab_size={tokenizer.vocab_size}: this generator has {generator.vocab_size} "
+            f"symbols; set data.tokenizer.vocab_size={generator.vocab_size}"
+        )
+    if seq_len != generator.length:
+        raise UserError(
+            f"data.seq_len={seq_len}: rows are examples of {generator.length} tokens; set "
+            f"data.seq_len={generator.length}"
+        )
+    if order != "shuffle":
+        raise UserError(f"data.order={order}: rows are shuffled; use data.order=shuffle")
+    if train_tokens is not None:
+        raise UserError(
+            f"data.train_tokens={train_tokens}: rows are counted; use data.corpus.train_rows"
+        )
+    tokenizer.named(generator.names)

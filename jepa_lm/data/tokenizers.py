@@ -271,4 +271,15 @@ class GivenTokenizer:
         return self.tokenizer
 
 
-TokenizerSource = SentencePieceBPE | ByteTokenizer | GivenTokenizer
+class TokenizerSource(Protocol):
+    """What gives the tokenizer of the data: a given one, or one that is trained on the text."""
+
+    vocab_size: int
+
+    def build(self, train_text: Iterable[str], published: Path | None) -> Tokenizer:
+        """Return the tokenizer.
+
+        Args:
+            train_text: text to train one on. published: a model file that came with the data.
+        """
+        ...

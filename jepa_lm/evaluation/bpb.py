@@ -7,7 +7,9 @@ Legend: B windows, T inputs, S scored targets.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,16 +21,37 @@ from jepa_lm.model import LanguageModel, token_nll
 
 @dataclass(frozen=True)
 class Score:
-    """The score of a text: mean nats per token, bits per byte, and the number of tokens and bytes."""
+    """The score of a split: mean nats per token, bits per byte, and the number of tokens and bytes.
+
+    What is not text has no bytes, and `bpb` is None.
+    """
 
     nll: float
-    bpb: float
+    bpb: float | None
     tokens: int
     bytes: int
 
-    def as_dict(self) -> dict[str, float]:
+    @property
+    def value(self) -> float:
+        """Bits per byte, or nats per token of what has no bytes: the lower, the better."""
+        return self.nll if self.bpb is None else self.bpb
+
+    def in_words(self) -> str:
+        """Return the score for a line of text."""
+        if self.bpb is None:
+            return f"{self.nll:.4f} nats per token"
+        return f"{self.bpb:.4f} bits per byte ({self.nll:.4f} nats per token)"
+
+    def as_dict(self) -> dict[str, float | None]:
         """Return plain values for JSON."""
         return asdict(self)
+
+
+def unit_and_value(score: Mapping[str, Any]) -> tuple[str, float]:
+    """Return what a score `as_dict` is best told in, and its value there."""
+    if score["bpb"] is None:
+        return "nats per token", float(score["nll"])
+    return "bits per byte", float(score["bpb"])
 
 
 class BPBMeter(nn.Module):
@@ -44,8 +67,10 @@ class BPBMeter(nn.Module):
         """Set the sums to zero."""
         self.sums.zero_()
 
-    def update(self, nll: Tensor, byte_counts: Tensor) -> None:
-        """Add the targets of a batch; both [B, T]."""
+    def update(self, nll: Tensor, byte_counts: Tensor, answers: Tensor | None = None) -> None:
+        """Add the targets of a batch, or only those that count; all [B, T]."""
+        if answers is not None:
+            nll, byte_counts = nll[answers], byte_counts[answers]
         self.sums[0] += nll.sum(dtype=torch.float64)
         self.sums[1] += nll.numel()
         self.sums[2] += byte_counts.sum()
@@ -57,7 +82,7 @@ class BPBMeter(nn.Module):
 
 def score_from_sums(nats: float, tokens: float, n_bytes: float) -> Score:
     """Return the score for total nats, targets and bytes."""
-    bpb = nats / math.log(2) / n_bytes if n_bytes else math.nan
+    bpb = nats / math.log(2) / n_bytes if n_bytes else None
     return Score(nll=nats / max(tokens, 1), bpb=bpb, tokens=int(tokens), bytes=round(n_bytes))
 
 

@@ -78,6 +78,11 @@ def score_split(scorer: Scorer, split: Split, settings: dict[str, Any], stride: 
     Raises:
         UserError: this model or this tokenizer does not support the protocol.
     """
+    if split.examples is not None and settings["protocol"] != "standard":
+        raise UserError(
+            f"eval={settings['protocol']}: these data are rows that are examples, and no window may cross "
+            "them; use eval=standard"
+        )
     if settings["protocol"] == "standard":
         return score_windows(scorer, split.windows())
     if settings["protocol"] == "sliding":

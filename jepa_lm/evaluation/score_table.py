@@ -19,7 +19,10 @@ def print_result(result: dict[str, Any], path: Path) -> None:
     if result["text"] is not None:
         table.add_row("text", result["text"])
     table.add_row("nats per token", f"{result['nll']:.6f}")
-    table.add_row("bits per byte", Text(f"{result['bpb']:.6f}", style="bold"))
+    if result["bpb"] is not None:
+        table.add_row("bits per byte", Text(f"{result['bpb']:.6f}", style="bold"))
+    if "floor" in result:
+        table.add_row("nats above the law's own score", f"{result['above_floor']:.6f}")
     table.add_row("tokens", f"{result['tokens']:,}")
     table.add_row("bytes", f"{result['bytes']:,}")
     if result["temperature"] != 1:

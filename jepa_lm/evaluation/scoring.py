@@ -83,16 +83,16 @@ def score_windows(scorer: Scorer, windows: torch.utils.data.Dataset[Batch]) -> T
     Process r takes every W-th batch, so that no target is scored twice.
     """
     meter = BPBMeter().to(scorer.device)
-    for nats, n_bytes in scores_of_targets(scorer, windows):
-        meter.update(nats, n_bytes)
+    for nats, n_bytes, answers in scores_of_targets(scorer, windows):
+        meter.update(nats, n_bytes, answers)
     return meter.sums
 
 
 @torch.inference_mode()
 def scores_of_targets(
     scorer: Scorer, windows: torch.utils.data.Dataset[Batch]
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield the nats and the bytes of each target [B, S], batch by batch of this process's share."""
+) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
+    """Yield nats and bytes of each target [B, S] and whether it counts, for this process's batches."""
     scorer.prepare()
     count = len(windows)  # type: ignore[arg-type]
     usual = _shapes(windows[count // 2]) if scorer.compile else None
@@ -102,7 +102,7 @@ def scores_of_targets(
         nll = compiled if _shapes(batch) == usual else window_nll
         with scorer.autocast():
             nats = nll(scorer.model, batch["inputs"], batch["targets"], scorer.temperature)
-        yield nats, target_bytes(batch, scorer.byte_counter)
+        yield nats, target_bytes(batch, scorer.byte_counter), batch.get("answers")
 
 
 def _shapes(batch: Batch) -> dict[str, torch.Size]:

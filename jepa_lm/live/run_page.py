@@ -9,10 +9,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from urllib.parse import quote
 
-from markupsafe import Markup
-
-from jepa_lm.live.chart import Points, lines
 from jepa_lm.study import formatting as words
+from jepa_lm.study.chart import SERIES, Chart, Line, Panel, Points, Style, around, settled, thinned
 from jepa_lm.study.comparable import compile_state, told
 from jepa_lm.study.diagnostics import DIAGNOSTICS
 from jepa_lm.study.runs import HIGHEST_SCORE, Run
@@ -21,7 +19,7 @@ from jepa_lm.study.templates import environment
 from jepa_lm.utils.files import read_yaml, write_text
 from jepa_lm.utils.nested import at, class_name
 from jepa_lm.utils.paths import CONFIG_FILE, METRICS_FILE, PAGE_FILE, SAMPLE_FILE, SUMMARY_FILE
-from jepa_lm.utils.quoting import cut, shell
+from jepa_lm.utils.quoting import shell
 
 TRAINING = "train/bpb"
 PANELS = {
@@ -82,7 +80,7 @@ def write_page(folder: Path, latents: Sequence[str] = ()) -> Path:
         "panels": _panels(run),
         "latents": list(latents),
         "measured": _measured(run),
-        "sample": _sample(folder),
+        "sample": run.sample(LONGEST_SAMPLE),
         "records": Table(("record", "value"), tuple(told(run).items()), words=2),
         "links": [(name, quote(name)) for name in LINKED if (folder / name).is_file()],
         "cautions": run.summary.get("unfinished") or [],
@@ -175,8 +173,8 @@ def _duration(seconds: float | None) -> str:
     return f"{minutes} min" if hours < 2 else f"{hours} h {minutes % 60} min"
 
 
-def _panels(run: Run) -> list[tuple[str, Markup]]:
-    """Return titles and charts of what was measured over the steps."""
+def _panels(run: Run) -> list[Panel]:
+    """Return the charts of what was measured over the steps."""
     scores = {"training": _smooth(_done(run, TRAINING)), "validation": _done(run, "val/bpb")}
     charts: list[tuple[str, Mapping[str, Points]]] = [("bits per byte", scores)]
     loss, part = _smooth(_done(run, "train/loss")), _smooth(_done(run, "train/ce"))
@@ -188,11 +186,37 @@ def _panels(run: Run) -> list[tuple[str, Markup]]:
         for name, diagnostic in DIAGNOSTICS.items()
         if diagnostic.says
     ]
-    return [
-        (title, lines(drawn, f"{title} over steps"))
-        for title, drawn in charts
-        if any(drawn.values())
-    ]
+    return [panel(title, series) for title, series in charts if any(series.values())]
+
+
+def panel(title: str, series: Mapping[str, Points]) -> Panel:
+    """Return a chart of up to six lines, not all of them empty.
+
+    Args:
+        series: points by name, by rising steps.
+    """
+    shown = {name: points for name, points in series.items() if points}
+    key = tuple(
+        (Style(name, colour), f"{points[-1][1]:.5g}")
+        for (name, points), colour in zip(shown.items(), SERIES, strict=False)
+    )
+    ends = (
+        f"{style.name}: {value} at step {points[-1][0]:,}"
+        for (style, value), points in zip(key, shown.values(), strict=True)
+    )
+    steps = [step for points in shown.values() for step, _ in (points[0], points[-1])]
+    drawn = Chart(
+        f"{title} over optimizer steps. {'; '.join(ends)}.",
+        around(steps, share=0.02),
+        around(settled(shown.values())),
+        "",
+        "optimizer steps",
+        tuple(
+            Line(style, thinned(points), says=style.name)
+            for (style, _), points in zip(key, shown.values(), strict=True)
+        ),
+    )
+    return Panel(title, drawn, key, wide=False)
 
 
 def _done(run: Run, column: str) -> Points:
@@ -221,11 +245,3 @@ def _measured(run: Run) -> Table:
     return Table(
         ("last measurement", "value"), tuple(row for row in rows if row[1] != words.NOTHING)
     )
-
-
-def _sample(folder: Path) -> str:
-    try:
-        with open(folder / SAMPLE_FILE, encoding="utf-8", errors="replace") as file:
-            return cut(file.read(2 * LONGEST_SAMPLE).strip(), LONGEST_SAMPLE)
-    except OSError:
-        return ""

@@ -21,7 +21,7 @@ from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.files import write_bytes
 from jepa_lm.utils.paths import METRICS_FILE
 
-VALIDATED = "val/bpb"
+VALIDATED = "val/nll"
 """Column that is filled only in validation rows."""
 Row = dict[str, str]
 

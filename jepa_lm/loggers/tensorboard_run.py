@@ -42,7 +42,8 @@ class TensorBoardRun(TensorBoardLogger, RunLogger):
         text = json.dumps(summary, indent=2).replace("\n", "\n    ")  # indented: code in Markdown
         self.experiment.add_text("summary", f"    {text}")
         if summary.get("val"):
-            scores = {f"val/{name}": summary["val"][name] for name in ("bpb", "nll")}
+            val = summary["val"]
+            scores = {f"val/{name}": val[name] for name in ("bpb", "nll") if val[name] is not None}
             self.log_hyperparams(self.hparams, scores, summary["steps"])
 
     @rank_zero_only

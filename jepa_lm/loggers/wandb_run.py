@@ -131,7 +131,9 @@ class WandbRun(WandbLogger, RunLogger):
         if self._experiment is None:
             return
         if summary.get("val"):
-            self.log_metrics({FINAL: summary["val"]["bpb"]}, summary["steps"])
+            val = summary["val"]
+            named = "nll" if val["bpb"] is None else "bpb"
+            self.log_metrics({f"final/{named}": val[named]}, summary["steps"])
         self._experiment.summary.update(_without_tables(summary))
         for path in files:
             if path.is_file():

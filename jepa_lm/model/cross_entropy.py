@@ -38,6 +38,12 @@ def token_nll(logits: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(flat, targets.flatten(), reduction="none").view(targets.shape)
 
 
+def mean_nll(logits: Tensor, targets: Tensor, weights: Tensor | None) -> Tensor:
+    """Return the mean cross entropy in nats, of targets [B, T] with these weights; None means 1."""
+    nll = token_nll(logits, targets)
+    return nll.mean() if weights is None else (weights * nll).mean()
+
+
 def z_loss(logits: Tensor) -> Tensor:
     """Return mean(logsumexp(logits)^2) in float32: keeps the normaliser near 1 (training only)."""
     return logits.float().logsumexp(-1).square().mean()
@@ -62,6 +68,7 @@ def cross_entropy_reference(
     targets: Tensor,
     *,
     z_loss_weight: float,
+    weights: Tensor | None = None,
 ) -> CrossEntropy:
     """Compute the loss by its formula, with all logits at once; arguments as in `chunked_cross_entropy`."""
     logits = F.linear(features, table)
@@ -69,7 +76,11 @@ def cross_entropy_reference(
         logits = logits + bias
     if softcap is not None:
         logits = softcap(logits)
-    ce, z = token_nll(logits[None], targets[None]).mean(), z_loss(logits)
+    if weights is None:
+        ce, z = token_nll(logits[None], targets[None]).mean(), z_loss(logits)
+    else:
+        ce = (weights * token_nll(logits[None], targets[None])[0]).mean()
+        z = (weights * logits.float().logsumexp(-1).square()).mean()
     return CrossEntropy(ce + z_loss_weight * z, ce.detach(), z.detach())
 
 
@@ -81,6 +92,7 @@ def chunked_cross_entropy(
     targets: Tensor,
     *,
     z_loss_weight: float,
+    weights: Tensor | None = None,
     chunk_rows: int | None = None,
 ) -> CrossEntropy:
     """Compute the loss with at most R V logits in memory at a time, without syncing with the host.
@@ -90,11 +102,12 @@ def chunked_cross_entropy(
     Args:
         features: [N, E]. table: [V, E]. bias: [V], before the softcap.
         targets: [N] int64, 0 to V - 1.
+        weights: of the rows [N], in means over all N; None means 1. They get no gradient.
         chunk_rows: R; None chooses it for the device.
     """
     at_once = CHUNK_ELEMENTS.get(features.device.type, CHUNK_ELEMENTS_ELSEWHERE)
     rows = chunk_rows or max(1, at_once // len(table))
-    inputs = (features, table, bias, softcap, targets, z_loss_weight, rows)
+    inputs = (features, table, bias, softcap, targets, weights, z_loss_weight, rows)
     if torch.is_grad_enabled():
         return CrossEntropy(*_ChunkedCrossEntropy.apply(*inputs))
     ce, z, _ = _sweep(*inputs, wanted=(False, False, False))
@@ -110,10 +123,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         bias: Tensor | None,
         softcap: Softcap | None,
         targets: Tensor,
+        weights: Tensor | None,
         z_loss_weight: float,
         chunk_rows: int,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        inputs = (features, table, bias, softcap, targets, z_loss_weight, chunk_rows)
+        inputs = (features, table, bias, softcap, targets, weights, z_loss_weight, chunk_rows)
         ce, z, gradients = _sweep(*inputs, wanted=ctx.needs_input_grad[:3])
         ctx.rows = len(features)
         ctx.save_for_backward(*gradients)
@@ -126,7 +140,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         # Divide by N after the products: before them, the gradient could underflow in float16.
         scale = upstream / ctx.rows
         gradients = (None if g is None else g * scale for g in ctx.saved_tensors)
-        return (*gradients, None, None, None, None)
+        return (*gradients, *[None] * 5)
 
 
 def _sweep(
@@ -135,6 +149,7 @@ def _sweep(
     bias: Tensor | None,
     softcap: Softcap | None,
     targets: Tensor,
+    weights: Tensor | None,
     z_loss_weight: float,
     chunk_rows: int,
     *,
@@ -148,10 +163,13 @@ def _sweep(
     grad_table = torch.zeros_like(weight, dtype=exact) if wanted[1] else None
     grad_bias = None if bias is None else torch.zeros_like(bias, dtype=exact)
     nll, lse = [], []
-    chunk = chunk_in_blocks_ if _in_place(x) else _chunk
-    for rows, aims in zip(x.split(chunk_rows), targets[:, None].split(chunk_rows), strict=True):
+    chunk = chunk_in_blocks_ if weights is None and _in_place(x) else _chunk
+    shares = None if weights is None else weights[:, None].to(exact).split(chunk_rows)
+    pieces = zip(x.split(chunk_rows), targets[:, None].split(chunk_rows), strict=True)
+    for i, (rows, aims) in enumerate(pieces):
         # Fresh memory for each chunk: inductor mixes up chunks that share a buffer (torch 2.13).
-        d, *losses = chunk(rows @ weight.T, bias, softcap, aims, z_loss_weight, grad_bias)
+        given = (rows @ weight.T, bias, softcap, aims, z_loss_weight, grad_bias)
+        d, *losses = chunk(*given) if shares is None else _chunk(*given, shares[i])
         nll.append(losses[0])
         lse.append(losses[1])
         if wanted[0]:
@@ -165,7 +183,10 @@ def _sweep(
         grad_table,
         grad_bias if wanted[2] else None,
     )
-    return torch.cat(nll).mean(), torch.cat(lse).square().mean(), gradients
+    nll_of, squared = torch.cat(nll), torch.cat(lse).square()
+    if weights is not None:
+        nll_of, squared = weights[:, None] * nll_of, weights[:, None] * squared
+    return nll_of.mean(), squared.mean(), gradients
 
 
 def _in_place(x: Tensor) -> bool:
@@ -180,6 +201,7 @@ def _chunk(
     targets: Tensor,
     z_loss_weight: float,
     grad_bias: Tensor | None,
+    weights: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return N times the gradient of products [R, V], nll and logsumexp [R, 1]; changes only `grad_bias`.
 
@@ -187,7 +209,7 @@ def _chunk(
     than the many blocks of `cross_entropy_kernels.chunk_in_blocks_`, which does the same on a CPU.
 
     Args:
-        targets: [R, 1]. grad_bias: the gradient of the bias is added here.
+        targets: [R, 1]. grad_bias: the gradient of the bias is added here. weights: of the rows [R, 1].
     """
     z = logits.to(precise(logits.dtype))
     if bias is not None:
@@ -200,6 +222,8 @@ def _chunk(
     grad = (1 + 2 * z_loss_weight * lse) * (z - lse).exp() - is_target.to(z.dtype)
     if slope is not None:
         grad = grad * slope
+    if weights is not None:
+        grad = grad * weights
     if grad_bias is not None:
         grad_bias += grad.sum(0)
     return grad.to(logits.dtype), lse - z.gather(1, targets), lse

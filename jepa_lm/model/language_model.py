@@ -281,10 +281,19 @@ class LanguageModel(nn.Module):
             weight, bias = weight.detach(), None if bias is None else bias.detach()
         return Readout(features.flatten(0, 1), weight, bias, self.softcap)
 
-    def cross_entropy(self, hidden: Tensor, targets: Tensor, z_loss_weight: float) -> CrossEntropy:
-        """Return the training loss of `logits(hidden)` on targets [B, T], without keeping the logits."""
+    def cross_entropy(
+        self, hidden: Tensor, targets: Tensor, z_loss_weight: float, weights: Tensor | None = None
+    ) -> CrossEntropy:
+        """Return the training loss of `logits(hidden)` on targets [B, T], without keeping the logits.
+
+        Args:
+            weights: of the targets [B, T]; None means 1.
+        """
         return chunked_cross_entropy(
-            *self.readout(hidden), targets.flatten(), z_loss_weight=z_loss_weight
+            *self.readout(hidden),
+            targets.flatten(),
+            z_loss_weight=z_loss_weight,
+            weights=None if weights is None else weights.flatten(),
         )
 
     def forward(

@@ -132,6 +132,11 @@ class SoftCrossEntropy(nn.Module):
 
     fragile_at_zero = False
 
+    @staticmethod
+    def as_target(prediction: Tensor) -> Tensor:
+        """Return the law that logits [..., K] stand for."""
+        return prediction.softmax(-1)
+
     def forward(self, prediction: Tensor, target: Tensor, comparison: Comparison) -> Tensor:
         """Logits and probabilities [B, N, K] -> scalar."""
         return comparison.mean(-(target * prediction.log_softmax(-1)).sum(-1))

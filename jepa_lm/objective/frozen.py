@@ -7,6 +7,7 @@ Source: hidden-layer distillation (2605.11513); SALT (2509.24317).
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -70,12 +71,12 @@ class Frozen(Target):
     def check(self, model: LanguageModel, seq_len: int) -> None:
         super().check(self.source(model), seq_len)
 
-    def check_tokenizer(self, fingerprint: str) -> None:
+    def check_data(self, tokenizer: str, fields: Mapping[str, int]) -> None:
         assert self.record is not None
-        if fingerprint != self.record["tokenizer"]:
+        if tokenizer != self.record["tokenizer"]:
             raise UserError(
                 f"jepa.target.path={self.path}: the teacher was trained with another tokenizer than this "
-                f"data has ({self.record['tokenizer'][:12]}, here {fingerprint[:12]}); use the teacher's "
+                f"data has ({self.record['tokenizer'][:12]}, here {tokenizer[:12]}); use the teacher's "
                 "with data.tokenizer.model=FILE"
             )
 

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor
 
 from jepa_lm.data.stream import Batch
-from jepa_lm.model import LanguageModel, token_nll
+from jepa_lm.model import LanguageModel
+from jepa_lm.model.cross_entropy import mean_nll
 from jepa_lm.objective.diagnostics import Collapse, CollapseAlarm, prediction_quality, spread
 from jepa_lm.objective.gradients import trunk_gradients
 from jepa_lm.objective.latent_prediction import LatentPrediction, Latents
@@ -59,7 +60,7 @@ class ObjectiveMonitor:
         with torch.enable_grad(), torch.random.fork_rng(devices=devices):
             taps, keep = objective.main_needs(model)
             logits, main = model(batch["inputs"], taps, keep)
-            ce = ce_weight * token_nll(logits, batch["targets"]).mean()
+            ce = ce_weight * mean_nll(logits, batch["targets"], batch.get("weights"))
             latents = objective.compare(model, batch, main, step_context)
             components = objective.components(latents, step_context, all_of_them=True)
             aux = objective.total(components, step_context.clock)
@@ -92,7 +93,9 @@ class ObjectiveMonitor:
             if self.objective.normalisation is not None:
                 context = self.objective.normalisation(context)
             context = sample(context)
-        found |= prediction_quality(sample(prediction), sample(target), context)
+        prediction = getattr(self.objective.distance, "as_target", lambda x: x)(prediction)
+        if prediction.shape == target.shape:  # else only the head relates the two
+            found |= prediction_quality(sample(prediction), sample(target), context)
         rows = {
             "context": sample(latents.context),
             "target": sample(latents.at("target")),
@@ -149,13 +152,14 @@ class ObjectiveMonitor:
         """Return sentences that explain the latest measurement."""
         if not self.figures:
             return []
-        f = self.figures
-        verdict = "better" if f["r2"] > 0 else "no better"
-        lines = [
-            f"predictions have cosine {f['cosine']:.2f} with their targets (1 is perfect; always predicting "
-            f"the mean target: {f['cosine_of_mean']:.2f}) and explain {max(0.0, f['r2']):.0%} of the "
-            f"variance of the targets: {verdict} than the mean"
-        ]
+        f, lines = self.figures, []
+        if "r2" in f:
+            verdict = "better" if f["r2"] > 0 else "no better"
+            lines.append(
+                f"predictions have cosine {f['cosine']:.2f} with their targets (1 is perfect; always "
+                f"predicting the mean target: {f['cosine_of_mean']:.2f}) and explain "
+                f"{max(0.0, f['r2']):.0%} of the variance of the targets: {verdict} than the mean"
+            )
         if "r2_of_copy" in f:
             lines.append(f"copying the context would explain {max(0.0, f['r2_of_copy']):.0%}")
         lines.append(

@@ -19,7 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jepa_lm.data.stream import Batch, TokenStream
+from jepa_lm.data.split import Split
+from jepa_lm.data.stream import Batch
 from jepa_lm.data.token_data import TokenData
 from jepa_lm.model import LanguageModel
 from jepa_lm.objective import LatentPrediction, StepContext
@@ -31,12 +32,16 @@ RIDGE = 1e-3
 """Ridge strength, relative to the mean of the diagonal of H^T H."""
 
 
-def sample_windows(stream: TokenStream, seq_len: int, tokens: int, rows: int) -> Iterable[Batch]:
-    """Yield evenly spaced windows of a split, about `tokens` tokens in total, in batches of `rows`.
+def sample_windows(part: Split, tokens: int) -> Iterable[Batch]:
+    """Yield evenly spaced windows of a split, about `tokens` tokens in total, a batch at a time.
 
-    A split shorter than a window is a single window.
+    A split shorter than a window is a single window; rows that are examples are windows.
     """
-    seq_len = min(seq_len, stream.total - 1)
+    stream, rows, seq_len = part.stream, part.rows, min(part.seq_len, part.stream.total - 1)
+    if part.examples is not None:
+        windows = part.windows(tokens)
+        yield from (windows[i] for i in range(len(windows)))
+        return
     count = max(1, min(tokens, stream.total - 1) // seq_len)
     starts = np.linspace(0, stream.total - seq_len - 1, count).astype(np.int64)
     for first in range(0, count, rows):
@@ -89,8 +94,7 @@ def probe(
     device = model.embedding.table.weight.device
 
     def batches(split: str, tokens: int) -> Iterable[Batch]:
-        part = data.split(split)
-        for batch in sample_windows(part.stream, part.seq_len, tokens, part.rows):
+        for batch in sample_windows(data.split(split), tokens):
             yield {name: t.to(device) for name, t in batch.items()}
 
     def hidden_states() -> Iterable[tuple[Tensor, Tensor]]:

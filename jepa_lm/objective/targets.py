@@ -71,8 +71,12 @@ class Target(nn.Module):
     def open(self, model: LanguageModel, open_teacher: OpenTeacher | None) -> None:
         """Load the model that the target reads, at the start of a run."""
 
-    def check_tokenizer(self, fingerprint: str) -> None:
-        """Raise UserError if the target does not read the tokens of the data."""
+    def check_data(self, tokenizer: str, fields: Mapping[str, int]) -> None:
+        """Raise UserError if the target cannot read the data.
+
+        Args:
+            tokenizer: its fingerprint. fields: widths K of the fields [B, T, K] of a batch.
+        """
 
     def source(self, model: LanguageModel) -> LanguageModel:
         """Return the model that the target latents come from; its head can read them."""
@@ -205,6 +209,19 @@ class BatchTarget(Target):
     @property
     def batch_fields(self) -> dict[str, int]:
         return {self.field: self.dim}
+
+    def check_data(self, tokenizer: str, fields: Mapping[str, int]) -> None:
+        if self.field not in fields:
+            known = ", ".join(fields) or "none beside its tokens"
+            raise UserError(
+                f"jepa.target.field={self.field}: these data have no such field (they have {known}); "
+                "data=hmm has latents"
+            )
+        if fields[self.field] != self.dim:
+            raise UserError(
+                f"jepa.target.dim={self.dim}: the {self.field} of these data have width "
+                f"{fields[self.field]}; set jepa.target.dim={fields[self.field]}"
+            )
 
     def width(self, model: LanguageModel) -> int:
         return self.dim

@@ -16,8 +16,6 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa_lm.objective.chunked_logits import Aims
-from jepa_lm.objective.distances import total_weight
-from jepa_lm.objective.step_context import StepContext
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.kinds import Range, checked
 
@@ -38,17 +36,12 @@ class TokenLoss(nn.Module):
         """Raise UserError if sequences of this length are too short, or the offsets do not fit."""
 
     def aims(
-        self,
-        targets: Tensor,
-        counted: Tensor | None,
-        offsets: Sequence[int],
-        vocab_size: int,
-        step_context: StepContext,
+        self, targets: Tensor, weights: Tensor | None, offsets: Sequence[int], vocab_size: int
     ) -> Aims:
         """Return what `score` needs, for the rows (b, t) of targets [B, T].
 
         Args:
-            counted: which targets count [B, T], bool; None if all do.
+            weights: of the targets [B, T], as in the cross entropy; None means 1.
         """
         raise NotImplementedError
 
@@ -58,7 +51,10 @@ class TokenLoss(nn.Module):
 
 
 class LaterToken(TokenLoss):
-    """Cross entropy of the token `offset` places after the next one, averaged over the rows that have one."""
+    """Cross entropy of the token `offset` places after the next one, averaged over the rows that have one.
+
+    Weighted targets are summed and divided by the number of rows, as in the cross entropy.
+    """
 
     def names(self, offsets: Sequence[int]) -> list[str]:
         return [f"offset_{k}" for k in offsets]
@@ -71,26 +67,16 @@ class LaterToken(TokenLoss):
             )
 
     def aims(
-        self,
-        targets: Tensor,
-        counted: Tensor | None,
-        offsets: Sequence[int],
-        vocab_size: int,
-        step_context: StepContext,
+        self, targets: Tensor, weights: Tensor | None, offsets: Sequence[int], vocab_size: int
     ) -> Aims:
         """Return targets [N, K] and the weight of each [N, K], 1 on average."""
-        rows, length = targets.shape
-        wanted, weights = [], []
+        length, wanted, counts = targets.shape[1], [], []
         for k in offsets:
+            each = targets.new_full(targets.shape, length / (length - k), dtype=torch.float32)
+            each = each if weights is None else weights
             wanted.append(F.pad(targets[:, k:], (0, k)).flatten())
-            if counted is None:
-                there = targets.new_ones((rows, length - k), dtype=torch.float32)
-                each = length / (length - k)
-                weights.append(F.pad(each * there, (0, k)).flatten())
-            else:
-                there = F.pad(counted[:, k:].float(), (0, k)).flatten()
-                weights.append(there * (rows * length / total_weight(there, step_context)))
-        return Aims((torch.stack(wanted, 1), torch.stack(weights, 1)))
+            counts.append(F.pad(each[:, k:], (0, k)).flatten())
+        return Aims((torch.stack(wanted, 1), torch.stack(counts, 1)))
 
     def score(self, z: Tensor, shares: Tensor, *aims: Tensor) -> tuple[Tensor, Tensor]:
         wanted, weights = aims
@@ -132,26 +118,21 @@ class _Windowed(TokenLoss):
             )
 
     def aims(
-        self,
-        targets: Tensor,
-        counted: Tensor | None,
-        offsets: Sequence[int],
-        vocab_size: int,
-        step_context: StepContext,
+        self, targets: Tensor, weights: Tensor | None, offsets: Sequence[int], vocab_size: int
     ) -> Aims:
         """Return where the window of each row starts [N, 1] and its weight [N, 1], and all tokens in a line.
 
         In the line, V stands for a token that is unknown or does not count.
         """
-        if counted is not None:
-            targets = targets.masked_fill(~counted, vocab_size)
+        if weights is not None:
+            targets = targets.masked_fill(weights == 0, vocab_size)
         rows, length = targets.shape
         line = F.pad(targets, (0, self.window), value=vocab_size)  # [B, T + W]
         places = torch.arange(line.numel(), device=line.device).view(line.shape)[:, :length]
-        weights = self._weights(length, line.device).expand(rows, length)
-        return Aims((places.reshape(-1, 1), weights.reshape(-1, 1)), (line.flatten(),))
+        counts = self._counts(length, line.device).expand(rows, length)
+        return Aims((places.reshape(-1, 1), counts.reshape(-1, 1)), (line.flatten(),))
 
-    def _weights(self, length: int, device: torch.device) -> Tensor:
+    def _counts(self, length: int, device: torch.device) -> Tensor:
         """Return the weight of each position [T], 1 on average."""
         return torch.ones(length, device=device)
 
@@ -199,7 +180,7 @@ class TokenBag(_Windowed):
 
     name = "bag"
 
-    def _weights(self, length: int, device: torch.device) -> Tensor:
+    def _counts(self, length: int, device: torch.device) -> Tensor:
         whole = length - self.window + 1
         there = torch.arange(length, device=device) < whole
         return there.float() * (length / whole)

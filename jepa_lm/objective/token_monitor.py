@@ -7,7 +7,8 @@ from typing import Any
 import torch
 
 from jepa_lm.data.stream import Batch
-from jepa_lm.model import LanguageModel, token_nll
+from jepa_lm.model import LanguageModel
+from jepa_lm.model.cross_entropy import mean_nll
 from jepa_lm.objective.gradients import trunk_gradients
 from jepa_lm.objective.step_context import StepContext
 from jepa_lm.objective.token_prediction import TokenPrediction
@@ -47,7 +48,7 @@ class TokenMonitor:
         devices = [batch["inputs"].device] if batch["inputs"].is_cuda else []
         with torch.enable_grad(), torch.random.fork_rng(devices=devices):
             logits, main = model(batch["inputs"], *objective.main_needs(model))
-            ce = ce_weight * token_nll(logits, batch["targets"]).mean()
+            ce = ce_weight * mean_nll(logits, batch["targets"], batch.get("weights"))
             loss, found = objective(model, batch, main, step_context)
             weight = objective.scale(step_context.clock) or objective.weight
             found |= trunk_gradients(model, ce, weight * loss, per_layer=False)

@@ -206,13 +206,13 @@ class TokenPrediction(nn.Module):
         readouts = self.head(model, Read(encoded, inputs, self.reach is None))
         drawn = step_context.at(SHARES).drawn
         (shares,) = drawn or draw_now(self._weigh, step_context, inputs.device)
-        targets, counted = self._targets(batch, step_context)
+        targets, weights = self._targets(batch, step_context)
         losses, parts = [], []
         together = len(readouts) == 1
         for i, readout in enumerate(readouts):
             mine = slice(None) if together else slice(i, i + 1)
             offsets = self.offsets[mine]
-            aims = self.token.aims(targets, counted, offsets, model.vocab_size, step_context)
+            aims = self.token.aims(targets, weights, offsets, model.vocab_size)
             loss, own = over_chunks(readout, self.token, shares[mine], aims)
             losses.append(loss)
             parts.append(own)
@@ -230,12 +230,12 @@ class TokenPrediction(nn.Module):
         return encode_view(model, seen, (), self.reach)
 
     def _targets(self, batch: Batch, step_context: StepContext) -> tuple[Tensor, Tensor | None]:
-        """Return the targets [B, T], and which of them count."""
-        targets, counted = batch["targets"], batch.get("answers")
+        """Return the targets [B, T], and their weights as in the cross entropy."""
+        targets, weights = batch["targets"], batch.get("weights")
         if self.placebo:
             drawn = step_context.at(PLACEBO).drawn
             (order,) = drawn or draw_now(
                 other_rows, len(targets), step_context, targets.device, NODE
             )
-            targets, counted = targets[order], None if counted is None else counted[order]
-        return targets, counted
+            targets, weights = targets[order], None if weights is None else weights[order]
+        return targets, weights

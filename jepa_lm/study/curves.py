@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from jepa_lm.study.chart import thinned
 from jepa_lm.study.runs import Run
 from jepa_lm.study.statistics import t_interval
 
+VALIDATION, TRAINING = "val/bpb", "train/bpb"
 VALIDATED_OFTEN = 3
 """Points of val/bpb that every run needs for it to be drawn instead of train/bpb."""
 SMOOTHED = 20
 """A point of train/bpb is the mean of 1/SMOOTHED of a run's log points."""
-DRAWN = 200
-"""Largest number of points drawn of a curve; more cannot be distinguished."""
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Curve:
     mean: tuple[float, ...]
     low: tuple[float, ...]
     high: tuple[float, ...]
-    seeds: int
+    runs: tuple[tuple[float, ...], ...]
+    """Values of each seed."""
 
 
 @dataclass(frozen=True)
@@ -41,12 +42,12 @@ class Metric:
 
 def score_metric(runs: Sequence[Run]) -> Metric:
     """Return the validation score if every run has several during training, else that of training batches."""
-    if runs and all(len(run.series("val/bpb")) >= VALIDATED_OFTEN for run in runs):
-        return Metric("val/bpb", "validation BPB")
-    points = min((len(run.series("train/bpb")) for run in runs), default=0)
+    if runs and all(len(run.series(VALIDATION)) >= VALIDATED_OFTEN for run in runs):
+        return Metric(VALIDATION, "validation BPB")
+    points = min((len(run.series(TRAINING)) for run in runs), default=0)
     window = max(1, points // SMOOTHED)
     said = f", mean of {window} log points" if window > 1 else ""
-    return Metric("train/bpb", f"training BPB{said}", window)
+    return Metric(TRAINING, f"training BPB{said}", window)
 
 
 def over_seeds(runs: Mapping[str, Run], metric: Metric) -> Curve | None:
@@ -54,7 +55,7 @@ def over_seeds(runs: Mapping[str, Run], metric: Metric) -> Curve | None:
     steps, values = _table(runs, metric)
     if not steps:
         return None
-    return _curve(steps, values.mean(0), values.min(0), values.max(0), len(values))
+    return _curve(steps, values.mean(0), values.min(0), values.max(0), values)
 
 
 def difference(
@@ -71,7 +72,7 @@ def difference(
         return None
     mean = values.mean(0)
     low, high = t_interval(values.T) if len(values) > 1 else (mean, mean)
-    return _curve(steps, mean, low, high, len(values))
+    return _curve(steps, mean, low, high, values)
 
 
 def _smooth(run: Run, metric: Metric) -> list[tuple[int, float]]:
@@ -94,15 +95,12 @@ def _aligned(found: Mapping[str, Mapping[int, float]]) -> tuple[list[int], np.nd
     rows = [row for row in found.values() if row]
     if not rows:
         return [], np.empty((0, 0))
-    steps = sorted(set.intersection(*(set(row) for row in rows)))
-    stride = -(-len(steps) // DRAWN) or 1
-    steps = steps[::-1][::stride][::-1]  # the last one stays
+    steps = list(thinned(sorted(set.intersection(*(set(row) for row in rows)))))
     return steps, np.array([[row[step] for step in steps] for row in rows])
 
 
 def _curve(
-    steps: Sequence[int], mean: np.ndarray, low: np.ndarray, high: np.ndarray, seeds: int
+    steps: Sequence[int], mean: np.ndarray, low: np.ndarray, high: np.ndarray, values: np.ndarray
 ) -> Curve:
-    return Curve(
-        tuple(steps), tuple(mean.tolist()), tuple(low.tolist()), tuple(high.tolist()), seeds
-    )
+    middle, lowest, highest = (tuple(row.tolist()) for row in (mean, low, high))
+    return Curve(tuple(steps), middle, lowest, highest, tuple(map(tuple, values.tolist())))

@@ -2,82 +2,73 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from typing import Any
-
-import numpy as np
-from matplotlib.axes import Axes
-from matplotlib.transforms import offset_copy
+from itertools import pairwise
 
 from jepa_lm.study import formatting as words
-from jepa_lm.study.figure_styles import PANEL, Panel, Style
+from jepa_lm.study.chart import SERIES, Chart, Forest, Line, Panel, Row, Scale, Style, around
 from jepa_lm.study.request import WEIGHT
 from jepa_lm.study.results import ArmResult, Results, Treatment, role_of
 from jepa_lm.study.statistics import Effect
-from jepa_lm.study.svg import INK, MUTED, SERIES, drawing, inline, new_figure
-from jepa_lm.utils.quoting import literal
 
-BESIDE, LABEL = 26, 56
-"""Characters of a label that fit beside its numbers, and in the whole width."""
+MARGIN = 0.04
+"""Room at both ends of the axis of weights, as a share."""
+NEAREST = 0.042
+"""Share of the axis that a turned label needs on a phone; a weight nearer to the last label gets none."""
+ROOMY = 0.11
+"""Share that a label needs if it is not turned."""
 
 
-def effects(treatment: Treatment, look: Mapping[str, Style], name: str) -> Panel | None:
+def effects(treatment: Treatment, look: Mapping[str, Style]) -> Panel | None:
     """Draw the differences of a treatment from each of its controls."""
     rows = [
-        (f"against {role_of(a)}", a.effect, look[treatment.arm.name])
+        _row(f"against {role_of(a)}", a.effect, look[treatment.arm.name])
         for a in treatment.against
         if a.effect.n
     ]
-    return _differences("Treatment minus control", rows, name) if rows else None
+    return _differences("Treatment minus control", rows) if rows else None
 
 
-def overview(treatments: Sequence[Treatment], look: Mapping[str, Style]) -> Panel | None:
-    """Draw the differences of all treatments from their first control."""
-    rows = [(t.arm.label, t.main.effect, look[t.arm.name]) for t in treatments if t.main.effect.n]
-    return _differences("Treatments minus their control", rows, "overview") if rows else None
+def overview(
+    treatments: Sequence[Treatment], look: Mapping[str, Style], verdicts: Sequence[tuple[str, str]]
+) -> Panel | None:
+    """Draw the differences of all treatments from their first control.
+
+    Args:
+        verdicts: word and tone of each treatment.
+    """
+    rows = [
+        _row(t.arm.label, t.main.effect, look[t.arm.name], *verdict)
+        for t, verdict in zip(treatments, verdicts, strict=True)
+        if t.main.effect.n
+    ]
+    return _differences("Treatments minus their control", rows) if rows else None
 
 
-def _differences(title: str, rows: Sequence[tuple[str, Effect, Style]], name: str) -> Panel:
-    """Draw every seed as a circle, and the mean as a diamond on its 95 % interval."""
-    with drawing():
-        stacked = max(len(label) for label, *_ in rows) > BESIDE
-        figure = new_figure(44 + (52 if stacked else 34) * len(rows))
-        axes = figure.add_subplot()
-        axes.grid(visible=False)
-        for row, (label, effect, style) in enumerate(reversed(rows)):
-            _difference_row(axes, row, label, effect, style, stacked)
-        axes.set_ylim(-0.45, len(rows) - (0.35 if stacked else 0.2))
-        axes.set_yticks([])
-        axes.spines["left"].set_visible(False)
-        axes.locator_params(axis="x", nbins=5)
-        axes.set_xlabel("difference in BPB (below zero: the treatment is better)")
-        says = "; ".join(f"{label}: {words.signed(effect.mean)} BPB" for label, effect, _ in rows)
-        return Panel(
-            f"{title}: seeds, mean, 95 % interval", inline(figure, name, f"{title}. {says}")
-        )
-
-
-def _difference_row(
-    axes: Axes, row: int, label: str, effect: Effect, style: Style, stacked: bool
-) -> None:
-    """Draw one row; if `stacked`, numbers go below the label because there is no room beside it."""
-    apart = list(effect.differences)
+def _row(label: str, effect: Effect, style: Style, word: str = "", tone: str = "") -> Row:
     assert effect.mean is not None
-    axes.plot([0, 0], [row - 0.24, row + 0.14], color=INK, lw=0.9)
-    axes.plot(apart, [row - 0.17] * len(apart), "o", ms=3.2, mfc="none", mec=MUTED, mew=0.7)
-    if effect.interval is not None:
-        axes.plot(effect.interval, [row, row], color=style.colour, lw=2.2, solid_capstyle="butt")
-    axes.plot([effect.mean], [row], "D", ms=5, color=style.colour)
-    place: dict[str, Any] = dict(transform=axes.get_yaxis_transform(), fontsize=8, va="bottom")
-    above = 0.42 if stacked else 0.2
-    axes.text(0, row + above, _short(label), ha="left", **place)
     numbers = words.signed(effect.mean)
     if effect.interval is not None:
         numbers += f" {words.between(effect.interval, words.signed)}"
-    if stacked:
-        axes.text(0, row + 0.18, numbers, ha="left", color=MUTED, **place)
-    else:
-        axes.text(1, row + 0.2, numbers, ha="right", **place)
+    return Row(
+        label, word, tone, numbers, style.colour, effect.mean, effect.interval, effect.differences
+    )
+
+
+def _differences(title: str, rows: Sequence[Row]) -> Panel:
+    """Draw every seed as a circle, and the mean as a diamond on its 95 % interval."""
+    ends = [end for row in rows for end in (*row.seeds, *(row.interval or ()), row.mean, 0.0)]
+    says = "; ".join(
+        f"{row.label}: {row.numbers} BPB, {words.number_of(len(row.seeds), 'seed')}"
+        + (f", {row.word}" if row.word else "")
+        for row in rows
+    )
+    under = "difference in BPB (below zero: the treatment is better)"
+    return Panel(
+        f"{title}: seeds, mean, 95 % interval",
+        Forest(f"{title}, mean and 95 % interval. {says}.", around(ends), under, tuple(rows)),
+    )
 
 
 def weights(results: Results) -> list[Panel]:
@@ -96,42 +87,74 @@ def weights(results: Results) -> list[Panel]:
         for _, arm in family
         for end in (*arm.bpb.values(), *(arm.interval or ()))
     ]
+    # One scale for all panels, wide enough for every seed and interval.
     return [
-        _weights(name or "all arms", family, SERIES[i % len(SERIES)], f"weight{i}", ends)
+        _weights(name or "all arms", family, SERIES[i % len(SERIES)], around(ends))
         for i, (name, family) in enumerate(swept.items())
     ]
 
 
 def _weights(
-    title: str,
-    family: Sequence[tuple[float, ArmResult]],
-    colour: str,
-    name: str,
-    ends: Sequence[float],
+    title: str, family: Sequence[tuple[float, ArmResult]], colour: str, up: Scale
 ) -> Panel:
-    with drawing():
-        figure = new_figure(PANEL)
-        axes = figure.add_subplot()
-        at = [weight for weight, _ in family]
-        means = [arm.mean for _, arm in family if arm.mean is not None]
-        axes.plot(at, means, color=colour, marker="D", ms=4)
-        for weight, arm in family:
-            seeds = list(arm.bpb.values())
-            beside = offset_copy(axes.transData, figure, x=6, units="points")
-            circles: dict[str, Any] = dict(ms=3.2, mfc="none", mec=MUTED, mew=0.7, transform=beside)
-            axes.plot([weight] * len(seeds), seeds, "o", **circles)
-            if arm.interval is not None:
-                axes.plot([weight] * 2, arm.interval, color=colour, lw=2.2, solid_capstyle="butt")
-        smallest = min((w for w in at if w > 0), default=1.0)
-        axes.set_xscale("symlog", linthresh=smallest, linscale=0.5)
-        axes.set_xticks(at, [f"{w:g}" for w in at])
-        axes.minorticks_off()
-        # One scale for all panels, wide enough for every seed and interval.
-        room = 0.06 * (max(ends) - min(ends)) or 0.01
-        axes.set_ylim(min(ends) - room, max(ends) + room)
-        axes.set_xlabel("jepa.weight (0 is cross entropy alone)")
-        axes.set_ylabel("validation BPB (bits per byte)")
-        return Panel(title, inline(figure, name, f"validation BPB against jepa.weight: {title}"))
+    places = _places([weight for weight, _ in family])
+    across, upright = _labelled(places, [f"{weight:g}" for weight, _ in family])
+    arms = list(zip(places, (arm for _, arm in family), strict=True))
+    line = Line(
+        Style(title, colour),
+        [(x, arm.mean) for x, arm in arms if arm.mean is not None],
+        bars=tuple((x, *arm.interval) for x, arm in arms if arm.interval is not None),
+    )
+    says = "; ".join(
+        f"weight {weight:g}: {words.score(arm.mean)} {words.between(arm.interval)}".removesuffix(
+            f" {words.NOTHING}"
+        )
+        for weight, arm in family
+    )
+    drawn = Chart(
+        f"Validation BPB by jepa.weight, mean and 95 % interval, {title}. {says}.",
+        across,
+        up,
+        "validation BPB (bits per byte)",
+        "jepa.weight (0 is cross entropy alone)",
+        (line,),
+        marked=True,
+        seeds=[(x, bpb) for x, arm in arms for bpb in arm.bpb.values()],
+        upright=upright,
+    )
+    return Panel(title, drawn)
+
+
+def _places(at: Sequence[float]) -> list[float]:
+    """Return rising weights as shares of the axis, on the scale that keeps them further apart.
+
+    The logarithmic one begins at the smallest weight above zero, with zero a short way before it.
+    """
+    linear = [weight - at[0] for weight in at]
+    found = linear
+    if at[0] >= 0 and (above := [weight for weight in at if weight > 0]):
+        logs = [math.log10(weight / above[0]) for weight in above]
+        gap = min((b - a for a, b in pairwise(logs)), default=1.0)
+        zeros = [-max(gap, logs[-1] / 10)] * (len(at) - len(above))
+        found = max(linear, [*zeros, *logs], key=_nearest)
+    length = (found[-1] - found[0]) or 1.0
+    return [MARGIN + (1 - 2 * MARGIN) * (place - found[0]) / length for place in found]
+
+
+def _nearest(places: Sequence[float]) -> float:
+    """Return the smallest distance of neighbours as a share of the whole."""
+    apart = [b - a for a, b in pairwise(places)]
+    return min(apart) / ((places[-1] - places[0]) or 1.0)
+
+
+def _labelled(places: Sequence[float], texts: Sequence[str]) -> tuple[Scale, bool]:
+    """Return the axis with a label wherever there is room, and whether labels are turned on a phone."""
+    ticks: list[tuple[float, str]] = []
+    for place, text in zip(places, texts, strict=True):
+        if not ticks or place - ticks[-1][0] >= NEAREST:
+            ticks.append((place, text))
+    apart = [b - a for (a, _), (b, _) in pairwise(ticks)]
+    return Scale(0.0, 1.0, tuple(ticks)), min(apart, default=1.0) < ROOMY
 
 
 def _number(text: str | None) -> float | None:
@@ -139,9 +162,4 @@ def _number(text: str | None) -> float | None:
         value = float(text or "")
     except ValueError:
         return None
-    return value if np.isfinite(value) else None
-
-
-def _short(text: str) -> str:
-    text = literal(text)
-    return text if len(text) <= LABEL else f"{text[: LABEL - 1]}…"
+    return value if math.isfinite(value) else None

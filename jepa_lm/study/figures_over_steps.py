@@ -2,52 +2,67 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from itertools import pairwise
 
+from jepa_lm.study import formatting as words
+from jepa_lm.study.chart import Chart, Line, Panel, Points, Scale, Style, around, settled
 from jepa_lm.study.curves import Curve, Metric, difference, over_seeds, score_metric
 from jepa_lm.study.diagnostics import DIAGNOSTICS
-from jepa_lm.study.figure_styles import PANEL, Panel, Style
 from jepa_lm.study.results import Results
-from jepa_lm.study.svg import INK, SERIES, drawing, inline, new_figure
 
-START = 0.2
-"""Share of a run that the axis may leave out: its scores are so high that the rest would look flat."""
+FEW = 8
+"""Largest number of arms in a figure that shows their seeds; more lines could not be told apart."""
 
 
 def score_curves(results: Results, look: Mapping[str, Style]) -> tuple[Metric, list[Panel]]:
-    """Draw BPB over steps, then each treatment's difference from its first control."""
+    """Draw BPB over steps, of all arms and by treatment, and each treatment minus its first control."""
     metric = score_metric(results.finished)
-    curves = {name: over_seeds(arm.runs, metric) for name, arm in results.arms.items()}
-    panels = [
-        (title, {name: curve for name in names if (curve := curves[name]) is not None})
+    name = _capital(metric.says.partition(",")[0])
+    curves = {
+        arm.name: curve
+        for arm in results.arms.values()
+        if (curve := over_seeds(arm.runs, metric)) is not None
+    }
+    if not curves:
+        return metric, []
+    up = _up([points for curve in curves.values() for points in _seeds(curve)])
+    label = f"{metric.says} (bits per byte)"
+    shown = [
+        (title, {name: curves[name] for name in names if name in curves})
         for title, names in _panels(results)
     ]
-    shown = [(title, found) for title, found in panels if found]
-    limits = _limits([curve for _, found in shown for curve in found.values()])
-    label = f"{metric.says.partition(',')[0]} (bits per byte)"
-    drawn = [
-        _curves(title, found, look, label, f"curve{i}", limits)
-        for i, (title, found) in enumerate(shown)
-    ]
+    shown = [(title, found) for title, found in shown if found]
+    drawn = [_curves(f"{name}: all arms", curves, look, label, up, words.score)]
+    if len(shown) > 1:
+        drawn += [
+            _curves(f"{name}: {title}", found, look, label, up, words.score, wide=False)
+            for title, found in shown
+        ]
+    return metric, drawn + _apart(results, look, metric)
+
+
+def _apart(results: Results, look: Mapping[str, Style], metric: Metric) -> list[Panel]:
     apart = [
         (t, curve)
         for t in results.treatments
         if (curve := difference(t.arm.runs, t.main.control.runs, metric)) is not None
     ]
-    limits = _limits([curve for _, curve in apart], [0.0])
-    below = [
+    ends = [_points(curve, side) for _, curve in apart for side in (curve.low, curve.high)]
+    up = _up(ends, [0.0])
+    return [
         _curves(
             f"{t.arm.name} minus {t.main.control.name}",
             {t.arm.name: curve},
             look,
-            "difference in BPB",
-            f"apart{i}",
-            limits,
+            f"difference in {metric.says}",
+            up,
+            words.signed,
             zero=True,
+            wide=len(apart) == 1,
         )
-        for i, (t, curve) in enumerate(apart)
+        for t, curve in apart
     ]
-    return metric, drawn + below
 
 
 def diagnostics(results: Results, look: Mapping[str, Style]) -> list[Panel]:
@@ -63,7 +78,9 @@ def diagnostics(results: Results, look: Mapping[str, Style]) -> list[Panel]:
             if (curve := over_seeds(arm.runs, metric)) is not None
         }
         if curves:
-            panels.append(_curves(metric.says, curves, look, metric.column, key, None))
+            ends = [point for curve in curves.values() for point in (*curve.low, *curve.high)]
+            up, title = around(ends), _capital(metric.says)
+            panels.append(_curves(title, curves, look, metric.column, up, words.figure, wide=False))
     return panels
 
 
@@ -72,61 +89,63 @@ def _curves(
     curves: Mapping[str, Curve],
     look: Mapping[str, Style],
     label: str,
-    name: str,
-    limits: tuple[float, float] | None,
+    up: Scale,
+    form: Callable[[float | None], str],
     *,
     zero: bool = False,
+    wide: bool = True,
 ) -> Panel:
-    """Draw lines with bands over steps."""
-    with drawing():
-        figure = new_figure(PANEL)
-        axes = figure.add_subplot()
-        if zero:
-            axes.axhline(0, color=INK, lw=0.8)
-        faint = 0.18 if len(curves) <= 3 else 0.08
-        for arm, curve in curves.items():
-            style = look[arm]
-            axes.fill_between(
-                curve.steps, curve.low, curve.high, color=style.colour, alpha=faint, lw=0
-            )
-            alone = "o" if len(curve.steps) == 1 else ""
-            axes.plot(
-                curve.steps, curve.mean, color=style.colour, ls=style.line, marker=alone, ms=3
-            )
-        if limits is not None:
-            axes.set_ylim(*limits)
-        axes.locator_params(axis="x", nbins=5)
-        axes.set_xlabel("optimizer steps")
-        axes.set_ylabel(label)
-        says = f"{label} over optimizer steps: {title}"
-        return Panel(title, inline(figure, name, says), tuple(curves))
+    """Draw the means as lines, over their seeds or, at `zero`, over bands."""
+    steps = [step for curve in curves.values() for step in curve.steps]
+    first, last = min(steps), max(steps)
+    lines, ends = [], []
+    for arm, curve in curves.items():
+        end = form(curve.mean[-1])
+        span = words.between((curve.low[-1], curve.high[-1]), form) if len(curve.runs) > 1 else ""
+        ends.append(f"{arm}: {f'{end} {span}'.strip()} at step {curve.steps[-1]:,}")
+        seeds = _seeds(curve) if len(curve.runs) > 1 and len(curves) <= FEW and not zero else ()
+        band = tuple(zip(curve.steps, curve.low, curve.high, strict=True)) if zero else ()
+        points = _points(curve, curve.mean)
+        lines.append(Line(look[arm], points, seeds=seeds, band=band, says=ends[-1]))
+    around_it = "95 % interval" if zero else "lowest to highest seed"
+    drawn = Chart(
+        f"{title}: {label} over optimizer steps; mean at the end [{around_it}]. {'; '.join(ends)}.",
+        around((first, last), share=0.02),
+        up,
+        label,
+        "optimizer steps",
+        tuple(lines),
+        zero=zero,
+    )
+    key = tuple((look[arm], form(curve.mean[-1])) for arm, curve in curves.items())
+    return Panel(title, drawn, key, wide)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _points(curve: Curve, values: Sequence[float]) -> Points:
+    return tuple(zip(curve.steps, values, strict=True))
+
+
+def _seeds(curve: Curve) -> tuple[Points, ...]:
+    return tuple(_points(curve, values) for values in curve.runs)
+
+
+def _up(lines: Sequence[Points], shown: Sequence[float] = ()) -> Scale:
+    """Return an axis that all panels share; it includes `shown`, not the start of training."""
+    return around([*settled(lines), *shown])
 
 
 def _panels(results: Results) -> list[tuple[str, list[str]]]:
-    """Return titles and arms of the panels: each treatment with its controls, or else six arms each."""
+    """Return titles and arms of the panels: each treatment with its controls, or else a few arms each."""
     if results.treatments:
         return [
             (t.arm.name, [*dict.fromkeys(a.control.name for a in t.against), t.arm.name])
             for t in results.treatments
         ]
-    names, size = list(results.arms), len(SERIES)
-    return [
-        (f"arms {i + 1} to {min(i + size, len(names))}", names[i : i + size])
-        for i in range(0, len(names), size)
-    ]
-
-
-def _limits(curves: Sequence[Curve], shown: Sequence[float] = ()) -> tuple[float, float] | None:
-    """Return the limits of an axis that all panels share; it includes `shown`, not the start of training."""
-    ends = [
-        end
-        for curve in curves
-        for step, *both in zip(curve.steps, curve.low, curve.high, strict=True)
-        if step >= START * curve.steps[-1]
-        for end in both
-    ]
-    ends += shown
-    if not ends or min(ends) == max(ends):
-        return None
-    room = 0.04 * (max(ends) - min(ends))
-    return min(ends) - room, max(ends) + room
+    names = list(results.arms)
+    parts = -(-len(names) // FEW)
+    cuts = [len(names) * i // parts for i in range(parts + 1)] if parts else []
+    return [(f"arms {i + 1} to {j}", names[i:j]) for i, j in pairwise(cuts)]

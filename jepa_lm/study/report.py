@@ -7,11 +7,11 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
 from jepa_lm.study import figures, tables
 from jepa_lm.study import formatting as words
-from jepa_lm.study.figure_styles import Style, styles
+from jepa_lm.study.chart import Style
+from jepa_lm.study.figure_styles import styles
 from jepa_lm.study.results import Results, Treatment, collect
 from jepa_lm.study.sections import sections
 from jepa_lm.study.templates import TIED, environment
@@ -21,6 +21,10 @@ from jepa_lm.utils.paths import PAGE_FILE
 from jepa_lm.utils.quoting import shell
 
 HTML, MARKDOWN = "report.html", "report.md"
+LONG = 20
+"""Number of arms from which on a page has a list of contents, tables that can be sorted, and folded parts."""
+MOST_SHOWN = 6
+"""Largest number of small figures, or of rows of a second table, that such a page shows unfolded."""
 SHOWN_FIRST = 8
 """Number of settings shown beside a verdict; the others are further down the page."""
 NOT_COMPARABLE = "not comparable"
@@ -98,6 +102,7 @@ def word_of(treatment: Treatment) -> str:
 def _context(results: Results) -> dict[str, Any]:
     look = styles(results)
     alone = len(results.treatments) == 1
+    verdicts = [(word := word_of(t), TONES.get(word, "plain")) for t in results.treatments]
     return {
         "name": results.manifest.name,
         "kind": results.manifest.kind,
@@ -107,9 +112,11 @@ def _context(results: Results) -> dict[str, Any]:
         "command": shell(results.manifest.command),
         "built": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "headline": headline(results),
-        "cards": [_card(t, look, i, alone) for i, t in enumerate(results.treatments)],
+        "cards": [_card(t, look, alone) for t in results.treatments],
         "alone": alone,
-        "overview": None if alone else figures.overview(results.treatments, look),
+        "most_shown": MOST_SHOWN,
+        "long": len(results.arms) >= LONG,
+        "overview": None if alone else figures.overview(results.treatments, look, verdicts),
         "apart": list(results.apart),
         "notices": _notices(results),
         "warnings": list(results.warnings),
@@ -122,14 +129,11 @@ def _context(results: Results) -> dict[str, Any]:
 
 def _pages(results: Results) -> list[tuple[str, str]]:
     """Return the runs that keep a page of their own, with its address."""
-    return [
-        (name, quote(f"{name}/{PAGE_FILE}", errors="surrogateescape"))
-        for name in results.runs
-        if (results.folder / name / PAGE_FILE).is_file()
-    ]
+    found = ((name, results.address(name)) for name in results.runs)
+    return [(name, at) for name, at in found if at is not None and at.endswith(f"/{PAGE_FILE}")]
 
 
-def _card(treatment: Treatment, look: dict[str, Style], index: int, alone: bool) -> dict[str, Any]:
+def _card(treatment: Treatment, look: dict[str, Style], alone: bool) -> dict[str, Any]:
     """Return a verdict with its evidence, for the template."""
     drawn = alone or len(treatment.against) > 1  # else the overview of all treatments shows it
     word = word_of(treatment)
@@ -145,7 +149,7 @@ def _card(treatment: Treatment, look: dict[str, Style], index: int, alone: bool)
         "numbers": _numbers(treatment),
         "differences": first,
         "more": more,
-        "panel": figures.effects(treatment, look, f"effect{index}") if drawn else None,
+        "panel": figures.effects(treatment, look) if drawn else None,
         "not_applicable": words.not_applicable(treatment.not_applicable),
     }
 

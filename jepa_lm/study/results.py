@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from urllib.parse import quote
 
 import numpy as np
 
@@ -32,6 +33,7 @@ from jepa_lm.study.statistics import Effect, t_interval
 from jepa_lm.study.trained import too_little
 from jepa_lm.study.verdict import BASELINES, verdict
 from jepa_lm.utils.nested import flat
+from jepa_lm.utils.paths import PAGE_FILE
 
 BUDGET = ("trainer.max_steps", "trainer.max_time")
 NO_VERDICT = "no verdict"
@@ -148,6 +150,13 @@ class Results:
     failures: tuple[Failure, ...]
     identities: tuple[tuple[Identity, str], ...]
     """Pairs of runs that must be equal, with what their records say."""
+
+    def address(self, folder: str) -> str | None:
+        """Return a link from the report to a run's own page, or else to its folder, or else None."""
+        for name in (f"{folder}/{PAGE_FILE}", f"{folder}/"):
+            if (self.folder / name).exists():
+                return quote(name, errors="surrogateescape")
+        return None
 
     @property
     def finished(self) -> list[Run]:

@@ -15,8 +15,8 @@ from jepa_lm.study.shapes import Config, Summary
 from jepa_lm.utils.files import read_json, read_yaml
 from jepa_lm.utils.former_names import modern
 from jepa_lm.utils.nested import at, class_name
-from jepa_lm.utils.paths import CONFIG_FILE, METRICS_FILE, SUMMARY_FILE
-from jepa_lm.utils.quoting import one_line
+from jepa_lm.utils.paths import CONFIG_FILE, METRICS_FILE, SAMPLE_FILE, SUMMARY_FILE
+from jepa_lm.utils.quoting import cut, one_line
 
 MOST_BYTES = 16 << 20
 """Largest size of a record that is read; typical ones have about 10,000."""
@@ -92,6 +92,14 @@ class Run:
     def nll(self) -> float | None:
         """Nats per token of the final validation."""
         return _score(self.summary, "nll")
+
+    def sample(self, most: int) -> str:
+        """Return the beginning of the text that the model wrote, of at most this length; may be empty."""
+        try:
+            with open(self.folder / SAMPLE_FILE, encoding="utf-8", errors="replace") as file:
+                return cut(file.read(2 * most).strip(), most)
+        except OSError:
+            return ""
 
     def series(self, name: str) -> list[tuple[int, float]]:
         """Return a column of metrics.csv as (step, value), with finite values only."""

@@ -7,9 +7,32 @@ from dataclasses import dataclass
 
 from jepa_lm.study import figures, figures_over_steps, tables
 from jepa_lm.study import formatting as words
-from jepa_lm.study.figure_styles import Panel, Style
+from jepa_lm.study.chart import Panel, Style
+from jepa_lm.study.curves import VALIDATED_OFTEN, VALIDATION
+from jepa_lm.study.figure_styles import DISTINCT
 from jepa_lm.study.results import Results
+from jepa_lm.study.statistics import RULE_ALPHA, RULE_NATS
 from jepa_lm.study.table import Table
+
+SAMPLED = 600
+"""Characters of a sample."""
+EXPLAINED = (
+    "The challenge's rule: a new record of the parameter-golf challenge must be better than the last one by "
+    f"at least {RULE_NATS:g} nats per token, at p < {RULE_ALPHA:g}. Its p is of a one-sided paired t-test of "
+    f"the nats per token, whose null hypothesis is a gain of {RULE_NATS:g} or less: a small p means that the "
+    "treatment gains more than that on its control."
+)
+
+
+@dataclass(frozen=True)
+class Sample:
+    """Text that a model wrote."""
+
+    arm: str
+    seed: str
+    text: str
+    address: str | None
+    """Link to the run."""
 
 
 @dataclass(frozen=True)
@@ -22,8 +45,18 @@ class Section:
     tables: tuple[tuple[str, Table], ...] = ()
     """Captions and tables."""
     notes: tuple[str, ...] = ()
-    legend: tuple[Style, ...] = ()
-    """Styles of the lines in its figures."""
+    explained: str = ""
+    """What a word in the tables means, below them."""
+    samples: tuple[Sample, ...] = ()
+    legend: tuple[tuple[Style, str], ...] = ()
+    """Styles of the lines of figures that share them; other figures have a key of their own."""
+    aside: bool = False
+    """On a long page, it is folded."""
+
+    @property
+    def address(self) -> str:
+        """Name of the section in links."""
+        return self.title.lower().replace(" ", "-")
 
 
 def sections(results: Results, look: Mapping[str, Style]) -> list[Section]:
@@ -34,12 +67,17 @@ def sections(results: Results, look: Mapping[str, Style]) -> list[Section]:
         _weights(results),
         _curves(results, look),
         _diagnostics(results, look),
+        _samples(results),
         _cost(results),
         _differences(results),
         _failures(results),
         _records(results),
     ]
-    return [s for s in found if s.panels or s.notes or any(table.rows for _, table in s.tables)]
+    return [
+        s
+        for s in found
+        if s.panels or s.notes or s.samples or any(table.rows for _, table in s.tables)
+    ]
 
 
 def _arms(results: Results) -> Section:
@@ -61,19 +99,37 @@ def _effects(results: Results) -> Section:
         "is for one comparison alone; verdicts go by p after Holm, and the smallest detectable difference "
         "and the seeds needed are computed with Holm's correction.",
         tables=(("Differences with their uncertainty", tables.effects(results.treatments)),),
+        explained=EXPLAINED if results.treatments else "",
     )
 
 
 def _curves(results: Results, look: Mapping[str, Style]) -> Section:
     metric, panels = figures_over_steps.score_curves(results, look)
+    validated = metric.column == VALIDATION
+    why = (
+        ""
+        if validated
+        else "These are scores of training batches, because some run was validated fewer than "
+        f"{VALIDATED_OFTEN} times. "
+    )
     return Section(
-        "BPB over steps",
+        f"{'Validation' if validated else 'Training'} BPB over steps",
         f"{metric.says[0].upper()}{metric.says[1:]} ({metric.column} of metrics.csv) of finished runs, at "
-        "the steps that all seeds of an arm have. Lines are means over seeds. Bands of scores span the "
-        "lowest to the highest seed. Differences are taken seed by seed; their bands are 95 % t intervals of "
-        "the mean and need two seeds. Scores of the first fifth of the run may lie above the axis.",
+        f"the steps that all seeds of an arm have. {why}Bold lines are means over seeds; thin lines are the "
+        f"seeds, in figures of at most {figures_over_steps.FEW} arms. Differences are taken seed by seed; "
+        "their bands are 95 % t intervals of the mean and need two seeds. Scores of the first fifth of a run "
+        f"may lie above the axis. Numbers beside names are means at the end.{_repeated(look)}",
         panels=tuple(panels),
-        legend=_legend(panels, look),
+    )
+
+
+def _repeated(look: Mapping[str, Style]) -> str:
+    """Say that styles repeat, if they do."""
+    if len({(style.colour, style.dash) for style in look.values()}) == len(look):
+        return ""
+    return (
+        f" There are only {DISTINCT} line styles for {len(look)} arms, so some have the same one; the key of "
+        "each figure, and a pointer over a line, give the names."
     )
 
 
@@ -92,10 +148,28 @@ def _diagnostics(results: Results, look: Mapping[str, Style]) -> Section:
         "Measured during training on the objective's latents. An effective rank or a standard deviation "
         "near zero is a collapse; R² at or below zero is no better than always predicting the mean target; a "
         "share of exactly zero of the trunk's gradient means that the auxiliary loss trains nothing that "
-        "ships. Line: mean over seeds. Band: lowest to highest seed.",
+        "ships. Bold lines: means over seeds. Thin lines: seeds, in figures of at most "
+        f"{figures_over_steps.FEW} arms.",
         tuple(panels),
         (("Last measurement, mean over seeds", tables.diagnostics(results)),),
         legend=_legend(panels, look),
+    )
+
+
+def _samples(results: Results) -> Section:
+    found = []
+    for arm in results.arms.values():
+        for seed, run in arm.runs.items():
+            if text := run.sample(SAMPLED):
+                address = results.address(arm.group.runs[seed])
+                found.append(Sample(arm.name, seed, text, address))
+                break
+    return Section(
+        "Samples of text",
+        "The beginning of what a model of each arm wrote at the end of its training, from sample.txt of the "
+        "first seed that has one. A sample is an impression and no measurement.",
+        samples=tuple(found),
+        aside=True,
     )
 
 
@@ -126,6 +200,7 @@ def _differences(results: Results) -> Section:
         "Keys of the resolved configs that differ, as compared before training started.",
         tables=tuple((caption, table) for caption, table in found if table.rows),
         notes=notes,
+        aside=True,
     )
 
 
@@ -156,9 +231,10 @@ def _records(results: Results) -> Section:
             ("Configs, by hash", tables.hashes(results)),
         ),
         notes=same,
+        aside=True,
     )
 
 
-def _legend(panels: Sequence[Panel], look: Mapping[str, Style]) -> tuple[Style, ...]:
+def _legend(panels: Sequence[Panel], look: Mapping[str, Style]) -> tuple[tuple[Style, str], ...]:
     shown = {name for panel in panels for name in panel.arms}
-    return tuple(style for name, style in look.items() if name in shown)
+    return tuple((style, "") for name, style in look.items() if name in shown)

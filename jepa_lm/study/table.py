@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 
 from jepa_lm.study.formatting import NOTHING
 
@@ -14,6 +15,8 @@ class Table:
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
     words: int = 1
+    links: Mapping[tuple[int, int], str] = field(default_factory=dict)
+    """Addresses of what cells are about, by row and column; only HTML has them."""
 
     def without_empty(self) -> Table:
         """Return the table without empty columns, and without rows if only their names are left."""

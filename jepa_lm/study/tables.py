@@ -73,14 +73,20 @@ def arms(results: Results) -> Table:
 
 
 def seeds(results: Results) -> Table:
-    """Return the BPB of every run."""
+    """Return the BPB of every run, which leads to the run."""
     known = {seed for arm in results.arms.values() for seed in arm.group.runs}
     order = sorted(known, key=seed_order)
     rows = [
         (arm.name, *(words.score(arm.bpb.get(seed)) for seed in order))
         for arm in results.arms.values()
     ]
-    return Table(("arm", *(f"seed {seed}" for seed in order)), tuple(rows))
+    links = {
+        (row, 1 + order.index(seed)): address
+        for row, arm in enumerate(results.arms.values())
+        for seed, folder in arm.group.runs.items()
+        if (address := results.address(folder)) is not None
+    }
+    return Table(("arm", *(f"seed {seed}" for seed in order)), tuple(rows), links=links)
 
 
 def effects(treatments: Sequence[Treatment]) -> Table:
@@ -226,15 +232,20 @@ def hashes(results: Results) -> Table:
         for job in results.manifest.jobs
         for run in [results.runs[job.folder]]
     ]
-    return Table(
-        ("run", "arm", "planned config", "recorded config", "status"), tuple(rows), words=5
-    )
+    heads = ("run", "arm", "planned config", "recorded config", "status")
+    return Table(heads, tuple(rows), 5, _to_runs(results, rows))
 
 
 def failures(results: Results) -> Table:
     """Return the planned runs without a score."""
     rows = tuple((f.folder, f.arms, f.status, f.reason) for f in results.failures)
-    return Table(("run", "arm", "status", "reason"), rows, words=4)
+    return Table(("run", "arm", "status", "reason"), rows, 4, _to_runs(results, rows))
+
+
+def _to_runs(results: Results, rows: Sequence[tuple[str, ...]]) -> dict[tuple[int, int], str]:
+    """Return addresses of the runs that the first column names."""
+    found = ((i, results.address(row[0])) for i, row in enumerate(rows))
+    return {(i, 0): address for i, address in found if address is not None}
 
 
 def mean_of(arm: ArmResult, key: str) -> float | None:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup, escape
 
 from jepa_lm.utils.quoting import literal, markdown
 
@@ -29,7 +30,7 @@ def environment(folder: Path | None = None, *, html: bool) -> Environment:
     )
     if html:  # in Markdown, macros return lines that must stay as they are
         made.finalize = _visible
-    made.filters |= {"md": markdown, "tied": _tied}
+    made.filters |= {"md": markdown, "tied": _tied, "breakable": _breakable}
     return made
 
 
@@ -42,3 +43,8 @@ def _tied(text: str) -> str:
     """Prevent line breaks inside `p = 0.01` and `95 %`."""
     text = re.sub(r"\b([pn]) ([=<]) (?=[0-9])", rf"\1{TIED}\2{TIED}", text)
     return re.sub(r"(?<=[0-9]) %", f"{TIED}%", text)
+
+
+def _breakable(text: str) -> Markup:
+    """Allow line breaks after the signs within a name such as `lewm/prediction_only`."""
+    return Markup(re.sub(r"(?<=[/_=.])(?=\w)", "<wbr>", str(escape(literal(text)))))

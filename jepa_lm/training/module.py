@@ -116,7 +116,7 @@ class LanguageModelTask(ValidatedModule):
             UserError: it needs another tokenizer, or a field that the data lacks.
         """
         if self.objective is not None:
-            self.objective.target.check_tokenizer(data.tokenizer.fingerprint)
+            self.objective.target.check_data(data.tokenizer.fingerprint, data.fields)
 
     def setup(self, stage: str) -> None:
         """Compile the loss if the run is to be compiled, which is known by now."""
@@ -179,7 +179,9 @@ class LanguageModelTask(ValidatedModule):
         read = batch.get(READ, batch["inputs"])
         main = self.model.encode(self.model.embed(read), *needs)
         z_weight = self.config["z_loss_weight"]
-        loss, ce, _ = self.model.cross_entropy(main.final, batch["targets"], z_weight)
+        loss, ce, _ = self.model.cross_entropy(
+            main.final, batch["targets"], z_weight, batch.get("weights")
+        )
         found: dict[str, Tensor] = {}
         if step_context is None:  # the control, or a phase without an objective
             return loss, ce, found

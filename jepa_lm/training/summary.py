@@ -32,12 +32,13 @@ from jepa_lm.utils.provenance import source_hash, versions
 ERR = Screen(stderr=True)
 OUT = Screen()
 SCORED = {
-    "raw": "bits per byte of the raw weights",
-    "ema": "bits per byte of their exponential moving average",
-    "swa": "bits per byte of their mean over the warmdown",
-    "quantized": "bits per byte of the shipped weights, quantized",
+    "raw": "the raw weights",
+    "ema": "their exponential moving average",
+    "swa": "their mean over the warmdown",
+    "quantized": "the shipped weights, quantized",
 }
 """Labels of the table for other weights that a validation scores."""
+UNITS = {"bpb": "bits per byte", "nll": "nats per token"}
 
 
 def announce(
@@ -175,7 +176,8 @@ def _trained_stored(trainer: pl.Trainer) -> dict[str, Any] | None:
 def _validation(task: LanguageModelTask, score: Score) -> dict[str, Any]:
     """Return the final scores and the name of the weights that ship."""
     others = {name: other.as_dict() for name, other in task.scores.items() if name != "shipped"}
-    return {**score.as_dict(), "weights": task.averages.shipped(), **others}
+    about = {"floor": task.floor, "weights": task.averages.shipped()}
+    return {**score.as_dict(), **about, **others}
 
 
 def show(
@@ -223,11 +225,17 @@ def _scores(summary: dict[str, Any]) -> Table:
     table.add_row("seconds of training", f"{summary['seconds']:.1f}")
     if summary["val"] is not None:
         table.add_row("validation, nats per token", f"{summary['val']['nll']:.4f}")
-        table.add_row("validation, bits per byte", f"{summary['val']['bpb']:.4f}")
+        metric = "nll" if summary["val"]["bpb"] is None else "bpb"
+        if metric == "bpb":
+            table.add_row("validation, bits per byte", f"{summary['val']['bpb']:.4f}")
+        if (floor := summary["val"]["floor"]) is not None:
+            table.add_row("the law's own score, nats per token", f"{floor:.4f}")
+            table.add_row("nats above it", f"{summary['val']['nll'] - floor:.4f}")
         for name, words in SCORED.items():
             if name in summary["val"]:
                 ships = " (ships)" if name == summary["val"]["weights"] else ""
-                table.add_row(f"{words}{ships}", f"{summary['val'][name]['bpb']:.4f}")
+                unit = UNITS[metric]
+                table.add_row(f"{unit} of {words}{ships}", f"{summary['val'][name][metric]:.4f}")
     for name, accuracy in summary.get("probe", {}).items():
         shown = ", ".join(f"{accuracy[f'top{k}']:.1%}" for k in TOP)
         table.add_row(f"{name}: top-1, top-5, top-10 accuracy", shown)

@@ -105,7 +105,7 @@ class TrainingLog:
         figures = {
             "train/loss": total,
             "train/ce": nats,
-            "train/bpb": nats * batch["targets"].numel() / math.log(2) / max(counted, 1.0),
+            **_bits_per_byte(nats * batch["targets"].numel(), counted),
             "train/gradient_norm": norm,
             "train/progress": clock.progress,
             "train/seconds": clock.elapsed,
@@ -117,3 +117,8 @@ class TrainingLog:
             mine = shares(objective, total, scale, known, clock)
             figures |= {f"{key}/{name}": value for name, value in mine.items()}
         return figures
+
+
+def _bits_per_byte(nats: float, n_bytes: float) -> dict[str, float]:
+    """Return the metric, or nothing if the tokens stand for no bytes."""
+    return {"train/bpb": nats / math.log(2) / n_bytes} if n_bytes else {}

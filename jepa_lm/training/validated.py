@@ -30,6 +30,8 @@ class ValidatedModule(LightningModule):
         self.training_log = TrainingLog()
         self.train_bytes: ByteCounter | None = None
         self.val_bytes: ByteCounter | None = None
+        self.floor: float | None = None
+        """Nats per token of the law that the validation rows come from, where it is known."""
         self.scored_beside: dict[str, LanguageModel] = {}
         """Models that a validation scores in addition, by name; a callback adds them when it starts."""
         self.scores: dict[str, Score] = {}
@@ -49,6 +51,7 @@ class ValidatedModule(LightningModule):
         data = self.trainer.datamodule.data  # type: ignore[attr-defined]
         self.train_bytes = data.split("train").byte_counter().to(self.device)
         self.val_bytes = data.split("val").byte_counter().to(self.device)
+        self.floor = data.split("val").floor
 
     @contextmanager
     def not_training(self) -> Iterator[None]:
@@ -90,7 +93,7 @@ class ValidatedModule(LightningModule):
     def _log_validation(self) -> None:
         """Pass the scores to callbacks and loggers, unless a run before this one has logged them."""
         step, resumed = self.trainer.global_step, self.resumed
-        figures = {"train/seconds": self.clock.elapsed, **figures_of(self.scores, step)}
+        figures = {"train/seconds": self.clock.elapsed, **figures_of(self.scores, step, self.floor)}
         self.log_dict(figures, logger=False)
         if resumed is not None and resumed.validated and resumed.step == step:
             return

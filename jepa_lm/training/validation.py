@@ -33,7 +33,8 @@ class ValidationScores:
         """Score a batch."""
         n_bytes = target_bytes(batch, self._byte_counter)
         for name, model in self._models.items():
-            self._meters[name].update(window_nll(model, batch["inputs"], batch["targets"]), n_bytes)
+            nats = window_nll(model, batch["inputs"], batch["targets"])
+            self._meters[name].update(nats, n_bytes, batch.get("answers"))
 
     def scores(self, strategy: Strategy) -> dict[str, Score]:
         """Sum over all batches and ranks; return the score of each model by name."""
@@ -45,8 +46,13 @@ class ValidationScores:
         return found
 
 
-def figures_of(scores: Mapping[str, Score], step: int) -> dict[str, float]:
+def figures_of(
+    scores: Mapping[str, Score], step: int, floor: float | None = None
+) -> dict[str, float]:
     """Return what is logged of a validation, by metric.
+
+    Args:
+        floor: nats per token of the true law, where it is known.
 
     Raises:
         EveryRankError: a score is NaN or infinite.
@@ -59,7 +65,11 @@ def figures_of(scores: Mapping[str, Score], step: int) -> dict[str, float]:
                 f"val/nll{end} is {score.nll} at step {step}: the model's output is NaN or infinite; resume "
                 "from an earlier checkpoint with lower learning rates (optimizer.groups.*.lr)"
             )
-        figures |= {f"val/nll{end}": score.nll, f"val/bpb{end}": score.bpb}
+        figures[f"val/nll{end}"] = score.nll
+        if score.bpb is not None:
+            figures[f"val/bpb{end}"] = score.bpb
+        if floor is not None:
+            figures[f"val/above_floor{end}"] = score.nll - floor
     return figures
 
 

@@ -44,7 +44,16 @@ class Room:
 
 ROOMS = {
     "model": Room(("jepa_lm.model",), nn.Module),
-    "data": Room(("jepa_lm.data.token_data", "jepa_lm.data.corpora", "jepa_lm.data.tokenizers")),
+    "data": Room(
+        (
+            "jepa_lm.data.token_data",
+            "jepa_lm.data.corpora",
+            "jepa_lm.data.tokenizers",
+            "jepa_lm.data.rows",
+            "jepa_lm.data.symbols",
+            "jepa_lm.data.synthetic",
+        )
+    ),
     "quantization": Room(("jepa_lm.quantization",)),
 }
 

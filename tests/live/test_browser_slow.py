@@ -32,8 +32,8 @@ const fit = () => ({
   needed: page().documentElement.scrollWidth,
   wide: all("body *").filter((e) => !e.closest(".scroll, svg") &&
     e.getBoundingClientRect().right > page().documentElement.clientWidth + 1).map((e) => e.tagName),
-  cut: all("#chart text, figure text").filter((e) => {
-    const [t, box] = [e.getBoundingClientRect(), e.closest("svg").getBoundingClientRect()];
+  cut: all("#chart text, figure :is(span, p)").filter((e) => {
+    const [t, box] = [e, e.closest("svg, figure")].map((e) => e.getBoundingClientRect());
     return t.left < box.left - 1 || t.right > box.right + 1;
   }).map((e) => e.textContent),
 });

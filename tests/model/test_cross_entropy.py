@@ -315,3 +315,25 @@ def test_a_model_trains_on_the_loss_of_its_logits(small, overrides, monkeypatch)
         assert (ours is None) == (theirs is None)
         if ours is not None:
             torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-6)
+
+
+@every_cap
+@with_bias
+@with_z
+def test_weights_of_rows_are_in_the_formula_and_ones_are_none(cap, bias, weight):
+    tensors = inputs(bias, torch.float64)
+    features, table, offset, targets = tensors
+    leaves = [t for t in (features, table, offset) if t is not None]
+    weights = (torch.arange(N) % 3).double()
+
+    def found(function, **more):
+        losses = function(*tensors[:3], cap, targets, z_loss_weight=weight, **more)
+        return [*losses, *torch.autograd.grad(losses.loss, leaves)]
+
+    chunked = found(chunked_cross_entropy, weights=weights, chunk_rows=CHUNK)
+    plain = found(cross_entropy_reference, weights=weights)
+    for one, other in zip(chunked, plain, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6, check_dtype=False)
+    ones = found(chunked_cross_entropy, weights=torch.ones(N).double(), chunk_rows=CHUNK)
+    for one, other in zip(ones, found(chunked_cross_entropy, chunk_rows=CHUNK), strict=True):
+        torch.testing.assert_close(one, other)

@@ -9,16 +9,15 @@ import torch.nn.functional as F
 from jepa_lm.model.heads import Readout, TanhSoftcap
 from jepa_lm.objective.chunked_logits import Aims, over_chunks
 from jepa_lm.objective.token_losses import LaterToken, TokenBag, TokenOrder
-from tests.objective.conftest import at
 
 V = 7
 
 
-def scored(token, logits, targets, offsets=(0,), counted=None):
+def scored(token, logits, targets, offsets=(0,), weights=None):
     """Return loss and gradient that a token loss gives to logits [B, T, V], through a head of ones."""
     z = logits.clone().requires_grad_()
     readout = Readout(z.flatten(0, 1), torch.eye(z.shape[-1]), None, None)
-    aims = token.aims(targets, counted, offsets, z.shape[-1], at())
+    aims = token.aims(targets, weights, offsets, z.shape[-1])
     loss, _ = over_chunks(readout, token, torch.ones(len(offsets)), aims, chunk_rows=5)
     loss.backward()
     return loss.detach(), z.grad
@@ -48,15 +47,15 @@ def test_later_tokens_are_cross_entropy_of_shifted_logits():
     agrees(LaterToken(), reference, targets, offsets=(2, 0))
 
 
-def test_tokens_that_do_not_count_are_no_targets():
+def test_weights_of_targets_are_those_of_the_cross_entropy():
     targets = some_targets()
-    counted = targets > 2
+    weights = (targets > 2) * 2.5
 
     def reference(z):
-        rows, wanted = z[:, :-1][counted[:, 1:]], targets[:, 1:][counted[:, 1:]]
-        return F.cross_entropy(rows, wanted)
+        nll = F.cross_entropy(z[:, :-1].flatten(0, 1), targets[:, 1:].flatten(), reduction="none")
+        return (nll * weights[:, 1:].flatten()).sum() / targets.numel()
 
-    agrees(LaterToken(), reference, targets, offsets=(1,), counted=counted)
+    agrees(LaterToken(), reference, targets, offsets=(1,), weights=weights)
 
 
 def order_by_hand(targets, window):
@@ -85,7 +84,7 @@ def test_order_is_cross_entropy_to_a_softmax_of_nearness(window):
 
 def test_order_of_five_tokens():
     """After a, the text goes on b c b d: with W = 4, b is nearest, then c; d is too far."""
-    aims = TokenOrder(window=4).aims(torch.tensor([[1, 2, 1, 3]]), None, (0,), V, at())
+    aims = TokenOrder(window=4).aims(torch.tensor([[1, 2, 1, 3]]), None, (0,), V)
     places, weights = aims.rows
     z = torch.zeros(1, V)
     _, grad = TokenOrder(window=4).score(z, torch.ones(1), places[:1], weights[:1], *aims.whole)
@@ -97,8 +96,9 @@ def test_order_of_five_tokens():
 
 def test_a_window_of_nothing_known_counts_as_zero():
     targets = some_targets(rows=1)
-    counted = torch.zeros_like(targets, dtype=torch.bool)
-    loss, grad = scored(TokenOrder(window=4), torch.randn(1, 9, V), targets, counted=counted)
+    loss, grad = scored(
+        TokenOrder(window=4), torch.randn(1, 9, V), targets, weights=torch.zeros(1, 9)
+    )
     assert loss == 0
     assert not grad.any()
 
@@ -122,7 +122,7 @@ def test_bias_softcap_and_table_get_the_gradients_of_autograd():
     shapes = ((12, 4), (V, 4), (V,))
     inputs = [torch.randn(s, generator=draw, dtype=torch.float64) for s in shapes]
     targets, cap = some_targets(3, 4), TanhSoftcap(cap=2.0)
-    aims = LaterToken().aims(targets, None, (1,), V, at())
+    aims = LaterToken().aims(targets, None, (1,), V)
     aims = Aims((aims.rows[0], aims.rows[1].double()))
     found = []
     for through in (True, False):

@@ -1,22 +1,22 @@
-"""Figures: vector graphics in the page's colours, with units; they draw what the runs recorded."""
+"""Figures: in the page's colours, with units, their numbers in words; they draw what the runs recorded."""
 
 from __future__ import annotations
 
 import re
 from pathlib import Path
-from xml.etree import ElementTree
 
 import numpy as np
 import pytest
-from scipy import stats
 
 import jepa_lm.study
 from jepa_lm.study import figures, figures_over_steps
-from jepa_lm.study.curves import Metric, difference, over_seeds, score_metric
+from jepa_lm.study.chart import INK, SERIES, Chart, Forest, around
 from jepa_lm.study.figure_styles import styles
 from jepa_lm.study.results import collect
-from jepa_lm.study.runs import Run
-from tests.study.sweeps import paired, study, write_run
+from jepa_lm.study.sections import sections
+from jepa_lm.study.templates import environment
+from tests.study.pages import Element, read
+from tests.study.sweeps import paired, study
 
 CSS = (Path(jepa_lm.study.__file__).parent / "report.css").read_text()
 LIGHT, DARK = (
@@ -47,50 +47,39 @@ def sweep(tmp_path_factory):
 @pytest.fixture(scope="module")
 def panels(sweep):
     look = styles(sweep)
-    first = sweep.treatments[0]
+    verdicts = [("helps", "good")] * len(sweep.treatments)
     return [
-        figures.overview(sweep.treatments, look),
-        figures.effects(first, look, "effect0"),
+        figures.overview(sweep.treatments, look, verdicts),
+        figures.effects(sweep.treatments[0], look),
         *figures.weights(sweep),
         *figures_over_steps.score_curves(sweep, look)[1],
         *figures_over_steps.diagnostics(sweep, look),
     ]
 
 
+MACROS = '{% from "chart.html.j2" import chart, forest with context %}'
+
+
+def drawn(panel) -> Element:
+    """Return the element that the page shows for a figure."""
+    macro = "chart" if isinstance(panel.drawn, Chart) else "forest"
+    template = environment(html=True).from_string(f"{MACROS}{{{{ {macro}(figure) }}}}")
+    return read(template.render(figure=panel.drawn)).one("div", role="img")
+
+
 def texts(panel) -> list[str]:
-    return [e.text or "" for e in ElementTree.fromstring(panel.svg).iter("text")]
-
-
-def test_no_name_is_used_twice_and_every_one_is_there(panels):
-    names = [
-        e.attrib["id"]
-        for panel in panels
-        for e in ElementTree.fromstring(panel.svg).iter()
-        if "id" in e.attrib
-    ]
-    assert len(names) == len(set(names)) > 100
-    together = "".join(panel.svg for panel in panels)
-    used = re.findall(r'href="#([^"]+)"', together) + re.findall(r"url\(#([^)]+)\)", together)
-    assert used
-    assert set(used) <= set(names)
+    return [e.text for e in drawn(panel).all("*") if e.tag in ("p", "span") and e.text]
 
 
 def test_colours_are_the_pages_own(panels):
     used = set()
     for panel in panels:
-        styled = " ".join(e.get("style", "") for e in ElementTree.fromstring(panel.svg).iter())
-        assert not re.findall(r"#(?!000000\b)[0-9a-f]{6}", styled)
+        styled = " ".join(e.attributes.get("style", "") for e in drawn(panel).all("*"))
+        assert "#" not in styled
         used |= set(re.findall(r"var\((--[\w-]+)\)", styled))
-        assert "font-family" not in styled
-    assert {"--ink", "--muted", "--rule", "--series-0", "--series-5"} <= used
+    assert used == {"--ink", *(f"--series-{i}" for i in range(6))}
     assert used <= LIGHT.keys()
     assert LIGHT.keys() == DARK.keys()
-
-
-def test_nothing_visible_is_plain_black(panels):
-    for panel in panels:
-        for element in ElementTree.fromstring(panel.svg).iter("text"):
-            assert "fill: var(" in element.get("style", ""), element.text
 
 
 def luminance(colour: str) -> float:
@@ -122,20 +111,85 @@ def test_axes_have_units(panels):
     assert "bits per byte" in " ".join(texts(panels[2]))
 
 
+def test_a_reader_who_sees_no_figure_gets_its_numbers(panels, sweep):
+    overview, effects, weights, _, *others = panels
+    for panel in (overview, effects):
+        assert f": {sweep.treatments[0].main.effect.mean:+.4f} BPB, 5 seeds" in panel.drawn.says
+    arm = sweep.arms["objective=vicreg jepa.weight=0.03"]
+    assert f"weight 0.03: {arm.mean:.4f} [{arm.interval[0]:.4f}, " in weights.drawn.says
+    for panel in others:
+        for arm in panel.arms:
+            assert re.search(rf"{re.escape(arm)}: [+-]?\d[\d.]* \[", panel.drawn.says)
+    assert drawn(overview).attributes["aria-label"] == overview.drawn.says
+
+
+def test_a_difference_has_its_interval_in_the_text_and_in_the_figure(tmp_path):
+    folder = study(tmp_path, paired(1.7, -0.01), against={"treatment": {"weight_0": "control"}})
+    results = collect(folder)
+    effect = results.treatments[0].main.effect
+    panel = figures.effects(results.treatments[0], styles(results))
+    low, high = effect.interval
+    assert f": {effect.mean:+.4f} [{low:+.4f}, {high:+.4f}] BPB, 5 seeds" in panel.drawn.says
+    shown = drawn(panel).all("i")
+    bar = next(mark for mark in shown if mark.attributes["class"] == "bar")
+    assert bar.attributes["style"] == panel.drawn.span(effect.interval)
+    assert sum(mark.attributes["class"] == "seed" for mark in shown) == 5
+
+
 def test_text_stays_text_and_dollars_stay_dollars(panels):
-    assert "objective=$lewm$ jepa.weight=0.03" in texts(panels[0])
+    assert "objective=$lewm$ jepa.weight=0.03 helps" in texts(panels[0])
+
+
+def test_marks_are_where_the_numbers_are(panels, sweep):
+    forest = panels[0].drawn
+    assert isinstance(forest, Forest)
+    (zero,) = (at for at, text in forest.across.ticks if text == "0")
+    for row, treatment in zip(forest.rows, sweep.treatments, strict=True):
+        assert row.mean == treatment.main.effect.mean
+        assert (forest.across(row.mean) < zero) == (row.mean < 0)
+        assert forest.place(row.mean) == f"left: {100 * forest.across(row.mean):.2f}%"
+    weights = panels[2].drawn
+    line = weights.path(weights.lines[0].points).split()
+    places = [tuple(map(int, point.split(","))) for point in line]
+    assert [x for x, _ in places] == sorted(x for x, _ in places)
+    assert [y for _, y in places] == sorted((y for _, y in places), reverse=True)
+    assert all(0 <= n <= 1000 for place in places for n in place)
 
 
 def test_weights_have_a_panel_for_each_objective_and_a_tick_for_each_weight(sweep):
     made = figures.weights(sweep)
     assert [panel.title for panel in made] == ["objective=vicreg", "objective=$lewm$"]
     for panel in made:
-        assert [text for text in texts(panel) if re.fullmatch(r"[\d.]+", text)][:4] == [
-            "0",
-            "0.03",
-            "0.1",
-            "1",
-        ]
+        assert [text for _, text in panel.drawn.across.ticks] == ["0", "0.03", "0.1", "1"]
+
+
+@pytest.mark.parametrize(
+    "at",
+    [
+        [0.05 * i for i in range(11)],
+        [0.05 * i for i in range(21)],
+        [0, 0.001, 0.003, 0.01, 0.02, 0.03, 0.05, 0.1, 0.3, 0.5, 1],
+        [0, 1e-4, 1e-3, 1e-2, 0.1, 1],
+        [-1, 0, 1],
+    ],
+    ids=["eleven", "twenty-one", "mixed", "powers", "negative"],
+)
+def test_labels_of_many_weights_have_room(at):
+    """A turned label is about 12 pixels wide, an upright one up to 40; a phone has 285, a desktop 1,250."""
+    places = figures._places(at)
+    axis, turned = figures._labelled(places, [f"{w:g}" for w in at])
+    assert [text for _, text in axis.ticks] == [f"{w:g}" for w in at]
+    apart = np.diff([place for place, _ in axis.ticks])
+    assert apart.min() * 285 >= (12 if turned else 30)
+    assert apart.min() * 1250 >= 45
+    assert 0 < places[0] < places[-1] < 1
+
+
+def test_a_weight_too_near_to_another_keeps_its_mark_and_loses_its_label():
+    places = figures._places([0, 0.1, 0.1001, 0.2])
+    axis, _ = figures._labelled(places, ["0", "0.1", "0.1001", "0.2"])
+    assert [text for _, text in axis.ticks] == ["0", "0.1", "0.2"]
+    assert len(set(places)) == 4
 
 
 def test_one_weight_is_no_sweep(tmp_path):
@@ -145,86 +199,12 @@ def test_one_weight_is_no_sweep(tmp_path):
 
 def test_controls_have_the_colour_of_text_and_treatments_one_each(sweep):
     look = styles(sweep)
-    colours = {name: style.variable for name, style in look.items()}
+    colours = {name: style.colour for name, style in look.items()}
     controls = [name for name in colours if name.endswith("weight=0")]
-    assert {colours[name] for name in controls} == {"var(--ink)"}
+    assert {colours[name] for name in controls} == {INK}
     assert len({look[name].dash for name in controls}) == 2
     treated = [colours[name] for name in colours if name not in controls]
-    assert sorted(treated) == [f"var(--series-{i})" for i in range(6)]
-
-
-def test_other_controls_have_colours_and_dashes_while_they_last(tmp_path):
-    scores = {name: {"1": 1.7} for name in ("treatment", "none", "same", "placebo", "other")}
-    against = {"treatment": {"none": "none", "placebo": "placebo", "other": "other"}}
-    folder = study(tmp_path, scores, against=against, identities=((("2", "1"), "same"),))
-    look = styles(collect(folder))
-    assert {name: (s.variable, bool(s.dash)) for name, s in look.items()} == {
-        "treatment": ("var(--series-0)", False),
-        "none": ("var(--ink)", False),
-        "same": ("var(--ink)", True),
-        "placebo": ("var(--series-1)", True),
-        "other": ("var(--series-2)", True),
-    }
-    assert list(look) == list(scores)
-    assert look["placebo"].dash != look["other"].dash
-
-
-def runs_of(folder: Path, scores: dict[str, float], **more) -> dict[str, Run]:
-    return {s: Run(write_run(folder / s, bpb, seed=s, **more)) for s, bpb in scores.items()}
-
-
-def test_a_curve_is_the_mean_between_the_lowest_and_the_highest_seed(tmp_path):
-    runs = runs_of(tmp_path, {"1": 1.7, "2": 1.8, "3": 1.6}, every=10)
-    metric = score_metric(list(runs.values()))
-    assert (metric.column, metric.window) == ("train/bpb", 2)
-    curve = over_seeds(runs, metric)
-    values = np.array([[v for _, v in run.series("train/bpb")] for run in runs.values()])
-    smooth = (values[:, 1:] + values[:, :-1]) / 2
-    assert curve.steps == tuple(range(19, 400, 10))
-    assert curve.seeds == 3
-    np.testing.assert_allclose(curve.mean, smooth.mean(0))
-    np.testing.assert_allclose(curve.low, smooth.min(0))
-    np.testing.assert_allclose(curve.high, smooth.max(0))
-
-
-def test_differences_are_taken_seed_by_seed(tmp_path):
-    control = runs_of(tmp_path / "c", {"1": 1.7, "2": 1.8, "3": 1.9, "4": 2.0})
-    treatment = runs_of(tmp_path / "t", {"1": 1.6, "2": 1.78, "3": 1.83})
-    curve = difference(treatment, control, Metric("train/bpb", "", 1))
-    low, high = stats.t.interval(
-        0.95, 2, np.mean([-0.1, -0.02, -0.07]), stats.sem([-0.1, -0.02, -0.07])
-    )
-    assert curve.seeds == 3
-    np.testing.assert_allclose(curve.mean, np.mean([-0.1, -0.02, -0.07]))
-    np.testing.assert_allclose(curve.low, low)
-    np.testing.assert_allclose(curve.high, high)
-
-
-def test_scores_on_the_way_are_those_of_validation_where_there_are_some(tmp_path):
-    runs = runs_of(tmp_path, {"1": 1.7, "2": 1.8})
-    assert score_metric(list(runs.values())).column == "train/bpb"
-    for run in runs.values():
-        lines = ["step,val/bpb", "99,2.0", "199,1.9", "299,1.8", "399,1.7"]
-        (run.folder / "metrics.csv").write_text("\n".join(lines) + "\n")
-    again = {seed: Run(run.folder) for seed, run in runs.items()}
-    metric = score_metric(list(again.values()))
-    assert (metric.column, metric.window) == ("val/bpb", 1)
-    assert over_seeds(again, metric).steps == (99, 199, 299, 399)
-
-
-def test_only_steps_that_all_seeds_have(tmp_path):
-    runs = runs_of(tmp_path, {"1": 1.7, "2": 1.8})
-    lines = (runs["2"].folder / "metrics.csv").read_text().splitlines()
-    (runs["2"].folder / "metrics.csv").write_text("\n".join(lines[:8]) + "\n")
-    curve = over_seeds({s: Run(r.folder) for s, r in runs.items()}, Metric("train/bpb", ""))
-    assert max(curve.steps) < 200
-
-
-def test_long_runs_are_thinned_and_keep_their_end(tmp_path):
-    runs = runs_of(tmp_path, {"1": 1.7}, every=1)
-    curve = over_seeds(runs, Metric("train/bpb", ""))
-    assert len(curve.steps) == 200
-    assert curve.steps[-1] == 399
+    assert sorted(treated) == list(SERIES)
 
 
 def test_nothing_recorded_is_no_figure(tmp_path):
@@ -236,3 +216,45 @@ def test_nothing_recorded_is_no_figure(tmp_path):
     look = styles(results)
     assert figures_over_steps.score_curves(results, look)[1] == []
     assert figures_over_steps.diagnostics(results, look) == []
+
+
+def test_seeds_are_thin_lines_below_their_mean(tmp_path):
+    scores = {"a": {"1": 1.7, "2": 1.8}, "b": {"1": 1.6}}
+    results = collect(study(tmp_path, scores, kind="sweep"))
+    (panel,) = figures_over_steps.score_curves(results, styles(results))[1]
+    assert panel.title == "Training BPB: all arms"
+    assert panel.drawn.label.startswith("training BPB")
+    lines = {line.style.name: line for line in panel.drawn.lines}
+    assert [len(line.seeds) for line in lines.values()] == [2, 0]
+    found = np.array(lines["a"].seeds)[:, :, 1]
+    np.testing.assert_allclose([y for _, y in lines["a"].points], found.mean(0))
+    shown = drawn(panel)
+    assert len(shown.all("polyline", class_="thin")) == 2
+    assert len(shown.all("polyline", class_="line")) == 2
+
+
+def test_validation_and_training_are_told_apart(tmp_path):
+    folder = study(tmp_path, paired(1.7, -0.01), against={"treatment": {"weight_0": "control"}})
+    for validations, name in ((2, "Training"), (3, "Validation")):
+        for run in collect(folder).runs.values():
+            rows = [f"{100 * i},{2 - i / 10}," for i in range(validations)]
+            rows += [f"{50 * i},,{3 - i / 10}" for i in range(1, 9)]
+            (run.folder / "metrics.csv").write_text("\n".join(["step,val/bpb,train/bpb", *rows]))
+        results = collect(folder)
+        look = styles(results)
+        (section,) = (s for s in sections(results, look) if "BPB over steps" in s.title)
+        assert section.title == f"{name} BPB over steps"
+        assert ("fewer than 3 times" in section.says) == (name == "Training")
+        for panel in section.panels:
+            assert name.lower() in panel.drawn.label
+
+
+@pytest.mark.parametrize(
+    "values", [[0.0], [1.7], [-1e15, 1e15], [1e-12, 2e-12], [1.7, 1.7], [1e6, 1e6 + 1], [0, 99]]
+)
+def test_any_values_have_an_axis(values):
+    axis = around(values)
+    assert all(0 <= axis(value) <= 1 for value in values)
+    assert 1 <= len(axis.ticks) <= 12
+    assert all(0 <= at <= 1 for at, _ in axis.ticks)
+    assert len({text for _, text in axis.ticks}) == len(axis.ticks)

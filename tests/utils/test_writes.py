@@ -23,7 +23,6 @@ ALLOWED = {
     "loggers/metrics_csv.py: open": "cuts off a row that a kill left incomplete; rows are appended",
     "loggers/metrics_csv.py: truncate": "the same",
     "loggers/wandb_run.py: copyfile": "a copy in W&B's own folder, made anew by each upload",
-    "study/svg.py: savefig": "into memory",
     "training/callbacks/checkpoints.py: save": "into memory",
     "utils/crash.py: open": "appends: earlier attempts and other ranks may have written there",
     "utils/files.py: copyfile": "a second name of a file, removed after use",

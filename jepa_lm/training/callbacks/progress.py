@@ -93,10 +93,9 @@ class TrainingBar(ProgressBar):
             return
         self._shown = step
         live = pl_module.live
-        figures = (
-            f"  loss {live['train/ce']:.3f}  bpb {live['train/bpb']:.3f}  "
-            f"{live['train/tokens_per_second']:,.0f} tokens/s"
-        )
+        bpb = f"  bpb {live['train/bpb']:.3f}" if "train/bpb" in live else ""
+        speed = f"{live['train/tokens_per_second']:,.0f} tokens/s"
+        figures = f"  loss {live['train/ce']:.3f}{bpb}  {speed}"
         self._show(step, live["train/progress"], figures)
 
     @shown
@@ -130,8 +129,7 @@ class TrainingBar(ProgressBar):
         if self._enabled and not trainer.sanity_checking and pl_module.scores:
             score = pl_module.scores["shipped"]
             self._console.print(
-                f"validation at step {trainer.global_step}: {score.bpb:.4f} bits per byte "
-                f"({score.nll:.4f} nats per token)",
+                f"validation at step {trainer.global_step}: {score.in_words()}",
             )
 
     @shown

@@ -1,0 +1,185 @@
+"""Rows that are examples: sampled from a generator, kept as shards, never cut or joined.
+
+    generator -> shards of rows [R, T + 1] and, beside them, what else is known of each row -> batches
+
+A batch has, beside `inputs` and `targets` [B, T], the fields that its generator knows: `latents` [B, T, K],
+`answers` [B, T], the targets that count, and `weights` [B, T], which are 0 where a target does not count and
+average 1 over the training rows, so that a mean over positions is the mean over answers on any number of
+ranks and micro-batches.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from jepa_lm.data.corpora import SPLITS, ShardCorpus, Shards
+from jepa_lm.data.prepared_folder import place_to_build, read_manifest, write_manifest
+from jepa_lm.data.shards import ShardWriter, open_shard
+from jepa_lm.data.stream import Batch, TokenStream
+from jepa_lm.data.synthetic.examples import Examples, Generator
+from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.kinds import Count, Seed, checked
+
+FORMAT = 1
+"""Part of the cache key; raise it when generators draw other rows."""
+
+
+class Rows(NamedTuple):
+    """The rows of a split, opened."""
+
+    tokens: np.ndarray
+    """[R, T + 1] uint16."""
+    fields: Mapping[str, np.ndarray]
+    """What else a batch has, [R, T, ...] each."""
+    floor: float | None
+    """Mean of -log of the true probability of the targets that count, in nats; None where it is not known.
+    No model can be expected to score below it."""
+
+    def batch(self, chosen: np.ndarray | slice) -> Batch:
+        """Return the batch of these rows."""
+        tokens = torch.from_numpy(self.tokens[chosen].astype(np.int64))
+        more = {name: torch.from_numpy(np.array(x[chosen])) for name, x in self.fields.items()}
+        return {"inputs": tokens[:, :-1], "targets": tokens[:, 1:], **more}
+
+    def first(self, count: int) -> Rows:
+        """Return the first rows, with the floor of them all."""
+        fields = {name: x[:count] for name, x in self.fields.items()}
+        return Rows(self.tokens[:count], fields, self.floor)
+
+
+class GeneratedRows(ShardCorpus):
+    """Rows from a generator: a fixed training set and fresh rows to validate on.
+
+    Args:
+        generator: what the rows are. train_rows, val_rows: how many of each.
+        seed: of the rows; the generator has a seed of its own law.
+    """
+
+    remedy = "more rows with data.corpus.train_rows"
+
+    @checked
+    def __init__(
+        self, *, generator: Generator, train_rows: Count, val_rows: Count, seed: Seed
+    ) -> None:
+        self.generator, self.seed = generator, seed
+        self.rows = {"train": train_rows, "val": val_rows}
+        self._folder: Path | None = None
+
+    def shards(self, cache_dir: Path, most_train: int | None = None) -> Shards:
+        self._folder = folder = cache_dir / "rows" / self._key()
+        if read_manifest(folder) is None:
+            with place_to_build(folder) as new:
+                if new is not None:
+                    for number, split in enumerate(SPLITS):
+                        self._write(new, number, split)
+                    write_manifest(new, {})
+        return Shards([folder / "train.bin"], [folder / "val.bin"])
+
+    def _key(self) -> str:
+        """Return a name for these rows: a hash of the generator with its law, and of what is asked of it."""
+        told = [FORMAT, self.rows, self.seed, type(self.generator).__qualname__]
+        digest = hashlib.sha256(json.dumps(told).encode())
+        digest.update(pickle.dumps(vars(self.generator), protocol=5))  # never read again
+        return digest.hexdigest()[:20]
+
+    def _write(self, folder: Path, number: int, split: str) -> None:
+        found = self.generator.sample(
+            self.rows[split], (self.seed, number), held_out=split == "val"
+        )
+        with ShardWriter(folder / f"{split}.bin") as shard:
+            shard.write(found.tokens.ravel())
+        for name, array in found._asdict().items():
+            if array is not None and name != "tokens":
+                np.save(folder / f"{split}_{name}.npy", array, allow_pickle=False)
+
+    def open(self) -> dict[str, Rows]:
+        """Return the rows of each split, after `shards`."""
+        assert self._folder is not None
+        found = {split: self._read(self._folder, split) for split in SPLITS}
+        train = found["train"].answer
+        share = 1.0 if train is None else float(train.mean())
+        if not share:
+            raise UserError("data.corpus.generator: no target of the training rows counts")
+        floor = self.generator.floor
+        return {split: _opened(examples, share, floor) for split, examples in found.items()}
+
+    def _read(self, folder: Path, split: str) -> Examples:
+        tokens = open_shard(folder / f"{split}.bin").reshape(self.rows[split], -1)
+        others = {}
+        for name in Examples._fields[1:]:
+            path = folder / f"{split}_{name}.npy"
+            exists = path.is_file()
+            others[name] = np.load(path, mmap_mode="r", allow_pickle=False) if exists else None
+        return Examples(tokens, **others)
+
+
+def _opened(found: Examples, share: float, floor: float | None) -> Rows:
+    """Return rows as batches need them.
+
+    Args:
+        share: of the targets that count, in training. floor: in expectation, if the generator knows it.
+    """
+    fields = {} if found.latents is None else {"latents": found.latents}
+    counted = np.ones(found.tokens[:, 1:].shape, bool) if found.answer is None else found.answer
+    if found.answer is not None:
+        fields |= {"answers": found.answer, "weights": (found.answer / share).astype(np.float32)}
+    if (
+        found.nats is not None
+    ):  # of these very rows, so that no chance of the sample is in the difference
+        floor = float(found.nats[counted].mean(dtype=np.float64))
+    return Rows(found.tokens, fields, floor)
+
+
+class RowOrder:
+    """Rows in random order, drawn again for each pass.
+
+    The joint batch of all ranks is the same for any number of ranks.
+
+    Args:
+        rows: the training rows. count: rows of one rank's micro-batch.
+    """
+
+    def __init__(self, rows: Rows, *, count: int, rank: int, world_size: int, seed: int) -> None:
+        self._rows, self._count, self._seed = rows, count, seed
+        self._rank, self._world_size = rank, world_size
+        self._pass, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def _row(self, place: int) -> int:
+        """Return the row at a place, counted over all passes."""
+        number, within = divmod(place, len(self._rows.tokens))
+        if number != self._pass:
+            rng = np.random.default_rng([self._seed, number])
+            self._order, self._pass = rng.permutation(len(self._rows.tokens)), number
+        return int(self._order[within])
+
+    def batch(self, stream: TokenStream, index: int) -> Batch:
+        first = (index * self._world_size + self._rank) * self._count
+        return self._rows.batch(np.array([self._row(first + i) for i in range(self._count)]))
+
+    def share(self, total: int) -> tuple[int, int]:
+        """Count in rows."""
+        return self._world_size * self._count, len(self._rows.tokens)
+
+
+class RowWindows(torch.utils.data.Dataset[Batch]):
+    """The rows of a split, `count` at a time."""
+
+    def __init__(self, rows: Rows, count: int) -> None:
+        self._rows, self._count = rows, count
+
+    def __len__(self) -> int:
+        """Return the number of batches."""
+        return -(-len(self._rows.tokens) // self._count)
+
+    def __getitem__(self, index: int) -> Batch:
+        if not 0 <= index < len(self):
+            raise IndexError(index)
+        return self._rows.batch(slice(index * self._count, (index + 1) * self._count))

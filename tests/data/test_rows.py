@@ -1,0 +1,238 @@
+"""Rows that are examples: what a batch holds, that no window crosses a row, and scores without bytes."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from jepa_lm.data.rows import GeneratedRows, RowOrder, RowWindows
+from jepa_lm.data.symbols import Symbols
+from jepa_lm.data.synthetic.markov import HiddenMarkov
+from jepa_lm.data.synthetic.path_star import PathStar
+from jepa_lm.model.cross_entropy import token_nll
+from jepa_lm.run import evaluate, train
+from jepa_lm.utils.config import build, resolve
+from jepa_lm.utils.errors import UserError
+from tests.runs import metrics, rows, same, state, summary
+
+STAR = (
+    "data=path_star",
+    "data.corpus.generator.degree=2",
+    "data.corpus.generator.path_length=3",
+    "data.corpus.generator.nodes=8",
+    "data.tokenizer.vocab_size=13",
+    "data.seq_len=18",
+    "data.corpus.train_rows=40",
+    "data.corpus.val_rows=30",
+    "data.batch_tokens=144",
+)
+HMM = ("data=hmm", "data.corpus.train_rows=24", "data.corpus.val_rows=20", "data.batch_tokens=512")
+TINY = (
+    "model.dim=32",
+    "model.backbone.layers=2",
+    "model.backbone.heads=2",
+    "model.backbone.kv_heads=2",
+    "trainer.precision=32-true",
+    "trainer=cpu",
+    "optimizer.groups.matrices.ns_dtype=float32",
+    "trainer.max_steps=6",
+    "trainer.log_every_n_steps=2",
+    "checkpoint.every_n_steps=3",
+    "sample=false",
+)
+
+
+def hmm_rows(tmp_path, **more) -> GeneratedRows:
+    settings = {"train_rows": 10, "val_rows": 7, "seed": 0} | more
+    corpus = GeneratedRows(generator=HiddenMarkov(length=16), **settings)
+    corpus.shards(tmp_path)
+    return corpus
+
+
+# ---- the rows
+
+
+def test_training_rows_are_fixed_and_validation_rows_are_others(tmp_path):
+    found = hmm_rows(tmp_path).open()
+    assert found["train"].tokens.shape == (10, 17)
+    assert found["val"].tokens.shape == (7, 17)
+    drawn = HiddenMarkov(length=16).sample(10, (0, 0))
+    assert np.array_equal(found["train"].tokens, drawn.tokens)
+    assert np.array_equal(found["train"].fields["latents"], drawn.latents)
+    assert not any((found["val"].tokens == row).all(1).any() for row in drawn.tokens)
+
+
+def test_the_floor_is_that_of_the_validation_rows(tmp_path):
+    opened = hmm_rows(tmp_path).open()["val"]
+    generator = HiddenMarkov(length=16)
+    laws = opened.fields["latents"] @ generator.emission  # [R, T, V]
+    chosen = np.take_along_axis(laws, opened.tokens[:, 1:, None].astype(int), 2)
+    assert opened.floor == pytest.approx(float(-np.log(chosen).mean()), abs=1e-5)
+
+
+def test_every_pass_has_every_row_once_for_any_number_of_ranks(tmp_path):
+    opened = hmm_rows(tmp_path, train_rows=12).open()["train"]
+    known = [row.tobytes() for row in opened.tokens.astype(np.int64)]
+
+    def drawn(ranks: int, count: int, batches: int, seed: int = 0) -> list[int]:
+        orders = [
+            RowOrder(opened, count=count, rank=r, world_size=ranks, seed=seed) for r in range(ranks)
+        ]
+        found = []
+        for i in range(batches):
+            for order in orders:
+                batch = order.batch(None, i)
+                whole = torch.cat((batch["inputs"], batch["targets"][:, -1:]), 1).numpy()
+                found += [known.index(row.tobytes()) for row in whole]
+        return found
+
+    one = drawn(1, 4, 6)
+    assert sorted(one[:12]) == sorted(one[12:]) == list(range(12))
+    assert one[:12] != one[12:]
+    assert drawn(2, 2, 6) == one
+    assert drawn(1, 4, 6, seed=1) != one
+
+
+def test_windows_are_the_rows(tmp_path):
+    opened = hmm_rows(tmp_path).open()["val"]
+    windows = RowWindows(opened, 3)
+    batches = [windows[i] for i in range(len(windows))]
+    assert [len(b["inputs"]) for b in batches] == [3, 3, 1]
+    assert torch.equal(
+        torch.cat([b["targets"] for b in batches]),
+        torch.from_numpy(opened.tokens[:, 1:].astype(int)),
+    )
+    with pytest.raises(IndexError):
+        windows[3]
+
+
+def test_weights_average_one_over_the_training_rows(tmp_path):
+    corpus = GeneratedRows(
+        generator=PathStar(degree=2, path_length=3, nodes=8), train_rows=9, val_rows=4, seed=0
+    )
+    corpus.shards(tmp_path)
+    train_rows = corpus.open()["train"]
+    weights, answers = train_rows.fields["weights"], train_rows.fields["answers"]
+    assert weights.mean() == pytest.approx(1)
+    assert np.array_equal(weights > 0, answers)
+
+
+def test_other_settings_are_other_rows_and_a_damaged_file_is_made_again(tmp_path):
+    first = hmm_rows(tmp_path).shards(tmp_path).train[0]
+    assert hmm_rows(tmp_path).shards(tmp_path).train[0] == first
+    sticky = GeneratedRows(
+        generator=HiddenMarkov(length=16, sticky=0.8500001), train_rows=10, val_rows=7, seed=0
+    )
+    assert sticky.shards(tmp_path).train[0] != first
+    before = first.read_bytes()
+    (first.parent / "train_latents.npy").write_bytes(b"damaged")
+    hmm_rows(tmp_path).open()
+    assert first.read_bytes() == before
+    shutil.rmtree(first.parent)
+    assert hmm_rows(tmp_path).shards(tmp_path).train[0].read_bytes() == before
+
+
+def test_symbols_are_read_and_written_by_name():
+    symbols = Symbols(vocab_size=3)
+    symbols.named(["A", "B", "<end>"])
+    assert symbols.encode("B <end> A").tolist() == [1, 2, 0]
+    assert symbols.decode([1, 2, 0]).decode().split() == ["B", "<end>", "A"]
+    with pytest.raises(UserError, match="'C' is no symbol of this data, which are A B <end>"):
+        symbols.encode("A C")
+
+
+# ---- runs
+
+
+def test_a_run_scores_in_nats_and_above_the_floor(compose, tmp_path):
+    value = train(compose("train", *HMM, *TINY))
+    val = summary(tmp_path / "run")["val"]
+    assert val["bpb"] is None
+    assert val["bytes"] == 0
+    assert val["tokens"] == 20 * 64
+    assert value == val["nll"]
+    names = set().union(*rows(tmp_path / "run"))
+    assert not {"val/bpb", "train/bpb"} & names
+    above = metrics(tmp_path / "run", "val/above_floor")
+    assert above[-1] == pytest.approx(val["nll"] - val["floor"], abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", [HMM, STAR], ids=["hmm", "star"])
+def test_resuming_is_bit_identical(compose, tmp_path, kind):
+    train(compose("train", *kind, *TINY, run_dir=tmp_path / "whole"))
+    step = f"ckpt_path={tmp_path / 'whole' / 'checkpoints' / 'step-3.ckpt'}"
+    train(compose("train", *kind, *TINY, step, run_dir=tmp_path / "half"))
+    assert same(state(tmp_path / "whole"), state(tmp_path / "half"))
+    assert summary(tmp_path / "whole")["val"] == summary(tmp_path / "half")["val"]
+
+
+def test_only_answers_count_in_training_and_in_the_score(compose, tmp_path):
+    from jepa_lm.training.module import LanguageModelTask
+
+    config = resolve(compose("train", *STAR, *TINY))
+    task = LanguageModelTask(config)
+    data = build("data", config["data"])
+    data.setup()
+    batch = data.order_of(0, 1, 1).batch(None, 0)
+    loss, _, _ = task._losses(batch, None)
+    nll = token_nll(task.model(batch["inputs"])[0], batch["targets"])
+    torch.testing.assert_close(loss, nll[batch["answers"]].mean())
+    train(compose("train", *STAR, *TINY))
+    run = tmp_path / "run"
+    score = evaluate(compose("eval", f"ckpt_path={run}", run_dir=tmp_path / "eval"))
+    assert score == pytest.approx(summary(run)["val"]["nll"], abs=1e-6)
+    assert summary(run)["val"]["tokens"] == 30 * 3  # three answers in each row
+    assert json.loads((tmp_path / "eval" / "eval.json").read_text())["floor"] == 0
+
+
+def test_a_law_from_the_data_is_a_target(compose, tmp_path):
+    train(compose("train", *HMM, *TINY, "objective=oracle_law"))
+    losses = metrics(tmp_path / "run", "jepa/prediction")
+    assert 0 < losses[-1] < 2 * math.log(8)
+
+
+MISTAKES = (
+    (("objective=oracle_law",), "jepa.target.field=latents: these data have no such field"),
+    (
+        (*HMM, "objective=oracle_law", "jepa.target.dim=5"),
+        "jepa.target.dim=5: the latents of these data have width 8; set jepa.target.dim=8",
+    ),
+    ((*HMM, "data.tokenizer.vocab_size=20"), "set data.tokenizer.vocab_size=16"),
+    ((*STAR, "data.seq_len=20"), "rows are examples of 18 tokens; set data.seq_len=18"),
+    ((*HMM, "data.order=stream"), "data.order=stream: rows are shuffled"),
+    ((*HMM, "data.train_tokens=100"), "use data.corpus.train_rows"),
+    (
+        (
+            *HMM,
+            "data.tokenizer._target_=jepa_lm.data.tokenizers.ByteTokenizer",
+            "data.tokenizer.vocab_size=256",
+        ),
+        "generated rows are no text",
+    ),
+    ((*HMM, "data.corpus.generator.sticky=1.5"), "sticky"),
+    ((*HMM, "data.corpus.train_rows=100000000"), "which is what memory allows"),
+)
+
+
+@pytest.mark.parametrize(("words", "message"), MISTAKES)
+def test_mistakes(compose, tmp_path, small_text, words, message):
+    text = (
+        ()
+        if any(w.startswith("data=") for w in words)
+        else ("data=text", f"data.path={small_text}")
+    )
+    with pytest.raises(UserError, match=message):
+        train(compose("train", *text, *words, *TINY))
+    assert not (tmp_path / "run" / "checkpoints").exists()
+
+
+def test_sliding_windows_would_cross_rows(compose, tmp_path):
+    train(compose("train", *HMM, *TINY))
+    words = ("eval=sliding", f"ckpt_path={tmp_path / 'run'}")
+    with pytest.raises(UserError, match="eval=sliding: these data are rows that are examples"):
+        evaluate(compose("eval", *words, run_dir=tmp_path / "eval"))
