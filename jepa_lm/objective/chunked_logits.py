@@ -30,10 +30,12 @@ class Aims:
 
     Args:
         rows: tensors [N, ...], of which a chunk gets its rows. whole: tensors that each chunk gets entirely.
+        width: values that a score holds for each row, beside its logits.
     """
 
     rows: tuple[Tensor, ...]
     whole: tuple[Tensor, ...] = ()
+    width: int = 1
 
 
 class Score(Protocol):
@@ -60,7 +62,7 @@ def over_chunks(
     """
     device = readout.features.device.type
     at_once = CHUNK_ELEMENTS.get(device, CHUNK_ELEMENTS_ELSEWHERE)
-    rows = chunk_rows or max(1, at_once // len(readout.weight))
+    rows = chunk_rows or max(1, at_once // max(len(readout.weight), aims.width))
     loss, parts = _OverChunks.apply(
         *readout, score, shares, rows, len(aims.rows), *aims.rows, *aims.whole
     )

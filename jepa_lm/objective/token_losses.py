@@ -130,7 +130,8 @@ class _Windowed(TokenLoss):
         line = F.pad(targets, (0, self.window), value=vocab_size)  # [B, T + W]
         places = torch.arange(line.numel(), device=line.device).view(line.shape)[:, :length]
         counts = self._counts(length, line.device).expand(rows, length)
-        return Aims((places.reshape(-1, 1), counts.reshape(-1, 1)), (line.flatten(),))
+        by_row = (places.reshape(-1, 1), counts.reshape(-1, 1))
+        return Aims(by_row, (line.flatten(),), width=self.window)
 
     def _counts(self, length: int, device: torch.device) -> Tensor:
         """Return the weight of each position [T], 1 on average."""
