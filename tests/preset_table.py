@@ -18,8 +18,8 @@ from tests.conftest import REPO
 FILE = REPO / "tests/vectors/presets.json"
 PRESETS = sorted(path.stem for path in (CONF / "experiment").glob("pr*.yaml"))
 NODES = (
-    "data", "model", "jepa", "optimizer", "quantization", "average", "guard", "trainer", "ce_weight",
-    "z_loss_weight", "temperature", "eval",
+    "data", "model", "jepa", "tokens", "optimizer", "quantization", "average", "guard", "trainer",
+    "ce_weight", "z_loss_weight", "temperature", "eval",
 )  # fmt: skip
 """Nodes that decide what a run computes and how it is scored."""
 OF_THE_MACHINE = {"data.cache_dir", "trainer.default_root_dir"}

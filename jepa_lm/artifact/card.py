@@ -99,11 +99,13 @@ def submission(
 
 def in_words(account: dict[str, Any], run: dict[str, Any]) -> str:
     """Return one sentence that describes the model."""
-    backbone, weight = _below(run["model"], "backbone"), _number(run["jepa"], "weight")
-    objective = "cross entropy only"
-    if "_target_" in run["jepa"]:
-        of_weight = "" if weight is None else f" with weight {weight:g}"
-        objective = f"cross entropy plus a latent loss{of_weight}"
+    backbone, losses = _below(run["model"], "backbone"), []
+    for node, kind in (("jepa", "latent"), ("tokens", "token")):
+        settings = _below(run, node)
+        if "_target_" in settings:
+            weight = _number(settings, "weight")
+            losses.append(f"a {kind} loss" + ("" if weight is None else f" with weight {weight:g}"))
+    objective = f"cross entropy plus {' and '.join(losses)}" if losses else "cross entropy only"
     return (
         f"{class_name(backbone)}, {backbone.get('layers', '?')} layers of width "
         f"{run['model'].get('dim', '?')}, {account['parameters']:,} parameters, {objective}, stored as "

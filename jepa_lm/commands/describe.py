@@ -95,7 +95,6 @@ def describe(task: LanguageModelTask) -> dict[str, Any]:
         **({} if card is None else {"estimate": estimate(task, card)}),
         "artifact": artifact(task),
         "optimizer": {"groups": groups, "frozen": frozen},
-        "schedules": task.recipe.phases()
-        | ({} if task.objective is None else task.objective.phases()),
-        "gradient_reach": reach_table(task.model, task.objective, seq_len, frozen),
+        "schedules": task.phases(),
+        "gradient_reach": reach_table(task.model, task.objective, seq_len, frozen, task.tokens),
     }

@@ -16,7 +16,7 @@ from jepa_lm.data.symbols import Symbols
 from jepa_lm.data.text_splits import MOST_HELD_OUT
 from jepa_lm.data.tokenizers import ByteTokenizer, SentencePieceBPE, TokenizerSource
 from jepa_lm.utils.errors import UserError
-from jepa_lm.utils.kinds import Count, Seed, checked
+from jepa_lm.utils.kinds import Count, Seed, Share, checked
 
 
 class TokenData:
@@ -31,6 +31,7 @@ class TokenData:
         train_tokens: use only the first n training tokens, None for all.
         path, val_path: a user's files; read through `corpus`, given here to refuse a path that is not read.
         train_shards: FineWeb's; read through `corpus`, accepted here so that other corpora may be given it.
+        noise: share of the main pass's input tokens that training replaces by random ones; the task does it.
     """
 
     @checked
@@ -49,6 +50,7 @@ class TokenData:
         path: str | None = None,
         val_path: str | None = None,
         train_shards: Count = 1,
+        noise: Share | None = None,
     ) -> None:
         if not cache_dir.strip():
             raise UserError("data.cache_dir: is empty; name a folder for prepared data")

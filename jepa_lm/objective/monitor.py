@@ -14,6 +14,7 @@ from jepa_lm.objective.diagnostics import Collapse, CollapseAlarm, prediction_qu
 from jepa_lm.objective.gradients import trunk_gradients
 from jepa_lm.objective.latent_prediction import LatentPrediction, Latents
 from jepa_lm.objective.step_context import StepContext
+from jepa_lm.objective.token_prediction import TokenPrediction
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.utils.precision import full_precision
 
@@ -59,11 +60,7 @@ class ObjectiveMonitor:
         with torch.enable_grad(), torch.random.fork_rng(devices=devices):
             taps, keep = objective.main_needs(model)
             logits, main = model(batch["inputs"], taps, keep)
-            ce = (
-                ce_weight
-                * objective.ce_scale(step_context.clock)
-                * mean_nll(logits, batch["targets"], batch.get("weights"))
-            )
+            ce = ce_weight * mean_nll(logits, batch["targets"], batch.get("weights"))
             latents = objective.compare(model, batch, main, step_context)
             components = objective.components(latents, step_context, all_of_them=True)
             aux = objective.total(components, step_context.clock)
@@ -180,13 +177,13 @@ class ObjectiveMonitor:
 
 
 def shares(
-    objective: LatentPrediction,
+    objective: LatentPrediction | TokenPrediction,
     total: float,
     scale: float,
     components: dict[str, float],
     clock: ProgressClock,
 ) -> dict[str, float]:
-    """Return what is logged of an objective at an interval, by metric: losses and their shares of the total.
+    """Return what is logged of an objective at an interval: losses and their shares of the total.
 
     Args:
         total: the whole loss. components: `loss` and the objective's parts at the latest step with the
@@ -197,7 +194,7 @@ def shares(
     for name, value in components.items():
         key = "share" if name == "loss" else f"{name}_share"
         figures[key] = scale * weights.get(name, 1.0) * value / total if total else 0.0
-    return {f"jepa/{name}": value for name, value in figures.items()}
+    return figures
 
 
 def is_saved_monitor(state: Any) -> bool:

@@ -18,12 +18,14 @@ def of_another_row(target: Tensor, step_context: StepContext) -> Tensor:
     return target[order]
 
 
-def other_rows(rows: int, step_context: StepContext, device: torch.device) -> Draws:
-    """Draw the row whose target each row gets, [B]."""
+def other_rows(
+    rows: int, step_context: StepContext, device: torch.device, node: str = "jepa"
+) -> Draws:
+    """Draw the row whose target each row gets, [B]; `node` is the key of the objective."""
     if rows < 2:
         raise EveryRankError(
-            "jepa.placebo=true: each row gets the target of another row, so a micro-batch needs at least two "
-            "sequences; raise data.batch_tokens or lower trainer.accumulate_grad_batches"
+            f"{node}.placebo=true: each row gets the target of another row, so a micro-batch needs at least "
+            "two sequences; raise data.batch_tokens or lower trainer.accumulate_grad_batches"
         )
     shift = torch.randint(1, rows, (1,), generator=step_context.generator(0, PLACEBO))
     return (on_device((torch.arange(rows) + shift) % rows, device),)

@@ -12,7 +12,9 @@ from jepa_lm.model import LanguageModel, token_nll
 from jepa_lm.objective.checks import check_length
 from jepa_lm.objective.gradients import gradients, norm
 from jepa_lm.objective.latent_prediction import LatentPrediction
+from jepa_lm.objective.passes import main_needs
 from jepa_lm.objective.step_context import StepContext
+from jepa_lm.objective.token_prediction import TokenPrediction
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.utils.errors import UserError
 
@@ -24,7 +26,11 @@ PROBE_NOISE = 0.02
 
 
 def reach_table(
-    model: LanguageModel, objective: LatentPrediction | None, seq_len: int, frozen: Iterable[str]
+    model: LanguageModel,
+    objective: LatentPrediction | None,
+    seq_len: int,
+    frozen: Iterable[str],
+    tokens: TokenPrediction | None = None,
 ) -> dict[str, dict[str, float]]:
     """Return gradient norms by loss and module, {loss: {module: norm}}, on random tokens.
 
@@ -33,24 +39,27 @@ def reach_table(
     satisfied hinge has no gradient, so the reach of its input is measured instead.
 
     Args:
-        frozen: parameter names as the task has them (with the prefix `model.` or `objective.`).
+        frozen: parameter names as the task has them (with the prefix `model.`, `objective.` or `tokens.`).
     """
-    model, objective = copy.deepcopy((model, objective))
-    _fill_zeros(model, "model.", set(frozen))
-    if objective is not None:
-        _fill_zeros(objective, "objective.", set(frozen))
-    modules = _modules(model, objective)
-    length = min(seq_len, PROBE_TOKENS)
-    if objective is not None and length < seq_len:
-        length = _fitting_length(objective, model, length, seq_len)
+    model, objective, tokens = copy.deepcopy((model, objective, tokens))
+    parts = {"model": model, "objective": objective, "tokens": tokens}
+    for prefix, part in parts.items():
+        if part is not None:
+            _fill_zeros(part, f"{prefix}.", set(frozen))
+    modules = _modules(parts)
+    length = _fitting_length(objective, tokens, model, min(seq_len, PROBE_TOKENS), seq_len)
     draw = torch.Generator().manual_seed(0)
-    tokens = torch.randint(model.vocab_size, (4, length + 1), generator=draw)
-    inputs, targets = tokens[:, :-1], tokens[:, 1:]
-    taps, keep = ((), None) if objective is None else objective.main_needs(model)
-    logits, main = model(inputs, taps, keep)
+    ids = torch.randint(model.vocab_size, (4, length + 1), generator=draw)
+    inputs, targets = ids[:, :-1], ids[:, 1:]
+    auxiliaries = {"jepa": objective, "tokens": tokens}
+    needs = main_needs(model, {key: o for key, o in auxiliaries.items() if o is not None})
+    logits, main = model(inputs, *needs)
     losses = {"ce": token_nll(logits, targets).mean()}
+    step_context = StepContext(ProgressClock(max_steps=1, max_time=None))
+    if tokens is not None:
+        batch = {"inputs": inputs, "targets": targets}
+        losses["tokens"] = tokens(model, batch, main, step_context)[0]
     if objective is not None:
-        step_context = StepContext(ProgressClock(max_steps=1, max_time=None))
         latents = objective.compare(model, objective.stand_in(inputs), main, step_context)
         losses |= objective.components(latents, step_context)
         read = {n: latents.at(r.tensor) for n, r in objective.regularizers.items()}  # type: ignore[arg-type]
@@ -78,29 +87,33 @@ def _fill_zeros(module: nn.Module, prefix: str, frozen: set[str]) -> None:
                 parameter.copy_(PROBE_NOISE * torch.randn(parameter.shape, generator=draw))
 
 
-def _modules(
-    model: LanguageModel, objective: LatentPrediction | None
-) -> Mapping[str, list[nn.Parameter]]:
+def _modules(parts: Mapping[str, nn.Module | None]) -> Mapping[str, list[nn.Parameter]]:
     """Return the trainable parameters by module; each block is a module of its own."""
     found: dict[str, list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        parts = name.split(".")
-        key = ".".join(parts[:3] if parts[:2] == ["backbone", "blocks"] else parts[:1])
-        found.setdefault(f"model.{key}", []).append(parameter)
-    for name, parameter in () if objective is None else objective.named_parameters():
-        found.setdefault(f"objective.{name.split('.')[0]}", []).append(parameter)
+    for part, module in parts.items():
+        for name, parameter in () if module is None else module.named_parameters():
+            names = name.split(".")
+            key = ".".join(names[:3] if names[:2] == ["backbone", "blocks"] else names[:1])
+            found.setdefault(f"{part}.{key}", []).append(parameter)
     trainable = {key: [p for p in ps if p.requires_grad] for key, ps in found.items()}
     return {key: ps for key, ps in trainable.items() if ps}
 
 
 def _fitting_length(
-    objective: LatentPrediction, model: LanguageModel, least: int, most: int
+    objective: LatentPrediction | None,
+    tokens: TokenPrediction | None,
+    model: LanguageModel,
+    least: int,
+    most: int,
 ) -> int:
     """Return the shortest length that the composition accepts, doubling from `least` up to `most`."""
     length = least
     while length < most:
         try:
-            check_length(objective, model, length)
+            if objective is not None:
+                check_length(objective, model, length)
+            if tokens is not None:
+                tokens.check(length)
         except UserError:
             length *= 2
         else:

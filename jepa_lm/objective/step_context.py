@@ -33,6 +33,7 @@ class StepContext:
         per_rank: each rank makes its own draws; rank 0 makes those that all would share.
         joint: compute statistics over the rows of all ranks, see `jepa_lm.objective.statistics`.
         places: draws made before the loss, by the name of the part. drawn: those of the part being called.
+        without: keys of auxiliary losses that are left out in this phase.
     """
 
     clock: ProgressClock
@@ -43,6 +44,7 @@ class StepContext:
     joint: bool = False
     places: Mapping[str, Draws] = field(default_factory=dict)
     drawn: Draws = ()
+    without: frozenset[str] = frozenset()
 
     def at(self, place: str) -> StepContext:
         """Return the context of a part: its own draws, if they have been made."""

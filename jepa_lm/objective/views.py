@@ -16,7 +16,16 @@ from torch._dynamo import maybe_mark_dynamic
 from jepa_lm.model import Mask
 from jepa_lm.objective.step_context import Draws, StepContext, draw_now, on_device
 from jepa_lm.utils.errors import UserError
-from jepa_lm.utils.kinds import Count, NotNegative, PositiveShare, Range, Seed, checked
+from jepa_lm.utils.kinds import (
+    Count,
+    NotNegative,
+    PositiveShare,
+    Range,
+    Seed,
+    Share,
+    Whole,
+    checked,
+)
 
 
 class Seen(NamedTuple):
@@ -33,7 +42,7 @@ class View(nn.Module):
     """A view of a batch; `forward(inputs, step_context, purpose)` returns what is seen."""
 
     masks = False
-    """True if the view masks positions."""
+    """True if the view masks positions, the same in every row."""
 
     def check(self, seq_len: int, key: str) -> None:
         """Raise UserError if sequences of this length do not fit; `key` is the config key of the view."""
@@ -174,14 +183,8 @@ class RandomReplacement(RandomView):
         self, shape: Sequence[int], step_context: StepContext, purpose: str, device: torch.device
     ) -> Draws:
         """Return which tokens are replaced, [B, T] bool, and by what, [B, T] int64."""
-        B, T = shape
-        # Shared draws cover the joint batch, so that a row does not depend on the number of ranks.
-        rank, ranks = (
-            (0, 1) if step_context.per_rank else (step_context.rank, step_context.world_size)
-        )
+        joint, mine = _joint_rows(shape, step_context)
         generator = step_context.generator(self.seed, purpose)
-        joint = (B * ranks, T)
-        mine = slice(rank * B, (rank + 1) * B)
         chosen = (torch.rand(joint, generator=generator) < self.rate)[mine]
         tokens = torch.randint(self.vocab_size, joint, generator=generator)[mine]
         return on_device(chosen, device), on_device(tokens, device)
@@ -189,6 +192,71 @@ class RandomReplacement(RandomView):
     def see(self, inputs: Tensor, drawn: Draws) -> Seen:
         chosen, tokens = drawn
         return Seen(torch.where(chosen, tokens, inputs), None, None)
+
+
+class RandomMask(RandomView):
+    """Positions masked at random, a share of each row that is drawn uniformly from `low` to `high`.
+
+    The positions differ from row to row, so no alignment can pair them. Source: MIR (2606.06888).
+
+    Args:
+        dim: D, width of the learned vector that replaces a masked embedding.
+        low, high: range of the share. first: positions before this one are never masked.
+        hide_next: see `Mask`. start_std: the vector starts at N(0, start_std). seed: seed of the draws.
+
+    Raises:
+        UserError: a value is out of range, or low exceeds high.
+    """
+
+    @checked
+    def __init__(
+        self,
+        *,
+        dim: Count,
+        low: Share,
+        high: Share,
+        first: Whole,
+        hide_next: bool,
+        start_std: NotNegative,
+        seed: Seed,
+    ) -> None:
+        super().__init__()
+        if low > high:
+            raise UserError(f"low={low}: must not exceed high={high}")
+        self.low, self.high, self.first = low, high, first
+        self.hide_next, self.seed = hide_next, seed
+        self.vector = nn.Parameter(start_std * torch.randn(dim))
+
+    def check(self, seq_len: int, key: str) -> None:
+        if self.first >= seq_len:
+            raise UserError(
+                f"{key}.first={self.first}: leaves nothing to mask of data.seq_len={seq_len}; choose less"
+            )
+
+    def draw(
+        self, shape: Sequence[int], step_context: StepContext, purpose: str, device: torch.device
+    ) -> Draws:
+        """Return which positions are masked, [B, T] bool."""
+        joint, mine = _joint_rows(shape, step_context)
+        generator = step_context.generator(self.seed, purpose)
+        share = self.low + (self.high - self.low) * torch.rand((joint[0], 1), generator=generator)
+        where = torch.rand(joint, generator=generator) < share
+        where[:, : self.first] = False
+        return (on_device(where[mine], device),)
+
+    def see(self, inputs: Tensor, drawn: Draws) -> Seen:
+        (where,) = drawn
+        return Seen(inputs, Mask(where, self.vector, self.hide_next), None)
+
+
+def _joint_rows(shape: Sequence[int], step_context: StepContext) -> tuple[tuple[int, int], slice]:
+    """Return the shape [B', T] to draw for inputs [B, T], and which of its rows are this rank's.
+
+    Shared draws cover the joint batch, so that a row does not depend on the number of ranks.
+    """
+    B, T = shape
+    rank, ranks = (0, 1) if step_context.per_rank else (step_context.rank, step_context.world_size)
+    return (B * ranks, T), slice(rank * B, (rank + 1) * B)
 
 
 def split_at(seq_len: int, fraction: float) -> int:

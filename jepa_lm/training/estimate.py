@@ -23,6 +23,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from jepa_lm.model.mamba2 import Mamba2Mixer
 from jepa_lm.model.ssd_triton import triton_ssd
+from jepa_lm.objective.passes import main_needs
 from jepa_lm.objective.step_context import StepContext
 from jepa_lm.objective.teacher import OpenTeacher
 from jepa_lm.schedules.clock import ProgressClock
@@ -32,6 +33,7 @@ from jepa_lm.training.flops import (
     count_parameters,
     flops_per_token,
     on_meta,
+    weighted,
 )
 from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.utils.former_names import first
@@ -85,8 +87,16 @@ def tokens_of_a_gpu(config: Mapping[str, Any]) -> int:
 def shapes_hash(config: Mapping[str, Any]) -> str:
     """Return a hash that is equal for resolved configs whose steps have the same operations and shapes."""
     data, freeze = config["data"], config["optimizer"]["freeze"]
+    tokens = config.get("tokens", {})
     decides = first(
-        [config["model"], config["jepa"], data["seq_len"], data["batch_tokens"], freeze]
+        [
+            config["model"],
+            config["jepa"],
+            *([tokens] if "_target_" in tokens else ()),
+            data["seq_len"],
+            data["batch_tokens"],
+            freeze,
+        ]
     )
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -164,9 +174,7 @@ def count(task: LanguageModelTask) -> dict[str, float]:
 
 def _loss_and_kept(task: LanguageModelTask, rows: int) -> tuple[Tensor, int]:
     """Return the loss of a step on the meta device, and how many values autograd keeps beside weights."""
-    config, model, objective = task.config, on_meta(task.model), None
-    if task.objective is not None and task.objective.weight:
-        objective = on_meta(task.objective)
+    config, model, objectives = task.config, on_meta(task.model), weighted(task)
     tokens = torch.zeros(rows, config["data"]["seq_len"], dtype=torch.long, device="meta")
     if config["model"].get("kernel") != "torch":
         for module in model.modules():
@@ -182,10 +190,9 @@ def _loss_and_kept(task: LanguageModelTask, rows: int) -> tuple[Tensor, int]:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        needs = () if objective is None else objective.main_needs(model)
-        main = model.encode(model.embed(tokens), *needs)
+        main = model.encode(model.embed(tokens), *main_needs(model, objectives))
         loss = model.cross_entropy(main.final, tokens, config["z_loss_weight"]).loss
-        if objective is not None:
-            context = StepContext(ProgressClock(max_steps=1, max_time=None))
+        context = StepContext(ProgressClock(max_steps=1, max_time=None))
+        for objective in objectives.values():
             loss = loss + objective(model, objective.stand_in(tokens), main, context)[0]
     return loss, sum(x.untyped_storage().nbytes() // x.element_size() for x in kept.values())

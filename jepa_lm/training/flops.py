@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+from collections.abc import Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -20,7 +21,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from jepa_lm.model import LanguageModel, token_nll
-from jepa_lm.objective.latent_prediction import LatentPrediction
+from jepa_lm.objective import LatentPrediction, TokenPrediction
+from jepa_lm.objective.passes import main_needs
 from jepa_lm.objective.step_context import StepContext
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.training.module import LanguageModelTask
@@ -81,21 +83,24 @@ class CountAttention(TorchFunctionMode):
 
 
 def count_flops(
-    model: LanguageModel, objective: LatentPrediction | None, rows: int, seq_len: int
+    model: LanguageModel,
+    objectives: Mapping[str, LatentPrediction | TokenPrediction],
+    rows: int,
+    seq_len: int,
 ) -> int:
     """Return the FLOPs of one forward and backward pass over a micro-batch.
 
     Args:
-        model, objective: on the meta device. objective: None for cross entropy alone.
+        model, objectives: on the meta device. objectives: by key; none for cross entropy alone.
         rows: of the micro-batch; a loss that compares rows with each other costs more, the more there are.
     """
     inputs = torch.zeros(rows, seq_len, dtype=torch.long, device="meta")
-    needs = () if objective is None else objective.main_needs(model)
+    needs = main_needs(model, objectives)
     with FlopCounterMode(display=False) as products, CountAttention() as attention:
         logits, main = model(inputs, *needs)
         loss = token_nll(logits, inputs).mean()
-        if objective is not None:
-            step_context = StepContext(ProgressClock(max_steps=1, max_time=None))
+        step_context = StepContext(ProgressClock(max_steps=1, max_time=None))
+        for objective in objectives.values():
             loss = loss + objective(model, objective.stand_in(inputs), main, step_context)[0]
         loss.backward()
     return products.get_total_flops() + attention.total[0]
@@ -103,17 +108,18 @@ def count_flops(
 
 def model_flops_per_token(model: LanguageModel, seq_len: int) -> int:
     """Return the training FLOPs of cross entropy per token."""
-    return count_flops(on_meta(model), None, 1, seq_len) // seq_len
+    return count_flops(on_meta(model), {}, 1, seq_len) // seq_len
 
 
 def flops_per_token(task: LanguageModelTask) -> dict[str, int]:
-    """Return training FLOPs per token: of cross entropy, and what an active objective adds.
+    """Return training FLOPs per token: of cross entropy, and what active objectives add.
 
     Empty, with a warning, if a part of the user's own cannot run on the meta device.
     """
     config, seq_len = task.config, task.config["data"]["seq_len"]
     rows = max(micro_batch_rows(task), FEWEST_ROWS)
-    decides = json.dumps([config["model"], config["jepa"], task.frozen, seq_len, rows])
+    losses = [config["jepa"], config.get("tokens")]
+    decides = json.dumps([config["model"], losses, task.frozen, seq_len, rows])
     if decides not in _counted:  # takes a second, and jobs of a sweep often share it
         try:
             _counted[decides] = _counted_on_meta(task, rows, seq_len)
@@ -127,11 +133,16 @@ def flops_per_token(task: LanguageModelTask) -> dict[str, int]:
 
 def _counted_on_meta(task: LanguageModelTask, rows: int, seq_len: int) -> dict[str, int]:
     model, added = on_meta(task.model), 0
-    alone = count_flops(model, None, rows, seq_len)
-    if task.objective is not None and task.objective.weight:
-        added = count_flops(model, on_meta(task.objective), rows, seq_len) - alone
+    alone = count_flops(model, {}, rows, seq_len)
+    if objectives := weighted(task):
+        added = count_flops(model, objectives, rows, seq_len) - alone
     tokens = rows * seq_len
     return {"model": alone // tokens, "objective": added // tokens}
+
+
+def weighted(task: LanguageModelTask) -> dict[str, LatentPrediction | TokenPrediction]:
+    """Return copies on the meta device of the objectives that have a weight, by key."""
+    return {key: on_meta(o) for key, o in task.auxiliaries.items() if o.weight}
 
 
 def on_meta(module: AnyModule) -> AnyModule:

@@ -1,9 +1,9 @@
-"""The LightningModule: trains a language model on cross entropy and a weighted auxiliary objective.
+"""The LightningModule: trains a language model on cross entropy and weighted auxiliary objectives.
 
     loss = ce_weight * ce_schedule * (cross entropy + z_loss_weight * z-loss)
-           + jepa.weight * schedule * auxiliary loss
+           + jepa.weight * schedule * latent loss + tokens.weight * schedule * token loss
 
-`model` is what ships. The objective is a separate module beside it, never inside it.
+`model` is what ships. The objectives are separate modules beside it, never inside it.
 Legend: B batch, T positions.
 """
 
@@ -13,18 +13,20 @@ from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from jepa_lm.data.stream import Batch
 from jepa_lm.data.token_data import TokenData
 from jepa_lm.model import LanguageModel
-from jepa_lm.objective import LatentPrediction, StepContext
+from jepa_lm.objective import LatentPrediction, StepContext, TokenPrediction
 from jepa_lm.objective.checks import check_composition, check_start
+from jepa_lm.objective.passes import main_needs
 from jepa_lm.objective.teacher import OpenTeacher
 from jepa_lm.optim.recipe import OptimizerRecipe
 from jepa_lm.quantization.policy import Policy
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.training.agreement import agree, require_one_start
+from jepa_lm.training.auxiliary import READ, drawn, input_noise, named, noised, only_auxiliary, own
 from jepa_lm.training.averages import WeightAverages
 from jepa_lm.training.callbacks.compiling import ClockStopsForCompiler
 from jepa_lm.training.clipping import clip_gradients
@@ -69,6 +71,12 @@ class LanguageModelTask(ValidatedModule):
             objective.prepare(self.model, open_teacher)
             made_from = [config["model"], config["jepa"]]
             check_composition(objective, self.model, config["data"]["seq_len"], made_from=made_from)
+        self.tokens: TokenPrediction | None = None
+        if "_target_" in parts.get("tokens", {}):
+            self.tokens = build("tokens", parts["tokens"])
+            self.tokens.prepare(self.model, config["data"]["seq_len"])
+        main_needs(self.model, self.auxiliaries)
+        self.noise = input_noise(config)
         self.recipe: OptimizerRecipe = build("optimizer", parts["optimizer"])
         self.recipe.apply_freeze(self)
         self.frozen = sorted(n for n, p in self.named_parameters() if not p.requires_grad)
@@ -85,8 +93,21 @@ class LanguageModelTask(ValidatedModule):
         self.live: dict[str, float] = {}
         """Latest training figures, for the progress bar and the summary."""
         self.losses = self._losses
-        self.active = False
-        """True if the latest loss includes the objective."""
+        self.active: frozenset[str] = frozenset()
+        """Keys of the objectives that the latest loss includes."""
+
+    @property
+    def auxiliaries(self) -> dict[str, LatentPrediction | TokenPrediction]:
+        """The objectives of this run by the key of their settings, `jepa` or `tokens`."""
+        found = {"jepa": self.objective, "tokens": self.tokens}
+        return {key: objective for key, objective in found.items() if objective is not None}
+
+    def phases(self) -> dict[str, Any]:
+        """Return the phases of every schedule of the run by its key, for `describe=true`."""
+        found = self.recipe.phases()
+        for objective in self.auxiliaries.values():
+            found |= objective.phases()
+        return found
 
     def check_data(self, data: TokenData) -> None:
         """Check that the objective can read this data.
@@ -120,23 +141,19 @@ class LanguageModelTask(ValidatedModule):
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         """Return the loss of a micro-batch; cross entropy is the mean in nats per token."""
-        objective, weight, scale = self.objective, self.config["ce_weight"], 0.0
         # The clock says how far the run is, and so how much each loss weighs now.
-        if objective is not None:
-            weight *= objective.ce_scale(self.clock)
-            scale = objective.scale(self.clock)
-            self.active = objective.active(self.clock)
-        context = None
-        if self.active:
-            assert objective is not None
-            context = objective.draw(batch["inputs"], self.step_context(batch_idx))
-        loss, ce, components = self.losses(batch, context)
+        objectives, weight = self.auxiliaries, self.ce_weight()
+        self.active = frozenset(k for k, o in objectives.items() if o.active(self.clock))
+        place = self.step_context(batch_idx)
+        context = drawn(objectives, self.active, batch["inputs"], place)
+        loss, ce, components = self.losses(noised(self.noise, batch, place), context)
         loss = loss if weight == 1 else weight * loss
-        if self.active:
-            assert objective is not None
-            aux = objective.total(components, self.clock)
-            loss = loss + scale * aux
-            self.training_log.keep_objective(scale, aux, components)
+        for key in objectives:
+            if key in self.active:
+                scale, parts = objectives[key].scale(self.clock), own(key, components)
+                aux = objectives[key].total(parts, self.clock)
+                loss = loss + scale * aux
+                self.training_log.keep_objective(key, scale, aux, parts)
         # Values stay on the device; the guard and the log read them at log points.
         step = self.trainer.global_step + 1
         for name, value in {"train/ce": ce, **components, "train/loss": loss}.items():
@@ -146,21 +163,35 @@ class LanguageModelTask(ValidatedModule):
             self.training_log.keep(batch, ce, loss)
         return loss if self.trainer.world_size == 1 else loss + self._touch()
 
+    def ce_weight(self) -> float:
+        """Return the current factor on the cross entropy."""
+        scheduled = 1.0 if self.objective is None else self.objective.ce_scale(self.clock)
+        return float(self.config["ce_weight"] * scheduled)
+
     def _losses(
         self, batch: Batch, step_context: StepContext | None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Return cross entropy with z-loss, cross entropy alone, objective components; this is compiled."""
-        needs = () if self.objective is None else self.objective.main_needs(self.model)
-        main = self.model.encode(self.model.embed(batch["inputs"]), *needs)
+        """Return cross entropy with z-loss, cross entropy alone, objective components; this is compiled.
+
+        Components of the token objective are named `tokens/...`.
+        """
+        needs = main_needs(self.model, self.auxiliaries)
+        read = batch.get(READ, batch["inputs"])
+        main = self.model.encode(self.model.embed(read), *needs)
         z_weight = self.config["z_loss_weight"]
         loss, ce, _ = self.model.cross_entropy(
             main.final, batch["targets"], z_weight, batch.get("weights")
         )
-        if step_context is None:  # the control, or a phase without the objective
-            return loss, ce, {}
-        assert self.objective is not None
-        latents = self.objective.compare(self.model, batch, main, step_context)
-        return loss, ce, self.objective.components(latents, step_context)
+        found: dict[str, Tensor] = {}
+        if step_context is None:  # the control, or a phase without an objective
+            return loss, ce, found
+        if self.objective is not None and "jepa" not in step_context.without:
+            latents = self.objective.compare(self.model, batch, main, step_context)
+            found |= self.objective.components(latents, step_context)
+        if self.tokens is not None and "tokens" not in step_context.without:
+            parts = self.tokens.components(self.model, batch, main, step_context)
+            found |= named("tokens", parts)
+        return loss, ce, found
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:
         """Finish an optimizer step, however many micro-batches it took: log, clock, rates, averages, stop."""
@@ -186,9 +217,11 @@ class LanguageModelTask(ValidatedModule):
 
     def on_before_optimizer_step(self, optimizer: Any) -> None:
         """Remove the zero gradients that `_touch` gave to parameters of an inactive objective."""
-        if self.trainer.world_size > 1 and not self.active:
-            for parameter in self._only_auxiliary():
-                parameter.grad = None
+        if self.trainer.world_size > 1:
+            for key, parameters in only_auxiliary(self.auxiliaries, self.model).items():
+                if key not in self.active:
+                    for parameter in parameters:
+                        parameter.grad = None
 
     def configure_gradient_clipping(
         self,
@@ -203,7 +236,7 @@ class LanguageModelTask(ValidatedModule):
         """Log the figures of the step. `self.log` would keep results for the whole loop: milliseconds."""
         assert self.train_bytes is not None
         tokens = self.config["data"]["batch_tokens"]
-        self.live = self.training_log.read(self.clock, self.objective, self.train_bytes, tokens)
+        self.live = self.training_log.read(self.clock, self.auxiliaries, self.train_bytes, tokens)
         for logger in self.loggers:
             logger.log_metrics(self.live, step=self.clock.step)
 
@@ -220,16 +253,10 @@ class LanguageModelTask(ValidatedModule):
             world_size=self.trainer.world_size,
         )
 
-    def _only_auxiliary(self) -> list[nn.Parameter]:
-        """Return the trainable parameters that get no gradient from cross entropy."""
-        found = [] if self.objective is None else list(self.objective.parameters())
-        if self.model.injector is not None:
-            found += self.model.injector.behind_stop_gradient()
-        return [p for p in found if p.requires_grad]
-
     def _touch(self) -> Tensor | float:
         """Return a zero that depends on each parameter a phase may not use: DDP waits for all gradients."""
-        return 0.0 * sum(p.sum() for p in self._only_auxiliary())
+        unused = only_auxiliary(self.auxiliaries, self.model).values()
+        return 0.0 * sum(p.sum() for mine in unused for p in mine)
 
     def on_train_start(self) -> None:
         """Run the ghost steps of a new run, then start the clock and the first interval."""
@@ -251,8 +278,8 @@ class LanguageModelTask(ValidatedModule):
         """Make what compiled passes read, such as rotary tables, for the lengths of this run's passes."""
         seq_len, backbone = self.config["data"]["seq_len"], self.model.backbone
         backbone.keep_tables(seq_len, self.device)
-        if self.objective is not None:
-            self.objective.keep_tables(backbone, seq_len, self.device)
+        for objective in self.auxiliaries.values():
+            objective.keep_tables(backbone, seq_len, self.device)
 
     def on_train_end(self) -> None:
         """Stop the clock."""

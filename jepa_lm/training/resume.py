@@ -101,6 +101,10 @@ RULES = (
     Rule("jepa*schedule._target_", FREE),
     Rule("jepa*_target_", REFUSED, PARTS),
     Rule("jepa*", FREE),
+    Rule("tokens*.seed", REFUSED, DRAWS),
+    Rule("tokens*schedule._target_", FREE),
+    Rule("tokens*_target_", REFUSED, PARTS),
+    Rule("tokens*", FREE),
     Rule("tensor *", REFUSED, PARTS),
     Rule("optimizer.groups.*.match", REFUSED, GROUPS),
     Rule("optimizer.groups.*.algorithm", REFUSED, GROUPS),
@@ -189,7 +193,7 @@ def _with_its_settings(resume: Path) -> str:
 
 def _may_differ(key: str) -> bool:
     """Return whether a resumed run may set this key or group, whatever its data and its objective are."""
-    return not key.startswith(("data", "jepa")) and rule_of(key).then != REFUSED
+    return not key.startswith(("data", "jepa", "tokens")) and rule_of(key).then != REFUSED
 
 
 def facts_of_checkpoint(checkpoint: Mapping[str, Any]) -> Facts:

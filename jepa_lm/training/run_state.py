@@ -104,9 +104,10 @@ def _check_callbacks(checkpoint: Mapping[str, Any], source: str) -> None:
     for name, state in checkpoint["callbacks"].items():
         if not isinstance(name, str) or not isinstance(state, dict) or _deeper(state, MOST_DEPTH):
             raise lacks(source, f"callbacks.{str(name)[:80]}")
-    monitor = checkpoint["callbacks"].get("MeasureObjective")
-    if monitor is not None and not is_saved_monitor(monitor):
-        raise lacks(source, "callbacks.MeasureObjective")
+    for name in ("MeasureObjective", "MeasureTokens"):
+        monitor = checkpoint["callbacks"].get(name)
+        if monitor is not None and not is_saved_monitor(monitor):
+            raise lacks(source, f"callbacks.{name}")
     qat = checkpoint["callbacks"].get("QuantizationAwareTraining", {"first_step": None})
     if type(qat.get("first_step", "")) not in (int, type(None)):
         raise lacks(source, "callbacks.QuantizationAwareTraining")

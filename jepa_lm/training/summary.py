@@ -19,7 +19,7 @@ from jepa_lm.evaluation.bpb import Score
 from jepa_lm.evaluation.sampling import sample_text
 from jepa_lm.objective.probe import TOP
 from jepa_lm.training.callbacks import callback_of
-from jepa_lm.training.callbacks.monitor import MeasureObjective
+from jepa_lm.training.callbacks.monitor import MeasureObjective, MeasureTokens
 from jepa_lm.training.callbacks.qat import QuantizationAwareTraining
 from jepa_lm.training.flops import flops_per_token
 from jepa_lm.training.module import LanguageModelTask
@@ -96,7 +96,7 @@ def summarize(
     config, seconds = task.config, task.clock.elapsed
     tokens = trainer.global_step * config["data"]["batch_tokens"]
     score = task.scores.get("shipped")
-    measured = callback_of(trainer, MeasureObjective)
+    measured, of_tokens = (callback_of(trainer, c) for c in (MeasureObjective, MeasureTokens))
     return {
         "status": status,
         "seed": config["seed"],
@@ -108,6 +108,7 @@ def summarize(
         "parameters": about["parameters"],
         "val": None if score is None else _validation(task, score),
         "jepa": {} if measured is None else measured.monitor.summary(),
+        "token_loss": {} if of_tokens is None else of_tokens.monitor.summary(),
         "frozen": task.frozen,
         "teacher": None if task.objective is None else task.objective.target.record,
         "trained_stored": _trained_stored(trainer),
@@ -136,7 +137,7 @@ MOSTLY_START = 0.1
 def unfinished(task: LanguageModelTask) -> list[str]:
     """List what the budget cut short: phases counted in steps, an average close to the initial weights."""
     steps = task.clock.step
-    phases = task.recipe.phases() | ({} if task.objective is None else task.objective.phases())
+    phases = task.phases()
     found = [
         f"schedule {name}: a phase of {phase['steps']} steps had not ended after {steps}"
         for name, listed in phases.items()
@@ -156,7 +157,7 @@ def _compiled_parts(task: LanguageModelTask) -> list[str]:
     """List the compiled parts, so that a study can refuse arms that differ in them."""
     if not task.config["compile"]:
         return []
-    objective = [] if task.objective is None or not task.objective.weight else ["objective"]
+    objective = ["objective"] if any(o.weight for o in task.auxiliaries.values()) else []
     return ["main pass", "cross entropy", *objective]
 
 
@@ -212,8 +213,8 @@ def show(
 
 def about_latents(trainer: pl.Trainer) -> list[str]:
     """Return sentences about the predicted latents; none if they were not measured."""
-    measured = callback_of(trainer, MeasureObjective)
-    return [] if measured is None else measured.monitor.in_words()
+    found = (callback_of(trainer, kind) for kind in (MeasureObjective, MeasureTokens))
+    return [line for measured in found if measured for line in measured.monitor.in_words()]
 
 
 def _scores(summary: dict[str, Any]) -> Table:

@@ -13,8 +13,9 @@ from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LearningRateMonitor
 
 from jepa_lm.objective.monitor import ObjectiveMonitor
+from jepa_lm.objective.token_monitor import TokenMonitor
 from jepa_lm.training.callbacks.checkpoints import AtomicCheckpointIO, SaveCheckpoints
-from jepa_lm.training.callbacks.monitor import MeasureObjective
+from jepa_lm.training.callbacks.monitor import MeasureObjective, MeasureTokens
 from jepa_lm.training.callbacks.passes import WarnOfSecondPass
 from jepa_lm.training.callbacks.qat import QuantizationAwareTraining
 from jepa_lm.training.module import LanguageModelTask
@@ -72,6 +73,8 @@ def _callbacks_of(task: LanguageModelTask) -> list[Callback]:
         found.append(qat)
     if task.objective is not None:
         found.append(MeasureObjective(ObjectiveMonitor(task.objective), qat))
+    if task.tokens is not None:
+        found.append(MeasureTokens(TokenMonitor(task.tokens), qat))
     return found
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from jepa_lm.data.byte_counter import ByteCounter
 from jepa_lm.data.stream import Batch
-from jepa_lm.objective import LatentPrediction
+from jepa_lm.objective import LatentPrediction, TokenPrediction
 from jepa_lm.objective.monitor import shares
 from jepa_lm.schedules.clock import ProgressClock
 
@@ -24,7 +24,7 @@ class TrainingLog:
     """Keeps the figures of the latest step until they are written."""
 
     def __init__(self) -> None:
-        self._objective: tuple[float, dict[str, Tensor]] = (0.0, {})
+        self._objectives: dict[str, tuple[float, dict[str, Tensor]]] = {}
         self.gradient_norm: Tensor | None = None
         """Gradient norm of the latest step, before clipping."""
         self._due: tuple[Batch, Tensor, Tensor] | None = None
@@ -61,10 +61,12 @@ class TrainingLog:
         """Keep the figures of this step, to be written when the step is done."""
         self._due = (batch, ce.detach(), loss.detach())
 
-    def keep_objective(self, scale: float, loss: Tensor, components: dict[str, Tensor]) -> None:
+    def keep_objective(
+        self, key: str, scale: float, loss: Tensor, components: dict[str, Tensor]
+    ) -> None:
         """Keep the figures of a step with the objective until a step is written: not every step has it."""
-        detached = {name: component.detach() for name, component in components.items()}
-        self._objective = scale, {"loss": loss.detach(), **detached}
+        figures = {name: component.detach() for name, component in components.items()}
+        self._objectives[key] = scale, {"loss": loss.detach(), **figures}
 
     def drop(self) -> None:
         """Discard the kept figures of this step."""
@@ -78,7 +80,7 @@ class TrainingLog:
     def read(
         self,
         clock: ProgressClock,
-        objective: LatentPrediction | None,
+        objectives: Mapping[str, LatentPrediction | TokenPrediction],
         byte_counter: ByteCounter,
         tokens_per_step: int,
     ) -> dict[str, float]:
@@ -90,9 +92,11 @@ class TrainingLog:
         assert self._due is not None
         assert self.gradient_norm is not None
         (batch, ce, loss), self._due = self._due, None
-        (scale, components), self._objective = self._objective, (0.0, {})
+        kept = [self._objectives.get(key, (0.0, {})) for key in objectives]
+        self._objectives = {}
+        components = [loss for _, losses in kept for loss in losses.values()]
         n_bytes = byte_counter(batch["inputs"], batch["targets"]).sum()
-        read = (ce, loss, self.gradient_norm, n_bytes, *components.values())
+        read = (ce, loss, self.gradient_norm, n_bytes, *components)
         nats, total, norm, counted, *values = torch.stack([x.float() for x in read]).tolist()
         now, step = self._now(), clock.step + 1
         (first, then), self._interval = self._interval, (step, now)
@@ -107,9 +111,11 @@ class TrainingLog:
             "train/seconds": clock.elapsed,
             "train/tokens_per_second": speed,
         }
-        if objective is not None:
-            jepa = dict(zip(components, values, strict=True))
-            figures |= shares(objective, total, scale, jepa, clock)
+        left = iter(values)
+        for (key, objective), (scale, losses) in zip(objectives.items(), kept, strict=True):
+            known = {name: next(left) for name in losses}
+            mine = shares(objective, total, scale, known, clock)
+            figures |= {f"{key}/{name}": value for name, value in mine.items()}
         return figures
 
 

@@ -45,8 +45,10 @@ TRAINER = {
     "precision": Precision,
 }
 """Settings under `trainer` whose types or ranges are not those of Lightning's Trainer."""
-SETTINGS = ("data", "model", "jepa", "optimizer", "trainer")
+SETTINGS = ("data", "model", "jepa", "tokens", "optimizer", "trainer")
 """Nodes that every training config has."""
+LOSSES = {"jepa": "objective=none", "tokens": "tokens=none"}
+"""Nodes of auxiliary losses, and the choice that leaves each out."""
 REQUIRED = (
     "max_steps",
     "max_time",
@@ -102,16 +104,18 @@ def check(config: Mapping[str, Any], *, imports: bool = True) -> None:
     for key in REQUIRED:
         if key not in config["trainer"]:
             raise UserError(f"trainer.{key}: missing; null means no limit")
-    check_type("jepa.weight", config["jepa"].get("weight", 0.0), NotNegative)
+    for name in LOSSES:
+        check_type(f"{name}.weight", config[name].get("weight", 0.0), NotNegative)
     trainer = dict(config["trainer"])
     for key, hint in TRAINER.items():
         if key in trainer:
             check_type(f"trainer.{key}", trainer.pop(key), hint)
     for name, node in {**config, "trainer": trainer}.items():
         check_node(name, node, imports=imports)
-    if "_target_" not in config["jepa"]:
-        for key in config["jepa"].keys() - {"weight"}:
-            raise unknown_key(f"jepa.{key}", ["jepa.weight"], "objective=none")
+    for name, none in LOSSES.items():
+        if "_target_" not in config[name]:
+            for key in config[name].keys() - {"weight"}:
+                raise unknown_key(f"{name}.{key}", [f"{name}.weight"], none)
 
 
 Find = Callable[[str, Any], Any]

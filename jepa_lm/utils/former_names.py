@@ -37,6 +37,7 @@ FIRST = {today: first for first, today in FORMER.items()}
 
 ADDED: dict[str, dict[str, Any]] = {
     "jepa_lm.model.LanguageModel": {"residual": "float32"},
+    "jepa_lm.data.token_data.TokenData": {"noise": None},
 }
 """Settings that classes got later, by class, with the values that files without them imply."""
 

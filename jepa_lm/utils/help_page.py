@@ -67,6 +67,8 @@ EXAMPLES = {
 """Words of example commands, with what they do."""
 PARTS = {"objective": "jepa"}
 """Groups whose parts are the groups below another name."""
+ALSO = {"objective": "tokens"}
+"""Groups that have the options of another group as well, where they are shown."""
 FLAGS = {
     "-m": "one run for each of several values: key=a,b",
     "--cfg job": "print all settings; with --resolve, references as values",
@@ -93,7 +95,6 @@ def page(command: str) -> str:
             "",
             "Flags:",
             *_columns(FLAGS),
-            "",
             "docs/settings.md lists the settings, and conf/ holds them with comments.",
         ]
     )
@@ -118,7 +119,9 @@ def _groups(command: str) -> Iterator[tuple[str, str]]:
 def _with_parts(group: str, command: str) -> Iterator[tuple[str, str]]:
     folder, default = CONF / group, _default(group, command)
     within = [f for f in _folders(folder) if _is_of_its_parent(f)]
-    found = [*options(folder), *(f"{f.name}/{o}" for f in within for o in options(f))]
+    elsewhere = set(options(CONF / ALSO[group])) - {default} if group in ALSO else set()
+    found = [o for o in options(folder) if o not in elsewhere]
+    found += [f"{f.name}/{o}" for f in within for o in options(f)]
     if found != [default]:
         yield group, ", ".join(f"{o}*" if o == default else o for o in found)
     for part in _folders(folder):

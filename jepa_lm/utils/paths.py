@@ -53,8 +53,13 @@ def options(group: str | Path) -> list[str]:
     return sorted(name for name in names if name != INHERITED)
 
 
+def token_objectives() -> list[str]:
+    """Return the choices of the group `tokens` without `none`; each is a choice of `objective` as well."""
+    return [name for name in options("tokens") if name != "none"]
+
+
 def objectives(folder: Path = CONF / "objective") -> list[str]:
-    """Return the objectives without `none`, recipes and variants (`lewm_byte` is a variant of `lewm`)."""
+    """Return the latent objectives without recipes and variants (`lewm_byte` is a variant of `lewm`)."""
     names = sorted(path.stem for path in folder.glob("*.yaml"))
-    known = [name for name in names if name not in (INHERITED, "none")]
+    known = [name for name in names if name not in (INHERITED, "none", *token_objectives())]
     return [n for n in known if not any(n.startswith(f"{other}_") for other in known)]

@@ -51,6 +51,8 @@ def relevant(config: Mapping[str, Any]) -> dict[str, Any]:
     """Return the part of a resolved config that decides what a run computes."""
     kept = {key: value for key, value in config.items() if key not in NOT_HASHED}
     kept["data"] = {k: v for k, v in config["data"].items() if k != "cache_dir"}
+    if "_target_" not in config.get("tokens", {}):
+        kept.pop("tokens", None)  # computes the same as before there were token objectives
     kept["trainer"] = {k: v for k, v in config["trainer"].items() if k != "default_root_dir"}
     return kept
 

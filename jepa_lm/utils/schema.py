@@ -94,6 +94,7 @@ class TrainConfig:
     data: Any = MISSING
     model: Any = MISSING
     jepa: Any = MISSING
+    tokens: Any = MISSING
     optimizer: Any = MISSING
     quantization: Any = MISSING
     trainer: Any = MISSING

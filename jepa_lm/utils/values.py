@@ -61,8 +61,13 @@ def require_objective(config: Mapping[str, Any]) -> None:
     """Refuse a loss weight without an objective. A sweep over objectives drops it, and its plan says so.
 
     Raises:
-        UserError: `jepa.weight` is set but there is no objective.
+        UserError: `jepa.weight` or `tokens.weight` is set but there is no such objective.
     """
+    weight = config["tokens"].get("weight", 0.0)
+    if weight and "_target_" not in config["tokens"]:
+        raise UserError(
+            f"tokens.weight={weight}: tokens=none has no loss to weigh; choose one, such as tokens=mtp"
+        )
     weight = config["jepa"].get("weight", 0.0)
     if weight and "_target_" not in config["jepa"]:
         raise UserError(

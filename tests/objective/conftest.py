@@ -12,14 +12,17 @@ from jepa_lm.objective import StepContext
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.utils.config import check, resolve
-from jepa_lm.utils.paths import CONF
+from jepa_lm.utils.paths import CONF, token_objectives
 from jepa_lm.utils.trusted import Trust
 
 FOLDER = CONF / "objective"
+TOKENS = tuple(token_objectives())
+"""Token objectives, which `objective=` names as well."""
 OBJECTIVES = tuple(
     name
     for name in sorted(path.stem for path in FOLDER.glob("*.yaml"))
-    if name not in ("base", "none", "lewm_byte")  # the last has lewm's parts, in other sizes
+    # lewm_byte has lewm's parts, in other sizes
+    if name not in ("base", "none", "lewm_byte", *TOKENS)
 )
 RECIPES = tuple(sorted(f"recipes/{path.stem}" for path in (FOLDER / "recipes").glob("*.yaml")))
 EVERY = (*OBJECTIVES, *(pytest.param(name, marks=pytest.mark.slow) for name in RECIPES))

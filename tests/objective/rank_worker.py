@@ -16,6 +16,7 @@ from torch.nn.parallel import DistributedDataParallel
 from jepa_lm.artifact.teacher import opener
 from jepa_lm.objective import StepContext
 from jepa_lm.schedules.clock import ProgressClock
+from jepa_lm.training.auxiliary import own
 from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.utils.trusted import Trust
 from tests.objective.conftest import noise, random_batch
@@ -33,8 +34,9 @@ class Loss(torch.nn.Module):
 
     def forward(self, batch: dict, step_context: StepContext) -> torch.Tensor:
         task = self.task
-        ce, _, components = task._losses(batch, step_context)
-        loss = ce + task.objective.total(components, step_context.clock)
+        loss, _, components = task._losses(batch, step_context)
+        for key, objective in task.auxiliaries.items():
+            loss = loss + objective.total(own(key, components), step_context.clock)
         return loss if step_context.world_size == 1 else loss + task._touch()
 
 

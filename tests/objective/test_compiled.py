@@ -16,6 +16,7 @@ from jepa_lm.objective import LatentPrediction, StepContext
 from jepa_lm.optim.muon_adamw import MuonAdamW
 from jepa_lm.run import train
 from jepa_lm.schedules.clock import ProgressClock
+from jepa_lm.training.auxiliary import drawn
 from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.utils import compiling
 from jepa_lm.utils.config import resolve
@@ -30,7 +31,13 @@ ALL = (
     "chunk",
     "llm_jepa",
     pytest.param("recipes/pr1116", marks=pytest.mark.slow),
+    *(
+        pytest.param(name, marks=pytest.mark.slow)
+        for name in ("mtp", "mtp_sequential", "top", "fsp")
+    ),
+    pytest.param("patch,mir", marks=pytest.mark.slow),
 )
+"""Objectives, with a token objective after a comma."""
 T = 128
 """Long enough that SIGReg uses only some time steps, which it draws."""
 PHASED = {
@@ -62,16 +69,17 @@ def test_the_compiled_loss_is_the_loss_and_is_compiled_once(small, name):
     """The eager backend runs the traced graph, so the test is about what is traced."""
     torch.manual_seed(0)
     clock = ProgressClock(max_steps=100, max_time=None)
-    task = LanguageModelTask(resolve(small(f"objective={name}", f"data.seq_len={T}")), clock)
+    latent, _, tokens = name.partition(",")
+    chosen = (f"objective={latent}", *([f"tokens={tokens}"] if tokens else ()))
+    task = LanguageModelTask(resolve(small(*chosen, f"data.seq_len={T}")), clock)
     noise(task)
     torch._dynamo.reset()
     counters.clear()
     compiled = torch.compile(task._losses, backend="eager")
     frames = []
     for batch in batches(5):
-        step_context = None
-        if task.objective is not None:
-            step_context = task.objective.draw(batch["inputs"], StepContext(clock))
+        objectives = task.auxiliaries
+        step_context = drawn(objectives, frozenset(objectives), batch["inputs"], StepContext(clock))
         want, got = task._losses(batch, step_context), compiled(batch, step_context)
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
         frames.append(counters["frames"]["ok"])

@@ -7,13 +7,13 @@ import json
 import pytest
 
 from jepa_lm.utils.config import resolve
-from tests.objective.conftest import DEEP_ENOUGH, OBJECTIVES, RECIPES
+from tests.objective.conftest import DEEP_ENOUGH, OBJECTIVES, RECIPES, TOKENS
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.slow
 
 WITHOUT_DROPOUT = {"recipes/pr1556": ("jepa.predictor.dropout=0.0",)}
-NAMES = (*OBJECTIVES, *RECIPES)
+NAMES = (*OBJECTIVES, *RECIPES, *TOKENS)
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,9 @@ def differences(tmp_path_factory, small_text, teacher):
         for name in NAMES:
             more = (*DEEP_ENOUGH.get(name, ()), *WITHOUT_DROPOUT.get(name, ()))
             overrides = [*SMALL, f"paths.run_dir={folder}", f"data.path={small_text}", *more]
-            chosen = [f"objective={name}", "jepa.global_statistics=true"]
+            chosen = [f"objective={name}"]
+            if name not in TOKENS:
+                chosen.append("jepa.global_statistics=true")
             if needs_teacher(chosen):
                 chosen.append(f"jepa.target.path={teacher}")
             configs[name] = resolve(hydra.compose("train", overrides=[*overrides, *chosen]))

@@ -92,8 +92,8 @@ class Steps:
     def __init__(self, *, first: bool = True, objective: object = "vicreg") -> None:
         self.compiler, self.trainer = ClockStopsForCompiler(), SimpleNamespace(is_global_zero=first)
         self.task = SimpleNamespace(
-            active=False,
-            objective=objective,
+            active=frozenset(),
+            auxiliaries={} if objective is None else {"jepa": objective},
             device=torch.device("cpu"),
             not_training=nullcontext,
             training_log=SimpleNamespace(untimed=0),
@@ -102,7 +102,7 @@ class Steps:
 
     def step(self, *, active: bool, parts: int) -> None:
         self.compiler.on_train_batch_start(self.trainer, self.task, None, 0)
-        self.task.active = active
+        self.task.active = frozenset({"jepa"} if active else ())
         for _ in range(parts):
             callback_handler.start_callbacks[-1](None)
             callback_handler.end_callbacks[-1](None)

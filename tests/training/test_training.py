@@ -219,7 +219,11 @@ def test_z_loss_is_part_of_the_training_loss_alone(small, tmp_path):
     clock = ProgressClock(max_steps=1, max_time=None)
     task = LanguageModelTask(resolve(small("z_loss_weight=0.01", "ce_weight=0.5")), clock)
     task.__dict__["_trainer"] = SimpleNamespace(
-        world_size=1, global_step=0, log_every_n_steps=100, accumulate_grad_batches=1
+        world_size=1,
+        global_rank=0,
+        global_step=0,
+        log_every_n_steps=100,
+        accumulate_grad_batches=1,
     )
     ids = torch.randint(0, 400, (2, 33))
     batch = {"inputs": ids[:, :-1], "targets": ids[:, 1:]}

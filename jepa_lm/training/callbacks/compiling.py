@@ -32,8 +32,8 @@ class ClockStopsForCompiler(Callback):
         """When the present pause began."""
         self._stood = 0.0
         self._in_step = False
-        self._phases: set[bool] = set()
-        """Phases that have been compiled: with the objective (True) or without it."""
+        self._phases: set[frozenset[str]] = set()
+        """Phases that have been compiled, each as the keys of its objectives."""
         self._told: float | None = None
         """How long the clock had stood still when a phase was said to be compiled; None between phases."""
 
@@ -91,7 +91,7 @@ class ClockStopsForCompiler(Callback):
         if task.active not in self._phases:
             self._phases.add(task.active)
             which = "with" if task.active else "without"
-            phase = "" if task.objective is None else f" {which} the objective"
+            phase = "" if not task.auxiliaries else f" {which} the objective"
             tell(f"compiling the training step{phase} ...")
             self._told = self.stood
 

@@ -1,4 +1,4 @@
-"""Measures the objective at an interval."""
+"""Measures objectives at an interval."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from lightning.pytorch import Callback, Trainer
 
 from jepa_lm.data.stream import Batch
 from jepa_lm.objective.monitor import ObjectiveMonitor
+from jepa_lm.objective.token_monitor import TokenMonitor
 from jepa_lm.training.callbacks.qat import QuantizationAwareTraining
 from jepa_lm.utils.errors import warn
 
@@ -21,17 +22,22 @@ TOKENS = 8192
 passes through a whole one would need more memory than training itself."""
 
 
-class MeasureObjective(Callback):
+class _Measure(Callback):
     """Runs a monitor after a step, when the step's graph has been freed.
 
     It is a callback because Lightning calls callbacks before the module's own hook and saves checkpoints
     last: the checkpoint of a step then includes the measurement made after it.
 
     Args:
-        monitor: of the run's objective. qat: measure on quantized weights while they are trained on.
+        monitor: of an objective. qat: measure on quantized weights while they are trained on.
     """
 
-    def __init__(self, monitor: ObjectiveMonitor, qat: QuantizationAwareTraining | None) -> None:
+    node: str
+    """Key of the objective's settings, and first part of the names of its figures."""
+
+    def __init__(
+        self, monitor: ObjectiveMonitor | TokenMonitor, qat: QuantizationAwareTraining | None
+    ) -> None:
         self.monitor, self.qat = monitor, qat
 
     def on_train_batch_end(  # type: ignore[override]
@@ -52,9 +58,9 @@ class MeasureObjective(Callback):
                 batch,
                 task.step_context(batch_idx),
                 step=step,
-                ce_weight=task.config["ce_weight"],
+                ce_weight=task.ce_weight(),
             )
-        figures = {f"jepa/{name}": value for name, value in monitor.figures.items()}
+        figures = {f"{self.node}/{name}": value for name, value in monitor.figures.items()}
         for logger in trainer.loggers:
             logger.log_metrics(figures, step=step - 1)
         for text in warnings if trainer.is_global_zero else ():
@@ -67,3 +73,15 @@ class MeasureObjective(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore it."""
         self.monitor.load_state_dict(state_dict)
+
+
+class MeasureObjective(_Measure):
+    """Measures the latent objective."""
+
+    node = "jepa"
+
+
+class MeasureTokens(_Measure):
+    """Measures the token objective."""
+
+    node = "tokens"

@@ -1,0 +1,67 @@
+"""Auxiliary losses of a training step, by the keys of their settings `jepa` and `tokens`; input noise."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any, TypeAlias
+
+from torch import Tensor, nn
+
+from jepa_lm.data.stream import Batch
+from jepa_lm.model import LanguageModel
+from jepa_lm.objective import LatentPrediction, StepContext, TokenPrediction
+from jepa_lm.objective.views import RandomReplacement
+
+Auxiliaries: TypeAlias = Mapping[str, LatentPrediction | TokenPrediction]
+READ = "read"
+"""Field of a batch with what the main pass reads in place of `inputs` [B, T]; views and targets do not."""
+
+
+def input_noise(config: Mapping[str, Any]) -> RandomReplacement | None:
+    """Return what replaces a share `data.noise` of the main pass's input tokens in training, or None."""
+    data = config["data"]
+    if not data.get("noise"):
+        return None
+    vocab_size = config["model"]["vocab_size"]
+    return RandomReplacement(rate=data["noise"], vocab_size=vocab_size, seed=data["seed"])
+
+
+def noised(noise: RandomReplacement | None, batch: Batch, step_context: StepContext) -> Batch:
+    """Return the batch with what the main pass reads, if that is not the text as it is."""
+    if noise is None:
+        return batch
+    return {**batch, READ: noise(batch["inputs"], step_context, "noise").inputs}
+
+
+def drawn(
+    objectives: Auxiliaries, active: frozenset[str], inputs: Tensor, step_context: StepContext
+) -> StepContext | None:
+    """Return the context with all that the active objectives draw for inputs [B, T]; None if none is."""
+    if not active:
+        return None
+    for key, objective in objectives.items():
+        if key in active:
+            step_context = objective.draw(inputs, step_context)
+    return replace(step_context, without=frozenset(objectives) - active)
+
+
+def named(key: str, components: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return components of an objective under the names that they have among those of all."""
+    return {name if key == "jepa" else f"{key}/{name}": x for name, x in components.items()}
+
+
+def own(key: str, components: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the components of one objective by its own names; the reverse of `named`."""
+    if key == "jepa":
+        return {name: x for name, x in components.items() if "/" not in name}
+    start = f"{key}/"
+    return {n.removeprefix(start): x for n, x in components.items() if n.startswith(start)}
+
+
+def only_auxiliary(objectives: Auxiliaries, model: LanguageModel) -> dict[str, list[nn.Parameter]]:
+    """Return the trainable parameters that get no gradient from cross entropy, by their objective."""
+    found = {key: list(objective.parameters()) for key, objective in objectives.items()}
+    if model.injector is not None:
+        found.setdefault("jepa", []).extend(model.injector.behind_stop_gradient())
+    return {key: [p for p in mine if p.requires_grad] for key, mine in found.items()}
