@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/installed
 DEV_STAMP := $(VENV)/installed-dev
 
-.PHONY: install develop demo test test-slow fuzz kills lint signatures settings docs bench trace gpu figures clean
+.PHONY: install develop demo test test-slow fuzz kills harness lint signatures settings docs bench calibrate trace gpu figures clean
 
 # What a user needs; `make develop` adds to the same environment what tests, lint and benchmarks need.
 install: $(STAMP)
@@ -42,6 +42,11 @@ fuzz: develop
 kills: develop
 	$(BIN)/python -m tests.kills
 
+# Tests against lm-evaluation-harness, whose libraries (460 MB) `make develop` leaves out.
+harness: develop
+	$(BIN)/pip install --quiet -e '.[harness]'
+	$(BIN)/python -m pytest -q tests/test_harness.py
+
 lint: develop
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
@@ -63,6 +68,10 @@ docs: install
 bench: develop
 	$(BIN)/python -m benchmarks
 
+# Comparisons whose outcome is known: does a study say yes where the answer is yes?
+calibrate: install
+	$(BIN)/python -m jepa_lm.study.calibrate trainer=cpu
+
 trace: develop
 	$(BIN)/python -m benchmarks trace
 
@@ -70,8 +79,8 @@ gpu: install
 	$(BIN)/python -m benchmarks gpu --budget 530
 
 figures: develop
-	$(BIN)/python docs/plot_demo.py
-	$(BIN)/python docs/plot_objectives.py
+	$(BIN)/python -m docs.plot_demo
+	$(BIN)/python -m docs.plot_objectives
 
 clean:
 	rm -rf $(VENV) logs build site *.egg-info

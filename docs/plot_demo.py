@@ -1,6 +1,6 @@
 """Draw the demo's loss curve from a run's metrics.csv: docs/demo.svg and docs/demo.png.
 
-python docs/plot_demo.py [RUN_FOLDER]     (default: the newest run of the demo)
+python -m docs.plot_demo [RUN_FOLDER]     (default: the newest run of the demo)
 """
 
 from __future__ import annotations

@@ -71,7 +71,10 @@ def context_steps(jepa: dict[str, Any]) -> list[Step]:
     steps += pooling(context.get("pooling")) + projector(jepa["projector"])
     if jepa["predictor"] is not None:
         how = jepa["alignment"]
-        steps.append(("predictor", detail(how, "offsets", "steps") or name_of(how), "jepa"))
+        told = detail(how, "offsets", "steps") or name_of(how)
+        if jepa["predictor"].get("_target_", "").endswith("Transition"):
+            told += ", given the tokens"
+        steps.append(("predictor", told, "jepa"))
     return steps
 
 
@@ -84,9 +87,12 @@ def target_steps(jepa: dict[str, Any]) -> list[Step]:
         "EmbeddingTable": "token table",
         "SamePass": "model, same pass",
         "OtherView": "model, own pass",
+        "Frozen": "teacher, frozen",
+        "BatchTarget": "what the data know",
     }[kind]
     steps: list[Step] = [("tokens", "all" if view is None else name_of(view), "data")]
-    steps.append((encoder, TAPS.get(target["tap"], str(target["tap"])), "model"))
+    read = target.get("tap", target.get("field"))
+    steps.append((encoder, TAPS.get(read, str(read)), "model"))
     steps += pooling(target.get("pooling")) + projector(jepa["projector"])
     if target.get("normalisation") is not None:
         steps.append(("normalise", name_of(target["normalisation"]), "jepa"))
@@ -129,11 +135,12 @@ def draw(name: str, config: dict[str, Any]) -> None:
     middle = (TOP + BOTTOM) / 2
     norm = jepa["normalisation"]
     how = "" if norm is None else f"of {name_of(norm)}-normed"
-    box(axes, end + 0.5, middle, (name_of(jepa["distance"]), how, "loss"))
+    parts = jepa["distance"].get("distances", {"": jepa["distance"]})
+    box(axes, end + 0.5, middle, (" + ".join(map(name_of, parts.values())), how, "loss"))
     left = (end + 0.46, middle + HEIGHT / 2)
     arrow(axes, (last_above + WIDTH + 0.05, TOP + HEIGHT / 2), left)
     arrow(axes, (last_below + WIDTH + 0.05, BOTTOM + HEIGHT / 2), left)
-    if jepa["target"]["stop_gradient"]:
+    if jepa["target"].get("stop_gradient", True):
         x, y = end + 0.15, (BOTTOM + middle + HEIGHT) / 2
         axes.plot([x - 0.14, x + 0.1], [y + 0.14, y - 0.1], color="#c1121f", lw=4)
         axes.text(x + 0.2, y - 0.42, "stop-gradient", color="#c1121f", fontsize=8)
@@ -167,7 +174,10 @@ def main() -> None:
     for name in objectives():
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-            cfg = hydra.compose("train", overrides=[f"objective={name}", "paths.run_dir=."])
+            words = [f"objective={name}", "paths.run_dir=."]
+            if "path: ???" in (CONF / "objective" / f"{name}.yaml").read_text():
+                words.append("jepa.target.path=teacher")
+            cfg = hydra.compose("train", overrides=words)
         draw(name, resolve(cfg))
 
 

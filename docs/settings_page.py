@@ -8,26 +8,23 @@ is written by hand.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
 import re
-import typing
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from docs.conf_reader import ROOT, Entry, class_at, family, read
-from jepa_lm.utils import schema
+from jepa_lm.utils.command_words import kind_of_setting
 from jepa_lm.utils.config import TRAINER
 from jepa_lm.utils.files import write_text
 from jepa_lm.utils.kinds import kind_of, spell
 from jepa_lm.utils.paths import CONF
+from jepa_lm.utils.schema import SCHEMAS
 from jepa_lm.utils.signatures import table
 
 PAGE = Path(__file__).with_name("settings.md")
 MARKER = "<!-- `make settings` writes everything below from conf/ -->\n"
-SCHEMAS = {"eval": schema.EvalConfig, "export": schema.ExportConfig}
 PRESETS = ("experiment", "study", "sweep", "debug", "debug_data", "debug_sizes")
 """Groups whose files set what other files define."""
 NAMED = {
@@ -115,13 +112,8 @@ def kind(path: Path, key: str) -> str:
         if target in table() and name in table()[target].settings:
             return spell(table()[target].settings[name])
     command = path.relative_to(CONF).parts[0].removesuffix(".yaml")
-    node: Any = SCHEMAS.get(command, schema.TrainConfig)
-    for part in key.split("."):
-        if not dataclasses.is_dataclass(node):
-            return ""
-        node = typing.get_type_hints(node, include_extras=True).get(part)
-    known = node is not None and not dataclasses.is_dataclass(node) and kind_of(node) != "any"
-    return spell(kind_of(node)) if known else ""
+    found = kind_of_setting(command if command in SCHEMAS else "train", key)
+    return "" if found == "any" or isinstance(found, type) else spell(found)
 
 
 def rows(path: Path) -> Iterator[str]:

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import copy
 import importlib
 import os
 import sys
 import time
+import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from omegaconf import DictConfig
+from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
 from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.going_on import key_of
 
 if TYPE_CHECKING:
     from jepa_lm.artifact.trained_model import TrainedModel
@@ -23,6 +26,8 @@ if TYPE_CHECKING:
 CACHE = "~/.cache/jepa_lm"
 MANY = ("-m", "--multirun")
 SWEEPS = ("sweep", "study")
+_COMPOSED: dict[int, tuple[DictConfig, Any]] = {}
+"""Hydra's own part of each config of `compose` that still exists, and its contents, by its id."""
 
 
 class Trained(NamedTuple):
@@ -74,7 +79,8 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
             check_words(overrides)
             with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
                 search = [] if config_dir is None else [_search_path(config_dir)]
-                cfg = hydra.compose("train", ["paths.run_dir=", *search, *overrides])
+                words = ["paths.run_dir=", *search, *overrides]
+                cfg = hydra.compose("train", words, return_hydra_config=True)
         except MENDABLE as error:
             raise UserError(explain(error, "train")[0]) from error
         except Exception as error:
@@ -85,7 +91,43 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
     if not cfg.paths.run_dir:
         now = time.strftime("%Y-%m-%d_%H-%M-%S") + f"-{time.time_ns() // 1000 % 1_000_000:06d}"
         cfg.paths.run_dir = f"logs/{cfg.task_name}/runs/{now}"
+    _remember(cfg, [word for word in overrides if key_of(word) != "paths.run_dir"])
     return cfg
+
+
+def _remember(cfg: DictConfig, words: list[str]) -> None:
+    """Keep Hydra's own part of a composed config, with the words and the choices, for as long as it lives."""
+    job = OmegaConf.masked_copy(cfg, "hydra")
+    with open_dict(cfg), open_dict(job):
+        del cfg["hydra"]
+        job.hydra.overrides.task = words
+    _COMPOSED[id(cfg)] = job, OmegaConf.to_container(cfg)
+    weakref.finalize(cfg, _COMPOSED.pop, id(cfg)).atexit = False
+
+
+@contextmanager
+def _as_a_job(cfg: DictConfig) -> Iterator[None]:
+    """Let the run's folder record how its config was composed, as it does for the command line.
+
+    The words are left out if the config was changed since: they would not give it again.
+    """
+    from hydra.core.hydra_config import HydraConfig
+
+    if id(cfg) not in _COMPOSED:
+        yield
+        return
+    hydra: Any = HydraConfig.instance()
+    before, (job, composed) = hydra.cfg, copy.deepcopy(_COMPOSED[id(cfg)])
+    composed["paths"]["run_dir"] = cfg.paths.run_dir
+    with open_dict(job):
+        job.hydra.runtime.output_dir = str(cfg.paths.run_dir)
+        if OmegaConf.to_container(cfg) != composed:
+            job.hydra.overrides.task = MISSING
+    hydra.cfg = job
+    try:
+        yield
+    finally:
+        hydra.cfg = before
 
 
 def _search_path(folder: str | Path) -> str:
@@ -128,7 +170,8 @@ def train(cfg: DictConfig) -> Trained:
     from jepa_lm.utils.paths import SUMMARY_FILE
 
     process.tune()
-    score = run.train(cfg)
+    with _as_a_job(cfg):
+        score = run.train(cfg)
     folder = Path(cfg.paths.run_dir)
     return Trained(folder, read_object(folder / SUMMARY_FILE), score)
 

@@ -1,6 +1,6 @@
 """Layers of the package: a folder imports only from folders below it, and there are few folders.
 
-    generate, hub, api, cli, run
+    generate, harness, hub, api, cli, run
     commands
     training, artifact
     quantization, live
@@ -31,12 +31,12 @@ LAYERS = (
     {"run"},
     {"cli"},
     {"api"},
-    {"generate", "hub"},
+    {"generate", "harness", "hub"},
 )
 HEIGHT = {room: height for height, layer in enumerate(LAYERS) for room in layer}
 ONLY = {"study": {"utils", "loggers"}, "live": {"utils", "study"}}
 """Folders that read records of runs and know nothing of models."""
-MOST_ROOMS = 21
+MOST_ROOMS = 23
 PACKAGE = Path(jepa_lm.__file__).parent
 
 

@@ -55,8 +55,8 @@ def test_no_requirement_of_an_extra_is_written_twice():
     ours = [*names, *WANTED]
     assert len(ours) == len(set(ours))
     together = next(r for r in map(Requirement, extras["dev"]) if r.name == "jepa_lm")
-    # Mamba's kernels need a GPU's compiler; no test builds the site of docs/.
-    assert together.extras == extras.keys() - {"dev", "mamba", "docs"}
+    # Mamba's kernels need a GPU's compiler, no test builds a site, and `make harness` installs its own.
+    assert together.extras == extras.keys() - {"dev", "mamba", "docs", "harness"}
 
 
 def test_the_wheel_has_every_package():
@@ -96,6 +96,7 @@ def test_the_image_fits():
 
 def test_ci_runs_on_every_python_and_every_system():
     jobs = yaml.safe_load((REPO / ".github/workflows/ci.yml").read_text())["jobs"]
+    assert "make harness " in jobs["harness"]["steps"][-1]["run"]
     assert jobs["tests"]["strategy"]["matrix"]["python"] == PYTHONS
     assert jobs["tests"]["steps"][-1]["run"].endswith(".ci/run")
     assert jobs["smoke"]["strategy"]["matrix"]["os"] == ["macos-latest", "windows-latest"]

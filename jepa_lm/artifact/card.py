@@ -16,7 +16,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from jepa_lm.artifact.publishing import DIGEST_KEY
 from jepa_lm.utils.errors import warn
-from jepa_lm.utils.files import read_json, read_yaml
+from jepa_lm.utils.files import read_json
+from jepa_lm.utils.going_on import OVERRIDES, recorded_overrides
 from jepa_lm.utils.nested import class_name
 from jepa_lm.utils.paths import SUMMARY_FILE, called
 from jepa_lm.utils.quoting import cut, markdown, one_line, shell
@@ -33,30 +34,31 @@ def run_records(checkpoint: Path) -> dict[str, Any]:
 
     A file that cannot be read counts as missing, with a warning.
     """
-    found: dict[str, Any] = {"summary": None, "overrides": None}
     if checkpoint.parent.name != "checkpoints":
-        return found
+        return {"summary": None, "overrides": None}
     folder = checkpoint.parent.parent
-    summary = _read(read_json, folder / SUMMARY_FILE, dict)
-    overrides = _read(read_yaml, folder / ".hydra" / "overrides.yaml", list)
     return {
-        "summary": summary,
-        "overrides": None if overrides is None else [str(word) for word in overrides],
+        "summary": _read(_summary, folder, SUMMARY_FILE),
+        "overrides": _read(recorded_overrides, folder, OVERRIDES),
     }
 
 
-def _read(read: Callable[[Path], Any], path: Path, kind: type) -> Any:
+def _read(read: Callable[[Path], Any], folder: Path, name: str) -> Any:
     try:
-        found = read(path)
+        return read(folder)
+    except (OSError, ValueError) as error:
+        warn(f"{folder / name}: cannot be read ({error}); the card omits it")
+        return None
+
+
+def _summary(folder: Path) -> dict[str, Any] | None:
+    try:
+        found = read_json(folder / SUMMARY_FILE)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError) as error:
-        warn(f"{path}: cannot be read ({error}); the card omits it")
-        return None
-    if isinstance(found, kind):
-        return found
-    warn(f"{path}: holds a {type(found).__name__}; the card omits it")
-    return None
+    if not isinstance(found, dict):
+        raise ValueError(f"holds a {type(found).__name__}")
+    return found
 
 
 def submission(

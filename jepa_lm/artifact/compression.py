@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
-from jepa_lm.artifact.codecs import COMPRESSORS, compress, pieces
+from jepa_lm.artifact.codecs import COMPRESSORS, compress, decompress, pieces
 from jepa_lm.utils.console import bars
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.process import fresh_python
@@ -25,7 +25,15 @@ class Compressed:
     data: bytes
     raw_bytes: int
     sizes: dict[str, int]
-    """Compressed size by codec."""
+    """Compressed size by codec; empty for a stream out of a file."""
+
+    def unpacked(self) -> bytes:
+        """Return the stream before compression.
+
+        Raises:
+            UserError: it is damaged.
+        """
+        return decompress(self.codec, self.data, self.raw_bytes)
 
 
 def compress_best(streams: Sequence[bytes], codecs: Sequence[str]) -> list[Compressed]:

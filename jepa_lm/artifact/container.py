@@ -20,7 +20,7 @@ import struct
 from collections.abc import Sequence
 from pathlib import Path
 
-from jepa_lm.artifact.codecs import COMPRESSORS, decompress
+from jepa_lm.artifact.codecs import COMPRESSORS
 from jepa_lm.artifact.compression import Compressed
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.paths import program
@@ -59,6 +59,19 @@ def from_file(path: Path) -> list[bytes]:
     Raises:
         UserError: the file is not an artifact, is damaged, or would unpack to more than `MAX_BYTES`.
     """
+    streams = packed_streams(path)
+    try:
+        return [stream.unpacked() for stream in streams]
+    except UserError as error:
+        raise UserError(f"artifact_path={path}: {error}") from error
+
+
+def packed_streams(path: Path) -> list[Compressed]:
+    """Return the streams as they are stored.
+
+    Raises:
+        UserError: see `from_file`.
+    """
     if not path.is_file():
         raise UserError(
             f"artifact_path={path}: no such file; {program('export')} writes artifact.<ext>"
@@ -85,7 +98,7 @@ def from_file(path: Path) -> list[bytes]:
         raise UserError(f"artifact_path={path}: {error}") from error
 
 
-def _streams(body: bytes) -> list[bytes]:
+def _streams(body: bytes) -> list[Compressed]:
     (count,) = COUNT.unpack_from(body)
     if not 1 <= count <= MAX_STREAMS:
         raise UserError(f"{count} streams; must be 1 to {MAX_STREAMS}")
@@ -101,6 +114,6 @@ def _streams(body: bytes) -> list[bytes]:
         codec = name.rstrip(b"\0").decode("ascii", "replace")
         if codec not in COMPRESSORS:
             raise UserError(f"unknown compression {codec!r}")
-        found.append(decompress(codec, body[at : at + length], size))
+        found.append(Compressed(codec, body[at : at + length], size, {}))
         at += length
     return found

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jepa_lm.artifact.container import MAGIC
+from jepa_lm.artifact.hub_form import to_share
 from jepa_lm.artifact.hub_repo import ARTIFACT, LOCAL, model_repo
 from jepa_lm.artifact.publishing import ACCOUNT, belongs, find_artifact
 from jepa_lm.data.hub_client import HubError, brief, endpoint, http_error, told
@@ -31,7 +32,9 @@ def target(key: str, name: str) -> ModelRepo:
 
 
 def push(value: str, key: str, name: str, private: bool = False) -> str:
-    """Upload an export; the repo is created if it is missing, and an earlier artifact in it replaced.
+    """Upload an export as `to_share` returns it, and replace an earlier artifact in the repo.
+
+    The repo is created if it is missing.
 
     Args:
         value: folder of an export, its artifact, or `last`. key: the setting that names the repo.
@@ -46,7 +49,8 @@ def push(value: str, key: str, name: str, private: bool = False) -> str:
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi
 
     repo = target(key, name)
-    files = _files(value)
+    artifact, records = _files(value)
+    files = to_share(artifact, records)
     with _explained(f"{key}={name}"):
         api = HfApi(endpoint=endpoint(), library_name="jepa_lm")
         before = _in_repo(repo)
@@ -58,7 +62,7 @@ def push(value: str, key: str, name: str, private: bool = False) -> str:
             )
         gone = sorted((before or set()) - files.keys())
         operations: list[Any] = [
-            *(CommitOperationAdd(there, str(path)) for there, path in files.items()),
+            *(CommitOperationAdd(there, content) for there, content in files.items()),
             *(CommitOperationDelete(there, is_folder=False) for there in gone),
         ]
         commit = api.create_commit(
@@ -67,16 +71,15 @@ def push(value: str, key: str, name: str, private: bool = False) -> str:
     return f"{told(endpoint())}/{repo.repo_id} at {brief(commit.oid)}"
 
 
-def _files(value: str) -> dict[str, Path]:
-    """Return the files of an export by their names in the repo, the artifact first.
+def _files(value: str) -> tuple[Path, dict[str, Path]]:
+    """Return the artifact of an export, and its records by their names in the repo.
 
     Raises:
         UserError: there is no artifact, or it lacks its records.
     """
     artifact = find_artifact(value)
-    there = f"artifact{artifact.suffix}"
     with open(artifact, "rb") as file:
-        if file.read(len(MAGIC)) != MAGIC or not ARTIFACT.fullmatch(there):
+        if file.read(len(MAGIC)) != MAGIC or not ARTIFACT.fullmatch(f"artifact{artifact.suffix}"):
             raise UserError(f"artifact_path={value}: not an artifact of {program('export')}")
     beside = {name: artifact.parent / local for name, local in LOCAL.items()}
     if not beside[TOKENIZER_FILE].is_file():
@@ -91,7 +94,7 @@ def _files(value: str) -> dict[str, Path]:
         raise UserError(
             f"artifact_path={value}: {ACCOUNT} beside {artifact.name} is of another artifact; export again"
         )
-    return {there: artifact, **beside}
+    return artifact, beside
 
 
 def _in_repo(repo: ModelRepo) -> set[str] | None:

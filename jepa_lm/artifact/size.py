@@ -33,6 +33,24 @@ def code_bytes(package: Path | None = None) -> int:
     return sum(path.stat().st_size for path in package.rglob("*.py"))
 
 
+def counted_bytes(counted: str, folder: Path, model: dict[str, Any]) -> int:
+    """Return the bytes of code that count; code that is not the package as it is goes to `folder` first.
+
+    Args:
+        counted: `export.code`. model: the model's config.
+    """
+    if counted == FULL:
+        return code_bytes()
+    return code_bytes(
+        write_minified(folder, inference_files(model) if counted == INFERENCE else None)
+    )
+
+
+def whole_bytes() -> dict[str, int]:
+    """Return the bytes of the whole package in the ways in which it can be counted."""
+    return {FULL: code_bytes(), MINIFIED: minified_bytes()}
+
+
 def inference_files(model: dict[str, Any]) -> set[Path]:
     """Return the files of the package that loading and scoring an artifact of this model imports.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,12 +12,14 @@ from torch import Tensor
 
 from jepa_lm.artifact.hub_repo import cached, model_repo
 from jepa_lm.artifact.loaded_model import LoadedModel, load_data, load_model, pick_device
+from jepa_lm.data.byte_counter import ByteCounter
 from jepa_lm.data.hub_listing import SCHEME
 from jepa_lm.data.split import Split
 from jepa_lm.data.tokenizers import Tokenizer
 from jepa_lm.data.whole_text import split_of_text
 from jepa_lm.evaluation.bpb import score_from_sums
-from jepa_lm.evaluation.sampling import sample_text
+from jepa_lm.evaluation.continuations import LogLikelihood, encode_pair, log_likelihoods
+from jepa_lm.evaluation.sampling import continued
 from jepa_lm.evaluation.scoring import Scorer, scores_of_targets
 from jepa_lm.model import LanguageModel
 from jepa_lm.objective.taps import Tap, check_tap, read_tap, tapped_layers
@@ -85,11 +88,36 @@ class TrainedModel:
         Raises:
             UserError: a number out of range.
         """
+        return "".join(self._continued(prompt, tokens, temperature, seed))
+
+    def continuation(
+        self,
+        prompt: str,
+        tokens: int = 200,
+        temperature: float = 0.8,
+        seed: int = 0,
+        until: Sequence[str] = (),
+    ) -> str:
+        """Return what `generate` adds to a prompt, up to the first of the texts `until`.
+
+        Raises:
+            UserError: a number out of range.
+        """
+        return self._continued(prompt, tokens, temperature, seed, until)[1]
+
+    def _continued(
+        self,
+        prompt: str | None,
+        tokens: int,
+        temperature: float,
+        seed: int,
+        until: Sequence[str] = (),
+    ) -> tuple[str, str]:
         if tokens < 0:
             raise UserError(f"tokens={tokens}: 0 or more")
         if not 0 <= temperature < float("inf"):
             raise UserError(f"temperature={temperature}: 0 or more")
-        return sample_text(
+        return continued(
             self.model,
             self.tokenizer,
             prompt=prompt,
@@ -97,6 +125,7 @@ class TrainedModel:
             temperature=temperature,
             seed=seed,
             context=self.seq_len,
+            until=until,
         )
 
     def nll(self, text: str) -> TextScore:
@@ -106,15 +135,30 @@ class TrainedModel:
             UserError: a blank text.
         """
         split = self._split(text)
-        scorer = Scorer.of(
-            self.model, split.byte_counter(), self.device, self._loaded.precision
-        )._replace(temperature=self._loaded.temperature)
-        found = list(scores_of_targets(scorer, split.windows()))
+        found = list(scores_of_targets(self._scorer(split.byte_counter()), split.windows()))
         nats, n_bytes = (
             torch.cat([x.double().flatten() for x in parts]).cpu().numpy()
             for parts in ([nats for nats, _, _ in found], [count for _, count, _ in found])
         )
         return TextScore(self._ids(split)[1:], nats, n_bytes)
+
+    def log_likelihoods(
+        self, pairs: Sequence[tuple[str, str]], rows: int | None = None
+    ) -> list[LogLikelihood]:
+        """Return `nats` and `greedy` for pairs of a context, which may be empty, and its continuation.
+
+        Windows are as full as the text allows, so a long text has other scores than in `nll`.
+
+        Args:
+            rows: windows scored at a time; None for as many as validation does.
+
+        Raises:
+            UserError: a continuation without a token.
+        """
+        texts = [encode_pair(self.tokenizer, *pair) for pair in pairs]
+        scorer = self._scorer(ByteCounter(self.tokenizer.token_bytes()))
+        rows = rows or max(1, int(self._loaded.data["val_batch_tokens"]) // self.seq_len)
+        return log_likelihoods(scorer, texts, seq_len=self.seq_len, rows=rows)
 
     def score(self, text: str) -> float:
         """Return the bits per byte of a text, as `eval.py data.path=FILE` does of a file with this text.
@@ -138,6 +182,10 @@ class TrainedModel:
         ids = torch.from_numpy(self._ids(self._split(text)))[None].to(self.device)
         encoded = self.model.encode(self.model.embed(ids), tapped_layers(self.model, tap))
         return read_tap(self.model, encoded, tap)[0].float().cpu()
+
+    def _scorer(self, byte_counter: ByteCounter) -> Scorer:
+        scorer = Scorer.of(self.model, byte_counter, self.device, self._loaded.precision)
+        return scorer._replace(temperature=self._loaded.temperature)
 
     def _split(self, text: str) -> Split:
         batch = int(self._loaded.data["val_batch_tokens"])

@@ -125,8 +125,15 @@ def write_artifact(
     )
 
 
+def tokenizer_sizes(tokenizer: bytes | None, codecs: Sequence[str]) -> dict[str, int]:
+    """Return what a serialized tokenizer takes in an artifact by codec; nothing if there is none."""
+    each = header_bytes(1) - header_bytes(0)
+    words = _tokenizer_stream(tokenizer, codecs)
+    return {codec: sum(each + stream.sizes[codec] for stream in words) for codec in codecs}
+
+
 def _tokenizer_stream(tokenizer: bytes | None, codecs: Sequence[str]) -> list[Compressed]:
-    if tokenizer is None:
+    if not tokenizer:
         return []
     words = torch.frombuffer(bytearray(tokenizer), dtype=torch.uint8)
     return compress_best([safetensors.torch.save({TOKENIZER: words})], codecs)

@@ -31,15 +31,7 @@ from jepa_lm.artifact.publishing import (
 )
 from jepa_lm.artifact.round_trip import check_stride, round_trip
 from jepa_lm.artifact.settings import check_settings, policy, quantization
-from jepa_lm.artifact.size import (
-    FULL,
-    INFERENCE,
-    MINIFIED,
-    code_bytes,
-    inference_files,
-    minified_bytes,
-    write_minified,
-)
+from jepa_lm.artifact.size import FULL, counted_bytes, whole_bytes
 from jepa_lm.artifact.suggestions import Attempt, ways_under
 from jepa_lm.artifact.tokenizer import BESIDE, INSIDE, NONE, serialized
 from jepa_lm.artifact.writing import Packed, Written, pack_model, write_artifact
@@ -231,8 +223,7 @@ class _Export:
     def _account(self, written: Written, staged: Path) -> dict[str, Any]:
         """Return sizes, all of files on disk, and the error of the predicted size."""
         counted, cap = self.settings["code"], self.settings["cap_bytes"]
-        files = inference_files(self.run_config["model"]) if counted == INFERENCE else None
-        code = code_bytes(None if counted == FULL else write_minified(staged, files))
+        code = counted_bytes(counted, staged, self.run_config["model"])
         total = written.bytes + code
         predicted, announced = (
             predict(self.model, self.formats, self.settings["codecs"], trained=trained)["bytes"]
@@ -288,11 +279,7 @@ class _Export:
             codec=min(account["compressors"], key=account["compressors"].__getitem__),
             streams=self.settings["streams"],
             meta=meta,
-            code={
-                FULL: code_bytes(),
-                MINIFIED: minified_bytes(),
-                account["code"]: account["code_bytes"],
-            },
+            code={**whole_bytes(), account["code"]: account["code_bytes"]},
             counted=account["code"],
         )
         windows = self.data.split("train").windows(TRIAL_TOKENS + 1)

@@ -40,6 +40,7 @@ from jepa_lm.utils.compiling import compiles
 from jepa_lm.utils.config import build, check, resolve
 from jepa_lm.utils.errors import in_words, warn
 from jepa_lm.utils.files import write_json
+from jepa_lm.utils.going_on import OVERRIDES
 from jepa_lm.utils.memory import PeakMemory
 from jepa_lm.utils.paths import CONFIG_FILE, SUMMARY_FILE, TOKENIZER_FILE
 from jepa_lm.utils.precision import resolve_precision
@@ -47,7 +48,7 @@ from jepa_lm.utils.provenance import config_hash, git_state, source_hash
 from jepa_lm.utils.signals import Stopped
 from jepa_lm.utils.trusted import Trust
 
-RECORDS = (SUMMARY_FILE, CONFIG_FILE, ".hydra/overrides.yaml")
+RECORDS = (SUMMARY_FILE, CONFIG_FILE, OVERRIDES)
 """Small files of a run folder that loggers also keep, if they exist."""
 
 

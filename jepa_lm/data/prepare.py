@@ -13,8 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from rich.console import Console
-from rich.progress import Progress
 
 from jepa_lm.data.corpora import SPLITS, ShardCorpus, TextCorpus
 from jepa_lm.data.documents import recut
@@ -27,6 +25,7 @@ from jepa_lm.data.prepared_folder import (
 )
 from jepa_lm.data.shards import ShardWriter, check_token_ids, open_shard
 from jepa_lm.data.tokenizers import GivenTokenizer, SentencePieceBPE, Tokenizer, TokenizerSource
+from jepa_lm.utils.console import bars
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.paths import TOKENIZER_FILE
 
@@ -34,8 +33,6 @@ FORMAT = 2
 """Part of the cache key; raise it when the prepared data changes."""
 SHARD_TOKENS = 100_000_000
 """Tokens per shard, as in the published export."""
-SHOW_PROGRESS_BYTES = 50_000_000
-"""Smaller corpora are encoded before anyone could read a progress bar."""
 
 
 @dataclass(frozen=True)
@@ -162,13 +159,13 @@ def _build(
 ) -> None:
     built = tokenizer.build(_training_text(corpus), None)
     texts = {}
-    quiet = corpus.size() < SHOW_PROGRESS_BYTES
-    with Progress(console=Console(stderr=True), disable=quiet, transient=True) as bar:
-        task = bar.add_task("encoding the text", total=corpus.size())
+    what = "encoding the text"
+    with bars(what) as progress:
+        task = progress.add_task(what, total=corpus.size())
         for split in splits:
             writer = _SplitWriter(built, folder, split)
             for seen in writer.write(corpus):
-                bar.update(task, advance=seen)
+                progress.advance(task, seen)
             texts[split] = writer.text()
             if texts[split].bytes == 0:
                 raise UserError(f"data: the {split} split holds no text")

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 
 import sentencepiece
 
+from jepa_lm.utils.console import busy
 from jepa_lm.utils.errors import UserError
 
 LINE = 1 << 20
@@ -35,23 +36,24 @@ def train_bpe(text: Iterable[str], *, vocab_size: int, train_bytes: int) -> byte
             raise
 
     try:
-        sentencepiece.SentencePieceTrainer.train(
-            sentence_iterator=lines(),
-            model_writer=out,
-            model_type="bpe",
-            vocab_size=vocab_size,
-            byte_fallback=True,
-            normalization_rule_name="identity",
-            add_dummy_prefix=False,
-            remove_extra_whitespaces=False,
-            character_coverage=0.9999,
-            max_sentence_length=1 << 24,
-            unk_id=0,
-            bos_id=1,
-            eos_id=2,
-            pad_id=-1,
-            minloglevel=2,
-        )
+        with busy("training the tokenizer"):
+            sentencepiece.SentencePieceTrainer.train(
+                sentence_iterator=lines(),
+                model_writer=out,
+                model_type="bpe",
+                vocab_size=vocab_size,
+                byte_fallback=True,
+                normalization_rule_name="identity",
+                add_dummy_prefix=False,
+                remove_extra_whitespaces=False,
+                character_coverage=0.9999,
+                max_sentence_length=1 << 24,
+                unk_id=0,
+                bos_id=1,
+                eos_id=2,
+                pad_id=-1,
+                minloglevel=2,
+            )
     except (RuntimeError, OSError) as error:
         if failed:
             raise failed[0] from None

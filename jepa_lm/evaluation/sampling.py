@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from itertools import islice
 
 import torch
@@ -22,23 +22,60 @@ def sample_text(
     seed: int,
     context: int,
 ) -> str:
-    """Return a continuation of `prompt`, or of the start of a document; it stops at the end of a document.
+    """Return a continuation of `prompt`, or of the start of a document, after it; see `continued`."""
+    return "".join(
+        continued(
+            model,
+            tokenizer,
+            prompt=prompt,
+            tokens=tokens,
+            temperature=temperature,
+            seed=seed,
+            context=context,
+        )
+    )
+
+
+def continued(
+    model: LanguageModel,
+    tokenizer: Tokenizer,
+    *,
+    prompt: str | None,
+    tokens: int,
+    temperature: float,
+    seed: int,
+    context: int,
+    until: Sequence[str] = (),
+) -> tuple[str, str]:
+    """Return `prompt`, or the start of a document, as the tokenizer spells it, and its continuation.
+
+    The continuation stops at the end of a document, or before the first of the texts `until`.
 
     Args:
         tokens: most tokens to draw. temperature: 0 takes the most likely token each time.
         context: number of tokens that a model without state sees, its training length.
     """
     ids = start_of_text(tokenizer, prompt)
+    start, text = tokenizer.decode(ids), ""
     was_training = model.training
     model.eval()
     first = torch.tensor([ids])
     drawn = draws(model, first, temperature=temperature, seed=seed, context=context)
     for following in islice(drawn, tokens):
-        if int(following) == tokenizer.bos_id:
+        if int(following) == tokenizer.bos_id or any(word in text for word in until):
             break
         ids.append(int(following))
+        if until:
+            text = _decoded(tokenizer, ids, start)
     model.train(was_training)
-    return tokenizer.decode(ids).decode(errors="replace")
+    text = _decoded(tokenizer, ids, start)
+    ends = [text.index(word) for word in until if word in text]
+    return start.decode(errors="replace"), text[: min(ends, default=len(text))]
+
+
+def _decoded(tokenizer: Tokenizer, ids: list[int], start: bytes) -> str:
+    """Return the text of the ids after the bytes `start`."""
+    return tokenizer.decode(ids)[len(start) :].decode(errors="replace")
 
 
 def start_of_text(tokenizer: Tokenizer, prompt: str | None = None) -> list[int]:

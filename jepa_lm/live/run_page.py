@@ -16,7 +16,8 @@ from jepa_lm.study.diagnostics import DIAGNOSTICS
 from jepa_lm.study.runs import HIGHEST_SCORE, Run
 from jepa_lm.study.table import Table
 from jepa_lm.study.templates import environment
-from jepa_lm.utils.files import read_yaml, write_text
+from jepa_lm.utils.files import write_text
+from jepa_lm.utils.going_on import OVERRIDES, recorded_overrides
 from jepa_lm.utils.nested import at, class_name
 from jepa_lm.utils.paths import CONFIG_FILE, METRICS_FILE, PAGE_FILE, SAMPLE_FILE, SUMMARY_FILE
 from jepa_lm.utils.quoting import shell
@@ -30,7 +31,7 @@ PANELS = {
 LINKED = (
     "checkpoints/last.ckpt",
     CONFIG_FILE,
-    ".hydra/overrides.yaml",
+    OVERRIDES,
     SUMMARY_FILE,
     METRICS_FILE,
     SAMPLE_FILE,
@@ -122,12 +123,10 @@ def _basis(run: Run) -> Facts:
 def _command(folder: Path) -> str | None:
     """Return the settings that were given, as a command; all others have their defaults."""
     try:
-        found = read_yaml(folder / ".hydra" / "overrides.yaml")
+        found = recorded_overrides(folder)
     except (OSError, ValueError):
-        return None  # started from Python
-    if not isinstance(found, list):
         return None
-    return shell(["python", "train.py", *(text for text in found if isinstance(text, str))])
+    return None if found is None else shell(["python", "train.py", *found])
 
 
 def _account(run: Run) -> Facts:

@@ -26,6 +26,7 @@ from jepa_lm.utils.quoting import literal, one_line
 HERE = "127.0.0.1"
 ASSETS = {
     "/": ("page.html", "text/html"),
+    "/chart.js": ("chart.js", "text/javascript"),
     "/page.js": ("page.js", "text/javascript"),
     "/page.css": ("page.css", "text/css"),
     "/report.css": ("../study/report.css", "text/css"),

@@ -31,7 +31,9 @@ RESTARTED = 2.0
 MOST_RUNS, MOST_FOLLOWED = 2000, 64
 """Runs in the table, the latest first; runs whose measurements are in memory."""
 AXES = ("step", "tokens", "seconds")
-RECORDS = (SUMMARY_FILE, CONFIG_FILE, METRICS_FILE, ".hydra/hydra.yaml", ".hydra/config.yaml")
+CHANGING = (SUMMARY_FILE, CONFIG_FILE, METRICS_FILE)
+"""Records by whose size and time a run is known to have gone on."""
+RECORDS = (*CHANGING, ".hydra/hydra.yaml", ".hydra/config.yaml")
 SCORE, SPEED, SECONDS = "val/bpb", "train/tokens_per_second", "train/seconds"
 State = tuple[tuple[int, int, int], ...]
 
@@ -41,7 +43,7 @@ class _Row:
     """What is known of a run."""
 
     state: State
-    """Size, time and number of each record when they were read."""
+    """Size, time and inode of each record when they were read; see `_state`."""
     cells: dict[str, Any]
     tokens_per_step: float | None
     behind: bool
@@ -168,7 +170,7 @@ def _number(value: Any) -> float | None:
 def _state(folder: Path) -> State:
     """Return size, time in nanoseconds and inode of the records; zeros for those that are missing."""
     found = []
-    for name in (*RECORDS[:3], PAGE_FILE):
+    for name in (*CHANGING, PAGE_FILE):
         about = None
         with suppress(OSError):
             about = (folder / name).lstat()

@@ -8,14 +8,16 @@ from dataclasses import dataclass
 import numpy as np
 
 from jepa_lm.study.chart import thinned
+from jepa_lm.study.measure import Measure
 from jepa_lm.study.runs import Run
 from jepa_lm.study.statistics import t_interval
 
-VALIDATION, TRAINING = "val/bpb", "train/bpb"
+TRAINING: dict[str, str] = {"val/bpb": "train/bpb", "val/nll": "train/ce"}
+"""Column of the training score, by that of the validation score."""
 VALIDATED_OFTEN = 3
-"""Points of val/bpb that every run needs for it to be drawn instead of train/bpb."""
+"""Points of the validation score that every run needs for it to be drawn instead of the training score."""
 SMOOTHED = 20
-"""A point of train/bpb is the mean of 1/SMOOTHED of a run's log points."""
+"""A point of the training score is the mean of 1/SMOOTHED of a run's log points."""
 
 
 @dataclass(frozen=True)
@@ -40,14 +42,16 @@ class Metric:
     """Number of log points in the trailing mean."""
 
 
-def score_metric(runs: Sequence[Run]) -> Metric:
+def score_metric(runs: Sequence[Run], measure: Measure) -> Metric:
     """Return the validation score if every run has several during training, else that of training batches."""
-    if runs and all(len(run.series(VALIDATION)) >= VALIDATED_OFTEN for run in runs):
-        return Metric(VALIDATION, "validation BPB")
-    points = min((len(run.series(TRAINING)) for run in runs), default=0)
+    validation = measure.metric
+    if runs and all(len(run.series(validation)) >= VALIDATED_OFTEN for run in runs):
+        return Metric(validation, f"validation {measure.unit}")
+    training = TRAINING[validation]
+    points = min((len(run.series(training)) for run in runs), default=0)
     window = max(1, points // SMOOTHED)
     said = f", mean of {window} log points" if window > 1 else ""
-    return Metric(TRAINING, f"training BPB{said}", window)
+    return Metric(training, f"training {measure.unit}{said}", window)
 
 
 def over_seeds(runs: Mapping[str, Run], metric: Metric) -> Curve | None:

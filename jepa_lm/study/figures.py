@@ -8,6 +8,7 @@ from itertools import pairwise
 
 from jepa_lm.study import formatting as words
 from jepa_lm.study.chart import SERIES, Chart, Forest, Line, Panel, Row, Scale, Style, around
+from jepa_lm.study.measure import METRICS, Measure
 from jepa_lm.study.request import WEIGHT
 from jepa_lm.study.results import ArmResult, Results, Treatment, role_of
 from jepa_lm.study.statistics import Effect
@@ -27,7 +28,8 @@ def effects(treatment: Treatment, look: Mapping[str, Style]) -> Panel | None:
         for a in treatment.against
         if a.effect.n
     ]
-    return _differences("Treatment minus control", rows) if rows else None
+    unit = treatment.arm.measure.unit
+    return _differences("Treatment minus control", rows, unit) if rows else None
 
 
 def overview(
@@ -43,7 +45,9 @@ def overview(
         for t, verdict in zip(treatments, verdicts, strict=True)
         if t.main.effect.n
     ]
-    return _differences("Treatments minus their control", rows) if rows else None
+    if not rows:
+        return None
+    return _differences("Treatments minus their control", rows, treatments[0].arm.measure.unit)
 
 
 def _row(label: str, effect: Effect, style: Style, word: str = "", tone: str = "") -> Row:
@@ -56,15 +60,15 @@ def _row(label: str, effect: Effect, style: Style, word: str = "", tone: str = "
     )
 
 
-def _differences(title: str, rows: Sequence[Row]) -> Panel:
+def _differences(title: str, rows: Sequence[Row], unit: str) -> Panel:
     """Draw every seed as a circle, and the mean as a diamond on its 95 % interval."""
     ends = [end for row in rows for end in (*row.seeds, *(row.interval or ()), row.mean, 0.0)]
     says = "; ".join(
-        f"{row.label}: {row.numbers} BPB, {words.number_of(len(row.seeds), 'seed')}"
+        f"{row.label}: {row.numbers} {unit}, {words.number_of(len(row.seeds), 'seed')}"
         + (f", {row.word}" if row.word else "")
         for row in rows
     )
-    under = "difference in BPB (below zero: the treatment is better)"
+    under = f"difference in {unit} (below zero: the treatment is better)"
     return Panel(
         f"{title}: seeds, mean, 95 % interval",
         Forest(f"{title}, mean and 95 % interval. {says}.", around(ends), under, tuple(rows)),
@@ -77,7 +81,7 @@ def weights(results: Results) -> list[Panel]:
     for arm in results.arms.values():
         settings = dict(arm.group.settings)
         weight = _number(settings.pop(WEIGHT, None))
-        if weight is not None and arm.bpb:
+        if weight is not None and arm.scores:
             family = " ".join(f"{key}={value}" for key, value in settings.items())
             families.setdefault(family, []).append((weight, arm))
     swept = {name: sorted(f, key=lambda e: e[0]) for name, f in families.items() if len(f) > 1}
@@ -85,17 +89,17 @@ def weights(results: Results) -> list[Panel]:
         end
         for family in swept.values()
         for _, arm in family
-        for end in (*arm.bpb.values(), *(arm.interval or ()))
+        for end in (*arm.scores.values(), *(arm.interval or ()))
     ]
     # One scale for all panels, wide enough for every seed and interval.
     return [
-        _weights(name or "all arms", family, SERIES[i % len(SERIES)], around(ends))
+        _weights(results.measure, name or "all arms", family, SERIES[i % len(SERIES)], around(ends))
         for i, (name, family) in enumerate(swept.items())
     ]
 
 
 def _weights(
-    title: str, family: Sequence[tuple[float, ArmResult]], colour: str, up: Scale
+    measure: Measure, title: str, family: Sequence[tuple[float, ArmResult]], colour: str, up: Scale
 ) -> Panel:
     places = _places([weight for weight, _ in family])
     across, upright = _labelled(places, [f"{weight:g}" for weight, _ in family])
@@ -112,14 +116,14 @@ def _weights(
         for weight, arm in family
     )
     drawn = Chart(
-        f"Validation BPB by jepa.weight, mean and 95 % interval, {title}. {says}.",
+        f"Validation {measure.unit} by jepa.weight, mean and 95 % interval, {title}. {says}.",
         across,
         up,
-        "validation BPB (bits per byte)",
+        f"validation {measure.unit} ({METRICS[measure.metric][1]})",
         "jepa.weight (0 is cross entropy alone)",
         (line,),
         marked=True,
-        seeds=[(x, bpb) for x, arm in arms for bpb in arm.bpb.values()],
+        seeds=[(x, score) for x, arm in arms for score in arm.scores.values()],
         upright=upright,
     )
     return Panel(title, drawn)

@@ -11,6 +11,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
+from jepa_lm.study.measure import Estimand, MetricName
 from jepa_lm.study.recorded import read
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.files import read_json, write_json
@@ -84,6 +85,10 @@ class Manifest:
     """Why arms do not apply: reasons by treatment and arm."""
     compiled: bool | None = None
     """What `compile=null` means for every job, if the longest is worth compiling; None if none is."""
+    metric: MetricName | None = None
+    """What verdicts are about, see `jepa_lm.study.measure`; None: bits per byte, or nats without bytes."""
+    estimand: Estimand = "budget"
+    """The score at the budget, or the smallest validation score within it."""
     notes: tuple[str, ...] = ()
     """Notes on what the plan leaves out of the request."""
 

@@ -19,6 +19,7 @@ from jepa_lm.study.arms import (
     read_arms,
 )
 from jepa_lm.study.manifest import Comparison, Group, Identity, Manifest
+from jepa_lm.study.measure import Estimand, MetricName
 from jepa_lm.study.planner import Planner, slug
 from jepa_lm.study.request import NONE, SEED, WEIGHT, Compose, Request
 from jepa_lm.study.verdict import BASELINES
@@ -28,7 +29,14 @@ from jepa_lm.utils.nested import flat
 from jepa_lm.utils.values import check_seed
 
 TREATMENT = "treatment"
-SETTINGS = {"name": str, "match": str, "dry_run": bool, "arms": dict}
+SETTINGS = {
+    "name": str,
+    "match": str,
+    "metric": MetricName | None,
+    "estimand": Estimand,
+    "dry_run": bool,
+    "arms": dict,
+}
 """Settings of a study with their types."""
 
 
@@ -130,6 +138,8 @@ def plan_study(
         replace(
             manifest,
             match=study["match"],
+            metric=study.get("metric"),
+            estimand=study.get("estimand", "budget"),
             identities=tuple(identities),
             not_applicable=not_applicable,
         ),

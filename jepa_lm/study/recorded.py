@@ -30,7 +30,8 @@ def read(hint: Any, value: Any, where: str, wrong: list[str]) -> Any:
     """Return the parts of a value that fit a type hint.
 
     Args:
-        hint: type of numbers, strings, lists, tuples, mappings, typed dictionaries and dataclasses.
+        hint: type of numbers, strings, choices of strings, lists, tuples, mappings, typed dictionaries and
+            dataclasses.
         value: as parsed from JSON or YAML.
         where: path of the value, for messages.
         wrong: receives a line for everything that is left out.
@@ -67,6 +68,8 @@ def _read(hint: Any, value: Any, where: str, wrong: list[str], depth: int) -> An
         if len(value) == len(options):
             parts = enumerate(zip(options, value, strict=True))
             return tuple(_read(o, v, f"{where}[{i}]", wrong, depth + 1) for i, (o, v) in parts)
+    if origin is typing.Literal and isinstance(value, str) and value in options:
+        return value
     if _is_plain(hint, value):
         return value
     raise MisfitError(f"{where} is {_told(value)}, not {_spelled(hint)}")
@@ -156,6 +159,8 @@ def _told(value: Any) -> str:
 
 
 def _spelled(hint: Any) -> str:
+    if typing.get_origin(hint) is typing.Literal:
+        return f"one of {', '.join(typing.get_args(hint))}"
     words = {float: "a number", int: "a whole number", str: "a text", bool: "true or false"}
     if hint in words:
         return words[hint]

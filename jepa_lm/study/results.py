@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote
@@ -27,6 +27,7 @@ from jepa_lm.study.against_plan import (
 from jepa_lm.study.cautions import together
 from jepa_lm.study.comparable import apart
 from jepa_lm.study.manifest import Comparison, Group, Identity, Manifest
+from jepa_lm.study.measure import Measure, measure_for, other_grids
 from jepa_lm.study.request import WEIGHT
 from jepa_lm.study.runs import Run
 from jepa_lm.study.statistics import Effect, t_interval
@@ -47,6 +48,7 @@ class ArmResult:
     group: Group
     runs: Mapping[str, Run]
     """By seed."""
+    measure: Measure = Measure()
 
     @property
     def name(self) -> str:
@@ -70,31 +72,37 @@ class ArmResult:
         return " ".join(told) or self.name
 
     @cached_property
-    def bpb(self) -> dict[str, float]:
-        """Bits per byte by seed."""
-        return {seed: run.bpb for seed, run in self.runs.items() if run.bpb is not None}
+    def scores(self) -> dict[str, float]:
+        """What is measured, by seed."""
+        found = {seed: self.measure.of(run) for seed, run in self.runs.items()}
+        return {seed: score for seed, score in found.items() if score is not None}
 
     @cached_property
     def nll(self) -> dict[str, float]:
         """Nats per token by seed."""
-        return {seed: run.nll for seed, run in self.runs.items() if run.nll is not None}
+        found = {seed: self.measure.nats(run) for seed, run in self.runs.items()}
+        return {seed: nats for seed, nats in found.items() if nats is not None}
+
+    def under(self, measure: Measure) -> ArmResult:
+        """Return the same runs under another measure."""
+        return replace(self, measure=measure)
 
     @property
     def mean(self) -> float | None:
-        """Mean of the bits per byte."""
-        return float(np.mean(list(self.bpb.values()))) if self.bpb else None
+        """Mean of the scores."""
+        return float(np.mean(list(self.scores.values()))) if self.scores else None
 
     @property
     def std(self) -> float | None:
-        """Standard deviation of the bits per byte, with n - 1 in the denominator."""
-        return float(np.std(list(self.bpb.values()), ddof=1)) if len(self.bpb) > 1 else None
+        """Standard deviation of the scores, with n - 1 in the denominator."""
+        return float(np.std(list(self.scores.values()), ddof=1)) if len(self.scores) > 1 else None
 
     @property
     def interval(self) -> tuple[float, float] | None:
         """95 % t interval of the mean."""
-        if len(self.bpb) < 2:
+        if len(self.scores) < 2:
             return None
-        low, high = t_interval(np.array(list(self.bpb.values())))
+        low, high = t_interval(np.array(list(self.scores.values())))
         return float(low), float(high)
 
 
@@ -150,6 +158,8 @@ class Results:
     failures: tuple[Failure, ...]
     identities: tuple[tuple[Identity, str], ...]
     """Pairs of runs that must be equal, with what their records say."""
+    measure: Measure
+    """What scores and verdicts are about."""
 
     def address(self, folder: str) -> str | None:
         """Return a link from the report to a run's own page, or else to its folder, or else None."""
@@ -172,7 +182,8 @@ def collect(folder: Path) -> Results:
     """
     plan = manifest.load(folder)
     runs = {job.folder: Run(folder / job.folder) for job in plan.jobs}
-    arms = {group.name: _arm(folder, group) for group in plan.groups}
+    measure = measure_for(plan.metric, plan.estimand, runs.values())
+    arms = {group.name: _arm(folder, group, measure) for group in plan.groups}
     treatments = tuple(
         _treatment(plan, arms, name) for name in dict.fromkeys(c.of for c in plan.comparisons)
     )
@@ -194,15 +205,15 @@ def collect(folder: Path) -> Results:
         ),
         failures=tuple(failures(plan, runs)),
         identities=identities,
+        measure=measure,
     )
 
 
-def _arm(folder: Path, group: Group) -> ArmResult:
+def _arm(folder: Path, group: Group, measure: Measure) -> ArmResult:
     """Return a group with its finished runs, sorted by seed."""
     found = {seed: Run(folder / below) for seed, below in group.runs.items()}
-    return ArmResult(
-        group, {s: found[s] for s in sorted(found, key=seed_order) if found[s].finished}
-    )
+    finished = {s: found[s] for s in sorted(found, key=seed_order) if found[s].finished}
+    return ArmResult(group, finished, measure)
 
 
 def seed_order(seed: str) -> tuple[float, str]:
@@ -214,7 +225,7 @@ def _treatment(plan: Manifest, arms: Mapping[str, ArmResult], name: str) -> Trea
     """Compare one group with all of its controls."""
     compared = _by_role(arms[name], [c for c in plan.comparisons if c.of == name], arms)
     controls = {role: arms[c.against] for role, c in compared.items()}
-    effects, word, sentence = _judged(arms[name], controls)
+    effects, word, sentence = judged(arms[name], controls)
     against = tuple(Against(c, controls[role], effects[role]) for role, c in compared.items())
     known = {
         arm.name: list(arm.runs.values()) for arm in (arms[name], *(a.control for a in against))
@@ -224,8 +235,9 @@ def _treatment(plan: Manifest, arms: Mapping[str, ArmResult], name: str) -> Trea
         against=against,
         word=word,
         sentence=sentence,
-        apart=tuple(
-            apart(known, plan.match, {c.against for c in compared.values() if _budgeted(c)})
+        apart=(
+            *apart(known, plan.match, {c.against for c in compared.values() if _budgeted(c)}),
+            *other_grids(known.items(), arms[name].measure),
         ),
         not_applicable=plan.not_applicable.get(name, {}),
     )
@@ -259,14 +271,18 @@ def _budgeted(comparison: Comparison) -> bool:
     return any(key in comparison.differences for key in BUDGET)
 
 
-def _judged(
+def judged(
     treatment: ArmResult, controls: Mapping[str, ArmResult]
 ) -> tuple[Mapping[str, Effect], str, str]:
     """Return effects by role, and the verdict's word and sentence; statistics are computed only here."""
     effects = statistics.holm(
         {
             role: statistics.effect(
-                treatment.bpb, control.bpb, nll_treatment=treatment.nll, nll_control=control.nll
+                treatment.scores,
+                control.scores,
+                nll_treatment=treatment.nll,
+                nll_control=control.nll,
+                unit=treatment.measure.unit,
             )
             for role, control in controls.items()
         }
@@ -275,5 +291,6 @@ def _judged(
         return effects, NO_VERDICT, "It was not compared with weight 0, so there is no verdict."
     role = next(role for role in BASELINES if role in effects)
     runs = (*treatment.runs.values(), *controls[role].runs.values())
-    said = verdict(effects, too_little=too_little(runs, effects[role].margin))
+    short = too_little(runs, effects[role].margin, effects[role].unit)
+    said = verdict(effects, too_little=short)
     return effects, said.word, said.sentence

@@ -69,7 +69,7 @@ class Run:
     @property
     def finished(self) -> bool:
         """True if the run has used up its budget and has a score."""
-        return self.status == "finished" and self.bpb is not None
+        return self.status == "finished" and self.nll is not None
 
     @cached_property
     def objective(self) -> str | None:
@@ -85,8 +85,13 @@ class Run:
 
     @property
     def bpb(self) -> float | None:
-        """Bits per byte of the final validation."""
+        """Bits per byte of the final validation; None for what is not text."""
         return _score(self.summary, "bpb")
+
+    @property
+    def value(self) -> float | None:
+        """Bits per byte, or nats per token of what is not text."""
+        return self.nll if self.bpb is None else self.bpb
 
     @property
     def nll(self) -> float | None:

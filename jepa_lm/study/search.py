@@ -91,7 +91,7 @@ class Search:
             groups = [self._add(planner, trial.params) for trial in asked]
             yield planner.manifest(self.request, self.name, "sweep"), planner.configs
             for trial, group in zip(asked, groups, strict=True):
-                scores = [Run(folder / run).bpb for run in group.runs.values()]
+                scores = [Run(folder / run).value for run in group.runs.values()]
                 known = [score for score in scores if score is not None]
                 failed = len(known) < len(scores)
                 self.study.tell(trial, None if failed else statistics.mean(known), **_state(failed))

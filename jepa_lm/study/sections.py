@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from jepa_lm.study import figures, figures_over_steps, tables
 from jepa_lm.study import formatting as words
 from jepa_lm.study.chart import Panel, Style
-from jepa_lm.study.curves import VALIDATED_OFTEN, VALIDATION
+from jepa_lm.study.curves import VALIDATED_OFTEN
 from jepa_lm.study.figure_styles import DISTINCT
 from jepa_lm.study.results import Results
 from jepa_lm.study.statistics import RULE_ALPHA, RULE_NATS
@@ -83,29 +83,41 @@ def sections(results: Results, look: Mapping[str, Style]) -> list[Section]:
 def _arms(results: Results) -> Section:
     return Section(
         "Arms",
-        "Bits per byte (BPB) of the final validation; lower is better. Mean, standard deviation and 95 % "
-        "t interval are over seeds.",
+        f"{_says(results)}; lower is better. Mean, standard deviation and 95 % t interval are over seeds.",
         tables=(
             ("Scores by arm", tables.arms(results)),
-            ("BPB of every run", tables.seeds(results)),
+            (f"{results.measure.unit} of every run", tables.seeds(results)),
         ),
+    )
+
+
+def _says(results: Results) -> str:
+    """Say what is measured, with the short name of its unit."""
+    said = results.measure.says
+    return (
+        said.replace("bits per byte", "Bits per byte (BPB)", 1)[:1].upper()
+        + (said.replace("bits per byte", "Bits per byte (BPB)", 1)[1:])
     )
 
 
 def _effects(results: Results) -> Section:
     return Section(
         "Differences",
-        "Treatment minus control in BPB, at equal seeds; below zero, the treatment is better. Each interval "
-        "is for one comparison alone; verdicts go by p after Holm, and the smallest detectable difference "
-        "and the seeds needed are computed with Holm's correction.",
-        tables=(("Differences with their uncertainty", tables.effects(results.treatments)),),
+        f"Treatment minus control in {results.measure.unit}, at equal seeds; below zero, the treatment is "
+        "better. Each interval is for one comparison alone; verdicts go by p after Holm, and the smallest "
+        "detectable difference and the seeds needed are computed with Holm's correction. "
+        f"The verdict is about {_says(results).replace('Bits per byte (BPB)', 'the bits per byte', 1)}.",
+        tables=(
+            ("Differences with their uncertainty", tables.effects(results.treatments)),
+            ("At the budget, and at the minimum within it", tables.estimands(results)),
+        ),
         explained=EXPLAINED if results.treatments else "",
     )
 
 
 def _curves(results: Results, look: Mapping[str, Style]) -> Section:
     metric, panels = figures_over_steps.score_curves(results, look)
-    validated = metric.column == VALIDATION
+    validated = metric.column.startswith("val/")
     why = (
         ""
         if validated
@@ -113,7 +125,7 @@ def _curves(results: Results, look: Mapping[str, Style]) -> Section:
         f"{VALIDATED_OFTEN} times. "
     )
     return Section(
-        f"{'Validation' if validated else 'Training'} BPB over steps",
+        f"{'Validation' if validated else 'Training'} {results.measure.unit} over steps",
         f"{metric.says[0].upper()}{metric.says[1:]} ({metric.column} of metrics.csv) of finished runs, at "
         f"the steps that all seeds of an arm have. {why}Bold lines are means over seeds; thin lines are the "
         f"seeds, in figures of at most {figures_over_steps.FEW} arms. Differences are taken seed by seed; "
@@ -135,7 +147,7 @@ def _repeated(look: Mapping[str, Style]) -> str:
 
 def _weights(results: Results) -> Section:
     return Section(
-        "BPB against weight",
+        f"{results.measure.unit} against weight",
         "Circles: seeds. Diamonds: means. Bars: 95 % t interval of the mean.",
         tuple(figures.weights(results)),
     )

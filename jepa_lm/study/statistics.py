@@ -1,4 +1,4 @@
-"""Statistics of a difference in bits per byte over seeds: paired tests, intervals, Holm; power is in `power`.
+"""Statistics of a difference of scores over seeds: paired tests, intervals, Holm; power is in `power`.
 
 Both sides of a comparison are trained with the same seeds, so they share the data and the random draws of
 a seed; the tests use d_i = treatment_i - control_i, in which the shared part cancels. With m the mean of
@@ -25,7 +25,7 @@ from scipy import stats
 from jepa_lm.study.power import ALPHA, MINIMUM_PAIRS, seeds_needed, smallest_effect
 
 MARGIN = 0.005
-"""Largest difference in bits per byte that does not matter."""
+"""Largest difference in bits per byte, or in nats per token of what is not text, that does not matter."""
 RULE_NATS = 0.005
 """Nats per token by which a record of the challenge must be beaten..."""
 RULE_ALPHA = 0.01
@@ -39,11 +39,13 @@ class Effect:
     seeds: tuple[str, ...] = ()
     """Seeds that both sides have."""
     differences: tuple[float, ...] = ()
-    """Treatment - control for each of these seeds, BPB."""
+    """Treatment - control for each of these seeds."""
     margin: float = MARGIN
-    """Margin of the equivalence test, BPB."""
+    """Margin of the equivalence test."""
+    unit: str = "BPB"
+    """Unit of differences and margin."""
     mean: float | None = None
-    """Mean of the differences, BPB."""
+    """Mean of the differences."""
     std: float | None = None
     """Standard deviation of the differences, BPB."""
     mean_nats: float | None = None
@@ -64,7 +66,7 @@ class Effect:
     p_equivalent: float | None = None
     """H0: the mean is outside +-margin."""
     smallest_effect: float | None = None
-    """Mean difference that this many seeds with this spread would find in 8 studies of 10, BPB."""
+    """Mean difference that this many seeds with this spread would find in 8 studies of 10."""
     seeds_needed: int | None = None
     """Pairs that would find the observed mean in 8 studies of 10, at least `MINIMUM_PAIRS`; None above
     `MOST_SEEDS`. Both numbers depend on the observed spread, which few seeds estimate poorly."""
@@ -87,6 +89,7 @@ def effect(
     nll_treatment: Mapping[str, float] | None = None,
     nll_control: Mapping[str, float] | None = None,
     margin: float = MARGIN,
+    unit: str = "BPB",
     resamples: int = 10_000,
 ) -> Effect:
     """Compare two groups of runs.
@@ -96,11 +99,12 @@ def effect(
     nothing, n of them are worth one, and nothing can be tested: every p but Welch's is None.
 
     Args:
-        treatment: BPB by seed.
-        control: BPB by seed.
+        treatment: scores by seed; the lower, the better.
+        control: scores by seed.
         nll_treatment: nats per token by seed, for the challenge's rule.
         nll_control: nats per token of the control by seed.
-        margin: BPB in either direction that count as no difference, above 0.
+        margin: difference in either direction that counts as none, above 0.
+        unit: of the scores, for sentences.
         resamples: number of bootstrap resamples; 0 skips the bootstrap.
 
     Raises:
@@ -116,6 +120,7 @@ def effect(
         seeds=seeds,
         differences=tuple(differences.tolist()),
         margin=margin,
+        unit=unit,
         mean=float(differences.mean()) if n else None,
         std=_std(differences) if n > 1 else None,
         mean_nats=float(nats.mean()) if len(nats) else None,

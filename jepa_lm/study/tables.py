@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 
 from jepa_lm.study import formatting as words
+from jepa_lm.study import statistics
 from jepa_lm.study.against_plan import plan_of
 from jepa_lm.study.arms import ABSENT
 from jepa_lm.study.comparable import told
 from jepa_lm.study.diagnostics import DIAGNOSTICS
 from jepa_lm.study.formatting import NOTHING
 from jepa_lm.study.manifest import Comparison
+from jepa_lm.study.measure import Estimand
 from jepa_lm.study.power import MOST_SEEDS
 from jepa_lm.study.results import ArmResult, Results, Treatment, role_of, seed_order
 from jepa_lm.study.runs import Run
@@ -60,7 +62,7 @@ def arms(results: Results) -> Table:
             (
                 arm.name,
                 arm.group.says or NOTHING,
-                f"{len(arm.bpb)} of {len(arm.group.runs)}",
+                f"{len(arm.scores)} of {len(arm.group.runs)}",
                 words.score(arm.mean),
                 words.score(arm.std),
                 words.between(arm.interval),
@@ -68,16 +70,38 @@ def arms(results: Results) -> Table:
                 words.count(_mean(s for s in steps if s is not None)),
             )
         )
-    heads = ("seeds", "BPB, mean", "std", "95 % interval", "nats per token", "steps")
+    unit = results.measure.unit
+    heads = ("seeds", f"{unit}, mean", "std", "95 % interval", "nats per token", "steps")
     return Table(("arm", "what it is", *heads), tuple(rows), words=2).without_empty()
 
 
+def estimands(results: Results) -> Table:
+    """Return every difference at the budget and at the minimum of the validations within it."""
+    rows = []
+    for treatment in results.treatments:
+        for against in treatment.against:
+            arms = (treatment.arm, against.control)
+            told = []
+            for estimand in get_args(Estimand):
+                measure = replace(results.measure, estimand=estimand)
+                mine, theirs = (arm.under(measure).scores for arm in arms)
+                effect = statistics.effect(mine, theirs, unit=measure.unit, resamples=0)
+                told += [words.signed(effect.mean), words.between(effect.interval, words.signed)]
+            rows.append((treatment.arm.name, against.control.name, *told))
+    heads = ("at the budget", "95 % interval", "at the minimum", "95 % interval of it")
+    return Table(("treatment", "control", *heads), tuple(rows), words=2)
+
+
+def _unit(treatments: Sequence[Treatment]) -> str:
+    return treatments[0].arm.measure.unit if treatments else "BPB"
+
+
 def seeds(results: Results) -> Table:
-    """Return the BPB of every run, which leads to the run."""
+    """Return the score of every run, which leads to the run."""
     known = {seed for arm in results.arms.values() for seed in arm.group.runs}
     order = sorted(known, key=seed_order)
     rows = [
-        (arm.name, *(words.score(arm.bpb.get(seed)) for seed in order))
+        (arm.name, *(words.score(arm.scores.get(seed)) for seed in order))
         for arm in results.arms.values()
     ]
     links = {
@@ -101,7 +125,8 @@ def effects(treatments: Sequence[Treatment]) -> Table:
         )
         for treatment, against in compared
     ]
-    table = Table(("treatment", "control", "role", *EFFECT), tuple(rows), words=3)
+    heads = [head.replace("BPB", _unit(treatments)) for head in EFFECT]
+    table = Table(("treatment", "control", "role", *heads), tuple(rows), words=3)
     if len(treatments) != 1 or len(rows) > FEW:
         return table
     turned = zip(table.columns, *rows, strict=True)

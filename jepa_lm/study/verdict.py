@@ -100,7 +100,7 @@ def numbers(effect: Effect) -> str:
     """Return mean, interval, number of pairs and p as a phrase."""
     parts = []
     if effect.mean is not None:
-        parts.append(f"{effect.mean:+.4f} BPB")
+        parts.append(f"{effect.mean:+.4f} {effect.unit}")
     if effect.interval is not None:
         parts.append("95 % interval {:+.4f} to {:+.4f}".format(*effect.interval))
     parts.append(f"n = {effect.n}")
@@ -129,7 +129,7 @@ def _better(baseline: Effect, name: str, placebo: Effect | None, alpha: float) -
         case "too few":
             return Verdict("too few seeds", f"{gain} {_too_few(placebo, 'the placebo')}")
         case "equivalent":
-            other = f"But within {placebo.margin:g} BPB of the placebo ({against}), {not_shown}"
+            other = f"But within {placebo.margin:g} {placebo.unit} of the placebo ({against}), {not_shown}"
         case "worse":
             other = f"But worse than the placebo ({against}), {not_shown}"
         case "open":
@@ -164,8 +164,8 @@ def _too_few(effect: Effect, name: str) -> str:
             "needed."
         )
     return (
-        f"Nothing to test against {name}: all {effect.n} seeds differ by exactly {effect.mean:+.3g} BPB, "
-        "so seeds change nothing and count as one."
+        f"Nothing to test against {name}: all {effect.n} seeds differ by exactly {effect.mean:+.3g} "
+        f"{effect.unit}, so seeds change nothing and count as one."
     )
 
 
@@ -174,7 +174,7 @@ def _equivalent(effect: Effect, name: str, alpha: float) -> str:
         return f"The scores equal those of {name} to the last digit for each of {effect.n} seeds."
     assert effect.p_equivalent is not None
     text = (
-        f"Within {effect.margin:g} BPB of {name} (equivalence test {_p(effect.p_equivalent)}): "
+        f"Within {effect.margin:g} {effect.unit} of {name} (equivalence test {_p(effect.p_equivalent)}): "
         f"{numbers(effect)}."
     )
     if _significant(effect, alpha):
@@ -187,8 +187,8 @@ def _open(effect: Effect, name: str) -> str:
     needed = effect.seeds_needed or f"more than {MOST_SEEDS}"
     return (
         f"No difference from {name} is shown: {numbers(effect)}. With this many seeds, 8 studies of 10 would "
-        f"find a difference of {effect.smallest_effect:.4f} BPB; to find the one seen here would take "
-        f"{needed} seeds."
+        f"find a difference of {effect.smallest_effect:.4f} {effect.unit}; to find the one seen here "
+        f"would take {needed} seeds."
     )
 
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 
 import lightning.pytorch as pl
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 from torch.optim import Optimizer
 
 from jepa_lm.data.token_data import TokenData
@@ -181,7 +182,9 @@ def go_on(resume: Path, task: LanguageModelTask, data: TokenData, trainer: pl.Tr
 def _with_its_settings(resume: Path) -> str:
     """Return how to resume with that run's settings, and with this command's where they may differ."""
     folder = resume.parent.parent if resume.parent.name == "checkpoints" else resume.parent
-    given = [] if HydraConfig.instance().cfg is None else HydraConfig.get().overrides.task
+    now: Any = HydraConfig.instance().cfg
+    known = now is not None and not OmegaConf.is_missing(now.hydra.overrides, "task")
+    given = now.hydra.overrides.task if known else []
     free = [word for word in given if _may_differ(key_of(word))]
     source = folder if resume.name == LAST_FILE else resume
     again = command_of_run(folder, {"ckpt_path": str(source)}, free)

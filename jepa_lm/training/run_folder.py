@@ -178,5 +178,9 @@ def keep_overrides(cfg: DictConfig, run_dir: Path) -> None:
     folder.mkdir(exist_ok=True)
     sweep_up(folder)
     parts = {"config": cfg, "hydra": OmegaConf.masked_copy(job, "hydra")}
-    for name, node in (parts | {"overrides": job.hydra.overrides.task}).items():
+    if not OmegaConf.is_missing(
+        job.hydra.overrides, "task"
+    ):  # of a config that Python code has changed
+        parts["overrides"] = job.hydra.overrides.task
+    for name, node in parts.items():
         write_text(folder / f"{name}.yaml", OmegaConf.to_yaml(node))

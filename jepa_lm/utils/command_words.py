@@ -20,7 +20,7 @@ from hydra._internal.utils import get_args_parser
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.finding import LAST, holds_artifact
 from jepa_lm.utils.kinds import kind_of
-from jepa_lm.utils.paths import CONF
+from jepa_lm.utils.paths import CONF, INHERITED, options
 from jepa_lm.utils.quoting import override, shell
 from jepa_lm.utils.schema import SCHEMAS
 
@@ -28,8 +28,6 @@ NO_NAME = re.compile(r"null|true|false|[0-9.eE+-]+|\{.*", re.IGNORECASE)
 """Values that cannot be an option of a group."""
 NUMBER = re.compile(r"[+-]?[0-9.][0-9.eE+-]*")
 KEY = re.compile(r"[A-Za-z_]\w*([./]\w+)*")
-INHERITED = "base"
-"""Option of a group that the others inherit; it leaves out what each of them sets."""
 FORM = "a setting is given as key=value"
 DASHES = "settings are given as key=value without dashes"
 
@@ -250,12 +248,6 @@ def one_of_a_group(group: str, values: str) -> str:
     together = "logger=many logs to all of them; " * (group == "logger")
     listed = values.replace(" ", "")
     return f"a group takes one option; {together}-m {group}={listed} starts one run for each"
-
-
-def options(group: str) -> list[str]:
-    """Return the options of a config group that may be chosen."""
-    names = (path.stem for path in (CONF / group).glob("*.yaml"))
-    return sorted(name for name in names if name != INHERITED)
 
 
 @functools.cache

@@ -25,17 +25,15 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException, Vali
 from yaml import YAMLError
 
 from jepa_lm.utils.command_words import (
-    INHERITED,
     kind_of_setting,
     one_of_a_group,
-    options,
     roots,
 )
 from jepa_lm.utils.crash import MENDABLE, CrashError
 from jepa_lm.utils.errors import RankError, UserError, yaml_error
 from jepa_lm.utils.kinds import spell
 from jepa_lm.utils.nested import flat
-from jepa_lm.utils.paths import CONF, program
+from jepa_lm.utils.paths import CONF, INHERITED, options, program
 from jepa_lm.utils.quoting import one_line, override
 from jepa_lm.utils.schema import SCHEMAS
 from jepa_lm.utils.signatures import table
@@ -232,7 +230,7 @@ def _missing_option(error: MissingConfigException) -> str:
     if ours and names and not (CONF / group / f"{names[0]}.yaml").is_file():
         # An option in a subfolder of its group, such as objective=recipes/pr1006.
         group, _, folder = group.rpartition("/")
-        names = sorted(f"{folder}/{p.stem}" for p in (CONF / group / folder).glob("*.yaml"))
+        names = [f"{folder}/{name}" for name in options(f"{group}/{folder}")]
         option = f"{folder}/{option}"
     near = difflib.get_close_matches(option, names, n=1)
     hint = f"did you mean {near[0]}? " if near else ""

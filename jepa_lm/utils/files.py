@@ -154,7 +154,12 @@ def write_text(path: Path, text: str) -> None:
 
 def write_json(path: Path, value: Any) -> None:
     """Write standard JSON: NaN and infinite values become null."""
-    write_text(path, json.dumps(without_nan(value), indent=2, allow_nan=False) + "\n")
+    write_text(path, as_json(value))
+
+
+def as_json(value: Any) -> str:
+    """Return what `write_json` writes."""
+    return json.dumps(without_nan(value), indent=2, allow_nan=False) + "\n"
 
 
 def without_nan(value: Any) -> Any:

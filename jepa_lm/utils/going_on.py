@@ -6,13 +6,29 @@ import sys
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-import yaml
-
+from jepa_lm.utils.files import read_yaml
 from jepa_lm.utils.paths import called
 from jepa_lm.utils.quoting import override, shell
 
 OVERRIDES = ".hydra/overrides.yaml"
 """File of a run's folder with the overrides of its command line."""
+
+
+def recorded_overrides(folder: Path) -> list[str] | None:
+    """Return the overrides that a run's folder records; None if it records none.
+
+    Raises:
+        OSError: they cannot be read. ValueError: the file is damaged.
+    """
+    try:
+        found = read_yaml(folder / OVERRIDES)
+    except FileNotFoundError:
+        return None
+    if not isinstance(found, list):
+        raise ValueError(f"holds a {type(found).__name__}")
+    if not all(isinstance(word, str) for word in found):
+        raise ValueError("holds something other than words")
+    return found
 
 
 def command_of_run(
@@ -24,10 +40,10 @@ def command_of_run(
         changes: settings to add. more: further overrides; both replace those of the run.
     """
     try:
-        recorded = yaml.safe_load((folder / OVERRIDES).read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
+        recorded = recorded_overrides(folder)
+    except (OSError, ValueError):
         return None
-    if not isinstance(recorded, list) or not all(isinstance(word, str) for word in recorded):
+    if recorded is None:
         return None
     later = list(more)
     keys = {key_of(word) for word in later}

@@ -7,8 +7,8 @@ import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
-from jepa_lm.utils.command_words import INHERITED, main_groups
-from jepa_lm.utils.paths import CONF, called
+from jepa_lm.utils.command_words import main_groups
+from jepa_lm.utils.paths import CONF, called, options
 from jepa_lm.utils.quoting import shell
 
 WIDTH = 100
@@ -119,26 +119,22 @@ def _groups(command: str) -> Iterator[tuple[str, str]]:
 def _with_parts(group: str, command: str) -> Iterator[tuple[str, str]]:
     folder, default = CONF / group, _default(group, command)
     within = [f for f in _folders(folder) if _is_of_its_parent(f)]
-    elsewhere = set(_options(CONF / ALSO[group])) - {default} if group in ALSO else set()
-    options = [o for o in _options(folder) if o not in elsewhere]
-    options += [f"{f.name}/{o}" for f in within for o in _options(f)]
-    if options != [default]:
-        yield group, ", ".join(f"{o}*" if o == default else o for o in options)
+    elsewhere = set(options(CONF / ALSO[group])) - {default} if group in ALSO else set()
+    found = [o for o in options(folder) if o not in elsewhere]
+    found += [f"{f.name}/{o}" for f in within for o in options(f)]
+    if found != [default]:
+        yield group, ", ".join(f"{o}*" if o == default else o for o in found)
     for part in _folders(folder):
         if part not in within:
             yield from _named(part)
 
 
 def _named(folder: Path) -> Iterator[tuple[str, str]]:
-    yield str(folder.relative_to(CONF)), ", ".join(_options(folder))
+    yield str(folder.relative_to(CONF)), ", ".join(options(folder))
 
 
 def _folders(folder: Path) -> list[Path]:
     return sorted(path for path in folder.iterdir() if path.is_dir())
-
-
-def _options(folder: Path) -> list[str]:
-    return sorted(path.stem for path in folder.glob("*.yaml") if path.stem != INHERITED)
 
 
 def _is_of_its_parent(folder: Path) -> bool:

@@ -43,14 +43,23 @@ TOKENIZER_FILE = "tokenizer.model"
 """The tokenizer, in the folders of runs and exports and in the cache; a byte tokenizer has none."""
 
 
+INHERITED = "base"
+"""Option of a config group that the others inherit; it leaves out what each of them sets."""
+
+
+def options(group: str | Path) -> list[str]:
+    """Return the options of a config group that may be chosen; none if there is no such group."""
+    names = (path.stem for path in (CONF / group).glob("*.yaml"))
+    return sorted(name for name in names if name != INHERITED)
+
+
 def token_objectives() -> list[str]:
     """Return the choices of the group `tokens` without `none`; each is a choice of `objective` as well."""
-    names = sorted(path.stem for path in (CONF / "tokens").glob("*.yaml"))
-    return [name for name in names if name not in ("base", "none")]
+    return [name for name in options("tokens") if name != "none"]
 
 
 def objectives(folder: Path = CONF / "objective") -> list[str]:
     """Return the latent objectives without recipes and variants (`lewm_byte` is a variant of `lewm`)."""
     names = sorted(path.stem for path in folder.glob("*.yaml"))
-    known = [name for name in names if name not in ("base", "none", *token_objectives())]
+    known = [name for name in names if name not in (INHERITED, "none", *token_objectives())]
     return [n for n in known if not any(n.startswith(f"{other}_") for other in known)]

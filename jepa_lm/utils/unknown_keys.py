@@ -9,7 +9,7 @@ from typing import Any
 
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.kinds import Kind, entries_of, fits, part_of, shown, spell
-from jepa_lm.utils.paths import CONF
+from jepa_lm.utils.paths import CONF, options
 from jepa_lm.utils.quoting import shell
 from jepa_lm.utils.signatures import Signature, table
 
@@ -81,11 +81,11 @@ def _chosen(path: str, target: str) -> str:
     group = path.partition(".")[0]
     naming = re.compile(rf"_target_: *{re.escape(target)}\s")
     found = [
-        p.stem
-        for p in (CONF / group).glob("*.yaml")
-        if naming.search(p.read_text(encoding="utf-8"))
+        name
+        for name in options(group)
+        if naming.search((CONF / group / f"{name}.yaml").read_text(encoding="utf-8"))
     ]
-    return f" ({group}={'|'.join(sorted(found))})" if found else ""
+    return f" ({group}={'|'.join(found)})" if found else ""
 
 
 def no_part(key: str, value: Any, kind: Kind) -> UserError | None:
@@ -100,8 +100,7 @@ def no_part(key: str, value: Any, kind: Kind) -> UserError | None:
         return None
     group, said = key.replace(".", "/"), f"{key}={shown(value)}: expected {spell(kind)}"
     if (CONF / group).is_dir():
-        names = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
-        return UserError(f"{said}; choose {group}={'|'.join(names)}")
+        return UserError(f"{said}; choose {group}={'|'.join(options(group))}")
     makers = {_short(target).lower(): target for target in _makers(wanted)}
     near = difflib.get_close_matches(str(value).lower(), makers, n=1, cutoff=0.0)
     if not near:

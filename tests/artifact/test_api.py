@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 import subprocess
@@ -11,13 +12,17 @@ import hydra
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import OmegaConf
 
 import jepa_lm
-from jepa_lm import UserError
+from jepa_lm import UserError, api
 from jepa_lm.api import MANY
+from jepa_lm.data.tokenizers import ByteTokenizer
+from jepa_lm.evaluation.continuations import encode_pair
 from jepa_lm.generate import main as generate
 from jepa_lm.run import evaluate
+from jepa_lm.utils.going_on import recorded_overrides
 from jepa_lm.utils.paths import CONF, TOKENIZER_FILE
 from tests.conftest import SMALL
 
@@ -97,6 +102,37 @@ def test_train_returns_folder_summary_and_score(small_text, tmp_path):
     assert found.score == found.summary["val"]["bpb"]
     (run,) = jepa_lm.runs(tmp_path)
     assert (run.folder, run.bpb) == (found.folder, found.score)
+    assert recorded_overrides(run.folder) == words
+
+
+def test_a_run_from_python_records_how_it_was_composed(small_text, tmp_path):
+    """Its objective by name; its words only where they give the config that it was trained with."""
+    words = [*SMALL, f"data.path={small_text}", "trainer.max_steps=1", "objective=vicreg"]
+    cfg = jepa_lm.compose([*words, "paths.run_dir=elsewhere"])
+    cfg.paths.run_dir = str(tmp_path / "a")
+    cfg.seed = 5
+    before = HydraConfig.instance().cfg
+    jepa_lm.train(cfg)
+    (run,) = jepa_lm.runs(tmp_path)
+    assert (run.objective, run.summary["seed"]) == ("vicreg", 5)
+    assert recorded_overrides(run.folder) is None
+    assert HydraConfig.instance().cfg is before
+    assert "hydra" not in cfg
+    known = id(cfg)
+    assert known in api._COMPOSED
+    del cfg
+    gc.collect()
+    assert known not in api._COMPOSED
+
+
+def test_a_config_made_otherwise_is_trained_as_it_is(small_text, tmp_path):
+    words = [*SMALL, f"data.path={small_text}", "trainer.max_steps=1", "objective=vicreg"]
+    cfg = OmegaConf.create(
+        OmegaConf.to_container(jepa_lm.compose([*words, f"paths.run_dir={tmp_path / 'a'}"]))
+    )
+    jepa_lm.train(cfg)
+    (run,) = jepa_lm.runs(tmp_path)
+    assert run.objective == "LatentPrediction"
 
 
 def test_scores_are_those_of_eval(model, exported, trained, compose, tmp_path):
@@ -144,6 +180,69 @@ def test_a_continuation_is_repeatable_and_has_its_prompt(model, capsys):
     assert capsys.readouterr().out == f"{text}\n"
 
 
+def test_log_likelihoods_are_the_scores_of_full_windows(model, exported, compose, tmp_path):
+    """A text of one window has its score; a longer one that of `eval=sliding` where the last one overlaps."""
+    short, file = TEXT[:24], tmp_path / "text.txt"
+    file.write_text(TEXT)
+    settings = ("eval=sliding", f"eval.stride={model.seq_len}", "eval.baselines=false")
+    evaluate(compose("eval", f"artifact_path={exported.file}", f"data.path={file}", *settings))
+    slid = json.loads((tmp_path / "run" / "eval.json").read_text())
+    assert slid["tokens"] > 2 * model.seq_len
+    one, long = model.log_likelihoods([("", short), ("", TEXT)])
+    assert one.nats == pytest.approx(-model.nll(short).nats.sum(), rel=1e-6)
+    assert long.nats == pytest.approx(-slid["nll"] * slid["tokens"], rel=1e-6)
+
+
+def test_log_likelihoods_add_up_however_they_are_batched(model):
+    context, continuations = (
+        "It was a truth",
+        [" universally", " known.", " a", " of it, and of that"],
+    )
+    pairs = [("", context), *((context, text) for text in continuations)]
+    before, *found = model.log_likelihoods(pairs)
+    for text, after in zip(continuations, found, strict=True):
+        (whole,) = model.log_likelihoods([("", context + text)], rows=1)
+        assert before.nats + after.nats == pytest.approx(whole.nats, rel=1e-6)
+    # A space belongs to the word after it.
+    assert model.log_likelihoods([(f"{context} ", "universally")])[0] == pytest.approx(found[0])
+    # What is scored is after the end of a context that is longer than a window.
+    (far,) = model.log_likelihoods([(TEXT + context, " universally")])
+    (near,) = model.log_likelihoods([(TEXT[13:] + context, " universally")])
+    assert far.nats == pytest.approx(near.nats, rel=1e-6)
+
+
+def test_what_the_model_would_write_is_greedy(model):
+    written = model.continuation("It was", tokens=6, temperature=0)
+    assert model.generate("It was", tokens=6, temperature=0) == f"It was{written}"
+    own, other = model.log_likelihoods([("It was", written), ("It was", f"{written[:-1]}\u00df")])
+    assert (own.greedy, other.greedy) == (True, False)
+
+
+def test_a_continuation_ends_before_a_text(model):
+    whole = model.continuation("It was", tokens=40, seed=3)
+    end = whole[9:11]
+    assert (
+        model.continuation("It was", 40, seed=3, until=["never", end]) == whole[: whole.index(end)]
+    )
+
+
+@pytest.mark.parametrize("size", [256, 260])
+def test_a_pair_is_one_text_of_tokens(size):
+    tokenizer = ByteTokenizer(vocab_size=size)
+    for context, continuation in (("ab", "cd"), ("", "cd"), ("ab ", "cd"), (" ", "cd")):
+        ids, scored = encode_pair(tokenizer, context, continuation)
+        spaces = len(context) - len(context.rstrip())
+        assert (scored, len(ids)) == (spaces + 2, 1 + len(context) + 2)
+        assert tokenizer.decode(ids[1:]).decode() == context + continuation
+
+
+def test_a_token_that_spans_a_pair_is_scored(model):
+    tokenizer = model.tokenizer
+    assert len(tokenizer.encode(" the")) == 1
+    ids, scored = encode_pair(tokenizer, "of t", "he")
+    assert (ids[1:], scored) == (tokenizer.encode("of the").tolist(), 1)
+
+
 def test_a_file_alone_is_enough(exported, tmp_path, monkeypatch):
     """No data, no tokenizer beside it, no cache: as on the machine of a colleague."""
     alone = shutil.copy(exported.file, tmp_path / "colleague.br")
@@ -171,6 +270,7 @@ def test_a_run_holds_its_tokenizer(trained, monkeypatch):
         (lambda m, p: m.score(" \n"), "text: is empty or blank"),
         (lambda m, p: m.nll(""), "text: is empty or blank"),
         (lambda m, p: m.hidden("a b", 99), "tap=99: block 99 does not exist"),
+        (lambda m, p: m.log_likelihoods([("a", "")]), "continuation='': has no token"),
         (lambda m, p: m.generate(tokens=-1), "tokens=-1: 0 or more"),
         (lambda m, p: m.generate(temperature=float("nan")), "temperature=nan: 0 or more"),
     ],

@@ -206,6 +206,7 @@ def test_a_card_is_made_of_any_summary(exported, trained, tmp_path, summary):
         (".hydra/overrides.yaml", b"[" * 60_000, "cannot be read"),
         (".hydra/overrides.yaml", b"- a\n" * 60_000, "more than 65536 bytes"),
         (".hydra/overrides.yaml", b"a: b", "holds a dict"),
+        (".hydra/overrides.yaml", b"[1, 2]", "holds something other than words"),
         (".hydra/overrides.yaml", b"- !!python/object/apply:os.getpid []", "cannot be read"),
     ],
 )

@@ -14,6 +14,8 @@ import pytest
 
 import jepa_lm
 from jepa_lm.artifact import hub_repo
+from jepa_lm.artifact.container import from_file
+from jepa_lm.artifact.hub_form import to_share, without_paths
 from jepa_lm.artifact.hub_push import push
 from jepa_lm.artifact.hub_repo import model_repo, pull
 from jepa_lm.data import hub_files
@@ -52,6 +54,13 @@ def files(exported) -> dict[str, bytes]:
 
 
 @pytest.fixture
+def shared(exported) -> dict[str, bytes]:
+    """The form in which they are pushed."""
+    records = {there: exported.folder / local for there, local in SHARED.items()}
+    return to_share(exported.file, records)
+
+
+@pytest.fixture
 def hub(files: dict[str, bytes], monkeypatch: pytest.MonkeyPatch) -> Iterator[HubServer]:
     with HubServer(dict(files), repo_id=REPO, models=True) as server:
         monkeypatch.setenv("HF_ENDPOINT", server.url)
@@ -75,19 +84,93 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return lines[0]
 
 
-def test_a_push_is_one_commit_with_the_bytes_of_the_files(empty, files, exported, capsys):
+def test_a_push_is_one_commit_with_the_bytes_of_the_files(empty, shared, exported, capsys):
     assert main(["push", str(exported.folder), REPO]) == 0
     assert f"pushed to {empty.url}/{REPO} at {COMMIT}" in capsys.readouterr().out
-    assert empty.files == files
+    assert empty.files == shared
     assert len(empty.commits) == 1
-    assert empty.sent.keys() == {hashlib.sha256(exported.file.read_bytes()).hexdigest()}
+    assert empty.sent.keys() == {hashlib.sha256(shared[exported.file.name]).hexdigest()}
     assert empty.private is False
 
 
-def test_a_push_replaces_the_artifact_of_an_earlier_one(hub, files, exported, tmp_path):
+def test_nothing_that_is_pushed_holds_a_path_of_this_machine(
+    empty, exported, trained, small_text, tmp_path, monkeypatch
+):
+    """Neither of the run, the export, the text, nor in the command of the card; the model is the same."""
+    folder, home = tmp_path / "export", small_text.parent  # the text is in the user's home
+    monkeypatch.setenv("HOME", str(home))
+    shutil.copytree(exported.folder, folder)
+    card = folder / "model_card.md"
+    command = f"    train.py paths.cache=/scratch/me/cache data.path={small_text} https://a.b/c/d\n"
+    card.write_text(f"{card.read_text()}{command}")
+    push(str(folder), "push", REPO)
+    pulled = pull(model_repo("repo", REPO), tmp_path / "pulled")
+    sent = {**empty.files, "inside the artifact": b"".join(from_file(pulled))}
+    for name, content in sent.items():
+        for place in (home, trained.folder, exported.folder, tmp_path.parent, "/scratch"):
+            assert str(place).encode() not in content, (name, place)
+    assert (
+        empty.files["README.md"]
+        .decode()
+        .endswith("    train.py paths.cache=cache data.path=emma.txt https://a.b/c/d\n")
+    )
+    account, before = json.loads(empty.files["export.json"]), exported.account
+    assert (account["artifact"], account["source"]) == (exported.file.name, "last.ckpt")
+    changed = {"artifact", "artifact_sha256", "source", "bytes", "total", "headroom"}
+    assert {key for key in account if account[key] != before[key]} <= changed
+    # Every record states the file that was sent.
+    assert (
+        account["bytes"]
+        == len(pulled.read_bytes())
+        == before["bytes"] - before["total"] + account["total"]
+    )
+    said = json.loads(empty.files["submission.json"])
+    digest = hashlib.sha256(pulled.read_bytes()).hexdigest()
+    assert said["artifact_sha256"] == account["artifact_sha256"] == digest
+    assert (said["bytes_model"], said["bytes_total"]) == (account["bytes"], account["total"])
+    for stated in (digest, f"| {account['bytes']:,} |", f"| total | {account['total']:,} |"):
+        assert stated in empty.files["README.md"].decode()
+    ours, theirs = (jepa_lm.load(path, device="cpu") for path in (exported.file, pulled))
+    assert ours.score("It was.") == theirs.score("It was.")
+    assert {p.name for p in folder.iterdir()} == {p.name for p in exported.folder.iterdir()}
+    assert (folder / exported.file.name).read_bytes() == exported.file.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("/home/me/a.txt", "a.txt"),
+        ("data.path=/b, 'data.val_path=/c/d'", "data.path=b, 'data.val_path=d'"),
+        ("[/a/b,~/c,~you/d/e]", "[b,c,e]"),
+        ("file:///a/b", "b"),
+        (r"C:\\Users\\me\\a.txt or C:/b/c", "a.txt or c"),
+        ("https://example.org/a/b", "https://example.org/a/b"),
+        ("logs/train/x and/or 3 / 4, 1/2, ../a, ./b, 16,000,000 bytes/s", None),
+    ],
+)
+def test_what_is_a_path(text, expected):
+    assert without_paths(text) == (text if expected is None else expected)
+
+
+def test_a_home_with_a_space_in_its_name_is_cut_whole(monkeypatch):
+    monkeypatch.setenv("HOME", "/Users/Jane Doe")
+    assert without_paths("data.path='/Users/Jane Doe/my text/a.txt'") == "data.path='my text/a.txt'"
+
+
+def test_an_artifact_without_paths_is_sent_as_it_is(exported, tmp_path):
+    """What a second push of a pulled export sends is the same."""
+    shutil.copytree(exported.folder, tmp_path / "a")
+    records = {there: tmp_path / "a" / local for there, local in SHARED.items()}
+    once = to_share(tmp_path / "a" / exported.file.name, records)
+    for there, path in {exported.file.name: tmp_path / "a" / exported.file.name, **records}.items():
+        path.write_bytes(once[there])
+    assert to_share(tmp_path / "a" / exported.file.name, records) == once
+
+
+def test_a_push_replaces_the_artifact_of_an_earlier_one(hub, shared, exported, tmp_path):
     hub.files |= {"artifact.old": b"x", "tokenizer.model": b"x", "notes.txt": b"kept"}
     push(str(exported.file), "push", REPO)
-    assert hub.files == {**files, "notes.txt": b"kept"}
+    assert hub.files == {**shared, "notes.txt": b"kept"}
     shutil.copytree(exported.folder, tmp_path / "export")
     (tmp_path / "export" / "tokenizer.model").write_bytes(b"beside")
     push("export", "push", REPO)
@@ -103,16 +186,16 @@ def test_private_is_not_promised_of_a_public_repo(empty, exported, capsys):
     assert empty.commits == []
 
 
-def test_a_push_to_a_repo_that_is_empty_or_not_yet_there(hub, files, exported):
+def test_a_push_to_a_repo_that_is_empty_or_not_yet_there(hub, shared, exported):
     hub.files.clear()
     push(str(exported.folder), "push", REPO)
-    assert hub.files == files
+    assert hub.files == shared
     assert hub.created == []
     hub.files.clear()
     hub.private = None
     hub.statuses[f"/api/models/{REPO}/tree/main"] = [401]  # as the hub answers without a token
     push(str(exported.folder), "push", REPO)
-    assert hub.files == files
+    assert hub.files == shared
     assert len(hub.created) == 1
 
 
@@ -306,8 +389,8 @@ def test_a_kill_between_the_files_is_mended(hub, exported, tmp_path, monkeypatch
 
 def test_export_pushes_what_it_wrote(empty, exporting):
     account = exporting(*QUICK)
-    assert empty.files["artifact.zlib"] == (exporting.folder / "artifact.zlib").read_bytes()
-    assert json.loads(empty.files["export.json"]) == account
+    assert empty.files["artifact.zlib"]
+    assert json.loads(empty.files["export.json"])["weights_sha256"] == account["weights_sha256"]
     empty.statuses[f"/api/models/{REPO}/commit/main"] = [401]
     with pytest.raises(UserError, match=f"push={REPO}: no token") as caught:
         exporting(*QUICK)

@@ -93,13 +93,39 @@ def test_every_parameter_has_a_prior_and_draws_have_its_shape(small):
 def test_describe_announces_the_account(small):
     task = LanguageModelTask(resolve(small("quantization=int4")))
     found = artifact(task)
-    assert found["bytes"] == min(found["compressors"].values())
+    predicted = predict(task.model, task.formats, list(found["compressors"]))
+    assert found["bytes"] == predicted["bytes"] + (found["tokenizer_bytes"] or 0)
     assert found["total"] == found["bytes"] + found["code_bytes"]
     assert found["headroom"] == 16_000_000 - found["total"]
     assert found["formats"].keys() == {"int4", "float16"}
     shipped = sum(p.numel() for p in task.model.parameters())
     assert sum(entry["values"] for entry in found["formats"].values()) == shipped
     json.dumps(found)
+
+
+def test_a_tokenizer_inside_is_counted_where_it_is_at_hand(
+    exported, trained, small, small_text, tmp_path
+):
+    def said(*overrides: str) -> tuple[str, int | None]:
+        task = LanguageModelTask(resolve(small("quantization=int4", *overrides)))
+        found, weights = artifact(task), predict(task.model, task.formats, ["brotli"])["bytes"]
+        assert found["compressors"]["brotli"] - weights == (found["tokenizer_bytes"] or 0)
+        return found["tokenizer"], found["tokenizer_bytes"]
+
+    inside = exported.account["tokenizer_bytes"]
+    assert inside > 1000
+    assert said() == ("inside", inside)  # prepared for the shared run
+    given = f"data.tokenizer.model={trained.folder / 'tokenizer.model'}"
+    (tmp_path / "new").mkdir()
+    elsewhere = f"paths.cache={tmp_path / 'new'}"
+    assert said(given, elsewhere) == ("inside", inside)
+    place, unknown = said(elsewhere)
+    assert place.startswith("inside, not counted: ")
+    assert unknown is None
+    assert list((tmp_path / "new").iterdir()) == []
+    assert said("data=byte260", "data.path=null", "data.tokenizer.vocab_size=260") == ("inside", 0)
+    shards = ("data=fineweb_sp1024", "data.path=null", elsewhere)
+    assert said(*shards) == ("beside", 0)
 
 
 def test_fewer_bits_are_announced_as_fewer_bytes(small):

@@ -92,6 +92,7 @@ def test_it_listens_on_this_machine_only(server):
     ("path", "kind"),
     [
         ("/", "text/html; charset=utf-8"),
+        ("/chart.js", "text/javascript; charset=utf-8"),
         ("/page.js", "text/javascript; charset=utf-8"),
         ("/page.css", "text/css; charset=utf-8"),
         ("/report.css", "text/css; charset=utf-8"),
@@ -243,7 +244,7 @@ def test_names_are_data_and_never_markup(ask):
     assert ask(f"/files/{row['run']}/summary.json").status == 200
     page = ask("/").body
     assert b"alert" not in page
-    source = (Path(module.__file__).parent / "page.js").read_text()
+    source = "".join(path.read_text() for path in Path(module.__file__).parent.glob("*.js"))
     for markup in (
         "innerHTML",
         "outerHTML",

@@ -8,6 +8,7 @@ import numpy as np
 from scipy import stats
 
 from jepa_lm.study.curves import Metric, difference, over_seeds, score_metric
+from jepa_lm.study.measure import Measure
 from jepa_lm.study.runs import Run
 from tests.study.sweeps import write_run
 
@@ -18,7 +19,7 @@ def runs_of(folder: Path, scores: dict[str, float], **more) -> dict[str, Run]:
 
 def test_a_curve_is_the_mean_between_the_lowest_and_the_highest_seed(tmp_path):
     runs = runs_of(tmp_path, {"1": 1.7, "2": 1.8, "3": 1.6}, every=10)
-    metric = score_metric(list(runs.values()))
+    metric = score_metric(list(runs.values()), Measure())
     assert (metric.column, metric.window) == ("train/bpb", 2)
     curve = over_seeds(runs, metric)
     values = np.array([[v for _, v in run.series("train/bpb")] for run in runs.values()])
@@ -45,12 +46,12 @@ def test_differences_are_taken_seed_by_seed(tmp_path):
 
 def test_scores_on_the_way_are_those_of_validation_where_there_are_some(tmp_path):
     runs = runs_of(tmp_path, {"1": 1.7, "2": 1.8})
-    assert score_metric(list(runs.values())).column == "train/bpb"
+    assert score_metric(list(runs.values()), Measure()).column == "train/bpb"
     for run in runs.values():
         lines = ["step,val/bpb", "99,2.0", "199,1.9", "299,1.8", "399,1.7"]
         (run.folder / "metrics.csv").write_text("\n".join(lines) + "\n")
     again = {seed: Run(run.folder) for seed, run in runs.items()}
-    metric = score_metric(list(again.values()))
+    metric = score_metric(list(again.values()), Measure())
     assert (metric.column, metric.window) == ("val/bpb", 1)
     assert over_seeds(again, metric).steps == (99, 199, 299, 399)
 

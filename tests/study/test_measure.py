@@ -1,0 +1,135 @@
+"""What a verdict is about: the score at the budget or the minimum within it, in bits per byte or nats."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+
+import pytest
+
+from jepa_lm.study import report
+from jepa_lm.study.measure import Measure
+from jepa_lm.study.results import collect
+from jepa_lm.study.runs import Run
+from tests.study.conftest import WITHOUT_OTHERS
+from tests.study.sweeps import NATS, paired, study
+
+ROLES = {"treatment": {"weight_0": "control"}}
+
+
+def validate(folder, dips: dict[str, float], steps=(99, 199, 299)) -> None:
+    """Give every run validations on the way, the lowest of them below the final score by its arm's dip."""
+    for name, seeds in json.loads((folder / "study.json").read_text())["group_runs"].items():
+        for below in seeds:
+            path = folder / below / "metrics.csv"
+            with open(path, newline="") as file:
+                rows = list(csv.DictReader(file))
+            final = json.loads((folder / below / "summary.json").read_text())["val"]
+            more = [{"step": s, "val/bpb": final["bpb"] + 0.2} for s in steps]
+            more[1]["val/bpb"] = final["bpb"] - dips[name]
+            for row in (*more, rows[-1]):
+                bpb = float(row["val/bpb"])
+                row["val/nll"] = bpb * NATS
+            columns = [*rows[0], "val/nll"]
+            with open(path, "w", newline="") as file:
+                writer = csv.DictWriter(file, columns)
+                writer.writeheader()
+                writer.writerows([*rows[:-1], *more, rows[-1]])
+
+
+def made(folder, dips: dict[str, float], **about):
+    """A study whose treatment is better at the end by 0.02, and arms whose minimum is lower by a dip."""
+    study(folder, paired(1.7, -0.02), against=ROLES, **about)
+    plan = json.loads((folder / "study.json").read_text())
+    plan["group_runs"] = {g["name"]: list(g["runs"].values()) for g in plan["groups"]}
+    (folder / "study.json").write_text(json.dumps(plan))
+    validate(folder, dips)
+    return collect(folder)
+
+
+def test_a_better_brake_gains_at_the_budget_and_not_at_the_minimum(tmp_path):
+    """The control overfits by 0.02 and the treatment does not; their minima are the same."""
+    dips = {"control": 0.02, "treatment": 0.0}
+    at_budget = made(tmp_path / "a", dips)
+    assert at_budget.treatments[0].word == "better, no placebo"
+    at_minimum = made(tmp_path / "b", dips, estimand="minimum")
+    (treatment,) = at_minimum.treatments
+    assert treatment.word == "equivalent"
+    assert abs(treatment.main.effect.mean) < 0.002
+    assert "smallest of all validations within the budget" in at_minimum.measure.says
+    for results in (at_budget, at_minimum):
+        report._write(results)
+        text = (results.folder / "report.md").read_text()
+        after = text.partition("At the budget, and at the minimum within it")[2].splitlines()
+        _, row, *_ = (line for line in after if line.startswith("| treatment | control"))
+        cells = [cell.strip() for cell in row.strip("|").split("|")]
+        assert float(cells[2].replace("\\", "")) == pytest.approx(-0.02, abs=0.002)
+        assert abs(float(cells[4].replace("\\", ""))) < 0.002
+
+
+def test_a_gain_at_the_minimum_is_one_however_the_runs_end(tmp_path):
+    results = made(tmp_path, {"control": 0.0, "treatment": 0.04}, estimand="minimum")
+    (treatment,) = results.treatments
+    assert treatment.main.effect.mean == pytest.approx(-0.06, abs=0.002)
+    assert treatment.main.effect.mean_nats == pytest.approx(-0.06 * NATS, abs=0.005)
+
+
+def test_minima_over_other_steps_are_not_compared(tmp_path):
+    made(tmp_path, {"control": 0.0, "treatment": 0.0}, estimand="minimum")
+    run = collect(tmp_path).arms["treatment"].group.runs["1"]
+    path = tmp_path / run / "metrics.csv"
+    with open(path, "a") as file:
+        last = path.read_text().splitlines()[-1].split(",")
+        last[path.read_text().splitlines()[0].split(",").index("step")] = "349"
+        file.write(",".join(last) + "\n")
+    (treatment,) = collect(tmp_path).treatments
+    assert report.word_of(treatment) == "not comparable"
+    assert "steps of the validations" in treatment.apart[0]
+
+
+def test_without_bytes_verdicts_are_in_nats(tmp_path):
+    study(tmp_path, paired(1.7, -0.02), against=ROLES)
+    for path in tmp_path.glob("*/summary.json"):
+        found = json.loads(path.read_text())
+        found["val"] |= {"bpb": None, "bytes": 0, "floor": 1.0}
+        path.write_text(json.dumps(found))
+    results = collect(tmp_path)
+    assert results.measure == Measure("val/nll")
+    (treatment,) = results.treatments
+    assert treatment.main.effect.mean == pytest.approx(-0.02 * NATS, abs=0.005)
+    assert "nats" in treatment.sentence
+    report._write(results)
+    text = (tmp_path / "report.md").read_text()
+    assert "mean difference, nats" in text
+    assert "mean difference, BPB" not in text
+    assert "nats of every run" in text
+
+
+def test_a_metric_that_is_named_is_kept(tmp_path):
+    study(tmp_path, paired(1.7, -0.02), against=ROLES, metric="val/nll")
+    assert collect(tmp_path).treatments[0].main.effect.unit == "nats"
+
+
+def test_a_run_without_the_metric_has_no_score(tmp_path):
+    study(tmp_path, paired(1.7, 0.0), against=ROLES)
+    run = next(tmp_path.glob("*/summary.json")).parent
+    assert Measure("val/bpb", "minimum").of(Run(run)) == pytest.approx(Run(run).bpb)
+    found = json.loads((run / "summary.json").read_text())
+    found["val"] = None
+    (run / "summary.json").write_text(json.dumps(found))
+    assert Measure("val/bpb", "minimum").of(Run(run)) is None
+    assert math.isfinite(NATS)
+
+
+def test_the_plan_keeps_what_the_study_is_about(plan):
+    words = ("study=ablation", "objective=patch", "seed=1,2,3", *WITHOUT_OTHERS)
+    done = plan(*words, "study.metric=val/nll", "study.estimand=minimum")
+    assert (done.plan.metric, done.plan.estimand) == ("val/nll", "minimum")
+    wrong = plan(*words, "study.metric=val/accuracy", folder=done.folder / "b")
+    assert wrong.code == 2
+    assert "study.metric=val/accuracy" in wrong.error
+    assert "val/bpb" in wrong.error
+    wrong = plan(*words, "study.estimand=best", folder=done.folder / "c")
+    assert wrong.code == 2
+    assert "study.estimand=best" in wrong.error
