@@ -26,7 +26,7 @@ OF_HYDRA = [
     ("lr=0.01", "lr:", "optimizer.groups.matrices.lr, optimizer.groups.embeddings.lr"),
     ("optimizer.lr=0.01", "optimizer.lr:", "optimizer.groups.matrices.lr"),
     ("model.layers=8", "model.layers", "did you mean model.backbone.layers?"),
-    ("weight=0.1", "weight", "did you mean jepa.weight?"),
+    ("weight=0.1", "weight", "did you mean jepa.weight, tokens.weight?"),
     ("model=mamba2 model.backbone.rope_dims=8", "rope_dims", "Transformer (model=transformer)"),
     ("model.norm_eps.x=1", "model.norm_eps.x", "model.norm_eps"),
     ("model.kernel=triton", "model.kernel", "+model.kernel=... adds it"),
@@ -65,7 +65,7 @@ OF_HYDRA = [
 """Mistakes that Hydra refuses: an override, what the line names, and the remedy."""
 OF_OURS = [
     ("+trainer.max_stepz=3", "trainer.max_stepz", "did you mean trainer.max_steps?"),
-    ("+jepa.wieght=0.1", "jepa.wieght", "did you mean jepa.weight?"),
+    ("+jepa.wieght=0.1", "jepa.wieght", "did you mean jepa.weight, tokens.weight?"),
     ("+sampling.temprature=1", "sampling.temprature", "did you mean sampling.temperature?"),
     ("+foo=1", "foo", "no such setting"),
     ("+optimizer.groups.matrices.lrr=3", "optimizer.groups.matrices.lrr", "muon has no such"),
