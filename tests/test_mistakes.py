@@ -65,7 +65,7 @@ OF_HYDRA = [
 """Mistakes that Hydra refuses: an override, what the line names, and the remedy."""
 OF_OURS = [
     ("+trainer.max_stepz=3", "trainer.max_stepz", "did you mean trainer.max_steps?"),
-    ("+jepa.wieght=0.1", "jepa.wieght", "did you mean jepa.weight, tokens.weight?"),
+    ("+jepa.wieght=0.1", "jepa.wieght", "did you mean jepa.weight?"),
     ("+sampling.temprature=1", "sampling.temprature", "did you mean sampling.temperature?"),
     ("+foo=1", "foo", "no such setting"),
     ("+optimizer.groups.matrices.lrr=3", "optimizer.groups.matrices.lrr", "muon has no such"),
