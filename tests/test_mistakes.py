@@ -26,7 +26,7 @@ OF_HYDRA = [
     ("lr=0.01", "lr:", "optimizer.groups.matrices.lr, optimizer.groups.embeddings.lr"),
     ("optimizer.lr=0.01", "optimizer.lr:", "optimizer.groups.matrices.lr"),
     ("model.layers=8", "model.layers", "did you mean model.backbone.layers?"),
-    ("weight=0.1", "weight", "did you mean jepa.weight?"),
+    ("weight=0.1", "weight", "did you mean jepa.weight, tokens.weight?"),
     ("model=mamba2 model.backbone.rope_dims=8", "rope_dims", "Transformer (model=transformer)"),
     ("model.norm_eps.x=1", "model.norm_eps.x", "model.norm_eps"),
     ("model.kernel=triton", "model.kernel", "+model.kernel=... adds it"),

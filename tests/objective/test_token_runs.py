@@ -45,6 +45,7 @@ def test_a_run_with_both_kinds_of_loss_logs_and_measures_both(small, tmp_path):
     assert total == pytest.approx(ce + 0.1 * latent + 0.4 * token, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_a_run_that_is_not_measured_is_the_same(small, tmp_path):
     for name, every in (("often", 1), ("never", 1000)):
         words = ("objective=mtp_parallel", f"tokens.diagnostics_every={every}")
