@@ -11,7 +11,7 @@ from tests.conftest import REPO
 
 ROW = re.compile(r"^\| `(\S+\.py)` \| (.+?) \| (\d+) \|$", re.MULTILINE)
 ROWS = ROW.findall((REPO / "README.md").read_text(encoding="utf-8"))
-LONGEST = 3000
+LONGEST = 3150
 OFF = 0.1
 """Share by which a count may be off before it has to be written anew."""
 

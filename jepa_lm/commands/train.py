@@ -11,6 +11,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 from omegaconf import DictConfig
+from torch._dynamo.exc import TorchDynamoException
 
 from jepa_lm.artifact.teacher import opener
 from jepa_lm.commands.describe import describe
@@ -42,6 +43,7 @@ from jepa_lm.utils.errors import in_words, warn
 from jepa_lm.utils.files import write_json
 from jepa_lm.utils.going_on import OVERRIDES
 from jepa_lm.utils.memory import PeakMemory
+from jepa_lm.utils.output import tell
 from jepa_lm.utils.paths import CONFIG_FILE, SUMMARY_FILE, TOKENIZER_FILE
 from jepa_lm.utils.precision import resolve_precision
 from jepa_lm.utils.provenance import config_hash, git_state, source_hash
@@ -155,6 +157,14 @@ def _fit(trainer: pl.Trainer, task: LanguageModelTask, data: TokenDataModule) ->
             trainer.validate(task, datamodule=data, verbose=False)
     except SystemExit as exit:  # Lightning raises it after a second Ctrl-C
         raise KeyboardInterrupt from exit
+    except TorchDynamoException as error:
+        # A signal to the whole process group ends the compiler's own processes, too.
+        if (signum := task.stop.asked_signum) is None:
+            raise
+        tell(
+            "the compiler was stopped as well, so the step is lost; ckpt_path=auto resumes the run"
+        )
+        raise Stopped(signum) from error
     saver = next(c for c in trainer.checkpoint_callbacks if isinstance(c, SaveCheckpoints))
     saver.save(trainer, task)  # again: the validation may have chosen what ships
 

@@ -12,6 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from jepa_lm.data.stream import Batch
+from jepa_lm.model import LanguageModel
 from jepa_lm.objective.predictors import Predictor
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.kinds import Count, NotNegative, checked
@@ -55,6 +57,23 @@ class Alignment(nn.Module):
 
     def check(self, latents: int) -> None:
         """Raise UserError if rows with this many latents are too short."""
+
+    def given(
+        self,
+        model: LanguageModel,
+        batch: Batch,
+        masked: Tensor | None,
+        document_start: int | None,
+        reach: int | None,
+    ) -> Given:
+        """Return what `forward` may read beside the latents of a batch."""
+        inputs, tokens = batch["inputs"], None
+        if self.needs_tokens:
+            trained = reach is None  # the table lies below every block
+            with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
+                tokens = model.embedding(inputs)
+        starts = None if document_start is None else inputs == document_start
+        return Given(masked, tokens, starts, batch.get("answers"))
 
     def forward(
         self, predictor: Predictor | None, context: Tensor, target: Tensor, given: Given

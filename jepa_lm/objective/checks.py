@@ -13,11 +13,12 @@ from typing import Any
 import torch
 
 from jepa_lm.model import LanguageModel
+from jepa_lm.objective.batch_target import BatchTarget
 from jepa_lm.objective.latent_prediction import LatentPrediction
 from jepa_lm.objective.regularizers import PLACES, Regularizer
 from jepa_lm.objective.step_context import StepContext
 from jepa_lm.objective.taps import INJECTOR
-from jepa_lm.objective.targets import BatchTarget, EmbeddingTable
+from jepa_lm.objective.targets import EmbeddingTable
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.utils.errors import UserError
 

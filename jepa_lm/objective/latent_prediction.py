@@ -15,7 +15,7 @@ Legend: B batch, N latents of a row, D latent width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Literal
 
@@ -25,15 +25,15 @@ from torch import Tensor, nn
 from jepa_lm.data.stream import Batch
 from jepa_lm.model import Encoded, LanguageModel
 from jepa_lm.model.unet import UNet
-from jepa_lm.objective.alignment import Alignment, Given
+from jepa_lm.objective.alignment import Alignment
 from jepa_lm.objective.context import Context
 from jepa_lm.objective.diagnostics import MonitorSettings
 from jepa_lm.objective.distances import Sum
-from jepa_lm.objective.latents import Latents
+from jepa_lm.objective.latents import PARTS, Latents
 from jepa_lm.objective.normalisations import Normalisation
 from jepa_lm.objective.passes import MainPass, kept_block, limit_reach
 from jepa_lm.objective.placebo import PLACEBO, of_another_row, other_rows
-from jepa_lm.objective.predictors import Predictor
+from jepa_lm.objective.predictors import Predictor, once
 from jepa_lm.objective.regularizers import Regularizer
 from jepa_lm.objective.step_context import Draws, StepContext
 from jepa_lm.objective.targets import Target
@@ -47,8 +47,6 @@ from jepa_lm.utils.precision import full_precision
 
 GUARDS = "regularizers."
 """Regularizers' draws are found under their names after this."""
-PARTS = "prediction_"
-"""Parts of a sum of distances are logged under their names after this."""
 
 
 class LatentPrediction(nn.Module):
@@ -263,13 +261,13 @@ class LatentPrediction(nn.Module):
         encoded = limit_reach(model, main, self.main_needs(model)[0], self.reach)
         read = MainPass(batch, encoded, step_context, self.reach)
         context, masked = self.context(model, read)
-        project = None if self.projector is None else _once(self.projector)
+        project = None if self.projector is None else once(self.projector)
         if project is not None:
             context = project(context)
         target = self.target(model, read, project)
         if self.placebo:
             target = of_another_row(target, step_context.at(PLACEBO))
-        given = self._given(model, batch, masked)
+        given = self.alignment.given(model, batch, masked, self.document_start, self.reach)
         pairs = [
             p._replace(
                 prediction=p.prediction.float(), target=p.target.float(), context=p.context.float()
@@ -285,17 +283,6 @@ class LatentPrediction(nn.Module):
             )
         return Latents(pairs, normed, context.float(), model, self.target.source(model))
 
-    def _given(self, model: LanguageModel, batch: Batch, masked: Tensor | None) -> Given:
-        """Return what the alignment may read beside the latents."""
-        inputs, tokens, starts = batch["inputs"], None, None
-        if self.alignment.needs_tokens:
-            trained = self.reach is None  # the table lies below every block
-            with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
-                tokens = model.embedding(inputs)
-        if self.document_start is not None:
-            starts = inputs == self.document_start
-        return Given(masked, tokens, starts, batch.get("answers"))
-
     def components(
         self, latents: Latents, step_context: StepContext, *, all_of_them: bool = False
     ) -> dict[str, Tensor]:
@@ -304,26 +291,10 @@ class LatentPrediction(nn.Module):
         found: dict[str, Tensor] = {}
         with full_precision(latents.context.device):
             if self.prediction_weight or all_of_them:
-                found |= self._prediction(latents, step_context)
+                found |= latents.distances(self.distance, step_context)
             for name, part in self._regularizing(all_of_them=all_of_them):
                 found[name] = part(latents.at(part.tensor), step_context.at(GUARDS + name))
         return found
-
-    def _prediction(self, latents: Latents, step_context: StepContext) -> dict[str, Tensor]:
-        """Return the `prediction` loss, and what a sum of distances consists of, detached."""
-        losses: list[Tensor] = []
-        parts: dict[str, list[Tensor]] = {}
-        for pair, (prediction, target) in zip(latents.pairs, latents.normed, strict=True):
-            given = (prediction, target, latents.comparison(pair, step_context))
-            if isinstance(self.distance, Sum):
-                own = self.distance.parts(*given)
-                losses.append(pair.weight * self.distance.of(own))
-                for name, part in own.items():
-                    parts.setdefault(PARTS + name, []).append(pair.weight * part.detach())
-            else:
-                losses.append(pair.weight * self.distance(*given))
-        summed = {name: torch.stack(shares).sum() for name, shares in parts.items()}
-        return {"prediction": torch.stack(losses).sum(), **summed}
 
     def total(self, components: Mapping[str, Tensor], clock: ProgressClock) -> Tensor:
         """Return the weighted sum of the components."""
@@ -354,15 +325,3 @@ class LatentPrediction(nn.Module):
         """Update the copies that follow the model. Called once after each optimizer step."""
         if self.weight:
             self.target.after_step(model, self.projector, clock)
-
-
-def _once(project: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
-    """Wrap a projector so that it projects a tensor once: context and target may be one tensor (#903)."""
-    seen: list[Tensor] = []
-
-    def call(x: Tensor) -> Tensor:
-        if not seen or seen[0] is not x:
-            seen[:] = x, project(x)
-        return seen[1]
-
-    return call

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from jepa_lm.model import LanguageModel
 from jepa_lm.objective.alignment import Pair
-from jepa_lm.objective.distances import Comparison
+from jepa_lm.objective.distances import Comparison, Sum
 from jepa_lm.objective.step_context import StepContext
+
+PARTS = "prediction_"
+"""Parts of a sum of distances are logged under their names after this."""
 
 
 @dataclass
@@ -38,7 +41,7 @@ class Latents:
             parts = [p.target if place == "target" else p.prediction for p in self.pairs]
         return parts[0] if len(parts) == 1 else torch.cat(parts, dim=1)
 
-    def comparison(self, pair: Pair, step_context: StepContext) -> Comparison:
+    def _comparison(self, pair: Pair, step_context: StepContext) -> Comparison:
         """Return what the distance of a pair may read beside it."""
         return Comparison(
             model=self.model,
@@ -48,3 +51,19 @@ class Latents:
             rows=pair.rows,
             answers=pair.answers,
         )
+
+    def distances(self, distance: nn.Module, step_context: StepContext) -> dict[str, Tensor]:
+        """Return the `prediction` loss, and the parts of a sum of distances, detached."""
+        losses: list[Tensor] = []
+        parts: dict[str, list[Tensor]] = {}
+        for pair, (prediction, target) in zip(self.pairs, self.normed, strict=True):
+            given = (prediction, target, self._comparison(pair, step_context))
+            if not isinstance(distance, Sum):
+                losses.append(pair.weight * distance(*given))
+                continue
+            own = distance.parts(*given)
+            losses.append(pair.weight * distance.of(own))
+            for name, part in own.items():
+                parts.setdefault(PARTS + name, []).append(pair.weight * part.detach())
+        summed = {name: torch.stack(shares).sum() for name, shares in parts.items()}
+        return {"prediction": torch.stack(losses).sum(), **summed}

@@ -234,6 +234,18 @@ class CausalAttention(Predictor):
         return self.mlp(x + self.attention(rms_norm(x)))
 
 
+def once(project: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Wrap a projector so that it projects a tensor once: context and target may be one tensor (#903)."""
+    seen: list[Tensor] = []
+
+    def call(x: Tensor) -> Tensor:
+        if not seen or seen[0] is not x:
+            seen[:] = x, project(x)
+        return seen[1]
+
+    return call
+
+
 def _start(linear: nn.Linear, how: str) -> None:
     with torch.no_grad():
         if how == "orthogonal":

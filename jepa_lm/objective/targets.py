@@ -25,7 +25,7 @@ from jepa_lm.objective.views import View
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.schedules.factors import Schedule
 from jepa_lm.utils.errors import UserError
-from jepa_lm.utils.kinds import Count, checked
+from jepa_lm.utils.kinds import checked
 
 
 class Target(nn.Module):
@@ -185,49 +185,6 @@ class EmbeddingTable(Target):
         trained = not self.stop_gradient and main.reach is None  # the table lies below every block
         with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
             return model.embedding(main.inputs)
-
-
-class BatchTarget(Target):
-    """Target from the data: what a generator knows beyond the tokens, such as the law of its hidden state.
-
-    Args:
-        field: of the batch, [B, T, dim]. dim: its width.
-    """
-
-    @checked
-    def __init__(
-        self,
-        *,
-        field: str,
-        dim: Count,
-        pooling: Pooling | None = None,
-        normalisation: Normalisation | None = None,
-    ) -> None:
-        super().__init__(pooling=pooling, normalisation=normalisation, project=False)
-        self.field, self.dim = field, dim
-
-    @property
-    def batch_fields(self) -> dict[str, int]:
-        return {self.field: self.dim}
-
-    def check_data(self, tokenizer: str, fields: Mapping[str, int]) -> None:
-        if self.field not in fields:
-            known = ", ".join(fields) or "none beside its tokens"
-            raise UserError(
-                f"jepa.target.field={self.field}: these data have no such field (they have {known}); "
-                "data=hmm has latents"
-            )
-        if fields[self.field] != self.dim:
-            raise UserError(
-                f"jepa.target.dim={self.dim}: the {self.field} of these data have width "
-                f"{fields[self.field]}; set jepa.target.dim={fields[self.field]}"
-            )
-
-    def width(self, model: LanguageModel) -> int:
-        return self.dim
-
-    def hidden(self, model: LanguageModel, main: MainPass) -> Tensor:
-        return main.batch[self.field]
 
 
 class EMA(Target):

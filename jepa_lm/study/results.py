@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from urllib.parse import quote
@@ -48,7 +48,7 @@ class ArmResult:
     group: Group
     runs: Mapping[str, Run]
     """By seed."""
-    measure: Measure = Measure()
+    measure: Measure = field(default_factory=Measure)
 
     @property
     def name(self) -> str:

@@ -54,6 +54,11 @@ class StopRequest:
         return int(getattr(signal, NAMES[self.agreed - 1])) if self.agreed else None
 
     @property
+    def asked_signum(self) -> int | None:
+        """Number of the signal that this process has got, or None."""
+        return int(getattr(signal, NAMES[self.asked - 1])) if self.asked else None
+
+    @property
     def hurried(self) -> bool:
         """True if a kill will follow, so that there is no time for a validation."""
         return self.agreed > 1

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch._dynamo.utils import counters
 
+from jepa_lm.artifact.teacher import opener
 from jepa_lm.commands import train as training
 from jepa_lm.objective import LatentPrediction, StepContext
 from jepa_lm.optim.muon_adamw import MuonAdamW
@@ -20,6 +21,7 @@ from jepa_lm.training.auxiliary import drawn
 from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.utils import compiling
 from jepa_lm.utils.config import resolve
+from jepa_lm.utils.trusted import Trust
 from tests.objective.conftest import noise
 from tests.runs import metrics
 
@@ -30,6 +32,8 @@ ALL = (
     "lewm",
     "chunk",
     "llm_jepa",
+    "nextlat",
+    "distil_law",
     pytest.param("recipes/pr1116", marks=pytest.mark.slow),
     *(
         pytest.param(name, marks=pytest.mark.slow)
@@ -71,7 +75,8 @@ def test_the_compiled_loss_is_the_loss_and_is_compiled_once(small, name):
     clock = ProgressClock(max_steps=100, max_time=None)
     latent, _, tokens = name.partition(",")
     chosen = (f"objective={latent}", *([f"tokens={tokens}"] if tokens else ()))
-    task = LanguageModelTask(resolve(small(*chosen, f"data.seq_len={T}")), clock)
+    config = resolve(small(*chosen, f"data.seq_len={T}"))
+    task = LanguageModelTask(config, clock, opener(Trust()))
     noise(task)
     torch._dynamo.reset()
     counters.clear()

@@ -11,6 +11,7 @@ import sys
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
+from torch._inductor.exc import InductorError
 
 from jepa_lm.model.checkpoint import read_checkpoint
 from jepa_lm.run import train
@@ -158,3 +159,23 @@ def test_when_training_is_over_a_signal_stops_at_once(name, error):
         with pytest.raises(error):
             os.kill(os.getpid(), getattr(signal, name))
     assert not request.asked
+
+
+@pytest.mark.parametrize("signalled", [True, False])
+def test_a_signal_that_ends_the_compiler_as_well_is_a_stop(small, monkeypatch, capsys, signalled):
+    """A signal to the process group reaches the C++ compiler, whose error would look like a bug."""
+
+    def compile(function, **options):
+        def called(*args):
+            if signalled:
+                os.kill(os.getpid(), signal.SIGTERM)
+            raise InductorError(RuntimeError("C++ compile error"), None)
+
+        return called
+
+    monkeypatch.setattr(torch, "compile", compile)
+    with pytest.raises(Stopped if signalled else InductorError) as error:
+        train(small("compile=true"))
+    if signalled:
+        assert error.value.exit_code == 143
+        assert "ckpt_path=auto resumes the run" in capsys.readouterr().err

@@ -1,0 +1,111 @@
+"""Calibration: verdicts that must come out, told apart from those that do; nothing is trained here."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from jepa_lm.study import calibrate
+from tests.study.sweeps import paired, study
+
+ROLES = {"treatment": {"none": "control", "placebo": "placebo"}}
+ONE = {"treatment": {"control": "control"}}
+
+
+def as_known(folder: Path, name: str, *, law: float = -0.2, placebo: float = 0.0) -> None:
+    """Write a study as it comes out: the treatments help, the placebos do nothing, fewer steps hurt."""
+    apart = {"teacher": -0.12, "law": law, "same": 0.0, "fewer_steps": 0.03}[name]
+    scores = paired(2.0, apart, seeds=3, noise=0.002)
+    roles = ONE
+    if name in ("teacher", "law"):
+        roles = ROLES
+        scores["placebo"] = paired(2.0, placebo, seeds=3, noise=0.0035)["treatment"]
+    study(folder / name, scores, against=roles)
+    for about in json.loads((folder / name / "study.json").read_text())["groups"]:
+        assert about["runs"]
+    path = folder / name / "study.json"
+    path.write_text(
+        path.read_text().replace('"control"', '"none"') if roles is ROLES else path.read_text()
+    )
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """trained(**outcomes) lets calibrations find studies with these effects; returns what was asked for."""
+
+    def prepare(**outcomes: float) -> list[list[str]]:
+        asked: list[list[str]] = []
+
+        def train(words, log):
+            asked.append(list(words))
+            (place,) = [
+                w.split("=", 1)[1] for w in words if w.startswith(("hydra.sweep", "hydra.run"))
+            ]
+            if "experiment=scarce_teacher" in words:
+                Path(place).mkdir(parents=True)
+                (Path(place) / "summary.json").write_text("{}")
+            else:
+                as_known(Path(place).parent, Path(place).name, **outcomes)
+
+        monkeypatch.setattr(calibrate, "train", train)
+        return asked
+
+    return prepare
+
+
+def test_known_outcomes_pass(trained, tmp_path, capsys):
+    asked = trained()
+    code = calibrate.main(["--out", str(tmp_path), "trainer=cpu"])
+    assert code == 0, (tmp_path / "calibration.md").read_text()
+    assert json.loads((tmp_path / "calibration.json").read_text())["right"]
+    text = (tmp_path / "calibration.md").read_text()
+    assert "Every verdict is the known one" in text
+    assert "[teacher](teacher/report.html)" in text
+    assert [w for w in asked[1] if "jepa.target.path" in w] == [
+        f"jepa.target.path={tmp_path / 'teacher_model'}"
+    ]
+    assert all("trainer=cpu" in words for words in asked)
+    assert all("seed=range(1,4)" in words for words in asked[1:])
+
+
+@pytest.mark.parametrize(
+    ("outcomes", "wrong"),
+    [
+        ({"law": 0.0}, "law of the state"),
+        ({"law": 0.1}, "law of the state"),
+        ({"placebo": -0.2}, "placebo of the teacher"),
+    ],
+)
+def test_another_outcome_fails(trained, tmp_path, capsys, outcomes, wrong):
+    trained(**outcomes)
+    assert calibrate.main(["--out", str(tmp_path), "--first-seed", "11"]) == 1
+    assert f"warning: {wrong}: expected" in capsys.readouterr().err
+    found = json.loads((tmp_path / "calibration.json").read_text())
+    assert not found["right"]
+    assert wrong in [c["name"] for c in found["comparisons"] if not c["right"]]
+    assert "do not trust" in (tmp_path / "calibration.md").read_text()
+
+
+def test_the_teacher_is_trained_once(trained, tmp_path):
+    asked = trained()
+    calibrate.main(["--out", str(tmp_path)])
+    first = len(asked)
+    calibrate.main(["--out", str(tmp_path)])
+    assert len([w for w in asked[first:] if "experiment=scarce_teacher" in w]) == 0
+
+
+def test_a_training_that_fails_is_one_line(tmp_path, capsys):
+    assert calibrate.main(["--out", str(tmp_path), "no.such.key=1"]) == 2
+    said = capsys.readouterr().err.strip().splitlines()[-1]
+    assert said.startswith("error: ")
+    assert "no.such.key" in said
+
+
+def test_every_study_composes(compose):
+    from jepa_lm.utils.config import resolve
+
+    for words in calibrate.STUDIES.values():
+        own = [w.format(teacher="teacher") for w in words if not w.startswith("study")]
+        assert resolve(compose("train", *own))["trainer"]["max_steps"]
