@@ -196,6 +196,21 @@ def test_a_law_from_the_data_is_a_target(compose, tmp_path):
     assert 0 < losses[-1] < 2 * math.log(8)
 
 
+def test_weight_zero_of_a_law_is_none_and_its_placebo_is_the_law_of_other_rows(compose, tmp_path):
+    words = (*HMM, *TINY)
+    train(
+        compose("train", *words, "objective=oracle_law", "jepa.weight=0", run_dir=tmp_path / "zero")
+    )
+    train(compose("train", *words, run_dir=tmp_path / "none"))
+    assert same(state(tmp_path / "zero", "model."), state(tmp_path / "none", "model."))
+    for name, more in (("law", ()), ("placebo", ("jepa.placebo=true",))):
+        train(compose("train", *words, "objective=oracle_law", *more, run_dir=tmp_path / name))
+    first = [metrics(tmp_path / name, "train/ce")[0] for name in ("law", "placebo", "none")]
+    losses = [metrics(tmp_path / name, "jepa/prediction") for name in ("law", "placebo")]
+    assert max(first) - min(first) < 0.1  # the same start and the same rows
+    assert losses[0] != losses[1]
+
+
 MISTAKES = (
     (("objective=oracle_law",), "jepa.target.field=latents: these data have no such field"),
     (

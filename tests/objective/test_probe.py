@@ -7,7 +7,9 @@ import json
 import pytest
 import torch
 
+from jepa_lm.data.split import Split
 from jepa_lm.data.stream import TokenStream
+from jepa_lm.data.tokenizers import ByteTokenizer
 from jepa_lm.objective.probe import fit_linear, hits, sample_windows, with_bias
 from jepa_lm.run import train
 
@@ -44,9 +46,12 @@ def test_windows_lie_inside_the_split(tmp_path, trained):
             assert start + len(out) <= self.total
             out[:] = range(start, start + len(out))
 
-    (short,) = sample_windows(Ramp(20), 32, 320, rows=4)
+    def split(stream: TokenStream) -> Split:
+        return Split(stream, ByteTokenizer(vocab_size=256), 32, 4 * 32, None, None)
+
+    (short,) = sample_windows(split(Ramp(20)), 320)
     assert short["inputs"].shape == (1, 19)
-    batches = list(sample_windows(Ramp(1000), 32, 320, rows=4))
+    batches = list(sample_windows(split(Ramp(1000)), 320))
     assert [len(b["inputs"]) for b in batches] == [4, 4, 2]
     assert all(torch.equal(b["inputs"] + 1, b["targets"]) for b in batches)
 

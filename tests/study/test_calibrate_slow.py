@@ -16,10 +16,11 @@ pytestmark = pytest.mark.slow
 SMALLER = (
     "model.dim=32",
     "model.backbone.rope_dims=8",
-    "trainer.max_steps=150",
-    "optimizer.groups.matrices.lr=0.006",
+    "trainer.max_steps=200",
     "optimizer.groups.embeddings.lr=0.006",
+    "data.corpus.train_rows=128",
     "data.corpus.val_rows=256",
+    "data.batch_tokens=1024",
     "trainer=cpu",
     "logger=csv",
 )

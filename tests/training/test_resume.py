@@ -250,7 +250,7 @@ def test_rows_that_come_again_are_taken_out_and_a_recorded_validation_is_seen(tm
     logger = AppendingCSVLogger(save_dir=str(tmp_path))
     for step in range(4):
         logger.log_metrics({"train/ce": float(step)}, step)
-        logger.log_metrics({"val/bpb": 2.0}, step) if step == 1 else None
+        logger.log_metrics({"val/bpb": 2.0, "val/nll": 1.5}, step) if step == 1 else None
     logger.save()
     with open(tmp_path / "metrics.csv", "a") as file:
         file.write("2,,9.0")  # a validation whose row was cut off by a kill
