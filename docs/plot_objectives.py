@@ -175,7 +175,7 @@ def main() -> None:
         GlobalHydra.instance().clear()
         with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
             words = [f"objective={name}", "paths.run_dir=."]
-            if "path: ???" in (CONF / "objective" / f"{name}.yaml").read_text():
+            if "path: ???" in (CONF / "objective" / f"{name}.yaml").read_text(encoding="utf-8"):
                 words.append("jepa.target.path=teacher")
             cfg = hydra.compose("train", overrides=words)
         draw(name, resolve(cfg))

@@ -100,7 +100,7 @@ class GeneratedRows(ShardCorpus):
             if array is not None and name != "tokens":
                 np.save(folder / f"{split}_{name}.npy", array, allow_pickle=False)
 
-    def open(self) -> dict[str, Rows]:
+    def opened(self) -> dict[str, Rows]:
         """Return the rows of each split, after `shards`."""
         assert self._folder is not None
         found = {split: self._read(self._folder, split) for split in SPLITS}
@@ -109,7 +109,7 @@ class GeneratedRows(ShardCorpus):
         if not share:
             raise UserError("data.corpus.generator: no target of the training rows counts")
         floor = self.generator.floor
-        return {split: _opened(examples, share, floor) for split, examples in found.items()}
+        return {split: _rows_of(examples, share, floor) for split, examples in found.items()}
 
     def _read(self, folder: Path, split: str) -> Examples:
         tokens = open_shard(folder / f"{split}.bin").reshape(self.rows[split], -1)
@@ -121,7 +121,7 @@ class GeneratedRows(ShardCorpus):
         return Examples(tokens, **others)
 
 
-def _opened(found: Examples, share: float, floor: float | None) -> Rows:
+def _rows_of(found: Examples, share: float, floor: float | None) -> Rows:
     """Return rows as batches need them.
 
     Args:

@@ -102,7 +102,7 @@ class TokenData:
         assert self.prepared is not None
         self.tokenizer = self.prepared.tokenizer
         if isinstance(self.corpus, GeneratedRows):
-            self.rows = self.corpus.open()
+            self.rows = self.corpus.opened()
         self.streams = {
             "train": TokenStream(self.prepared.train, self.train_tokens),
             "val": TokenStream(self.prepared.val),

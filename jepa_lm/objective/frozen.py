@@ -49,7 +49,7 @@ class Frozen(Target):
         self.path, self.dim = path, dim
         self.teacher: LanguageModel | None = None
 
-    def open(self, model: LanguageModel, open_teacher: OpenTeacher | None) -> None:
+    def load(self, model: LanguageModel, open_teacher: OpenTeacher | None) -> None:
         if open_teacher is None:
             raise UserError(
                 f"jepa.target.path={self.path}: only train.py opens a teacher, and this is not a training"
@@ -81,7 +81,7 @@ class Frozen(Target):
             )
 
     def source(self, model: LanguageModel) -> LanguageModel:
-        assert self.teacher is not None  # `open` has run
+        assert self.teacher is not None  # `load` has run
         return self.teacher
 
     def keep_tables(self, seq_len: int, device: torch.device) -> None:

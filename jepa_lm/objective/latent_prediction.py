@@ -158,7 +158,7 @@ class LatentPrediction(nn.Module):
             for name, vector in self.context.named_parameters():
                 assert name == "view.vector"
                 vector.requires_grad_(False)  # lies below every block, so no gradient can reach it
-        self.target.open(model, open_teacher)
+        self.target.load(model, open_teacher)
         self.target.follow(model, self.projector)
 
     # ---- weights over the clock

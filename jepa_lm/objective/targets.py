@@ -68,7 +68,7 @@ class Target(nn.Module):
         """Return the fields of the batch that the target reads, [B, T, K] each, with their widths K."""
         return {}
 
-    def open(self, model: LanguageModel, open_teacher: OpenTeacher | None) -> None:
+    def load(self, model: LanguageModel, open_teacher: OpenTeacher | None) -> None:
         """Load the model that the target reads, at the start of a run."""
 
     def check_data(self, tokenizer: str, fields: Mapping[str, int]) -> None:

@@ -102,12 +102,12 @@ def train(words: Sequence[str], log: Path) -> None:
         UserError: it failed; says why.
     """
     code = "import sys; from jepa_lm.cli import train; sys.exit(train())"
-    with log.open("a") as file:
+    with log.open("a", encoding="utf-8") as file:
         done = subprocess.run(
             [sys.executable, "-c", code, *words], stdout=file, stderr=subprocess.STDOUT, check=False
         )
     if done.returncode:
-        last = (log.read_text().strip().splitlines() or ["it said nothing"])[-1]
+        last = (log.read_text(encoding="utf-8").strip().splitlines() or ["it said nothing"])[-1]
         raise UserError(f"{log}: training ended with exit code {done.returncode} ({last[:200]})")
 
 

@@ -378,6 +378,7 @@ def test_two_processes_give_the_score_of_one(recurrent, compose, tmp_path, proto
     assert one["nll"] == pytest.approx(two["nll"], abs=1e-6)
 
 
+@pytest.mark.slow
 def test_a_compiled_score_equals_the_eager_one(recurrent, compose, tmp_path, capsys):
     """Sliding windows of three shapes: the first, the usual ones, and the remainder."""
     both = {

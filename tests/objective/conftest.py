@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -25,8 +26,19 @@ OBJECTIVES = tuple(
     if name not in ("base", "none", "lewm_byte", "oracle_law", *TOKENS)
 )
 RECIPES = tuple(sorted(f"recipes/{path.stem}" for path in (FOLDER / "recipes").glob("*.yaml")))
-EVERY = (*OBJECTIVES, *(pytest.param(name, marks=pytest.mark.slow) for name in RECIPES))
-"""Recipes are compositions of the same parts, so their tests are among the slow ones."""
+VARIANTS = ("vicreg_published", "distil_law", "chunk_loss_only")
+EVERY = (
+    *(pytest.param(n, marks=pytest.mark.slow) if n in VARIANTS else n for n in OBJECTIVES),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in RECIPES),
+)
+"""Recipes and variants are compositions of the same parts, so their tests are among the slow ones."""
+
+
+def every_but(*names: str) -> list[Any]:
+    """Return `EVERY` without these."""
+    return [o for o in EVERY if (o if isinstance(o, str) else o.values[0]) not in names]
+
+
 NOW = "jepa.schedule=null"
 """Overrides that switch the objective on from the first step."""
 ZERO = "jepa.predictor.output_start=zero"

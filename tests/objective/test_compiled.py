@@ -33,7 +33,7 @@ ALL = (
     "chunk",
     "llm_jepa",
     "nextlat",
-    "distil_law",
+    pytest.param("distil_law", marks=pytest.mark.slow),
     pytest.param("recipes/pr1116", marks=pytest.mark.slow),
     *(
         pytest.param(name, marks=pytest.mark.slow)

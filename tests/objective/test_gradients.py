@@ -17,6 +17,7 @@ from tests.objective.conftest import (
     at,
     auxiliary,
     compared,
+    every_but,
     noise,
     random_batch,
 )
@@ -42,7 +43,7 @@ def moved_nothing(task) -> list[str]:
     return [n for n, p in task.named_parameters() if torch.equal(p, before[n])]
 
 
-@pytest.mark.parametrize("name", [o for o in EVERY if o != "vicreg_published"])
+@pytest.mark.parametrize("name", every_but("vicreg_published"))
 def test_every_objective_trains_the_other_backbone(build, name):
     """Objectives depend on taps, not on attention: all parameters of Mamba-2 move, too.
 
@@ -58,7 +59,7 @@ def start_norms(build, name) -> dict[str, float]:
     return {n: p.grad.norm().item() for n, p in task.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("name", [o for o in EVERY if o != "vicreg_published"])
+@pytest.mark.parametrize("name", every_but("vicreg_published"))
 def test_gradients_at_the_start_are_finite_and_bounded(build, name):
     """A zero output before a normalisation without eps would give a huge first gradient."""
     norms = start_norms(build, name)

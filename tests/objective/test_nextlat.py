@@ -97,8 +97,8 @@ def test_transition_learns_a_rotation_by_the_token_and_a_map_without_it_cannot()
         Transition(dim=2, hidden=64),
         MLP(dim=2, hidden=64, activation="gelu", bias=True),
     ):
-        optimizer = torch.optim.Adam(predictor.parameters(), lr=3e-3)
-        for _ in range(600):
+        optimizer = torch.optim.Adam(predictor.parameters(), lr=4e-3)
+        for _ in range(400):
             if predictor.takes_tokens:
                 (pair,) = TokenRollout(steps=1)(predictor, h, h, given)
                 loss = F.mse_loss(pair.prediction, pair.target)

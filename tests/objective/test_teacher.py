@@ -88,7 +88,7 @@ def test_a_run_resumes_with_the_same_file_alone(small, teacher, tmp_path):
         train(small(*words, run_dir=tmp_path / "other"))
 
 
-def test_no_other_command_opens_the_teacher(small, compose, teacher, tmp_path):
+def test_no_other_command_opens_the_teacher(small, compose, teacher, answers_here, tmp_path):
     own = tmp_path / "own.ckpt"
     shutil.copy(teacher, own)
     train(small("objective=distil", f"jepa.target.path={own}"))
@@ -100,7 +100,7 @@ def test_no_other_command_opens_the_teacher(small, compose, teacher, tmp_path):
     assert jepa_lm.load(str(run)).score("Emma Woodhouse, handsome, clever, and rich") > 0
 
 
-def test_an_artifact_teaches_as_well(small, compose, teacher, tmp_path):
+def test_an_artifact_teaches_as_well(small, compose, teacher, answers_here, tmp_path):
     words = ("quantization=none", f"ckpt_path={teacher}")
     export(compose("export", *words, run_dir=tmp_path / "export"))
     train(small("objective=distil", f"jepa.target.path={tmp_path / 'export'}"))

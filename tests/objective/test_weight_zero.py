@@ -9,11 +9,11 @@ from jepa_lm.run import train
 from jepa_lm.utils.errors import UserError
 from tests.objective.conftest import (
     DEEP_ENOUGH,
-    EVERY,
     FROZEN,
     NOW,
     ZERO,
     auxiliary,
+    every_but,
     random_batch,
 )
 from tests.runs import metrics, same, state, summary
@@ -46,7 +46,7 @@ def plain(tmp_path_factory, small_text):
 # ---- controls
 
 
-@pytest.mark.parametrize("name", [o for o in EVERY if o != "chunk"])
+@pytest.mark.parametrize("name", every_but("chunk"))
 def test_weight_zero_with_modules_present_is_none_step_for_step(small, plain, tmp_path, name):
     more = DEEP_ENOUGH.get(name, ())
     train(small(f"objective={name}", "jepa.weight=0", *more, run_dir=tmp_path / "zero"))
