@@ -58,7 +58,7 @@ def hmm_rows(tmp_path, **more) -> GeneratedRows:
 
 
 def test_training_rows_are_fixed_and_validation_rows_are_others(tmp_path):
-    found = hmm_rows(tmp_path).open()
+    found = hmm_rows(tmp_path).opened()
     assert found["train"].tokens.shape == (10, 17)
     assert found["val"].tokens.shape == (7, 17)
     drawn = HiddenMarkov(length=16).sample(10, (0, 0))
@@ -68,7 +68,7 @@ def test_training_rows_are_fixed_and_validation_rows_are_others(tmp_path):
 
 
 def test_the_floor_is_that_of_the_validation_rows(tmp_path):
-    opened = hmm_rows(tmp_path).open()["val"]
+    opened = hmm_rows(tmp_path).opened()["val"]
     generator = HiddenMarkov(length=16)
     laws = opened.fields["latents"] @ generator.emission  # [R, T, V]
     chosen = np.take_along_axis(laws, opened.tokens[:, 1:, None].astype(int), 2)
@@ -76,7 +76,7 @@ def test_the_floor_is_that_of_the_validation_rows(tmp_path):
 
 
 def test_every_pass_has_every_row_once_for_any_number_of_ranks(tmp_path):
-    opened = hmm_rows(tmp_path, train_rows=12).open()["train"]
+    opened = hmm_rows(tmp_path, train_rows=12).opened()["train"]
     known = [row.tobytes() for row in opened.tokens.astype(np.int64)]
 
     def drawn(ranks: int, count: int, batches: int, seed: int = 0) -> list[int]:
@@ -99,7 +99,7 @@ def test_every_pass_has_every_row_once_for_any_number_of_ranks(tmp_path):
 
 
 def test_windows_are_the_rows(tmp_path):
-    opened = hmm_rows(tmp_path).open()["val"]
+    opened = hmm_rows(tmp_path).opened()["val"]
     windows = RowWindows(opened, 3)
     batches = [windows[i] for i in range(len(windows))]
     assert [len(b["inputs"]) for b in batches] == [3, 3, 1]
@@ -116,7 +116,7 @@ def test_weights_average_one_over_the_training_rows(tmp_path):
         generator=PathStar(degree=2, path_length=3, nodes=8), train_rows=9, val_rows=4, seed=0
     )
     corpus.shards(tmp_path)
-    train_rows = corpus.open()["train"]
+    train_rows = corpus.opened()["train"]
     weights, answers = train_rows.fields["weights"], train_rows.fields["answers"]
     assert weights.mean() == pytest.approx(1)
     assert np.array_equal(weights > 0, answers)
@@ -131,7 +131,7 @@ def test_other_settings_are_other_rows_and_a_damaged_file_is_made_again(tmp_path
     assert sticky.shards(tmp_path).train[0] != first
     before = first.read_bytes()
     (first.parent / "train_latents.npy").write_bytes(b"damaged")
-    hmm_rows(tmp_path).open()
+    hmm_rows(tmp_path).opened()
     assert first.read_bytes() == before
     shutil.rmtree(first.parent)
     assert hmm_rows(tmp_path).shards(tmp_path).train[0].read_bytes() == before
