@@ -28,7 +28,9 @@ def opener(trust: Trust) -> OpenTeacher:
             with torch.random.fork_rng(devices=[]):  # a teacher changes no random number of the run
                 loaded = read_model(HeldFile(key, path, path), trust)
         except (UserError, OSError) as error:
-            raise UserError(f"{KEY}={value}: {error}") from error
+            # What is common to all commands names its own setting.
+            said = str(error).removeprefix(f"ckpt_path={value}: ")
+            raise UserError(f"{KEY}={value}: {said}") from error
         return Teacher(loaded.model, str(path), sha256, loaded.tokenizer)
 
     return open_teacher

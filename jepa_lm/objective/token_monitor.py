@@ -52,7 +52,8 @@ class TokenMonitor:
             loss, found = objective(model, batch, main, step_context)
             weight = objective.scale(step_context.clock) or objective.weight
             found |= trunk_gradients(model, ce, weight * loss, per_layer=False)
-        self.figures = {name: value.item() for name, value in found.items()}
+        values = torch.stack([value.detach().float() for value in found.values()])
+        self.figures = dict(zip(found, values.tolist(), strict=True))
         return []
 
     def state_dict(self) -> dict[str, Any]:

@@ -112,7 +112,7 @@ def test_an_artifact_teaches_as_well(small, compose, teacher, answers_here, tmp_
     [
         (("jepa.target.dim=32",), "jepa.target.dim=32: .* have width 64; set jepa.target.dim=64"),
         (("data.tokenizer.vocab_size=390",), "the teacher has 400 tokens, this model 390"),
-        (("jepa.target.path=nowhere.ckpt",), "jepa.target.path=nowhere.ckpt: "),
+        (("jepa.target.path=nowhere.ckpt",), "^jepa.target.path=nowhere.ckpt: no such file"),
         (("jepa.target.tap=7",), "jepa.target.tap=7: block 7 does not exist"),
         (("jepa.target.path=[1]",), "jepa.target.path"),
     ],
