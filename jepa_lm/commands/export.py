@@ -36,6 +36,7 @@ from jepa_lm.artifact.suggestions import Attempt, ways_under
 from jepa_lm.artifact.tokenizer import BESIDE, INSIDE, NONE, serialized
 from jepa_lm.artifact.writing import Packed, Written, pack_model, write_artifact
 from jepa_lm.data.corpora import ShardCorpus
+from jepa_lm.data.rows import GeneratedRows
 from jepa_lm.data.token_data import TokenData
 from jepa_lm.evaluation.sampling import start_of_text
 from jepa_lm.evaluation.scoring import Scorer
@@ -128,8 +129,11 @@ class _Export:
         """Where the tokenizer goes; by default beside the artifact if it is published with the shards."""
         asked: str | None = self.settings["tokenizer"]
         corpus = find_class("data", self.run_config["data"]["corpus"]["_target_"], self.trust)
-        published = isinstance(corpus, type) and issubclass(corpus, ShardCorpus)
-        return asked or (BESIDE if published else INSIDE)
+        if asked is not None or not isinstance(corpus, type):
+            return asked or INSIDE
+        if issubclass(corpus, GeneratedRows):  # the data name their own symbols
+            return NONE
+        return BESIDE if issubclass(corpus, ShardCorpus) else INSIDE
 
     @cached_property
     def tokenizer(self) -> bytes | None:

@@ -15,7 +15,7 @@ from jepa_lm.data.symbols import Symbols
 from jepa_lm.data.synthetic.markov import HiddenMarkov
 from jepa_lm.data.synthetic.path_star import PathStar
 from jepa_lm.model.cross_entropy import token_nll
-from jepa_lm.run import evaluate, train
+from jepa_lm.run import evaluate, export, train
 from jepa_lm.utils.config import build, resolve
 from jepa_lm.utils.errors import UserError
 from tests.runs import metrics, rows, same, state, summary
@@ -209,6 +209,17 @@ def test_weight_zero_of_a_law_is_none_and_its_placebo_is_the_law_of_other_rows(c
     losses = [metrics(tmp_path / name, "jepa/prediction") for name in ("law", "placebo")]
     assert max(first) - min(first) < 0.1  # the same start and the same rows
     assert losses[0] != losses[1]
+
+
+@pytest.mark.usefixtures("answers_here")
+def test_an_export_needs_no_tokenizer_and_is_told_in_nats(compose, tmp_path, capsys):
+    train(compose("train", *HMM, *TINY))
+    words = (f"ckpt_path={tmp_path / 'run'}", "quantization=int8")
+    export(compose("export", *words, run_dir=tmp_path / "export"))
+    assert "nats per token" in capsys.readouterr().out
+    account = json.loads((tmp_path / "export" / "export.json").read_text())
+    scores = next(iter(account["round_trip"].values()))
+    assert scores["artifact"]["bpb"] is None
 
 
 MISTAKES = (
