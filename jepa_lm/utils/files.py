@@ -29,6 +29,8 @@ MOST_JSON = 64 << 20
 """Maximum size of a JSON file, in bytes. In memory it takes many times as much."""
 MOST_YAML, MOST_DEPTH = 1 << 16, 40
 """Maximum size in bytes and nesting depth of a YAML file; reading takes seconds per megabyte."""
+EXITING = 0x4
+"""PF_EXITING of the Linux kernel, in the flags of /proc/PID/stat."""
 YAML = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 HOST = f"{zlib.crc32(socket.gethostname().encode()):08x}"
 
@@ -256,7 +258,19 @@ def _lives(process: int) -> bool:
         return False
     except (OSError, OverflowError):
         return True
-    return True
+    return not _is_exiting(process)
+
+
+def _is_exiting(process: int) -> bool:
+    """Return whether Linux still lists a process that has ended, or has begun to end.
+
+    Its locks may be free already, and in a container that reaps no orphans it stays listed for ever.
+    """
+    try:
+        state = Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()
+        return state[0] in ("Z", "X") or bool(int(state[6]) & EXITING)
+    except (OSError, ValueError, IndexError):
+        return False
 
 
 def _remove(path: Path) -> None:

@@ -6,6 +6,8 @@ import hashlib
 import itertools
 import json
 import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -139,6 +141,22 @@ def test_what_a_killed_export_left_is_swept_up(tmp_path, monkeypatch):
         sweep_up(tmp_path)
         assert not staged.exists()
         assert not file.exists()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_a_process_that_is_listed_but_dead_has_left_its_files(tmp_path, monkeypatch):
+    """Nobody has waited for it yet, so that it is a zombie."""
+    killed = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
+    monkeypatch.setattr(os, "getpid", lambda: killed.pid)
+    with staging(tmp_path) as staged:
+        monkeypatch.undo()
+        sweep_up(tmp_path)
+        assert staged.exists()  # it lives
+        killed.kill()
+        os.waitid(os.P_PID, killed.pid, os.WEXITED | os.WNOWAIT)
+        sweep_up(tmp_path)
+        assert not staged.exists()
+    killed.communicate()
 
 
 def _read_after_it_was_replaced(path: Path, file: Path, by: Path) -> None:
