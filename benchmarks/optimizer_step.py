@@ -14,6 +14,7 @@ import torch
 
 from benchmarks.measure import Claim, at_most, interleaved
 from benchmarks.models import compose
+from jepa_lm.optim.muon import NS_DTYPES
 from jepa_lm.optim.newton_schulz import COEFFICIENTS
 from jepa_lm.quantization.qat import FakeQuantizedWeights
 from jepa_lm.schedules.clock import ProgressClock
@@ -32,7 +33,7 @@ def products(task: LanguageModelTask, optimizer: torch.optim.Optimizer) -> Calla
             continue
         shapes = Counter(tuple(sorted(p.shape)) for p in group["params"])
         for (small, large), count in shapes.items():
-            x = torch.randn(count, small, large).bfloat16() / large**0.5
+            x = torch.randn(count, small, large).to(NS_DTYPES[group["ns_dtype"]]) / large**0.5
             work.append((x, group["ns_steps"]))
 
     def run() -> None:

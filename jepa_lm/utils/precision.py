@@ -24,15 +24,21 @@ def resolve_precision(name: str, accelerator: str) -> str:
         UserError: an unsupported precision.
     """
     if name == "auto":
-        if accelerator in ("gpu", "cuda") or (accelerator == "auto" and torch.cuda.is_available()):
-            native = torch.cuda.is_bf16_supported(including_emulation=False)
-        else:
-            processor = torch.cpu.get_capabilities()
-            native = any(processor.get(name) for name in BF16_INSTRUCTIONS)
-        return "bf16-mixed" if native else "32-true"
+        gpu = accelerator in ("gpu", "cuda") or (
+            accelerator == "auto" and torch.cuda.is_available()
+        )
+        return "bf16-mixed" if has_bfloat16("cuda" if gpu else "cpu") else "32-true"
     if name not in AUTOCAST:
         raise UserError(f"trainer.precision={name}: one of auto, {', '.join(AUTOCAST)}")
     return name
+
+
+def has_bfloat16(device_type: str) -> bool:
+    """Return whether this machine's GPU, or its processor, multiplies bfloat16 itself."""
+    if device_type == "cuda":
+        return torch.cuda.is_bf16_supported(including_emulation=False)
+    processor = torch.cpu.get_capabilities()
+    return any(processor.get(name) for name in BF16_INSTRUCTIONS)
 
 
 def autocast_dtype(device: torch.device) -> torch.dtype | None:

@@ -81,7 +81,7 @@ def build(case: Case) -> tuple[MuonAdamW, list[nn.Parameter]]:
             params=[nn.Parameter(torch.randn(shape)) for shape in shapes],
             algorithm="muon",
             lr=LR,
-            **settings,
+            **{"ns_dtype": "bfloat16", **settings},
         )
         for settings, shapes in case.groups
     ]

@@ -60,9 +60,8 @@ def test_muon_equals_torch(nesterov, ours, theirs):
     # power of two, which orthogonalisation cancels without rounding.
     mine, reference = parameters(), parameters()
     settings = dict(lr=0.02, momentum=0.5, nesterov=nesterov, weight_decay=0.1)
-    optimizer = MuonAdamW(
-        [dict(params=mine, algorithm="muon", name="m", update_scale=ours, **settings)]
-    )
+    own = dict(algorithm="muon", name="m", update_scale=ours, ns_dtype="bfloat16")
+    optimizer = MuonAdamW([dict(params=mine, **own, **settings)])
     torch_muon = torch.optim.Muon(reference, adjust_lr_fn=theirs, **settings)
     for step in range(4):
         set_gradients(step, mine, reference)
@@ -202,3 +201,13 @@ def test_muon_refuses_what_is_no_matrix():
         MuonAdamW(
             [dict(params=[torch.nn.Parameter(torch.zeros(3))], name="x", algorithm="muon", lr=1.0)]
         )
+
+
+@pytest.mark.parametrize(("native", "dtype"), [(True, "bfloat16"), (False, "float32")])
+def test_newton_schulz_computes_in_what_the_hardware_has(native, dtype, monkeypatch):
+    capabilities = {"avx2": True, "avx512_bf16": native}
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: capabilities)
+    group = dict(params=parameters()[:1], algorithm="muon", name="m", lr=0.02)
+    assert MuonAdamW([group]).param_groups[0]["ns_dtype"] == dtype
+    named = MuonAdamW([group | {"ns_dtype": "bfloat16"}]).param_groups[0]
+    assert named["ns_dtype"] == "bfloat16"
