@@ -74,10 +74,17 @@ class ResumableSweeper(Sweeper):
 
             return checkpoint_bytes_of(config, opener(Trust.of(config)))
 
+        def flops(config: Mapping[str, Any]) -> float:
+            from jepa_lm.artifact.teacher import opener
+            from jepa_lm.training.flops import flops_of
+            from jepa_lm.utils.trusted import Trust
+
+            return flops_of(config, opener(Trust.of(config)))
+
         assert self.hydra_context is not None
         assert self.launcher is not None
         assert self.config is not None
         loader = self.hydra_context.config_loader
         words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
-        return sweep(overrides, self.config, loader, self.launcher, checkpoint_bytes)
+        return sweep(overrides, self.config, loader, self.launcher, checkpoint_bytes, flops)

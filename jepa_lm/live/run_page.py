@@ -13,6 +13,7 @@ from jepa_lm.study import formatting as words
 from jepa_lm.study.chart import SERIES, Chart, Line, Panel, Points, Style, around, settled, thinned
 from jepa_lm.study.comparable import compile_state, told
 from jepa_lm.study.diagnostics import DIAGNOSTICS
+from jepa_lm.study.losses import losses_of
 from jepa_lm.study.runs import HIGHEST_SCORE, Run
 from jepa_lm.study.table import Table
 from jepa_lm.study.templates import environment
@@ -100,10 +101,13 @@ def _headline(run: Run) -> str:
 
 def _basis(run: Run) -> Facts:
     """Return what the run is, in sentences."""
-    weight, node = at(run.config, "jepa", "weight"), run.config.get("jepa") or {}
     objective = run.objective or "not recorded"
-    if "_target_" in node and isinstance(weight, int | float):
-        objective += f" ({class_name(node)}), weight {weight:g}"
+    told = [
+        f" ({class_name(run.config[node])}), weight {weight:g}"
+        for node, weight in losses_of(run.config).items()
+        if isinstance(weight, int | float)
+    ]
+    objective += " and".join(told)
     ranks, precision = run.summary.get("ranks"), run.summary.get("precision")
     device = [
         at(run.config, "trainer", "accelerator") or "not recorded",

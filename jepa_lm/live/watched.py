@@ -15,6 +15,7 @@ from typing import Any
 from jepa_lm.live.files import Shelf, decoded, encoded
 from jepa_lm.live.metrics import Column, Followed
 from jepa_lm.study.listing import config_of
+from jepa_lm.study.losses import main_weight
 from jepa_lm.study.runs import Run, find_runs
 from jepa_lm.utils.errors import LONGEST
 from jepa_lm.utils.nested import at
@@ -136,7 +137,7 @@ class Watch:
             "bpb": run.bpb if ended else None,
             "speed": summary.get("tokens_per_second"),
             "objective": run.objective,
-            "weight": _number(at(config, "jepa", "weight")),
+            "weight": main_weight(config),
             "seed": _number(summary.get("seed", config.get("seed"))),
             "error": cut(summary.get("error", ""), LONGEST),
             "written": written,

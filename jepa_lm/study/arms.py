@@ -20,6 +20,7 @@ from jepa_lm.utils.nested import at, flat
 from jepa_lm.utils.provenance import relevant
 
 NAME = re.compile(r"\w[\w.-]{0,59}", re.ASCII)
+STEPS = "trainer.max_steps"
 ABSENT = "(absent)"
 """Placeholder for the value of a key that only the other side has."""
 
@@ -30,8 +31,8 @@ class ArmSpec:
 
     name: str
     role: str
-    """Its role in the argument: weight_0, none and control are baselines, placebo is the placebo; any other
-    word is only shown in the report."""
+    """Its role in the argument: weight_0, none and control are baselines, placebo is the placebo, rival and
+    rival_equal_flops a loss on tokens to beat; any other word is only shown in the report."""
     says: str = ""
     set: list[str] = field(default_factory=list)
     """Overrides, placed last on the job's command line."""
@@ -42,6 +43,8 @@ class ArmSpec:
     """Keys of the resolved config that differ from the treatment's, each with everything below it."""
     scale: dict[str, float] = field(default_factory=dict)
     """Numbers of the treatment's config that the arm multiplies; integers stay integers by rounding."""
+    equal_flops: bool = False
+    """Change `trainer.max_steps`, so that the arm spends the FLOPs of the treatment."""
     seed_offset: int = 0
     """Number added to the seeds, for the same config with other random draws."""
     only: list[str] = field(default_factory=list)
@@ -50,6 +53,8 @@ class ArmSpec:
     """Objectives that the arm does not apply to."""
     needs: str | None = None
     """A key of the treatment's config without which there is nothing to change."""
+    lacks: str | None = None
+    """A key that the treatment's config must not have."""
     same_as: str | None = None
     """The arm that it must equal bit for bit; it runs on the first seed alone, to prove that."""
 
@@ -61,6 +66,10 @@ class ArmSpec:
             return f"not for {objective}"
         if self.needs is not None and not at(config, *self.needs.split(".")):
             return f"nothing to change: no {self.needs}"
+        if self.lacks is not None and at(config, *self.lacks.split(".")):
+            return f"not beside {self.lacks}"
+        if self.equal_flops and config["trainer"]["max_steps"] is None:
+            return "equal FLOPs need trainer.max_steps"
         return None
 
     def replaced(self) -> list[str]:
@@ -151,6 +160,8 @@ def check_declared(arm: ArmSpec, found: Mapping[str, tuple[Any, Any]]) -> None:
         UserError: naming the arm, the key and the values.
     """
     declared = [*arm.changes, *arm.scale, *(["seed"] if arm.seed_offset else [])]
+    if arm.equal_flops and STEPS in found:
+        declared.append(STEPS)
     for key, (theirs, ours) in found.items():
         if not below(key, declared) and not (arm.seed_offset and key.endswith(".seed")):
             raise UserError(

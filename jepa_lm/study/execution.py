@@ -25,10 +25,11 @@ from jepa_lm.study.compiled_alike import compiled_alike
 from jepa_lm.study.composing import Composer
 from jepa_lm.study.dry_run import CheckpointBytes, dry_run
 from jepa_lm.study.duration import LOOKS_EVERY, JobLines, Launching, workers
+from jepa_lm.study.losses import NODES, losses_of
 from jepa_lm.study.manifest import FILE, Job, Manifest, load
-from jepa_lm.study.plan import plan_study, plan_sweep
+from jepa_lm.study.plan import RunFlops, plan_study, plan_sweep
 from jepa_lm.study.power import MINIMUM_PAIRS
-from jepa_lm.study.request import NONE, WEIGHT, Composed, read_request
+from jepa_lm.study.request import Composed, read_request
 from jepa_lm.study.runs import Run, find_runs
 from jepa_lm.study.search import Search
 from jepa_lm.utils.config import check, resolve
@@ -54,6 +55,7 @@ def sweep(
     loader: ConfigLoader,
     launcher: Launcher,
     checkpoint_bytes: CheckpointBytes,
+    flops: RunFlops,
 ) -> list[JobReturn]:
     """Plan a sweep or study, check it against its folder, run it and report.
 
@@ -63,6 +65,7 @@ def sweep(
         loader: composes the configs of the jobs.
         launcher: runs the jobs.
         checkpoint_bytes: estimates the size of a run's checkpoints, for a dry run.
+        flops: counts the FLOPs per token of a run, for arms of equal cost.
 
     Returns:
         The launcher's results for the jobs that had to run; none after a dry run.
@@ -111,7 +114,7 @@ def sweep(
     if config.get("study") is None:
         manifest, configs = plan_sweep(asked, compose, config.task_name)
     else:
-        manifest, configs = plan_study(asked, compose, resolve(config.study))
+        manifest, configs = plan_study(asked, compose, resolve(config.study), flops)
         pairs = max(len(group.runs) for group in manifest.groups)
         if pairs < MINIMUM_PAIRS:
             warn(
@@ -190,10 +193,11 @@ def _compose(composer: Composer, words: Sequence[str]) -> Composed:
     words = list(words)
     composed = composer(words)
     objective = str(composed.hydra.runtime.choices.get("objective"))
-    if objective == NONE:
-        kept = [word for word in words if word.lstrip("+").partition("=")[0] != WEIGHT]
-        if kept != words:
-            words, composed = kept, composer(kept)
+    losses = losses_of(composed)
+    without = [f"{node}.weight" for node in NODES if node not in losses]
+    kept = [word for word in words if word.lstrip("+").partition("=")[0] not in without]
+    if kept != words:
+        words, composed = kept, composer(kept)
     with open_dict(composed):
         del composed["hydra"]
     composed.paths.run_dir = "."  # only known when the job runs
@@ -205,7 +209,7 @@ def _compose(composer: Composer, words: Sequence[str]) -> Composed:
     first = resolved(composed.seed)
     check(first)
     check_values(first)
-    return Composed(tuple(words), objective, composed.seed, resolved)
+    return Composed(tuple(words), objective, frozenset(losses), composed.seed, resolved)
 
 
 def check_unchanged(manifest: Manifest, configs: Mapping[str, Any], folder: Path) -> None:

@@ -8,8 +8,8 @@ from itertools import pairwise
 
 from jepa_lm.study import formatting as words
 from jepa_lm.study.chart import SERIES, Chart, Forest, Line, Panel, Row, Scale, Style, around
+from jepa_lm.study.losses import WEIGHTS
 from jepa_lm.study.measure import METRICS, Measure
-from jepa_lm.study.request import WEIGHT
 from jepa_lm.study.results import ArmResult, Results, Treatment, role_of
 from jepa_lm.study.statistics import Effect
 
@@ -77,13 +77,14 @@ def _differences(title: str, rows: Sequence[Row], unit: str) -> Panel:
 
 def weights(results: Results) -> list[Panel]:
     """Draw BPB against the weight of the objective: seeds, means and their 95 % intervals."""
-    families: dict[str, list[tuple[float, ArmResult]]] = {}
+    families: dict[tuple[str, str], list[tuple[float, ArmResult]]] = {}
     for arm in results.arms.values():
         settings = dict(arm.group.settings)
-        weight = _number(settings.pop(WEIGHT, None))
+        axis = next((key for key in WEIGHTS if key in settings), WEIGHTS[0])
+        weight = _number(settings.pop(axis, None))
         if weight is not None and arm.scores:
             family = " ".join(f"{key}={value}" for key, value in settings.items())
-            families.setdefault(family, []).append((weight, arm))
+            families.setdefault((axis, family), []).append((weight, arm))
     swept = {name: sorted(f, key=lambda e: e[0]) for name, f in families.items() if len(f) > 1}
     ends = [
         end
@@ -93,13 +94,20 @@ def weights(results: Results) -> list[Panel]:
     ]
     # One scale for all panels, wide enough for every seed and interval.
     return [
-        _weights(results.measure, name or "all arms", family, SERIES[i % len(SERIES)], around(ends))
-        for i, (name, family) in enumerate(swept.items())
+        _weights(
+            results.measure, axis, name or "all arms", arms, SERIES[i % len(SERIES)], around(ends)
+        )
+        for i, ((axis, name), arms) in enumerate(swept.items())
     ]
 
 
 def _weights(
-    measure: Measure, title: str, family: Sequence[tuple[float, ArmResult]], colour: str, up: Scale
+    measure: Measure,
+    axis: str,
+    title: str,
+    family: Sequence[tuple[float, ArmResult]],
+    colour: str,
+    up: Scale,
 ) -> Panel:
     places = _places([weight for weight, _ in family])
     across, upright = _labelled(places, [f"{weight:g}" for weight, _ in family])
@@ -116,11 +124,11 @@ def _weights(
         for weight, arm in family
     )
     drawn = Chart(
-        f"Validation {measure.unit} by jepa.weight, mean and 95 % interval, {title}. {says}.",
+        f"Validation {measure.unit} by {axis}, mean and 95 % interval, {title}. {says}.",
         across,
         up,
         f"validation {measure.unit} ({METRICS[measure.metric][1]})",
-        "jepa.weight (0 is cross entropy alone)",
+        f"{axis} (0 is cross entropy alone)",
         (line,),
         marked=True,
         seeds=[(x, score) for x, arm in arms for score in arm.scores.values()],

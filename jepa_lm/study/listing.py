@@ -16,6 +16,7 @@ from rich.table import Table
 from jepa_lm.study import formatting as words
 from jepa_lm.study.arms import differences
 from jepa_lm.study.comparable import apart, told
+from jepa_lm.study.losses import main_weight
 from jepa_lm.study.runs import Run, below_hydra, find_runs
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.former_names import modern
@@ -150,12 +151,12 @@ def missing(folder: Path) -> UserError:
 
 def _entry(run: Run) -> Entry:
     config, summary = config_of(run), run.summary
-    task, weight = config.get("task_name"), at(config, "jepa", "weight")
+    task = config.get("task_name")
     return Entry(
         folder=str(run.folder),
         task=task if isinstance(task, str) else None,
         objective=run.objective,
-        weight=weight if isinstance(weight, int | float) else None,
+        weight=main_weight(config),
         seed=summary.get("seed", config.get("seed")),
         steps=summary.get("steps"),
         bpb=run.bpb,

@@ -6,11 +6,12 @@ study: every combination is a treatment, and each treatment gets its arms
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from jepa_lm.study.arms import (
+    STEPS,
     ArmSpec,
     below,
     check_budget,
@@ -18,10 +19,11 @@ from jepa_lm.study.arms import (
     differences,
     read_arms,
 )
+from jepa_lm.study.losses import NODES, losses_of
 from jepa_lm.study.manifest import Comparison, Group, Identity, Manifest
 from jepa_lm.study.measure import Estimand, MetricName
 from jepa_lm.study.planner import Planner, slug
-from jepa_lm.study.request import NONE, SEED, WEIGHT, Compose, Request
+from jepa_lm.study.request import NONE, SEED, Compose, Composed, Request
 from jepa_lm.study.verdict import BASELINES
 from jepa_lm.utils.config import check_type, unknown_key
 from jepa_lm.utils.errors import UserError
@@ -29,6 +31,8 @@ from jepa_lm.utils.nested import flat
 from jepa_lm.utils.values import check_seed
 
 TREATMENT = "treatment"
+RunFlops = Callable[[Mapping[str, Any]], float]
+"""Returns the FLOPs of a run per token, by its resolved config."""
 SETTINGS = {
     "name": str,
     "match": str,
@@ -41,7 +45,7 @@ SETTINGS = {
 
 
 def plan_sweep(request: Request, compose: Compose, name: str) -> tuple[Manifest, dict[str, Any]]:
-    """Plan every combination; combinations without JEPA are the controls of the others.
+    """Plan every combination; combinations without an auxiliary loss are the controls of the others.
 
     Returns:
         The plan, and each job's resolved config by folder.
@@ -59,8 +63,8 @@ def plan_sweep(request: Request, compose: Compose, name: str) -> tuple[Manifest,
         if slug(cell) in planner.groups:
             continue
         group = planner.add(slug(cell), composed, seeds, settings=cell)
-        weight = composed.resolved(seeds[0])["jepa"]["weight"]
-        (active if weight and composed.objective != NONE else inert).append((group, cell))
+        weighed = any(losses_of(composed.resolved(seeds[0])).values())
+        (active if weighed else inert).append((group, cell))
     comparisons = [
         Comparison(group.name, control.name, _role(control), _between(planner, group, control))
         for group, cell in active
@@ -76,11 +80,11 @@ def _role(control: Group) -> str:
 
 def _matches(cell: Mapping[str, str], control: Mapping[str, str]) -> bool:
     """Return whether a cell and a control agree in all swept keys outside the objective."""
-    return all(value == control.get(key) for key, value in cell.items() if not _of_jepa(key))
+    return all(value == control.get(key) for key, value in cell.items() if not _of_loss(key))
 
 
-def _of_jepa(key: str) -> bool:
-    return below(key, ("jepa", "objective"))
+def _of_loss(key: str) -> bool:
+    return below(key, (*NODES, "objective"))
 
 
 def _between(planner: Planner, one: Group, other: Group) -> dict[str, tuple[Any, Any]]:
@@ -90,9 +94,12 @@ def _between(planner: Planner, one: Group, other: Group) -> dict[str, tuple[Any,
 
 
 def plan_study(
-    request: Request, compose: Compose, study: Mapping[str, Any]
+    request: Request, compose: Compose, study: Mapping[str, Any], flops: RunFlops
 ) -> tuple[Manifest, dict[str, Any]]:
     """Plan the treatments of a study and their arms.
+
+    Args:
+        flops: counts the FLOPs per token of a run, for arms that spend as many as their treatment.
 
     Raises:
         UserError: an arm does not differ from its treatment in exactly what it declares, the budget does
@@ -129,7 +136,7 @@ def plan_study(
         added: dict[str, Group] = {}
         for arm in arms:
             if reasons[arm.name] is None:
-                added[arm.name] = _add_arm(planner, request, cell, arm, config, seeds)
+                added[arm.name] = _add_arm(planner, request, cell, arm, config, seeds, flops)
         of_arms, of_runs = _held_against(planner, treatment, arms, added, seeds)
         comparisons += of_arms
         identities += of_runs
@@ -153,15 +160,16 @@ def _check_treatment(arms: Sequence[ArmSpec], objective: str, config: Mapping[st
     Raises:
         UserError: naming the key that makes it one.
     """
-    roles = {arm.role for arm in arms}
-    if objective == NONE and NONE in roles:
+    roles, losses = {arm.role for arm in arms}, losses_of(config)
+    if not losses and NONE in roles:
         raise UserError(
             "objective=none: is the control of this study; choose an objective to compare with it, such as "
             "objective=lewm"
         )
-    if not config["jepa"]["weight"] and "weight_0" in roles:
+    if losses and not any(losses.values()) and "weight_0" in roles:
         raise UserError(
-            f"{WEIGHT}=0: is already an arm of this study; leave it out of the treatments (and of sweep=)"
+            f"{next(iter(losses))}.weight=0: is already an arm of this study; leave it out of the treatments "
+            "(and of sweep=)"
         )
 
 
@@ -197,6 +205,7 @@ def _add_arm(
     arm: ArmSpec,
     treatment: Mapping[str, Any],
     seeds: Sequence[int],
+    flops: RunFlops,
 ) -> Group:
     """Plan an arm and compare its config with the treatment's."""
     scaled = []
@@ -213,6 +222,8 @@ def _add_arm(
     named = {key: value for key, value in cell.items() if not below(key, arm.replaced())}
     words = [*request.fixed_with(left, gone), *arm.set, *scaled]
     composed = planner.compose(words)
+    if arm.equal_flops:
+        composed = planner.compose([*words, _at_equal_flops(composed, treatment, flops)])
     for seed in seeds:
         check_seed(
             f"study.arms.{arm.name}.seed_offset={arm.seed_offset}: {SEED}", seed + arm.seed_offset
@@ -227,6 +238,12 @@ def _add_arm(
         settings=left,
         offset=arm.seed_offset,
     )
+
+
+def _at_equal_flops(composed: Composed, treatment: Mapping[str, Any], flops: RunFlops) -> str:
+    """Return the override with which an arm spends the FLOPs of its treatment."""
+    ratio = flops(treatment) / flops(composed.resolved(composed.seed))
+    return f"{STEPS}={max(1, round(treatment['trainer']['max_steps'] * ratio))}"
 
 
 def _arm_name(cell: Mapping[str, str], arm: str) -> str:

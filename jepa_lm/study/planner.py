@@ -7,12 +7,14 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from jepa_lm.study.losses import NODES
 from jepa_lm.study.manifest import Comparison, Group, Job, Manifest
-from jepa_lm.study.request import NONE, SEED, WEIGHT, Compose, Composed, Request
+from jepa_lm.study.request import SEED, Compose, Composed, Request
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.provenance import config_hash
 
@@ -29,34 +31,41 @@ class Planner:
     configs: dict[str, dict[str, Any]] = field(default_factory=dict)
     """Resolved configs by folder."""
     groups: dict[str, Group] = field(default_factory=dict)
-    without_loss: int = 0
-    """Number of combinations that set a weight but have no loss to weigh."""
-    objectives: set[str] = field(default_factory=set)
+    weightless: dict[str, list[str]] = field(default_factory=lambda: defaultdict(list))
+    """Objectives of the combinations that lack a loss, by its node."""
+    cells: int = 0
+    """Number of combinations."""
 
     def settle(self, cell: dict[str, str], composed: Composed) -> dict[str, str]:
         """Return the settings that identify a combination: no weight if there is no loss to weigh."""
-        self.objectives.add(composed.objective)
-        if composed.objective != NONE or WEIGHT not in cell:
-            return cell
-        self.without_loss += 1
-        return {key: value for key, value in cell.items() if key != WEIGHT}
+        self.cells += 1
+        missing = [node for node in NODES if node not in composed.losses]
+        for node in missing:
+            self.weightless[node].append(composed.objective)
+        without = [f"{node}.weight" for node in missing]
+        return {key: value for key, value in cell.items() if key not in without}
 
     def notes(self, request: Request) -> tuple[str, ...]:
         """Return notes on what the plan leaves out of the request.
 
         Raises:
-            UserError: weights are given, but no objective has a loss.
+            UserError: weights are given, but no combination has a loss for them.
         """
-        weights = request.weights()
-        if not weights or NONE not in self.objectives:
-            return ()
-        if self.objectives == {NONE}:
-            raise UserError(
-                f"{weights}: objective=none has no loss to weigh; choose one, such as objective=vicreg"
-            )
-        several = self.without_loss > 1
-        once = f", so {self.without_loss} combinations with it are run as one" if several else ""
-        return (f"objective=none has no loss to weigh: it runs without {weights}{once}",)
+        found = []
+        for node in NODES:
+            given, without = request.given(f"{node}.weight"), self.weightless[node]
+            if not given or not without:
+                continue
+            named = f"objective={','.join(dict.fromkeys(without))}"
+            if len(without) == self.cells:
+                other = {"jepa": "objective=vicreg", "tokens": "objective=mtp"}[node]
+                raise UserError(
+                    f"{given}: {named} has no loss to weigh; choose one, such as {other}"
+                )
+            merged = f"{node}.weight" in request.axes and len(without) > 1
+            once = f", so {len(without)} combinations with it are run as one" if merged else ""
+            found.append(f"{named} has no loss to weigh: it runs without {given}{once}")
+        return tuple(found)
 
     def add(
         self,

@@ -14,9 +14,9 @@ from jepa_lm.study.arms import below
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.values import check_seed
 
-SEED, WEIGHT = "seed", "jepa.weight"
+SEED = "seed"
 NONE = "none"
-"""The option of the group `objective` that has no loss to weigh."""
+"""The option of the group `objective` without a loss."""
 OF_THE_SWEEP = ("study", "sweep")
 """Keys of the command line that describe the sweep; jobs do not get them."""
 
@@ -26,9 +26,11 @@ class Composed:
     """A command line and its config."""
 
     words: tuple[str, ...]
-    """The command line, without a weight if there is no loss to weigh."""
+    """The command line, without the weights of losses that are not there."""
     objective: str
     """The chosen option of the group `objective`."""
+    losses: frozenset[str]
+    """Nodes that have a loss, see `jepa_lm.study.losses`."""
     seed: int
     """The seed in the config."""
     resolved: Callable[[int], dict[str, Any]]
@@ -88,11 +90,11 @@ class Request:
                 )
         return seeds
 
-    def weights(self) -> str:
-        """Return the command line's override of the weight; empty if there is none."""
-        if WEIGHT in self.axes:
-            return f"{WEIGHT}={','.join(self.axes[WEIGHT])}"
-        return next((w for w in self.fixed if w.lstrip("+").partition("=")[0] == WEIGHT), "")
+    def given(self, key: str) -> str:
+        """Return the command line's override of a key; empty if there is none."""
+        if key in self.axes:
+            return f"{key}={','.join(self.axes[key])}"
+        return next((w for w in self.fixed if w.lstrip("+").partition("=")[0] == key), "")
 
     def fixed_with(self, cell: Mapping[str, str], without: Sequence[str] = ()) -> list[str]:
         """Return the command line of a combination, without the seed and the keys in `without`."""

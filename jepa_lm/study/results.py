@@ -26,9 +26,9 @@ from jepa_lm.study.against_plan import (
 )
 from jepa_lm.study.cautions import together
 from jepa_lm.study.comparable import apart
+from jepa_lm.study.losses import NODES, losses_of
 from jepa_lm.study.manifest import Comparison, Group, Identity, Manifest
 from jepa_lm.study.measure import Measure, measure_for, other_grids
-from jepa_lm.study.request import WEIGHT
 from jepa_lm.study.runs import Run
 from jepa_lm.study.statistics import Effect, t_interval
 from jepa_lm.study.trained import too_little
@@ -64,9 +64,11 @@ class ArmResult:
         settings = self.group.settings
         run = next(iter(self.runs.values()), None)
         ran = {} if run is None else {**flat(run.config), "objective": run.objective}
+        losses = {} if run is None else losses_of(run.config)
+        weights = [f"{node}.weight" for node in losses or NODES[:1]]
         values = {
             key: settings.get(key) if ran.get(key) is None else ran[key]
-            for key in ("objective", WEIGHT, *settings)
+            for key in ("objective", *weights, *settings)
         }
         told = [f"{key}={value}" for key, value in values.items() if value is not None]
         return " ".join(told) or self.name
@@ -230,14 +232,15 @@ def _treatment(plan: Manifest, arms: Mapping[str, ArmResult], name: str) -> Trea
     known = {
         arm.name: list(arm.runs.values()) for arm in (arms[name], *(a.control for a in against))
     }
+    other = {c.against for c in compared.values() if _budgeted(c)}
     return Treatment(
         arm=arms[name],
         against=against,
         word=word,
         sentence=sentence,
         apart=(
-            *apart(known, plan.match, {c.against for c in compared.values() if _budgeted(c)}),
-            *other_grids(known.items(), arms[name].measure),
+            *apart(known, plan.match, other),
+            *other_grids(((k, v) for k, v in known.items() if k not in other), arms[name].measure),
         ),
         not_applicable=plan.not_applicable.get(name, {}),
     )

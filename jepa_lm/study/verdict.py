@@ -33,9 +33,11 @@ Word = Literal[
 ]
 Standing = Literal["better", "worse", "equivalent", "open", "too few"]
 
-BASELINES = {"weight_0": "weight 0", "none": "no JEPA", "control": "its control"}
+BASELINES = {"weight_0": "weight 0", "none": "cross entropy alone", "control": "its control"}
 """Roles that can be the baseline, in order of preference, with their names in sentences."""
 PLACEBO = "placebo"
+RIVALS = {"rival": "at equal steps", "rival_equal_flops": "at equal FLOPs"}
+"""Roles of a loss on tokens that reads the same, with what the comparison keeps equal."""
 
 
 @dataclass(frozen=True)
@@ -52,9 +54,9 @@ def verdict(
     """Judge a treatment by its comparisons.
 
     Args:
-        effects: effects by role of the control. One of BASELINES is required, the placebo is optional, and
-            the others only count for Holm's correction. Unadjusted effects are adjusted as one family; a
-            caller with a larger family adjusts them first.
+        effects: effects by role of the control. One of BASELINES is required, the placebo is optional, rivals
+            get a sentence of their own, and the others only count for Holm's correction. Unadjusted effects
+            are adjusted as one family; a caller with a larger family adjusts them first.
         alpha: level of the tests for a difference and for equivalence.
         too_little: why equal scores do not show equivalence; empty if they do.
 
@@ -66,6 +68,14 @@ def verdict(
         raise ValueError(f"roles {sorted(effects)}: must include one of {', '.join(BASELINES)}")
     if any(e.p_holm is None and e.p_paired is not None for e in effects.values()):
         effects = holm(effects)
+    found = _against_baseline(effects, role, alpha, too_little)
+    rivals = [_rival(effects[r], equal, alpha) for r, equal in RIVALS.items() if r in effects]
+    return Verdict(found.word, " ".join([found.sentence, *rivals]))
+
+
+def _against_baseline(
+    effects: Mapping[str, Effect], role: str, alpha: float, too_little: str
+) -> Verdict:
     baseline, name = effects[role], BASELINES[role]
     match standing(baseline, alpha):
         case "too few":
@@ -135,6 +145,20 @@ def _better(baseline: Effect, name: str, placebo: Effect | None, alpha: float) -
         case "open":
             other = f"But no difference from the placebo is shown ({against}), {not_shown}"
     return Verdict("no difference shown", f"{gain} {other}")
+
+
+def _rival(effect: Effect, equal: str, alpha: float) -> str:
+    """Say whether a treatment beats its rival."""
+    why = {
+        "better": "",
+        "worse": "it is worse",
+        "equivalent": f"within {effect.margin:g} {effect.unit}",
+        "open": "no difference is shown",
+        "too few": "too few seeds to say",
+    }[standing(effect, alpha)]
+    if not why:
+        return f"Beats its rival in token space {equal}: {numbers(effect)}."
+    return f"Does not beat its rival in token space {equal} ({why}): {numbers(effect)}."
 
 
 def _meets_rule(effect: Effect) -> bool:

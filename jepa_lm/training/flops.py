@@ -24,6 +24,7 @@ from jepa_lm.model import LanguageModel, token_nll
 from jepa_lm.objective import LatentPrediction, TokenPrediction
 from jepa_lm.objective.passes import main_needs
 from jepa_lm.objective.step_context import StepContext
+from jepa_lm.objective.teacher import OpenTeacher
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.utils.compiling import on_cpu
@@ -31,6 +32,8 @@ from jepa_lm.utils.errors import warn
 from jepa_lm.utils.quoting import one_line
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
+MOMENTS = 1000
+"""Of a run, at which `flops_of` looks for active losses."""
 FEWEST_ROWS = 2
 """Regularizers over rows need at least two."""
 ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
@@ -138,6 +141,27 @@ def _counted_on_meta(task: LanguageModelTask, rows: int, seq_len: int) -> dict[s
         added = count_flops(model, objectives, rows, seq_len) - alone
     tokens = rows * seq_len
     return {"model": alone // tokens, "objective": added // tokens}
+
+
+def flops_of(config: Mapping[str, Any], open_teacher: OpenTeacher) -> float:
+    """Return the training FLOPs per token of a run with this resolved config, averaged over its steps.
+
+    A loss counts in the steps in which it is active.
+    """
+    budget = config["trainer"]
+    clock = ProgressClock(max_steps=budget["max_steps"], max_time=budget["max_time"])
+    task = LanguageModelTask(copy.deepcopy(dict(config)), clock, open_teacher)
+    rows, seq_len = max(micro_batch_rows(task), FEWEST_ROWS), config["data"]["seq_len"]
+    model, objectives = on_meta(task.model), weighted(task)
+    spent: dict[tuple[str, ...], int] = {}
+    total = 0
+    steps = range(0, budget["max_steps"], max(1, budget["max_steps"] // MOMENTS))
+    for clock.step in steps:
+        active = tuple(key for key, o in task.auxiliaries.items() if o.active(clock))
+        if active not in spent:
+            spent[active] = count_flops(model, {k: objectives[k] for k in active}, rows, seq_len)
+        total += spent[active]
+    return total / len(steps) / (rows * seq_len)
 
 
 def weighted(task: LanguageModelTask) -> dict[str, LatentPrediction | TokenPrediction]:

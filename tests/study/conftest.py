@@ -15,8 +15,11 @@ from jepa_lm.study import execution, manifest
 from jepa_lm.utils.quoting import quoted
 from tests.conftest import SMALL
 
+RIVALS = tuple(
+    f"rival_{kind}{equal}" for kind in ("sequential", "masked") for equal in ("", "_equal_flops")
+)
 WITHOUT_OTHERS = tuple(
-    f"study.arms.{arm}=null" for arm in ("placebo", "prediction_only", "regularizers_only")
+    f"study.arms.{arm}=null" for arm in ("placebo", "prediction_only", "regularizers_only", *RIVALS)
 )
 """Leaves out arms that a test is not about: Hydra takes half a second to compose each."""
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"

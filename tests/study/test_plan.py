@@ -4,8 +4,12 @@ from __future__ import annotations
 
 import pytest
 
+from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.study.arms import ArmSpec, below, check_declared, differences
 from jepa_lm.study.planner import slug
+from jepa_lm.training.flops import flops_per_token
+from jepa_lm.training.module import LanguageModelTask
+from jepa_lm.utils.config import resolve
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.nested import flat
 from jepa_lm.utils.provenance import config_hash
@@ -27,6 +31,19 @@ def settings(planned, folder: str) -> dict[str, str]:
     """Return the last value for each key of a job."""
     job = next(j for j in planned.plan.jobs if j.folder == folder)
     return dict(word.split("=", 1) for word in job.overrides)
+
+
+def job_of(planned, folder: str) -> list[str]:
+    """Return the words of a job that `train.py` would get."""
+    job = next(j for j in planned.plan.jobs if j.folder == folder)
+    return [word for word in job.overrides if not word.startswith("hydra.")]
+
+
+def spent(compose, words: list[str]) -> float:
+    """Return the FLOPs per token of a run with both losses at work, counted apart from the plan."""
+    config = resolve(compose("train", *words))
+    clock = ProgressClock(max_steps=config["trainer"]["max_steps"], max_time=None)
+    return sum(flops_per_token(LanguageModelTask(config, clock)).values())
 
 
 def test_a_sweep_is_every_combination_in_folders_named_after_what_is_swept(plan):
@@ -97,7 +114,7 @@ def test_every_objective_has_its_controls_and_all_share_none(plan):
     done = plan("study=ablation", *words)
     assert done.code == 0, done.error
     controls = {name: against(done, f"objective-{name}/treatment") for name in objectives}
-    assert [len(controls[name]) for name in objectives] == [4, 6, 4, 6, 2]
+    assert [len(controls[name]) for name in objectives] == [6, 6, 4, 6, 2]
     without_chunk = [controls[name]["none"] for name in objectives if name != "chunk"]
     assert without_chunk == ["none"] * 4
     # chunk is the only objective that injects; for it, these runs are the model without its injector.
@@ -253,3 +270,58 @@ def test_one_weight_for_several_objectives_is_none_of_nones(plan):
         "objective=none has no loss to weigh: it runs without jepa.weight=0.1",
     )
     assert [g.settings for g in done.plan.groups] == [{"objective": "none"}, {"objective": "patch"}]
+
+
+def test_a_latent_objective_meets_its_rival(plan, compose):
+    """At equal steps, and with as many FLOPs."""
+    done = plan(
+        "study=ablation", "objective=nextlat", "trainer.max_steps=100", "seed=1", WITHOUT_OTHERS[0]
+    )
+    assert done.code == 0, done.error
+    roles = against(done)
+    assert roles.keys() == {"none", "rival", "rival_equal_flops"}
+    assert roles["rival"] == "rival_sequential"
+    given = settings(done, "rival_sequential/seed-1")
+    assert (given["jepa.weight"], given["tokens"]) == ("0", "mtp_sequential")
+    assert given["trainer.max_steps"] == "100"
+    treatment, rival = (
+        spent(compose, job_of(done, f"{arm}/seed-1")) for arm in ("treatment", roles["rival"])
+    )
+    steps = int(settings(done, "rival_sequential_equal_flops/seed-1")["trainer.max_steps"])
+    assert steps * rival == pytest.approx(100 * treatment, rel=0.01)
+    assert 50 < steps < 100  # a block costs more than a transition
+
+
+@pytest.mark.slow
+def test_the_rival_of_a_masked_view_has_that_view(plan):
+    few = ("jepa.context.view.spans=2", "study.arms.rival_masked_equal_flops=null")
+    done = plan("study=ablation", "objective=vicreg", *few, *WITHOUT_OTHERS[:3])
+    assert done.code == 0, done.error
+    assert against(done) == {"none": "none", "rival": "rival_masked"}
+    found = done.plan.comparisons[-1].differences
+    assert found["tokens.view.spans"] == (2, "(absent)")
+    assert found["tokens.view._target_"][0].endswith("SpanMask")
+
+
+def test_an_objective_on_tokens_has_controls_of_its_own(plan):
+    done = plan("study=ablation", "objective=mtp", "seed=1")
+    assert done.code == 0, done.error
+    assert against(done) == {"none": "no_tokens", "placebo": "tokens_placebo"}
+    assert [i.runs for i in done.plan.identities] == [
+        ("tokens_weight_0/seed-1", "no_tokens/seed-1")
+    ]
+    assert done.plan.not_applicable["treatment"]["placebo"] == "nothing to change: no jepa._target_"
+
+
+def test_weights_of_token_losses_are_swept_like_those_of_latent_ones(plan):
+    done = plan("-m", "objective=none,mtp", "tokens.weight=0,0.5")
+    assert done.code == 0, done.error
+    found = {(c.of, c.against, c.role) for c in done.plan.comparisons}
+    assert found == {
+        ("objective-mtp_tokens.weight-0.5", "objective-none", "none"),
+        ("objective-mtp_tokens.weight-0.5", "objective-mtp_tokens.weight-0", "weight_0"),
+    }
+    assert done.plan.notes[0].startswith("objective=none has no loss to weigh: it runs without to")
+    refused = plan("-m", "objective=mtp,top", "jepa.weight=0.1,0.2")
+    assert refused.code == 2
+    assert "jepa.weight=0.1,0.2: objective=mtp,top has no loss to weigh" in refused.error

@@ -21,6 +21,7 @@ def compose(words):
     return Composed(
         tuple(words),
         "patch",
+        frozenset({"jepa"}),
         1,
         lambda seed: {"words": list(words), "seed": seed, "data": {}, "trainer": {}},
     )

@@ -102,11 +102,27 @@ def test_a_gain_that_meets_the_challenges_rule_is_not_called_equivalent():
 
 
 def test_the_baseline_is_weight_0_or_no_jepa_or_any_other_control():
-    assert verdict({"none": LOSS}).sentence.startswith("Worse than no JEPA")
+    assert verdict({"none": LOSS}).sentence.startswith("Worse than cross entropy alone")
     assert verdict({"control": LOSS}).sentence.startswith("Worse than its control")
     assert verdict({"none": LOSS, "weight_0": GAIN, "placebo": GAIN}).word == "helps"
     with pytest.raises(ValueError, match="weight_0"):
         verdict({"placebo": GAIN})
+
+
+@pytest.mark.parametrize(
+    ("effect", "said"),
+    [
+        (GAIN, "Beats its rival in token space at equal FLOPs: -0.0200 BPB"),
+        (LOSS, "Does not beat its rival in token space at equal FLOPs (it is worse): +0.0200"),
+        (TIE, "Does not beat its rival in token space at equal FLOPs (within 0.005 BPB): +0.0002"),
+        (VAGUE, "Does not beat its rival in token space at equal FLOPs (no difference is shown)"),
+        (FEW, "Does not beat its rival in token space at equal FLOPs (too few seeds to say)"),
+    ],
+)
+def test_a_rival_is_told_and_changes_no_word(effect, said):
+    found = verdict({"none": GAIN, "placebo": GAIN, "rival_equal_flops": effect})
+    assert found.word == "helps"
+    assert said in found.sentence
 
 
 def test_the_other_arms_count_for_holm():

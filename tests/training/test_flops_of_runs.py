@@ -1,0 +1,25 @@
+"""FLOPs of a whole run: a loss counts while it is active."""
+
+from __future__ import annotations
+
+import pytest
+
+from jepa_lm.artifact.teacher import opener
+from jepa_lm.training.flops import flops_of, flops_per_token
+from jepa_lm.training.module import LanguageModelTask
+from jepa_lm.utils.config import resolve
+from jepa_lm.utils.trusted import Trust
+from tests.conftest import SMALL
+
+
+def test_a_loss_counts_in_the_steps_in_which_it_is_active(compose):
+    """A view is a pass of its own, here in the first half of a run."""
+    fading = (
+        "{_target_: jepa_lm.schedules.factors.Phased, points: [[0.0, 1.0], [0.5, 1.0], [0.5, 0.0]]}"
+    )
+    words = (*SMALL, "objective=vicreg", "jepa.schedule=null", "tokens=mir", "trainer.max_steps=40")
+    config = resolve(compose("train", *words, f"tokens.schedule={fading}"))
+    both = flops_per_token(LanguageModelTask(config))
+    latent = flops_per_token(LanguageModelTask(resolve(compose("train", *words, "tokens=none"))))
+    expected = (sum(both.values()) + sum(latent.values())) / 2
+    assert flops_of(config, opener(Trust())) == pytest.approx(expected, rel=1e-6)
