@@ -6,9 +6,11 @@ Trains small models whose comparison has a known outcome, judges them as every s
     teacher      the latents of a better model lower the score (2605.11513): helps
     law          the exact law of a hidden Markov chain does, too: helps
     placebos     the teacher's and the law's, held against no objective: no difference either way
+    noise        random tokens in the input, where text is scarce (2606.16246): better; it has no placebo
     same         one config against itself with other seeds: no difference either way
     fewer steps  ten percent fewer steps: hurts
 
+Then a ladder, which decides nothing: teachers that read less and less text, down to the student's own.
 It takes up a folder where an earlier start of it was interrupted.
 """
 
@@ -32,7 +34,7 @@ from jepa_lm.utils.output import tell
 from jepa_lm.utils.parser import Parser
 from jepa_lm.utils.paths import LOGS
 
-GAIN, HARM = ("helps",), ("hurts",)
+GAIN, BETTER, HARM = ("helps",), ("better, no placebo",), ("hurts",)
 NEITHER = ("equivalent", "no difference shown", "too few seeds")
 SEEDS = 3
 """Pairs of seeds of each control: the known effects are about ten times the spread."""
@@ -68,15 +70,26 @@ STUDIES: dict[str, tuple[str, ...]] = {
         "objective=oracle_law",
         "study.estimand=minimum",
     ),
+    "noise": (
+        "study=noise",
+        "experiment=scarce",
+        "objective=none",
+        "data.noise=0.15",
+        "trainer.max_steps=1000",
+        "study.estimand=minimum",
+    ),
     "same": ("study=same", "experiment=scarce", "study.estimand=minimum"),
     "fewer_steps": ("study=fewer_steps", "experiment=laptop", "trainer.max_steps=405"),
 }
 """Overrides of each study."""
+LADDER = {"350k": 350_000, "100k": 100_000, "40k": 40_000, "20k": 20_000}
+"""Bytes of text that a teacher reads; the student reads 20,000."""
 KNOWN = (
     Known("frozen better teacher", "teacher", GAIN),
     Known("placebo of the teacher", "teacher", NEITHER, "placebo", "none"),
     Known("law of the state", "law", GAIN),
     Known("placebo of the law", "law", NEITHER, "placebo", "none"),
+    Known("noise on the input", "noise", BETTER),
     Known("the same twice", "same", NEITHER),
     Known("ten percent fewer steps", "fewer_steps", HARM),
 )
@@ -121,17 +134,37 @@ def calibrate(folder: Path, first_seed: int, more: Sequence[str]) -> list[Outcom
         UserError: a training failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    log = folder / "log.txt"
     seeds = f"seed=range({first_seed},{first_seed + SEEDS})"
     teacher = folder / "teacher_model"
     if not (teacher / "summary.json").is_file():
         asked = _teacher(teacher, first_seed, more)
-        _told("the teacher", partial(train, asked, folder / "log.txt"))
+        _told("the teacher", partial(train, asked, log))
     for name, words in STUDIES.items():
         own = [word.format(teacher=teacher) for word in words]
         place = f"hydra.sweep.dir={folder / name}"
-        _told(name, partial(train, [*own, seeds, place, *more], folder / "log.txt"))
+        _told(name, partial(train, [*own, seeds, place, *more], log))
     results = {name: collect(folder / name) for name in STUDIES}
     return [outcome(known, results[known.study]) for known in KNOWN]
+
+
+def climb(folder: Path, first_seed: int, more: Sequence[str]) -> None:
+    """Run the ladder: a study whose treatments differ in the text that their teacher has read.
+
+    Raises:
+        UserError: a training failed.
+    """
+    log, below = folder / "log.txt", folder / "ladder_models"
+    for name, size in LADDER.items():
+        if not (below / name / "summary.json").is_file():
+            asked = _teacher(below / name, first_seed, [f"data.train_tokens={size}", *more])
+            _told(f"the teacher of {name}", partial(train, asked, log))
+    words = [word for word in STUDIES["teacher"] if not word.startswith("jepa.target.path")]
+    paths = ",".join(str(below / name) for name in LADDER)
+    words += [f"jepa.target.path={paths}", "study.arms.placebo=null", "study.name=ladder"]
+    seeds = f"seed=range({first_seed},{first_seed + SEEDS})"
+    place = f"hydra.sweep.dir={folder / 'ladder'}"
+    _told("ladder", partial(train, [*words, seeds, place, *more], log))
 
 
 def _teacher(folder: Path, seed: int, more: Sequence[str]) -> list[str]:
@@ -179,7 +212,13 @@ def report(folder: Path, outcomes: Sequence[Outcome]) -> Path:
         "trust what this installation says of an objective."
     )
     path = folder / "calibration.md"
-    write_text(path, "\n".join(["# Calibration", "", verdict, "", *rows, ""]))
+    ladder = [
+        "[Teachers that read less and less text](ladder/report.html) decide nothing: their gain should",
+        "shrink with the text, to none for the student's own.",
+        "",
+    ]
+    climbed = ladder if (folder / "ladder").is_dir() else []
+    write_text(path, "\n".join(["# Calibration", "", verdict, "", *rows, "", *climbed]))
     told = [
         {**found.known.__dict__, "word": found.word, "right": found.right} for found in outcomes
     ]
@@ -191,10 +230,15 @@ def _calibrate(words: list[str]) -> int:
     parser = Parser(prog="python -m jepa_lm.study.calibrate", description=__doc__)
     parser.add_argument("--out", default=str(LOGS / "calibration"), help="folder of the studies")
     parser.add_argument("--first-seed", type=int, default=1)
+    parser.add_argument(
+        "--no-ladder", dest="ladder", action="store_false", help="leave out the ladder of teachers"
+    )
     parser.add_argument("overrides", nargs="*", help="settings of every run, such as trainer=gpu")
     asked = parser.parse_args(words)
     folder = Path(asked.out).absolute()
     outcomes = calibrate(folder, asked.first_seed, asked.overrides)
+    if asked.ladder:
+        climb(folder, asked.first_seed, asked.overrides)
     path = report(folder, outcomes)
     for found in outcomes:
         tell(f"{found.known.name}: {found.word} ({found.numbers})")

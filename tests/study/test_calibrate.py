@@ -16,7 +16,7 @@ ONE = {"treatment": {"control": "control"}}
 
 def as_known(folder: Path, name: str, *, law: float = -0.2, placebo: float = 0.0) -> None:
     """Write a study as it comes out: the treatments help, the placebos do nothing, fewer steps hurt."""
-    apart = {"teacher": -0.12, "law": law, "same": 0.0, "fewer_steps": 0.03}[name]
+    apart = {"teacher": -0.12, "law": law, "noise": -0.1, "same": 0.0, "fewer_steps": 0.03}[name]
     scores = paired(2.0, apart, seeds=3, noise=0.002)
     roles = ONE
     if name in ("teacher", "law"):
@@ -46,6 +46,8 @@ def trained(monkeypatch):
             if "experiment=scarce_teacher" in words:
                 Path(place).mkdir(parents=True)
                 (Path(place) / "summary.json").write_text("{}")
+            elif Path(place).name == "ladder":
+                Path(place).mkdir()
             else:
                 as_known(Path(place).parent, Path(place).name, **outcomes)
 
@@ -67,7 +69,14 @@ def test_known_outcomes_pass(trained, tmp_path, capsys):
         f"jepa.target.path={tmp_path / 'teacher_model'}"
     ]
     assert all("trainer=cpu" in words for words in asked)
-    assert all("seed=range(1,4)" in words for words in asked[1:])
+    studies = [words for words in asked if any(w.startswith("study=") for w in words)]
+    assert all("seed=range(1,4)" in words for words in studies)
+    assert len(studies) == len(calibrate.STUDIES) + 1
+    read = [w for words in asked for w in words if w.startswith("data.train_tokens")]
+    assert read == [f"data.train_tokens={size}" for size in (350_000, 100_000, 40_000, 20_000)]
+    paths = [f"{tmp_path}/ladder_models/{name}" for name in calibrate.LADDER]
+    assert f"jepa.target.path={','.join(paths)}" in studies[-1]
+    assert "(ladder/report.html) decide nothing" in text
 
 
 @pytest.mark.parametrize(
