@@ -143,6 +143,13 @@ class TokenData:
         found = {} if train is None else train.fields
         return {name: x.shape[-1] for name, x in found.items() if x.ndim == 3}
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of what a validation measures; known before the data is prepared."""
+        bits = () if isinstance(self.tokenizer_source, Symbols) else ("val/bpb",)
+        shares = self.corpus.shares if isinstance(self.corpus, GeneratedRows) else ()
+        return (*bits, "val/nll", *(f"val/{name}" for name in shares))
+
     def in_words(self) -> str:
         """Return the sizes of the splits and validation's share, for the first lines of a run."""
         sizes, unit = self._sizes()
