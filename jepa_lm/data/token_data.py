@@ -150,6 +150,15 @@ class TokenData:
         shares = self.corpus.shares if isinstance(self.corpus, GeneratedRows) else ()
         return (*bits, "val/nll", *(f"val/{name}" for name in shares))
 
+    def check_metric(self, metric: str | None) -> None:
+        """Refuse a metric that these data do not have; None is any data's loss.
+
+        Raises:
+            UserError: names those that they have.
+        """
+        if metric is not None and metric not in self.metrics:
+            raise UserError(f"metric={metric}: these data have {', '.join(self.metrics)}")
+
     def in_words(self) -> str:
         """Return the sizes of the splits and validation's share, for the first lines of a run."""
         sizes, unit = self._sizes()

@@ -26,7 +26,7 @@ from jepa_lm.study.composing import Composer
 from jepa_lm.study.dry_run import CheckpointBytes, dry_run
 from jepa_lm.study.duration import LOOKS_EVERY, JobLines, Launching, workers
 from jepa_lm.study.manifest import FILE, Job, Manifest, load
-from jepa_lm.study.plan import plan_study, plan_sweep
+from jepa_lm.study.plan import CheckMetric, check_metrics, plan_study, plan_sweep
 from jepa_lm.study.power import MINIMUM_PAIRS
 from jepa_lm.study.request import NONE, WEIGHT, Composed, read_request
 from jepa_lm.study.runs import Run, find_runs
@@ -54,6 +54,7 @@ def sweep(
     loader: ConfigLoader,
     launcher: Launcher,
     checkpoint_bytes: CheckpointBytes,
+    check_metric: CheckMetric,
 ) -> list[JobReturn]:
     """Plan a sweep or study, check it against its folder, run it and report.
 
@@ -63,6 +64,7 @@ def sweep(
         loader: composes the configs of the jobs.
         launcher: runs the jobs.
         checkpoint_bytes: estimates the size of a run's checkpoints, for a dry run.
+        check_metric: refuses a metric that the data of a config do not have.
 
     Returns:
         The launcher's results for the jobs that had to run; none after a dry run.
@@ -82,6 +84,7 @@ def sweep(
     at_once = workers(config.hydra.launcher)
 
     def described(manifest: Manifest, configs: Mapping[str, Any], total: int) -> list[JobReturn]:
+        check_metrics(manifest, configs, check_metric)
         manifest, configs = compiled_alike(manifest, configs, folder)
         check_unchanged(manifest, configs, folder)
         how = Launching(at_once, total)
@@ -100,6 +103,7 @@ def sweep(
             return described(*next(search.batches(folder)), search.total)
         with only_writer(folder, FOLDER_KEY), bugs_kept(folder):
             for manifest, configs in search.batches(folder):
+                check_metrics(manifest, configs, check_metric)
                 how = Launching(at_once, search.total)
                 returned = run(manifest, configs, folder, launcher, how)
             return conclude(manifest, folder, returned)
@@ -119,6 +123,7 @@ def sweep(
             )
     if config.hydra.sweeper.dry_run or (config.get("study") or {}).get("dry_run"):
         return described(manifest, configs, len(manifest.jobs))
+    check_metrics(manifest, configs, check_metric)
     how = Launching(at_once, len(manifest.jobs))
     with only_writer(folder, FOLDER_KEY), bugs_kept(folder):
         sweep_up(folder)
