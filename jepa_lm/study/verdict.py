@@ -193,8 +193,8 @@ def _open(effect: Effect, name: str) -> str:
         enough = effect.solved.enough
         would = "no count" if enough is None else f"{enough} of {effect.solved.of}"
         return (
-            f"No difference from {name} is shown: {numbers(effect)}. With this many seeds, {would} would have "
-            "shown a gain."
+            f"No difference from {name} is shown: {numbers(effect)}. With this many seeds, {would} would "
+            "have shown a gain."
         )
     assert effect.smallest_effect is not None
     needed = effect.seeds_needed or f"more than {MOST_SEEDS}"

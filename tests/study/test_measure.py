@@ -53,7 +53,7 @@ def test_a_better_brake_gains_at_the_budget_and_not_at_the_minimum(tmp_path):
     dips = {"control": 0.02, "treatment": 0.0}
     at_budget = made(tmp_path / "a", dips)
     assert at_budget.treatments[0].word == "better, no placebo"
-    at_minimum = made(tmp_path / "b", dips, estimand="minimum")
+    at_minimum = made(tmp_path / "b", dips, estimand="best")
     (treatment,) = at_minimum.treatments
     assert treatment.word == "equivalent"
     assert abs(treatment.main.effect.mean) < 0.002
@@ -61,7 +61,7 @@ def test_a_better_brake_gains_at_the_budget_and_not_at_the_minimum(tmp_path):
     for results in (at_budget, at_minimum):
         report._write(results)
         text = (results.folder / "report.md").read_text()
-        after = text.partition("At the budget, and at the minimum within it")[2].splitlines()
+        after = text.partition("At the budget, and at the best within it")[2].splitlines()
         _, row, *_ = (line for line in after if line.startswith("| treatment | control"))
         cells = [cell.strip() for cell in row.strip("|").split("|")]
         assert float(cells[2].replace("\\", "")) == pytest.approx(-0.02, abs=0.002)
@@ -69,14 +69,14 @@ def test_a_better_brake_gains_at_the_budget_and_not_at_the_minimum(tmp_path):
 
 
 def test_a_gain_at_the_minimum_is_one_however_the_runs_end(tmp_path):
-    results = made(tmp_path, {"control": 0.0, "treatment": 0.04}, estimand="minimum")
+    results = made(tmp_path, {"control": 0.0, "treatment": 0.04}, estimand="best")
     (treatment,) = results.treatments
     assert treatment.main.effect.mean == pytest.approx(-0.06, abs=0.002)
     assert treatment.main.effect.mean_nats == pytest.approx(-0.06 * NATS, abs=0.005)
 
 
 def test_minima_over_other_steps_are_not_compared(tmp_path):
-    made(tmp_path, {"control": 0.0, "treatment": 0.0}, estimand="minimum")
+    made(tmp_path, {"control": 0.0, "treatment": 0.0}, estimand="best")
     run = collect(tmp_path).arms["treatment"].group.runs["1"]
     path = tmp_path / run / "metrics.csv"
     with open(path, "a") as file:
@@ -114,22 +114,24 @@ def test_a_metric_that_is_named_is_kept(tmp_path):
 def test_a_run_without_the_metric_has_no_score(tmp_path):
     study(tmp_path, paired(1.7, 0.0), against=ROLES)
     run = next(tmp_path.glob("*/summary.json")).parent
-    assert Measure("val/bpb", "minimum").of(Run(run)) == pytest.approx(Run(run).bpb)
+    assert Measure("val/bpb", "best").of(Run(run)) == pytest.approx(Run(run).bpb)
     found = json.loads((run / "summary.json").read_text())
     found["val"] = None
     (run / "summary.json").write_text(json.dumps(found))
-    assert Measure("val/bpb", "minimum").of(Run(run)) is None
+    assert Measure("val/bpb", "best").of(Run(run)) is None
     assert math.isfinite(NATS)
 
 
 def test_the_plan_keeps_what_the_study_is_about(plan):
     words = ("study=ablation", "objective=patch", "seed=1,2,3", *WITHOUT_OTHERS)
-    done = plan(*words, "study.metric=val/nll", "study.estimand=minimum")
-    assert (done.plan.metric, done.plan.estimand) == ("val/nll", "minimum")
-    wrong = plan(*words, "study.metric=val/accuracy", folder=done.folder / "b")
+    done = plan(*words, "study.metric=val/nll", "study.estimand=minimum")  # its former name
+    assert (done.plan.metric, done.plan.estimand) == ("val/nll", "best")
+    assert all("metric=val/nll" in job.overrides for job in done.plan.jobs)
+    for word, known in (("metric=val/accuracy", "val/answer_accuracy"), ("estimand=last", "best")):
+        wrong = plan(*words, f"study.{word}", folder=done.folder / word[:3])
+        assert wrong.code == 2
+        assert f"study.{word}" in wrong.error
+        assert known in wrong.error
+    wrong = plan(*words, "study.metric=val/solved", folder=done.folder / "text")
     assert wrong.code == 2
-    assert "study.metric=val/accuracy" in wrong.error
-    assert "val/bpb" in wrong.error
-    wrong = plan(*words, "study.estimand=best", folder=done.folder / "c")
-    assert wrong.code == 2
-    assert "study.estimand=best" in wrong.error
+    assert "metric=val/solved: these data have val/bpb, val/nll" in wrong.error
