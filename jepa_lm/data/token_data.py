@@ -197,7 +197,8 @@ class TokenData:
         if self.batch_tokens % share:
             raise UserError(
                 f"data.batch_tokens={self.batch_tokens}: must be a multiple of data.seq_len x ranks x "
-                f"trainer.accumulate_grad_batches = {self.seq_len} x {world_size} x {accumulate} = {share}"
+                f"trainer.accumulate_grad_batches = {self.seq_len} x {world_size} x {accumulate} = {share}, "
+                f"such as {max(1, round(self.batch_tokens / share)) * share}"
             )
         return self.batch_tokens // (world_size * accumulate)
 

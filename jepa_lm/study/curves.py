@@ -11,9 +11,8 @@ from jepa_lm.study.chart import thinned
 from jepa_lm.study.measure import Measure
 from jepa_lm.study.runs import Run
 from jepa_lm.study.statistics import t_interval
+from jepa_lm.utils.metrics import TRAINING
 
-TRAINING: dict[str, str] = {"val/bpb": "train/bpb", "val/nll": "train/ce"}
-"""Column of the training score, by that of the validation score; shares are only measured in validation."""
 VALIDATED_OFTEN = 3
 """Points of the validation score that every run needs for it to be drawn instead of the training score."""
 SMOOTHED = 20

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 from jepa_lm.study.recorded import LARGEST_COUNT, LARGEST_NUMBER, MisfitError, read
 from jepa_lm.study.shapes import Config, Summary
@@ -102,11 +102,8 @@ class Run:
     @property
     def metric(self) -> MetricName:
         """What the run is judged by: the metric of its config, or its loss."""
-        named = self.config.get("metric")
-        if named is not None:
-            return cast(MetricName, named)
-        bits = self.bpb is not None or (self.nll is None and not self.series("val/nll"))
-        return "val/bpb" if bits or self.series("val/bpb") else "val/nll"
+        named: MetricName | None = self.config.get("metric")
+        return named or ("val/nll" if self.bpb is None and self.nll is not None else "val/bpb")
 
     @property
     def value(self) -> float | None:

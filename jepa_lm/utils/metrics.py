@@ -28,6 +28,8 @@ MetricName = Literal[
 """Columns of metrics.csv; without `val/`, entries of `val` in summary.json and in eval.json."""
 LOSSES: tuple[MetricName, ...] = ("val/bpb", "val/nll")
 """Metrics in nats or bits; all others are shares of 1."""
+TRAINING: dict[str, str] = {"val/bpb": "train/bpb", "val/nll": "train/ce"}
+"""Column of a metric in training; shares are only measured in validation."""
 PROBES = "val/probe_"
 """How the names of probes begin."""
 

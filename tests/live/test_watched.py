@@ -39,9 +39,9 @@ def test_a_row_for_each_run(tmp_path):
         "failed": "failed",
     }
     done, running = found["a/done"], found["a/running"]
-    assert (done["step"], done["bpb"], done["speed"], done["seed"]) == (400, 1.7, 8192.0, 3)
+    assert (done["step"], done["score"], done["speed"], done["seed"]) == (400, 1.7, 8192.0, 3)
     assert (done["objective"], done["weight"]) == ("vicreg", 0.1)
-    assert (running["step"], running["of"], running["bpb"]) == (400, 400, 1.75)
+    assert (running["step"], running["of"], running["score"]) == (400, 400, 1.75)
     assert found["failed"]["error"] == "disk full"
     assert 3900 < found["silent"]["age"] < 4100
 
@@ -64,7 +64,7 @@ def test_a_resumed_run_is_running_again(tmp_path):
     assert rows(watch)["r"]["status"] == "finished"
     os.utime(folder / "config.json")
     row = rows(watch)["r"]
-    assert (row["status"], row["bpb"]) == ("running", 1.7)
+    assert (row["status"], row["score"]) == ("running", 1.7)
     (folder / "summary.json").write_text(json.dumps({"status": "interrupted", "steps": 500}))
     assert (rows(watch)["r"]["status"], rows(watch)["r"]["step"]) == ("interrupted", 500)
 
@@ -76,7 +76,7 @@ def test_a_row_follows_its_files(tmp_path):
         header = (folder / "metrics.csv").read_text().splitlines()[0].split(",")
         cells = {"step": "499", "val/bpb": "1.5"}
         file.write(",".join(cells.get(name, "") for name in header) + "\n")
-    assert (rows(watch)["r"]["step"], rows(watch)["r"]["bpb"]) == (500, 1.5)
+    assert (rows(watch)["r"]["step"], rows(watch)["r"]["score"]) == (500, 1.5)
     for path in sorted(folder.rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
     assert rows(watch) == {}
