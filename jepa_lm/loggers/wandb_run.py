@@ -17,7 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from jepa_lm.loggers.run_logger import Ending, RunLogger
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.files import write_text
-from jepa_lm.utils.metrics import LOSSES, METRICS, PROBES, key_of, loss_of, measured
+from jepa_lm.utils.metrics import LOSSES, METRICS, key_of, loss_of, measured
 from jepa_lm.utils.quoting import one_line
 
 ID_FILE = "wandb_id"
@@ -25,10 +25,7 @@ ID_FILE = "wandb_id"
 PROJECT = "jepa_lm"
 STEP = "trainer/global_step"
 """Lightning's name for the step axis."""
-BEST: dict[str, str] = {
-    f"{PROBES}*" if metric.startswith(PROBES) else metric: "max" if quantity.larger else "min"
-    for metric, quantity in METRICS.items()
-}
+BEST = {m: "max" if quantity.larger else "min" for m, quantity in METRICS.items()}
 """Metrics whose W&B summary is the best of the run, under `val/bpb.min` and `val/solved.max`."""
 
 

@@ -105,8 +105,8 @@ def _says(results: Results) -> str:
 def _effects(results: Results) -> Section:
     measure = results.measure
     judged = (
-        f"Seeds whose share is above {SOLVED:.0%} are counted as solved, and verdicts go by Fisher's exact "
-        "test of the counts, one-sided, after Holm. "
+        f"Seeds whose share is above {100 * SOLVED:.0f} % are counted as solved, and verdicts go by Fisher's "
+        "exact test of the counts, one-sided, after Holm. "
         if measure.quantity.bimodal
         else "Each interval is for one comparison alone; verdicts go by p after Holm, and the smallest "
         "detectable difference and the seeds needed are computed with Holm's correction. "
@@ -115,7 +115,7 @@ def _effects(results: Results) -> Section:
         "Differences",
         f"Treatment minus control in {measure.unit}, at equal seeds; {measure.side} zero, the treatment is "
         f"better. {judged}"
-        f"The verdict is about {_says(results).replace('Bits per byte (BPB)', 'the bits per byte', 1)}.",
+        f"The verdict is about the {measure.says}.",
         tables=(
             ("Differences with their uncertainty", tables.effects(results.treatments)),
             ("At the budget, and at the best within it", tables.estimands(results)),

@@ -35,6 +35,7 @@ def _seeds_needed(effect: Effect) -> str:
     return words.count(effect.seeds_needed)
 
 
+RULE = "p of the challenge's rule"
 EFFECT: dict[str, Callable[[Effect], str]] = {
     "pairs of seeds": lambda e: str(e.n),
     "mean difference, BPB": lambda e: words.signed(e.mean),
@@ -44,7 +45,7 @@ EFFECT: dict[str, Callable[[Effect], str]] = {
     "p, paired t-test": lambda e: words.probability(e.p_paired),
     "p after Holm": lambda e: words.probability(e.p_holm),
     "p, Welch's test": lambda e: words.probability(e.p_welch),
-    "p of the challenge's rule": lambda e: words.probability(e.p_rule),
+    RULE: lambda e: words.probability(e.p_rule),
     "p of equivalence": lambda e: words.probability(e.p_equivalent),
     "smallest detectable difference, BPB": lambda e: words.score(e.smallest_effect),
     "seeds needed for what was seen": _seeds_needed,
@@ -124,8 +125,9 @@ def seeds(results: Results) -> Table:
 def effects(treatments: Sequence[Treatment]) -> Table:
     """Return every difference with its intervals and p-values, as columns if there are few of them."""
     compared = [(t, against) for t in treatments for against in t.against]
-    counted = any(against.effect.solved is not None for _, against in compared)
-    shown = COUNTED if counted else EFFECT
+    shown = COUNTED if any(a.effect.solved is not None for _, a in compared) else EFFECT
+    if treatments and not treatments[0].arm.measure.is_loss:
+        shown = {head: say for head, say in shown.items() if head != RULE}
     rows = [
         (
             treatment.arm.name,

@@ -46,6 +46,27 @@ def test_a_row_for_each_run(tmp_path):
     assert 3900 < found["silent"]["age"] < 4100
 
 
+def test_runs_are_shown_by_what_they_are_judged_by(tmp_path):
+    write_run(tmp_path / "text", 1.7)
+    val = {"bpb": None, "bytes": 0, "nll": 1.25, "solved": 0.5}
+    write_run(tmp_path / "rows", 1.7, summary={"val": val})
+    write_run(tmp_path / "task", 1.7, summary={"val": val}, config={"metric": "val/solved"})
+    for name, metric in (("nats", None), ("share", "val/solved")):
+        running = write_run(tmp_path / name, None, config={"metric": metric})
+        (running / "metrics.csv").write_text("step,train/ce,val/nll,val/solved\n9,2.5,1.5,0.25\n")
+    told = {
+        name: (row["score"], row["unit"], row["metric"])
+        for name, row in rows(Watch(Shelf(tmp_path))).items()
+    }
+    assert told == {
+        "text": (1.7, "BPB", "val/bpb"),
+        "rows": (1.25, "nats", "val/nll"),
+        "task": (0.5, "solved share", "val/solved"),
+        "nats": (1.5, "nats", "val/nll"),
+        "share": (0.25, "solved share", "val/solved"),
+    }
+
+
 def test_the_latest_comes_first_and_reports_are_named(tmp_path):
     for age, name in ((50, "s/0"), (10, "s/1"), (30, "b")):
         for path in write_run(tmp_path / name, 1.7).rglob("*"):

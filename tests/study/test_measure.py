@@ -106,6 +106,67 @@ def test_without_bytes_verdicts_are_in_nats(tmp_path):
     assert "nats of every run" in text
 
 
+def of_shares(folder, name: str, treatment: list[float], control: list[float], **about):
+    """A study of rows whose runs have these shares at the end, after a better validation on the way."""
+    shares = {"treatment": treatment, "control": control}
+    seeds = {arm: {str(i): 1.7 for i in range(len(found))} for arm, found in shares.items()}
+    study(folder, seeds, against=ROLES, metric=f"val/{name}", **about)
+    for group in json.loads((folder / "study.json").read_text())["groups"]:
+        for seed, below in group["runs"].items():
+            path, share = folder / below / "summary.json", shares[group["name"]][int(seed)]
+            found = json.loads(path.read_text())
+            found["val"] |= {"bpb": None, "bytes": 0, name: share}
+            path.write_text(json.dumps(found))
+            lines = f"99,0.1\n199,{share + 0.001}\n399,{share}\n"
+            (folder / below / "metrics.csv").write_text(f"step,val/{name}\n{lines}")
+    results = collect(folder)
+    report._write(results)
+    return results, (folder / "report.md").read_text()
+
+
+def test_a_larger_accuracy_is_better_at_the_budget_and_at_the_best(tmp_path):
+    up, down = [0.80, 0.82, 0.81, 0.83], [0.70, 0.71, 0.70, 0.73]
+    for estimand, word in (("budget", "final"), ("best", "largest of all")):
+        results, text = of_shares(
+            tmp_path / estimand, "answer_accuracy", up, down, estimand=estimand
+        )
+        (treatment,) = results.treatments
+        assert treatment.word == "better, no placebo"
+        assert treatment.main.effect.mean == pytest.approx(0.105)
+        assert treatment.main.effect.margin == 0.01
+        assert treatment.main.effect.p_rule is None
+        first = results.arms["treatment"].scores["0"]
+        assert first == pytest.approx(0.801 if estimand == "best" else 0.8)
+        for said in ("larger is better", "above zero, the treatment is better", word):
+            assert said in text
+        assert "challenge" not in text
+        assert "BPB" not in text
+    results, _ = of_shares(tmp_path / "other", "answer_accuracy", down, up)
+    assert results.treatments[0].word == "hurts"
+
+
+def test_solved_seeds_decide_where_runs_solve_all_or_nothing(tmp_path):
+    results, text = of_shares(
+        tmp_path, "solved", [1.0, 0.99, 0.2, 0.97, 1.0], [0.2, 0.1, 0.3, 0.2, 0.9]
+    )
+    (treatment,) = results.treatments
+    assert treatment.word == "better, no placebo"
+    assert "solved by 4 of 5 seeds against 0 of 5, p = 0.024" in treatment.sentence
+    assert "| seeds solved | 4 of 5 |" in text
+    assert "| p, Fisher's exact test | 0.0238 |" in text
+    assert "Fisher's exact test of the counts" in text
+
+
+def test_a_plan_of_an_earlier_version_is_read(tmp_path):
+    made(tmp_path, {"control": 0.0, "treatment": 0.0}, estimand="best")
+    path = tmp_path / "study.json"
+    plan = json.loads(path.read_text()) | {"estimand": "minimum", "metric": None}
+    path.write_text(json.dumps(plan))
+    assert collect(tmp_path).measure == Measure("val/bpb", "best")
+    path.write_text(json.dumps({k: v for k, v in plan.items() if k not in ("estimand", "metric")}))
+    assert collect(tmp_path).measure == Measure()
+
+
 def test_a_metric_that_is_named_is_kept(tmp_path):
     study(tmp_path, paired(1.7, -0.02), against=ROLES, metric="val/nll")
     assert collect(tmp_path).treatments[0].main.effect.unit == "nats"
