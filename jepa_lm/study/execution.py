@@ -31,12 +31,14 @@ from jepa_lm.study.power import MINIMUM_PAIRS
 from jepa_lm.study.request import NONE, WEIGHT, Composed, read_request
 from jepa_lm.study.runs import Run, find_runs
 from jepa_lm.study.search import Search
+from jepa_lm.study.solved import LEAST_SEEDS
 from jepa_lm.utils.config import check, resolve
 from jepa_lm.utils.crash import bugs_kept
 from jepa_lm.utils.errors import SweepError, UserError, in_words, warn
 from jepa_lm.utils.files import sweep_up, write_json
 from jepa_lm.utils.going_on import same_command
 from jepa_lm.utils.locks import only_writer
+from jepa_lm.utils.metrics import METRICS
 from jepa_lm.utils.output import say, tell
 from jepa_lm.utils.paths import CONFIG_FILE, SUMMARY_FILE
 from jepa_lm.utils.provenance import config_hash
@@ -117,10 +119,10 @@ def sweep(
     else:
         manifest, configs = plan_study(asked, compose, resolve(config.study))
         pairs = max(len(group.runs) for group in manifest.groups)
-        if pairs < MINIMUM_PAIRS:
-            warn(
-                f"seed: {pairs} planned; a verdict needs {MINIMUM_PAIRS} or more: 'seed=range(1,6)'"
-            )
+        counted = manifest.metric is not None and METRICS[manifest.metric].bimodal
+        least = LEAST_SEEDS if counted else MINIMUM_PAIRS
+        if pairs < least:
+            warn(f"seed: {pairs} planned; a verdict needs {least} or more: 'seed=range(1,6)'")
     if config.hydra.sweeper.dry_run or (config.get("study") or {}).get("dry_run"):
         return described(manifest, configs, len(manifest.jobs))
     check_metrics(manifest, configs, check_metric)

@@ -14,6 +14,8 @@ from jepa_lm.study.power import ALPHA
 
 SOLVED = 0.95
 """A run has solved its task if its share is larger."""
+LEAST_SEEDS = 4
+"""Seeds of each side without which no counts give p < 0.05: 3 of 3 against 0 of 3 give just that."""
 
 
 class SolvedSeeds(NamedTuple):

@@ -11,7 +11,7 @@ import pytest
 from scipy import integrate, stats
 
 from jepa_lm.study.power import power
-from jepa_lm.study.solved import SolvedSeeds, fisher_test, solved_seeds
+from jepa_lm.study.solved import LEAST_SEEDS, SolvedSeeds, fisher_test, solved_seeds
 from jepa_lm.study.statistics import (
     RULE_NATS,
     Effect,
@@ -228,6 +228,8 @@ def test_solved_seeds_are_counted_above_the_threshold_and_on_the_side_of_what_wa
     assert SolvedSeeds(1, 4, 2, 3).p == fisher_test(2, 3, 1, 4)
     assert SolvedSeeds(1, 5, 0, 5).enough == 4
     assert SolvedSeeds(0, 3, 0, 2).enough is None
+    assert SolvedSeeds(0, LEAST_SEEDS, 0, LEAST_SEEDS).enough == LEAST_SEEDS
+    assert SolvedSeeds(0, LEAST_SEEDS - 1, 0, LEAST_SEEDS - 1).enough is None
 
 
 def test_identical_sides_are_equivalent():
