@@ -81,10 +81,19 @@ class ResumableSweeper(Sweeper):
 
             return flops_of(config, opener(Trust.of(config)))
 
+        def check_metric(config: Mapping[str, Any], metric: str) -> None:
+            from jepa_lm.data.token_data import TokenData
+            from jepa_lm.utils.config import build
+
+            data = build("data", config["data"])
+            assert isinstance(data, TokenData)
+            data.check_metric(metric)
+
         assert self.hydra_context is not None
         assert self.launcher is not None
         assert self.config is not None
         loader = self.hydra_context.config_loader
         words = [*(f"{key}={value}" for key, value in self.params.items()), *arguments]
         overrides = OverridesParser.create(config_loader=loader).parse_overrides(words)
-        return sweep(overrides, self.config, loader, self.launcher, checkpoint_bytes, flops)
+        parts = (loader, self.launcher, checkpoint_bytes, flops, check_metric)
+        return sweep(overrides, self.config, *parts)

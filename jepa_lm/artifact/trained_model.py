@@ -138,7 +138,7 @@ class TrainedModel:
         found = list(scores_of_targets(self._scorer(split.byte_counter()), split.windows()))
         nats, n_bytes = (
             torch.cat([x.double().flatten() for x in parts]).cpu().numpy()
-            for parts in ([nats for nats, _, _ in found], [count for _, count, _ in found])
+            for parts in ([part.nats for part in found], [part.bytes for part in found])
         )
         return TextScore(self._ids(split)[1:], nats, n_bytes)
 

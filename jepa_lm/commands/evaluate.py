@@ -24,11 +24,11 @@ from jepa_lm.artifact.publishing import ACCOUNT, belongs
 from jepa_lm.artifact.text import Text, text_to_score
 from jepa_lm.data.split import Split
 from jepa_lm.evaluation.baselines import cached_baselines
-from jepa_lm.evaluation.bpb import score_from_sums
 from jepa_lm.evaluation.byte_audit import audit_bytes
 from jepa_lm.evaluation.protocols import check_protocol, details, score_split, tokens_read
 from jepa_lm.evaluation.score_table import print_result
 from jepa_lm.evaluation.scoring import Scorer
+from jepa_lm.evaluation.tasks import Tasks
 from jepa_lm.loggers.recording import recording_job
 from jepa_lm.loggers.settings import shared_settings
 from jepa_lm.utils import process
@@ -124,8 +124,8 @@ def _result(
     settings = config["eval"]
     source_bytes, weights = found.file.stat().st_size, weights_of(loaded)
     settings["compile"] = _compiled(settings, loaded, text.val, device, config["devices"])
-    sums, seconds = _measure(config, found, weights, loaded, text.val, device)
-    score = score_from_sums(*sums)
+    sums, seconds = _measure(config, found, weights, loaded, text, device)
+    score = Tasks(text.val, text.train).score(sums)
     precision = resolve_precision(_given(settings["precision"], loaded.precision), device.type)
     if not math.isfinite(score.value):
         raise UserError(
@@ -204,13 +204,13 @@ def _measure(
     found: HeldFile,
     weights: str,
     loaded: LoadedModel,
-    split: Split,
+    text: Text,
     device: torch.device,
 ) -> tuple[list[float], float]:
-    """Return the sums of nats, targets and bytes over all processes, and the seconds taken."""
+    """Return the sums over all processes that `Tasks.score` reads, and the seconds of scoring."""
     count = config["devices"]
     if count == 1:
-        return _share(config, loaded, split, device, rank=0, world_size=1)
+        return _share(config, loaded, text, device, rank=0, world_size=1)
     # Slow to import, and only several processes need it.
     from lightning.fabric import Fabric
     from torch.multiprocessing import ProcessExitedException, ProcessRaisedException
@@ -245,7 +245,7 @@ def _worker(
             f"{found.key}={found.path}: the file changed while it was loaded; run the command again"
         )
     ranks = {"rank": fabric.global_rank, "world_size": fabric.world_size}
-    sums, seconds = _share(config, loaded, text.val, fabric.device, **ranks)
+    sums, seconds = _share(config, loaded, text, fabric.device, **ranks)
     total = fabric.all_reduce(torch.tensor(sums, dtype=torch.float64), reduce_op="sum")
     slowest = fabric.all_reduce(torch.tensor(seconds), reduce_op="max")
     assert isinstance(total, torch.Tensor)
@@ -260,7 +260,7 @@ def _worker(
 def _share(
     config: dict[str, Any],
     loaded: LoadedModel,
-    split: Split,
+    text: Text,
     device: torch.device,
     *,
     rank: int,
@@ -268,15 +268,18 @@ def _share(
 ) -> tuple[list[float], float]:
     settings = config["eval"]
     precision = _given(settings["precision"], loaded.precision)
-    scorer = Scorer.of(loaded.model, split.byte_counter(), device, precision)._replace(
+    scorer = Scorer.of(loaded.model, text.val.byte_counter(), device, precision)._replace(
         temperature=_temperature(settings, loaded),
         rank=rank,
         world_size=world_size,
         compile=settings["compile"],
     )
     began = time.perf_counter()
-    sums = score_split(scorer, split, settings, loaded.stride).tolist()
-    return sums, time.perf_counter() - began
+    sums = score_split(scorer, text.val, settings, loaded.stride)
+    seconds = time.perf_counter() - began
+    with scorer.autocast():
+        counts = Tasks(text.val, text.train).counts(scorer.model, rank, world_size)
+    return [*sums.tolist(), *counts.tolist()], seconds
 
 
 def _temperature(settings: dict[str, Any], loaded: LoadedModel) -> float:

@@ -21,12 +21,12 @@ from jepa_lm.live.run_page import keep_page
 from jepa_lm.loggers.recording import RunLoggers, recording
 from jepa_lm.loggers.settings import fill_in
 from jepa_lm.objective import StepContext
-from jepa_lm.objective.probe import probe
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.training.callbacks.checkpoints import SaveCheckpoints
 from jepa_lm.training.distributed import ranks_of
 from jepa_lm.training.flops import sizes
 from jepa_lm.training.module import LanguageModelTask
+from jepa_lm.training.probe import probe
 from jepa_lm.training.resume import go_on
 from jepa_lm.training.run_folder import Record, claimed, keep_overrides
 from jepa_lm.training.startup import (
@@ -58,8 +58,8 @@ def train(cfg: DictConfig) -> float | None:
     """Train, validate, checkpoint and write summary.json.
 
     Returns:
-        The validation's bits per byte (nats per token for what has no bytes), which a sweep can optimize;
-        None for `describe=true`.
+        The validation's bits per byte (nats per token for what has no bytes), or what `metric` names, which
+        a sweep can optimize; None for `describe=true`.
 
     Raises:
         UserError: an error in the config or the data that a user can fix.
@@ -112,7 +112,7 @@ def train_resolved(config: dict[str, Any], cfg: DictConfig | None = None) -> flo
     if task.stop.signum is not None:
         raise Stopped(task.stop.signum)
     score = task.scores.get("shipped")
-    return None if score is None else score.value
+    return None if score is None else score.of(task.metric)
 
 
 def _settle(config: dict[str, Any]) -> None:

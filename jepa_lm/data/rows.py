@@ -15,18 +15,19 @@ import json
 import pickle
 from collections.abc import Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import numpy as np
 import torch
 
 from jepa_lm.data.corpora import SPLITS, ShardCorpus, Shards
 from jepa_lm.data.prepared_folder import place_to_build, read_manifest, write_manifest
+from jepa_lm.data.questions import Labels, Questions
 from jepa_lm.data.shards import ShardWriter, open_shard
 from jepa_lm.data.stream import Batch, TokenStream
 from jepa_lm.data.synthetic.examples import Examples, Generator
 from jepa_lm.utils.errors import UserError
-from jepa_lm.utils.kinds import Count, Seed, checked
+from jepa_lm.utils.kinds import Count, Seed, Whole, checked
 
 FORMAT = 1
 """Part of the cache key; raise it when generators draw other rows."""
@@ -42,6 +43,12 @@ class Rows(NamedTuple):
     floor: float | None
     """Mean of -log of the true probability of the targets that count, in nats; None where it is not known.
     No model can be expected to score below it."""
+    questions: Questions | None
+    """What judges answers that a model writes; None if rows ask nothing."""
+    decoded: int
+    """How many of the first rows a validation has the model answer."""
+    labels: Mapping[str, Labels]
+    """What probes are asked about the first rows, by name."""
 
     def batch(self, chosen: np.ndarray | slice) -> Batch:
         """Return the batch of these rows."""
@@ -51,8 +58,16 @@ class Rows(NamedTuple):
 
     def first(self, count: int) -> Rows:
         """Return the first rows, with the floor of them all."""
-        fields = {name: x[:count] for name, x in self.fields.items()}
-        return Rows(self.tokens[:count], fields, self.floor)
+        return self._replace(
+            tokens=self.tokens[:count],
+            fields={name: x[:count] for name, x in self.fields.items()},
+            decoded=min(self.decoded, count),
+            labels={n: x._replace(values=x.values[:count]) for n, x in self.labels.items()},
+        )
+
+    def starts(self, count: int) -> np.ndarray:
+        """Return the places of the first tokens that the first rows answer with, [count]."""
+        return self.fields["answers"][:count].argmax(1) + 1  # target t is token t + 1
 
 
 class GeneratedRows(ShardCorpus):
@@ -61,17 +76,44 @@ class GeneratedRows(ShardCorpus):
     Args:
         generator: what the rows are. train_rows, val_rows: how many of each.
         seed: of the rows; the generator has a seed of its own law.
+        decode_rows: how many of the validation rows a validation has the model answer token by token, where
+            rows ask a question. probe_rows: how many training rows linear probes are fitted on, where a
+            generator has labels; 0 for no probes.
     """
 
     remedy = "more rows with data.corpus.train_rows"
 
     @checked
     def __init__(
-        self, *, generator: Generator, train_rows: Count, val_rows: Count, seed: Seed
+        self,
+        *,
+        generator: Generator,
+        train_rows: Count,
+        val_rows: Count,
+        seed: Seed,
+        decode_rows: Whole = 256,
+        probe_rows: Whole = 2048,
     ) -> None:
         self.generator, self.seed = generator, seed
+        self.decode_rows, self.probe_rows = decode_rows, probe_rows
         self.rows = {"train": train_rows, "val": val_rows}
         self._folder: Path | None = None
+
+    @property
+    def questions(self) -> Questions | None:
+        """What the rows ask; None if nothing."""
+        asks = self.generator.answer_length is not None
+        return cast(Questions, self.generator) if asks else None
+
+    @property
+    def shares(self) -> tuple[str, ...]:
+        """Names of the shares of 1 that a validation measures beside the loss."""
+        found = [] if self.questions is None else ["answer_accuracy"]
+        if self.questions is not None and self.decode_rows:
+            found += self.questions.rule_names
+        if self.probe_rows:
+            found += [f"probe_{name}" for name in self.generator.label_names]
+        return tuple(found)
 
     def shards(self, cache_dir: Path, most_train: int | None = None) -> Shards:
         self._folder = folder = cache_dir / "rows" / self._key()
@@ -108,8 +150,7 @@ class GeneratedRows(ShardCorpus):
         share = 1.0 if train is None else float(train.mean())
         if not share:
             raise UserError("data.corpus.generator: no target of the training rows counts")
-        floor = self.generator.floor
-        return {split: _rows_of(examples, share, floor) for split, examples in found.items()}
+        return {split: self._rows_of(examples, share, split) for split, examples in found.items()}
 
     def _read(self, folder: Path, split: str) -> Examples:
         tokens = open_shard(folder / f"{split}.bin").reshape(self.rows[split], -1)
@@ -120,22 +161,31 @@ class GeneratedRows(ShardCorpus):
             others[name] = np.load(path, mmap_mode="r", allow_pickle=False) if exists else None
         return Examples(tokens, **others)
 
+    def _rows_of(self, found: Examples, share: float, split: str) -> Rows:
+        """Return the rows of a split as batches need them.
 
-def _rows_of(found: Examples, share: float, floor: float | None) -> Rows:
-    """Return rows as batches need them.
-
-    Args:
-        share: of the targets that count, in training. floor: in expectation, if the generator knows it.
-    """
-    fields = {} if found.latents is None else {"latents": found.latents}
-    counted = np.ones(found.tokens[:, 1:].shape, bool) if found.answer is None else found.answer
-    if found.answer is not None:
-        fields |= {"answers": found.answer, "weights": (found.answer / share).astype(np.float32)}
-    if (
-        found.nats is not None
-    ):  # of these very rows, so that no chance of the sample is in the difference
-        floor = float(found.nats[counted].mean(dtype=np.float64))
-    return Rows(found.tokens, fields, floor)
+        Args:
+            share: of the targets that count, in training.
+        """
+        fields = {} if found.latents is None else {"latents": found.latents}
+        floor, counted = self.generator.floor, found.answer
+        if counted is not None:
+            fields |= {"answers": counted, "weights": (counted / share).astype(np.float32)}
+        if (
+            found.nats is not None
+        ):  # of these very rows: no chance of the sample is in the difference
+            nats = found.nats if counted is None else found.nats[counted]
+            floor = float(nats.mean(dtype=np.float64))
+        probed = min(self.rows[split], self.probe_rows)
+        seed = (self.seed, SPLITS.index(split))
+        return Rows(
+            tokens=found.tokens,
+            fields=fields,
+            floor=floor,
+            questions=self.questions,
+            decoded=min(self.rows[split], self.decode_rows),
+            labels=self.generator.labels(probed, seed) if probed else {},
+        )
 
 
 class RowOrder:

@@ -143,6 +143,22 @@ class TokenData:
         found = {} if train is None else train.fields
         return {name: x.shape[-1] for name, x in found.items() if x.ndim == 3}
 
+    @property
+    def metrics(self) -> tuple[str, ...]:
+        """Names of what a validation measures; known before the data is prepared."""
+        bits = () if isinstance(self.tokenizer_source, Symbols) else ("val/bpb",)
+        shares = self.corpus.shares if isinstance(self.corpus, GeneratedRows) else ()
+        return (*bits, "val/nll", *(f"val/{name}" for name in shares))
+
+    def check_metric(self, metric: str | None) -> None:
+        """Refuse a metric that these data do not have; None is any data's loss.
+
+        Raises:
+            UserError: names those that they have.
+        """
+        if metric is not None and metric not in self.metrics:
+            raise UserError(f"metric={metric}: these data have {', '.join(self.metrics)}")
+
     def in_words(self) -> str:
         """Return the sizes of the splits and validation's share, for the first lines of a run."""
         sizes, unit = self._sizes()
@@ -181,7 +197,8 @@ class TokenData:
         if self.batch_tokens % share:
             raise UserError(
                 f"data.batch_tokens={self.batch_tokens}: must be a multiple of data.seq_len x ranks x "
-                f"trainer.accumulate_grad_batches = {self.seq_len} x {world_size} x {accumulate} = {share}"
+                f"trainer.accumulate_grad_batches = {self.seq_len} x {world_size} x {accumulate} = {share}, "
+                f"such as {max(1, round(self.batch_tokens / share)) * share}"
             )
         return self.batch_tokens // (world_size * accumulate)
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -23,18 +23,26 @@ from jepa_lm.model import LanguageModel, token_nll
 class Score:
     """The score of a split: mean nats per token, bits per byte, and the number of tokens and bytes.
 
-    What is not text has no bytes, and `bpb` is None.
+    What is not text has no bytes, and `bpb` is None. `shares` are shares of 1 by name, of rows that ask
+    something: `answer_accuracy`, and what `jepa_lm.evaluation.tasks` measures.
     """
 
     nll: float
     bpb: float | None
     tokens: int
     bytes: int
+    shares: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def value(self) -> float:
         """Bits per byte, or nats per token of what has no bytes: the lower, the better."""
         return self.nll if self.bpb is None else self.bpb
+
+    def of(self, metric: str | None) -> float:
+        """Return a metric that the score has, such as `val/solved`; None for `value`."""
+        found = self.value if metric is None else self.as_dict()[metric.removeprefix("val/")]
+        assert found is not None
+        return found
 
     def in_words(self) -> str:
         """Return the score for a line of text."""
@@ -44,7 +52,8 @@ class Score:
 
     def as_dict(self) -> dict[str, float | None]:
         """Return plain values for JSON."""
-        return asdict(self)
+        loss = {"nll": self.nll, "bpb": self.bpb, "tokens": self.tokens, "bytes": self.bytes}
+        return {**loss, **self.shares}
 
 
 def unit_and_value(score: Mapping[str, Any]) -> tuple[str, float]:
@@ -55,35 +64,53 @@ def unit_and_value(score: Mapping[str, Any]) -> tuple[str, float]:
 
 
 class BPBMeter(nn.Module):
-    """Sums of nats, targets and bytes in the [3] tensor `sums`, float64, on the model's device."""
+    """Sums of nats, targets and bytes in the tensor `sums`, float64, on the model's device.
+
+    Args:
+        hits: add a fourth sum, of the targets that the model finds likeliest.
+    """
 
     sums: Tensor
 
-    def __init__(self) -> None:
+    def __init__(self, hits: bool = False) -> None:
         super().__init__()
-        self.register_buffer("sums", torch.zeros(3, dtype=torch.float64), persistent=False)
+        sums = torch.zeros(4 if hits else 3, dtype=torch.float64)
+        self.register_buffer("sums", sums, persistent=False)
 
     def reset(self) -> None:
         """Set the sums to zero."""
         self.sums.zero_()
 
-    def update(self, nll: Tensor, byte_counts: Tensor, answers: Tensor | None = None) -> None:
-        """Add the targets of a batch, or only those that count; all [B, T]."""
-        if answers is not None:
-            nll, byte_counts = nll[answers], byte_counts[answers]
+    def update(
+        self,
+        nll: Tensor,
+        byte_counts: Tensor,
+        answers: Tensor | None = None,
+        hits: Tensor | None = None,
+    ) -> None:
+        """Add the targets of a batch, or only those that count; all [B, T].
+
+        Args:
+            hits: which targets are the likeliest tokens, if the meter counts them.
+        """
+        counted = (...,) if answers is None else answers
+        nll = nll[counted]
         self.sums[0] += nll.sum(dtype=torch.float64)
         self.sums[1] += nll.numel()
-        self.sums[2] += byte_counts.sum()
+        self.sums[2] += byte_counts[counted].sum()
+        if hits is not None:
+            self.sums[3] += hits[counted].sum()
 
     def score(self) -> Score:
         """Return the score so far; one host sync."""
         return score_from_sums(*self.sums.tolist())
 
 
-def score_from_sums(nats: float, tokens: float, n_bytes: float) -> Score:
-    """Return the score for total nats, targets and bytes."""
+def score_from_sums(nats: float, tokens: float, n_bytes: float, hits: float | None = None) -> Score:
+    """Return the score for total nats, targets, bytes and, if they were counted, hits."""
     bpb = nats / math.log(2) / n_bytes if n_bytes else None
-    return Score(nll=nats / max(tokens, 1), bpb=bpb, tokens=int(tokens), bytes=round(n_bytes))
+    shares = {} if hits is None else {"answer_accuracy": hits / max(tokens, 1)}
+    return Score(nats / max(tokens, 1), bpb, int(tokens), round(n_bytes), shares)
 
 
 def target_bytes(batch: Batch, byte_counter: ByteCounter) -> Tensor:
@@ -92,12 +119,19 @@ def target_bytes(batch: Batch, byte_counter: ByteCounter) -> Tensor:
     return byte_counter(batch["inputs"][:, -targets.shape[1] :], targets)
 
 
-def window_nll(
-    model: LanguageModel, inputs: Tensor, targets: Tensor, temperature: float = 1.0
-) -> Tensor:
+def window_scores(
+    model: LanguageModel,
+    inputs: Tensor,
+    targets: Tensor,
+    temperature: float = 1.0,
+    hits: bool = False,
+) -> tuple[Tensor, Tensor | None]:
     """Return the nats of each target [B, S] after its inputs [B, T]: no auxiliary loss, no z-loss.
 
     If S is less than T, the last S positions are scored, and the last block and the head run only on them.
+
+    Args:
+        hits: also return whether each target is the likeliest token [B, S].
     """
     scored = targets.shape[1]
     if scored == inputs.shape[1]:
@@ -106,4 +140,4 @@ def window_nll(
         logits = model.logits(model.tail(inputs, scored))
     if temperature != 1.0:
         logits = logits / temperature
-    return token_nll(logits, targets)
+    return token_nll(logits, targets), logits.argmax(-1) == targets if hits else None

@@ -70,7 +70,7 @@ def tokens_read(split: Split, settings: dict[str, Any], stride: int) -> int:
 
 
 def score_split(scorer: Scorer, split: Split, settings: dict[str, Any], stride: int) -> Tensor:
-    """Return the nats, targets and bytes [3] of this process's share of the split.
+    """Return the nats, targets and bytes of this process's share of the split; see `score_windows`.
 
     Args:
         stride: the run's own stride, used if the settings give none.

@@ -9,6 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jepa_lm.utils.console import Screen
+from jepa_lm.utils.metrics import LOSSES, METRICS, key_of, measured
 
 
 def print_result(result: dict[str, Any], path: Path) -> None:
@@ -21,6 +22,9 @@ def print_result(result: dict[str, Any], path: Path) -> None:
     table.add_row("nats per token", f"{result['nll']:.6f}")
     if result["bpb"] is not None:
         table.add_row("bits per byte", Text(f"{result['bpb']:.6f}", style="bold"))
+    for metric in measured(result):
+        if metric not in LOSSES:
+            table.add_row(METRICS[metric].says, f"{result[key_of(metric)]:.6f}")
     if "floor" in result:
         table.add_row("nats above the law's own score", f"{result['above_floor']:.6f}")
     table.add_row("tokens", f"{result['tokens']:,}")

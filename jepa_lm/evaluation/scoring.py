@@ -15,11 +15,25 @@ from torch import Tensor
 
 from jepa_lm.data.byte_counter import ByteCounter
 from jepa_lm.data.stream import Batch, TokenStream
-from jepa_lm.evaluation.bpb import BPBMeter, target_bytes, window_nll
+from jepa_lm.evaluation.bpb import BPBMeter, target_bytes, window_scores
 from jepa_lm.model import LanguageModel, TextState, token_nll
 from jepa_lm.utils.console import shown
 from jepa_lm.utils.output import tell
 from jepa_lm.utils.precision import AUTOCAST, resolve_precision
+
+Scores = Callable[..., tuple[Tensor, Tensor | None]]
+"""`window_scores`, compiled or not."""
+
+
+class TargetScores(NamedTuple):
+    """Scores of the targets of a batch, [B, S] each."""
+
+    nats: Tensor
+    bytes: Tensor
+    answers: Tensor | None
+    """Whether each target counts; None for all."""
+    hits: Tensor | None
+    """Whether each is the likeliest token, where only answers count."""
 
 
 class Scorer(NamedTuple):
@@ -54,12 +68,12 @@ class Scorer(NamedTuple):
         dtype = AUTOCAST[self.precision]
         return torch.autocast(self.device.type, dtype=dtype, enabled=dtype is not None)
 
-    def compiled_nll(self, seq_len: int) -> Callable[..., Tensor]:
-        """Return `window_nll`, compiled by its first call for windows of `seq_len` inputs."""
+    def compiled_scores(self, seq_len: int) -> Scores:
+        """Return `window_scores`, compiled by its first call for windows of `seq_len` inputs."""
         self.model.backbone.keep_tables(seq_len, self.device)
-        compiled, called = torch.compile(window_nll, dynamic=False), False
+        compiled, called = torch.compile(window_scores, dynamic=False), False
 
-        def nll(*args: Any) -> Tensor:
+        def scores(*args: Any) -> tuple[Tensor, Tensor | None]:
             nonlocal called
             if called or self.rank:
                 return compiled(*args)
@@ -69,7 +83,7 @@ class Scorer(NamedTuple):
             tell(f"compiled in {time.perf_counter() - began:.0f} s")
             return result
 
-        return nll
+        return scores
 
     def shown(self, numbers: range) -> Iterable[int]:
         """Return the same numbers; the first process shows a progress bar."""
@@ -78,31 +92,38 @@ class Scorer(NamedTuple):
 
 @torch.inference_mode()
 def score_windows(scorer: Scorer, windows: torch.utils.data.Dataset[Batch]) -> Tensor:
-    """Return the nats, targets and bytes [3], float64, of this process's share of the windows.
+    """Return the nats, targets and bytes, float64, of this process's share of the windows.
 
-    Process r takes every W-th batch, so that no target is scored twice.
+    Where only answers count, their hits are a fourth number. Process r takes every W-th batch, so that no
+    target is scored twice.
     """
-    meter = BPBMeter().to(scorer.device)
-    for nats, n_bytes, answers in scores_of_targets(scorer, windows):
-        meter.update(nats, n_bytes, answers)
+    meter = BPBMeter(hits="answers" in windows[0]).to(scorer.device)
+    for found in scores_of_targets(scorer, windows):
+        meter.update(*found)
     return meter.sums
 
 
 @torch.inference_mode()
 def scores_of_targets(
     scorer: Scorer, windows: torch.utils.data.Dataset[Batch]
-) -> Iterator[tuple[Tensor, Tensor, Tensor | None]]:
-    """Yield nats and bytes of each target [B, S] and whether it counts, for this process's batches."""
+) -> Iterator[TargetScores]:
+    """Yield the scores of this process's batches."""
     scorer.prepare()
     count = len(windows)  # type: ignore[arg-type]
     usual = _shapes(windows[count // 2]) if scorer.compile else None
-    compiled = window_nll if usual is None else scorer.compiled_nll(seq_len=usual["inputs"][1])
+    compiled: Scores = window_scores
+    if usual is not None:
+        compiled = scorer.compiled_scores(seq_len=usual["inputs"][1])
     for i in scorer.shown(range(scorer.rank, count, scorer.world_size)):
         batch = {name: t.to(scorer.device) for name, t in windows[i].items()}
-        nll = compiled if _shapes(batch) == usual else window_nll
+        scores, answers = (
+            compiled if _shapes(batch) == usual else window_scores,
+            batch.get("answers"),
+        )
+        asked = batch["inputs"], batch["targets"], scorer.temperature, answers is not None
         with scorer.autocast():
-            nats = nll(scorer.model, batch["inputs"], batch["targets"], scorer.temperature)
-        yield nats, target_bytes(batch, scorer.byte_counter), batch.get("answers")
+            nats, hits = scores(scorer.model, *asked)
+        yield TargetScores(nats, target_bytes(batch, scorer.byte_counter), answers, hits)
 
 
 def _shapes(batch: Batch) -> dict[str, torch.Size]:

@@ -2,10 +2,10 @@
 // Text from files only ever becomes text nodes, so nothing in it is markup.
 "use strict";
 const EVERY = 1500, MOST_DRAWN = 12, FIRST_DRAWN = 6;
-const SCORE = "val/bpb", TRAINING = "train/bpb", OFTEN = 3;
+const TRAINING = {"val/bpb": "train/bpb", "val/nll": "train/ce"}, OFTEN = 3;
 const SVG = "http://www.w3.org/2000/svg";
 const $ = (id) => document.getElementById(id), part = (what) => document.querySelector(what);
-const at = {metric: SCORE, asked: false, sort: "age", up: true, chosen: new Map(), runs: [], curves: [], over: null};
+const at = {metric: "val/bpb", asked: false, sort: "age", up: true, chosen: new Map(), runs: [], curves: [], over: null};
 
 // ---- elements
 
@@ -65,7 +65,7 @@ const look = (i) => [`c${i % 6}`, i < 6 ? "" : "dash1"];
 // ---- the table
 
 const COLUMNS = [
-  ["run", "folder"], ["val bpb", "bpb"], ["step", "step"], ["status", "status"], ["tokens/s", "speed"],
+  ["run", "folder"], ["score", "score"], ["step", "step"], ["status", "status"], ["tokens/s", "speed"],
   ["objective", "objective"], ["weight", "weight"], ["seed", "seed"], ["written", "age"],
 ];
 const WORDS = ["folder", "status", "objective"];
@@ -76,7 +76,7 @@ function cells(run) {
   const name = make("td", {class: "run"}, run.folder, " ", files, ...page);
   if (run.error) name.append(make("span", {class: "error"}, run.error));
   const of = run.of && run.status !== "finished" ? ` of ${number(run.of)}` : "";
-  const told = {step: run.step === null ? "" : run.step.toLocaleString("en") + of, bpb: run.bpb?.toFixed(4) ?? "",
+  const told = {step: run.step === null ? "" : run.step.toLocaleString("en") + of, score: run.score === null ? "" : `${run.score.toFixed(4)} ${run.unit}`,
     speed: run.speed === null ? "" : number(run.speed, 3), weight: number(run.weight), age: ago(run.age)};
   const rest = COLUMNS.slice(1).map(([, key]) => make("td", {class: WORDS.includes(key) ? key : "number"}, told[key] ?? String(run[key] ?? "")));
   return [name, ...rest];
@@ -150,15 +150,16 @@ async function ask(address) {
   return answer.json();
 }
 
-async function curves() {
+const judged = () => at.runs.find((run) => at.chosen.has(run.run))?.metric ?? at.metric;
+
+async function curves(metric = at.asked ? at.metric : judged()) {
+  at.metric = metric;
   const query = new URLSearchParams({metric: at.metric, x: $("axis").value});
   for (const name of at.chosen.keys()) query.append("run", name);
   const found = await ask(`/api/curves?${query}`);
   at.curves = found.curves;
-  if (at.metric === SCORE && !at.asked && !found.curves.some(({x}) => x.length >= OFTEN) && found.metrics.includes(TRAINING)) {
-    at.metric = TRAINING;  // validated once, at the end: that is no curve
-    return curves();
-  }
+  if (!at.asked && !found.curves.some(({x}) => x.length >= OFTEN) && found.metrics.includes(TRAINING[metric]))
+    return curves(TRAINING[metric]);  // validated once, at the end: that is no curve
   const names = [...new Set([at.metric, ...found.metrics])].sort();
   if (names.join() !== [...$("metric").options].map((o) => o.value).join())
     $("metric").replaceChildren(...names.map((name) => make("option", {value: name, selected: name === at.metric ? "" : false}, name)));
@@ -190,7 +191,7 @@ async function follow() {
 }
 
 $("metric").addEventListener("change", (event) => { at.metric = event.target.value; at.asked = true; curves(); });
-$("axis").addEventListener("change", curves);
+$("axis").addEventListener("change", () => curves());
 for (const id of ["smooth", "whole"]) $(id).addEventListener("change", draw);
 $("filter").addEventListener("input", list);
 $("none").addEventListener("click", () => { at.chosen.clear(); list(); curves(); });

@@ -14,16 +14,24 @@ from jepa_lm.study.chart import SERIES, Chart, Line, Panel, Points, Style, aroun
 from jepa_lm.study.comparable import compile_state, told
 from jepa_lm.study.diagnostics import DIAGNOSTICS
 from jepa_lm.study.losses import losses_of
-from jepa_lm.study.runs import HIGHEST_SCORE, Run
+from jepa_lm.study.runs import Run, as_score
 from jepa_lm.study.table import Table
 from jepa_lm.study.templates import environment
 from jepa_lm.utils.files import write_text
 from jepa_lm.utils.going_on import OVERRIDES, recorded_overrides
+from jepa_lm.utils.metrics import (
+    LOSSES,
+    METRICS,
+    TRAINING,
+    MetricName,
+    key_of,
+    loss_of,
+    measured,
+)
 from jepa_lm.utils.nested import at, class_name
 from jepa_lm.utils.paths import CONFIG_FILE, METRICS_FILE, PAGE_FILE, SAMPLE_FILE, SUMMARY_FILE
 from jepa_lm.utils.quoting import shell
 
-TRAINING = "train/bpb"
 PANELS = {
     "train/gradient_norm": "norm of the gradient",
     "train/tokens_per_second": "tokens per second",
@@ -95,7 +103,9 @@ def write_page(folder: Path, latents: Sequence[str] = ()) -> Path:
 
 
 def _headline(run: Run) -> str:
-    score = "no score" if run.bpb is None else f"{words.score(run.bpb)} bits per byte"
+    says, score = METRICS[run.metric].says, words.score(run.value)
+    told = f"{score} {says}" if run.metric in LOSSES else f"{says} {score}"
+    score = "no score" if run.value is None else told
     return f"{run.objective or 'a run'}, seed {run.summary.get('seed', words.NOTHING)}: {score}"
 
 
@@ -139,11 +149,10 @@ def _account(run: Run) -> Facts:
     flops, memory = summary.get("flops_per_token") or {}, summary.get("memory_bytes")
     per_token = sum(flops.values())
     found = {
-        "bits per byte": words.score(run.bpb),
-        "nats per token": words.score(run.nll),
+        **{METRICS[m].says: words.score(run.score(m)) for m in METRICS},
         "weights that ship": str(at(summary, "val", "weights") or words.NOTHING),
         **{
-            f"bits per byte, {name} weights": words.score(_other(run, name))
+            f"{METRICS[run.metric].says}, {name} weights": words.score(_other(run, name))
             for name in OTHER_WEIGHTS
         },
         "optimizer steps": words.count(summary.get("steps")),
@@ -163,8 +172,7 @@ def _account(run: Run) -> Facts:
 
 def _other(run: Run, name: str) -> float | None:
     """Return the score of weights that do not ship."""
-    value = at(run.summary, "val", name, "bpb")
-    return value if isinstance(value, int | float) and 0 <= value <= HIGHEST_SCORE else None
+    return as_score(at(run.summary, "val", name, key_of(run.metric)))
 
 
 def _duration(seconds: float | None) -> str:
@@ -178,8 +186,9 @@ def _duration(seconds: float | None) -> str:
 
 def _panels(run: Run) -> list[Panel]:
     """Return the charts of what was measured over the steps."""
-    scores = {"training": _smooth(_done(run, TRAINING)), "validation": _done(run, "val/bpb")}
-    charts: list[tuple[str, Mapping[str, Points]]] = [("bits per byte", scores)]
+    charts: list[tuple[str, Mapping[str, Points]]] = [
+        (METRICS[metric].says, _scores(run, metric)) for metric in _judged(run)
+    ]
     loss, part = _smooth(_done(run, "train/loss")), _smooth(_done(run, "train/ce"))
     if loss != part:
         charts.append(("training loss, nats", {"with objective": loss, "cross entropy": part}))
@@ -190,6 +199,19 @@ def _panels(run: Run) -> list[Panel]:
         if diagnostic.says
     ]
     return [panel(title, series) for title, series in charts if any(series.values())]
+
+
+def _judged(run: Run) -> list[MetricName]:
+    """Return the metrics that are drawn, the run's own first: its loss and all shares."""
+    val = run.summary.get("val") or {}
+    others = [m for m in measured(val) if m not in LOSSES or m == loss_of(val)]
+    return [run.metric, *(metric for metric in others if metric != run.metric)]
+
+
+def _scores(run: Run, metric: MetricName) -> dict[str, Points]:
+    """Return a metric in training, if it is measured there, and in validation."""
+    training = _smooth(_done(run, TRAINING[metric])) if metric in TRAINING else []
+    return {"training": training, "validation": _done(run, metric)}
 
 
 def panel(title: str, series: Mapping[str, Points]) -> Panel:

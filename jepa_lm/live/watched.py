@@ -18,6 +18,7 @@ from jepa_lm.study.listing import config_of
 from jepa_lm.study.losses import main_weight
 from jepa_lm.study.runs import Run, find_runs
 from jepa_lm.utils.errors import LONGEST
+from jepa_lm.utils.metrics import METRICS
 from jepa_lm.utils.nested import at
 from jepa_lm.utils.paths import CONFIG_FILE, METRICS_FILE, PAGE_FILE, SAMPLE_FILE, SUMMARY_FILE
 from jepa_lm.utils.quoting import cut, literal
@@ -35,7 +36,9 @@ AXES = ("step", "tokens", "seconds")
 CHANGING = (SUMMARY_FILE, CONFIG_FILE, METRICS_FILE)
 """Records by whose size and time a run is known to have gone on."""
 RECORDS = (*CHANGING, ".hydra/hydra.yaml", ".hydra/config.yaml")
-SCORE, SPEED, SECONDS = "val/bpb", "train/tokens_per_second", "train/seconds"
+SPEED, SECONDS = "train/tokens_per_second", "train/seconds"
+BITS = ("val/bpb", "train/bpb")
+"""Columns that only rows with bytes have."""
 State = tuple[tuple[int, int, int], ...]
 
 
@@ -128,13 +131,14 @@ class Watch:
         written = max(when for _, when, _ in state) / 1e9
         ended = _ended(state)
         summary = run.summary if ended else {}
+        metric = run.metric
         cells = {
             "run": encoded(name),
             "folder": name or self.shelf.root.name,
             "status": run.status if ended else "",
             "step": summary.get("steps"),
             "of": _number(at(config, "trainer", "max_steps")),
-            "bpb": run.bpb if ended else None,
+            "score": run.value if ended else None,
             "speed": summary.get("tokens_per_second"),
             "objective": run.objective,
             "weight": main_weight(config),
@@ -147,9 +151,16 @@ class Watch:
         behind = False
         if not ended:
             followed = self._follow(name)
-            latest = {"bpb": followed.latest(SCORE), "speed": followed.latest(SPEED)}
-            cells |= latest | {"step": followed.step}
+            if (
+                config.get("metric") is None
+                and followed.step
+                and not any(map(followed.latest, BITS))
+            ):
+                metric = "val/nll"
+            score, speed = followed.latest(metric), followed.latest(SPEED)
+            cells |= {"score": score, "speed": speed, "step": followed.step}
             behind = followed.behind
+        cells |= {"metric": metric, "unit": METRICS[metric].unit}
         return _Row(state, cells, _number(at(config, "data", "batch_tokens")), behind)
 
     def _follow(self, name: str) -> Followed:

@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_only
 
 from jepa_lm.loggers.run_logger import Ending, RunLogger
 from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.metrics import key_of, measured
 
 
 class TensorBoardRun(TensorBoardLogger, RunLogger):
@@ -43,7 +44,7 @@ class TensorBoardRun(TensorBoardLogger, RunLogger):
         self.experiment.add_text("summary", f"    {text}")
         if summary.get("val"):
             val = summary["val"]
-            scores = {f"val/{name}": val[name] for name in ("bpb", "nll") if val[name] is not None}
+            scores: dict[str, Any] = {metric: val[key_of(metric)] for metric in measured(val)}
             self.log_hyperparams(self.hparams, scores, summary["steps"])
 
     @rank_zero_only

@@ -17,6 +17,7 @@ from lightning.pytorch.utilities import rank_zero_only
 from jepa_lm.loggers.run_logger import Ending, RunLogger
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.files import write_text
+from jepa_lm.utils.metrics import LOSSES, METRICS, key_of, loss_of, measured
 from jepa_lm.utils.quoting import one_line
 
 ID_FILE = "wandb_id"
@@ -24,10 +25,8 @@ ID_FILE = "wandb_id"
 PROJECT = "jepa_lm"
 STEP = "trainer/global_step"
 """Lightning's name for the step axis."""
-BEST = ("val/bpb", "val/nll")
-"""Metrics whose W&B summary is their minimum, under `val/bpb.min`."""
-FINAL = "final/bpb"
-"""BPB of the final model: a plain number, which a sweep can optimize."""
+BEST = {m: "max" if quantity.larger else "min" for m, quantity in METRICS.items()}
+"""Metrics whose W&B summary is the best of the run, under `val/bpb.min` and `val/solved.max`."""
 
 
 class WandbRun(WandbLogger, RunLogger):
@@ -121,8 +120,8 @@ class WandbRun(WandbLogger, RunLogger):
         write_text(self.folder / ID_FILE, f"{run.id}\n")
         run.define_metric(STEP)
         run.define_metric("*", step_metric=STEP, step_sync=True)
-        for metric in BEST:
-            run.define_metric(metric, step_metric=STEP, step_sync=True, summary="min")
+        for metric, best in BEST.items():
+            run.define_metric(metric, step_metric=STEP, step_sync=True, summary=best)
         return run
 
     @rank_zero_only
@@ -131,9 +130,10 @@ class WandbRun(WandbLogger, RunLogger):
         if self._experiment is None:
             return
         if summary.get("val"):
-            val = summary["val"]
-            named = "nll" if val["bpb"] is None else "bpb"
-            self.log_metrics({f"final/{named}": val[named]}, summary["steps"])
+            val, loss = summary["val"], loss_of(summary["val"])
+            # Plain numbers, which a sweep can optimize; `val/bpb` is none in W&B's summary.
+            keys = [key_of(m) for m in measured(val) if m not in LOSSES or m == loss]
+            self.log_metrics({f"final/{key}": val[key] for key in keys}, summary["steps"])
         self._experiment.summary.update(_without_tables(summary))
         for path in files:
             if path.is_file():

@@ -61,14 +61,14 @@ STUDIES: dict[str, tuple[str, ...]] = {
         "study=controls",
         "experiment=scarce",
         "objective=distil",
-        "study.estimand=minimum",
+        "study.estimand=best",
         "jepa.target.path={teacher}",
     ),
     "law": (
         "study=controls",
         "experiment=known_law",
         "objective=oracle_law",
-        "study.estimand=minimum",
+        "study.estimand=best",
     ),
     "noise": (
         "study=noise",
@@ -76,9 +76,9 @@ STUDIES: dict[str, tuple[str, ...]] = {
         "objective=none",
         "data.noise=0.15",
         "trainer.max_steps=1000",
-        "study.estimand=minimum",
+        "study.estimand=best",
     ),
-    "same": ("study=same", "experiment=scarce", "study.estimand=minimum"),
+    "same": ("study=same", "experiment=scarce", "study.estimand=best"),
     "fewer_steps": ("study=fewer_steps", "experiment=laptop", "trainer.max_steps=405"),
 }
 """Overrides of each study."""

@@ -11,9 +11,8 @@ from jepa_lm.study.chart import thinned
 from jepa_lm.study.measure import Measure
 from jepa_lm.study.runs import Run
 from jepa_lm.study.statistics import t_interval
+from jepa_lm.utils.metrics import TRAINING
 
-TRAINING: dict[str, str] = {"val/bpb": "train/bpb", "val/nll": "train/ce"}
-"""Column of the training score, by that of the validation score."""
 VALIDATED_OFTEN = 3
 """Points of the validation score that every run needs for it to be drawn instead of the training score."""
 SMOOTHED = 20
@@ -45,7 +44,8 @@ class Metric:
 def score_metric(runs: Sequence[Run], measure: Measure) -> Metric:
     """Return the validation score if every run has several during training, else that of training batches."""
     validation = measure.metric
-    if runs and all(len(run.series(validation)) >= VALIDATED_OFTEN for run in runs):
+    often = runs and all(len(run.series(validation)) >= VALIDATED_OFTEN for run in runs)
+    if often or validation not in TRAINING:
         return Metric(validation, f"validation {measure.unit}")
     training = TRAINING[validation]
     points = min((len(run.series(training)) for run in runs), default=0)

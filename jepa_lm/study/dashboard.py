@@ -17,10 +17,18 @@ from jepa_lm.utils.quoting import one_line
 
 STEP, SECONDS = "trainer/global_step", "train/seconds"
 NAME = "JEPA language models"
-FINAL_BPB, BEST_BPB = "final/bpb", "val/bpb.min"
-"""Entries of a run's summary: the score at its end, and the lowest of all validations."""
+FINAL_BPB, BEST_BPB, FINAL_NATS = "final/bpb", "val/bpb.min", "final/nll"
+"""Entries of a run's summary: the score at its end, the lowest of all validations, and what rows without
+bytes have at their end."""
 
 LINES: dict[str, dict[str, list[Any]]] = {
+    "Rows without bytes, and their tasks": {
+        "Validation, nats per token": ["val/nll"],
+        "Validation, nats above the law's own score": ["val/above_floor"],
+        "Accuracy of the tokens of answers": ["val/answer_accuracy"],
+        "Share of rows solved": ["val/solved"],
+        "Accuracy of linear probes": ["val/probe_root", "val/probe_level_1", "val/probe_level_2"],
+    },
     "Losses": {
         "Cross entropy, nats per token": ["train/ce"],
         "Whole latent loss, before its weight": ["jepa/loss"],
@@ -123,6 +131,11 @@ def _weights(panels: Any) -> list[Any]:
     ]
     return [
         panels.ScatterPlot(title="jepa.weight and the final bits per byte", x=weight, y=final),
+        panels.ScatterPlot(
+            title="jepa.weight and the final nats per token",
+            x=weight,
+            y=panels.SummaryMetric(FINAL_NATS),
+        ),
         panels.ScatterPlot(title="jepa.weight and the best bits per byte", x=weight, y=best),
         panels.ParallelCoordinatesPlot(title="From settings to the score", columns=parallel),
         panels.ParameterImportancePlot(with_respect_to=FINAL_BPB),

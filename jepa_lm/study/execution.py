@@ -27,17 +27,19 @@ from jepa_lm.study.dry_run import CheckpointBytes, dry_run
 from jepa_lm.study.duration import LOOKS_EVERY, JobLines, Launching, workers
 from jepa_lm.study.losses import NODES, losses_of
 from jepa_lm.study.manifest import FILE, Job, Manifest, load
-from jepa_lm.study.plan import RunFlops, plan_study, plan_sweep
+from jepa_lm.study.plan import CheckMetric, RunFlops, check_metrics, plan_study, plan_sweep
 from jepa_lm.study.power import MINIMUM_PAIRS
 from jepa_lm.study.request import Composed, read_request
 from jepa_lm.study.runs import Run, find_runs
 from jepa_lm.study.search import Search
+from jepa_lm.study.solved import LEAST_SEEDS
 from jepa_lm.utils.config import check, resolve
 from jepa_lm.utils.crash import bugs_kept
 from jepa_lm.utils.errors import SweepError, UserError, in_words, warn
 from jepa_lm.utils.files import sweep_up, write_json
 from jepa_lm.utils.going_on import same_command
 from jepa_lm.utils.locks import only_writer
+from jepa_lm.utils.metrics import METRICS
 from jepa_lm.utils.output import say, tell
 from jepa_lm.utils.paths import CONFIG_FILE, SUMMARY_FILE
 from jepa_lm.utils.provenance import config_hash
@@ -56,6 +58,7 @@ def sweep(
     launcher: Launcher,
     checkpoint_bytes: CheckpointBytes,
     flops: RunFlops,
+    check_metric: CheckMetric,
 ) -> list[JobReturn]:
     """Plan a sweep or study, check it against its folder, run it and report.
 
@@ -66,6 +69,7 @@ def sweep(
         launcher: runs the jobs.
         checkpoint_bytes: estimates the size of a run's checkpoints, for a dry run.
         flops: counts the FLOPs per token of a run, for arms of equal cost.
+        check_metric: refuses a metric that the data of a config do not have.
 
     Returns:
         The launcher's results for the jobs that had to run; none after a dry run.
@@ -85,6 +89,7 @@ def sweep(
     at_once = workers(config.hydra.launcher)
 
     def described(manifest: Manifest, configs: Mapping[str, Any], total: int) -> list[JobReturn]:
+        check_metrics(manifest, configs, check_metric)
         manifest, configs = compiled_alike(manifest, configs, folder)
         check_unchanged(manifest, configs, folder)
         how = Launching(at_once, total)
@@ -103,6 +108,7 @@ def sweep(
             return described(*next(search.batches(folder)), search.total)
         with only_writer(folder, FOLDER_KEY), bugs_kept(folder):
             for manifest, configs in search.batches(folder):
+                check_metrics(manifest, configs, check_metric)
                 how = Launching(at_once, search.total)
                 returned = run(manifest, configs, folder, launcher, how)
             return conclude(manifest, folder, returned)
@@ -116,12 +122,13 @@ def sweep(
     else:
         manifest, configs = plan_study(asked, compose, resolve(config.study), flops)
         pairs = max(len(group.runs) for group in manifest.groups)
-        if pairs < MINIMUM_PAIRS:
-            warn(
-                f"seed: {pairs} planned; a verdict needs {MINIMUM_PAIRS} or more: 'seed=range(1,6)'"
-            )
+        counted = manifest.metric is not None and METRICS[manifest.metric].bimodal
+        least = LEAST_SEEDS if counted else MINIMUM_PAIRS
+        if pairs < least:
+            warn(f"seed: {pairs} planned; a verdict needs {least} or more: 'seed=range(1,6)'")
     if config.hydra.sweeper.dry_run or (config.get("study") or {}).get("dry_run"):
         return described(manifest, configs, len(manifest.jobs))
+    check_metrics(manifest, configs, check_metric)
     how = Launching(at_once, len(manifest.jobs))
     with only_writer(folder, FOLDER_KEY), bugs_kept(folder):
         sweep_up(folder)

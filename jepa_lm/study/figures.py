@@ -9,7 +9,7 @@ from itertools import pairwise
 from jepa_lm.study import formatting as words
 from jepa_lm.study.chart import SERIES, Chart, Forest, Line, Panel, Row, Scale, Style, around
 from jepa_lm.study.losses import WEIGHTS
-from jepa_lm.study.measure import METRICS, Measure
+from jepa_lm.study.measure import Measure
 from jepa_lm.study.results import ArmResult, Results, Treatment, role_of
 from jepa_lm.study.statistics import Effect
 
@@ -28,8 +28,8 @@ def effects(treatment: Treatment, look: Mapping[str, Style]) -> Panel | None:
         for a in treatment.against
         if a.effect.n
     ]
-    unit = treatment.arm.measure.unit
-    return _differences("Treatment minus control", rows, unit) if rows else None
+    measure = treatment.arm.measure
+    return _differences("Treatment minus control", rows, measure) if rows else None
 
 
 def overview(
@@ -47,7 +47,7 @@ def overview(
     ]
     if not rows:
         return None
-    return _differences("Treatments minus their control", rows, treatments[0].arm.measure.unit)
+    return _differences("Treatments minus their control", rows, treatments[0].arm.measure)
 
 
 def _row(label: str, effect: Effect, style: Style, word: str = "", tone: str = "") -> Row:
@@ -60,15 +60,16 @@ def _row(label: str, effect: Effect, style: Style, word: str = "", tone: str = "
     )
 
 
-def _differences(title: str, rows: Sequence[Row], unit: str) -> Panel:
+def _differences(title: str, rows: Sequence[Row], measure: Measure) -> Panel:
     """Draw every seed as a circle, and the mean as a diamond on its 95 % interval."""
+    unit = measure.unit
     ends = [end for row in rows for end in (*row.seeds, *(row.interval or ()), row.mean, 0.0)]
     says = "; ".join(
         f"{row.label}: {row.numbers} {unit}, {words.number_of(len(row.seeds), 'seed')}"
         + (f", {row.word}" if row.word else "")
         for row in rows
     )
-    under = f"difference in {unit} (below zero: the treatment is better)"
+    under = f"difference in {unit} ({measure.side} zero: the treatment is better)"
     return Panel(
         f"{title}: seeds, mean, 95 % interval",
         Forest(f"{title}, mean and 95 % interval. {says}.", around(ends), under, tuple(rows)),
@@ -127,7 +128,7 @@ def _weights(
         f"Validation {measure.unit} by {axis}, mean and 95 % interval, {title}. {says}.",
         across,
         up,
-        f"validation {measure.unit} ({METRICS[measure.metric][1]})",
+        f"validation {measure.unit} ({measure.quantity.says})",
         f"{axis} (0 is cross entropy alone)",
         (line,),
         marked=True,

@@ -9,7 +9,6 @@ from jepa_lm.study import formatting as words
 from jepa_lm.study.chart import Chart, Line, Panel, Points, Scale, Style, around, settled
 from jepa_lm.study.curves import Curve, Metric, difference, over_seeds, score_metric
 from jepa_lm.study.diagnostics import DIAGNOSTICS
-from jepa_lm.study.measure import METRICS
 from jepa_lm.study.results import Results
 
 FEW = 8
@@ -28,7 +27,7 @@ def score_curves(results: Results, look: Mapping[str, Style]) -> tuple[Metric, l
     if not curves:
         return metric, []
     up = _up([points for curve in curves.values() for points in _seeds(curve)])
-    label = f"{metric.says} ({METRICS[results.measure.metric][1]})"
+    label = f"{metric.says} ({results.measure.quantity.says})"
     shown = [
         (title, {name: curves[name] for name in names if name in curves})
         for title, names in _panels(results)

@@ -104,13 +104,16 @@ def data(runs: Iterable[Run]) -> str:
     """Describe the training text and the size of the validation split."""
     runs = list(runs)
     names = _values(_corpus(run.config) for run in runs)
-    scored = _values(
-        f"{count(val['bytes'])} bytes ({count(val.get('tokens'))} tokens)"
-        for run in runs
-        if (val := run.summary.get("val") or {}).get("bytes")
-    )
+    scored = _values(_scored(run.summary.get("val") or {}) for run in runs)
     text = " or, in other runs, ".join(names) or "not recorded"
     return f"{text}; validation on {' or '.join(scored) or 'an unrecorded number of bytes'}."
+
+
+def _scored(val: Mapping[str, Any]) -> str:
+    tokens = f"{count(val.get('tokens'))} tokens"
+    if val.get("bytes"):
+        return f"{count(val['bytes'])} bytes ({tokens})"
+    return f"{tokens} without bytes" if val.get("tokens") else ""
 
 
 def model(runs: Iterable[Run]) -> str:

@@ -20,6 +20,7 @@ from jepa_lm.study.losses import main_weight
 from jepa_lm.study.runs import Run, below_hydra, find_runs
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.former_names import modern
+from jepa_lm.utils.metrics import METRICS, MetricName, measured
 from jepa_lm.utils.nested import at
 
 LIKE = (
@@ -49,6 +50,9 @@ class Entry:
     seed: int | None
     steps: int | None
     bpb: float | None
+    score: float | None
+    """What the run is judged by, its metric."""
+    metric: MetricName
     status: str
     written: float
     """Time of the last record, in seconds since 1970."""
@@ -75,11 +79,13 @@ def print_entries(found: list[Entry], folder: Path, console: Console) -> None:
     table = Table(title=f"runs below {folder}, the latest last", box=SIMPLE_HEAD)
     for column in ("folder", "task", "objective"):
         table.add_column(column, overflow="fold")
-    for column in ("weight", "seed", "steps", "BPB"):
+    for column in ("weight", "seed", "steps", "score"):
         table.add_column(column, justify="right")
     table.add_column("status")
     for e in found:
-        numbers = (_cell(e.weight), _cell(e.seed), words.count(e.steps), words.score(e.bpb))
+        unit = "" if e.score is None else f" {METRICS[e.metric].unit}"
+        score = f"{words.score(e.score)}{unit}"
+        numbers = (_cell(e.weight), _cell(e.seed), words.count(e.steps), score)
         table.add_row(e.folder, _cell(e.task), _cell(e.objective), *numbers, e.status)
     console.print(table)
 
@@ -160,6 +166,8 @@ def _entry(run: Run) -> Entry:
         seed=summary.get("seed", config.get("seed")),
         steps=summary.get("steps"),
         bpb=run.bpb,
+        score=run.value,
+        metric=run.metric,
         status=run.status,
         written=_written(run),
         damage=run.damage,
@@ -187,10 +195,10 @@ def _scores(left: Run, right: Run) -> Table:
         table.add_column(column, justify="right" if column else "left", overflow="fold")
     table.add_row("folder", str(left.folder), str(right.folder), "")
     table.add_row("objective", _cell(left.objective), _cell(right.objective), "")
-    for name, ours, theirs in (
-        ("bits per byte", left.bpb, right.bpb),
-        ("nats per token", left.nll, right.nll),
+    for metric in dict.fromkeys(
+        m for run in (left, right) for m in measured(run.summary.get("val") or {})
     ):
+        name, ours, theirs = METRICS[metric].says, left.score(metric), right.score(metric)
         by = words.signed(theirs - ours) if ours is not None and theirs is not None else ""
         table.add_row(name, words.score(ours), words.score(theirs), by)
     for key in LIKE:

@@ -11,10 +11,11 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path, PurePath
 from typing import Any
 
-from jepa_lm.study.measure import Estimand, MetricName
+from jepa_lm.study.measure import FORMER_ESTIMANDS, Estimand
 from jepa_lm.study.recorded import read
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.files import read_json, write_json
+from jepa_lm.utils.metrics import MetricName
 from jepa_lm.utils.quoting import literal
 
 FILE = "study.json"
@@ -88,7 +89,7 @@ class Manifest:
     metric: MetricName | None = None
     """What verdicts are about, see `jepa_lm.study.measure`; None: bits per byte, or nats without bytes."""
     estimand: Estimand = "budget"
-    """The score at the budget, or the smallest validation score within it."""
+    """The score at the budget, or the best of the validations within it."""
     notes: tuple[str, ...] = ()
     """Notes on what the plan leaves out of the request."""
 
@@ -113,6 +114,8 @@ def load(folder: Path) -> Manifest:
         raw = read_json(path)
         if not isinstance(raw, dict) or raw.get("format") != FORMAT:
             raise UserError(f"{path}: written by another version of jepa_lm")
+        estimand = str(raw.get("estimand", "budget"))
+        raw["estimand"] = FORMER_ESTIMANDS.get(estimand, estimand)
         plan = read(Manifest, raw, "", wrong)
     except FileNotFoundError as error:
         raise UserError(

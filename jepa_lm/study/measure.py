@@ -1,9 +1,9 @@
-"""What a verdict is about: which score of a run, and at which point of it.
+"""What a verdict is about: which metric of a run, and at which point of it.
 
-Two estimands, never mixed: the score at the budget, and the minimum of the validations within the budget. In
+Two estimands, never mixed: the metric at the budget, and the best of the validations within the budget. In
 training on little text a model overfits, and an objective may be a better brake without ever reaching a lower
-score; the first estimand would call that a gain, the second would not. The minimum is chosen on the text that
-is reported, for all arms alike and at the same steps.
+loss; the first estimand would call that a gain, the second would not. The best is chosen on the text that is
+reported, for all arms alike and at the same steps.
 """
 
 from __future__ import annotations
@@ -13,41 +13,66 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jepa_lm.study.runs import Run
+from jepa_lm.utils.metrics import LOSSES, METRICS, MetricName, Quantity
 
-MetricName = Literal["val/bpb", "val/nll"]
-Estimand = Literal["budget", "minimum"]
-METRICS: dict[MetricName, tuple[str, str]] = {
-    "val/bpb": ("BPB", "bits per byte"),
-    "val/nll": ("nats", "nats per token"),
-}
-"""Metrics that a verdict can be about, with their units, short and long."""
+Estimand = Literal["budget", "best"]
+FORMER_ESTIMANDS: dict[str, Estimand] = {"minimum": "best"}
+"""Names that estimands had, in commands and in plans of earlier versions."""
+MARGINS = {True: 0.005, False: 0.01}
+"""Largest difference that does not matter: of a loss in bits or nats, and of a share."""
 
 
 @dataclass(frozen=True)
 class Measure:
-    """The score of a run that is compared; the lower, the better.
+    """The number of a run that is compared.
 
     Args:
-        metric: a key of `METRICS`. estimand: `budget`, the final validation, or `minimum`, the best of all.
+        metric: a key of `METRICS`. estimand: `budget`, the final validation, or `best`, the best of all.
     """
 
     metric: MetricName = "val/bpb"
     estimand: Estimand = "budget"
 
     @property
+    def quantity(self) -> Quantity:
+        """What the metric measures."""
+        return METRICS[self.metric]
+
+    @property
     def unit(self) -> str:
         """Unit, as numbers carry it."""
-        return METRICS[self.metric][0]
+        return self.quantity.unit
+
+    @property
+    def is_loss(self) -> bool:
+        """Whether it is in bits or nats, and no share."""
+        return self.metric in LOSSES
+
+    @property
+    def margin(self) -> float:
+        """Largest difference that does not matter."""
+        return MARGINS[self.is_loss]
+
+    @property
+    def better(self) -> str:
+        """Which way is better, in a word."""
+        return "larger" if self.quantity.larger else "lower"
+
+    @property
+    def side(self) -> str:
+        """On which side of zero a difference is a gain, in a word."""
+        return "above" if self.quantity.larger else "below"
 
     @property
     def says(self) -> str:
         """What is measured, for a sentence."""
         if self.estimand == "budget":
-            return f"{METRICS[self.metric][1]} of the final validation"
-        return f"{METRICS[self.metric][1]}, the smallest of all validations within the budget"
+            return f"{self.quantity.says} of the final validation"
+        end = "largest" if self.quantity.larger else "smallest"
+        return f"{self.quantity.says}, the {end} of all validations within the budget"
 
     def of(self, run: Run) -> float | None:
-        """Return the score of a run, or None if it has none."""
+        """Return the number of a run, or None if it has none."""
         return self._of(run, self.metric)
 
     def nats(self, run: Run) -> float | None:
@@ -55,10 +80,11 @@ class Measure:
         return self._of(run, "val/nll")
 
     def _of(self, run: Run, metric: MetricName) -> float | None:
-        final = run.nll if metric == "val/nll" else run.bpb
+        final = run.score(metric)
         if final is None or self.estimand == "budget":
             return final
-        return min([final, *(value for _, value in run.series(metric))])
+        reached = [final, *(value for _, value in run.series(metric))]
+        return min(reached, key=METRICS[metric].worse)
 
 
 def measure_for(metric: MetricName | None, estimand: Estimand, runs: Iterable[Run]) -> Measure:
@@ -70,7 +96,7 @@ def measure_for(metric: MetricName | None, estimand: Estimand, runs: Iterable[Ru
 
 
 def other_grids(arms: Iterable[tuple[str, Iterable[Run]]], measure: Measure) -> list[str]:
-    """Return why minima of these arms cannot be compared: they were validated at other steps."""
+    """Return why the best of these arms cannot be compared: they were validated at other steps."""
     if measure.estimand == "budget":
         return []
     grids: dict[tuple[int, ...], str] = {}
@@ -80,7 +106,7 @@ def other_grids(arms: Iterable[tuple[str, Iterable[Run]]], measure: Measure) -> 
     if len(grids) < 2:
         return []
     told = ", ".join(f"{_grid(steps)} ({name})" for steps, name in list(grids.items())[:3])
-    return [f"steps of the validations, among which the minimum is taken: {told}"]
+    return [f"steps of the validations, among which the best is taken: {told}"]
 
 
 def _grid(steps: tuple[int, ...]) -> str:

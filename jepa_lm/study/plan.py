@@ -21,18 +21,21 @@ from jepa_lm.study.arms import (
 )
 from jepa_lm.study.losses import NODES, losses_of
 from jepa_lm.study.manifest import Comparison, Group, Identity, Manifest
-from jepa_lm.study.measure import Estimand, MetricName
+from jepa_lm.study.measure import FORMER_ESTIMANDS, Estimand
 from jepa_lm.study.planner import Planner, slug
 from jepa_lm.study.request import NONE, SEED, Compose, Composed, Request
 from jepa_lm.study.verdict import BASELINES
 from jepa_lm.utils.config import check_type, unknown_key
 from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.metrics import MetricName
 from jepa_lm.utils.nested import flat
 from jepa_lm.utils.values import check_seed
 
-TREATMENT = "treatment"
+CheckMetric = Callable[[Mapping[str, Any], str], None]
+"""Raises a UserError if the data of a resolved config do not have a metric."""
 RunFlops = Callable[[Mapping[str, Any]], float]
 """Returns the FLOPs of a run per token, by its resolved config."""
+TREATMENT, METRIC = "treatment", "metric"
 SETTINGS = {
     "name": str,
     "match": str,
@@ -105,10 +108,13 @@ def plan_study(
         UserError: an arm does not differ from its treatment in exactly what it declares, the budget does
             not fit `study.match`, or a setting is unknown.
     """
+    estimand = study.get("estimand", "budget")
+    study = {**study, "estimand": FORMER_ESTIMANDS.get(str(estimand), estimand)}
     for key, value in study.items():
         if key not in SETTINGS:
             raise unknown_key(f"study.{key}", [f"study.{k}" for k in SETTINGS], "a study")
         check_type(f"study.{key}", value, SETTINGS[key])
+    request = judged_by(request, study.get("metric"))
     arms = read_arms(study["arms"])
     planner = Planner(compose)
     seeds = request.seeds(compose)
@@ -145,13 +151,36 @@ def plan_study(
         replace(
             manifest,
             match=study["match"],
-            metric=study.get("metric"),
-            estimand=study.get("estimand", "budget"),
+            metric=study.get("metric") or manifest.metric,
+            estimand=study["estimand"],
             identities=tuple(identities),
             not_applicable=not_applicable,
         ),
         planner.configs,
     )
+
+
+def judged_by(request: Request, metric: str | None) -> Request:
+    """Return the request with the metric of its verdicts for every run, unless it gives its runs another."""
+    keys = [*request.axes, *(word.lstrip("+").partition("=")[0] for word in request.fixed)]
+    if metric is None or METRIC in keys:
+        return request
+    return replace(request, fixed=(*request.fixed, f"{METRIC}={metric}"))
+
+
+def check_metrics(manifest: Manifest, configs: Mapping[str, Any], check: CheckMetric) -> None:
+    """Check that the data of every job have the metrics that it and the verdicts go by.
+
+    Raises:
+        UserError: they do not.
+    """
+    known = set()
+    for config in configs.values():
+        for metric in {config["metric"], manifest.metric} - {None}:
+            asked = metric, repr(config["data"]["corpus"])
+            if asked not in known:
+                check(config, metric)
+                known.add(asked)
 
 
 def _check_treatment(arms: Sequence[ArmSpec], objective: str, config: Mapping[str, Any]) -> None:

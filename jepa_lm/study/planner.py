@@ -98,6 +98,7 @@ class Planner:
         self, request: Request, name: str, kind: str, comparisons: Sequence[Comparison] = ()
     ) -> Manifest:
         """Return the manifest of everything planned so far."""
+        metrics = {config["metric"] for config in self.configs.values()}
         command = (*request.fixed, *(f"{key}={','.join(v)}" for key, v in request.axes.items()))
         return Manifest(
             name=name,
@@ -108,6 +109,7 @@ class Planner:
             groups=tuple(self.groups.values()),
             comparisons=tuple(comparisons),
             notes=self.notes(request),
+            metric=metrics.pop() if len(metrics) == 1 else None,
         )
 
 

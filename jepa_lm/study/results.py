@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 from urllib.parse import quote
 
 import numpy as np
@@ -274,26 +275,37 @@ def _budgeted(comparison: Comparison) -> bool:
     return any(key in comparison.differences for key in BUDGET)
 
 
+def effect_of(treatment: ArmResult, control: ArmResult, **options: Any) -> Effect:
+    """Return the effect under the treatment's measure, before Holm's correction.
+
+    Args:
+        options: more arguments of `statistics.effect`.
+    """
+    measure, quantity = treatment.measure, treatment.measure.quantity
+    if measure.is_loss:  # the challenge's rule is about nothing else
+        options |= {"nll_treatment": treatment.nll, "nll_control": control.nll}
+    return statistics.effect(
+        treatment.scores,
+        control.scores,
+        margin=measure.margin,
+        unit=quantity.unit,
+        larger=quantity.larger,
+        bimodal=quantity.bimodal,
+        **options,
+    )
+
+
 def judged(
     treatment: ArmResult, controls: Mapping[str, ArmResult]
 ) -> tuple[Mapping[str, Effect], str, str]:
     """Return effects by role, and the verdict's word and sentence; statistics are computed only here."""
-    effects = statistics.holm(
-        {
-            role: statistics.effect(
-                treatment.scores,
-                control.scores,
-                nll_treatment=treatment.nll,
-                nll_control=control.nll,
-                unit=treatment.measure.unit,
-            )
-            for role, control in controls.items()
-        }
-    )
+    effects = statistics.holm({role: effect_of(treatment, c) for role, c in controls.items()})
     if effects.keys().isdisjoint(BASELINES):
         return effects, NO_VERDICT, "It was not compared with weight 0, so there is no verdict."
     role = next(role for role in BASELINES if role in effects)
     runs = (*treatment.runs.values(), *controls[role].runs.values())
-    short = too_little(runs, effects[role].margin, effects[role].unit)
+    # How a loss falls says nothing about a share.
+    margin = effects[role].margin if treatment.measure.is_loss else math.inf
+    short = too_little(runs, margin, effects[role].unit)
     said = verdict(effects, too_little=short)
     return effects, said.word, said.sentence

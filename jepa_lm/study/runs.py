@@ -14,6 +14,7 @@ from jepa_lm.study.recorded import LARGEST_COUNT, LARGEST_NUMBER, MisfitError, r
 from jepa_lm.study.shapes import Config, Summary
 from jepa_lm.utils.files import read_json, read_yaml
 from jepa_lm.utils.former_names import modern
+from jepa_lm.utils.metrics import MetricName, key_of
 from jepa_lm.utils.nested import at, class_name
 from jepa_lm.utils.paths import CONFIG_FILE, METRICS_FILE, SAMPLE_FILE, SUMMARY_FILE
 from jepa_lm.utils.quoting import cut, one_line
@@ -21,7 +22,7 @@ from jepa_lm.utils.quoting import cut, one_line
 MOST_BYTES = 16 << 20
 """Largest size of a record that is read; typical ones have about 10,000."""
 HIGHEST_SCORE = 1e6
-"""Largest bits per byte and nats per token that are accepted."""
+"""Largest value of a metric that is accepted."""
 LONGEST_LINE = 1 << 16
 """Largest number of characters in a row of metrics.csv."""
 OF_WANDB = re.compile(r"(offline-)?run-.*|latest-run")
@@ -86,17 +87,32 @@ class Run:
     @property
     def bpb(self) -> float | None:
         """Bits per byte of the final validation; None for what is not text."""
-        return _score(self.summary, "bpb")
-
-    @property
-    def value(self) -> float | None:
-        """Bits per byte, or nats per token of what is not text."""
-        return self.nll if self.bpb is None else self.bpb
+        return self.score("val/bpb")
 
     @property
     def nll(self) -> float | None:
         """Nats per token of the final validation."""
-        return _score(self.summary, "nll")
+        return self.score("val/nll")
+
+    @property
+    def loss(self) -> float | None:
+        """Bits per byte, or nats per token of what is not text."""
+        return self.nll if self.bpb is None else self.bpb
+
+    @property
+    def metric(self) -> MetricName:
+        """What the run is judged by: the metric of its config, or its loss."""
+        named: MetricName | None = self.config.get("metric")
+        return named or ("val/nll" if self.bpb is None and self.nll is not None else "val/bpb")
+
+    @property
+    def value(self) -> float | None:
+        """The run's metric at the final validation."""
+        return self.score(self.metric)
+
+    def score(self, metric: MetricName) -> float | None:
+        """Return a metric of the final validation; None if the run does not have it."""
+        return as_score(at(self.summary, "val", key_of(metric)))
 
     def sample(self, most: int) -> str:
         """Return the beginning of the text that the model wrote, of at most this length; may be empty."""
@@ -125,6 +141,12 @@ class Run:
                 if text and (point := _point(cells.get("step", ""), text)) is not None:
                     found.setdefault(name, []).append(point)
         return found
+
+
+def as_score(value: Any) -> float | None:
+    """Return an entry of a record if it is a number that a metric can be, else None."""
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if number and 0 <= value <= HIGHEST_SCORE else None
 
 
 def find_runs(folder: Path) -> Iterator[Run]:
@@ -183,8 +205,3 @@ def _point(step: str, text: str) -> tuple[int, float] | None:
         return None
     fits = 0 <= point[0] <= LARGEST_COUNT and abs(point[1]) <= LARGEST_NUMBER
     return point if fits else None
-
-
-def _score(summary: Mapping[str, Any], name: str) -> float | None:
-    value: float | None = at(summary, "val", name)
-    return value if value is not None and 0 <= value <= HIGHEST_SCORE else None

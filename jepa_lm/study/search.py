@@ -18,6 +18,7 @@ from jepa_lm.study.planner import Planner, slug
 from jepa_lm.study.request import SEED, Compose, Request
 from jepa_lm.study.runs import Run
 from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.metrics import METRICS
 
 DIGITS = 4
 """Significant digits of a drawn number; more would only make folder names longer."""
@@ -64,7 +65,12 @@ class Search:
         }
         if settings.sampler not in samplers:
             raise UserError(f"hydra.sweeper.sampler={settings.sampler}: one of tpe, random")
-        self.study = optuna.create_study(sampler=samplers[settings.sampler](seed=self.seeds[0]))
+        metric = compose(request.fixed_with(request.cells()[0])).resolved(self.seeds[0])["metric"]
+        larger = metric is not None and METRICS[metric].larger
+        self.study = optuna.create_study(
+            sampler=samplers[settings.sampler](seed=self.seeds[0]),
+            direction="maximize" if larger else "minimize",
+        )
 
     def _spaces(self) -> dict[str, Any]:
         from optuna import distributions as of

@@ -11,6 +11,7 @@ from jepa_lm.study.chart import Panel, Style
 from jepa_lm.study.curves import VALIDATED_OFTEN
 from jepa_lm.study.figure_styles import DISTINCT
 from jepa_lm.study.results import Results
+from jepa_lm.study.solved import SOLVED
 from jepa_lm.study.statistics import RULE_ALPHA, RULE_NATS
 from jepa_lm.study.table import Table
 
@@ -83,7 +84,8 @@ def sections(results: Results, look: Mapping[str, Style]) -> list[Section]:
 def _arms(results: Results) -> Section:
     return Section(
         "Arms",
-        f"{_says(results)}; lower is better. Mean, standard deviation and 95 % t interval are over seeds.",
+        f"{_says(results)}; {results.measure.better} is better. Mean, standard deviation and 95 % t interval "
+        "are over seeds.",
         tables=(
             ("Scores by arm", tables.arms(results)),
             (f"{results.measure.unit} of every run", tables.seeds(results)),
@@ -101,17 +103,24 @@ def _says(results: Results) -> str:
 
 
 def _effects(results: Results) -> Section:
+    measure = results.measure
+    judged = (
+        f"Seeds whose share is above {100 * SOLVED:.0f} % are counted as solved, and verdicts go by Fisher's "
+        "exact test of the counts, one-sided, after Holm. "
+        if measure.quantity.bimodal
+        else "Each interval is for one comparison alone; verdicts go by p after Holm, and the smallest "
+        "detectable difference and the seeds needed are computed with Holm's correction. "
+    )
     return Section(
         "Differences",
-        f"Treatment minus control in {results.measure.unit}, at equal seeds; below zero, the treatment is "
-        "better. Each interval is for one comparison alone; verdicts go by p after Holm, and the smallest "
-        "detectable difference and the seeds needed are computed with Holm's correction. "
-        f"The verdict is about {_says(results).replace('Bits per byte (BPB)', 'the bits per byte', 1)}.",
+        f"Treatment minus control in {measure.unit}, at equal seeds; {measure.side} zero, the treatment is "
+        f"better. {judged}"
+        f"The verdict is about the {measure.says}.",
         tables=(
             ("Differences with their uncertainty", tables.effects(results.treatments)),
-            ("At the budget, and at the minimum within it", tables.estimands(results)),
+            ("At the budget, and at the best within it", tables.estimands(results)),
         ),
-        explained=EXPLAINED if results.treatments else "",
+        explained=EXPLAINED if results.treatments and measure.is_loss else "",
     )
 
 

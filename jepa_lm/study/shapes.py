@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any, TypedDict
 
+from jepa_lm.utils.metrics import MetricName
+
 
 class Validation(TypedDict, total=False):
     """The final scores."""
@@ -139,3 +141,4 @@ class Config(TypedDict, total=False):
     logger: dict[str, dict[str, Any]] | None
     task_name: str
     seed: int
+    metric: MetricName | None

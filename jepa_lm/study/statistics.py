@@ -8,8 +8,9 @@ n differences and s their standard deviation (n - 1 in the denominator):
     equivalence     the larger p of the one-sided tests of m < margin and m > -margin (Schuirmann 1987)
     Holm            p of rank i among k, smallest first, times k - i + 1, kept in order (Holm 1979)
 
-Lower is better: a negative difference is a gain. Student's t assumes that the differences are normal; a
-handful of seeds cannot show whether they are.
+A negative difference is a gain, or a positive one where larger is better. Student's t assumes that the
+differences are normal; a handful of seeds cannot show whether they are. Where a run solves about all rows or
+about none, they are not, and `jepa_lm.study.solved` counts seeds instead.
 """
 
 from __future__ import annotations
@@ -23,6 +24,7 @@ import numpy as np
 from scipy import stats
 
 from jepa_lm.study.power import ALPHA, MINIMUM_PAIRS, seeds_needed, smallest_effect
+from jepa_lm.study.solved import SolvedSeeds, solved_seeds
 
 MARGIN = 0.005
 """Largest difference in bits per byte, or in nats per token of what is not text, that does not matter."""
@@ -44,6 +46,12 @@ class Effect:
     """Margin of the equivalence test."""
     unit: str = "BPB"
     """Unit of differences and margin."""
+    larger: bool = False
+    """Whether larger scores are better."""
+    solved: SolvedSeeds | None = None
+    """Counts that decide in place of the differences; None where the differences do."""
+    p_fisher: float | None = None
+    """Fisher's exact test of these counts, one-sided on the side of what was seen."""
     mean: float | None = None
     """Mean of the differences."""
     std: float | None = None
@@ -57,7 +65,7 @@ class Effect:
     p_paired: float | None = None
     """Two-sided, H0: the mean is 0."""
     p_holm: float | None = None
-    """`p_paired` corrected for the other comparisons; None until `holm` fills it in, which also computes
+    """`p` corrected for the other comparisons; None until `holm` fills it in, which also computes
     `smallest_effect` and `seeds_needed` at the level of its strictest step."""
     p_welch: float | None = None
     """Two-sided and unpaired, over every seed of each side; H0: both have the same mean."""
@@ -77,6 +85,18 @@ class Effect:
         return len(self.seeds)
 
     @property
+    def p(self) -> float | None:
+        """p of the test that decides, before `holm`."""
+        return self.p_paired if self.solved is None else self.p_fisher
+
+    @property
+    def gains(self) -> bool:
+        """Whether the treatment is on the better side."""
+        if self.solved is not None:
+            return self.solved.more
+        return self.mean is not None and (self.mean > 0 if self.larger else self.mean < 0)
+
+    @property
     def identical(self) -> bool:
         """True if every pair has the same score on both sides."""
         return self.n > 0 and not any(self.differences)
@@ -90,6 +110,8 @@ def effect(
     nll_control: Mapping[str, float] | None = None,
     margin: float = MARGIN,
     unit: str = "BPB",
+    larger: bool = False,
+    bimodal: bool = False,
     resamples: int = 10_000,
 ) -> Effect:
     """Compare two groups of runs.
@@ -99,12 +121,13 @@ def effect(
     nothing, n of them are worth one, and nothing can be tested: every p but Welch's is None.
 
     Args:
-        treatment: scores by seed; the lower, the better.
+        treatment: scores by seed.
         control: scores by seed.
         nll_treatment: nats per token by seed, for the challenge's rule.
         nll_control: nats per token of the control by seed.
         margin: difference in either direction that counts as none, above 0.
-        unit: of the scores, for sentences.
+        unit: of the scores, for sentences. larger: whether larger scores are better.
+        bimodal: count the runs that solved their task, and test nothing else.
         resamples: number of bootstrap resamples; 0 skips the bootstrap.
 
     Raises:
@@ -121,12 +144,16 @@ def effect(
         differences=tuple(differences.tolist()),
         margin=margin,
         unit=unit,
+        larger=larger,
         mean=float(differences.mean()) if n else None,
         std=_std(differences) if n > 1 else None,
         mean_nats=float(nats.mean()) if len(nats) else None,
         p_welch=_welch(treatment, control),
         p_rule=_rule(nats),
     )
+    if bimodal:
+        counts = solved_seeds(treatment.values(), control.values())
+        return replace(found, p_welch=None, solved=counts, p_fisher=counts.p)
     if n > 1 and found.identical:
         none = (0.0, 0.0)
         return replace(found, interval=none, bootstrap=none, p_paired=1.0, p_equivalent=0.0)
@@ -192,11 +219,11 @@ def bootstrap_interval(differences: np.ndarray, resamples: int) -> tuple[float, 
 
 
 def holm(effects: Mapping[str, Effect]) -> dict[str, Effect]:
-    """Fill in `p_holm` by Holm's step-down over the comparisons that have a `p_paired`.
+    """Fill in `p_holm` by Holm's step-down over the comparisons that have a p.
 
     `smallest_effect` and `seeds_needed` use the strictest level, ALPHA / comparisons.
     """
-    order = sorted((e.p_paired, name) for name, e in effects.items() if e.p_paired is not None)
+    order = sorted((e.p, name) for name, e in effects.items() if e.p is not None)
     adjusted: dict[str, float] = {}
     largest = 0.0
     for rank, (p, name) in enumerate(order):
@@ -210,7 +237,7 @@ def holm(effects: Mapping[str, Effect]) -> dict[str, Effect]:
 
 def _prospects(found: Effect, alpha: float) -> dict[str, Any]:
     """Return `smallest_effect` and `seeds_needed` for tests at this level."""
-    if not found.std or found.mean is None:
+    if not found.std or found.mean is None or found.solved is not None:
         return {}
     return {
         "smallest_effect": smallest_effect(found.std, found.n, alpha),

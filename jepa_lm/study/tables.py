@@ -35,6 +35,7 @@ def _seeds_needed(effect: Effect) -> str:
     return words.count(effect.seeds_needed)
 
 
+RULE = "p of the challenge's rule"
 EFFECT: dict[str, Callable[[Effect], str]] = {
     "pairs of seeds": lambda e: str(e.n),
     "mean difference, BPB": lambda e: words.signed(e.mean),
@@ -44,12 +45,20 @@ EFFECT: dict[str, Callable[[Effect], str]] = {
     "p, paired t-test": lambda e: words.probability(e.p_paired),
     "p after Holm": lambda e: words.probability(e.p_holm),
     "p, Welch's test": lambda e: words.probability(e.p_welch),
-    "p of the challenge's rule": lambda e: words.probability(e.p_rule),
+    RULE: lambda e: words.probability(e.p_rule),
     "p of equivalence": lambda e: words.probability(e.p_equivalent),
     "smallest detectable difference, BPB": lambda e: words.score(e.smallest_effect),
     "seeds needed for what was seen": _seeds_needed,
 }
 """Columns of a comparison: heads and formatted numbers."""
+COUNTED: dict[str, Callable[[Effect], str]] = {
+    "seeds solved": lambda e: "{} of {}".format(*e.solved[:2]) if e.solved else NOTHING,
+    "by the control": lambda e: "{} of {}".format(*e.solved[2:]) if e.solved else NOTHING,
+    "p, Fisher's exact test": lambda e: words.probability(e.p_fisher),
+    "p after Holm": EFFECT["p after Holm"],
+    "mean difference, BPB": EFFECT["mean difference, BPB"],
+}
+"""The same where seeds that solved their task are counted."""
 ALIKE = ("version of ", "source", "git commit")
 
 
@@ -76,7 +85,7 @@ def arms(results: Results) -> Table:
 
 
 def estimands(results: Results) -> Table:
-    """Return every difference at the budget and at the minimum of the validations within it."""
+    """Return every difference at the budget and at the best of the validations within it."""
     rows = []
     for treatment in results.treatments:
         for against in treatment.against:
@@ -85,10 +94,10 @@ def estimands(results: Results) -> Table:
             for estimand in get_args(Estimand):
                 measure = replace(results.measure, estimand=estimand)
                 mine, theirs = (arm.under(measure).scores for arm in arms)
-                effect = statistics.effect(mine, theirs, unit=measure.unit, resamples=0)
+                effect = statistics.effect(mine, theirs, resamples=0)
                 told += [words.signed(effect.mean), words.between(effect.interval, words.signed)]
             rows.append((treatment.arm.name, against.control.name, *told))
-    heads = ("at the budget", "95 % interval", "at the minimum", "95 % interval of it")
+    heads = ("at the budget", "95 % interval", "at the best", "95 % interval of it")
     return Table(("treatment", "control", *heads), tuple(rows), words=2)
 
 
@@ -116,16 +125,19 @@ def seeds(results: Results) -> Table:
 def effects(treatments: Sequence[Treatment]) -> Table:
     """Return every difference with its intervals and p-values, as columns if there are few of them."""
     compared = [(t, against) for t in treatments for against in t.against]
+    shown = COUNTED if any(a.effect.solved is not None for _, a in compared) else EFFECT
+    if treatments and not treatments[0].arm.measure.is_loss:
+        shown = {head: say for head, say in shown.items() if head != RULE}
     rows = [
         (
             treatment.arm.name,
             against.control.name,
             role_of(against),
-            *(say(against.effect) for say in EFFECT.values()),
+            *(say(against.effect) for say in shown.values()),
         )
         for treatment, against in compared
     ]
-    heads = [head.replace("BPB", _unit(treatments)) for head in EFFECT]
+    heads = [head.replace("BPB", _unit(treatments)) for head in shown]
     table = Table(("treatment", "control", "role", *heads), tuple(rows), words=3)
     if len(treatments) != 1 or len(rows) > FEW:
         return table

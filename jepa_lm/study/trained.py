@@ -29,7 +29,7 @@ def too_little(runs: Iterable[Run], margin: float, unit: str = "BPB") -> str:
 
     Args:
         runs: finished runs of both sides.
-        margin: margin of the equivalence test. unit: of scores.
+        margin: margin of the equivalence test, infinite for what is no loss. unit: of scores.
     """
     known = list(runs)
     learnt = [share for run in known if (share := _learnt(run)) is not None]
@@ -51,15 +51,15 @@ def too_little(runs: Iterable[Run], margin: float, unit: str = "BPB") -> str:
 def _untrained(run: Run) -> float | None:
     """Return the score of a model that gives every token the same probability."""
     vocabulary = at(run.config, "data", "tokenizer", "vocab_size")
-    if not vocabulary or vocabulary < 2 or not run.nll or not run.value:
+    if not vocabulary or vocabulary < 2 or not run.nll or not run.loss:
         return None
-    return run.value * math.log(vocabulary) / run.nll
+    return run.loss * math.log(vocabulary) / run.nll
 
 
 def _learnt(run: Run) -> float | None:
     """Return by what share the score is below that of an untrained model."""
     start = _untrained(run)
-    return None if start is None or run.value is None else (start - run.value) / start
+    return None if start is None or run.loss is None else (start - run.loss) / start
 
 
 def _fall_of_a_step(run: Run) -> float | None:
@@ -74,6 +74,6 @@ def _fall_of_a_step(run: Run) -> float | None:
         )
         return (bpb - lowest) / (end - step)
     start, steps = _untrained(run), run.summary.get("steps")
-    if start is None or not steps or run.value is None:
+    if start is None or not steps or run.loss is None:
         return None
-    return (start - run.value) / steps
+    return (start - run.loss) / steps

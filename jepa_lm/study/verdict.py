@@ -4,9 +4,12 @@ Each control gives a standing. The baseline's decides, and a gain must also hold
 
     too few      fewer than 3 pairs, or seeds that change nothing
     equivalent   the equivalence test passes, whether or not the difference is significant
-    better       Holm-adjusted p < alpha and the mean is negative
-    worse        Holm-adjusted p < alpha and the mean is positive
+    better       Holm-adjusted p < alpha and the treatment is on the better side
+    worse        Holm-adjusted p < alpha and it is on the other one
     open         none of these
+
+Where seeds that solved their task are counted, p is of Fisher's one-sided test, so each of "better" and
+"worse" has level alpha; nothing is equivalent then.
 
 Equivalence takes precedence over significance: the margin is fixed in advance as what does not matter, and
 with enough seeds any difference, however small, becomes significant. There are two exceptions. A gain that
@@ -66,7 +69,7 @@ def verdict(
     role = next((r for r in BASELINES if r in effects), None)
     if role is None:
         raise ValueError(f"roles {sorted(effects)}: must include one of {', '.join(BASELINES)}")
-    if any(e.p_holm is None and e.p_paired is not None for e in effects.values()):
+    if any(e.p_holm is None and e.p is not None for e in effects.values()):
         effects = holm(effects)
     found = _against_baseline(effects, role, alpha, too_little)
     rivals = [_rival(effects[r], equal, alpha) for r, equal in RIVALS.items() if r in effects]
@@ -95,29 +98,32 @@ def _against_baseline(
 
 def standing(effect: Effect, alpha: float = ALPHA) -> Standing:
     """Return how a treatment compares with one control; the top of the file defines the words."""
-    if effect.n < MINIMUM_PAIRS or effect.p_paired is None:
+    if effect.n < MINIMUM_PAIRS or effect.p is None:
         return "too few"
-    assert effect.mean is not None
-    assert effect.p_equivalent is not None
-    if effect.p_equivalent < alpha and not _meets_rule(effect):
-        return "equivalent"
+    if effect.solved is None:
+        assert effect.p_equivalent is not None
+        if effect.p_equivalent < alpha and not _meets_rule(effect):
+            return "equivalent"
     if not _significant(effect, alpha):
         return "open"
-    return "better" if effect.mean < 0 else "worse"
+    return "better" if effect.gains else "worse"
 
 
 def numbers(effect: Effect) -> str:
-    """Return mean, interval, number of pairs and p as a phrase."""
+    """Return mean, interval, number of pairs and p, or counts of solved seeds and p, as a phrase."""
     parts = []
-    if effect.mean is not None:
+    if effect.solved is not None:
+        parts.append("solved by {} of {} seeds against {} of {}".format(*effect.solved))
+    elif effect.mean is not None:
         parts.append(f"{effect.mean:+.4f} {effect.unit}")
     if effect.interval is not None:
         parts.append("95 % interval {:+.4f} to {:+.4f}".format(*effect.interval))
-    parts.append(f"n = {effect.n}")
-    if effect.p_paired is not None:
-        p, how = effect.p_paired, ""
+    if effect.solved is None:
+        parts.append(f"n = {effect.n}")
+    if effect.p is not None:
+        p, how = effect.p, "" if effect.solved is None else " by Fisher's one-sided test"
         if effect.p_holm is not None and effect.p_holm != p:
-            p, how = effect.p_holm, " after Holm"
+            p, how = effect.p_holm, f"{how} after Holm"
         parts.append(_p(p) + how)
     return ", ".join(parts)
 
@@ -166,7 +172,7 @@ def _meets_rule(effect: Effect) -> bool:
 
 
 def _significant(effect: Effect, alpha: float) -> bool:
-    p = effect.p_paired if effect.p_holm is None else effect.p_holm
+    p = effect.p if effect.p_holm is None else effect.p_holm
     return p is not None and p < alpha
 
 
@@ -207,6 +213,13 @@ def _equivalent(effect: Effect, name: str, alpha: float) -> str:
 
 
 def _open(effect: Effect, name: str) -> str:
+    if effect.solved is not None:
+        enough = effect.solved.enough
+        would = "no count" if enough is None else f"{enough} of {effect.solved.of}"
+        return (
+            f"No difference from {name} is shown: {numbers(effect)}. With this many seeds, {would} would "
+            "have shown a gain."
+        )
     assert effect.smallest_effect is not None
     needed = effect.seeds_needed or f"more than {MOST_SEEDS}"
     return (

@@ -52,7 +52,7 @@ class WeightAverages(nn.Module, Generic[AnyModule]):
         model: the model to average; not stored.
         decay: m of the EMA at every optimizer step, or None for no EMA.
         swa: keep the mean. swa_every: optimizer steps between the weights it includes.
-        ship: `raw`, `ema`, `swa`, `best` (whichever scored lowest at the latest validation), or `auto` (the
+        ship: `raw`, `ema`, `swa`, `best` (whichever scored best at the latest validation), or `auto` (the
             EMA if there is one, else the mean, else the raw weights).
 
     Raises:
@@ -109,10 +109,10 @@ class WeightAverages(nn.Module, Generic[AnyModule]):
         order = ("ema", "swa", "raw") if wanted == "auto" else (wanted, "raw")
         return next(name for name in order if exists[name])
 
-    def choose(self, losses: Mapping[str, float]) -> None:
-        """If `ship=best`, ship the weights with the lowest validation loss."""
+    def choose(self, scores: Mapping[str, tuple[float, ...]]) -> None:
+        """If `ship=best`, ship the weights with the lowest of these, which order by their first number."""
         if self.ship == "best":
-            self.best = min(losses, key=losses.__getitem__)
+            self.best = min(scores, key=scores.__getitem__)
 
     def bookkeeping(self) -> dict[str, Any]:
         """Return the state that a resumed run needs in addition to the tensors."""

@@ -58,7 +58,7 @@ class LanguageModelTask(ValidatedModule):
     ) -> None:
         super().__init__()
         self.save_hyperparameters("config", logger=False)
-        self.config = config
+        self.config, self.metric = config, config.get("metric")
         parts = modern(config)  # `load_from_checkpoint` passes on what is in the file
         budget = config["trainer"]
         self.clock = clock or ProgressClock(
@@ -110,11 +110,12 @@ class LanguageModelTask(ValidatedModule):
         return found
 
     def check_data(self, data: TokenData) -> None:
-        """Check that the objective can read this data.
+        """Check that the objective can read this data, and that they have the metric.
 
         Raises:
-            UserError: it needs another tokenizer, or a field that the data lacks.
+            UserError: it needs another tokenizer, or a field that the data lacks, or they lack the metric.
         """
+        data.check_metric(self.metric)
         if self.objective is not None:
             self.objective.target.check_data(data.tokenizer.fingerprint, data.fields)
 

@@ -17,15 +17,16 @@ from jepa_lm.data.passes import figure
 from jepa_lm.data.token_data import TokenData
 from jepa_lm.evaluation.bpb import Score
 from jepa_lm.evaluation.sampling import sample_text
-from jepa_lm.objective.probe import TOP
 from jepa_lm.training.callbacks import callback_of
 from jepa_lm.training.callbacks.monitor import MeasureObjective, MeasureTokens
 from jepa_lm.training.callbacks.qat import QuantizationAwareTraining
 from jepa_lm.training.flops import flops_per_token
 from jepa_lm.training.module import LanguageModelTask
+from jepa_lm.training.probe import TOP
 from jepa_lm.utils import gpus
 from jepa_lm.utils.console import Screen, as_written, panel, showing
 from jepa_lm.utils.errors import warn
+from jepa_lm.utils.metrics import METRICS, key_of, loss_of, measured
 from jepa_lm.utils.output import suppressed
 from jepa_lm.utils.provenance import source_hash, versions
 
@@ -38,7 +39,6 @@ SCORED = {
     "quantized": "the shipped weights, quantized",
 }
 """Labels of the table for other weights that a validation scores."""
-UNITS = {"bpb": "bits per byte", "nll": "nats per token"}
 
 
 def announce(
@@ -224,18 +224,18 @@ def _scores(summary: dict[str, Any]) -> Table:
     table.add_row("passes over the training split", figure(summary["passes"]))
     table.add_row("seconds of training", f"{summary['seconds']:.1f}")
     if summary["val"] is not None:
-        table.add_row("validation, nats per token", f"{summary['val']['nll']:.4f}")
-        metric = "nll" if summary["val"]["bpb"] is None else "bpb"
-        if metric == "bpb":
-            table.add_row("validation, bits per byte", f"{summary['val']['bpb']:.4f}")
+        for metric in measured(summary["val"]):
+            value = summary["val"][key_of(metric)]
+            table.add_row(f"validation, {METRICS[metric].says}", f"{value:.4f}")
         if (floor := summary["val"]["floor"]) is not None:
             table.add_row("the law's own score, nats per token", f"{floor:.4f}")
             table.add_row("nats above it", f"{summary['val']['nll'] - floor:.4f}")
+        loss = loss_of(summary["val"])
         for name, words in SCORED.items():
             if name in summary["val"]:
                 ships = " (ships)" if name == summary["val"]["weights"] else ""
-                unit = UNITS[metric]
-                table.add_row(f"{unit} of {words}{ships}", f"{summary['val'][name][metric]:.4f}")
+                value = summary["val"][name][key_of(loss)]
+                table.add_row(f"{METRICS[loss].says} of {words}{ships}", f"{value:.4f}")
     for name, accuracy in summary.get("probe", {}).items():
         shown = ", ".join(f"{accuracy[f'top{k}']:.1%}" for k in TOP)
         table.add_row(f"{name}: top-1, top-5, top-10 accuracy", shown)

@@ -10,11 +10,13 @@ from lightning.pytorch import LightningModule
 from jepa_lm.data.byte_counter import ByteCounter
 from jepa_lm.data.stream import Batch
 from jepa_lm.evaluation.bpb import Score
+from jepa_lm.evaluation.tasks import Tasks
 from jepa_lm.model import LanguageModel
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.training.averages import WeightAverages
 from jepa_lm.training.training_log import TrainingLog
 from jepa_lm.training.validation import ValidationScores, figures_of
+from jepa_lm.utils.metrics import METRICS, MetricName
 from jepa_lm.utils.provenance import Resumed
 
 
@@ -32,6 +34,10 @@ class ValidatedModule(LightningModule):
         self.val_bytes: ByteCounter | None = None
         self.floor: float | None = None
         """Nats per token of the law that the validation rows come from, where it is known."""
+        self.tasks: Tasks | None = None
+        """What the data ask beside the loss; None until they are there."""
+        self.metric: MetricName | None = None
+        """What the run is judged by; None for the loss."""
         self.scored_beside: dict[str, LanguageModel] = {}
         """Models that a validation scores in addition, by name; a callback adds them when it starts."""
         self.scores: dict[str, Score] = {}
@@ -52,6 +58,7 @@ class ValidatedModule(LightningModule):
         self.train_bytes = data.split("train").byte_counter().to(self.device)
         self.val_bytes = data.split("val").byte_counter().to(self.device)
         self.floor = data.split("val").floor
+        self.tasks = Tasks(data.split("val"), data.split("train"))
 
     @contextmanager
     def not_training(self) -> Iterator[None]:
@@ -70,8 +77,9 @@ class ValidatedModule(LightningModule):
         self._validation = self.not_training()
         self._validation.__enter__()
         assert self.val_bytes is not None
+        assert self.tasks is not None
         models = {**self.averages.models(self.model), **self.scored_beside}
-        self._scoring = ValidationScores(models, self.val_bytes)
+        self._scoring = ValidationScores(models, self.val_bytes, self.tasks)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         """Score a batch of windows by plain cross entropy with each set of weights."""
@@ -81,14 +89,20 @@ class ValidatedModule(LightningModule):
     def on_validation_epoch_end(self) -> None:
         """Sum the scores over ranks, choose the weights that ship, and log the scores."""
         assert self._scoring is not None
-        found = self._scoring.scores(self.trainer.strategy)
+        found = self._scoring.scores(self.trainer)
         kept = self.averages.models(self.model)
-        self.averages.choose({name: found[name].nll for name in kept})
+        self.averages.choose({name: self._badness(found[name]) for name in kept})
         shipped = found[self.averages.shipped()]
         if len(kept) == 1:  # nothing is averaged: the raw weights are those that ship
             del found["raw"]
         self.scores = {"shipped": shipped, **found}
         self._log_validation()
+
+    def _badness(self, score: Score) -> tuple[float, float]:
+        """Return what orders scores, the best one first: by the run's metric, then by the loss."""
+        if self.metric is None:
+            return score.nll, score.nll
+        return METRICS[self.metric].worse(score.of(self.metric)), score.nll
 
     def _log_validation(self) -> None:
         """Pass the scores to callbacks and loggers, unless a run before this one has logged them."""

@@ -5,13 +5,14 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import torch
 from lightning.pytorch import Trainer
-from lightning.pytorch.strategies import Strategy
 from torch import Tensor
 
 from jepa_lm.data.byte_counter import ByteCounter
 from jepa_lm.data.stream import Batch
-from jepa_lm.evaluation.bpb import BPBMeter, Score, score_from_sums, target_bytes, window_nll
+from jepa_lm.evaluation.bpb import BPBMeter, Score, target_bytes, window_scores
+from jepa_lm.evaluation.tasks import Tasks
 from jepa_lm.model import LanguageModel
 from jepa_lm.utils.errors import EveryRankError
 from jepa_lm.utils.provenance import Resumed
@@ -22,27 +23,35 @@ class ValidationScores:
 
     Args:
         models: by the name of their weights. byte_counter: of the validation split, on their device.
+        tasks: of the run's data.
     """
 
-    def __init__(self, models: Mapping[str, LanguageModel], byte_counter: ByteCounter) -> None:
-        self._models, self._byte_counter = models, byte_counter
+    def __init__(
+        self, models: Mapping[str, LanguageModel], byte_counter: ByteCounter, tasks: Tasks
+    ) -> None:
+        self._models, self._byte_counter, self._tasks = models, byte_counter, tasks
         device = byte_counter.base.device
-        self._meters = {name: BPBMeter().to(device) for name in models}
+        self._meters = {name: BPBMeter(hits=tasks.answers).to(device) for name in models}
 
     def take(self, batch: Batch) -> None:
         """Score a batch."""
-        n_bytes = target_bytes(batch, self._byte_counter)
+        n_bytes, answers = target_bytes(batch, self._byte_counter), batch.get("answers")
         for name, model in self._models.items():
-            nats = window_nll(model, batch["inputs"], batch["targets"])
-            self._meters[name].update(nats, n_bytes, batch.get("answers"))
+            nats, hits = window_scores(
+                model, batch["inputs"], batch["targets"], hits=answers is not None
+            )
+            self._meters[name].update(nats, n_bytes, answers, hits)
 
-    def scores(self, strategy: Strategy) -> dict[str, Score]:
-        """Sum over all batches and ranks; return the score of each model by name."""
+    def scores(self, trainer: Trainer) -> dict[str, Score]:
+        """Do the tasks, and sum over all batches and ranks; return the score of each model by name."""
         found = {}
-        for name, meter in self._meters.items():
-            sums = strategy.reduce(meter.sums.clone(), reduce_op="sum")
+        for name, model in self._models.items():
+            with trainer.precision_plugin.forward_context():
+                counts = self._tasks.counts(model, trainer.global_rank, trainer.world_size)
+            mine = torch.cat((self._meters[name].sums, counts))
+            sums = trainer.strategy.reduce(mine, reduce_op="sum")
             assert isinstance(sums, Tensor)
-            found[name] = score_from_sums(*sums.tolist())
+            found[name] = self._tasks.score(sums.tolist())
         return found
 
 
@@ -70,6 +79,7 @@ def figures_of(
             figures[f"val/bpb{end}"] = score.bpb
         if floor is not None:
             figures[f"val/above_floor{end}"] = score.nll - floor
+        figures |= {f"val/{share}{end}": value for share, value in score.shares.items()}
     return figures
 
 

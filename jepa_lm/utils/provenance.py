@@ -15,6 +15,8 @@ from typing import Any, NamedTuple
 
 import jepa_lm
 from jepa_lm.utils.former_names import first
+from jepa_lm.utils.metrics import LOSSES
+from jepa_lm.utils.nested import at
 
 PACKAGES = ("torch", "lightning", "hydra-core", "omegaconf", "sentencepiece", "numpy")
 NOT_HASHED = {
@@ -53,6 +55,9 @@ def relevant(config: Mapping[str, Any]) -> dict[str, Any]:
     kept["data"] = {k: v for k, v in config["data"].items() if k != "cache_dir"}
     if "_target_" not in config.get("tokens", {}):
         kept.pop("tokens", None)  # computes the same as before there were token objectives
+    metric = kept.get("metric")
+    if metric in (None, *LOSSES) or at(config, "average", "ship") != "best":
+        kept.pop("metric", None)  # the same weights ship without it
     kept["trainer"] = {k: v for k, v in config["trainer"].items() if k != "default_root_dir"}
     return kept
 

@@ -16,6 +16,7 @@ from omegaconf import MISSING, OmegaConf
 
 from jepa_lm.utils import gpus
 from jepa_lm.utils.kinds import Count, Decay, NotNegative, Positive, Seed, Whole
+from jepa_lm.utils.metrics import MetricName
 
 Precision = Literal["auto", "32-true", "bf16-mixed", "16-mixed"]
 Ship = Literal["auto", "raw", "ema", "swa", "best"]
@@ -106,6 +107,7 @@ class TrainConfig:
     seed: Seed = MISSING
     ckpt_path: str | None = MISSING
     compile: bool | None = MISSING
+    metric: Annotated[str, MetricName] | None = MISSING
     ce_weight: NotNegative = MISSING
     z_loss_weight: NotNegative = MISSING
     temperature: Temperature = MISSING

@@ -186,8 +186,12 @@ def test_only_answers_count_in_training_and_in_the_score(compose, tmp_path):
     run = tmp_path / "run"
     score = evaluate(compose("eval", f"ckpt_path={run}", run_dir=tmp_path / "eval"))
     assert score == pytest.approx(summary(run)["val"]["nll"], abs=1e-6)
-    assert summary(run)["val"]["tokens"] == 30 * 3  # three answers in each row
-    assert json.loads((tmp_path / "eval" / "eval.json").read_text())["floor"] == 0
+    val, told = summary(run)["val"], json.loads((tmp_path / "eval" / "eval.json").read_text())
+    assert val["tokens"] == 30 * 3  # three answers in each row
+    assert told["floor"] == 0
+    for name in ("answer_accuracy", "solved"):
+        assert told[name] == val[name] == metrics(run, f"val/{name}")[-1]
+    assert val["answer_accuracy"] > 0
 
 
 def test_a_law_from_the_data_is_a_target(compose, tmp_path):
@@ -230,6 +234,10 @@ MISTAKES = (
     ),
     ((*HMM, "data.tokenizer.vocab_size=20"), "set data.tokenizer.vocab_size=16"),
     ((*STAR, "data.seq_len=20"), "rows are examples of 18 tokens; set data.seq_len=18"),
+    ((*HMM, "metric=val/solved"), "metric=val/solved: these data have val/nll$"),
+    ((*STAR, "metric=val/bpb"), "these data have val/nll, val/answer_accuracy, val/solved$"),
+    ((*STAR, "metric=val/solved", "data.corpus.decode_rows=0"), "val/nll, val/answer_accuracy$"),
+    ((*HMM, "data.batch_tokens=100"), "64 x 1 x 1 = 64, such as 128"),
     ((*HMM, "data.order=stream"), "data.order=stream: rows are shuffled"),
     ((*HMM, "data.train_tokens=100"), "use data.corpus.train_rows"),
     (

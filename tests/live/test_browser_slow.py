@@ -53,7 +53,7 @@ onload = async () => {
   page().querySelector("#chart svg").dispatchEvent(
     new window_.PointerEvent("pointermove", {clientX: box.left + 60, clientY: box.top + 50}));
   found.hover = text("#legend .value");
-  const head = () => all("th button").find((e) => e.textContent === "val bpb");
+  const head = () => all("th button").find((e) => e.textContent === "score");
   head().click();
   found.rising = text("td.run");
   head().click();

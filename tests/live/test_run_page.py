@@ -67,6 +67,29 @@ def test_what_the_page_says(folder):
     assert FULL["unfinished"][0] in found.one("section", id="verdict").text
 
 
+def test_rows_without_bytes_are_told_in_nats_and_by_their_metric(tmp_path):
+    val = {"bpb": None, "bytes": 0, "nll": 1.25, "solved": 0.75, "ema": {"nll": 1.5, "solved": 1.0}}
+    for metric, headline in (
+        (None, "1.2500 nats per token"),
+        ("val/solved", "share of rows solved 0.7500"),
+    ):
+        folder = write_run(
+            tmp_path / str(metric), 1.7, summary={"val": val}, config={"metric": metric}
+        )
+        lines = "".join(f"{step},{3 - step / 30},{step / 40}\n" for step in (9, 19, 29))
+        (folder / "metrics.csv").write_text(f"step,val/nll,val/solved\n{lines}")
+        found = page(folder)
+        assert found.one("h1").text == f"vicreg, seed 1: {headline}"
+        account = terms(found.one("section", id="account"))
+        assert (account["nats per token"], account["share of rows solved"]) == ("1.2500", "0.7500")
+        assert "bits per byte" not in account
+        ema = {None: ("nats per token", "1.5000"), "val/solved": ("share of rows solved", "1.0000")}
+        says, value = ema[metric]
+        assert account[f"{says}, ema weights"] == value
+        drawn = [figure.one("figcaption").text for figure in found.all("figure")]
+        assert {"nats per token", "share of rows solved"} <= set(drawn)
+
+
 def test_it_draws_what_was_measured(folder):
     figures = page(folder).one("section", id="curves").all("figure")
     titles = [figure.one("figcaption").text for figure in figures]

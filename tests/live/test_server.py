@@ -237,7 +237,7 @@ def test_what_cannot_be_answered(ask, path, status):
 
 def test_names_are_data_and_never_markup(ask):
     answer = ask("/api/runs")
-    (row,) = (row for row in json.loads(answer.body)["runs"] if row["bpb"] == 1.8)
+    (row,) = (row for row in json.loads(answer.body)["runs"] if row["score"] == 1.8)
     assert row["folder"] == SCRIPT
     assert row["objective"] == "<img src=x onerror=alert(1)>"
     assert "<" not in row["run"]

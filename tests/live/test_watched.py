@@ -39,11 +39,32 @@ def test_a_row_for_each_run(tmp_path):
         "failed": "failed",
     }
     done, running = found["a/done"], found["a/running"]
-    assert (done["step"], done["bpb"], done["speed"], done["seed"]) == (400, 1.7, 8192.0, 3)
+    assert (done["step"], done["score"], done["speed"], done["seed"]) == (400, 1.7, 8192.0, 3)
     assert (done["objective"], done["weight"]) == ("vicreg", 0.1)
-    assert (running["step"], running["of"], running["bpb"]) == (400, 400, 1.75)
+    assert (running["step"], running["of"], running["score"]) == (400, 400, 1.75)
     assert found["failed"]["error"] == "disk full"
     assert 3900 < found["silent"]["age"] < 4100
+
+
+def test_runs_are_shown_by_what_they_are_judged_by(tmp_path):
+    write_run(tmp_path / "text", 1.7)
+    val = {"bpb": None, "bytes": 0, "nll": 1.25, "solved": 0.5}
+    write_run(tmp_path / "rows", 1.7, summary={"val": val})
+    write_run(tmp_path / "task", 1.7, summary={"val": val}, config={"metric": "val/solved"})
+    for name, metric in (("nats", None), ("share", "val/solved")):
+        running = write_run(tmp_path / name, None, config={"metric": metric})
+        (running / "metrics.csv").write_text("step,train/ce,val/nll,val/solved\n9,2.5,1.5,0.25\n")
+    told = {
+        name: (row["score"], row["unit"], row["metric"])
+        for name, row in rows(Watch(Shelf(tmp_path))).items()
+    }
+    assert told == {
+        "text": (1.7, "BPB", "val/bpb"),
+        "rows": (1.25, "nats", "val/nll"),
+        "task": (0.5, "solved share", "val/solved"),
+        "nats": (1.5, "nats", "val/nll"),
+        "share": (0.25, "solved share", "val/solved"),
+    }
 
 
 def test_the_latest_comes_first_and_reports_are_named(tmp_path):
@@ -64,7 +85,7 @@ def test_a_resumed_run_is_running_again(tmp_path):
     assert rows(watch)["r"]["status"] == "finished"
     os.utime(folder / "config.json")
     row = rows(watch)["r"]
-    assert (row["status"], row["bpb"]) == ("running", 1.7)
+    assert (row["status"], row["score"]) == ("running", 1.7)
     (folder / "summary.json").write_text(json.dumps({"status": "interrupted", "steps": 500}))
     assert (rows(watch)["r"]["status"], rows(watch)["r"]["step"]) == ("interrupted", 500)
 
@@ -76,7 +97,7 @@ def test_a_row_follows_its_files(tmp_path):
         header = (folder / "metrics.csv").read_text().splitlines()[0].split(",")
         cells = {"step": "499", "val/bpb": "1.5"}
         file.write(",".join(cells.get(name, "") for name in header) + "\n")
-    assert (rows(watch)["r"]["step"], rows(watch)["r"]["bpb"]) == (500, 1.5)
+    assert (rows(watch)["r"]["step"], rows(watch)["r"]["score"]) == (500, 1.5)
     for path in sorted(folder.rglob("*"), reverse=True):
         path.unlink() if path.is_file() else path.rmdir()
     assert rows(watch) == {}

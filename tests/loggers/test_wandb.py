@@ -73,11 +73,20 @@ def test_a_minimum_is_no_last_value(tmp_path):
     settings = dict.fromkeys(("project", "entity", "name", "group", "job_type"))
     logger = WandbRun(**settings, tags=[], offline=True, log_model=False, save_dir=str(tmp_path))
     for step, bpb in enumerate((3.0, 2.0, 2.5)):
-        logger.log_metrics({"val/bpb": bpb, "train/ce": bpb}, step)
+        shares = {"val/solved": bpb / 4, "val/probe_level_2": bpb / 8}
+        logger.log_metrics({"val/bpb": bpb, "train/ce": bpb, **shares}, step)
+    score = {"nll": 2.5, "bpb": None, "tokens": 9, "bytes": 0, "solved": 0.5}
+    logger.log_summary({"steps": 3, "val": score})
     logger.close(Ending("finished", 0))
     (run,) = wandb_file.runs_in(tmp_path)
     assert run.summary["val/bpb"] == {"min": 2.0}
     assert run.summary["train/ce"] == 2.5
+    assert (run.summary["val/solved"], run.summary["val/probe_level_2"]) == (
+        {"max": 0.75},
+        {"max": 0.375},
+    )
+    assert (run.summary["final/nll"], run.summary["final/solved"]) == (2.5, 0.5)
+    assert "final/bpb" not in run.summary
 
 
 def test_jobs_of_a_multirun_are_runs_that_ended(tmp_path, small_text, monkeypatch):

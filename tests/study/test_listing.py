@@ -40,8 +40,28 @@ def test_ls_has_the_newest_last(logs, capsys, wide):
     assert main(["ls", str(logs)]) == 0
     lines = capsys.readouterr().out.splitlines()
     rows = [line.split() for line in lines if "train" in line]
-    assert rows[0] == [f"{logs}/a/0", "train", "lewm", "0.2", "7", "1,200", "1.6500", "finished"]
-    assert rows[1] == [f"{logs}/z", "train", "vicreg", "0.1", "1", "400", "1.7000", "finished"]
+    assert rows[0] == [
+        f"{logs}/a/0",
+        "train",
+        "lewm",
+        "0.2",
+        "7",
+        "1,200",
+        "1.6500",
+        "BPB",
+        "finished",
+    ]
+    assert rows[1] == [
+        f"{logs}/z",
+        "train",
+        "vicreg",
+        "0.1",
+        "1",
+        "400",
+        "1.7000",
+        "BPB",
+        "finished",
+    ]
     assert {row[0]: row[-1] for row in rows[2:]} == {
         f"{logs}/[b]": "failed",
         f"{logs}/c": "unfinished",

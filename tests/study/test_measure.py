@@ -53,7 +53,7 @@ def test_a_better_brake_gains_at_the_budget_and_not_at_the_minimum(tmp_path):
     dips = {"control": 0.02, "treatment": 0.0}
     at_budget = made(tmp_path / "a", dips)
     assert at_budget.treatments[0].word == "better, no placebo"
-    at_minimum = made(tmp_path / "b", dips, estimand="minimum")
+    at_minimum = made(tmp_path / "b", dips, estimand="best")
     (treatment,) = at_minimum.treatments
     assert treatment.word == "equivalent"
     assert abs(treatment.main.effect.mean) < 0.002
@@ -61,7 +61,7 @@ def test_a_better_brake_gains_at_the_budget_and_not_at_the_minimum(tmp_path):
     for results in (at_budget, at_minimum):
         report._write(results)
         text = (results.folder / "report.md").read_text()
-        after = text.partition("At the budget, and at the minimum within it")[2].splitlines()
+        after = text.partition("At the budget, and at the best within it")[2].splitlines()
         _, row, *_ = (line for line in after if line.startswith("| treatment | control"))
         cells = [cell.strip() for cell in row.strip("|").split("|")]
         assert float(cells[2].replace("\\", "")) == pytest.approx(-0.02, abs=0.002)
@@ -69,14 +69,14 @@ def test_a_better_brake_gains_at_the_budget_and_not_at_the_minimum(tmp_path):
 
 
 def test_a_gain_at_the_minimum_is_one_however_the_runs_end(tmp_path):
-    results = made(tmp_path, {"control": 0.0, "treatment": 0.04}, estimand="minimum")
+    results = made(tmp_path, {"control": 0.0, "treatment": 0.04}, estimand="best")
     (treatment,) = results.treatments
     assert treatment.main.effect.mean == pytest.approx(-0.06, abs=0.002)
     assert treatment.main.effect.mean_nats == pytest.approx(-0.06 * NATS, abs=0.005)
 
 
 def test_minima_over_other_steps_are_not_compared(tmp_path):
-    made(tmp_path, {"control": 0.0, "treatment": 0.0}, estimand="minimum")
+    made(tmp_path, {"control": 0.0, "treatment": 0.0}, estimand="best")
     run = collect(tmp_path).arms["treatment"].group.runs["1"]
     path = tmp_path / run / "metrics.csv"
     with open(path, "a") as file:
@@ -106,6 +106,67 @@ def test_without_bytes_verdicts_are_in_nats(tmp_path):
     assert "nats of every run" in text
 
 
+def of_shares(folder, name: str, treatment: list[float], control: list[float], **about):
+    """A study of rows whose runs have these shares at the end, after a better validation on the way."""
+    shares = {"treatment": treatment, "control": control}
+    seeds = {arm: {str(i): 1.7 for i in range(len(found))} for arm, found in shares.items()}
+    study(folder, seeds, against=ROLES, metric=f"val/{name}", **about)
+    for group in json.loads((folder / "study.json").read_text())["groups"]:
+        for seed, below in group["runs"].items():
+            path, share = folder / below / "summary.json", shares[group["name"]][int(seed)]
+            found = json.loads(path.read_text())
+            found["val"] |= {"bpb": None, "bytes": 0, name: share}
+            path.write_text(json.dumps(found))
+            lines = f"99,0.1\n199,{share + 0.001}\n399,{share}\n"
+            (folder / below / "metrics.csv").write_text(f"step,val/{name}\n{lines}")
+    results = collect(folder)
+    report._write(results)
+    return results, (folder / "report.md").read_text()
+
+
+def test_a_larger_accuracy_is_better_at_the_budget_and_at_the_best(tmp_path):
+    up, down = [0.80, 0.82, 0.81, 0.83], [0.70, 0.71, 0.70, 0.73]
+    for estimand, word in (("budget", "final"), ("best", "largest of all")):
+        results, text = of_shares(
+            tmp_path / estimand, "answer_accuracy", up, down, estimand=estimand
+        )
+        (treatment,) = results.treatments
+        assert treatment.word == "better, no placebo"
+        assert treatment.main.effect.mean == pytest.approx(0.105)
+        assert treatment.main.effect.margin == 0.01
+        assert treatment.main.effect.p_rule is None
+        first = results.arms["treatment"].scores["0"]
+        assert first == pytest.approx(0.801 if estimand == "best" else 0.8)
+        for said in ("larger is better", "above zero, the treatment is better", word):
+            assert said in text
+        assert "challenge" not in text
+        assert "BPB" not in text
+    results, _ = of_shares(tmp_path / "other", "answer_accuracy", down, up)
+    assert results.treatments[0].word == "hurts"
+
+
+def test_solved_seeds_decide_where_runs_solve_all_or_nothing(tmp_path):
+    results, text = of_shares(
+        tmp_path, "solved", [1.0, 0.99, 0.2, 0.97, 1.0], [0.2, 0.1, 0.3, 0.2, 0.9]
+    )
+    (treatment,) = results.treatments
+    assert treatment.word == "better, no placebo"
+    assert "solved by 4 of 5 seeds against 0 of 5, p = 0.024" in treatment.sentence
+    assert "| seeds solved | 4 of 5 |" in text
+    assert "| p, Fisher's exact test | 0.0238 |" in text
+    assert "Fisher's exact test of the counts" in text
+
+
+def test_a_plan_of_an_earlier_version_is_read(tmp_path):
+    made(tmp_path, {"control": 0.0, "treatment": 0.0}, estimand="best")
+    path = tmp_path / "study.json"
+    plan = json.loads(path.read_text()) | {"estimand": "minimum", "metric": None}
+    path.write_text(json.dumps(plan))
+    assert collect(tmp_path).measure == Measure("val/bpb", "best")
+    path.write_text(json.dumps({k: v for k, v in plan.items() if k not in ("estimand", "metric")}))
+    assert collect(tmp_path).measure == Measure()
+
+
 def test_a_metric_that_is_named_is_kept(tmp_path):
     study(tmp_path, paired(1.7, -0.02), against=ROLES, metric="val/nll")
     assert collect(tmp_path).treatments[0].main.effect.unit == "nats"
@@ -114,22 +175,24 @@ def test_a_metric_that_is_named_is_kept(tmp_path):
 def test_a_run_without_the_metric_has_no_score(tmp_path):
     study(tmp_path, paired(1.7, 0.0), against=ROLES)
     run = next(tmp_path.glob("*/summary.json")).parent
-    assert Measure("val/bpb", "minimum").of(Run(run)) == pytest.approx(Run(run).bpb)
+    assert Measure("val/bpb", "best").of(Run(run)) == pytest.approx(Run(run).bpb)
     found = json.loads((run / "summary.json").read_text())
     found["val"] = None
     (run / "summary.json").write_text(json.dumps(found))
-    assert Measure("val/bpb", "minimum").of(Run(run)) is None
+    assert Measure("val/bpb", "best").of(Run(run)) is None
     assert math.isfinite(NATS)
 
 
 def test_the_plan_keeps_what_the_study_is_about(plan):
     words = ("study=ablation", "objective=patch", "seed=1,2,3", *WITHOUT_OTHERS)
-    done = plan(*words, "study.metric=val/nll", "study.estimand=minimum")
-    assert (done.plan.metric, done.plan.estimand) == ("val/nll", "minimum")
-    wrong = plan(*words, "study.metric=val/accuracy", folder=done.folder / "b")
+    done = plan(*words, "study.metric=val/nll", "study.estimand=minimum")  # its former name
+    assert (done.plan.metric, done.plan.estimand) == ("val/nll", "best")
+    assert all("metric=val/nll" in job.overrides for job in done.plan.jobs)
+    for word, known in (("metric=val/accuracy", "val/answer_accuracy"), ("estimand=last", "best")):
+        wrong = plan(*words, f"study.{word}", folder=done.folder / word[:3])
+        assert wrong.code == 2
+        assert f"study.{word}" in wrong.error
+        assert known in wrong.error
+    wrong = plan(*words, "study.metric=val/solved", folder=done.folder / "text")
     assert wrong.code == 2
-    assert "study.metric=val/accuracy" in wrong.error
-    assert "val/bpb" in wrong.error
-    wrong = plan(*words, "study.estimand=best", folder=done.folder / "c")
-    assert wrong.code == 2
-    assert "study.estimand=best" in wrong.error
+    assert "metric=val/solved: these data have val/bpb, val/nll" in wrong.error

@@ -23,7 +23,13 @@ def compose(words):
         "patch",
         frozenset({"jepa"}),
         1,
-        lambda seed: {"words": list(words), "seed": seed, "data": {}, "trainer": {}},
+        lambda seed: {
+            "words": list(words),
+            "seed": seed,
+            "data": {},
+            "trainer": {},
+            "metric": next((w[7:] for w in words if w.startswith("metric=")), None),
+        },
     )
 
 
@@ -47,6 +53,21 @@ def run(found: Search, folder: Path, score) -> list[dict[str, str]]:
                 (folder / name / "summary.json").write_text(text)
     assert batches == -(-found.trials // found.batch)
     return [dict(group.settings) for group in manifest.groups]
+
+
+def test_a_metric_is_searched_where_it_is_better(tmp_path):
+    found = search(*SEARCHED, "metric=val/solved")
+    shares = {}
+    for manifest, configs in found.batches(tmp_path):
+        for group in manifest.groups:
+            for name in group.runs.values():
+                share = shares[name] = float(group.settings["jepa.weight"])
+                (tmp_path / name).mkdir(parents=True, exist_ok=True)
+                (tmp_path / name / "config.json").write_text(json.dumps(configs[name]))
+                record = {"status": "finished", "val": {"nll": 1.0, "bpb": None, "solved": share}}
+                (tmp_path / name / "summary.json").write_text(json.dumps(record))
+    assert manifest.metric == "val/solved"
+    assert found.study.best_value == max(shares.values()) > min(shares.values())
 
 
 def weight(settings, seed=0):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from statistics import mean, stdev
 
@@ -10,6 +11,7 @@ import pytest
 from scipy import integrate, stats
 
 from jepa_lm.study.power import power
+from jepa_lm.study.solved import LEAST_SEEDS, SolvedSeeds, fisher_test, solved_seeds
 from jepa_lm.study.statistics import (
     RULE_NATS,
     Effect,
@@ -206,6 +208,28 @@ def test_the_order_of_seeds_does_not_matter_and_reports_repeat():
     assert effect(dict(sorted(TREATMENT.items())), dict(reversed(CONTROL.items()))) == found
     values = np.random.default_rng(0).normal(size=12)
     assert bootstrap_interval(values, 1000) == bootstrap_interval(values[::-1], 1000)
+
+
+def test_fishers_test_is_scipys_and_that_of_worked_examples():
+    for solved, of, others, of_others in itertools.product(range(5), (4, 6), range(4), (3, 7)):
+        table = [[solved, of - solved], [others, of_others - others]]
+        expected = stats.fisher_exact(table, alternative="greater").pvalue
+        assert fisher_test(solved, of, others, of_others) == pytest.approx(expected, rel=1e-12)
+    assert round(fisher_test(4, 5, 0, 5), 3) == 0.024
+    assert round(fisher_test(5, 6, 0, 6), 4) == 0.0076
+    assert round(fisher_test(5, 8, 0, 8), 3) == 0.013
+
+
+def test_solved_seeds_are_counted_above_the_threshold_and_on_the_side_of_what_was_seen():
+    counts = solved_seeds([0.95, 0.951, 1.0], [0.0, 0.2, 0.96, 0.5])
+    assert counts == (2, 3, 1, 4)
+    assert counts.more
+    assert counts.p == fisher_test(2, 3, 1, 4)
+    assert SolvedSeeds(1, 4, 2, 3).p == fisher_test(2, 3, 1, 4)
+    assert SolvedSeeds(1, 5, 0, 5).enough == 4
+    assert SolvedSeeds(0, 3, 0, 2).enough is None
+    assert SolvedSeeds(0, LEAST_SEEDS, 0, LEAST_SEEDS).enough == LEAST_SEEDS
+    assert SolvedSeeds(0, LEAST_SEEDS - 1, 0, LEAST_SEEDS - 1).enough is None
 
 
 def test_identical_sides_are_equivalent():

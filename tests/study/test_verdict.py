@@ -82,6 +82,46 @@ def test_runs_that_cannot_have_parted_are_not_called_equivalent(tie):
         assert verdict({"weight_0": apart}, too_little="They have hardly trained.").word == word
 
 
+def shares(solved: int, n: int = 5) -> dict[str, float]:
+    """Return the shares of n seeds of which some have solved their task."""
+    return {str(i): 1.0 - i / 1000 if i < solved else 0.2 + i / 100 for i in range(n)}
+
+
+@pytest.mark.parametrize(
+    ("solved", "control", "placebo", "word", "says"),
+    [
+        (4, 0, None, "better, no placebo", "solved by 4 of 5 seeds against 0 of 5, p = 0.024"),
+        (5, 0, 0, "helps", "Better than the placebo too: solved by 5 of 5 seeds against 0 of 5"),
+        (5, 0, 4, "no difference shown", "no difference from the placebo is shown"),
+        (3, 0, None, "no difference shown", "With this many seeds, 4 of 5 would have shown a gain"),
+        (0, 0, None, "no difference shown", "solved by 0 of 5 seeds against 0 of 5, p = 1"),
+        (5, 5, None, "no difference shown", "no count would have shown a gain"),
+        (0, 4, None, "hurts", "Worse than weight 0: solved by 0 of 5 seeds against 4 of 5"),
+    ],
+)
+def test_a_share_that_is_all_or_nothing_is_judged_by_solved_seeds(
+    solved, control, placebo, word, says
+):
+    options = {"larger": True, "bimodal": True, "unit": "solved share"}
+    effects = {"weight_0": effect(shares(solved), shares(control), **options)}
+    if placebo is not None:
+        effects["placebo"] = effect(shares(solved), shares(placebo), **options)
+    found = verdict(effects)
+    assert found.word == word
+    assert says in found.sentence
+    assert "equivalen" not in found.sentence
+    few = effect(shares(2, 2), shares(0, 2), **options)
+    assert verdict({"weight_0": few}).word == "too few seeds"
+
+
+def test_larger_is_better_where_it_is():
+    up, down = ({s: 0.5 + d + x for s, x in zip("abcde", NOISE, strict=True)} for d in (0.1, -0.1))
+    flat = dict.fromkeys("abcde", 0.5)
+    assert verdict({"weight_0": effect(up, flat, larger=True)}).word == "better, no placebo"
+    assert verdict({"weight_0": effect(down, flat, larger=True)}).word == "hurts"
+    assert verdict({"weight_0": effect(up, flat)}).word == "hurts"
+
+
 def test_a_sentence_in_full():
     found = verdict({"weight_0": of(-0.02, nats=-0.03), "placebo": of(-0.01)}).sentence
     assert found == (

@@ -7,9 +7,11 @@ import json
 import pytest
 import torch
 
+from jepa_lm.evaluation.bpb import Score
 from jepa_lm.model.checkpoint import inference_model, read_checkpoint
 from jepa_lm.run import evaluate, export, train
 from jepa_lm.training.averages import AveragedModel, WeightAverages
+from jepa_lm.training.validated import ValidatedModule
 from jepa_lm.utils.errors import UserError
 
 DECAY = "average.decay=0.5"
@@ -170,6 +172,21 @@ def test_a_never_updated_average_would_be_seen(small, tmp_path, monkeypatch):
     monkeypatch.setattr(WeightAverages, "shipped", lambda self: "swa")
     with pytest.raises(AssertionError, match="'swa' == 'raw'"):
         test_a_run_says_that_raw_weights_were_scored_before_the_mean_began(small, tmp_path)
+
+
+def test_the_best_weights_are_those_by_the_metric_and_then_by_the_loss():
+    task = ValidatedModule()
+
+    def best(metric, **solved: float) -> str:
+        task.metric, kept = metric, averages(torch.nn.Linear(3, 4), decay=0.5, ship="best")
+        scores = {"raw": Score(2.0, None, 1, 0, {"solved": solved["raw"]})}
+        scores |= {"ema": Score(1.0, None, 1, 0, {"solved": solved["ema"]})}
+        kept.choose({name: task._badness(score) for name, score in scores.items()})
+        return kept.shipped()
+
+    assert best(None, raw=0.9, ema=0.1) == best("val/nll", raw=0.9, ema=0.1) == "ema"
+    assert best("val/solved", raw=0.9, ema=0.1) == "raw"
+    assert best("val/solved", raw=0.0, ema=0.0) == "ema"
 
 
 @pytest.mark.parametrize("ship", ["raw", "ema", "swa", "best"])

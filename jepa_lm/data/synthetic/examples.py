@@ -14,6 +14,7 @@ from typing import Annotated, NamedTuple
 
 import numpy as np
 
+from jepa_lm.data.questions import Labels
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.kinds import Range
 
@@ -40,7 +41,11 @@ class Examples(NamedTuple):
 
 
 class Generator(ABC):
-    """Source of rows. A subclass sets the attributes and turns uniform numbers into rows."""
+    """Source of rows. A subclass sets the attributes and turns uniform numbers into rows.
+
+    One that asks questions sets `prompt_length` and `answer_length` and defines `solved`; it is then the
+    `Questions` of its rows.
+    """
 
     vocab_size: int
     length: int
@@ -56,6 +61,12 @@ class Generator(ABC):
     """Tokens of the question that starts a row; None if rows ask no question."""
     answer_length: int | None = None
     """A, the tokens that answer the longest question."""
+    end: int | None = None
+    """Token that ends an answer; None if every answer has A tokens."""
+    rule_names: tuple[str, ...] = ("solved",)
+    """Names of what `judge` returns."""
+    label_names: tuple[str, ...] = ()
+    """Names of what `labels` returns."""
     draws: int
     """Uniform numbers that make a row."""
     scratch: int = 1 << 12
@@ -95,14 +106,24 @@ class Generator(ABC):
     def _rows(self, uniform: np.ndarray, held_out: bool) -> Examples:
         """Return one row for each row of `uniform` [R, draws], numbers in [0, 1)."""
 
-    def solved(self, prompts: np.ndarray, answers: np.ndarray) -> np.ndarray | None:
-        """Return which answers are right, [R] bool; None if rows ask no question.
+    def solved(self, prompts: np.ndarray, answers: np.ndarray) -> np.ndarray:
+        """Return which answers are right, [R] bool.
 
         Args:
             prompts: [R, prompt_length]. answers: [R, answer_length], any tokens; what follows the end of an
                 answer is not read.
         """
-        return None
+        raise NotImplementedError(f"{type(self).__name__} asks no question")
+
+    def judge(
+        self, rows: np.ndarray, starts: np.ndarray, answers: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """See `Questions.judge`."""
+        return {"solved": self.solved(rows[:, : self.prompt_length], answers)}
+
+    def labels(self, rows: int, seed: Sequence[int]) -> dict[str, Labels]:
+        """Return what a probe is asked about the rows that `sample` returns, by name; none if unknown."""
+        return {}
 
 
 def whole(uniform: np.ndarray, below: int) -> np.ndarray:

@@ -15,6 +15,7 @@ from typing import Annotated
 import numpy as np
 from scipy.special import entr
 
+from jepa_lm.data.questions import Labels
 from jepa_lm.data.synthetic.examples import MOST_SCRATCH, Examples, Generator, whole
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.kinds import Count, Range, Seed, Whole, checked
@@ -56,6 +57,7 @@ class RandomHierarchy(Generator):
         self.levels, self.branching, self.latent_level = levels, branching, latent_level
         self.vocab_size = self.latent_dim = symbols
         self.length, self.names = leaves - 1, [str(symbol) for symbol in range(symbols)]
+        self.label_names = ("root", *(f"level_{level}" for level in range(1, levels)))
         rng = np.random.default_rng(seed)
         places = symbols ** np.arange(branching)[::-1]
         drawn = (rng.choice(tuples, symbols * rules, replace=False) for _ in range(levels))
@@ -93,15 +95,21 @@ class RandomHierarchy(Generator):
         if latent_level > levels:
             raise UserError(f"latent_level={latent_level}: expected at most levels={levels}")
 
-    def labels(self, rows: int, seed: Sequence[int]) -> list[np.ndarray]:
+    def labels(self, rows: int, seed: Sequence[int]) -> dict[str, Labels]:
         """Return the symbols of each level above the leaves of the rows that `sample` returns.
 
         Returns:
-            Level k is [R, s^k] uint16: level 0 is the class, and symbol i is above the s^(L-k) leaves from
-            place i s^(L-k) on.
+            `root` and `level_k`, [R, s^k] each: symbol i of level k is above the s^(L-k) leaves from place
+            i s^(L-k) on. It is asked at the last of these leaves that is an input; the last leaf of a row
+            is none.
         """
         trees = [self._trees(uniform)[:-1] for uniform in self._uniform(rows, seed)]
-        return [np.concatenate(level).astype(np.uint16) for level in zip(*trees, strict=True)]
+        found = {}
+        for name, parts in zip(self.label_names, zip(*trees, strict=True), strict=True):
+            values = np.concatenate(parts).astype(np.int64)
+            ends = np.arange(1, 1 + values.shape[1]) * ((self.length + 1) // values.shape[1]) - 1
+            found[name] = Labels(values, np.minimum(ends, self.length - 1))
+        return found
 
     def _trees(self, uniform: np.ndarray) -> list[np.ndarray]:
         """Return the symbols of every level, [R, s^k] each."""

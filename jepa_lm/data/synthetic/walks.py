@@ -67,6 +67,7 @@ class GraphWalks(Generator):
         increments = [step for step in range(1 - nodes, nodes) if step != 0]
         self.names = ["<pad>", "<end>", *map(str, range(nodes)), *(f"inc_{i}" for i in increments)]
         self.vocab_size, self.prompt_length, self.draws = len(self.names), 2, 1
+        self.end = END
         self.answer_length = max(len(way) for found in walks.values() for way in found)
         self.length = self.answer_length + 1
         self._steps = np.array([*[0] * (FIRST + nodes), *increments])

@@ -86,9 +86,14 @@ def test_labels_are_the_tree_above_the_rows_of_the_same_seed(settings):
     model = RandomHierarchy(**settings)
     known = {tree[-1]: tree for tree in all_trees(model)}
     tokens, labels = model.sample(60, [6]).tokens, model.labels(60, [6])
-    assert len(labels) == model.levels
+    assert tuple(labels) == model.label_names
     for row, leaves in enumerate(map(tuple, tokens.tolist())):
-        assert [tuple(level[row].tolist()) for level in labels] == known[leaves][:-1]
+        above = [tuple(level.values[row].tolist()) for level in labels.values()]
+        assert above == known[leaves][:-1]
+    for level in labels.values():
+        below = tokens.shape[1] // level.values.shape[1]
+        ends = range(below - 1, tokens.shape[1], below)
+        assert level.places.tolist() == [min(end, model.length - 1) for end in ends]
 
 
 def test_the_mean_of_nats_is_the_floor():

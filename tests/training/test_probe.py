@@ -10,8 +10,9 @@ import torch
 from jepa_lm.data.split import Split
 from jepa_lm.data.stream import TokenStream
 from jepa_lm.data.tokenizers import ByteTokenizer
-from jepa_lm.objective.probe import fit_linear, hits, sample_windows, with_bias
+from jepa_lm.evaluation.linear_probe import LinearProbe, with_bias
 from jepa_lm.run import train
+from jepa_lm.training.probe import hits, sample_windows
 
 
 def test_hits_count_ranks():
@@ -24,7 +25,10 @@ def test_the_linear_probe_is_ridge_regression():
     draw = torch.Generator().manual_seed(0)
     h = torch.randn(400, 6, generator=draw)
     y = (h @ torch.randn(6, 4, generator=draw)).argmax(1)
-    found = fit_linear([(h[:150], y[:150]), (h[150:], y[150:])], 4)
+    probe = LinearProbe(4)
+    for part in (slice(150), slice(150, None)):
+        probe.add(h[part], y[part])
+    found = probe.weights()
     H = with_bias(h)
     gram = H.T @ H
     ridge = 1e-3 * gram.diagonal().mean() * torch.eye(7, dtype=torch.float64)

@@ -1,8 +1,8 @@
 """Probes of the frozen model, on request: top-1/5/10 accuracy of the next token.
 
 - `head`: the language model's own logits.
-- `linear`: ridge regression from the hidden state after the final norm to the next token, fitted
-  on training tokens: argmin_W |H W - Y|^2 + ridge |W|^2 with one-hot Y, solved in float64.
+- `linear`: a linear probe (`jepa_lm.evaluation.linear_probe`) from the hidden state after the final norm to
+  the next token, fitted on training tokens.
 - `retrieval`: how often an objective's prediction has its own target among the k nearest (by cosine)
   targets of the sample; chance is k / candidates.
 Accuracies are measured on validation tokens; only the fit uses training tokens.
@@ -22,14 +22,13 @@ from torch import Tensor
 from jepa_lm.data.split import Split
 from jepa_lm.data.stream import Batch
 from jepa_lm.data.token_data import TokenData
+from jepa_lm.evaluation.linear_probe import LinearProbe, with_bias
 from jepa_lm.model import LanguageModel
 from jepa_lm.objective import LatentPrediction, StepContext
 
 TOP = (1, 5, 10)
 FIT_TOKENS, SCORED_TOKENS = 65_536, 32_768
 CANDIDATES = 512
-RIDGE = 1e-3
-"""Ridge strength, relative to the mean of the diagonal of H^T H."""
 
 
 def sample_windows(part: Split, tokens: int) -> Iterable[Batch]:
@@ -59,26 +58,6 @@ def hits(scores: Tensor, wanted: Tensor) -> Tensor:
     return torch.stack([(better < k).sum() for k in TOP]).double()
 
 
-def fit_linear(batches: Iterable[tuple[Tensor, Tensor]], vocab_size: int) -> Tensor:
-    """Fit a ridge regression from hidden states [N, D] to one-hot targets [N]; return W [D + 1, V]."""
-    gram: Tensor | None = None
-    for hidden, targets in batches:
-        h = with_bias(hidden)
-        if gram is None:
-            gram = h.new_zeros(h.shape[1], h.shape[1])
-            moments = h.new_zeros(vocab_size, h.shape[1])
-        gram += h.T @ h
-        moments.index_add_(0, targets, h)
-    assert gram is not None
-    gram += RIDGE * gram.diagonal().mean() * torch.eye(len(gram), dtype=gram.dtype)
-    return torch.linalg.solve(gram, moments.T)
-
-
-def with_bias(hidden: Tensor) -> Tensor:
-    """Append a column of ones: [N, D] -> [N, D + 1], float64 on the CPU."""
-    return F.pad(hidden.double().cpu(), (0, 1), value=1.0)
-
-
 @torch.no_grad()
 def probe(
     model: LanguageModel,
@@ -97,12 +76,11 @@ def probe(
         for batch in sample_windows(data.split(split), tokens):
             yield {name: t.to(device) for name, t in batch.items()}
 
-    def hidden_states() -> Iterable[tuple[Tensor, Tensor]]:
-        for batch in batches("train", FIT_TOKENS):
-            final = model.encode(model.embed(batch["inputs"])).final
-            yield final.flatten(0, 1), batch["targets"].flatten().cpu()  # [N, D], [N]
-
-    weights = fit_linear(hidden_states(), model.vocab_size)
+    fitted = LinearProbe(model.vocab_size)
+    for batch in batches("train", FIT_TOKENS):
+        final = model.encode(model.embed(batch["inputs"])).final
+        fitted.add(final.flatten(0, 1), batch["targets"].flatten())  # [N, D], [N]
+    weights = fitted.weights()
     found = {"head": torch.zeros(len(TOP)).double(), "linear": torch.zeros(len(TOP)).double()}
     tokens = 0
     for batch in batches("val", SCORED_TOKENS):
