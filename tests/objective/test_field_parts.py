@@ -96,6 +96,22 @@ def test_a_later_document_does_not_change_a_move_in_an_earlier_one(build):
         torch.testing.assert_close(latents.pairs[0].prediction[row, 0], h[r] - h[s])
 
 
+def test_a_placebo_compares_a_move_with_that_of_another_row_between_the_same_positions(build):
+    task = build("objective=stp", NOW, "jepa.placebo=true")
+    latents, main, _ = compared(task, random_batch())
+    (scores,) = task.objective.alignment.draw(4, 32, at(), CPU)
+    found = set()
+    for row, score in enumerate(scores):
+        s, r, t = sorted(score.argsort(descending=True)[:3].tolist())
+        torch.testing.assert_close(
+            latents.pairs[0].prediction[row, 0], main.final[row, r] - main.final[row, s]
+        )
+        moves = (main.final[:, t] - main.final[:, r]).roll(-row, 0)
+        found |= {k for k in range(4) if torch.allclose(latents.pairs[0].target[row, 0], moves[k])}
+    assert len(found) == 1
+    assert found != {0}
+
+
 def test_a_straight_line_costs_nothing_and_a_bend_does():
     straight = torch.arange(float(T))[None, :, None] * random(1, 1, D)
     for form in ("triple", "span"):
