@@ -37,6 +37,12 @@ NOTES = {
     "chunk": "z and zhat are part of the model, on a detached trunk; zhat is added to the hidden state"
 }
 
+MOVES = {
+    "triple": ("from s to r", "from r to t"),
+    "span": ("around a to b", "from a to b"),
+}
+"""Displacements that are compared, by form."""
+
 Step = tuple[str, str, str]
 """Title, detail and kind of a box."""
 
@@ -49,6 +55,19 @@ def name_of(node: dict[str, Any]) -> str:
 def detail(node: dict[str, Any], *keys: str) -> str:
     """The settings of a part that matter in a figure."""
     return ", ".join(f"{key} {node[key]}" for key in keys if node.get(key) is not None)
+
+
+def tapped(tap: Any) -> str:
+    """The hidden states that a tap reads, in words."""
+    if isinstance(tap, dict):
+        how = "mean of" if tap["join"] == "mean" else "side by side,"
+        return f"{how} blocks {', '.join(map(str, tap['blocks']))}"
+    return TAPS.get(tap, f"block {tap}")
+
+
+def move(how: dict[str, Any], side: int) -> list[Step]:
+    """A displacement as a box, if the alignment compares those."""
+    return [("move", MOVES[how["form"]][side], "jepa")] if "form" in how else []
 
 
 def pooling(node: dict[str, Any] | None) -> list[Step]:
@@ -67,11 +86,13 @@ def context_steps(jepa: dict[str, Any]) -> list[Step]:
     view = context.get("view")
     seen = "main pass" if view is None else f"{name_of(view)}, second pass"
     steps: list[Step] = [("tokens", seen, "data")]
-    steps.append(("model", TAPS.get(context["tap"], f"block {context['tap']}"), "model"))
+    steps.append(("model", tapped(context["tap"]), "model"))
     steps += pooling(context.get("pooling")) + projector(jepa["projector"])
+    steps += move(jepa["alignment"], 0)
     if jepa["predictor"] is not None:
         how = jepa["alignment"]
-        told = detail(how, "offsets", "steps") or name_of(how)
+        told = " + ".join(how.get("alignments", ())) or detail(how, "offsets", "steps")
+        told = told or name_of(how)
         if jepa["predictor"].get("_target_", "").endswith("Transition"):
             told += ", given the tokens"
         steps.append(("predictor", told, "jepa"))
@@ -92,8 +113,9 @@ def target_steps(jepa: dict[str, Any]) -> list[Step]:
     }[kind]
     steps: list[Step] = [("tokens", "all" if view is None else name_of(view), "data")]
     read = target.get("tap", target.get("field"))
-    steps.append((encoder, TAPS.get(read, str(read)), "model"))
+    steps.append((encoder, str(read) if kind == "BatchTarget" else tapped(read), "model"))
     steps += pooling(target.get("pooling")) + projector(jepa["projector"])
+    steps += move(jepa["alignment"], 1)
     if target.get("normalisation") is not None:
         steps.append(("normalise", name_of(target["normalisation"]), "jepa"))
     return steps
@@ -136,7 +158,8 @@ def draw(name: str, config: dict[str, Any]) -> None:
     norm = jepa["normalisation"]
     how = "" if norm is None else f"of {name_of(norm)}-normed"
     parts = jepa["distance"].get("distances", {"": jepa["distance"]})
-    box(axes, end + 0.5, middle, (" + ".join(map(name_of, parts.values())), how, "loss"))
+    kinds = parts if len(parts) > 2 else map(name_of, parts.values())
+    box(axes, end + 0.5, middle, (" + ".join(kinds), how, "loss"))
     left = (end + 0.46, middle + HEIGHT / 2)
     arrow(axes, (last_above + WIDTH + 0.05, TOP + HEIGHT / 2), left)
     arrow(axes, (last_below + WIDTH + 0.05, BOTTOM + HEIGHT / 2), left)
@@ -145,7 +168,8 @@ def draw(name: str, config: dict[str, Any]) -> None:
         axes.plot([x - 0.14, x + 0.1], [y + 0.14, y - 0.1], color="#c1121f", lw=4)
         axes.text(x + 0.2, y - 0.42, "stop-gradient", color="#c1121f", fontsize=8)
     for at, y, sign in (("prediction", TOP + HEIGHT, 1), ("target", BOTTOM, -1)):
-        where = ("prediction", "normed_prediction", "context") if sign > 0 else ("target",)
+        above_line = ("prediction", "normed_prediction", "context", "both")
+        where = above_line if sign > 0 else ("target",)
         texts = [
             f"{n} x {r['weight']:g}, on {r['tensor']}"
             for n, r in jepa["regularizers"].items()

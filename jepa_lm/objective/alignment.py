@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from jepa_lm.data.stream import Batch
 from jepa_lm.model import LanguageModel
 from jepa_lm.objective.predictors import Predictor
+from jepa_lm.objective.step_context import Draws, StepContext
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.kinds import Count, NotNegative, checked
 
@@ -32,6 +33,10 @@ class Pair(NamedTuple):
     """Weight of each prediction [B, N'], 0 for those that do not count; None if all do."""
     answers: Tensor | None = None
     """Whether the token that a target latent predicts counts [B, N'], bool; None if all do."""
+    tokens: Tensor | None = None
+    """That token itself [B, N']; None where a latent belongs to no single position."""
+    level: str | None = None
+    """Name of the alignment that made it, if there are several."""
 
 
 class Given(NamedTuple):
@@ -45,6 +50,10 @@ class Given(NamedTuple):
     """Where a document starts [B, T], bool, or None if the tokenizer marks no start."""
     answers: Tensor | None = None
     """Which targets of the batch count [B, T], bool, or None if all do."""
+    following: Tensor | None = None
+    """Token after each position of the targets' text [B, T]."""
+    step_context: StepContext | None = None
+    """Place in the run, with what the alignment has drawn."""
 
 
 class Alignment(nn.Module):
@@ -58,6 +67,16 @@ class Alignment(nn.Module):
     def check(self, latents: int) -> None:
         """Raise UserError if rows with this many latents are too short."""
 
+    def check_predictor(self, predictor: Predictor | None) -> None:
+        """Raise UserError if the predictor needs tokens that it is not given, or the reverse."""
+        check_tokens(self, predictor)
+
+    def draw(
+        self, rows: int, latents: int, step_context: StepContext, device: torch.device
+    ) -> Draws:
+        """Draw for rows of N = `latents` latents what `forward` finds in `given.step_context.drawn`."""
+        return ()
+
     def given(
         self,
         model: LanguageModel,
@@ -65,6 +84,7 @@ class Alignment(nn.Module):
         masked: Tensor | None,
         document_start: int | None,
         reach: int | None,
+        step_context: StepContext,
     ) -> Given:
         """Return what `forward` may read beside the latents of a batch."""
         inputs, tokens = batch["inputs"], None
@@ -73,13 +93,40 @@ class Alignment(nn.Module):
             with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
                 tokens = model.embedding(inputs)
         starts = None if document_start is None else inputs == document_start
-        return Given(masked, tokens, starts, batch.get("answers"))
+        return Given(masked, tokens, starts, batch.get("answers"), batch["targets"], step_context)
 
     def forward(
         self, predictor: Predictor | None, context: Tensor, target: Tensor, given: Given
     ) -> list[Pair]:
         """context [B, N, D], target [B, N, E] -> pairs."""
         raise NotImplementedError
+
+
+def check_tokens(alignment: Alignment, predictor: Predictor | None) -> None:
+    """Raise UserError if only one of the two knows of tokens."""
+    if alignment.needs_tokens != bool(predictor is not None and predictor.takes_tokens):
+        raise UserError(
+            f"jepa.predictor: {type(alignment).__name__} "
+            + (
+                "gives it tokens, so it needs Transition"
+                if alignment.needs_tokens
+                else "gives it no tokens, which Transition needs; set jepa.alignment to TokenRollout"
+            )
+        )
+
+
+def told(
+    given: Given, target: Tensor, first: int = 0, stride: int = 1
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return `answers` and `tokens` of a pair with every stride-th target from `first` on.
+
+    Pooled latents belong to no single token, and get None.
+    """
+    answers, tokens = (
+        None if x is None or x.shape[1] != target.shape[1] else x[:, first::stride]
+        for x in (given.answers, given.following)
+    )
+    return answers, tokens
 
 
 def apply(predictor: Predictor | None, x: Tensor, offset: int = 0) -> Tensor:
@@ -93,9 +140,7 @@ class SamePosition(Alignment):
     def forward(
         self, predictor: Predictor | None, context: Tensor, target: Tensor, given: Given
     ) -> list[Pair]:
-        whole = given.answers is not None and given.answers.shape[1] == target.shape[1]
-        answers = given.answers if whole else None  # pooled latents belong to no single token
-        return [Pair(apply(predictor, context), target, context, 1.0, None, answers)]
+        return [Pair(apply(predictor, context), target, context, 1.0, None, *told(given, target))]
 
 
 class MaskedPositions(Alignment):
@@ -146,7 +191,8 @@ class Offsets(Alignment):
         for i, (k, weight) in enumerate(zip(self.offsets, self.weights, strict=True)):
             source = context[:, : -k : self.stride]
             ahead = target[:, k :: self.stride]
-            pairs.append(Pair(apply(predictor, source, i), ahead, source, weight))
+            known = told(given, target, k, self.stride)
+            pairs.append(Pair(apply(predictor, source, i), ahead, source, weight, None, *known))
         return pairs
 
 
@@ -197,7 +243,8 @@ class Rollout(Alignment):
         for k, weight in enumerate(self.weights, start=1):
             # The last latent has no target; a causal predictor gives the same without it.
             rolled = apply(predictor, rolled[:, :-1])
-            pairs.append(Pair(rolled, target[:, k:], context[:, :-k], weight))
+            known = told(given, target, k)
+            pairs.append(Pair(rolled, target[:, k:], context[:, :-k], weight, None, *known))
         return pairs
 
 
@@ -209,6 +256,8 @@ class TokenRollout(Rollout):
 
     Args:
         detach_tokens: the objective does not train the token table through the tokens it is given.
+        hide_tokens: control in which the predictor gets zeros in place of the tokens: parameters, FLOPs and
+            pairs stay the same, but only what the latent itself knows can be predicted.
     """
 
     needs_tokens = True
@@ -220,9 +269,10 @@ class TokenRollout(Rollout):
         steps: Count,
         weights: Sequence[NotNegative] | None = None,
         detach_tokens: bool = False,
+        hide_tokens: bool = False,
     ) -> None:
         super().__init__(steps=steps, weights=weights)
-        self.detach_tokens = detach_tokens
+        self.detach_tokens, self.hide_tokens = detach_tokens, hide_tokens
 
     def forward(
         self, predictor: Predictor | None, context: Tensor, target: Tensor, given: Given
@@ -230,6 +280,7 @@ class TokenRollout(Rollout):
         assert predictor is not None
         assert given.tokens is not None
         tokens = given.tokens.detach() if self.detach_tokens else given.tokens
+        tokens = torch.zeros_like(tokens) if self.hide_tokens else tokens
         pairs, rolled, rows = [], context, None
         for k, weight in enumerate(self.weights, start=1):
             rolled = predictor(rolled[:, :-1], tokens=tokens[:, k:])
@@ -237,8 +288,8 @@ class TokenRollout(Rollout):
                 # Position n counts at step k if it did at step k - 1 and no document starts at n + k.
                 within = ~given.starts[:, k:]
                 rows = within.float() if rows is None else rows[:, :-1] * within
-            answers = None if given.answers is None else given.answers[:, k:]
-            pairs.append(Pair(rolled, target[:, k:], context[:, :-k], weight, rows, answers))
+            known = told(given, target, k)
+            pairs.append(Pair(rolled, target[:, k:], context[:, :-k], weight, rows, *known))
         return pairs
 
 

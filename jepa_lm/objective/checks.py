@@ -14,8 +14,9 @@ import torch
 
 from jepa_lm.model import LanguageModel
 from jepa_lm.objective.batch_target import BatchTarget
+from jepa_lm.objective.distances import Sum
 from jepa_lm.objective.latent_prediction import LatentPrediction
-from jepa_lm.objective.regularizers import PLACES, Regularizer
+from jepa_lm.objective.regularizers import Regularizer
 from jepa_lm.objective.step_context import StepContext
 from jepa_lm.objective.taps import INJECTOR
 from jepa_lm.objective.targets import EmbeddingTable
@@ -51,7 +52,7 @@ def check_composition(
 
 
 def check_distance(objective: LatentPrediction) -> None:
-    """Check that the distance takes what it is given."""
+    """Check that the distance takes what it is given, and compares something."""
     try:
         inspect.signature(objective.distance.forward).bind(None, None, None)
     except TypeError as error:
@@ -59,6 +60,19 @@ def check_distance(objective: LatentPrediction) -> None:
             f"jepa.distance: {type(objective.distance).__name__}.forward takes prediction, target and "
             "comparison"
         ) from error
+    if not isinstance(objective.distance, Sum):
+        return
+    levels, known = objective.distance.levels, getattr(objective.alignment, "alignments", {})
+    if unknown := sorted(set(levels.values()) - set(known)):
+        raise UserError(
+            f"jepa.distance.levels={levels}: jepa.alignment has no level {', '.join(unknown)}; it has "
+            f"{', '.join(known) or 'none'}"
+        )
+    if not any(objective.distance.weights.values()):
+        raise UserError(
+            "jepa.distance.weights: all are 0; for the control set jepa.weight=0, for regularizers alone "
+            "jepa.prediction_weight=0"
+        )
 
 
 def check_length(objective: LatentPrediction, model: LanguageModel, seq_len: int) -> None:
@@ -111,7 +125,7 @@ def _reachable_std(objective: LatentPrediction, model: LanguageModel, tensor: st
             return target.normalisation.reachable_std(own or target.width(model))
         is_normed = target.tap == "final" and not isinstance(target, EmbeddingTable | BatchTarget)
         return 1.0 if is_normed and not (projector and target.project) else None
-    if predictor is not None and tensor != "context":
+    if tensor == "both" or (predictor is not None and tensor != "context"):
         return None
     return 1.0 if objective.context.tap == "final" and projector is None else None
 
@@ -174,7 +188,8 @@ def check_shapes(objective: LatentPrediction, model: LanguageModel, seq_len: int
                         f"{_shape(pair.target)}; make pooling and widths of both sides equal"
                     )
             objective.components(latents, step_context, all_of_them=True)
-        fixed = ("context",) if objective.alignment.needs_mask else PLACES
+        read = {part.tensor for part in objective.regularizers.values()}
+        fixed = {"context", *(() if objective.alignment.needs_mask else read)}
         return {place: latents.at(place).shape[1] for place in fixed}
     except RuntimeError as error:
         reason = str(error).splitlines()[0]

@@ -34,7 +34,7 @@ class Comparison:
         model: the model that is trained. target_model: the one that the targets come from.
         context: latents that the predictions were made from [B, N, D].
         step_context: place in the run.
-        rows, answers: see `jepa_lm.objective.alignment.Pair`.
+        rows, answers, tokens, level: see `jepa_lm.objective.alignment.Pair`.
     """
 
     model: LanguageModel
@@ -43,6 +43,8 @@ class Comparison:
     step_context: StepContext
     rows: Tensor | None = None
     answers: Tensor | None = None
+    tokens: Tensor | None = None
+    level: str | None = None
 
     def mean(self, values: Tensor) -> Tensor:
         """Return the mean of values [B, N] over the rows that count, of all ranks."""
@@ -147,6 +149,7 @@ class Sum(nn.Module):
 
     Args:
         distances: by name. weights: of each, by the same names.
+        levels: by name of a distance, the level whose pairs alone it compares; others compare all.
 
     Raises:
         UserError: the names differ, or there is none.
@@ -154,13 +157,23 @@ class Sum(nn.Module):
 
     @checked
     def __init__(
-        self, *, distances: Mapping[str, nn.Module], weights: Mapping[str, NotNegative]
+        self,
+        *,
+        distances: Mapping[str, nn.Module],
+        weights: Mapping[str, NotNegative],
+        levels: Mapping[str, str] | None = None,
     ) -> None:
         super().__init__()
+        self.levels = dict(levels or {})
         if not distances or distances.keys() != weights.keys():
             raise UserError(
                 f"jepa.distance.weights={dict(weights)}: one weight for each of "
                 f"jepa.distance.distances, which are {', '.join(distances) or 'none'}"
+            )
+        if unknown := self.levels.keys() - distances.keys():
+            raise UserError(
+                f"jepa.distance.levels={self.levels}: {', '.join(sorted(unknown))} is none of "
+                f"jepa.distance.distances, which are {', '.join(distances)}"
             )
         self.distances, self.weights = nn.ModuleDict(distances), dict(weights)
         self.fragile_at_zero = any(
@@ -173,11 +186,11 @@ class Sum(nn.Module):
     def parts(
         self, prediction: Tensor, target: Tensor, comparison: Comparison
     ) -> dict[str, Tensor]:
-        """Return each distance, before its weight, by name; those of weight 0 are left out."""
+        """Return each distance before its weight, by name, without those of weight 0 or of other levels."""
         return {
             name: distance(prediction, target, comparison)
             for name, distance in self.distances.items()
-            if self.weights[name]
+            if self.weights[name] and self.levels.get(name, comparison.level) == comparison.level
         }
 
     def forward(self, prediction: Tensor, target: Tensor, comparison: Comparison) -> Tensor:

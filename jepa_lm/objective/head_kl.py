@@ -45,12 +45,7 @@ class HeadKL(nn.Module):
 
     def forward(self, prediction: Tensor, target: Tensor, comparison: Comparison) -> Tensor:
         """[B, N, D] and [B, N, E] -> scalar."""
-        weights = comparison.rows
-        if comparison.answers is not None:
-            answers = comparison.answers.float()
-            weights = answers if weights is None else weights * answers
-        if weights is None:
-            weights = prediction.new_ones(prediction.shape[:2])
+        weights = row_weights(prediction, comparison)
         divergence = head_kl(
             comparison.model.readout(prediction, frozen=not self.train_head),
             _fixed(comparison.target_model, target),
@@ -58,6 +53,15 @@ class HeadKL(nn.Module):
             temperature=self.temperature,
         )
         return divergence / total_weight(weights, comparison.step_context)
+
+
+def row_weights(prediction: Tensor, comparison: Comparison) -> Tensor:
+    """Return the weight of each prediction [B, N] in a loss of the token that it stands for."""
+    weights = comparison.rows
+    if comparison.answers is not None:
+        answers = comparison.answers.float()
+        weights = answers if weights is None else weights * answers
+    return prediction.new_ones(prediction.shape[:2]) if weights is None else weights
 
 
 @torch.no_grad()

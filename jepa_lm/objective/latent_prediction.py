@@ -45,6 +45,8 @@ from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.kinds import NotNegative, Whole, checked
 from jepa_lm.utils.precision import full_precision
 
+ALIGNMENT = "alignment"
+"""Place of the alignment's draws in a step context."""
 GUARDS = "regularizers."
 """Regularizers' draws are found under their names after this."""
 
@@ -127,15 +129,7 @@ class LatentPrediction(nn.Module):
                 "jepa.prediction_weight=0: leaves nothing to train without a regularizer of positive weight; "
                 "for the control, set jepa.weight=0"
             )
-        if alignment.needs_tokens != bool(predictor is not None and predictor.takes_tokens):
-            raise UserError(
-                f"jepa.predictor: {type(alignment).__name__} "
-                + (
-                    "gives it tokens, so it needs Transition"
-                    if alignment.needs_tokens
-                    else "gives it no tokens, which Transition needs; set jepa.alignment to TokenRollout"
-                )
-            )
+        alignment.check_predictor(predictor)
         if alignment.needs_mask and not (context.view is not None and context.view.masks):
             raise UserError(
                 "jepa.alignment: MaskedPositions needs a jepa.context.view that masks, such as SpanMask"
@@ -233,6 +227,9 @@ class LatentPrediction(nn.Module):
                 places[place] = view.draw(inputs.shape, views, place, inputs.device)
         if self.placebo:
             places[PLACEBO] = other_rows(len(inputs), views, inputs.device)
+        if "context" in self.latents:
+            rows, latents = len(inputs), self.latents["context"]
+            places[ALIGNMENT] = self.alignment.draw(rows, latents, views, inputs.device)
         for name, part in self._regularizing():
             if part.tensor in self.latents:
                 places[GUARDS + name] = part.draw(self.latents[part.tensor], rest, inputs.device)
@@ -266,8 +263,11 @@ class LatentPrediction(nn.Module):
             context = project(context)
         target = self.target(model, read, project)
         if self.placebo:
-            target = of_another_row(target, step_context.at(PLACEBO))
-        given = self.alignment.given(model, batch, masked, self.document_start, self.reach)
+            place = step_context.at(PLACEBO)
+            target = of_another_row(target, place)
+            batch = {**batch, "targets": of_another_row(batch["targets"], place)}
+        place = step_context.at(ALIGNMENT)
+        given = self.alignment.given(model, batch, masked, self.document_start, self.reach, place)
         pairs = [
             p._replace(
                 prediction=p.prediction.float(), target=p.target.float(), context=p.context.float()

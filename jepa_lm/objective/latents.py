@@ -35,6 +35,8 @@ class Latents:
         """Return the tensor [B, N, D] that a regularizer with `tensor=place` gets."""
         if place == "context":
             return self.context
+        if place == "both":
+            return torch.cat((self.context, self.at("target")), dim=1)
         if place == "normed_prediction":
             parts = [prediction for prediction, _ in self.normed]
         else:
@@ -50,6 +52,8 @@ class Latents:
             step_context=step_context,
             rows=pair.rows,
             answers=pair.answers,
+            tokens=pair.tokens,
+            level=pair.level,
         )
 
     def distances(self, distance: nn.Module, step_context: StepContext) -> dict[str, Tensor]:
@@ -62,6 +66,8 @@ class Latents:
                 losses.append(pair.weight * distance(*given))
                 continue
             own = distance.parts(*given)
+            if not own:  # every distance is for another level
+                continue
             losses.append(pair.weight * distance.of(own))
             for name, part in own.items():
                 parts.setdefault(PARTS + name, []).append(pair.weight * part.detach())

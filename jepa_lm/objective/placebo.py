@@ -13,7 +13,7 @@ PLACEBO = "placebo"
 
 
 def of_another_row(target: Tensor, step_context: StepContext) -> Tensor:
-    """Return latents [B, N, D] with their rows rotated by a random shift of 1 to B - 1."""
+    """Return latents [B, N, D], or tokens, with their rows rotated by a random shift of 1 to B - 1."""
     (order,) = step_context.drawn or draw_now(other_rows, len(target), step_context, target.device)
     return target[order]
 

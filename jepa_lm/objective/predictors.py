@@ -121,7 +121,7 @@ class Projection(Predictor):
 
 
 class Chain(Predictor):
-    """Several predictors applied in the order of the mapping.
+    """Several predictors applied in the order of the mapping; those that take tokens are given them.
 
     Raises:
         UserError: `parts` is empty.
@@ -137,10 +137,12 @@ class Chain(Predictor):
         self.out_dim = last.out_dim
         # Linear maps without bias map zero to zero.
         self.starts_at_zero = any(getattr(p, "starts_at_zero", False) for p in self.parts.values())
+        self.takes_tokens = any(getattr(p, "takes_tokens", False) for p in self.parts.values())
 
-    def forward(self, x: Tensor, offset: int = 0) -> Tensor:
+    def forward(self, x: Tensor, offset: int = 0, tokens: Tensor | None = None) -> Tensor:
         for part in self.parts.values():
-            x = part(x, offset)
+            given = {"tokens": tokens} if getattr(part, "takes_tokens", False) else {}
+            x = part(x, offset, **given)
         return x
 
 
@@ -165,6 +167,24 @@ class OffsetConditioned(Predictor):
 
     def forward(self, x: Tensor, offset: int = 0) -> Tensor:
         return self.predictor(x + self.table.weight[offset], offset)
+
+
+class LinearPerOffset(Predictor):
+    """A linear map of its own for each offset of the alignment (LSE-MTP, 2604.06155).
+
+    Args:
+        dim: D. offsets: number of offsets. bias: give the maps a bias.
+    """
+
+    @checked
+    def __init__(self, *, dim: Count, offsets: Count, bias: bool = False) -> None:
+        super().__init__()
+        self.out_dim, self.offsets = dim, offsets
+        self.maps = nn.ModuleList(nn.Linear(dim, dim, bias=bias) for _ in range(offsets))
+
+    def forward(self, x: Tensor, offset: int = 0) -> Tensor:
+        found: Tensor = self.maps[offset](x)
+        return found
 
 
 class Transition(Predictor):

@@ -9,7 +9,7 @@ on the biased std) and #1556 (floor under the spectrum of differences).
 
 from __future__ import annotations
 
-from typing import Literal, get_args
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,8 +19,7 @@ from jepa_lm.objective.step_context import Draws, StepContext
 from jepa_lm.schedules.factors import Schedule
 from jepa_lm.utils.kinds import NotNegative, checked
 
-Place = Literal["prediction", "normed_prediction", "target", "context"]
-PLACES: tuple[Place, ...] = get_args(Place)
+Place = Literal["prediction", "normed_prediction", "target", "context", "both"]
 
 
 class Regularizer(nn.Module):
@@ -28,8 +27,8 @@ class Regularizer(nn.Module):
 
     Args:
         tensor: `prediction` before normalisation, `normed_prediction` after it, `target` (the targets of
-            the predictions, with gradients if the target source has them), or `context` (all context
-            latents after the projector).
+            the predictions, with gradients if the target source has them), `context` (all context
+            latents after the projector), or `both` (those and the targets, side by side in a row).
         weight: weight within the auxiliary loss. schedule: scheduled factor on it, or None.
 
     Raises:

@@ -5,8 +5,9 @@ that of the standard normal, phi(t) = exp(-t^2 / 2), at K knots t:
 
     statistic = sum_t w_t ((mean_n cos(t u_n) - phi(t))^2 + (mean_n sin(t u_n))^2)
 
-averaged over directions (and over time steps in the per-step form). `window=true` uses trapezoid
-weights (2 dt inside, dt at the ends, as in #903) times phi; `window=false` uses the plain mean over
+averaged over directions (and over time steps in the per-step form). The released code of LeJEPA multiplies it
+by the number of rows N (`times_rows`), so that weights do not transfer between the two. `window=true` uses
+trapezoid weights (2 dt inside, dt at the ends, as in #903) times phi; `window=false` uses the plain mean over
 knots. Source: Balestriero, LeCun, "LeJEPA" (2025); forms of submissions #903 and #832.
 `sigreg_kernels.py` has a faster form for evenly spaced knots.
 Legend: N rows of a sample, S samples (time steps), P directions, K knots, D width.
@@ -19,6 +20,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
+from jepa_lm.objective.ranks import sum_over_ranks
 from jepa_lm.objective.regularizers import Place, Regularizer
 from jepa_lm.objective.sigreg_kernels import Knots, swept_statistic
 from jepa_lm.objective.statistics import standardised
@@ -74,6 +76,7 @@ class SIGReg(Regularizer):
         knots, low, high: K knots from low to high. window: weights exp(-t^2 / 2), not equal ones.
         per_step: each time step is a sample whose rows are the batch; else all B N rows are one sample.
         max_steps: maximum number of random time steps in the per-step form, None for all.
+        times_rows: multiply by the number of rows of a sample, those of all ranks if the statistic is joint.
         with_replacement: a time step may be drawn twice, as in the script of #903.
         standardise: first scale each dim of the rows to mean 0 and std 1 (unbiased, at least 1e-6),
             with gradients through both; the scale of the latents is then unconstrained.
@@ -103,6 +106,7 @@ class SIGReg(Regularizer):
         standardise: bool,
         fresh: bool,
         seed: Seed,
+        times_rows: bool = False,
         with_replacement: bool = False,
         schedule: Schedule | None = None,
     ) -> None:
@@ -111,7 +115,7 @@ class SIGReg(Regularizer):
             raise UserError(f"low={low}, high={high}: low must be below high")
         self.t, self.weights = knot_weights(low, high, knots, window)
         self.dim, self.per_step, self.max_steps = dim, per_step, max_steps
-        self.with_replacement = with_replacement
+        self.times_rows, self.with_replacement = times_rows, with_replacement
         self.standardise, self.fresh, self.seed = standardise, fresh, seed
         start = unit_directions(dim, directions, torch.Generator().manual_seed(seed))
         self.register_buffer("directions", start)
@@ -132,7 +136,14 @@ class SIGReg(Regularizer):
         if self.standardise:
             x = standardised(x, joint=step_context.joint, min_std=MIN_STD)
         directions = drawn.pop(0) if self.fresh else self.directions
-        return statistic(x @ directions.to(x.dtype), self.t, self.weights, joint=step_context.joint)
+        u = x @ directions.to(x.dtype)
+        found = statistic(u, self.t, self.weights, joint=step_context.joint)
+        return found * self._rows(x, step_context) if self.times_rows else found
+
+    def _rows(self, x: Tensor, step_context: StepContext) -> Tensor:
+        """Return the number of rows of a sample x [R, S, D]."""
+        rows = x.new_tensor(float(len(x)))
+        return sum_over_ranks(rows) if step_context.joint else rows
 
     def _cuts(self, latents: int) -> bool:
         """Return whether only some time steps of so many are used."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from jepa_lm.objective.ranks import sum_over_ranks
 
 
-def _joint_mean(rows: Tensor) -> tuple[Tensor, Tensor]:
+def joint_mean(rows: Tensor) -> tuple[Tensor, Tensor]:
     """[R, ...] -> mean [...] over the rows of all ranks and their number (scalar), in one exchange."""
     sums = torch.cat((rows.sum(0).flatten(), rows.new_full((1,), len(rows))))  # sums, row count
     totals = sum_over_ranks(sums)
@@ -27,7 +27,7 @@ def variance(rows: Tensor, *, joint: bool, unbiased: bool) -> Tensor:
     """[R, ...] -> [...]; the denominator is the number of rows, less one if `unbiased`."""
     if not joint:
         return rows.var(0, unbiased=unbiased)
-    mean, count = _joint_mean(rows.detach())
+    mean, count = joint_mean(rows.detach())
     squares = sum_over_ranks((rows - mean).square().sum(0), replicated=True)
     return squares / (count - 1 if unbiased else count)
 
@@ -44,7 +44,7 @@ def covariance(rows: Tensor, *, joint: bool) -> Tensor:
     if not joint:
         centred = rows - rows.mean(0)
         return centred.T @ centred / (len(rows) - 1)
-    mean, count = _joint_mean(rows.detach())
+    mean, count = joint_mean(rows.detach())
     centred = rows - mean
     return sum_over_ranks(centred.T @ centred, replicated=True) / (count - 1)
 
@@ -54,7 +54,7 @@ def standardised(rows: Tensor, *, joint: bool, min_std: float) -> Tensor:
     if not joint:
         return (rows - rows.mean(0)) / rows.std(0).clamp(min=min_std)
     # Not `std` from above: mean and std meet this rank's own rows, so their gradients differ by rank.
-    mean, count = _joint_mean(rows)
+    mean, count = joint_mean(rows)
     centred = rows - mean
     squares = sum_over_ranks(centred.square().sum(0))
     return centred / _root(squares / (count - 1)).clamp(min=min_std)

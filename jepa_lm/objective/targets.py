@@ -19,7 +19,7 @@ from jepa_lm.model.ema import as_buffers, keep_float32, matched, move_towards
 from jepa_lm.objective.normalisations import Normalisation
 from jepa_lm.objective.passes import MainPass, encode_view
 from jepa_lm.objective.pooling import Pooling
-from jepa_lm.objective.taps import Tap, check_tap, read_tap, tapped_layers
+from jepa_lm.objective.taps import Tap, check_tap, read_tap, tap_width, tapped_layers
 from jepa_lm.objective.teacher import OpenTeacher
 from jepa_lm.objective.views import View
 from jepa_lm.schedules.clock import ProgressClock
@@ -84,7 +84,7 @@ class Target(nn.Module):
 
     def width(self, model: LanguageModel) -> int:
         """Return D of the hidden states."""
-        return self.source(model).dim
+        return tap_width(self.tap, self.source(model).dim)
 
     def keep_tables(self, seq_len: int, device: torch.device) -> None:
         """Make what compiled passes of the target's own model read."""

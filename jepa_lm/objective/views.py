@@ -183,7 +183,7 @@ class RandomReplacement(RandomView):
         self, shape: Sequence[int], step_context: StepContext, purpose: str, device: torch.device
     ) -> Draws:
         """Return which tokens are replaced, [B, T] bool, and by what, [B, T] int64."""
-        joint, mine = _joint_rows(shape, step_context)
+        joint, mine = joint_rows(shape, step_context)
         generator = step_context.generator(self.seed, purpose)
         chosen = (torch.rand(joint, generator=generator) < self.rate)[mine]
         tokens = torch.randint(self.vocab_size, joint, generator=generator)[mine]
@@ -237,7 +237,7 @@ class RandomMask(RandomView):
         self, shape: Sequence[int], step_context: StepContext, purpose: str, device: torch.device
     ) -> Draws:
         """Return which positions are masked, [B, T] bool."""
-        joint, mine = _joint_rows(shape, step_context)
+        joint, mine = joint_rows(shape, step_context)
         generator = step_context.generator(self.seed, purpose)
         share = self.low + (self.high - self.low) * torch.rand((joint[0], 1), generator=generator)
         where = torch.rand(joint, generator=generator) < share
@@ -249,7 +249,7 @@ class RandomMask(RandomView):
         return Seen(inputs, Mask(where, self.vector, self.hide_next), None)
 
 
-def _joint_rows(shape: Sequence[int], step_context: StepContext) -> tuple[tuple[int, int], slice]:
+def joint_rows(shape: Sequence[int], step_context: StepContext) -> tuple[tuple[int, int], slice]:
     """Return the shape [B', T] to draw for inputs [B, T], and which of its rows are this rank's.
 
     Shared draws cover the joint batch, so that a row does not depend on the number of ranks.

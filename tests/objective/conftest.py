@@ -27,8 +27,13 @@ OBJECTIVES = tuple(
 )
 RECIPES = tuple(sorted(f"recipes/{path.stem}" for path in (FOLDER / "recipes").glob("*.yaml")))
 VARIANTS = ("vicreg_published", "distil_law", "chunk_loss_only")
+FIELD = ("hilp", "lse_mtp", "stp", "stp_span", "data2vec", "bootleg", "lejepa", "lewm_paper")
+"""Published objectives of language models and of vision, each with a formula in test_field.py."""
 EVERY = (
-    *(pytest.param(n, marks=pytest.mark.slow) if n in VARIANTS else n for n in OBJECTIVES),
+    *(
+        pytest.param(n, marks=pytest.mark.slow) if n in (*VARIANTS, *FIELD) else n
+        for n in OBJECTIVES
+    ),
     *(pytest.param(name, marks=pytest.mark.slow) for name in RECIPES),
 )
 """Recipes and variants are compositions of the same parts, so their tests are among the slow ones."""

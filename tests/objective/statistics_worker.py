@@ -13,6 +13,7 @@ from dataclasses import replace
 import torch
 import torch.distributed as dist
 
+from jepa_lm.objective.batch_norm import batch_normed
 from jepa_lm.objective.ranks import sum_over_ranks
 from jepa_lm.objective.regularizers import (
     Covariance,
@@ -47,6 +48,18 @@ class BarlowTwins(torch.nn.Module):
         return (moments / count - torch.eye(DIM).to(x)).square().sum()
 
 
+class BehindBatchNorm(torch.nn.Module):
+    """A mean over all rows behind a batch norm; as a part of one tensor, for this worker."""
+
+    def forward(self, x: torch.Tensor, step_context: StepContext) -> torch.Tensor:
+        joint = step_context.joint
+        normed = batch_normed(x.flatten(0, -2), joint=joint, eps=1e-5)
+        count, cubes = normed.new_tensor(float(len(normed))), (normed - 0.3).pow(3).sum()
+        if joint:
+            count, cubes = sum_over_ranks(count), sum_over_ranks(cubes, replicated=True)
+        return cubes / count
+
+
 PLACE = dict(tensor="context", weight=1.0)
 FLOOR = dict(PLACE, floor=0.9)
 SIGREG = dict(PLACE, dim=DIM, directions=16, knots=17, low=0.2, high=4.0, window=True, seed=0)
@@ -65,6 +78,8 @@ CASES: dict[str, Callable[[], torch.nn.Module]] = {
     "sigreg_pooled": lambda: SIGReg(**POOLED),
     "sigreg_pooled_raw": lambda: SIGReg(**dict(POOLED, standardise=False)),
     "a_distance": BarlowTwins,
+    "sigreg_times_rows": lambda: SIGReg(**dict(PER_STEP, times_rows=True)),
+    "batch_norm": BehindBatchNorm,
     "sigreg_fresh": lambda: SIGReg(**dict(PER_STEP, fresh=True)),
 }
 SPLITS = {"even": {2: (4, 4), 4: (2, 2, 2, 2)}, "uneven": {2: (5, 3), 4: (3, 1, 2, 2)}}

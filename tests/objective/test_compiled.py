@@ -22,7 +22,7 @@ from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.utils import compiling
 from jepa_lm.utils.config import resolve
 from jepa_lm.utils.trusted import Trust
-from tests.objective.conftest import noise
+from tests.objective.conftest import FIELD, noise
 from tests.runs import metrics
 
 ALL = (
@@ -33,6 +33,8 @@ ALL = (
     "chunk",
     "llm_jepa",
     "nextlat",
+    "stp",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in FIELD if name != "stp"),
     pytest.param("distil_law", marks=pytest.mark.slow),
     pytest.param("recipes/pr1116", marks=pytest.mark.slow),
     *(
