@@ -6,6 +6,8 @@ s = 1/sqrt(layer + 1) with `ln_scale`, else 1.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor, nn
 
@@ -16,7 +18,7 @@ from jepa_lm.model.layers import (
     is_large,
     rms_norm,
 )
-from jepa_lm.model.unet import UNet
+from jepa_lm.model.unet import RunBlock, UNet
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.kinds import Count, Positive, Whole, checked
 
@@ -44,12 +46,19 @@ class TransformerBlock(nn.Module):
         """x, x0 [B, T, D], extra_value [B, T, kv width] or None -> [B, T, D]."""
         return self.tail(x, x0, extra_value, None)
 
-    def tail(self, x: Tensor, x0: Tensor, extra_value: Tensor | None, count: int | None) -> Tensor:
+    def tail(
+        self,
+        x: Tensor,
+        x0: Tensor,
+        extra_value: Tensor | None,
+        count: int | None,
+        visible: Tensor | None = None,
+    ) -> Tensor:
         """Return outputs of the last `count` positions, [B, count, D], which attend to the earlier ones."""
         if self.resid_mix is not None:
             mix = self.resid_mix.to(x.dtype)
             x = mix[0] * x + mix[1] * x0
-        read = self.attention(rms_norm(x) * self.input_scale, extra_value, count)
+        read = self.attention(rms_norm(x) * self.input_scale, extra_value, count, visible)
         x = x[:, -read.shape[1] :] + self.attn_scale.to(x.dtype) * read
         return x + self.mlp_scale.to(x.dtype) * self.mlp(rms_norm(x) * self.input_scale)
 
@@ -121,6 +130,12 @@ class Transformer(UNet):
 
     def keep_tables(self, positions: int, device: torch.device) -> None:
         self.rotary.keep(positions, device)
+
+    def seeing(self, visible: Tensor, extra_values: Mapping[int, Tensor]) -> RunBlock:
+        def run(i: int, x: Tensor, x0: Tensor) -> Tensor:
+            return self.blocks[i].tail(x, x0, extra_values.get(i), None, visible)  # type: ignore[operator]
+
+        return run
 
     def _initialise(self, orthogonal: bool) -> None:
         for module in self.modules():

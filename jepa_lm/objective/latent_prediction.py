@@ -222,7 +222,15 @@ class LatentPrediction(nn.Module):
             name: inputs.new_full((*inputs.shape, k), 1 / k, dtype=torch.float)
             for name, k in fields
         }
+        for view in self._views().values():
+            made |= view.stand_in(inputs)
         return {"inputs": inputs, "targets": inputs, **made}
+
+    def check_data(self, tokenizer: str, fields: Mapping[str, int]) -> None:
+        """Check that target and views can read the data; see `Target.check_data`."""
+        self.target.check_data(tokenizer, fields)
+        for place, view in self._views().items():
+            view.check_data(fields, f"jepa.{place}.view")
 
     def draw(self, inputs: Tensor, step_context: StepContext) -> StepContext:
         """Return the context with all that the parts will draw for inputs [B, T]."""
@@ -264,7 +272,7 @@ class LatentPrediction(nn.Module):
         project = None if self.projector is None else once(self.projector)
         if project is not None:
             context = project(context)
-        target = self.target(model, read, project)
+        target = self.target(model, read._replace(context=context), project)
         if self.placebo:
             target = of_another_row(target, step_context.at(PLACEBO))
         given = self.alignment.given(model, batch, masked, self.document_start, self.reach)

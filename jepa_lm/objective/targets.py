@@ -165,7 +165,7 @@ class OtherView(Target):
         self.view.check(seq_len, "jepa.target.view")
 
     def hidden(self, model: LanguageModel, main: MainPass) -> Tensor:
-        seen = self.view(main.inputs, main.step_context.at("target"), "target")
+        seen = self.view.of(main.batch, main.step_context.at("target"), "target")
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.stop_gradient):
             encoded = encode_view(model, seen, tapped_layers(model, self.tap), main.reach)
         return read_tap(model, encoded, self.tap)
