@@ -6,8 +6,6 @@ s = 1/sqrt(layer + 1) with `ln_scale`, else 1.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-
 import torch
 from torch import Tensor, nn
 
@@ -18,7 +16,7 @@ from jepa_lm.model.layers import (
     is_large,
     rms_norm,
 )
-from jepa_lm.model.unet import RunBlock, UNet
+from jepa_lm.model.unet import UNet
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.kinds import Count, Positive, Whole, checked
 
@@ -130,12 +128,6 @@ class Transformer(UNet):
 
     def keep_tables(self, positions: int, device: torch.device) -> None:
         self.rotary.keep(positions, device)
-
-    def seeing(self, visible: Tensor, extra_values: Mapping[int, Tensor]) -> RunBlock:
-        def run(i: int, x: Tensor, x0: Tensor) -> Tensor:
-            return self.blocks[i].tail(x, x0, extra_values.get(i), None, visible)  # type: ignore[operator]
-
-        return run
 
     def _initialise(self, orthogonal: bool) -> None:
         for module in self.modules():

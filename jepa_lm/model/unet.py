@@ -111,16 +111,6 @@ class UNet(nn.Module):
         done = self(Carry(0, x0, x0, (), {}), {}, until=len(self.blocks), run=run)
         return done.x, after
 
-    def seeing(self, visible: Tensor, extra_values: Mapping[int, Tensor]) -> RunBlock:
-        """Return a call of the blocks in which positions see what `visible` says [B, 1, T, T].
-
-        Raises:
-            UserError: the backbone has no attention.
-        """
-        raise UserError(
-            "jepa.context.view.packed=true: this backbone has no attention to mask; set it to false"
-        )
-
     def keep_tables(self, positions: int, device: torch.device) -> None:
         """Make what blocks need for sequences of this length, so that a compiled pass only reads it."""
 

@@ -216,21 +216,8 @@ class LatentPrediction(nn.Module):
                 part.keep_tables(self.latents["context"], device)
 
     def stand_in(self, inputs: Tensor) -> Batch:
-        """Return a batch with these inputs [B, T] and every field that the parts read, as uniform laws."""
-        fields = self.target.batch_fields.items()
-        made = {
-            name: inputs.new_full((*inputs.shape, k), 1 / k, dtype=torch.float)
-            for name, k in fields
-        }
-        for view in self._views().values():
-            made |= view.stand_in(inputs)
-        return {"inputs": inputs, "targets": inputs, **made}
-
-    def check_data(self, tokenizer: str, fields: Mapping[str, int]) -> None:
-        """Check that target and views can read the data; see `Target.check_data`."""
-        self.target.check_data(tokenizer, fields)
-        for place, view in self._views().items():
-            view.check_data(fields, f"jepa.{place}.view")
+        """Return a batch with these inputs [B, T] and every field that the parts read."""
+        return {"inputs": inputs, "targets": inputs, **self.target.stand_in(inputs)}
 
     def draw(self, inputs: Tensor, step_context: StepContext) -> StepContext:
         """Return the context with all that the parts will draw for inputs [B, T]."""

@@ -52,19 +52,14 @@ class PairViews(View):
         if seq_len < 2:
             raise UserError(f"data.seq_len={seq_len}: two views need at least 2 positions")
 
-    def check_data(self, fields: Mapping[str, int], key: str) -> None:
-        if VIEWS not in fields:
-            raise UserError(
-                f"{key}: these data have no pairs, whose two views it reads; data=pairs and data=regex do"
-            )
-
-    def stand_in(self, inputs: Tensor) -> Batch:
-        return {VIEWS: inputs.new_tensor([0, 1, 1, 2]).expand(len(inputs), 4)}
-
     def length(self, seq_len: int) -> int:
         return seq_len + self.tokens
 
     def of(self, batch: Batch, step_context: StepContext, purpose: str) -> Seen:
+        if VIEWS not in batch:
+            raise UserError(
+                "jepa.target: PairViews makes both latents; use jepa_lm.objective.pair_views.OtherLatent"
+            )
         inputs, starts, stops = batch["inputs"], batch[VIEWS][:, 0::2], batch[VIEWS][:, 1::2]
         B, T = inputs.shape
         place = torch.arange(self.length(T), device=inputs.device)  # [L]
@@ -95,8 +90,8 @@ class PairViews(View):
         return Mask(where, vectors.repeat_interleave(2, dim=0), False)
 
 
-class ContextLatents(Target):
-    """Target from the context's own latents, for an alignment in which one of them predicts another.
+class OtherLatent(Target):
+    """Target from the latents of `PairViews`, which makes both sides; `Offsets` [1] pairs them.
 
     Args:
         normalisation, stop_gradient: see `Target`.
@@ -107,6 +102,16 @@ class ContextLatents(Target):
         self, *, normalisation: Normalisation | None = None, stop_gradient: bool = True
     ) -> None:
         super().__init__(normalisation=normalisation, project=False, stop_gradient=stop_gradient)
+
+    def check_data(self, tokenizer: str, fields: Mapping[str, int]) -> None:
+        if VIEWS not in fields:
+            raise UserError(
+                "jepa.context.view: these data have no pairs, whose two views it reads; data=pairs and "
+                "data=regex do"
+            )
+
+    def stand_in(self, inputs: Tensor) -> Batch:
+        return {VIEWS: inputs.new_tensor([0, 1, 1, 2]).expand(len(inputs), 4)}
 
     def hidden(self, model: LanguageModel, main: MainPass) -> Tensor:
         assert main.context is not None

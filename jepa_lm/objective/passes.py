@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from functools import partial
 from typing import NamedTuple, Protocol
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor
 
 from jepa_lm.data.stream import Batch
 from jepa_lm.model import Embedded, Encoded, LanguageModel
+from jepa_lm.model.transformer import TransformerBlock
 from jepa_lm.model.unet import Carry
 from jepa_lm.objective.step_context import StepContext
 from jepa_lm.objective.views import Packing, Seen
@@ -112,13 +114,30 @@ def _encode_packed(
         embedded = Embedded(x, {layer: _packed(v, packing) for layer, v in values.items()})
     block = packing.block
     visible = (block[:, :, None] == block[:, None, :]).tril()[:, None]  # [B, 1, T', T']
-    run = model.backbone.seeing(visible, embedded.values)
+    run = partial(_blinded, model, visible, embedded.values)
     carry = Carry(0, embedded.x, embedded.x, (), {})
     cut = 0 if reach is None else model.layers - reach
     with torch.set_grad_enabled(trained):
         carry = model.backbone(carry, embedded.values, until=cut, taps=taps, run=run)
     carry = model.backbone(carry, embedded.values, until=model.layers, taps=taps, run=run)
     return model.resume(embedded, carry, taps)
+
+
+def _blinded(
+    model: LanguageModel,
+    visible: Tensor,
+    values: Mapping[int, Tensor],
+    layer: int,
+    x: Tensor,
+    x0: Tensor,
+) -> Tensor:
+    """Run a block in which positions see what `visible` says [B, 1, T, T]; see `RunBlock`."""
+    block = model.backbone.blocks[layer]
+    if not isinstance(block, TransformerBlock):
+        raise UserError(
+            "jepa.context.view.packed=true: this backbone has no attention to mask; set it to false"
+        )
+    return block.tail(x, x0, values.get(layer), None, visible)
 
 
 def _packed(x: Tensor, packing: Packing) -> Tensor:

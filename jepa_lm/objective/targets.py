@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from jepa_lm.data.stream import Batch
 from jepa_lm.model import LanguageModel
 from jepa_lm.model.ema import as_buffers, keep_float32, matched, move_towards
 from jepa_lm.objective.normalisations import Normalisation
@@ -63,9 +64,8 @@ class Target(nn.Module):
         if self.pooling is not None:
             self.pooling.check(seq_len, "jepa.target.pooling")
 
-    @property
-    def batch_fields(self) -> dict[str, int]:
-        """Return the fields of the batch that the target reads, [B, T, K] each, with their widths K."""
+    def stand_in(self, inputs: Tensor) -> Batch:
+        """Return the fields of a batch that the objective reads beside inputs [B, T], without data."""
         return {}
 
     def load(self, model: LanguageModel, open_teacher: OpenTeacher | None) -> None:

@@ -6,7 +6,7 @@ Legend: B batch, T positions, N masked positions, D model width.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Annotated, NamedTuple
 
 import torch
@@ -68,13 +68,6 @@ class View(nn.Module):
     def length(self, seq_len: int) -> int:
         """Return the length of what is seen of sequences of this length."""
         return seq_len
-
-    def check_data(self, fields: Mapping[str, int], key: str) -> None:
-        """Raise UserError if the view reads a field that batches lack; `fields` are those they have."""
-
-    def stand_in(self, inputs: Tensor) -> Batch:
-        """Return the fields that the view reads beside inputs [B, T], for a batch without data."""
-        return {}
 
     def of(self, batch: Batch, step_context: StepContext, purpose: str) -> Seen:
         """Return what is seen of a batch; a view that reads more than its inputs overrides this."""

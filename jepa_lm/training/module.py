@@ -117,7 +117,7 @@ class LanguageModelTask(ValidatedModule):
         """
         data.check_metric(self.metric)
         if self.objective is not None:
-            self.objective.check_data(data.tokenizer.fingerprint, data.fields)
+            self.objective.target.check_data(data.tokenizer.fingerprint, data.fields)
 
     def setup(self, stage: str) -> None:
         """Compile the loss if the run is to be compiled, which is known by now."""
