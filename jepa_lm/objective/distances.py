@@ -124,7 +124,7 @@ class Cosine(nn.Module):
         return self.scale * comparison.mean(apart)
 
 
-class L2(nn.Module):
+class Euclidean(nn.Module):
     """Euclidean distance |p - t|, mean over rows."""
 
     fragile_at_zero = False
