@@ -37,7 +37,7 @@ class Trained(NamedTuple):
     summary: dict[str, Any]
     """Contents of summary.json."""
     score: float | None
-    """Bits per byte of the validation split; None if the run was not scored."""
+    """Bits per byte of the validation split, or the run's `metric`; None if the run was not scored."""
 
 
 def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> DictConfig:

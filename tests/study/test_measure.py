@@ -1,4 +1,4 @@
-"""What a verdict is about: the score at the budget or the minimum within it, in bits per byte or nats."""
+"""What a verdict is about: a metric at the budget or the best of it within the budget."""
 
 from __future__ import annotations
 

@@ -14,6 +14,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from rich.table import Column
 
 from jepa_lm.utils.console import Screen
+from jepa_lm.utils.metrics import LOSSES, METRICS
 from jepa_lm.utils.output import suppressed
 
 PLAIN_LINES = 10
@@ -127,10 +128,11 @@ class TrainingBar(ProgressBar):
         if self._bar is not None:
             self._bar.update(self._task, description="training", refresh=True)
         if self._enabled and not trainer.sanity_checking and pl_module.scores:
-            score = pl_module.scores["shipped"]
-            self._console.print(
-                f"validation at step {trainer.global_step}: {score.in_words()}",
-            )
+            score, metric = pl_module.scores["shipped"], pl_module.metric
+            told = score.in_words()
+            if metric not in (None, *LOSSES):
+                told += f", {METRICS[metric].says} {score.of(metric):.4f}"
+            self._console.print(f"validation at step {trainer.global_step}: {told}")
 
     @shown
     def on_train_end(self, trainer: Trainer, pl_module: Any) -> None:
