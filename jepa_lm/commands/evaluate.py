@@ -154,11 +154,14 @@ def _result(
     }
     if (floor := text.val.floor) is not None:
         result |= {"floor": floor, "above_floor": score.nll - floor}
-    if settings["audit"] and score.bpb is not None:
+    whole = (
+        score.bpb is not None and text.val.examples is None
+    )  # else only the bytes of answers count
+    if settings["audit"] and whole:
         with busy("checking the byte count"):
             audited = audit_bytes(text.val.stream, text.val.tokenizer, text.val.text)
         result["audit"] = audited.as_dict()
-    if settings["baselines"] and score.bpb is not None:
+    if settings["baselines"] and whole:
         limit = settings["baseline_bytes"]
         scored = text.val.first_bytes(limit)
         prefix = b"" if text.train is None else text.train.first_bytes(limit)

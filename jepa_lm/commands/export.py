@@ -36,7 +36,7 @@ from jepa_lm.artifact.suggestions import Attempt, ways_under
 from jepa_lm.artifact.tokenizer import BESIDE, INSIDE, NONE, serialized
 from jepa_lm.artifact.writing import Packed, Written, pack_model, write_artifact
 from jepa_lm.data.corpora import ShardCorpus
-from jepa_lm.data.rows import GeneratedRows
+from jepa_lm.data.rows import GeneratedRows, RowCorpus
 from jepa_lm.data.token_data import TokenData
 from jepa_lm.evaluation.sampling import start_of_text
 from jepa_lm.evaluation.scoring import Scorer
@@ -133,7 +133,8 @@ class _Export:
             return asked or INSIDE
         if issubclass(corpus, GeneratedRows):  # the data name their own symbols
             return NONE
-        return BESIDE if issubclass(corpus, ShardCorpus) else INSIDE
+        published = issubclass(corpus, ShardCorpus) and not issubclass(corpus, RowCorpus)
+        return BESIDE if published else INSIDE
 
     @cached_property
     def tokenizer(self) -> bytes | None:

@@ -1,11 +1,11 @@
-"""Rows that are examples: sampled from a generator, kept as shards, never cut or joined.
+"""Rows that are examples: from a generator or from pairs, kept as shards, never cut or joined.
 
-    generator -> shards of rows [R, T + 1] and, beside them, what else is known of each row -> batches
+    examples -> shards of rows [R, T + 1] and, beside them, what else is known of each row -> batches
 
-A batch has, beside `inputs` and `targets` [B, T], the fields that its generator knows: `latents` [B, T, K],
-`answers` [B, T], the targets that count, and `weights` [B, T], which are 0 where a target does not count and
-average 1 over the training rows, so that a mean over positions is the mean over answers on any number of
-ranks and micro-batches.
+A batch has, beside `inputs` and `targets` [B, T], the fields that are known of its rows: `latents` [B, T, K];
+`answers` [B, T], the targets that count in the score; `weights` [B, T] of the targets in training, 0 where
+one does not count and 1 on average over the training rows, so that a mean over positions is the mean over
+answers on any number of ranks and micro-batches; and `views` [B, 4], where its two views start and stop.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
 from typing import NamedTuple, cast
@@ -25,10 +26,16 @@ from jepa_lm.data.prepared_folder import place_to_build, read_manifest, write_ma
 from jepa_lm.data.questions import Labels, Questions
 from jepa_lm.data.shards import ShardWriter, open_shard
 from jepa_lm.data.stream import Batch, TokenStream
+from jepa_lm.data.symbols import Symbols
 from jepa_lm.data.synthetic.examples import Examples, Generator
+from jepa_lm.data.tokenizers import TokenizerSource
 from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.files import read_object, write_json
 from jepa_lm.utils.kinds import Count, Seed, Whole, checked
 
+REMARKS = "remarks.json"
+VIEWS = "views"
+"""Field of a batch [B, 4]: where its two views start and stop."""
 FORMAT = 1
 """Part of the cache key; raise it when generators draw other rows."""
 
@@ -70,7 +77,121 @@ class Rows(NamedTuple):
         return self.fields["answers"][:count].argmax(1) + 1  # target t is token t + 1
 
 
-class GeneratedRows(ShardCorpus):
+class RowCorpus(ShardCorpus):
+    """Rows that are examples. A subclass says what they are."""
+
+    length: int
+    """T."""
+    counted_by: str
+    """The setting that says how many rows there are to train on."""
+    reads_files = False
+    """True if the rows are made from a user's files."""
+    floor: float | None = None
+    """What no model of the rows can be expected to score below, in nats per target; None if unknown."""
+    decode_rows: int = 0
+    """How many of the validation rows a validation has the model answer."""
+    _folder: Path | None = None
+
+    @abstractmethod
+    def check(self, tokenizer: TokenizerSource, seq_len: int) -> None:
+        """Raise UserError if the rows need another tokenizer or length."""
+
+    @abstractmethod
+    def examples(self, split: str) -> Examples:
+        """Return the rows of a split."""
+
+    @abstractmethod
+    def _key(self) -> str:
+        """Return a name for these rows in the cache, which changes whenever they do."""
+
+    @property
+    @abstractmethod
+    def questions(self) -> Questions | None:
+        """What the rows ask; None if nothing."""
+
+    def labels(self, rows: int, split: str) -> Mapping[str, Labels]:
+        """Return what probes are asked about the first of the `rows` rows of a split, by name."""
+        return {}
+
+    @property
+    def shares(self) -> tuple[str, ...]:
+        """Names of the shares of 1 that a validation measures beside the loss."""
+        found = [] if self.questions is None else ["answer_accuracy"]
+        if self.questions is not None and self.decode_rows:
+            found += self.questions.rule_names
+        return tuple(found)
+
+    def shards(self, cache_dir: Path, most_train: int | None = None) -> Shards:
+        self._folder = folder = cache_dir / "rows" / self._key()
+        if read_manifest(folder) is None:
+            with place_to_build(folder) as new:
+                if new is not None:
+                    for split in SPLITS:
+                        self._write(new, split)
+                    write_json(new / REMARKS, {"remarks": list(self.remarks)})
+                    write_manifest(new, {})
+        self.remarks = read_object(folder / REMARKS).get("remarks", [])
+        return Shards([folder / "train.bin"], [folder / "val.bin"])
+
+    def _write(self, folder: Path, split: str) -> None:
+        found = self.examples(split)
+        with ShardWriter(folder / f"{split}.bin") as shard:
+            shard.write(found.tokens.ravel())
+        for name, array in found._asdict().items():
+            if array is not None and name != "tokens":
+                np.save(folder / f"{split}_{name}.npy", array, allow_pickle=False)
+
+    def opened(self) -> dict[str, Rows]:
+        """Return the rows of each split, after `shards`."""
+        assert self._folder is not None
+        found = {split: self._read(self._folder, split) for split in SPLITS}
+        train = _trained(found["train"])
+        share = 1.0 if train is None else float(train.mean())
+        if not share:
+            raise UserError("data.corpus: no target of the training rows counts")
+        return {split: self._rows_of(examples, share, split) for split, examples in found.items()}
+
+    def _read(self, folder: Path, split: str) -> Examples:
+        tokens = open_shard(folder / f"{split}.bin").reshape(-1, self.length + 1)
+        others = {}
+        for name in Examples._fields[1:]:
+            path = folder / f"{split}_{name}.npy"
+            exists = path.is_file()
+            others[name] = np.load(path, mmap_mode="r", allow_pickle=False) if exists else None
+        return Examples(tokens, **others)
+
+    def _rows_of(self, found: Examples, share: float, split: str) -> Rows:
+        """Return the rows of a split as batches need them.
+
+        Args:
+            share: of the targets that are trained on, in training.
+        """
+        named = {"latents": found.latents, "answers": found.answer, VIEWS: found.views}
+        fields = {name: field for name, field in named.items() if field is not None}
+        if (trained := _trained(found)) is not None:
+            fields["weights"] = (trained / share).astype(np.float32)
+        floor = self.floor
+        if (
+            found.nats is not None
+        ):  # of these very rows: no chance of the sample is in the difference
+            nats = found.nats if found.answer is None else found.nats[found.answer]
+            floor = float(nats.mean(dtype=np.float64))
+        return Rows(
+            tokens=found.tokens,
+            fields=fields,
+            floor=floor,
+            questions=self.questions,
+            decoded=min(len(found.tokens), self.decode_rows),
+            labels=self.labels(len(found.tokens), split),
+        )
+
+
+def _trained(found: Examples) -> np.ndarray | None:
+    """Return which targets are trained on [R, T], None for all."""
+    return found.answer if found.trained is None else found.trained
+
+
+class GeneratedRows(RowCorpus):
     """Rows from a generator: a fixed training set and fresh rows to validate on.
 
     Args:
@@ -81,7 +202,8 @@ class GeneratedRows(ShardCorpus):
             generator has labels; 0 for no probes.
     """
 
-    remedy = "more rows with data.corpus.train_rows"
+    counted_by = "data.corpus.train_rows"
+    remedy = f"more rows with {counted_by}"
 
     @checked
     def __init__(
@@ -97,95 +219,54 @@ class GeneratedRows(ShardCorpus):
         self.generator, self.seed = generator, seed
         self.decode_rows, self.probe_rows = decode_rows, probe_rows
         self.rows = {"train": train_rows, "val": val_rows}
-        self._folder: Path | None = None
+        self.floor, self.length = generator.floor, generator.length
+
+    def check(self, tokenizer: TokenizerSource, seq_len: int) -> None:
+        generator = self.generator
+        if not isinstance(tokenizer, Symbols):
+            raise UserError(
+                "data.tokenizer: generated rows are no text; use jepa_lm.data.symbols.Symbols"
+            )
+        if tokenizer.vocab_size != generator.vocab_size:
+            raise UserError(
+                f"data.tokenizer.vocab_size={tokenizer.vocab_size}: this generator has "
+                f"{generator.vocab_size} symbols; set data.tokenizer.vocab_size={generator.vocab_size}"
+            )
+        if seq_len != generator.length:
+            raise UserError(
+                f"data.seq_len={seq_len}: rows are examples of {generator.length} tokens; set "
+                f"data.seq_len={generator.length}"
+            )
+        tokenizer.named(generator.names)
 
     @property
     def questions(self) -> Questions | None:
-        """What the rows ask; None if nothing."""
         asks = self.generator.answer_length is not None
         return cast(Questions, self.generator) if asks else None
 
     @property
     def shares(self) -> tuple[str, ...]:
-        """Names of the shares of 1 that a validation measures beside the loss."""
-        found = [] if self.questions is None else ["answer_accuracy"]
-        if self.questions is not None and self.decode_rows:
-            found += self.questions.rule_names
-        if self.probe_rows:
-            found += [f"probe_{name}" for name in self.generator.label_names]
-        return tuple(found)
+        probes = self.generator.label_names if self.probe_rows else ()
+        return (*super().shares, *(f"probe_{name}" for name in probes))
 
-    def shards(self, cache_dir: Path, most_train: int | None = None) -> Shards:
-        self._folder = folder = cache_dir / "rows" / self._key()
-        if read_manifest(folder) is None:
-            with place_to_build(folder) as new:
-                if new is not None:
-                    for number, split in enumerate(SPLITS):
-                        self._write(new, number, split)
-                    write_manifest(new, {})
-        return Shards([folder / "train.bin"], [folder / "val.bin"])
+    def labels(self, rows: int, split: str) -> Mapping[str, Labels]:
+        probed = min(rows, self.probe_rows)
+        return self.generator.labels(probed, self._place(split)) if probed else {}
+
+    def _place(self, split: str) -> tuple[int, int]:
+        """Return the seed of the rows of a split."""
+        return self.seed, SPLITS.index(split)
+
+    def examples(self, split: str) -> Examples:
+        rows = self.rows[split]
+        return self.generator.sample(rows, self._place(split), held_out=split == "val")
 
     def _key(self) -> str:
-        """Return a name for these rows: a hash of the generator with its law, and of what is asked of it."""
+        """Hash the generator with its law, and what is asked of it."""
         told = [FORMAT, self.rows, self.seed, type(self.generator).__qualname__]
         digest = hashlib.sha256(json.dumps(told).encode())
         digest.update(pickle.dumps(vars(self.generator), protocol=5))  # never read again
         return digest.hexdigest()[:20]
-
-    def _write(self, folder: Path, number: int, split: str) -> None:
-        found = self.generator.sample(
-            self.rows[split], (self.seed, number), held_out=split == "val"
-        )
-        with ShardWriter(folder / f"{split}.bin") as shard:
-            shard.write(found.tokens.ravel())
-        for name, array in found._asdict().items():
-            if array is not None and name != "tokens":
-                np.save(folder / f"{split}_{name}.npy", array, allow_pickle=False)
-
-    def opened(self) -> dict[str, Rows]:
-        """Return the rows of each split, after `shards`."""
-        assert self._folder is not None
-        found = {split: self._read(self._folder, split) for split in SPLITS}
-        train = found["train"].answer
-        share = 1.0 if train is None else float(train.mean())
-        if not share:
-            raise UserError("data.corpus.generator: no target of the training rows counts")
-        return {split: self._rows_of(examples, share, split) for split, examples in found.items()}
-
-    def _read(self, folder: Path, split: str) -> Examples:
-        tokens = open_shard(folder / f"{split}.bin").reshape(self.rows[split], -1)
-        others = {}
-        for name in Examples._fields[1:]:
-            path = folder / f"{split}_{name}.npy"
-            exists = path.is_file()
-            others[name] = np.load(path, mmap_mode="r", allow_pickle=False) if exists else None
-        return Examples(tokens, **others)
-
-    def _rows_of(self, found: Examples, share: float, split: str) -> Rows:
-        """Return the rows of a split as batches need them.
-
-        Args:
-            share: of the targets that count, in training.
-        """
-        fields = {} if found.latents is None else {"latents": found.latents}
-        floor, counted = self.generator.floor, found.answer
-        if counted is not None:
-            fields |= {"answers": counted, "weights": (counted / share).astype(np.float32)}
-        if (
-            found.nats is not None
-        ):  # of these very rows: no chance of the sample is in the difference
-            nats = found.nats if counted is None else found.nats[counted]
-            floor = float(nats.mean(dtype=np.float64))
-        probed = min(self.rows[split], self.probe_rows)
-        seed = (self.seed, SPLITS.index(split))
-        return Rows(
-            tokens=found.tokens,
-            fields=fields,
-            floor=floor,
-            questions=self.questions,
-            decoded=min(self.rows[split], self.decode_rows),
-            labels=self.generator.labels(probed, seed) if probed else {},
-        )
 
 
 class RowOrder:

@@ -6,18 +6,19 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from jepa_lm.data.documents import Block
 from jepa_lm.data.text_formats import HEAD, opened
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.files import sha256_of
 
+T = TypeVar("T")
 BLOCK_BYTES = 1 << 20
 """Approximate size of a block of text."""
 MAX_JSON_LINE = 1 << 25
@@ -108,6 +109,14 @@ class TextFile:
             yield Block(self._decode(carry, at), first)
 
     def _json_documents(self) -> Iterator[Block]:
+        return (Block(text, True) for text in self.lines(_document))
+
+    def lines(self, read: Callable[[bytes], T]) -> Iterator[T]:
+        """Yield what `read` makes of each line that is not blank.
+
+        Raises:
+            UserError: a line is too long, or `read` raised ValueError; the message names file and line.
+        """
         with self.reading() as file:
             at = self.start
             while (self.stop is None or at < self.stop) and (line := file.readline(MAX_JSON_LINE)):
@@ -117,7 +126,7 @@ class TextFile:
                             f"is longer than {MAX_JSON_LINE} bytes; split the document"
                         )
                     if line.strip():
-                        yield Block(_document(line), True)
+                        yield read(line)
                 except ValueError as error:
                     number = 1 + sum(
                         c.count(b"\n") for c in replace(self, start=0, stop=at).chunks()
@@ -163,7 +172,7 @@ def _document(line: bytes) -> str:
         found = json.loads(line)
         text = found["text"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        if isinstance(error, KeyError) and (texts := _texts(found)):
+        if isinstance(error, KeyError) and (texts := text_fields(found)):
             raise ValueError(
                 f"{expected}, but has {', '.join(texts)}; {_renamed(texts[0])} renames one"
             ) from error
@@ -173,14 +182,23 @@ def _document(line: bytes) -> str:
         ) from error
     if not isinstance(text, str):
         raise ValueError(f'has a "text" that is {type(text).__name__}, expected a string')
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        raise ValueError("holds half a surrogate pair, which is not valid text") from error
+    encoded(text)
     return text
 
 
-def _texts(found: dict[str, object]) -> list[str]:
+def encoded(text: str) -> bytes:
+    """Return a text of a line of JSON in UTF-8.
+
+    Raises:
+        ValueError: it is not valid text.
+    """
+    try:
+        return text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError("holds half a surrogate pair, which is not valid text") from error
+
+
+def text_fields(found: dict[str, object]) -> list[str]:
     """Return the names of the fields that hold text, the longest text first."""
     lengths = {key: len(value) for key, value in found.items() if isinstance(value, str)}
     return sorted(filter(str.isidentifier, lengths), key=lengths.__getitem__, reverse=True)

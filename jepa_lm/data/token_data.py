@@ -9,7 +9,7 @@ from typing import Literal
 from jepa_lm.data.corpora import SPLITS, Austen, ShardCorpus, TextCorpus
 from jepa_lm.data.passes import Passes
 from jepa_lm.data.prepare import Prepared, is_prepared, prepare
-from jepa_lm.data.rows import GeneratedRows, RowOrder, Rows
+from jepa_lm.data.rows import VIEWS, RowCorpus, RowOrder, Rows
 from jepa_lm.data.split import Split
 from jepa_lm.data.stream import Order, TokenStream, make_order
 from jepa_lm.data.symbols import Symbols
@@ -60,7 +60,11 @@ class TokenData:
                     f"data.{key}={named}: the embedded corpus reads no files; add data=text, or with "
                     "debug=tiny, which always uses that corpus, data/corpus=text"
                 )
-        if isinstance(corpus, GeneratedRows):
+            if isinstance(corpus, RowCorpus) and not corpus.reads_files and named is not None:
+                raise UserError(
+                    f"data.{key}={named}: generated rows read no files; add data=text or data=pairs"
+                )
+        if isinstance(corpus, RowCorpus):
             _check_rows(corpus, tokenizer, seq_len, order, train_tokens)
         elif isinstance(tokenizer, Symbols):
             raise UserError(
@@ -101,7 +105,7 @@ class TokenData:
         self.prepare_data()
         assert self.prepared is not None
         self.tokenizer = self.prepared.tokenizer
-        if isinstance(self.corpus, GeneratedRows):
+        if isinstance(self.corpus, RowCorpus):
             self.rows = self.corpus.opened()
         self.streams = {
             "train": TokenStream(self.prepared.train, self.train_tokens),
@@ -138,16 +142,16 @@ class TokenData:
 
     @property
     def fields(self) -> dict[str, int]:
-        """Width K of the fields [B, T, K] that a batch has beside its tokens."""
+        """Width K of the fields [B, T, K] that a batch has beside its tokens, and of its views [B, K]."""
         train = self.rows.get("train")
         found = {} if train is None else train.fields
-        return {name: x.shape[-1] for name, x in found.items() if x.ndim == 3}
+        return {name: x.shape[-1] for name, x in found.items() if x.ndim == 3 or name == VIEWS}
 
     @property
     def metrics(self) -> tuple[str, ...]:
         """Names of what a validation measures; known before the data is prepared."""
         bits = () if isinstance(self.tokenizer_source, Symbols) else ("val/bpb",)
-        shares = self.corpus.shares if isinstance(self.corpus, GeneratedRows) else ()
+        shares = self.corpus.shares if isinstance(self.corpus, RowCorpus) else ()
         return (*bits, "val/nll", *(f"val/{name}" for name in shares))
 
     def check_metric(self, metric: str | None) -> None:
@@ -252,32 +256,17 @@ class TokenData:
 
 
 def _check_rows(
-    corpus: GeneratedRows,
+    corpus: RowCorpus,
     tokenizer: TokenizerSource,
     seq_len: int,
     order: str,
     train_tokens: int | None,
 ) -> None:
     """Check that the settings of the data fit rows that are examples."""
-    generator = corpus.generator
-    if not isinstance(tokenizer, Symbols):
-        raise UserError(
-            "data.tokenizer: generated rows are no text; use jepa_lm.data.symbols.Symbols"
-        )
-    if tokenizer.vocab_size != generator.vocab_size:
-        raise UserError(
-            f"data.tokenizer.vocab_size={tokenizer.vocab_size}: this generator has {generator.vocab_size} "
-            f"symbols; set data.tokenizer.vocab_size={generator.vocab_size}"
-        )
-    if seq_len != generator.length:
-        raise UserError(
-            f"data.seq_len={seq_len}: rows are examples of {generator.length} tokens; set "
-            f"data.seq_len={generator.length}"
-        )
+    corpus.check(tokenizer, seq_len)
     if order != "shuffle":
         raise UserError(f"data.order={order}: rows are shuffled; use data.order=shuffle")
     if train_tokens is not None:
         raise UserError(
-            f"data.train_tokens={train_tokens}: rows are counted; use data.corpus.train_rows"
+            f"data.train_tokens={train_tokens}: rows are counted; use {corpus.counted_by}"
         )
-    tokenizer.named(generator.names)

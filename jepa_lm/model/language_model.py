@@ -31,7 +31,7 @@ class Mask(NamedTuple):
     where: Tensor
     """[T] or [B, T], bool."""
     vector: Tensor
-    """Replacement for the embedding at those positions, [D]."""
+    """Replacement for the embedding at those positions, [D], or one for each position."""
     hide_next: bool
     """Also hide the bigram feature of the position after a masked one, which hashes the masked token."""
 

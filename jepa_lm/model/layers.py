@@ -151,11 +151,16 @@ class CausalSelfAttention(nn.Module):
         self.q_gain = nn.Parameter(torch.full((heads,), q_gain))
 
     def forward(
-        self, x: Tensor, extra_value: Tensor | None = None, count: int | None = None
+        self,
+        x: Tensor,
+        extra_value: Tensor | None = None,
+        count: int | None = None,
+        visible: Tensor | None = None,
     ) -> Tensor:
         """x [B, T, D], extra_value [B, T, K*d] added to the values -> [B, T, D].
 
-        With `count`, only the last `count` positions are queries: [B, count, D].
+        With `count`, only the last `count` positions are queries: [B, count, D]. `visible` [B, 1, T, T] says
+        what each position sees, in place of all before it.
         """
         B, T, D = x.shape
         asking = T if count is None else count
@@ -169,7 +174,7 @@ class CausalSelfAttention(nn.Module):
         q = apply_rotary(rms_norm(q.transpose(1, 2)), cos[T - asking :], sin[T - asking :])
         q = q * self.q_gain.to(q.dtype)[:, None, None]  # [B, H, count, d]
         k = apply_rotary(rms_norm(k), cos, sin)
-        seen = None
+        seen = visible
         if asking < T:
             seen = torch.ones(asking, T, dtype=torch.bool, device=x.device).tril(T - asking)
         grouped = self.kv_heads != self.heads

@@ -44,12 +44,19 @@ class TransformerBlock(nn.Module):
         """x, x0 [B, T, D], extra_value [B, T, kv width] or None -> [B, T, D]."""
         return self.tail(x, x0, extra_value, None)
 
-    def tail(self, x: Tensor, x0: Tensor, extra_value: Tensor | None, count: int | None) -> Tensor:
+    def tail(
+        self,
+        x: Tensor,
+        x0: Tensor,
+        extra_value: Tensor | None,
+        count: int | None,
+        visible: Tensor | None = None,
+    ) -> Tensor:
         """Return outputs of the last `count` positions, [B, count, D], which attend to the earlier ones."""
         if self.resid_mix is not None:
             mix = self.resid_mix.to(x.dtype)
             x = mix[0] * x + mix[1] * x0
-        read = self.attention(rms_norm(x) * self.input_scale, extra_value, count)
+        read = self.attention(rms_norm(x) * self.input_scale, extra_value, count, visible)
         x = x[:, -read.shape[1] :] + self.attn_scale.to(x.dtype) * read
         return x + self.mlp_scale.to(x.dtype) * self.mlp(rms_norm(x) * self.input_scale)
 

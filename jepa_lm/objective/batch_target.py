@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor
 
+from jepa_lm.data.stream import Batch
 from jepa_lm.model import LanguageModel
 from jepa_lm.objective.normalisations import Normalisation
 from jepa_lm.objective.passes import MainPass
@@ -34,9 +36,10 @@ class BatchTarget(Target):
         super().__init__(pooling=pooling, normalisation=normalisation, project=False)
         self.field, self.dim = field, dim
 
-    @property
-    def batch_fields(self) -> dict[str, int]:
-        return {self.field: self.dim}
+    def stand_in(self, inputs: Tensor) -> Batch:
+        """Return uniform laws."""
+        shape = (*inputs.shape, self.dim)
+        return {self.field: inputs.new_full(shape, 1 / self.dim, dtype=torch.float)}
 
     def check_data(self, tokenizer: str, fields: Mapping[str, int]) -> None:
         if self.field not in fields:

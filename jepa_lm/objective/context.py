@@ -53,11 +53,13 @@ class Context(nn.Module):
         if self.view is None:
             encoded = main.encoded
         else:
-            seen = self.view(main.inputs, main.step_context.at("context"), "context")
+            seen = self.view.of(main.batch, main.step_context.at("context"), "context")
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.stop_gradient):
                 encoded = encode_view(model, seen, tapped_layers(model, self.tap), main.reach)
             masked = seen.positions
         hidden = read_tap(model, encoded, self.tap)
+        if self.view is not None:
+            hidden = seen.latents(hidden)
         if self.stop_gradient:
             hidden = hidden.detach()
         return (hidden if self.pooling is None else self.pooling(hidden)), masked

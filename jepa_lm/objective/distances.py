@@ -21,7 +21,7 @@ from jepa_lm.model import LanguageModel
 from jepa_lm.objective.ranks import sum_over_ranks
 from jepa_lm.objective.step_context import StepContext
 from jepa_lm.utils.errors import UserError
-from jepa_lm.utils.kinds import NotNegative, checked
+from jepa_lm.utils.kinds import NotNegative, Positive, checked
 
 Reduction = Literal["mean", "sum"]
 
@@ -124,6 +124,38 @@ class Cosine(nn.Module):
         """[B, N, D] twice -> scalar."""
         apart = 1.0 - F.cosine_similarity(prediction, target, dim=-1)
         return self.scale * comparison.mean(apart)
+
+
+class Euclidean(nn.Module):
+    """Euclidean distance |p - t|, mean over rows."""
+
+    fragile_at_zero = False
+
+    def forward(self, prediction: Tensor, target: Tensor, comparison: Comparison) -> Tensor:
+        """[B, N, D] twice -> scalar."""
+        return comparison.mean(torch.linalg.vector_norm(prediction - target, dim=-1))
+
+
+class InfoNCE(nn.Module):
+    """Cross entropy of finding each prediction's own target among those of a rank's micro-batch, by cosine.
+
+    Args:
+        temperature: what cosines are divided by. Source: 1807.03748, as in LLM-JEPA (2509.14252).
+    """
+
+    fragile_at_zero = True
+
+    @checked
+    def __init__(self, *, temperature: Positive) -> None:
+        super().__init__()
+        self.temperature = temperature
+
+    def forward(self, prediction: Tensor, target: Tensor, comparison: Comparison) -> Tensor:
+        """[B, N, D] twice -> scalar."""
+        p, t = (F.normalize(x.flatten(0, 1), dim=-1) for x in (prediction, target))  # [B N, D]
+        own = torch.arange(len(p), device=p.device)
+        nats = F.cross_entropy(p @ t.T / self.temperature, own, reduction="none")
+        return comparison.mean(nats.view(prediction.shape[:2]))
 
 
 class SoftCrossEntropy(nn.Module):

@@ -210,13 +210,8 @@ class LatentPrediction(nn.Module):
                 part.keep_tables(self.latents["context"], device)
 
     def stand_in(self, inputs: Tensor) -> Batch:
-        """Return a batch with these inputs [B, T] and every field that the parts read, as uniform laws."""
-        fields = self.target.batch_fields.items()
-        made = {
-            name: inputs.new_full((*inputs.shape, k), 1 / k, dtype=torch.float)
-            for name, k in fields
-        }
-        return {"inputs": inputs, "targets": inputs, **made}
+        """Return a batch with these inputs [B, T] and every field that the parts read."""
+        return {"inputs": inputs, "targets": inputs, **self.target.stand_in(inputs)}
 
     def draw(self, inputs: Tensor, step_context: StepContext) -> StepContext:
         """Return the context with all that the parts will draw for inputs [B, T]."""
@@ -261,7 +256,7 @@ class LatentPrediction(nn.Module):
         project = None if self.projector is None else once(self.projector)
         if project is not None:
             context = project(context)
-        target = self.target(model, read, project)
+        target = self.target(model, read._replace(context=context), project)
         if self.placebo:
             place = step_context.at(PLACEBO)
             target = of_another_row(target, place)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from jepa_lm.data.stream import Batch
 from jepa_lm.model import LanguageModel
 from jepa_lm.model.ema import as_buffers, keep_float32, matched, move_towards
 from jepa_lm.objective.normalisations import Normalisation
@@ -63,9 +64,8 @@ class Target(nn.Module):
         if self.pooling is not None:
             self.pooling.check(seq_len, "jepa.target.pooling")
 
-    @property
-    def batch_fields(self) -> dict[str, int]:
-        """Return the fields of the batch that the target reads, [B, T, K] each, with their widths K."""
+    def stand_in(self, inputs: Tensor) -> Batch:
+        """Return the fields of a batch that the objective reads beside inputs [B, T], without data."""
         return {}
 
     def load(self, model: LanguageModel, open_teacher: OpenTeacher | None) -> None:
@@ -165,7 +165,7 @@ class OtherView(Target):
         self.view.check(seq_len, "jepa.target.view")
 
     def hidden(self, model: LanguageModel, main: MainPass) -> Tensor:
-        seen = self.view(main.inputs, main.step_context.at("target"), "target")
+        seen = self.view.of(main.batch, main.step_context.at("target"), "target")
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.stop_gradient):
             encoded = encode_view(model, seen, tapped_layers(model, self.tap), main.reach)
         return read_tap(model, encoded, self.tap)

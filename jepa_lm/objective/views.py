@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo import maybe_mark_dynamic
 
+from jepa_lm.data.stream import Batch
 from jepa_lm.model import Mask
 from jepa_lm.objective.step_context import Draws, StepContext, draw_now, on_device
 from jepa_lm.utils.errors import UserError
@@ -28,6 +29,15 @@ from jepa_lm.utils.kinds import (
 )
 
 
+class Packing(NamedTuple):
+    """Several rows of inputs in one row that is encoded, without seeing each other."""
+
+    order: Tensor
+    """[B, T'] int64: which position of its rows, put end to end, each position of a packed row is."""
+    block: Tensor
+    """[B, T'] int64: which of its rows."""
+
+
 class Seen(NamedTuple):
     """What an encoder sees of a batch."""
 
@@ -36,6 +46,14 @@ class Seen(NamedTuple):
     mask: Mask | None
     positions: Tensor | None
     """Masked positions [N], the same in every row; None for a view that masks nothing."""
+    read: Tensor | None = None
+    """Where latents are among all positions, row after row, [B, N]; None for all of them."""
+    packing: Packing | None = None
+    """How rows are packed into fewer before they are encoded; None if they are not."""
+
+    def latents(self, hidden: Tensor) -> Tensor:
+        """Return the latents [B, N, D] among hidden states [B', T', D] of the pass."""
+        return hidden if self.read is None else hidden.flatten(0, 1)[self.read]
 
 
 class View(nn.Module):
@@ -50,6 +68,10 @@ class View(nn.Module):
     def length(self, seq_len: int) -> int:
         """Return the length of what is seen of sequences of this length."""
         return seq_len
+
+    def of(self, batch: Batch, step_context: StepContext, purpose: str) -> Seen:
+        """Return what is seen of a batch; a view that reads more than its inputs overrides this."""
+        return self(batch["inputs"], step_context, purpose)
 
     def forward(self, inputs: Tensor, step_context: StepContext, purpose: str) -> Seen:
         """inputs [B, T] -> what is seen."""

@@ -8,11 +8,12 @@ reached first, so that no phase is missed), its `steps`, or its `time`.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from random import Random
 from typing import Any, Protocol
 
 from jepa_lm.schedules.clock import Over, ProgressClock
 from jepa_lm.utils.errors import UserError
-from jepa_lm.utils.kinds import Count, Positive, Share, Whole, checked
+from jepa_lm.utils.kinds import Count, Decay, Positive, Seed, Share, Whole, checked
 
 
 class Schedule(Protocol):
@@ -190,3 +191,21 @@ class EveryNth:
 
     def phases(self) -> list[dict[str, Any]]:
         return [{"every_nth_step": self.n}, *self.schedule.phases()]
+
+
+class RandomSteps:
+    """The value of another `schedule` on random steps, and 0 on a share `dropped` of them ("loss dropout").
+
+    All ranks drop the same steps, and a resumed run those it would have dropped. Source: 2509.14252.
+    """
+
+    @checked
+    def __init__(self, *, dropped: Decay, seed: Seed, schedule: Schedule) -> None:
+        self.dropped, self.seed, self.schedule = dropped, seed, schedule
+
+    def __call__(self, clock: ProgressClock) -> float:
+        drawn = Random(f"{self.seed}/{clock.step}").random()
+        return 0.0 if drawn < self.dropped else self.schedule(clock)
+
+    def phases(self) -> list[dict[str, Any]]:
+        return [{"share_of_steps": 1 - self.dropped}, *self.schedule.phases()]

@@ -10,6 +10,8 @@ MetricName = Literal[
     "val/nll",
     "val/answer_accuracy",
     "val/solved",
+    "val/exact_match",
+    "val/same_regex",
     "val/probe_root",
     "val/probe_level_1",
     "val/probe_level_2",
@@ -56,6 +58,12 @@ METRICS: dict[MetricName, Quantity] = {
     "val/nll": Quantity("nats", "nats per token"),
     "val/answer_accuracy": Quantity("accuracy", "accuracy of the tokens of answers", larger=True),
     "val/solved": Quantity("solved share", "share of rows solved", larger=True, bimodal=True),
+    "val/exact_match": Quantity(
+        "exact matches", "share of answers equal to the data's", larger=True
+    ),
+    "val/same_regex": Quantity(
+        "same expressions", "share of answers that are the data's regular expression", larger=True
+    ),
     **{
         name: Quantity(
             "probe accuracy",

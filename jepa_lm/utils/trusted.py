@@ -50,6 +50,8 @@ ROOMS = {
             "jepa_lm.data.corpora",
             "jepa_lm.data.tokenizers",
             "jepa_lm.data.rows",
+            "jepa_lm.data.pairs",
+            "jepa_lm.data.pair_files",
             "jepa_lm.data.symbols",
             "jepa_lm.data.synthetic",
         )

@@ -22,8 +22,8 @@ TOKENS = tuple(token_objectives())
 OBJECTIVES = tuple(
     name
     for name in sorted(path.stem for path in FOLDER.glob("*.yaml"))
-    # lewm_byte has lewm's parts, in other sizes; oracle_law reads data that are no text
-    if name not in ("base", "none", "lewm_byte", "oracle_law", *TOKENS)
+    # lewm_byte has lewm's parts, in other sizes; oracle_law and llm_jepa_pairs read data that are no text
+    if name not in ("base", "none", "lewm_byte", "oracle_law", "llm_jepa_pairs", *TOKENS)
 )
 RECIPES = tuple(sorted(f"recipes/{path.stem}" for path in (FOLDER / "recipes").glob("*.yaml")))
 VARIANTS = ("vicreg_published", "distil_law", "chunk_loss_only")

@@ -13,6 +13,7 @@ from torch._dynamo.utils import counters
 
 from jepa_lm.artifact.teacher import opener
 from jepa_lm.commands import train as training
+from jepa_lm.data.rows import VIEWS
 from jepa_lm.objective import LatentPrediction, StepContext
 from jepa_lm.optim.muon_adamw import MuonAdamW
 from jepa_lm.run import train
@@ -35,6 +36,7 @@ ALL = (
     "nextlat",
     "stp",
     *(pytest.param(name, marks=pytest.mark.slow) for name in FIELD if name != "stp"),
+    pytest.param("llm_jepa_pairs", marks=pytest.mark.slow),
     pytest.param("distil_law", marks=pytest.mark.slow),
     pytest.param("recipes/pr1116", marks=pytest.mark.slow),
     *(
@@ -67,7 +69,8 @@ def batches(steps: int):
     generator = torch.Generator().manual_seed(0)
     for _ in range(steps):
         ids = torch.randint(0, 400, (8, T + 1), generator=generator)
-        yield {"inputs": ids[:, :-1], "targets": ids[:, 1:]}
+        views = torch.tensor([0, 40, 40, 90]).expand(8, 4)  # read by llm_jepa_pairs
+        yield {"inputs": ids[:, :-1], "targets": ids[:, 1:], VIEWS: views}
 
 
 @pytest.mark.parametrize("name", ALL)

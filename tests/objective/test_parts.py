@@ -16,7 +16,7 @@ from jepa_lm.objective.alignment import (
     Rollout,
     SamePosition,
 )
-from jepa_lm.objective.distances import MSE, Comparison, Cosine, SmoothL1
+from jepa_lm.objective.distances import MSE, Comparison, Cosine, Euclidean, InfoNCE, SmoothL1
 from jepa_lm.objective.normalisations import L2, RMS, LayerNorm
 from jepa_lm.objective.pooling import ChunkLast, ChunkMean, PrefixEnd, SequenceMean
 from jepa_lm.objective.predictors import MLP, CausalAttention, Chain, OffsetConditioned, Projection
@@ -131,9 +131,26 @@ def test_distances():
     torch.testing.assert_close(SmoothL1(reduction="mean")(X, Y, HERE), smooth.mean())
     cos = (F.normalize(X, dim=-1) * F.normalize(Y, dim=-1)).sum(-1)
     torch.testing.assert_close(Cosine(scale=2.0)(X, Y, HERE), (2 - 2 * cos).mean())
+    torch.testing.assert_close(Euclidean()(X, Y, HERE), d.square().sum(-1).sqrt().mean())
     # Why the mean misleads: orthogonal unit vectors are 2 / D apart.
     a, b = torch.eye(512)[None, :1], torch.eye(512)[None, 1:2]
     assert MSE(reduction="mean")(a, b, HERE).item() == pytest.approx(0.0039, abs=1e-4)
+
+
+def test_info_nce_finds_each_target_among_all_of_the_batch():
+    """Plain loops, and its extremes: all targets alike, and each prediction at its own."""
+    p, t = X[:, :2], Y[:, :2]  # six rows
+    one, other = p.reshape(6, 6), t.reshape(6, 6)
+    nats = []
+    for i in range(6):
+        cos = torch.stack([F.cosine_similarity(one[i], other[j], dim=0) for j in range(6)]) / 0.2
+        nats.append(torch.logsumexp(cos, 0) - cos[i])
+    distance = InfoNCE(temperature=0.2)
+    torch.testing.assert_close(distance(p, t, HERE), torch.stack(nats).mean())
+    assert distance(p, t[:1, :1].expand(3, 2, 6), HERE).item() == pytest.approx(math.log(6))
+    apart = torch.eye(6).reshape(3, 2, 6)
+    assert InfoNCE(temperature=0.01)(apart, apart, HERE) < 1e-6
+    assert distance(p, t.flip(0), HERE) != distance(p, t, HERE)
 
 
 @pytest.mark.parametrize("hidden_norm", ["none", "rms", "layer_norm"])

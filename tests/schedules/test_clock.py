@@ -16,6 +16,7 @@ from jepa_lm.schedules.factors import (
     LogAnneal,
     Phased,
     Ramp,
+    RandomSteps,
     Warmdown,
     Warmup,
 )
@@ -235,6 +236,17 @@ def test_every_nth_step():
     assert values(EveryNth(n=3, schedule=Constant(value=2.0)), 7) == [2, 0, 0, 2, 0, 0, 2]
 
 
+def test_random_steps_drop_their_share_by_seed_and_step_alone():
+    two = Constant(value=2.0)
+    found = values(RandomSteps(dropped=0.75, seed=1, schedule=two), 4000)
+    assert set(found) == {0.0, 2.0}
+    assert found.count(2.0) / 4000 == pytest.approx(0.25, abs=0.03)
+    again = RandomSteps(dropped=0.75, seed=1, schedule=two)
+    assert values(again, 4000)[1000:] == found[1000:]
+    assert values(RandomSteps(dropped=0.75, seed=2, schedule=two), 100) != found[:100]
+    assert values(RandomSteps(dropped=0.0, seed=1, schedule=two), 100) == [2.0] * 100
+
+
 @pytest.mark.parametrize("seconds_per_step", [0.05, 0.3])
 def test_phases_are_visited_under_a_wall_clock_budget(seconds_per_step):
     """The schedule of a loss weight."""
@@ -263,6 +275,7 @@ def test_lines_reach_their_end_when_the_wall_clock_comes_first(schedule):
         (lambda: Phased(points=[[0.5]]), "points="),
         (lambda: Phased(points=[[0, 0.0], [30, 1.0]]), "points="),  # percent
         (lambda: LogAnneal(start=0.0, end=1.0), r"start=0\.0: expected a number above 0"),
+        (lambda: RandomSteps(dropped=1.0, seed=0, schedule=Constant(value=1.0)), "dropped="),
         (lambda: EveryNth(n=0, schedule=Constant(value=1.0)), "n=0: expected a whole number of at"),
     ],
 )

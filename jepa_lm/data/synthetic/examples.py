@@ -38,6 +38,10 @@ class Examples(NamedTuple):
     """[R, T, K] float32: what an objective may read at each input position."""
     answer: np.ndarray | None
     """[R, T] bool: the targets that are scored; None for all."""
+    trained: np.ndarray | None = None
+    """[R, T] bool: the targets that are trained on; None for those that are scored."""
+    views: np.ndarray | None = None
+    """[R, 4] int64: where the two views of a row start and stop among its inputs, first and second."""
 
 
 class Generator(ABC):
