@@ -106,7 +106,7 @@ def test_every_preset_shrinks_to_a_run_that_sliding_windows_can_score(compose, e
     config = resolve(compose("train", f"experiment={experiment}", "debug=tiny"))
     check(config)
     check_start(config)
-    if not config["data"]["corpus"]["_target_"].endswith("GeneratedRows"):  # which reads nothing
+    if not config["data"]["corpus"]["_target_"].endswith("Rows"):  # which read nothing
         austen = {"_target_": "jepa_lm.data.corpora.Austen"}
         assert config["data"]["corpus"] == austen, "it downloads"
     assert config["eval"]["stride"] <= config["data"]["seq_len"] == 64
