@@ -86,10 +86,11 @@ def check_tap(model: LanguageModel, tap: Tap, key: str) -> None:
         if tap == "boundary" and model.backbone.skips < 1:
             raise UserError(f"{key}=boundary: a backbone of one block has no encoder half")
         return
+    setting = f"{key}.blocks={tap.blocks}" if isinstance(tap, Blocks) else f"{key}={tap}"
     for layer in _blocks(tap):
         if not -model.layers <= layer < model.layers:
             raise UserError(
-                f"{key}={_blocks(tap)}: block {layer} does not exist, the backbone has blocks "
+                f"{setting}: block {layer} does not exist, the backbone has blocks "
                 f"0..{model.layers - 1}"
             )
 

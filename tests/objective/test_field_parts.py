@@ -293,7 +293,10 @@ MISTAKES = [
         "weights: all are 0",
     ),
     (("objective=patch", "jepa/distance=lse"), "TokenRow needs a target at each position"),
-    (("objective=bootleg", "jepa.target.tap.blocks=[-4]"), "block -4 does not exist"),
+    (
+        ("objective=bootleg", "jepa.target.tap.blocks=[-4]"),
+        r"tap.blocks=\[-4\]: block -4 does not exist",
+    ),
     (("objective=bootleg", "jepa.target.tap.blocks=[0,1]"), "width 192, their targets .*width 128"),
 ]
 

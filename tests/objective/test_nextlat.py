@@ -230,6 +230,7 @@ def test_parts_of_a_sum_are_logged_with_their_weights(build):
             (
                 "jepa.alignment._target_=jepa_lm.objective.alignment.Rollout",
                 "~jepa.alignment.detach_tokens",
+                "~jepa.alignment.hide_tokens",
             ),
             "jepa.predictor: Rollout gives it no tokens, which Transition needs",
         ),
