@@ -17,8 +17,10 @@ def greedy_answers(
 ) -> Tensor:
     """Return what a model writes from a place in each row on, [R, A] int64.
 
-    Every token takes a pass over the rows as far as they are written, so any model can do it. The answers
-    that the rows hold are never shown to it. The model should be in evaluation mode.
+    The answers that the rows hold are a draft, and change nothing but the time: one pass over the rows finds
+    how far the model would have written the same, and its first other token. From there on, every token takes
+    a pass over the rows that are not finished, so any causal model can do it. The model should be in
+    evaluation mode.
 
     Args:
         rows: whole rows [R, T + 1]; a model writes as far as its row goes, where it has been trained.
@@ -27,22 +29,39 @@ def greedy_answers(
             tokens and none ends.
     """
     width, device = rows.shape[1], rows.device
-    unwritten = torch.arange(width) >= torch.from_numpy(starts)[:, None]
-    ids = rows.masked_fill(unwritten.to(device), 0)
-    answers = torch.full((len(rows), length), 0 if end is None else end, device=device)
-    going = torch.ones(len(rows), dtype=torch.bool, device=device)
-    row = torch.arange(len(rows), device=device)
-    for i in range(length):
-        going &= torch.from_numpy(starts + i < width).to(device)
-        if not going.any():
-            break
-        at = np.minimum(starts + i, width - 1)  # the place to be written
+    start = torch.from_numpy(starts).to(device)[:, None]
+    places = start + torch.arange(length, device=device)  # [R, A]
+    answers, written = _as_drafted(model, rows, places)
+    if end is not None:
+        ended = ((answers == end) & (places < start + written)).cumsum(1) > 0
+        answers = answers.masked_fill(ended | (places >= start + written), end)
+        written = torch.where(ended[:, -1:], length, written)
+    ids = rows.masked_fill(torch.arange(width, device=device) >= start, 0)
+    number = torch.arange(len(rows), device=device)[:, None].expand_as(places)
+    inside = places < torch.minimum(start + written, start.new_tensor(width))
+    ids[number[inside], places[inside]] = answers[inside]
+    written, start = written[:, 0], start[:, 0]
+    while len(row := ((written < length) & (start + written < width)).nonzero()[:, 0]):
+        at = (start + written)[row]  # the place to be written
         first, stop = int(at.min()) - 1, int(at.max())
-        place = torch.from_numpy(at).to(device)
-        hidden = model.tail(ids[:, :stop], stop - first)[row, place - 1 - first]
+        hidden = model.tail(ids[row, :stop], stop - first)
+        hidden = hidden[torch.arange(len(row), device=device), at - 1 - first]
         likeliest = model.logits(hidden[:, None])[:, 0].argmax(-1)
-        answers[:, i] = torch.where(going, likeliest, answers[:, i])
-        ids[row, place] = torch.where(going, likeliest, ids[row, place])
+        answers[row, written[row]] = likeliest
+        ids[row, at] = likeliest
+        written[row] += 1
         if end is not None:
-            going &= likeliest != end
+            written[row[likeliest == end]] = length
     return answers
+
+
+def _as_drafted(model: LanguageModel, rows: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+    """Return what the model writes at places [R, A], and how much of it follows its own tokens [R, 1]."""
+    width = rows.shape[1]
+    first = int(places.min()) - 1
+    hidden = model.tail(rows[:, :-1], width - 1 - first)
+    row = torch.arange(len(rows), device=rows.device)[:, None]
+    own = model.logits(hidden[row, (places - 1).clamp(max=width - 2) - first]).argmax(-1)
+    same = (own == rows.gather(1, places.clamp(max=width - 1))) & (places < width)
+    room = (places < width).sum(1, keepdim=True)
+    return own, torch.minimum(same.cumprod(1).sum(1, keepdim=True) + 1, room)

@@ -44,7 +44,7 @@ def split_of(generator, tmp_path, **more) -> dict[str, Split]:
 
 
 @pytest.mark.parametrize("words", [SMALL, SMALL_MAMBA2], ids=["transformer", "mamba2"])
-def test_decoding_many_rows_is_decoding_each_alone_token_by_token(compose, words):
+def test_decoding_many_rows_is_decoding_each_alone_token_by_token(compose, words, monkeypatch):
     assert MAMBA2[0] not in SMALL
     torch.manual_seed(0)
     model = build("model", resolve(compose("train", *words))["model"]).eval()
@@ -71,6 +71,17 @@ def test_decoding_many_rows_is_decoding_each_alone_token_by_token(compose, words
     assert torch.equal(greedy_answers(model, hidden, starts, length=5, end=end), shown)
     whole = greedy_answers(model, rows[:4], starts[:4], length=5, end=None)
     assert whole.tolist() == alone[:4]
+    passes, tail = [], model.tail
+    monkeypatch.setattr(
+        model, "tail", lambda ids, count: passes.append(len(ids)) or tail(ids, count)
+    )
+    for right, most in ((5, 1), (3, 3), (0, 5)):  # what the model would write, in part or whole
+        for row, (start, found) in enumerate(zip(starts.tolist(), alone, strict=True)):
+            hidden[row, start : start + right] = torch.tensor(found[:right])[: 15 - start]
+            hidden[row, start + right :] = 399
+        passes.clear()
+        assert torch.equal(greedy_answers(model, hidden, starts, length=5, end=end), shown)
+        assert len(passes) <= most
 
 
 # ---- a model that knows the rows
