@@ -24,9 +24,9 @@ def train(cfg: DictConfig) -> float | None:
         from jepa_lm.data.first_checks import check_text
 
         check_text(config["data"])
-    from jepa_lm.commands.train import train
+    from jepa_lm.commands.train import train_resolved
 
-    return train(cfg)
+    return train_resolved(config, cfg)
 
 
 def evaluate(cfg: DictConfig) -> float:

@@ -6,13 +6,14 @@ is escaped, so that it cannot act as markup of the card.
 
 from __future__ import annotations
 
+import functools
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, Template
 
 from jepa_lm.artifact.publishing import DIGEST_KEY
 from jepa_lm.utils.errors import warn
@@ -120,16 +121,8 @@ def model_card(
     records: dict[str, Any],
 ) -> str:
     """Return the model card in Markdown."""
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        keep_trailing_newline=True,
-    )
-    environment.filters |= {"shown": in_markdown, "versions": _versions}
     overrides, summary = records["overrides"], records["summary"]
-    return environment.get_template(TEMPLATE).render(
+    return _template().render(
         submission=submission,
         account=account,
         command=overrides and shell([*called("train"), *overrides]),
@@ -141,6 +134,19 @@ def model_card(
         file=Path(account["artifact"]).name,
         sha256=account[DIGEST_KEY],
     )
+
+
+@functools.cache
+def _template() -> Template:
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        keep_trailing_newline=True,
+    )
+    environment.filters |= {"shown": in_markdown, "versions": _versions}
+    return environment.get_template(TEMPLATE)
 
 
 def in_markdown(value: Any) -> str:

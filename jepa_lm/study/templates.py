@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -14,8 +15,11 @@ from jepa_lm.utils.quoting import literal, markdown
 TIED = "\N{NO-BREAK SPACE}"
 
 
+@cache
 def environment(folder: Path | None = None, *, html: bool) -> Environment:
     """Return Jinja's environment for the templates of this folder, and before them those of `folder`.
+
+    It is made once: Jinja compiles a template for a tenth of a second, and keeps it in its environment.
 
     Args:
         html: escape text for HTML; in Markdown, the template does it.
