@@ -7,10 +7,13 @@ whose unpickling takes a fifth of the time of a deep copy.
 
 from __future__ import annotations
 
+import functools
 import pickle
 from typing import Any
 
+import omegaconf.base
 import pytest
+import yaml
 from hydra._internal import defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 
@@ -26,6 +29,7 @@ STATE = (
     "deletions",
 )
 """What Hydra records of the chosen groups, and changes while it follows the lists of defaults."""
+parse = omegaconf.base.parse
 follow = defaults_list._create_defaults_list
 merge = ConfigLoaderImpl._compose_config_from_defaults_list
 _followed: dict[str, bytes] = {}
@@ -33,13 +37,19 @@ _merged: dict[str, bytes] = {}
 
 
 def keep_merged_files(patch: pytest.MonkeyPatch) -> None:
-    """Make Hydra keep the list of files for each choice of groups, and the merged config of each list."""
+    """Make Hydra keep the list of files for each choice of groups, and the merged config of each list.
+
+    Files are read by the loader in C, and a reference such as `${seed}` is parsed once.
+    """
+    patch.setattr(yaml, "SafeLoader", getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    patch.setattr(omegaconf.base, "parse", functools.cache(parse))
     patch.setattr(defaults_list, "_create_defaults_list", _follow_once)
     patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", _merge_once)
 
 
 def keep_nothing(patch: pytest.MonkeyPatch) -> None:
-    """Leave Hydra as it is."""
+    """Leave Hydra and OmegaConf as they are."""
+    patch.setattr(omegaconf.base, "parse", parse)
     patch.setattr(defaults_list, "_create_defaults_list", follow)
     patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", merge)
 

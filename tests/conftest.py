@@ -22,7 +22,6 @@ from typing import Any
 import hydra
 import pytest
 import torch
-import yaml
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -68,7 +67,6 @@ VALUES = ("model.value_embedding.layers=[3,4]",)
 OFFLINE = ("logger=wandb", "logger.wandb.offline=true")
 
 torch.set_num_threads(1)
-yaml.SafeLoader = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # composing a config reads 40 files
 schema.register()
 composing.keep_merged_files(pytest.MonkeyPatch())
 
@@ -92,8 +90,10 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def counted() -> Iterator[Callable[[Any], dict[str, int]]]:
     """Put a guess in place of the FLOPs in the summaries of runs, and return the function that counts them.
 
-    Counting takes a second for each run. `logged` is a run with all of its summary.
+    Counting takes a second for each run. `logged` is a run with all of its summary. Git, which is four
+    processes for each run, is asked once.
     """
+    from jepa_lm.commands import train
     from jepa_lm.training import summary
     from jepa_lm.training.flops import count_parameters
 
@@ -103,6 +103,7 @@ def counted() -> Iterator[Callable[[Any], dict[str, int]]]:
     count = summary.flops_per_token
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(summary, "flops_per_token", guess)
+        patch.setattr(train, "git_state", functools.cache(train.git_state))
         yield count
 
 
