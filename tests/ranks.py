@@ -2,39 +2,23 @@
 
 from __future__ import annotations
 
-import os
 import socket
-import subprocess
-import sys
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from lightning.pytorch import Callback
 
-REPO = Path(__file__).resolve().parent.parent
+from tests.processes import start
 
 
 def run_ranks(module: str, *arguments: str, ranks: int = 2, timeout: float = 240) -> None:
-    """Run `python -m module arguments` once for each rank; raise when one of them fails."""
+    """Run a module once for each rank; raise when one of them fails."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    processes = []
-    for rank in range(ranks):
-        env = {
-            **os.environ,
-            "RANK": str(rank),
-            "WORLD_SIZE": str(ranks),
-            "MASTER_ADDR": "127.0.0.1",
-            "MASTER_PORT": str(port),
-            "OMP_NUM_THREADS": "1",
-        }
-        command = [sys.executable, "-m", module, *arguments]
-        processes.append(
-            subprocess.Popen(command, cwd=REPO, env=env, stderr=subprocess.PIPE, text=True)
-        )
+    shared = {"WORLD_SIZE": str(ranks), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    processes = [start(module, *arguments, RANK=str(rank), **shared) for rank in range(ranks)]
     try:
         errors = [process.communicate(timeout=timeout)[1] for process in processes]
     finally:

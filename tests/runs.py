@@ -91,6 +91,15 @@ def rows(run_dir) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def losses(folder) -> dict[str, str]:
+    """Return loss by step; a step logged twice must have been computed identically."""
+    found: dict[str, str] = {}
+    for row in rows(folder):
+        if row["train/ce"]:
+            assert found.setdefault(row["step"], row["train/ce"]) == row["train/ce"]
+    return found
+
+
 def state(folder, prefix: str = "") -> dict[str, torch.Tensor]:
     found = read_checkpoint(folder / "checkpoints" / "last.ckpt")["state_dict"]
     return {n: t for n, t in found.items() if n.startswith(prefix)}

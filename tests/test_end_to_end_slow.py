@@ -4,51 +4,19 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import shlex
 import signal
-import subprocess
-import sys
 import time
 
 import pytest
 
 from jepa_lm.data.corpora import Austen
 from jepa_lm.run import evaluate
-from tests.conftest import FAST_MUON, REPO, SHALLOW, SMALL
+from tests.conftest import FAST_MUON, SHALLOW, SMALL
+from tests.processes import run, start
+from tests.runs import losses
 
 pytestmark = pytest.mark.slow
-
-
-def start(script: str, *overrides: str) -> subprocess.Popen:
-    return subprocess.Popen(
-        [sys.executable, script, *overrides],
-        cwd=REPO,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-
-
-def run(script: str, *overrides: str, code: int = 0) -> str:
-    process = start(script, *overrides)
-    try:
-        out, err = process.communicate(timeout=300)
-    finally:
-        process.kill()  # one that hangs; its other ranks end with it
-    assert process.returncode == code, err
-    return out
-
-
-def losses(folder) -> dict[str, str]:
-    """Return loss by step; a step logged twice must have been computed identically."""
-    found: dict[str, str] = {}
-    with open(folder / "metrics.csv", newline="") as file:
-        for row in csv.DictReader(file):
-            if row["train/ce"]:
-                assert found.setdefault(row["step"], row["train/ce"]) == row["train/ce"]
-    return found
 
 
 @pytest.fixture(scope="module")
@@ -62,11 +30,13 @@ def novel(tmp_path_factory):
 
 @pytest.mark.parametrize("data", ["austen", "bytes256", "byte260"])
 def test_train_export_eval_in_a_row(tmp_path, novel, data):
-    words = (f"data={data}", *(() if data == "austen" else novel))
-    run("train.py", "debug=tiny", FAST_MUON, *words, f"hydra.run.dir={tmp_path}/run")
-    run("export.py", f"ckpt_path={tmp_path}/run", f"hydra.run.dir={tmp_path}/export")
-    args = [f"artifact_path={tmp_path}/export", f"hydra.run.dir={tmp_path}/eval"]
-    printed = run("eval.py", *args, "eval.baselines=false")
+    fresh = data == "austen"
+    words = (f"data={data}", *(() if fresh else novel), f"hydra.run.dir={tmp_path}/run")
+    run("train.py", "debug=tiny", FAST_MUON, *words, fresh=fresh)
+    words = (f"ckpt_path={tmp_path}/run", f"hydra.run.dir={tmp_path}/export")
+    run("export.py", *words, fresh=fresh)
+    words = (f"artifact_path={tmp_path}/export", f"hydra.run.dir={tmp_path}/eval")
+    printed = run("eval.py", *words, "eval.baselines=false", fresh=fresh)
     trained = json.loads((tmp_path / "run" / "summary.json").read_text())["val"]
     scored = json.loads((tmp_path / "eval" / "eval.json").read_text())
     assert scored["bpb"] == pytest.approx(trained["bpb"], abs=0.02)

@@ -367,7 +367,7 @@ def test_text_without_documents_is_not_read_by_document(recurrent, compose, monk
     "protocol", [("eval=sliding",), ("eval=stream", "eval.reset=document"), ()]
 )
 def test_two_processes_give_the_score_of_one(recurrent, compose, tmp_path, protocol):
-    from tests.test_end_to_end_slow import run
+    from tests.processes import run
 
     here = (f"ckpt_path={recurrent}", *protocol, "device=cpu")
     one = result_of(compose, tmp_path, *here)

@@ -2,14 +2,10 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-
 import pytest
 
-from tests import wandb_file
-from tests.conftest import REPO, SMALL
+from tests import processes, wandb_file
+from tests.conftest import SMALL
 
 pytest.importorskip("wandb")
 pytestmark = pytest.mark.slow
@@ -20,10 +16,10 @@ def start(small_text, tmp_path):
     """start(overrides..., VARIABLE=...) runs train.py; returns exit code and stderr."""
 
     def run(*overrides: str, **variables: str) -> tuple[int, str]:
-        command = [sys.executable, "train.py", *SMALL, f"data.path={small_text}", *overrides]
-        environment = {**os.environ, "OMP_NUM_THREADS": "1", **variables}
-        done = subprocess.run(command, cwd=REPO, env=environment, capture_output=True, text=True)
-        return done.returncode, done.stderr
+        words = (*SMALL, f"data.path={small_text}", *overrides)
+        process = processes.start("train.py", *words, **variables)
+        _, err = process.communicate()
+        return process.returncode, err
 
     return run
 

@@ -12,7 +12,8 @@ import time
 import pytest
 
 from tests.conftest import REPO, SMALL
-from tests.test_end_to_end_slow import losses, run, start
+from tests.processes import run, start
+from tests.runs import losses
 
 pytestmark = pytest.mark.slow
 

@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -16,20 +13,20 @@ import pytest
 from jepa_lm.study import manifest
 from jepa_lm.study.runs import Run, find_runs
 from jepa_lm.utils.locks import only_writer
-from tests.conftest import REPO, SMALL
-from tests.test_end_to_end_slow import start
+from tests.conftest import SMALL
+from tests.processes import Program, run, start
 
 pytestmark = pytest.mark.slow
 WEIGHTS = ("sweep=jepa_weight", "objective=patch", "seed=1,2")
 
 
-def sweep(folder: Path, text: Path, *words: str) -> subprocess.Popen:
+def sweep(folder: Path, text: Path, *words: str) -> Program:
     common = (*SMALL, f"data.path={text}", f"hydra.sweep.dir={folder}")
     flags = [word for word in words if word == "-m"]
     return start("train.py", *flags, *common, *(word for word in words if word != "-m"))
 
 
-def finish(process: subprocess.Popen) -> tuple[int, str]:
+def finish(process: Program) -> tuple[int, str]:
     """Wait for a process; return exit code and stderr."""
     _, err = process.communicate(timeout=500)
     return process.returncode, err
@@ -156,9 +153,7 @@ def test_a_study_proves_weight_0_and_rebuilds_its_report(tmp_path, small_text):
     rebuilt = folder / "report.html"
     first = rebuilt.read_text()
     rebuilt.unlink()
-    command = [sys.executable, "-m", "jepa_lm.study", str(folder)]
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, env=os.environ)
-    assert done.returncode == 0, done.stderr
+    run("jepa_lm.study", str(folder))
     assert without_date(rebuilt.read_text()) == without_date(first)
     kept = json.loads((folder / "treatment/seed-1/config.json").read_text())
     assert (kept["jepa"]["weight"], kept["study"]) == (0.3, None)

@@ -12,8 +12,8 @@ import pytest
 from jepa_lm.run import train
 from jepa_lm.schedules.clock import ProgressClock
 from tests.conftest import SMALL
+from tests.processes import start
 from tests.runs import fit
-from tests.test_end_to_end_slow import start
 
 ORDERS = {
     "shuffle": ("data.order=shuffle", "data.train_tokens=1025"),

@@ -8,15 +8,15 @@ import re
 import signal
 import socket
 import subprocess
-import sys
 import time
 
 import pytest
 import torch
 
 from jepa_lm.model.checkpoint import damage, read_checkpoint
-from tests.conftest import REPO, SMALL
-from tests.test_end_to_end_slow import losses, run, start
+from tests.conftest import SMALL
+from tests.processes import Program, run, start
+from tests.runs import losses
 
 pytestmark = pytest.mark.slow
 LONG = (
@@ -27,7 +27,7 @@ LONG = (
 )
 
 
-def begin(folder, text, *overrides: str) -> subprocess.Popen:
+def begin(folder, text, *overrides: str) -> Program:
     """Start two ranks in the background and wait until they save a checkpoint."""
     last = folder / "checkpoints" / "last.ckpt"
     before = last.stat().st_mtime_ns if last.exists() else 0
@@ -42,7 +42,7 @@ def begin(folder, text, *overrides: str) -> subprocess.Popen:
     return process
 
 
-def child_of(process: subprocess.Popen) -> int:
+def child_of(process: Program) -> int:
     """Return the process id of the rank that a run has started."""
     found = subprocess.run(["pgrep", "-P", str(process.pid)], capture_output=True, text=True)
     (child,) = found.stdout.split()
@@ -197,17 +197,10 @@ def test_ranks_with_folders_of_their_own_are_told_so(tmp_path, small_text):
     for rank, folder in enumerate("ab"):
         place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_PORT": port}
         names = {"MASTER_ADDR": "127.0.0.1", "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
-        elastic = {"TORCHELASTIC_RUN_ID": "1", "OMP_NUM_THREADS": "1"}
+        elastic = {"TORCHELASTIC_RUN_ID": "1"}
         command = ["train.py", *common, "trainer=ddp_sim", "trainer.max_steps=9"]
         ranks.append(
-            subprocess.Popen(
-                [sys.executable, *command, f"hydra.run.dir={tmp_path}/{folder}"],
-                cwd=REPO,
-                env={**os.environ, **place, **names, **elastic},
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-                text=True,
-            )
+            start(*command, f"hydra.run.dir={tmp_path}/{folder}", **place, **names, **elastic)
         )
     for rank in ranks:
         _, err = rank.communicate(timeout=120)
