@@ -19,9 +19,10 @@ import torch
 import benchmarks.gpu
 from benchmarks.gpu import kit
 from benchmarks.gpu.profile import Kernel, Profile, account, busy_us, kind_of
-from benchmarks.gpu.results import Results, number, table
+from benchmarks.gpu.results import Results, number, parsed, table
 from benchmarks.gpu.steps import Step
 from tests.conftest import REPO
+from tests.processes import start
 
 FAKE = """
 import json, pathlib, subprocess, sys, time
@@ -257,21 +258,25 @@ def test_a_profiler_that_fails_does_not_fail_the_run(monkeypatch):
     assert watched.refused == "RuntimeError: CUPTI is busy"
 
 
+def run_forked(command, *, seconds, log, take):
+    """Do as `run_process`, which has its own tests, without a new Python for each step."""
+    assert command[:3] == [sys.executable, "-m", "benchmarks"]
+    process = start("benchmarks", *command[3:])
+    out, err = process.communicate(seconds)
+    for text in out.splitlines():
+        if (line := parsed(text)) is not None:
+            take(line)
+    return process.returncode, "" if process.returncode == 0 else err[-3000:]
+
+
 @pytest.mark.slow
-def test_the_kit_on_the_cpu(tmp_path):
+def test_the_kit_on_the_cpu(tmp_path, monkeypatch, capsys):
     """All of its steps but the presets that differ from others by their config alone."""
     steps = ["hardware", "pr832", "parity", "programs", "ranks", "parity_compiled"]
     out = tmp_path / "gpu.jsonl"
-    command = [sys.executable, "-m", "benchmarks", "gpu", "--rehearse", "--budget", "1500"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*command, "--out", str(out), "--only", ",".join(steps)],
-        cwd=REPO,
-        env=environment,
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 0, done.stderr
+    monkeypatch.setattr(kit, "run_process", run_forked)
+    chosen = ("--rehearse", "--budget", "1500", "--only", ",".join(steps))
+    assert kit.main([*chosen, "--out", str(out)]) == 0, capsys.readouterr().err
     lines = [json.loads(line) for line in out.read_text().splitlines()]
     assert [line["finished"] for line in lines if "finished" in line] == steps
     names = {line["name"] for line in lines if "name" in line}

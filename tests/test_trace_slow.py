@@ -2,64 +2,66 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
 from typing import Any
 
 import pytest
 
 from benchmarks.trace.guard import missing
-from benchmarks.trace.main import PRESETS, ROWS, SHORT, differences, figures_of
+from benchmarks.trace.main import PRESETS, ROWS, SHORT, differences
 from jepa_lm.training.estimate import table
 from tests.conftest import REPO
+from tests.trace_worker import BUGS, Asked
 
 REASON = missing()
 pytestmark = [pytest.mark.slow, pytest.mark.skipif(REASON is not None, reason=str(REASON))]
 MOST_GB = {"pr1243_jepardy": 60.0}
 MOST_GB_ELSEWHERE = 70.0
-FEW = ("pr1196_llm_jepa", "model.backbone.layers=2")
-"""A preset for planted faults: which layer has the fault does not matter."""
-PLANTED = """
-from benchmarks.trace import guard, __main__ as program
-guard.load()
-import torch
-from jepa_lm.training.module import LanguageModelTask
-whole = LanguageModelTask._losses
-def faulty(self, batch, step_context):
-    {before}
-    loss, ce, components = whole(self, batch, step_context)
-    {after}
-    return loss, ce, components
-LanguageModelTask._losses = faulty
-program.main("eager", *{arguments})
-"""
-Traces = Callable[..., dict[str, Any]]
+WIDE = "model.residual=float32"
+FEW = ["pr1196_llm_jepa", "model.backbone.layers=2"]
+"""A preset for planted bugs: which layer has the bug does not matter."""
+TRACED: dict[str, dict[str, Asked]] = {
+    "inductor": {SHORT: (None, [*ROWS[SHORT]]), WIDE: (None, [*ROWS[SHORT], WIDE])},
+    "eager": {preset: (None, [*ROWS[preset]]) for preset in PRESETS} | {b: (b, FEW) for b in BUGS},
+}
+"""What is traced, by kind and name."""
+Traces = Callable[[str, str], dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
 def traces() -> Iterator[Traces]:
-    """traces(kind, row, *overrides) returns figures; all that the tests ask for are started at once."""
-    started: dict[tuple[str, ...], Future[dict[str, Any]]] = {}
-    with ThreadPoolExecutor(2) as pool:
+    """traces(kind, name) returns figures, or the `error` that stopped the trace; a process for each kind."""
+    command = [sys.executable, "-W", "ignore", "-m", "tests.trace_worker"]
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
+    workers = {
+        kind: subprocess.Popen([*command, kind], cwd=REPO, encoding="utf-8", **pipes)
+        for kind in TRACED
+    }
+    for kind, worker in workers.items():
+        assert worker.stdin is not None
+        worker.stdin.write(json.dumps(list(TRACED[kind].values())))
+        worker.stdin.close()
 
-        def start(kind: str, row: str, *more: str) -> Future[dict[str, Any]]:
-            key = (kind, *ROWS[row], *more)
-            if key not in started:
-                started[key] = pool.submit(figures_of, *key)
-            return started[key]
+    @cache
+    def found(kind: str) -> dict[str, dict[str, Any]]:
+        stdout = workers[kind].stdout
+        assert stdout is not None
+        return dict(zip(TRACED[kind], map(json.loads, stdout), strict=True))
 
-        start("inductor", SHORT)
-        start("inductor", SHORT, "model.residual=float32")
-        for preset in PRESETS:
-            start("eager", preset)
-        yield lambda *asked: start(*asked).result()
+    yield lambda kind, name: found(kind)[name]
+    for worker in workers.values():
+        worker.kill()
+        worker.wait()
 
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_an_eager_step_stays_on_the_device_and_within_its_memory(traces, preset):
-    found = traces("eager", preset)  # raises if tensors of two devices meet
+    found = traces("eager", preset)
+    assert "error" not in found, found["error"]  # such as tensors of two devices that meet
     assert found["reads"] == []
     assert differences("eager", table()[preset], found) == []
     assert found["peak_gb"] < MOST_GB.get(preset, MOST_GB_ELSEWHERE)
@@ -71,25 +73,15 @@ def test_the_compiler_writes_the_kernels_of_the_table(traces):
 
 
 def test_a_float32_stream_is_found_by_its_traffic(traces):
-    found = traces("inductor", SHORT, "model.residual=float32")
+    found = traces("inductor", WIDE)
     assert any("traffic_gb" in text for text in differences("inductor", table()[SHORT], found))
 
 
-def _planted(*, before: str = "pass", after: str = "pass") -> subprocess.CompletedProcess[str]:
-    script = PLANTED.format(before=before, after=after, arguments=FEW)
-    return subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, cwd=REPO
-    )
+def test_a_host_read_in_the_loss_is_found(traces):
+    reads = traces("eager", "reads_on_the_host")["reads"]
+    assert reads
+    assert all(read.startswith("training/module.py") for read in reads)
 
 
-def test_a_host_read_in_the_loss_is_found():
-    done = _planted(after="loss.item()")
-    assert done.returncode == 0, done.stderr
-    assert '"reads": ["training/module.py' in done.stdout
-
-
-def test_a_tensor_left_on_the_host_is_found():
-    places = "torch.zeros(batch['inputs'].shape[1], dtype=torch.int64)"
-    done = _planted(before=f"batch = dict(batch, inputs=batch['inputs'] + {places})")
-    assert done.returncode == 1
-    assert "cuda:0 and cpu" in done.stderr
+def test_a_tensor_left_on_the_host_is_found(traces):
+    assert "cuda:0 and cpu" in traces("eager", "leaves_a_tensor_on_the_host")["error"]

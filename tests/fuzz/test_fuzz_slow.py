@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
-from tests.fuzz.__main__ import in_a_process
 from tests.fuzz.frame import READERS
 from tests.fuzz.material import Material
+from tests.processes import run
 
 pytestmark = pytest.mark.slow
 SAMPLE = 1000
@@ -23,7 +25,7 @@ def material(trained, tmp_path_factory):
 @pytest.mark.parametrize("reader", READERS)
 def test_a_sample_of_mutants_does_nothing_wrong(reader, material):
     each = SAMPLE // len(READERS)
-    found = in_a_process(reader, 0, each, material)
+    found = json.loads(run("tests.fuzz", reader, "0", str(each), str(material)))
     assert found["wrong"] == []
     assert sum(found["ends"].values()) == each
     # Every reader meets both sound and unsound files.
