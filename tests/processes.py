@@ -34,8 +34,8 @@ IMPORTED = (
     "torch.nn.parallel",
 )
 _ONE_AT_A_TIME = threading.Lock()
-PATIENCE = 300.0
-"""Seconds that a program may take."""
+PATIENCE = 600.0
+"""Seconds that a program may take, beside much other work."""
 
 
 class Program:
