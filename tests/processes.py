@@ -21,6 +21,7 @@ import tempfile
 import threading
 import time
 import traceback
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -110,6 +111,15 @@ def run(program: str, *words: str, code: int = 0, fresh: bool = False, **variabl
         process.kill()  # one that hangs; its other ranks end with it
     assert process.returncode == code, err
     return out
+
+
+def wait_until(done: Callable[[], bool], process: Any) -> None:
+    """Wait until a running program has done something; a busy machine may take its time."""
+    deadline = time.monotonic() + PATIENCE
+    while not done():
+        assert process.poll() is None, process.communicate()[1]
+        assert time.monotonic() < deadline, f"{process.args}: nothing came"
+        time.sleep(0.02)
 
 
 @functools.cache

@@ -6,14 +6,13 @@ import csv
 import json
 import shlex
 import signal
-import time
 
 import pytest
 
 from jepa_lm.data.corpora import Austen
 from jepa_lm.run import evaluate
 from tests.conftest import FAST_MUON, SHALLOW, SMALL
-from tests.processes import run, start
+from tests.processes import run, start, wait_until
 from tests.runs import losses
 
 pytestmark = pytest.mark.slow
@@ -78,10 +77,7 @@ def test_sigkill_then_resume_is_bit_identical(tmp_path, small_text):
     run("train.py", *common, f"hydra.run.dir={tmp_path}/whole")
     killed = start("train.py", *common, f"hydra.run.dir={tmp_path}/killed")
     checkpoint = tmp_path / "killed" / "checkpoints" / "last.ckpt"
-    for _ in range(600):
-        if checkpoint.is_file() or killed.poll() is not None:
-            break
-        time.sleep(0.1)
+    wait_until(checkpoint.is_file, killed)
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     assert checkpoint.is_file()
@@ -101,11 +97,7 @@ def test_sigkill_then_resume_is_bit_identical(tmp_path, small_text):
 def test_ctrl_c_saves_and_resumes(tmp_path, small_text):
     common = [*SMALL, f"data.path={small_text}", "trainer.max_steps=100000", "compile=false"]
     process = start("train.py", *common, f"hydra.run.dir={tmp_path}/run")
-    metrics = tmp_path / "run" / "checkpoints"
-    for _ in range(600):
-        if metrics.is_dir() and any(metrics.iterdir()):
-            break
-        time.sleep(0.1)
+    wait_until((tmp_path / "run" / "checkpoints" / "last.ckpt").is_file, process)
     process.send_signal(signal.SIGINT)
     _, err = process.communicate(timeout=120)
     assert process.returncode == 130, err

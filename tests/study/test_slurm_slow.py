@@ -7,12 +7,11 @@ import os
 import re
 import signal
 import subprocess
-import time
 
 import pytest
 
 from tests.conftest import REPO, SMALL
-from tests.processes import run, start
+from tests.processes import run, start, wait_until
 from tests.runs import losses
 
 pytestmark = pytest.mark.slow
@@ -34,10 +33,7 @@ def test_a_preempted_job_is_requeued_and_goes_on_bit_for_bit(tmp_path, small_tex
     process = start(
         "train.py", "-m", *launcher, *common, logged, "ckpt_path=auto", f"hydra.sweep.dir={sweep}"
     )
-    for _ in range(1200):
-        if (job_folder / "checkpoints" / "last.ckpt").is_file() or process.poll() is not None:
-            break
-        time.sleep(0.05)
+    wait_until((job_folder / "checkpoints" / "last.ckpt").is_file, process)
     (job,) = processes(f"submitit.core._submit {sweep}")
     os.kill(job, signal.SIGUSR2)
     _, err = process.communicate(timeout=240)

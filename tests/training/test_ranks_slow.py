@@ -15,7 +15,7 @@ import torch
 
 from jepa_lm.model.checkpoint import damage, read_checkpoint
 from tests.conftest import SMALL
-from tests.processes import Program, run, start
+from tests.processes import Program, run, start, wait_until
 from tests.runs import losses
 
 pytestmark = pytest.mark.slow
@@ -33,12 +33,7 @@ def begin(folder, text, *overrides: str) -> Program:
     before = last.stat().st_mtime_ns if last.exists() else 0
     common = (*SMALL, f"data.path={text}", "trainer=ddp_sim", f"hydra.run.dir={folder}")
     process = start("train.py", *common, *overrides)
-    for _ in range(1200):
-        saved = last.exists() and last.stat().st_mtime_ns != before
-        if saved or process.poll() is not None:
-            break
-        time.sleep(0.02)
-    assert process.poll() is None, process.communicate()[1]
+    wait_until(lambda: last.exists() and last.stat().st_mtime_ns != before, process)
     return process
 
 
