@@ -25,7 +25,8 @@ from functools import partial
 from pathlib import Path
 from typing import NamedTuple
 
-from jepa_lm.study.results import ArmResult, Results, collect, judged
+from jepa_lm.study.arm_result import ArmResult
+from jepa_lm.study.results import Results, collect, judged
 from jepa_lm.study.verdict import numbers
 from jepa_lm.utils.crash import command
 from jepa_lm.utils.errors import UserError, warn

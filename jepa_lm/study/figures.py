@@ -7,10 +7,11 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 
 from jepa_lm.study import formatting as words
+from jepa_lm.study.arm_result import ArmResult
 from jepa_lm.study.chart import SERIES, Chart, Forest, Line, Panel, Row, Scale, Style, around
 from jepa_lm.study.losses import WEIGHTS
 from jepa_lm.study.measure import Measure
-from jepa_lm.study.results import ArmResult, Results, Treatment, role_of
+from jepa_lm.study.results import Results, Treatment, role_of
 from jepa_lm.study.statistics import Effect
 
 MARGIN = 0.04

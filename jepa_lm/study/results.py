@@ -8,13 +8,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
-
-import numpy as np
 
 from jepa_lm.study import manifest, statistics
 from jepa_lm.study.against_plan import (
@@ -25,88 +22,20 @@ from jepa_lm.study.against_plan import (
     identity_in_words,
     other_configs,
 )
+from jepa_lm.study.arm_result import ArmResult, arm_of
 from jepa_lm.study.cautions import together
 from jepa_lm.study.comparable import apart
-from jepa_lm.study.losses import NODES, losses_of
-from jepa_lm.study.manifest import Comparison, Group, Identity, Manifest
+from jepa_lm.study.manifest import Comparison, Identity, Manifest
 from jepa_lm.study.measure import Measure, measure_for, other_grids
 from jepa_lm.study.runs import Run
-from jepa_lm.study.statistics import Effect, t_interval
+from jepa_lm.study.statistics import Effect
 from jepa_lm.study.trained import too_little
-from jepa_lm.study.verdict import BASELINES, verdict
-from jepa_lm.utils.nested import flat
+from jepa_lm.study.verdict import BASELINES, EQUAL_FLOPS, verdict
 from jepa_lm.utils.paths import PAGE_FILE
 
 BUDGET = ("trainer.max_steps", "trainer.max_time")
 NO_VERDICT = "no verdict"
 """Verdict of a treatment without a baseline."""
-
-
-@dataclass(frozen=True)
-class ArmResult:
-    """A group and its finished runs."""
-
-    group: Group
-    runs: Mapping[str, Run]
-    """By seed."""
-    measure: Measure = field(default_factory=Measure)
-
-    @property
-    def name(self) -> str:
-        """Name of the group in study.json."""
-        return self.group.name
-
-    @cached_property
-    def label(self) -> str:
-        """A label for readers who do not know the names of arms: `objective=lewm jepa.weight=0.1`.
-
-        It gives the swept settings with the values that the runs recorded, not those that were requested.
-        """
-        settings = self.group.settings
-        run = next(iter(self.runs.values()), None)
-        ran = {} if run is None else {**flat(run.config), "objective": run.objective}
-        losses = {} if run is None else losses_of(run.config)
-        weights = [f"{node}.weight" for node in losses or NODES[:1]]
-        values = {
-            key: settings.get(key) if ran.get(key) is None else ran[key]
-            for key in ("objective", *weights, *settings)
-        }
-        told = [f"{key}={value}" for key, value in values.items() if value is not None]
-        return " ".join(told) or self.name
-
-    @cached_property
-    def scores(self) -> dict[str, float]:
-        """What is measured, by seed."""
-        found = {seed: self.measure.of(run) for seed, run in self.runs.items()}
-        return {seed: score for seed, score in found.items() if score is not None}
-
-    @cached_property
-    def nll(self) -> dict[str, float]:
-        """Nats per token by seed."""
-        found = {seed: self.measure.nats(run) for seed, run in self.runs.items()}
-        return {seed: nats for seed, nats in found.items() if nats is not None}
-
-    def under(self, measure: Measure) -> ArmResult:
-        """Return the same runs under another measure."""
-        return replace(self, measure=measure)
-
-    @property
-    def mean(self) -> float | None:
-        """Mean of the scores."""
-        return float(np.mean(list(self.scores.values()))) if self.scores else None
-
-    @property
-    def std(self) -> float | None:
-        """Standard deviation of the scores, with n - 1 in the denominator."""
-        return float(np.std(list(self.scores.values()), ddof=1)) if len(self.scores) > 1 else None
-
-    @property
-    def interval(self) -> tuple[float, float] | None:
-        """95 % t interval of the mean."""
-        if len(self.scores) < 2:
-            return None
-        low, high = t_interval(np.array(list(self.scores.values())))
-        return float(low), float(high)
 
 
 @dataclass(frozen=True)
@@ -186,7 +115,7 @@ def collect(folder: Path) -> Results:
     plan = manifest.load(folder)
     runs = {job.folder: Run(folder / job.folder) for job in plan.jobs}
     measure = measure_for(plan.metric, plan.estimand, runs.values())
-    arms = {group.name: _arm(folder, group, measure) for group in plan.groups}
+    arms = {group.name: arm_of(folder, group, measure) for group in plan.groups}
     treatments = tuple(
         _treatment(plan, arms, name) for name in dict.fromkeys(c.of for c in plan.comparisons)
     )
@@ -212,18 +141,6 @@ def collect(folder: Path) -> Results:
     )
 
 
-def _arm(folder: Path, group: Group, measure: Measure) -> ArmResult:
-    """Return a group with its finished runs, sorted by seed."""
-    found = {seed: Run(folder / below) for seed, below in group.runs.items()}
-    finished = {s: found[s] for s in sorted(found, key=seed_order) if found[s].finished}
-    return ArmResult(group, finished, measure)
-
-
-def seed_order(seed: str) -> tuple[float, str]:
-    """Return a sort key: numbers by value, before anything else."""
-    return (float(seed), seed) if seed.lstrip("-").isdigit() else (math.inf, seed)
-
-
 def _treatment(plan: Manifest, arms: Mapping[str, ArmResult], name: str) -> Treatment:
     """Compare one group with all of its controls."""
     compared = _by_role(arms[name], [c for c in plan.comparisons if c.of == name], arms)
@@ -234,6 +151,7 @@ def _treatment(plan: Manifest, arms: Mapping[str, ArmResult], name: str) -> Trea
         arm.name: list(arm.runs.values()) for arm in (arms[name], *(a.control for a in against))
     }
     other = {c.against for c in compared.values() if _budgeted(c)}
+    longer = {c.against for c in compared.values() if c.role == EQUAL_FLOPS}
     return Treatment(
         arm=arms[name],
         against=against,
@@ -241,7 +159,7 @@ def _treatment(plan: Manifest, arms: Mapping[str, ArmResult], name: str) -> Trea
         sentence=sentence,
         apart=(
             *apart(known, plan.match, other),
-            *other_grids(((k, v) for k, v in known.items() if k not in other), arms[name].measure),
+            *other_grids(((k, v) for k, v in known.items() if k not in longer), arms[name].measure),
         ),
         not_applicable=plan.not_applicable.get(name, {}),
     )

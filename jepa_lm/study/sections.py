@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jepa_lm.study import figures, figures_over_steps, tables
+from jepa_lm.study import figures, figures_over_steps, record_tables, tables
 from jepa_lm.study import formatting as words
 from jepa_lm.study.chart import Panel, Style
 from jepa_lm.study.curves import VALIDATED_OFTEN
@@ -234,7 +234,7 @@ def _failures(results: Results) -> Section:
     every = () if results.failures else ("Every planned run has finished.",)
     return Section(
         "Failures and unfinished runs",
-        tables=(("Runs without a score", tables.failures(results)),),
+        tables=(("Runs without a score", record_tables.failures(results)),),
         notes=(*every, *skipped),
     )
 
@@ -248,8 +248,8 @@ def _records(results: Results) -> Section:
         "Versions and records",
         "From each run's summary.json and config.json.",
         tables=(
-            ("What the runs recorded", tables.records(results)),
-            ("Configs, by hash", tables.hashes(results)),
+            ("What the runs recorded", record_tables.records(results)),
+            ("Configs, by hash", record_tables.hashes(results)),
         ),
         notes=same,
         aside=True,

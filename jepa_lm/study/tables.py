@@ -10,15 +10,14 @@ import numpy as np
 
 from jepa_lm.study import formatting as words
 from jepa_lm.study import statistics
-from jepa_lm.study.against_plan import plan_of
+from jepa_lm.study.arm_result import ArmResult, seed_order
 from jepa_lm.study.arms import ABSENT
-from jepa_lm.study.comparable import told
 from jepa_lm.study.diagnostics import DIAGNOSTICS
 from jepa_lm.study.formatting import NOTHING
 from jepa_lm.study.manifest import Comparison
 from jepa_lm.study.measure import Estimand
 from jepa_lm.study.power import MOST_SEEDS
-from jepa_lm.study.results import ArmResult, Results, Treatment, role_of, seed_order
+from jepa_lm.study.results import Results, Treatment, role_of
 from jepa_lm.study.runs import Run
 from jepa_lm.study.statistics import Effect
 from jepa_lm.study.table import Table
@@ -59,7 +58,6 @@ COUNTED: dict[str, Callable[[Effect], str]] = {
     "mean difference, BPB": EFFECT["mean difference, BPB"],
 }
 """The same where seeds that solved their task are counted."""
-ALIKE = ("version of ", "source", "git commit")
 
 
 def arms(results: Results) -> Table:
@@ -237,52 +235,6 @@ def _settings(comparison: Comparison) -> list[tuple[str, str, str]]:
         (key, words.setting(of), words.setting(against))
         for key, (against, of) in comparison.differences.items()
     ]
-
-
-def records(results: Results) -> Table:
-    """Return compile state, precision, git state and versions, with the arms that have each value."""
-    holders: dict[tuple[str, str], list[str]] = {}
-    for arm in results.arms.values():
-        for run in arm.runs.values():
-            for key, value in told(run).items():
-                holders.setdefault((key, value), []).append(arm.name)
-    everyone = {arm.name for arm in results.arms.values() if arm.runs}
-    rows = [
-        (key, value, "all" if set(names) == everyone else ", ".join(dict.fromkeys(names)))
-        for (key, value), names in sorted(
-            holders.items(), key=lambda item: item[0][0].startswith(ALIKE)
-        )
-    ]
-    return Table(("record", "value", "arms"), tuple(rows), words=3)
-
-
-def hashes(results: Results) -> Table:
-    """Return the config hash of every run, as planned and as recorded."""
-    rows = [
-        (
-            job.folder,
-            plan_of(results.manifest, job.folder),
-            job.config_hash,
-            str(run.summary.get("config_hash", NOTHING)),
-            run.status,
-        )
-        for job in results.manifest.jobs
-        for run in [results.runs[job.folder]]
-    ]
-    heads = ("run", "arm", "planned config", "recorded config", "status")
-    return Table(heads, tuple(rows), 5, _to_runs(results, rows))
-
-
-def failures(results: Results) -> Table:
-    """Return the planned runs without a score."""
-    rows = tuple((f.folder, f.arms, f.status, f.reason) for f in results.failures)
-    return Table(("run", "arm", "status", "reason"), rows, 4, _to_runs(results, rows))
-
-
-def _to_runs(results: Results, rows: Sequence[tuple[str, ...]]) -> dict[tuple[int, int], str]:
-    """Return addresses of the runs that the first column names."""
-    found = ((i, results.address(row[0])) for i, row in enumerate(rows))
-    return {(i, 0): address for i, address in found if address is not None}
 
 
 def mean_of(arm: ArmResult, key: str) -> float | None:

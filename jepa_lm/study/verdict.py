@@ -39,7 +39,8 @@ Standing = Literal["better", "worse", "equivalent", "open", "too few"]
 BASELINES = {"weight_0": "weight 0", "none": "cross entropy alone", "control": "its control"}
 """Roles that can be the baseline, in order of preference, with their names in sentences."""
 PLACEBO = "placebo"
-RIVALS = {"rival": "at equal steps", "rival_equal_flops": "at equal FLOPs"}
+EQUAL_FLOPS = "rival_equal_flops"
+RIVALS = {"rival": "at equal steps", EQUAL_FLOPS: "at equal FLOPs"}
 """Roles of a loss on tokens that reads the same, with what the comparison keeps equal."""
 
 

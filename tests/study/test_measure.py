@@ -88,6 +88,27 @@ def test_minima_over_other_steps_are_not_compared(tmp_path):
     assert "steps of the validations" in treatment.apart[0]
 
 
+@pytest.mark.parametrize(
+    ("role", "compared"), [("rival_equal_flops", True), ("rival", False), ("half", False)]
+)
+def test_only_a_rival_of_equal_flops_may_be_validated_at_other_steps(tmp_path, role, compared):
+    scores = {**paired(1.7, -0.02), "other": paired(1.7, 0.0)["control"]}
+    roles = {"treatment": {"weight_0": "control", role: "other"}}
+    longer = {"trainer.max_steps": (300, 350)}
+    study(tmp_path, scores, against=roles, estimand="best", differences=longer)
+    plan = json.loads((tmp_path / "study.json").read_text())
+    runs = {g["name"]: list(g["runs"].values()) for g in plan["groups"]}
+    plan["group_runs"] = {name: runs[name] for name in ("treatment", "control")}
+    (tmp_path / "study.json").write_text(json.dumps(plan))
+    validate(tmp_path, dict.fromkeys(runs, 0.0))
+    plan["group_runs"] = {"other": runs["other"]}
+    (tmp_path / "study.json").write_text(json.dumps(plan))
+    validate(tmp_path, dict.fromkeys(runs, 0.0), steps=(99, 199, 299, 340))
+    (treatment,) = collect(tmp_path).treatments
+    said = any("steps of the validations" in why for why in treatment.apart)
+    assert said != compared
+
+
 def test_without_bytes_verdicts_are_in_nats(tmp_path):
     study(tmp_path, paired(1.7, -0.02), against=ROLES)
     for path in tmp_path.glob("*/summary.json"):
