@@ -12,30 +12,6 @@ from jepa_lm.data.tokenizers import Tokenizer
 from jepa_lm.model import LanguageModel
 
 
-def sample_text(
-    model: LanguageModel,
-    tokenizer: Tokenizer,
-    *,
-    prompt: str | None,
-    tokens: int,
-    temperature: float,
-    seed: int,
-    context: int,
-) -> str:
-    """Return a continuation of `prompt`, or of the start of a document, after it; see `continued`."""
-    return "".join(
-        continued(
-            model,
-            tokenizer,
-            prompt=prompt,
-            tokens=tokens,
-            temperature=temperature,
-            seed=seed,
-            context=context,
-        )
-    )
-
-
 def continued(
     model: LanguageModel,
     tokenizer: Tokenizer,

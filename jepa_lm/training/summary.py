@@ -16,7 +16,7 @@ from rich.table import Table
 from jepa_lm.data.passes import figure
 from jepa_lm.data.token_data import TokenData
 from jepa_lm.evaluation.bpb import Score
-from jepa_lm.evaluation.sampling import sample_text
+from jepa_lm.evaluation.sampling import continued
 from jepa_lm.training.callbacks import callback_of
 from jepa_lm.training.callbacks.monitor import MeasureObjective, MeasureTokens
 from jepa_lm.training.callbacks.qat import QuantizationAwareTraining
@@ -245,6 +245,7 @@ def _scores(summary: dict[str, Any]) -> Table:
 def _sample(task: LanguageModelTask, data: TokenData) -> str:
     config = task.config
     with torch.random.fork_rng():
-        return sample_text(
+        text = continued(
             task.shipped, data.tokenizer, context=config["data"]["seq_len"], **config["sampling"]
         )
+    return "".join(text)

@@ -74,7 +74,7 @@ def test_what_is_written_at_the_end_comes_from_the_weights_that_ship(small, tmp_
         written.append({n: t.clone() for n, t in model.state_dict().items()})
         return ""
 
-    monkeypatch.setattr("jepa_lm.training.summary.sample_text", keep)
+    monkeypatch.setattr("jepa_lm.training.summary.continued", keep)
     train(small("average.decay=0.5", "sample=true", run_dir=tmp_path / "run"))
     shipped = inference_model(read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt"))
     (of_text,) = written

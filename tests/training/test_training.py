@@ -251,7 +251,7 @@ def test_a_recurrent_model_writes_from_its_state(compose, monkeypatch):
     monkeypatch.setattr(
         model, "stream", lambda ids, s: (fed.append(ids.shape[1]), stream(ids, s))[1]
     )
-    streamed = sampling.sample_text(model, tokenizer, **settings)
+    streamed = sampling.continued(model, tokenizer, **settings)
     assert fed == [4] + [1] * 19
     monkeypatch.setattr(model, "why_not_stream", lambda: "to compare")
-    assert sampling.sample_text(model, tokenizer, **settings) == streamed
+    assert sampling.continued(model, tokenizer, **settings) == streamed

@@ -39,7 +39,7 @@ def test_whatever_fails_after_the_score_leaves_the_run_finished(
 ):
     """The probe, a logger's end, the table and a sample all fail here."""
     monkeypatch.setattr(training, "probe", raises)
-    monkeypatch.setattr(summary, "sample_text", raises)
+    monkeypatch.setattr(summary, "continued", raises)
     monkeypatch.setattr(AppendingCSVLogger, "finalize", raises)
     monkeypatch.setattr(AppendingCSVLogger, "log_summary", raises)
     monkeypatch.setattr(sys, "stdout", Full())
