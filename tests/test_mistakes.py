@@ -51,7 +51,8 @@ OF_HYDRA = [
     (
         "objective=patch jepa.distance={_target_:jepa_lm.objective.distances.Cosine,scale:1}",
         "jepa.distance: sets more than it has (jepa.distance._target_, jepa.distance.reduction)",
-        "choose jepa/distance=cosine|cosine_doubled|law|law_with_head|mse|smooth_l1|smooth_l1_and_kl, or "
+        "choose jepa/distance=cosine|cosine_doubled|hilp|info_nce|l2|law|law_with_head|lse|mse|smooth_l1|"
+        "smooth_l1_and_kl|smooth_l1_wide, or "
         "~jepa.distance +jepa.distance={...}",
     ),
     ("eval=sliding", "eval: with these choices", "its settings are eval.stride"),

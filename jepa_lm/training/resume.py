@@ -58,6 +58,7 @@ class Rule(NamedTuple):
 RULES = (
     # Budget, logging, scoring and the like: a resumed run may change them.
     Rule("task_name", FREE),
+    Rule("metric", FREE),
     Rule("tags", FREE),
     Rule("study*", FREE),
     Rule("paths.*", FREE),

@@ -267,8 +267,9 @@ def _is_exiting(process: int) -> bool:
     Its locks may be free already, and in a container that reaps no orphans it stays listed for ever.
     """
     try:
-        state = Path(f"/proc/{process}/stat").read_text(errors="replace").rpartition(")")[2].split()
-        return state[0] in ("Z", "X") or bool(int(state[6]) & EXITING)
+        told = Path(f"/proc/{process}/stat").read_bytes()
+        state = told.rpartition(b")")[2].split()
+        return state[0] in (b"Z", b"X") or bool(int(state[6]) & EXITING)
     except (OSError, ValueError, IndexError):
         return False
 

@@ -64,7 +64,7 @@ def test_what_was_meant_can_be_pasted(refused, line, meant):
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("train objective", "choose objective=chunk|"),
+        ("train objective", "choose objective=bootleg|chunk|"),
         ("train model/head", "choose model/head=tied|"),
         ("train ckpt_path", "ckpt_path=..."),
         ("train seed=", "the value is missing"),
@@ -126,8 +126,11 @@ def test_text_that_hydra_cannot_read_is_shown_quoted(value, why):
 WORDS = [
     ("seed=", "seed=: the value is missing; null unsets a setting"),
     ("=3", "=3: the key is missing"),
-    ("objective=null", "objective=null: choose one of chunk"),
-    ("objective=base", "objective=base: only for the others to inherit; choose one of chunk"),
+    ("objective=null", "objective=null: choose one of bootleg, chunk"),
+    (
+        "objective=base",
+        "objective=base: only for the others to inherit; choose one of bootleg, chunk",
+    ),
     ("quantization=base", "only for the others to inherit; choose one of int4"),
     ("+debug=null", "choose one of overfit, profiler, tiny, or leave this override out"),
     ("jepa/normalisation=null", "leave this override out; ~jepa/normalisation removes this part"),

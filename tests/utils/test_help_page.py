@@ -12,7 +12,7 @@ from jepa_lm.utils.help_page import EXAMPLES, WIDTH, page
 from jepa_lm.utils.paths import CONF
 from tests.conftest import REPO
 
-LONGEST = 60
+LONGEST = 64
 
 
 @pytest.mark.parametrize("command", EXAMPLES)
