@@ -29,6 +29,7 @@ from jepa_lm.utils.paths import objectives
 
 EXAMPLES = {
     "task_name": FREE,
+    "metric": FREE,
     "tags": FREE,
     "study.name": FREE,
     "paths.run_dir": FREE,
