@@ -217,7 +217,13 @@ def test_an_answer_is_judged_by_its_bytes_up_to_the_mark(tmp_path):
 def test_a_run_on_pairs(compose, tmp_path):
     words = (*REGEX, *TINY, "trainer.log_every_n_steps=1", "trainer.max_steps=4", "seed=4")
     pairs = ("objective=llm_jepa_pairs", "jepa.schedule.dropped=0.5")
-    train(compose("train", *words, *pairs, run_dir=tmp_path / "pairs"))
+    kept = ("checkpoint.every_n_steps=2", "checkpoint.keep=2")
+    train(compose("train", *words, *pairs, *kept, run_dir=tmp_path / "pairs"))
+    step = f"ckpt_path={tmp_path / 'pairs' / 'checkpoints' / 'step-2.ckpt'}"
+    train(compose("train", *words, *pairs, step, run_dir=tmp_path / "half"))
+    assert same(
+        state(tmp_path / "pairs"), state(tmp_path / "half")
+    )  # resumed, with its dropped steps
     assert metrics(tmp_path / "pairs", "jepa/weight") == [0, 4, 4, 0]
     assert all(0 < loss < 2 for loss in metrics(tmp_path / "pairs", "jepa/prediction"))
     val = summary(tmp_path / "pairs")["val"]
