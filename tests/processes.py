@@ -25,6 +25,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from lightning.fabric.utilities.rank_zero import _get_rank, rank_zero_only
+
 REPO = Path(__file__).resolve().parent.parent
 IMPORTED = (
     "jepa_lm.cli",
@@ -201,6 +203,7 @@ def _become(args: list[str], environment: dict[str, str], printed: str) -> NoRet
         os.close(file)
     os.environ.clear()
     os.environ.update(environment)
+    rank_zero_only.rank = _get_rank() or 0  # which Lightning read when it was imported
     sys.argv, code = args, 0
     try:
         if args[0].endswith(".py"):
