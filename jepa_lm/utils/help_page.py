@@ -12,6 +12,8 @@ from jepa_lm.utils.paths import CONF, called, options
 from jepa_lm.utils.quoting import shell
 
 WIDTH = 100
+NARROW = 14
+"""Of the column of groups: most names are shorter, and the lists beside it are long."""
 """Columns of the page."""
 ABOUT = {
     "train": (
@@ -84,14 +86,13 @@ def page(command: str) -> str:
     return "\n".join(
         [
             f"{start} [FLAG ...] [KEY=VALUE ...]",
-            "",
             *ABOUT[command],
             "",
             "Examples:",
             *_columns(examples),
             "",
             "Choices, as GROUP=OPTION (* by default; +GROUP=OPTION adds a part, ~GROUP removes one):",
-            *_columns(dict(_groups(command))),
+            *_columns(dict(_groups(command)), NARROW),
             "",
             "Flags:",
             *_columns(FLAGS),
@@ -100,12 +101,20 @@ def page(command: str) -> str:
     )
 
 
-def _columns(rows: dict[str, str]) -> Iterator[str]:
-    widest = max(map(len, rows)) + 4
+def _columns(rows: dict[str, str], most: int = WIDTH) -> Iterator[str]:
+    """Yield lines of two columns; a left side of over `most` characters shifts its own first line."""
+    widest = min(max(map(len, rows)), most) + 4
     for left, right in rows.items():
-        indent = " " * widest
-        lines = textwrap.wrap(right, WIDTH - widest, break_on_hyphens=False, break_long_words=False)
-        yield f"  {left}".ljust(widest) + f"\n{indent}".join(lines)
+        begins = f"  {left}".ljust(widest)
+        begins += " " * (2 * (not begins.endswith("  ")))
+        yield textwrap.fill(
+            right,
+            WIDTH,
+            initial_indent=begins,
+            subsequent_indent=" " * widest,
+            break_on_hyphens=False,
+            break_long_words=False,
+        )
 
 
 def _groups(command: str) -> Iterator[tuple[str, str]]:

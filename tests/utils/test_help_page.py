@@ -12,7 +12,7 @@ from jepa_lm.utils.help_page import EXAMPLES, WIDTH, page
 from jepa_lm.utils.paths import CONF
 from tests.conftest import REPO
 
-LONGEST = 64
+LONGEST = 60
 
 
 @pytest.mark.parametrize("command", EXAMPLES)
