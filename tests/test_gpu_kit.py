@@ -259,10 +259,13 @@ def test_a_profiler_that_fails_does_not_fail_the_run(monkeypatch):
 
 
 def run_forked(command, *, seconds, log, take):
-    """Do as `run_process`, which has its own tests, without a new Python or a limit for each step."""
+    """Do as `run_process`, which has own tests, without a new Python; a step over its time is an error."""
     assert command[:3] == [sys.executable, "-m", "benchmarks"]
     process = start("benchmarks", *command[3:])
-    out, err = process.communicate(1500)
+    try:
+        out, err = process.communicate(seconds)
+    finally:
+        process.kill()
     for text in out.splitlines():
         if (line := parsed(text)) is not None:
             take(line)
