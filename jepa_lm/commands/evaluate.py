@@ -154,9 +154,8 @@ def _result(
     }
     if (floor := text.val.floor) is not None:
         result |= {"floor": floor, "above_floor": score.nll - floor}
-    whole = (
-        score.bpb is not None and text.val.examples is None
-    )  # else only the bytes of answers count
+    # Of rows, only the bytes of answers count.
+    whole = score.bpb is not None and text.val.examples is None
     if settings["audit"] and whole:
         with busy("checking the byte count"):
             audited = audit_bytes(text.val.stream, text.val.tokenizer, text.val.text)

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 from collections.abc import Iterator
+from functools import cached_property
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -72,16 +73,21 @@ class PairFiles(PairSource):
         if "val" in self._files:
             found = self._files[split].lines(self._read)
         else:
-            file = self._files["train"]
-            pairs = sum(1 for _ in file.lines(self._read))
-            kept = pairs - max(1, round(self.val_fraction * pairs))
-            if kept < 1:
-                raise UserError(
-                    f"data.path={file.path}: holds {pairs} pairs, too few to hold out some for validation"
-                )
-            part = (0, kept) if split == "train" else (kept, pairs)
-            found = islice(file.lines(self._read), *part)
+            part = (0, self._kept) if split == "train" else (self._kept, None)
+            found = islice(self._files["train"].lines(self._read), *part)
         yield from islice(found, self.train_pairs if split == "train" else None)
+
+    @cached_property
+    def _kept(self) -> int:
+        """Number of pairs to train on, if the end of their file is held out."""
+        file = self._files["train"]
+        pairs = sum(1 for _ in file.lines(self._read))
+        kept = pairs - max(1, round(self.val_fraction * pairs))
+        if kept < 1:
+            raise UserError(
+                f"data.path={file.path}: holds {pairs} pairs, too few to hold out some for validation"
+            )
+        return kept
 
     def _read(self, line: bytes) -> Conversation:
         """Return the pair of a line.

@@ -171,9 +171,8 @@ class RowCorpus(ShardCorpus):
         if (trained := _trained(found)) is not None:
             fields["weights"] = (trained / share).astype(np.float32)
         floor = self.floor
-        if (
-            found.nats is not None
-        ):  # of these very rows: no chance of the sample is in the difference
+        if found.nats is not None:
+            # Of these very rows, so that no chance of the sample is in the difference.
             nats = found.nats if found.answer is None else found.nats[found.answer]
             floor = float(nats.mean(dtype=np.float64))
         return Rows(

@@ -68,10 +68,8 @@ class Displacements(Alignment):
         counts = same.sum(1, keepdim=True) >= FEWEST  # [B, 1]
         count = 3 if self.form == "triple" else 2
         chosen = scores.masked_fill(~same, -1.0).topk(count, dim=1).indices.sort(dim=1).values
-        before, after = (
-            context.float(),
-            target.float(),
-        )  # a difference of bfloat16 would lose digits
+        # A difference of bfloat16 would lose digits.
+        before, after = context.float(), target.float()
         if self.form == "triple":
             s, r, t = chosen.unbind(1)
             moved, ahead = _at(before, r) - _at(before, s), _at(after, t) - _at(after, r)

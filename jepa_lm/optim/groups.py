@@ -73,4 +73,4 @@ def complete(group: dict[str, Any]) -> dict[str, Any]:
 def _fast_dtype(params: list[Tensor]) -> str:
     """Return bfloat16 where the parameters' device has it; elsewhere float32 is several times faster."""
     device = params[0].device.type if params else "cpu"
-    return "bfloat16" if has_bfloat16("cuda" if device == "cuda" else "cpu") else "float32"
+    return "bfloat16" if has_bfloat16(device) else "float32"

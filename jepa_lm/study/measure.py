@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from jepa_lm.study.runs import Run
+from jepa_lm.study.statistics import MARGIN
 from jepa_lm.utils.metrics import LOSSES, METRICS, MetricName, Quantity
 
 Estimand = Literal["budget", "best"]
 FORMER_ESTIMANDS: dict[str, Estimand] = {"minimum": "best"}
 """Names that estimands had, in commands and in plans of earlier versions."""
-MARGINS = {True: 0.005, False: 0.01}
+MARGINS = {True: MARGIN, False: 0.01}
 """Largest difference that does not matter: of a loss in bits or nats, and of a share."""
 
 

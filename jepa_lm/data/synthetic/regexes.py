@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from functools import lru_cache
 from typing import Annotated
 
 import numpy as np
@@ -78,7 +79,8 @@ class RegexPairs(PairSource):
             yield [Turn(False, question.encode()), Turn(True, answer.encode())]
 
 
-def distinct(count: int, longest: int, seed: int) -> list[Said]:
+@lru_cache(maxsize=1)  # both splits are parts of it
+def distinct(count: int, longest: int, seed: int) -> tuple[Said, ...]:
     """Return that many pairs with different descriptions, of at most `longest` inputs each.
 
     Raises:
@@ -88,7 +90,7 @@ def distinct(count: int, longest: int, seed: int) -> list[Said]:
     found: dict[str, str] = {}
     for _ in range(MOST_DRAWS * count):
         if len(found) == count:
-            return list(found.items())
+            return tuple(found.items())
         question, answer = described(rng)
         if len(question) + len(answer) + 2 <= longest:
             found[question] = answer
