@@ -13,9 +13,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # for processes that tests start
 os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
-# Processes that tests start import the package in two thirds of the time if its bytecode is kept.
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-sys.dont_write_bytecode = False
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -69,6 +67,8 @@ VALUES = ("model.value_embedding.layers=[3,4]",)
 """Fewer blocks for a preset, and the ones of #1243 that read its value embedding: the last two."""
 OFFLINE = ("logger=wandb", "logger.wandb.offline=true")
 
+# Here and in processes that tests start, imports take two thirds of the time if bytecode is kept.
+sys.dont_write_bytecode = False
 torch.set_num_threads(1)
 schema.register()
 composing.keep_merged_files(pytest.MonkeyPatch())
@@ -87,6 +87,13 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     gc.freeze()  # a run collects garbage at its start; spare it everything already imported
     return folder
+
+
+@pytest.fixture(scope="module", autouse=True)
+def spared() -> None:
+    """Spare collections of garbage, which every run makes at its start, what earlier files have left."""
+    gc.collect(1)
+    gc.freeze()
 
 
 @pytest.fixture(scope="session", autouse=True)

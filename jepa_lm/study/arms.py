@@ -31,8 +31,9 @@ class ArmSpec:
 
     name: str
     role: str
-    """Its role in the argument: weight_0, none and control are baselines, placebo is the placebo, rival and
-    rival_equal_flops a loss on tokens to beat; any other word is only shown in the report."""
+    """Its role in the argument: weight_0, none and control are baselines, placebo is the placebo,
+    regularizers_only the objective without its prediction, rival and rival_equal_flops a loss on tokens; any
+    other word is only shown in the report."""
     says: str = ""
     set: list[str] = field(default_factory=list)
     """Overrides, placed last on the job's command line."""
@@ -45,6 +46,9 @@ class ArmSpec:
     """Numbers of the treatment's config that the arm multiplies; integers stay integers by rounding."""
     equal_flops: bool = False
     """Change `trainer.max_steps`, so that the arm spends the FLOPs of the treatment."""
+    gate: bool | None = None
+    """Whether the treatment must be better than this arm to help; null: if its role is placebo,
+    regularizers_only or rival."""
     seed_offset: int = 0
     """Number added to the seeds, for the same config with other random draws."""
     only: list[str] = field(default_factory=list)

@@ -27,7 +27,7 @@ from typing import NamedTuple
 
 from jepa_lm.study.arm_result import ArmResult
 from jepa_lm.study.results import Results, collect, judged
-from jepa_lm.study.verdict import numbers
+from jepa_lm.study.sentences import numbers
 from jepa_lm.utils.crash import command
 from jepa_lm.utils.errors import UserError, warn
 from jepa_lm.utils.files import write_json, write_text
@@ -186,9 +186,9 @@ def outcome(known: Known, results: Results) -> Outcome:
         (treatment,) = results.treatments
         word = "not comparable" if treatment.apart else treatment.word
         return Outcome(known, word, numbers(treatment.main.effect))
-    arms: tuple[ArmResult, ...] = results.arms[known.treatment], results.arms[known.against]
-    effects, word, _ = judged(arms[0], {"none": arms[1]})
-    return Outcome(known, word, numbers(effects["none"]))
+    arms: tuple[ArmResult, ArmResult] = results.arms[known.treatment], results.arms[known.against]
+    effect, word = judged(*arms)
+    return Outcome(known, word, numbers(effect))
 
 
 def report(folder: Path, outcomes: Sequence[Outcome]) -> Path:

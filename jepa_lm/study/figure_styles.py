@@ -10,7 +10,7 @@ from collections.abc import Iterable
 
 from jepa_lm.study.chart import INK, SERIES, Style
 from jepa_lm.study.results import Results
-from jepa_lm.study.verdict import BASELINES
+from jepa_lm.study.roles import BASELINES
 
 DASHES = ("8 3", "2 3", "9 3 2 3", "4 3", "14 4", "9 3 2 3 2 3", "1 5")
 """Dash patterns besides the solid line."""

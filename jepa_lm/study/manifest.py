@@ -57,6 +57,8 @@ class Comparison:
     """The control's role in the argument: weight_0, regularizers_only, prediction_only, placebo, ..."""
     differences: Mapping[str, tuple[Any, Any]] = field(default_factory=dict)
     """Keys of the resolved configs that differ, with the values of `against` and of `of`."""
+    gate: bool | None = None
+    """Whether the treatment must be better than this control to help; None: as its role says."""
 
 
 @dataclass(frozen=True)

@@ -24,7 +24,7 @@ from jepa_lm.study.manifest import Comparison, Group, Identity, Manifest
 from jepa_lm.study.measure import FORMER_ESTIMANDS, Estimand
 from jepa_lm.study.planner import Planner, slug
 from jepa_lm.study.request import NONE, SEED, Compose, Composed, Request
-from jepa_lm.study.verdict import BASELINES
+from jepa_lm.study.roles import BASELINES
 from jepa_lm.utils.config import check_type, unknown_key
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.metrics import MetricName
@@ -223,7 +223,7 @@ def _held_against(
             )
         else:
             found = _between(planner, treatment, group)
-            comparisons.append(Comparison(treatment.name, group.name, arm.role, found))
+            comparisons.append(Comparison(treatment.name, group.name, arm.role, found, arm.gate))
     return comparisons, identities
 
 

@@ -47,15 +47,19 @@ def _power(noncentrality: float, n: int, alpha: float = ALPHA) -> float:
 
 
 @cache
-def _noncentrality(n: int, alpha: float) -> float:
-    """Return the noncentrality at which n pairs have a power of `POWER`."""
-    highest = 10 * stats.t.isf(alpha / 2, n - 1)
-    return float(optimize.brentq(lambda nc: _power(nc, n, alpha) - POWER, 0.0, highest))
+def _noncentrality(n: int, alpha: float, wanted: float = POWER) -> float:
+    """Return the noncentrality at which n pairs have this power."""
+    highest = 10 * stats.t.isf(alpha / 2, n - 1) + 10
+    return float(optimize.brentq(lambda nc: _power(nc, n, alpha) - wanted, 0.0, highest))
 
 
-def smallest_effect(std: float, n: int, alpha: float) -> float:
-    """Return the true mean difference that n pairs find with a probability of `POWER`."""
-    return _noncentrality(n, alpha) * std / math.sqrt(n)
+def smallest_effect(std: float, n: int, alpha: float, tests: int = 1) -> float:
+    """Return the true mean difference that n pairs find in all of these tests with a probability of `POWER`.
+
+    By Bonferroni's bound on what the tests miss together, so with several of them the probability is higher.
+    """
+    missed = (1 - POWER) / tests
+    return _noncentrality(n, alpha, 1 - missed) * std / math.sqrt(n)
 
 
 def seeds_needed(mean: float, std: float, alpha: float) -> int | None:

@@ -14,6 +14,7 @@ from jepa_lm.study.chart import Style
 from jepa_lm.study.figure_styles import styles
 from jepa_lm.study.results import Results, Treatment, collect
 from jepa_lm.study.sections import sections
+from jepa_lm.study.sentences import p_value
 from jepa_lm.study.templates import TIED, environment
 from jepa_lm.utils.errors import warn
 from jepa_lm.utils.files import write_text
@@ -27,6 +28,8 @@ MOST_SHOWN = 6
 """Largest number of small figures, or of rows of a second table, that such a page shows unfolded."""
 SHOWN_FIRST = 8
 """Number of settings shown beside a verdict; the others are further down the page."""
+NORMALITY = 6
+"""Number of seeds from which on a test without the assumption of normality can reach p < 0.05."""
 NOT_COMPARABLE = "not comparable"
 IF_COMPARABLE = "If the arms were comparable, the scores would say: "
 OUTCOMES = {
@@ -155,10 +158,19 @@ def _card(treatment: Treatment, look: dict[str, Style], alone: bool) -> dict[str
 
 
 def _numbers(treatment: Treatment) -> list[str]:
-    """Return what the verdict's sentence leaves out: the cost."""
+    """Return what the verdict's sentence leaves out: the correction, and the cost."""
+    adjusted = treatment.adjusted
+    corrected = (
+        [
+            f"After Holm's correction over {adjusted.treatments} treatments: {p_value(adjusted.difference)}."
+        ]
+        if adjusted and adjusted.treatments > 1 and adjusted.difference is not None
+        else []
+    )
     ratios = tables.cost_ratios(treatment.arm, treatment.main.control)
     told = ", ".join(f"{words.ratio(ratio)} times the {name}" for name, ratio in ratios.items())
-    return [f"Cost relative to the control: {told}."] if told else []
+    cost = [f"Cost relative to the control: {told}."] if told else []
+    return [*corrected, *cost]
 
 
 def _notices(results: Results) -> list[str]:
@@ -170,8 +182,15 @@ def _notices(results: Results) -> list[str]:
         said.append(f"Without a score, and listed only under the failures: {runs}.")
     if len(results.treatments) > 1:
         said.append(
-            f"Each of {len(results.treatments)} treatments may look good by chance: p-values are corrected "
-            "for the number of controls of a treatment, not for the number of treatments."
+            f"Each of {len(results.treatments)} treatments may look good by chance, so Holm's correction "
+            "goes over them: a verdict's p is the largest of its tests, times up to the number of treatments."
+        )
+    tested = [t.main.effect for t in results.treatments if t.main.effect.p_flips is not None]
+    seeds = min((e.n for e in tested if e.solved is None), default=NORMALITY)
+    if seeds < NORMALITY:
+        said.append(
+            f"With {seeds} seeds, verdicts rest on differences being normal: without that assumption, by "
+            f"flipping signs, no p can be below {2.0 ** (1 - seeds):.2g}."
         )
     return said
 

@@ -7,10 +7,10 @@ sweep that made them. Unfinished runs appear in the list of failures and nowhere
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 from urllib.parse import quote
 
 from jepa_lm.study import manifest, statistics
@@ -25,12 +25,14 @@ from jepa_lm.study.against_plan import (
 from jepa_lm.study.arm_result import ArmResult, arm_of
 from jepa_lm.study.cautions import together
 from jepa_lm.study.comparable import apart
+from jepa_lm.study.family import Adjusted, adjust
 from jepa_lm.study.manifest import Comparison, Identity, Manifest
 from jepa_lm.study.measure import Measure, measure_for, other_grids
+from jepa_lm.study.roles import BASELINES, EQUAL_FLOPS, GATES
 from jepa_lm.study.runs import Run
 from jepa_lm.study.statistics import Effect
 from jepa_lm.study.trained import too_little
-from jepa_lm.study.verdict import BASELINES, EQUAL_FLOPS, verdict
+from jepa_lm.study.verdict import baseline_of, claim, verdict
 from jepa_lm.utils.paths import PAGE_FILE
 
 BUDGET = ("trainer.max_steps", "trainer.max_time")
@@ -46,6 +48,8 @@ class Against:
     control: ArmResult
     effect: Effect
     """Effect over the seeds that finished on both sides."""
+    gate: bool = False
+    """Whether the treatment must be better than this control to help."""
 
 
 def role_of(against: Against) -> str:
@@ -66,6 +70,8 @@ class Treatment:
     """Why the arms are not comparable; empty when they are."""
     not_applicable: Mapping[str, str]
     """Why controls do not apply, by control."""
+    adjusted: Adjusted | None = None
+    """What its scores claim, corrected for the other treatments; None without a baseline."""
 
     @property
     def main(self) -> Against:
@@ -116,9 +122,7 @@ def collect(folder: Path) -> Results:
     runs = {job.folder: Run(folder / job.folder) for job in plan.jobs}
     measure = measure_for(plan.metric, plan.estimand, runs.values())
     arms = {group.name: arm_of(folder, group, measure) for group in plan.groups}
-    treatments = tuple(
-        _treatment(plan, arms, name) for name in dict.fromkeys(c.of for c in plan.comparisons)
-    )
+    treatments = tuple(_treatments(plan, arms))
     by_arm = {arm.name: arm.runs for arm in arms.values()}
     everything = {name: list(found.values()) for name, found in by_arm.items()}
     identities = tuple((i, identity_in_words(folder, i)) for i in plan.identities)
@@ -141,28 +145,68 @@ def collect(folder: Path) -> Results:
     )
 
 
-def _treatment(plan: Manifest, arms: Mapping[str, ArmResult], name: str) -> Treatment:
-    """Compare one group with all of its controls."""
-    compared = _by_role(arms[name], [c for c in plan.comparisons if c.of == name], arms)
-    controls = {role: arms[c.against] for role, c in compared.items()}
-    effects, word, sentence = judged(arms[name], controls)
-    against = tuple(Against(c, controls[role], effects[role]) for role, c in compared.items())
-    known = {
-        arm.name: list(arm.runs.values()) for arm in (arms[name], *(a.control for a in against))
+def _treatments(plan: Manifest, arms: Mapping[str, ArmResult]) -> Iterator[Treatment]:
+    """Compare every treatment with its controls, then judge them as one family."""
+    names = dict.fromkeys(c.of for c in plan.comparisons)
+    drafts = {
+        name: _compared(arms[name], [c for c in plan.comparisons if c.of == name], arms)
+        for name in names
     }
-    other = {c.against for c in compared.values() if _budgeted(c)}
-    longer = {c.against for c in compared.values() if c.role == EQUAL_FLOPS}
-    return Treatment(
-        arm=arms[name],
-        against=against,
-        word=word,
-        sentence=sentence,
-        apart=(
-            *apart(known, plan.match, other),
-            *other_grids(((k, v) for k, v in known.items() if k not in longer), arms[name].measure),
-        ),
-        not_applicable=plan.not_applicable.get(name, {}),
+    adjusted = adjust(
+        {
+            name: claim(found.effects, found.gates)
+            for name, found in drafts.items()
+            if not found.effects.keys().isdisjoint(BASELINES)
+        }
     )
+    for name, found in drafts.items():
+        word, sentence = _judged(arms[name], found, adjusted.get(name))
+        known = {
+            arm.name: list(arm.runs.values()) for arm in (arms[name], *found.controls.values())
+        }
+        other = {c.against for c in found.by_role.values() if _budgeted(c)}
+        longer = {c.against for c in found.by_role.values() if c.role == EQUAL_FLOPS}
+        yield Treatment(
+            arm=arms[name],
+            against=tuple(
+                Against(c, found.controls[role], found.effects[role], role in found.gates)
+                for role, c in found.by_role.items()
+            ),
+            word=word,
+            sentence=sentence,
+            apart=(
+                *apart(known, plan.match, other),
+                *other_grids(
+                    ((k, v) for k, v in known.items() if k not in longer), arms[name].measure
+                ),
+            ),
+            not_applicable=plan.not_applicable.get(name, {}),
+            adjusted=adjusted.get(name),
+        )
+
+
+class _Compared(NamedTuple):
+    """A treatment's comparisons by the role of the control."""
+
+    by_role: Mapping[str, Comparison]
+    controls: Mapping[str, ArmResult]
+    effects: Mapping[str, Effect]
+    gates: tuple[str, ...]
+
+
+def _compared(
+    treatment: ArmResult, comparisons: Sequence[Comparison], arms: Mapping[str, ArmResult]
+) -> _Compared:
+    by_role = _by_role(treatment, comparisons, arms)
+    controls = {role: arms[c.against] for role, c in by_role.items()}
+    effects = {role: effect_of(treatment, control) for role, control in controls.items()}
+    gates = tuple(role for role, c in by_role.items() if is_gate(c))
+    return _Compared(by_role, controls, effects, gates)
+
+
+def is_gate(comparison: Comparison) -> bool:
+    """Return whether a treatment must be better than this control to help."""
+    return comparison.role in GATES if comparison.gate is None else comparison.gate
 
 
 def _by_role(
@@ -170,8 +214,7 @@ def _by_role(
 ) -> dict[str, Comparison]:
     """Return the comparisons by role, with only the nearest baseline of each role.
 
-    In a sweep over several objectives, weight 0 of another objective is the same model again and would only
-    make Holm's correction stricter.
+    In a sweep over several objectives, weight 0 of another objective is the same model again.
     """
 
     def near(comparison: Comparison) -> int:
@@ -194,7 +237,7 @@ def _budgeted(comparison: Comparison) -> bool:
 
 
 def effect_of(treatment: ArmResult, control: ArmResult, **options: Any) -> Effect:
-    """Return the effect under the treatment's measure, before Holm's correction.
+    """Return the effect under the treatment's measure.
 
     Args:
         options: more arguments of `statistics.effect`.
@@ -213,17 +256,22 @@ def effect_of(treatment: ArmResult, control: ArmResult, **options: Any) -> Effec
     )
 
 
-def judged(
-    treatment: ArmResult, controls: Mapping[str, ArmResult]
-) -> tuple[Mapping[str, Effect], str, str]:
-    """Return effects by role, and the verdict's word and sentence; statistics are computed only here."""
-    effects = statistics.holm({role: effect_of(treatment, c) for role, c in controls.items()})
+def judged(treatment: ArmResult, baseline: ArmResult) -> tuple[Effect, str]:
+    """Return the difference of two arms, and the verdict's word on it alone."""
+    effect = effect_of(treatment, baseline)
+    found = _Compared({}, {"none": baseline}, {"none": effect}, ())
+    return effect, _judged(treatment, found, None)[0]
+
+
+def _judged(treatment: ArmResult, found: _Compared, adjusted: Adjusted | None) -> tuple[str, str]:
+    """Return the verdict's word and sentence."""
+    effects = found.effects
     if effects.keys().isdisjoint(BASELINES):
-        return effects, NO_VERDICT, "It was not compared with weight 0, so there is no verdict."
-    role = next(role for role in BASELINES if role in effects)
-    runs = (*treatment.runs.values(), *controls[role].runs.values())
+        return NO_VERDICT, "It was not compared with weight 0, so there is no verdict."
+    role = baseline_of(effects)
+    runs = (*treatment.runs.values(), *found.controls[role].runs.values())
     # How a loss falls says nothing about a share.
     margin = effects[role].margin if treatment.measure.is_loss else math.inf
     short = too_little(runs, margin, effects[role].unit)
-    said = verdict(effects, too_little=short)
-    return effects, said.word, said.sentence
+    said = verdict(effects, found.gates, adjusted, too_little=short)
+    return said.word, said.sentence

@@ -106,10 +106,10 @@ def _effects(results: Results) -> Section:
     measure = results.measure
     judged = (
         f"Seeds whose share is above {100 * SOLVED:.0f} % are counted as solved, and verdicts go by Fisher's "
-        "exact test of the counts, one-sided, after Holm. "
+        "exact test of the counts, one-sided. "
         if measure.quantity.bimodal
-        else "Each interval is for one comparison alone; verdicts go by p after Holm, and the smallest "
-        "detectable difference and the seeds needed are computed with Holm's correction. "
+        else "Each interval is for one comparison alone. To help, a treatment must be better than its "
+        "baseline and than every gate, each at p < 0.05; the other arms have no say. "
     )
     return Section(
         "Differences",

@@ -1,16 +1,10 @@
-"""Statistics of a difference of scores over seeds: paired tests, intervals, Holm; power is in `power`.
+"""The statistics of a difference of scores over seeds; the tests are in `paired`, power is in `power`.
 
 Both sides of a comparison are trained with the same seeds, so they share the data and the random draws of
-a seed; the tests use d_i = treatment_i - control_i, in which the shared part cancels. With m the mean of
-n differences and s their standard deviation (n - 1 in the denominator):
-
-    paired t-test   t = m sqrt(n) / s, Student with n - 1 degrees of freedom
-    equivalence     the larger p of the one-sided tests of m < margin and m > -margin (Schuirmann 1987)
-    Holm            p of rank i among k, smallest first, times k - i + 1, kept in order (Holm 1979)
-
-A negative difference is a gain, or a positive one where larger is better. Student's t assumes that the
-differences are normal; a handful of seeds cannot show whether they are. Where a run solves about all rows or
-about none, they are not, and `jepa_lm.study.solved` counts seeds instead.
+a seed; the tests use d_i = treatment_i - control_i, in which the shared part cancels. A negative difference
+is a gain, or a positive one where larger is better. Student's t assumes that the differences are normal; a
+handful of seeds cannot show whether they are. Where a run solves about all rows or about none, they are not,
+and `jepa_lm.study.solved` counts seeds instead.
 """
 
 from __future__ import annotations
@@ -18,12 +12,20 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
 
 import numpy as np
 from scipy import stats
 
-from jepa_lm.study.power import ALPHA, MINIMUM_PAIRS, seeds_needed, smallest_effect
+from jepa_lm.study.paired import (
+    below_test,
+    bootstrap_interval,
+    equivalence_test,
+    paired_test,
+    sign_flip_test,
+    t_interval,
+    tail_test,
+)
+from jepa_lm.study.power import ALPHA, MINIMUM_PAIRS, seeds_needed
 from jepa_lm.study.solved import SolvedSeeds, solved_seeds
 
 MARGIN = 0.005
@@ -32,6 +34,9 @@ RULE_NATS = 0.005
 """Nats per token by which a record of the challenge must be beaten..."""
 RULE_ALPHA = 0.01
 """...at this level."""
+TAIL = 4
+"""Factor on the p of the tail test: so five exponential differences at the margin are called equal in 5 % of
+studies."""
 
 
 @dataclass(frozen=True)
@@ -64,20 +69,21 @@ class Effect:
     """95 % interval of the mean, from resampling; too narrow for few seeds, see `bootstrap_interval`."""
     p_paired: float | None = None
     """Two-sided, H0: the mean is 0."""
-    p_holm: float | None = None
-    """`p` corrected for the other comparisons; None until `holm` fills it in, which also computes
-    `smallest_effect` and `seeds_needed` at the level of its strictest step."""
+    p_flips: float | None = None
+    """Two-sided by sign flips, H0: the differences are symmetric about 0."""
     p_welch: float | None = None
     """Two-sided and unpaired, over every seed of each side; H0: both have the same mean."""
     p_rule: float | None = None
     """One-sided, H0: the gain is `RULE_NATS` per token or less."""
+    p_rule_harm: float | None = None
+    """One-sided, H0: the harm is `RULE_NATS` per token or less."""
     p_equivalent: float | None = None
     """H0: the mean is outside +-margin."""
-    smallest_effect: float | None = None
-    """Mean difference that this many seeds with this spread would find in 8 studies of 10."""
+    p_tail: float | None = None
+    """The same, allowing for a long tail on one side."""
     seeds_needed: int | None = None
     """Pairs that would find the observed mean in 8 studies of 10, at least `MINIMUM_PAIRS`; None above
-    `MOST_SEEDS`. Both numbers depend on the observed spread, which few seeds estimate poorly."""
+    `MOST_SEEDS`. It depends on the observed spread, which few seeds estimate poorly."""
 
     @property
     def n(self) -> int:
@@ -86,8 +92,20 @@ class Effect:
 
     @property
     def p(self) -> float | None:
-        """p of the test that decides, before `holm`."""
+        """p of the test that decides."""
         return self.p_paired if self.solved is None else self.p_fisher
+
+    @property
+    def meets_rule(self) -> bool:
+        """Whether the gain or the harm is so large that the challenge would take it for real."""
+        return any(p is not None and p < RULE_ALPHA for p in (self.p_rule, self.p_rule_harm))
+
+    @property
+    def p_same(self) -> float | None:
+        """p of the two tests that both must call the sides equal."""
+        if self.p_equivalent is None or self.p_tail is None:
+            return None
+        return max(self.p_equivalent, min(1.0, TAIL * self.p_tail))
 
     @property
     def gains(self) -> bool:
@@ -150,13 +168,15 @@ def effect(
         mean_nats=float(nats.mean()) if len(nats) else None,
         p_welch=_welch(treatment, control),
         p_rule=_rule(nats),
+        p_rule_harm=_rule(-nats),
     )
     if bimodal:
         counts = solved_seeds(treatment.values(), control.values())
         return replace(found, p_welch=None, solved=counts, p_fisher=counts.p)
     if n > 1 and found.identical:
         none = (0.0, 0.0)
-        return replace(found, interval=none, bootstrap=none, p_paired=1.0, p_equivalent=0.0)
+        found = replace(found, interval=none, bootstrap=none, p_paired=1.0, p_flips=1.0)
+        return replace(found, p_equivalent=0.0, p_tail=0.0)
     if not found.std or found.mean is None:
         return found
     low, high = t_interval(differences)
@@ -165,84 +185,11 @@ def effect(
         interval=(float(low), float(high)),
         bootstrap=bootstrap_interval(differences, resamples) if n >= MINIMUM_PAIRS else None,
         p_paired=float(paired_test(differences)),
+        p_flips=sign_flip_test(differences),
         p_equivalent=float(equivalence_test(differences, margin)),
-        **_prospects(found, ALPHA),
+        p_tail=float(tail_test(differences, margin)),
+        seeds_needed=seeds_needed(found.mean, found.std, ALPHA),
     )
-
-
-def paired_test(differences: np.ndarray) -> np.ndarray:
-    """Two-sided p, H0: the mean is 0; differences [..., n], p [...]."""
-    mean, error, freedom = _mean_and_error(differences)
-    return 2 * stats.t.sf(np.abs(mean / error), freedom)
-
-
-def below_test(differences: np.ndarray, bound: float) -> np.ndarray:
-    """One-sided p, H0: the mean is `bound` or more; differences [..., n], p [...]."""
-    mean, error, freedom = _mean_and_error(differences)
-    return stats.t.cdf((mean - bound) / error, freedom)
-
-
-def equivalence_test(differences: np.ndarray, margin: float) -> np.ndarray:
-    """Larger p of two one-sided tests, H0: the mean is at +-margin or outside; [..., n] to [...]."""
-    return np.maximum(below_test(differences, margin), below_test(-differences, margin))
-
-
-def t_interval(differences: np.ndarray) -> np.ndarray:
-    """Student's 95 % interval of the mean; differences [..., n], low and high [2, ...]."""
-    mean, error, freedom = _mean_and_error(differences)
-    half = stats.t.isf(ALPHA / 2, freedom) * error
-    return np.stack([mean - half, mean + half])
-
-
-def _mean_and_error(differences: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
-    """Return the mean, its standard error, and the degrees of freedom."""
-    n = differences.shape[-1]
-    error = differences.std(axis=-1, ddof=1) / math.sqrt(n)
-    return differences.mean(axis=-1), error, n - 1
-
-
-def bootstrap_interval(differences: np.ndarray, resamples: int) -> tuple[float, float] | None:
-    """Percentile bootstrap interval (95 %) of the mean of differences [n]; deterministic.
-
-    Percentile rather than BCa (Efron 1987): a mean has no bias to correct, and BCa would estimate the
-    skewness from a handful of values, which is noise. No bootstrap can see beyond the observed values: for
-    normal differences this one covers about 72 % at n = 3, 84 % at 5 and 90 % at 10. It shows whether
-    Student's interval depends on the shape of the differences; verdicts do not use it.
-    """
-    if not resamples:
-        return None
-    # Sorted, so that the names and the order of the seeds do not matter.
-    drawn = np.random.default_rng(0).integers(len(differences), size=(resamples, len(differences)))
-    means = np.sort(differences)[drawn].mean(axis=-1)
-    low, high = np.quantile(means, [ALPHA / 2, 1 - ALPHA / 2])
-    return float(low), float(high)
-
-
-def holm(effects: Mapping[str, Effect]) -> dict[str, Effect]:
-    """Fill in `p_holm` by Holm's step-down over the comparisons that have a p.
-
-    `smallest_effect` and `seeds_needed` use the strictest level, ALPHA / comparisons.
-    """
-    order = sorted((e.p, name) for name, e in effects.items() if e.p is not None)
-    adjusted: dict[str, float] = {}
-    largest = 0.0
-    for rank, (p, name) in enumerate(order):
-        largest = max(largest, min(1.0, p * (len(order) - rank)))
-        adjusted[name] = largest
-    return {
-        name: replace(e, p_holm=adjusted.get(name), **_prospects(e, ALPHA / max(len(order), 1)))
-        for name, e in effects.items()
-    }
-
-
-def _prospects(found: Effect, alpha: float) -> dict[str, Any]:
-    """Return `smallest_effect` and `seeds_needed` for tests at this level."""
-    if not found.std or found.mean is None or found.solved is not None:
-        return {}
-    return {
-        "smallest_effect": smallest_effect(found.std, found.n, alpha),
-        "seeds_needed": seeds_needed(found.mean, found.std, alpha),
-    }
 
 
 def _pairs(

@@ -29,7 +29,7 @@ FEW = 6
 
 
 def _seeds_needed(effect: Effect) -> str:
-    if effect.seeds_needed is None and effect.smallest_effect is not None:
+    if effect.seeds_needed is None and effect.std:
         return f"> {MOST_SEEDS:,}"
     return words.count(effect.seeds_needed)
 
@@ -42,11 +42,11 @@ EFFECT: dict[str, Callable[[Effect], str]] = {
     "95 % interval": lambda e: words.between(e.interval, words.signed),
     "95 % bootstrap": lambda e: words.between(e.bootstrap, words.signed),
     "p, paired t-test": lambda e: words.probability(e.p_paired),
-    "p after Holm": lambda e: words.probability(e.p_holm),
+    "p, sign flips": lambda e: words.probability(e.p_flips),
     "p, Welch's test": lambda e: words.probability(e.p_welch),
     RULE: lambda e: words.probability(e.p_rule),
     "p of equivalence": lambda e: words.probability(e.p_equivalent),
-    "smallest detectable difference, BPB": lambda e: words.score(e.smallest_effect),
+    "p of equivalence, long tails": lambda e: words.probability(e.p_tail),
     "seeds needed for what was seen": _seeds_needed,
 }
 """Columns of a comparison: heads and formatted numbers."""
@@ -54,7 +54,6 @@ COUNTED: dict[str, Callable[[Effect], str]] = {
     "seeds solved": lambda e: "{} of {}".format(*e.solved[:2]) if e.solved else NOTHING,
     "by the control": lambda e: "{} of {}".format(*e.solved[2:]) if e.solved else NOTHING,
     "p, Fisher's exact test": lambda e: words.probability(e.p_fisher),
-    "p after Holm": EFFECT["p after Holm"],
     "mean difference, BPB": EFFECT["mean difference, BPB"],
 }
 """The same where seeds that solved their task are counted."""
@@ -130,7 +129,7 @@ def effects(treatments: Sequence[Treatment]) -> Table:
         (
             treatment.arm.name,
             against.control.name,
-            role_of(against),
+            f"{role_of(against)}{', gate' if against.gate else ''}",
             *(say(against.effect) for say in shown.values()),
         )
         for treatment, against in compared

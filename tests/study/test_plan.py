@@ -2,18 +2,25 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.study.arms import ArmSpec, below, check_declared, differences
 from jepa_lm.study.planner import slug
+from jepa_lm.study.results import is_gate
+from jepa_lm.study.roles import BASELINES
 from jepa_lm.training.flops import flops_per_token
 from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.utils.config import resolve
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.nested import flat
 from jepa_lm.utils.provenance import config_hash
+from tests.conftest import REPO
 from tests.study.conftest import WITHOUT_OTHERS
+
+DOCS = REPO / "docs"
 
 PUBLISHED = ("as_published", "record_script")
 """Arms of patch, whose predictor is in no group of the optimizer."""
@@ -325,3 +332,36 @@ def test_weights_of_token_losses_are_swept_like_those_of_latent_ones(plan):
     refused = plan("-m", "objective=mtp,top", "jepa.weight=0.1,0.2")
     assert refused.code == 2
     assert "jepa.weight=0.1,0.2: objective=mtp,top has no loss to weigh" in refused.error
+
+
+def documented_gates() -> dict[str, tuple[str, set[str]]]:
+    """Return baseline and gates of each objective as docs/studies.md has them."""
+    text = (DOCS / "studies.md").read_text(encoding="utf-8")
+    table = text.partition("| objective | baseline | gates |")[2].partition("\n\n")[0]
+    found = {}
+    for row in table.splitlines()[2:]:
+        objectives, baseline, gates = (
+            re.findall("`([^`]+)`", cell) for cell in row.split("|")[1:4]
+        )
+        found |= dict.fromkeys(objectives, (baseline[0], set(gates)))
+    return found
+
+
+@pytest.mark.slow
+def test_the_documentation_knows_baseline_and_gates_of_every_objective(plan):
+    known = documented_gates()
+    left_out = ("prediction_only", "rival_sequential_equal_flops", "rival_masked_equal_flops")
+    few = [f"study.arms.{arm}=null" for arm in left_out]
+    done = plan("study=ablation", f"objective={','.join(known)}", "seed=1", *few)
+    assert done.code == 0, done.error
+    found = {}
+    for name in known:
+        of = [c for c in done.plan.comparisons if c.of == f"objective-{name}/treatment"]
+        baseline = next(c for role in BASELINES for c in of if c.role == role)
+        gates = {arm_of(c.against) for c in of if is_gate(c)}
+        found[name] = (arm_of(baseline.against), gates)
+    assert found == known
+
+
+def arm_of(group: str) -> str:
+    return group.rpartition("/")[2]

@@ -1,0 +1,27 @@
+"""Roles of controls in the argument that an objective helps, as `study.arms.NAME.role` names them."""
+
+from __future__ import annotations
+
+BASELINES = {"weight_0": "weight 0", "none": "cross entropy alone", "control": "its control"}
+"""Roles that can be the baseline, in order of preference, with their names in sentences."""
+PLACEBO = "placebo"
+EQUAL_FLOPS = "rival_equal_flops"
+RIVALS = {"rival": "at equal steps", EQUAL_FLOPS: "at equal FLOPs"}
+"""Roles of a loss on tokens that reads the same, with what the comparison keeps equal."""
+GATES = (PLACEBO, "regularizers_only", "rival")
+"""Roles that a treatment must be better than to help, unless an arm says otherwise."""
+NAMES = {
+    PLACEBO: "the placebo",
+    "regularizers_only": "its regularizers alone",
+    "rival": "its rival in token space",
+    EQUAL_FLOPS: "its rival in token space at equal FLOPs",
+    "no_module": "a model without the module",
+}
+"""Names of other controls in sentences."""
+
+
+def named(role: str) -> str:
+    """Return the name of a control in a sentence; that of a further one has more words after the role."""
+    first, space, more = role.partition(" ")
+    known = NAMES.get(first, first.replace("_", " "))
+    return f"{known}{space}{more}"

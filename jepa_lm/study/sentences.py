@@ -1,0 +1,127 @@
+"""The sentences of a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from jepa_lm.study.family import Adjusted
+from jepa_lm.study.power import ALPHA, MINIMUM_PAIRS, MOST_SEEDS, smallest_effect
+from jepa_lm.study.roles import PLACEBO
+from jepa_lm.study.statistics import RULE_ALPHA, RULE_NATS, Effect
+
+UNSHOWN = {
+    PLACEBO: "so the gain is not shown to come from the predicted latents",
+    "regularizers_only": "so the gain may come from the regularizers",
+}
+"""What follows if the treatment is not better than a gate, by its role."""
+
+
+def numbers(effect: Effect) -> str:
+    """Return mean, interval, number of pairs and p, or counts of solved seeds and p, as a phrase."""
+    parts = []
+    if effect.solved is not None:
+        parts.append("solved by {} of {} seeds against {} of {}".format(*effect.solved))
+    elif effect.mean is not None:
+        parts.append(f"{effect.mean:+.4f} {effect.unit}")
+    if effect.interval is not None:
+        parts.append("95 % interval {:+.4f} to {:+.4f}".format(*effect.interval))
+    if effect.solved is None:
+        parts.append(f"n = {effect.n}")
+    if effect.p is not None:
+        parts.append(
+            p_value(effect.p) + ("" if effect.solved is None else " by Fisher's one-sided test")
+        )
+    return ", ".join(parts)
+
+
+def rival(effect: Effect, standing: str, equal: str) -> str:
+    """Say whether a treatment beats its rival, given its standing against it."""
+    why = {
+        "better": "",
+        "worse": "it is worse",
+        "equivalent": f"within {effect.margin:g} {effect.unit}",
+        "open": "no difference is shown",
+        "too few": "too few seeds to say",
+    }[standing]
+    if not why:
+        return f"Beats its rival in token space {equal}: {numbers(effect)}."
+    return f"Does not beat its rival in token space {equal} ({why}): {numbers(effect)}."
+
+
+def rule(effect: Effect) -> str:
+    """Say whether the challenge's rule is met; empty if nats per token are unknown."""
+    p, side = (effect.p_rule, "better") if effect.gains else (effect.p_rule_harm, "worse")
+    if p is None or effect.mean_nats is None:
+        return ""
+    word = "met" if p < RULE_ALPHA else "not met"
+    return (
+        f"The challenge's rule ({RULE_NATS:g} nats per token {side} at p < {RULE_ALPHA:g}) is {word}: "
+        f"{effect.mean_nats:+.4f} nats, {p_value(p)}."
+    )
+
+
+def chance(effect: Effect, name: str, adjusted: Adjusted) -> str:
+    """Say that a difference does not stand out among the treatments of a study."""
+    assert adjusted.difference is not None
+    side = "Better" if effect.gains else "Worse"
+    return (
+        f"{side} than {name} by itself: {numbers(effect)}. But one of {adjusted.treatments} treatments "
+        f"may look so by chance: {p_value(adjusted.difference)} after Holm."
+    )
+
+
+def too_few(effect: Effect, name: str) -> str:
+    """Say why nothing can be tested."""
+    if effect.n < MINIMUM_PAIRS:
+        return (
+            f"Too few seeds to compare with {name}: {numbers(effect)}; at least {MINIMUM_PAIRS} pairs are "
+            "needed."
+        )
+    return (
+        f"Nothing to test against {name}: all {effect.n} seeds differ by exactly {effect.mean:+.3g} "
+        f"{effect.unit}, so seeds change nothing and count as one."
+    )
+
+
+def equivalent(effect: Effect, name: str, alpha: float) -> str:
+    """Say that the difference is within the margin."""
+    if effect.identical:
+        return f"The scores equal those of {name} to the last digit for each of {effect.n} seeds."
+    assert effect.p_same is not None
+    text = (
+        f"Within {effect.margin:g} {effect.unit} of {name} (equivalence test {p_value(effect.p_same)}): "
+        f"{numbers(effect)}."
+    )
+    if effect.p is not None and effect.p < alpha:
+        text += " The difference is real, but smaller than the margin that counts as equal."
+    return text
+
+
+def undecided(effect: Effect, name: str, gates: Sequence[Effect], treatments: int) -> str:
+    """Say that nothing is shown, and what baseline and gates together would have shown.
+
+    Args:
+        effect: against the baseline. gates: the same against the other controls with a say.
+        treatments: number over which p-values are corrected.
+    """
+    if effect.solved is not None:
+        enough = effect.solved.enough
+        would = "no count" if enough is None else f"{enough} of {effect.solved.of}"
+        return (
+            f"No difference from {name} is shown: {numbers(effect)}. With this many seeds, {would} would "
+            "have shown a gain."
+        )
+    asked = [(e.std, e.n) for e in (effect, *gates) if e.std and e.n >= MINIMUM_PAIRS]
+    level = ALPHA / treatments
+    smallest = max(smallest_effect(std, n, level, len(asked)) for std, n in asked)
+    what = "a difference" if len(asked) == 1 else f"a gain on all {len(asked)} controls with a say"
+    needed = effect.seeds_needed or f"more than {MOST_SEEDS}"
+    return (
+        f"No difference from {name} is shown: {numbers(effect)}. With this many seeds, 8 studies of 10 would "
+        f"find {what} of {smallest:.4f} {effect.unit}; to find the one seen here would take {needed} seeds."
+    )
+
+
+def p_value(p: float) -> str:
+    """Return a p-value with its name."""
+    return "p < 0.0001" if p < 1e-4 else f"p = {p:.2g}"
