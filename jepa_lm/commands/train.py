@@ -39,7 +39,7 @@ from jepa_lm.training.trainer import make_trainer, quiet_lightning
 from jepa_lm.utils.collectives import maximum
 from jepa_lm.utils.compiling import compiles
 from jepa_lm.utils.config import build, check, resolve
-from jepa_lm.utils.errors import in_words, warn
+from jepa_lm.utils.errors import cause_of, in_words, warn
 from jepa_lm.utils.files import write_json
 from jepa_lm.utils.going_on import OVERRIDES
 from jepa_lm.utils.memory import PeakMemory
@@ -176,7 +176,7 @@ def _recorded(trainer: pl.Trainer, record: Record) -> Iterator[None]:
         yield
     except Exception as error:
         if trainer.is_global_zero:
-            record.fail(in_words(error), trainer.global_step)
+            record.fail(in_words(error), cause_of(error), trainer.global_step)
         if isinstance(error, OSError):
             raise record.explain(error) from error
         raise

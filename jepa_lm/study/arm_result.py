@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,6 +16,10 @@ from jepa_lm.study.measure import Measure
 from jepa_lm.study.runs import Run
 from jepa_lm.study.statistics import t_interval
 from jepa_lm.utils.nested import flat
+from jepa_lm.utils.quoting import one_line
+
+MOST_TOLD = 120
+"""Characters of the reason why a run has no score."""
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,8 @@ class ArmResult:
     runs: Mapping[str, Run]
     """By seed."""
     measure: Measure = field(default_factory=Measure)
+    failed: Mapping[str, str] = field(default_factory=dict)
+    """Why runs have no score, by seed, if that is not the machine's doing."""
 
     @property
     def name(self) -> str:
@@ -62,6 +68,10 @@ class ArmResult:
         found = {seed: self.measure.nats(run) for seed, run in self.runs.items()}
         return {seed: nats for seed, nats in found.items() if nats is not None}
 
+    def without(self, seeds: Collection[str]) -> ArmResult:
+        """Return the arm without the runs of these seeds."""
+        return replace(self, runs={s: run for s, run in self.runs.items() if s not in seeds})
+
     def under(self, measure: Measure) -> ArmResult:
         """Return the same runs under another measure."""
         return replace(self, measure=measure)
@@ -89,7 +99,12 @@ def arm_of(folder: Path, group: Group, measure: Measure) -> ArmResult:
     """Return a group with its finished runs, sorted by seed."""
     found = {seed: Run(folder / below) for seed, below in group.runs.items()}
     finished = {s: found[s] for s in sorted(found, key=seed_order) if found[s].finished}
-    return ArmResult(group, finished, measure)
+    failed = {s: _why(run) for s, run in found.items() if not run.finished and not run.lost}
+    return ArmResult(group, finished, measure, failed)
+
+
+def _why(run: Run) -> str:
+    return one_line(run.summary.get("error") or "no finite score")[:MOST_TOLD]
 
 
 def seed_order(seed: str) -> tuple[float, str]:

@@ -8,23 +8,23 @@ checkpoints, failed ones are retried, and a job whose config has changed is refu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from concurrent.futures import BrokenExecutor
 from pathlib import Path
 from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import Override
-from hydra.core.utils import JobReturn, JobStatus
+from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig, open_dict
 
-from jepa_lm.loggers.settings import fitted, wandb_settings
+from jepa_lm.loggers.settings import wandb_settings
 from jepa_lm.study.arms import describe_differences, differences
 from jepa_lm.study.compiled_alike import compiled_alike
 from jepa_lm.study.composing import Composer
 from jepa_lm.study.dry_run import CheckpointBytes, dry_run
-from jepa_lm.study.duration import LOOKS_EVERY, JobLines, Launching, workers
+from jepa_lm.study.duration import Launching, workers
+from jepa_lm.study.launch import launch, wandb_group
 from jepa_lm.study.losses import NODES, losses_of
 from jepa_lm.study.manifest import FILE, Job, Manifest, load
 from jepa_lm.study.plan import CheckMetric, RunFlops, check_metrics, plan_study, plan_sweep
@@ -36,16 +36,15 @@ from jepa_lm.study.solved import LEAST_SEEDS
 from jepa_lm.utils.config import check, resolve
 from jepa_lm.utils.crash import bugs_kept
 from jepa_lm.utils.errors import SweepError, UserError, in_words, warn
-from jepa_lm.utils.files import sweep_up, write_json
+from jepa_lm.utils.files import sweep_up
 from jepa_lm.utils.going_on import same_command
 from jepa_lm.utils.locks import only_writer
 from jepa_lm.utils.metrics import METRICS
 from jepa_lm.utils.output import say, tell
-from jepa_lm.utils.paths import CONFIG_FILE, SUMMARY_FILE
+from jepa_lm.utils.paths import CONFIG_FILE
 from jepa_lm.utils.provenance import config_hash
-from jepa_lm.utils.quoting import one_line, quoted
+from jepa_lm.utils.quoting import one_line
 from jepa_lm.utils.values import check_values
-from jepa_lm.utils.waiting import repeating
 
 MOST_REASONS = 5
 FOLDER_KEY = "hydra.sweep.dir"
@@ -147,32 +146,12 @@ def run(
     check_unchanged(manifest, configs, folder)
     manifest.save(folder)
     todo = [job for job in manifest.jobs if not Run(folder / job.folder).finished]
-    done = len(manifest.jobs) - len(todo)
-    tell(f"{len(manifest.jobs)} jobs in {folder}, {done} of them already finished")
+    tell(
+        f"{len(manifest.jobs)} jobs in {folder}, {len(manifest.jobs) - len(todo)} of them already finished"
+    )
     for note in manifest.notes:
         warn(note)
-    words = [_job_words(job, configs[job.folder], manifest, folder) for job in todo]
-    for job in todo:
-        if Run(folder / job.folder).status == "failed":  # the record is of the previous attempt
-            (folder / job.folder / SUMMARY_FILE).unlink()
-    results: Sequence[JobReturn] = []
-    lines = JobLines(manifest.jobs, todo, folder, how)
-    try:
-        with repeating(LOOKS_EVERY, lines.look):
-            results = launcher.launch(words, initial_job_idx=done) if words else []
-    except BrokenExecutor as error:  # a worker was killed, and its launcher gave up
-        warn(f"the launcher stopped: {error or type(error).__name__}")
-    except BaseException:  # a signal
-        tell(f"to go on: {same_command({'hydra.sweep.dir': str(folder)})}")
-        raise
-    returned = dict(zip((job.folder for job in todo), results, strict=False))
-    for name, result in returned.items():
-        if result.status is not JobStatus.COMPLETED and not Run(folder / name).summary:
-            # The job failed before its run began; the report reads the reason from this record.
-            (folder / name).mkdir(parents=True, exist_ok=True)
-            failed = {"status": "failed", "error": str(result._return_value)}
-            write_json(folder / name / SUMMARY_FILE, failed)
-    return returned
+    return launch(manifest, configs, todo, folder, launcher, how)
 
 
 def conclude(
@@ -252,23 +231,6 @@ def check_unchanged(manifest: Manifest, configs: Mapping[str, Any], folder: Path
     left = [name for name in others if name not in known]
     if left:
         warn(f"{folder}: {len(left)} runs there are not part of this sweep, for example {left[0]}")
-
-
-def _job_words(job: Job, config: Mapping[str, Any], manifest: Manifest, folder: Path) -> list[str]:
-    """Return the overrides of a job, with its folder, its checkpoint, and its W&B group and name."""
-    words = [*job.overrides, f"hydra.sweep.subdir={job.folder}"]
-    if config["ckpt_path"] is None and (folder / job.folder).is_dir():  # started, or failed
-        words.append("ckpt_path=auto")
-    dashboard = config["logger"].get("wandb")
-    if dashboard is not None:
-        ours = {"group": fitted(wandb_group(manifest, folder)), "name": fitted(job.folder)}
-        words += [f"logger.wandb.{k}={quoted(v)}" for k, v in ours.items() if dashboard[k] is None]
-    return words
-
-
-def wandb_group(manifest: Manifest, folder: Path) -> str:
-    """Return the W&B group of a sweep's runs."""
-    return f"{manifest.name} {folder.name}"
 
 
 def failures(jobs: Sequence[Job], folder: Path) -> dict[str, str]:

@@ -36,13 +36,14 @@ OUTCOMES = {
     "helps": "{} helps.",
     "better, no placebo": "{} is better than its control, but no placebo was run.",
     "hurts": "{} hurts.",
+    "unstable": "{} is unstable: runs diverged on one side only.",
     "equivalent": "{} is equivalent to its control.",
     "no difference shown": "{}: no difference shown.",
     "too few seeds": "{}: too few seeds for a verdict.",
     NOT_COMPARABLE: "{}: no verdict, because its arms are not comparable.",
 }
 """Headlines by verdict."""
-TONES = {"helps": "good", "hurts": "bad", NOT_COMPARABLE: "bad"}
+TONES = {"helps": "good", "hurts": "bad", "unstable": "bad", NOT_COMPARABLE: "bad"}
 """CSS classes of a verdict's badge."""
 
 

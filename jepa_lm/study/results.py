@@ -25,6 +25,7 @@ from jepa_lm.study.against_plan import (
 from jepa_lm.study.arm_result import ArmResult, arm_of
 from jepa_lm.study.cautions import together
 from jepa_lm.study.comparable import apart
+from jepa_lm.study.exclusion import Out, excluded, unstable
 from jepa_lm.study.family import Adjusted, adjust
 from jepa_lm.study.manifest import Comparison, Identity, Manifest
 from jepa_lm.study.measure import Measure, measure_for, other_grids
@@ -192,6 +193,8 @@ class _Compared(NamedTuple):
     controls: Mapping[str, ArmResult]
     effects: Mapping[str, Effect]
     gates: tuple[str, ...]
+    out: Mapping[str, Out]
+    """Runs that take no part, by arm."""
 
 
 def _compared(
@@ -199,9 +202,15 @@ def _compared(
 ) -> _Compared:
     by_role = _by_role(treatment, comparisons, arms)
     controls = {role: arms[c.against] for role, c in by_role.items()}
-    effects = {role: effect_of(treatment, control) for role, control in controls.items()}
     gates = tuple(role for role, c in by_role.items() if is_gate(c))
-    return _Compared(by_role, controls, effects, gates)
+    with_a_say = [control for role, control in controls.items() if role in (*BASELINES, *gates)]
+    out = excluded([treatment, *controls.values()], [treatment, *with_a_say])
+    kept = treatment.without(out[treatment.name])
+    effects = {
+        role: effect_of(kept, control.without(out[control.name]))
+        for role, control in controls.items()
+    }
+    return _Compared(by_role, controls, effects, gates, out)
 
 
 def is_gate(comparison: Comparison) -> bool:
@@ -259,7 +268,7 @@ def effect_of(treatment: ArmResult, control: ArmResult, **options: Any) -> Effec
 def judged(treatment: ArmResult, baseline: ArmResult) -> tuple[Effect, str]:
     """Return the difference of two arms, and the verdict's word on it alone."""
     effect = effect_of(treatment, baseline)
-    found = _Compared({}, {"none": baseline}, {"none": effect}, ())
+    found = _Compared({}, {"none": baseline}, {"none": effect}, (), {})
     return effect, _judged(treatment, found, None)[0]
 
 
@@ -273,5 +282,7 @@ def _judged(treatment: ArmResult, found: _Compared, adjusted: Adjusted | None) -
     # How a loss falls says nothing about a share.
     margin = effects[role].margin if treatment.measure.is_loss else math.inf
     short = too_little(runs, margin, effects[role].unit)
-    said = verdict(effects, found.gates, adjusted, too_little=short)
+    mine, theirs = (found.out.get(arm.name, {}) for arm in (treatment, found.controls[role]))
+    diverged = unstable(mine, theirs, BASELINES[role])
+    said = verdict(effects, found.gates, adjusted, too_little=short, unstable=diverged)
     return said.word, said.sentence

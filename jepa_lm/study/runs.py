@@ -12,6 +12,7 @@ from typing import Any
 
 from jepa_lm.study.recorded import LARGEST_COUNT, LARGEST_NUMBER, MisfitError, read
 from jepa_lm.study.shapes import Config, Summary
+from jepa_lm.utils.errors import MACHINE
 from jepa_lm.utils.files import read_json, read_yaml
 from jepa_lm.utils.former_names import modern
 from jepa_lm.utils.metrics import MetricName, key_of
@@ -71,6 +72,11 @@ class Run:
     def finished(self) -> bool:
         """True if the run has used up its budget and has a score."""
         return self.status == "finished" and self.nll is not None
+
+    @property
+    def lost(self) -> bool:
+        """True if it has no score because of the machine or a stop, so that it may be run again."""
+        return self.status not in ("finished", "failed") or self.summary.get("cause") == MACHINE
 
     @cached_property
     def objective(self) -> str | None:

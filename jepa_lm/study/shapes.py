@@ -53,6 +53,7 @@ class Summary(TypedDict, total=False):
 
     status: str
     error: str
+    cause: str
     seed: int
     steps: int
     tokens: int

@@ -15,6 +15,9 @@ than the baseline. With several treatments, Holm's correction goes over their cl
 Where seeds that solved their task are counted, p is of Fisher's one-sided test, so each of "better" and
 "worse" has level alpha; nothing is equivalent then.
 
+If other runs of the treatment have diverged than of the baseline (`jepa_lm.study.exclusion`), the word is
+"unstable", unless the rest show a harm.
+
 Equivalence takes precedence over significance: the margin is fixed in advance as what does not matter, and
 with enough seeds any difference, however small, becomes significant. There are two exceptions. A gain or a
 harm that meets the challenge's rule counts, however small it is in bits per byte. Runs so short that arms
@@ -46,6 +49,7 @@ Word = Literal[
     "helps",
     "better, no placebo",
     "hurts",
+    "unstable",
     "equivalent",
     "no difference shown",
     "too few seeds",
@@ -91,6 +95,7 @@ def verdict(
     alpha: float = ALPHA,
     *,
     too_little: str = "",
+    unstable: str = "",
 ) -> Verdict:
     """Judge a treatment by its comparisons.
 
@@ -101,6 +106,7 @@ def verdict(
         adjusted: its claim after correction for the other treatments; None if it is the only one.
         alpha: level of the tests for a difference and for equivalence.
         too_little: why equal scores do not show equivalence; empty if they do.
+        unstable: how runs that diverged differ between treatment and baseline; empty if they do not.
 
     Raises:
         ValueError: there is no baseline among the roles.
@@ -117,7 +123,10 @@ def verdict(
         for r, equal in RIVALS.items()
         if r in effects
     ]
-    return Verdict(found.word, " ".join([found.sentence, *rivals]))
+    sentence = " ".join([*filter(None, [unstable]), found.sentence, *rivals])
+    # A harm that the other runs show is no better for the runs that diverged.
+    word = "unstable" if unstable and found.word != "hurts" else found.word
+    return Verdict(word, sentence)
 
 
 def _against_baseline(

@@ -25,7 +25,7 @@ from lightning.pytorch.strategies import DDPStrategy
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from jepa_lm.training.run_folder import Record
-from jepa_lm.utils.errors import RankError
+from jepa_lm.utils.errors import MACHINE, RankError
 from jepa_lm.utils.files import write_text
 from jepa_lm.utils.output import tell
 from jepa_lm.utils.process import PARENT, fresh_python
@@ -100,7 +100,7 @@ class Launcher(_SubprocessScriptLauncher):
             self.kill_others()
             if not self._done.wait(GRACE_SECONDS):
                 assert self.record is not None
-                self.record.fail(self.lost)
+                self.record.fail(self.lost, MACHINE)
                 tell(f"error: {self.lost}; the other ranks cannot continue")
                 os._exit(RankError.exit_code)
             return

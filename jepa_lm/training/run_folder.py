@@ -134,16 +134,18 @@ class Record:
         write_json(self.folder / SUMMARY_FILE, summary)
         self.complete = True
 
-    def fail(self, error: str, step: int | None = None) -> None:
+    def fail(self, error: str, cause: str, step: int | None = None) -> None:
         """Write why the run failed, unless the folder is gone or holds a summary worth keeping.
 
         Args:
+            cause: see `jepa_lm.utils.errors.cause_of`.
             step: the step reached; None if unknown, but later than the start.
         """
         kept = step is not None and step <= self.step and (self.folder / SUMMARY_FILE).is_file()
         if not self.complete and not kept:
             with suppress(OSError):
-                write_json(self.folder / SUMMARY_FILE, {"status": "failed", "error": error})
+                found = {"status": "failed", "error": error, "cause": cause}
+                write_json(self.folder / SUMMARY_FILE, found)
 
     def explain(self, error: OSError) -> UserError:
         """Return the system's error as one line; says so if the run's folder is gone."""

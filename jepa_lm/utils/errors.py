@@ -33,6 +33,8 @@ class SweepError(UserError):
     exit_code = 5
 
 
+MACHINE = "machine"
+"""Cause of a failure: a file, a disk, memory, a lost process; not what the run computed."""
 LONGEST = 300
 """Maximum number of characters of a path in a message."""
 
@@ -60,6 +62,17 @@ def memory_error(error: Exception) -> UserError | None:
         f"out of memory{f' ({size[0].lower()})' if size else ''}: lower data.batch_tokens, or raise "
         "trainer.accumulate_grad_batches, or choose a smaller model"
     )
+
+
+def cause_of(error: BaseException) -> str:
+    """Return what ended a run with this error: `machine`, which may be tried again, or else `run`."""
+    found: BaseException | None = error
+    while found is not None:
+        of_machine = isinstance(found, OSError | RankError)
+        if of_machine or (isinstance(found, Exception) and memory_error(found) is not None):
+            return MACHINE
+        found = found.__cause__
+    return "run"
 
 
 def yaml_error(error: YAMLError) -> str:

@@ -13,9 +13,9 @@ from jepa_lm.commands import rank_process
 from jepa_lm.commands import train as training
 from jepa_lm.model.checkpoint import read_checkpoint
 from jepa_lm.run import train
-from jepa_lm.study.execution import _job_words
+from jepa_lm.study.launch import _job_words
 from jepa_lm.training.run_folder import Record, claimed, set_later_aside
-from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.errors import MACHINE, UserError
 from jepa_lm.utils.files import write_json
 from jepa_lm.utils.locks import only_writer
 from tests.runs import with_callback
@@ -105,13 +105,13 @@ def test_later_checkpoints_are_set_aside_when_damaged_and_kept_when_whole(traine
 def test_a_refused_start_takes_no_score_away(tmp_path):
     score = {"status": "finished", "val": {"bpb": 1.0}}
     write_json(tmp_path / "summary.json", score)
-    Record(tmp_path, step=6).fail("refused", 6)
+    Record(tmp_path, step=6).fail("refused", "run", 6)
     assert json.loads((tmp_path / "summary.json").read_text()) == score
     going = Record(tmp_path, step=6)
-    going.fail("no number", 7)
+    going.fail("no number", "run", 7)
     assert json.loads((tmp_path / "summary.json").read_text())["status"] == "failed"
     going.write(score)
-    going.fail("a rank was lost when all was over")
+    going.fail("a rank was lost when all was over", MACHINE)
     assert json.loads((tmp_path / "summary.json").read_text()) == score
 
 
