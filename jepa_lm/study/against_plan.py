@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from jepa_lm.study.manifest import Identity, Manifest
 from jepa_lm.study.runs import DAMAGED, Run
 from jepa_lm.utils.quoting import one_line
+
+LOSSES = ("train/ce", "train/bpb", "train/loss")
+"""Columns of losses in training; those of validation begin with `val/`."""
+MOST_NAMED = 3
+"""Number of runs that a message names."""
+DIFFER = "differ"
+"""Beginning of what is said of runs that should be equal and are not."""
 
 
 @dataclass(frozen=True)
@@ -21,22 +28,34 @@ class Failure:
     reason: str
 
 
-def broken(identities: Sequence[tuple[Identity, str]]) -> list[str]:
-    """Return a line for each pair of runs that must be equal but differ: the comparison itself is broken."""
-    return [
+def broken(
+    plan: Manifest,
+    runs: Mapping[str, Run],
+    identities: Sequence[tuple[Identity, str]],
+    folders: Collection[str],
+) -> list[str]:
+    """Return why a treatment and its controls say nothing: a comparison that is not the planned one.
+
+    Args:
+        identities: pairs of runs that must be equal, with what their records say. folders: of the runs that
+            are compared.
+    """
+    different = [
         f"{identity.says}, but the records of {' and '.join(identity.runs)} {found}"
         for identity, found in identities
-        if found.startswith("differ")
+        if found.startswith(DIFFER) and not set(folders).isdisjoint(identity.compared)
     ]
-
-
-def other_configs(plan: Manifest, runs: Mapping[str, Run]) -> list[str]:
-    """Return a line for each run whose recorded config is not the planned one."""
-    return [
-        f"{job.folder} ({plan_of(plan, job.folder)}): did not run the planned config"
+    other = [
+        f"{job.folder} ({plan_of(plan, job.folder)})"
         for job in plan.jobs
-        if (recorded := runs[job.folder].summary.get("config_hash")) and recorded != job.config_hash
+        if job.folder in folders
+        and (recorded := runs[job.folder].summary.get("config_hash"))
+        and recorded != job.config_hash
     ]
+    if other:
+        more = f" and {len(other) - MOST_NAMED} more" if len(other) > MOST_NAMED else ""
+        different.append(f"did not run the planned config: {', '.join(other[:MOST_NAMED])}{more}")
+    return different
 
 
 def damaged(runs: Mapping[str, Run]) -> list[str]:
@@ -45,17 +64,19 @@ def damaged(runs: Mapping[str, Run]) -> list[str]:
 
 
 def identity_in_words(folder: Path, identity: Identity) -> str:
-    """Say whether the records of two runs agree to the last digit."""
+    """Say whether the records of two runs agree to the last digit, in every loss that both logged."""
     left, right = (Run(folder / below) for below in identity.runs)
     if not (left.finished and right.finished):
         return "were not checked: the runs have not both finished"
     if left.nll != right.nll:
-        return f"differ in validation: {left.nll} and {right.nll} nats per token"
-    first, second = (dict(run.series("train/ce")) for run in (left, right))
-    steps = [step for step in first if first[step] != second.get(step)]
-    if steps or first.keys() != second.keys():
-        return f"differ in training, starting at step {min(steps or first.keys() ^ second.keys())}"
-    return f"agree to the last digit, in validation and at {len(first)} log points"
+        return f"{DIFFER} in validation: {left.nll} and {right.nll} nats per token"
+    names = {*left.columns, *right.columns}
+    for name in sorted(name for name in names if name in LOSSES or name.startswith("val/")):
+        first, second = (dict(run.series(name)) for run in (left, right))
+        steps = [s for s in first.keys() | second.keys() if first.get(s) != second.get(s)]
+        if steps:
+            return f"{DIFFER} in {name}, starting at step {min(steps)}"
+    return f"agree to the last digit, in validation and at {len(left.series(LOSSES[0]))} log points"
 
 
 def failures(plan: Manifest, runs: Mapping[str, Run]) -> list[Failure]:

@@ -6,7 +6,7 @@ the score, whatever the statistics say.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from jepa_lm.study.runs import Run
 from jepa_lm.utils.nested import at
@@ -30,6 +30,16 @@ def of_run(run: Run) -> list[str]:
     if at(summary, "git", "dirty"):
         found.append("ran on source code with uncommitted changes, which its commit does not show")
     return [text for text in found if text]
+
+
+def alarms(runs: Collection[Run]) -> list[str]:
+    """Return what makes a verdict on these runs doubtful, in a few words each, for its headline."""
+    found = {
+        "the objective's gradient did not reach the trunk": [run for run in runs if _share(run)],
+        "latents collapsed": [run for run in runs if at(run.summary, "jepa", "collapse")],
+        "steps were skipped": [run for run in runs if run.summary.get("skipped_steps")],
+    }
+    return [f"{what} in {len(of)} of {len(runs)} runs" for what, of in found.items() if of]
 
 
 def together(arms: Mapping[str, Mapping[str, Run]]) -> list[str]:

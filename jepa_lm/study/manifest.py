@@ -67,6 +67,13 @@ class Identity:
 
     runs: tuple[str, str]
     says: str
+    of: tuple[str, ...] = ()
+    """Runs of the treatment whose comparison rests on it; none: all that are compared with the second run."""
+
+    @property
+    def compared(self) -> tuple[str, ...]:
+        """Runs whose comparison rests on it."""
+        return self.of or self.runs[1:]
 
 
 @dataclass(frozen=True)

@@ -219,7 +219,11 @@ def _held_against(
             first = str(seeds[0])
             runs = (group.runs[first], model.runs[first])
             identities.append(
-                Identity(runs, f"{group.name} must be the same model as {model.name}")
+                Identity(
+                    runs,
+                    f"{group.name} must be the same model as {model.name}",
+                    tuple(treatment.runs.values()),
+                )
             )
         else:
             found = _between(planner, treatment, group)

@@ -10,6 +10,7 @@ from typing import Any
 
 from jepa_lm.study import figures, tables
 from jepa_lm.study import formatting as words
+from jepa_lm.study.cautions import alarms
 from jepa_lm.study.chart import Style
 from jepa_lm.study.figure_styles import styles
 from jepa_lm.study.results import Results, Treatment, collect
@@ -31,7 +32,7 @@ SHOWN_FIRST = 8
 NORMALITY = 6
 """Number of seeds from which on a test without the assumption of normality can reach p < 0.05."""
 NOT_COMPARABLE = "not comparable"
-IF_COMPARABLE = "If the arms were comparable, the scores would say: "
+IF_COMPARABLE = "If the arms were comparable, the scores would say:"
 OUTCOMES = {
     "helps": "{} helps.",
     "better, no placebo": "{} is better than its control, but no placebo was run.",
@@ -70,7 +71,8 @@ def tell(folder: Path, say: Callable[[str], None]) -> Path:
         name = (
             f"{treatment.arm.label} ({word_of(treatment)}): " if len(results.treatments) > 1 else ""
         )
-        say(f"{name}{treatment.sentence}")
+        alarm = f"{found} " if name and (found := _alarm(treatment)) else ""
+        say(f"{name}{alarm}{treatment.sentence}")
         for text in treatment.apart:
             warn(f"{treatment.arm.name} and its controls are not comparable: {text}")
     for text in (*results.apart, *results.warnings):
@@ -90,12 +92,22 @@ def headline(results: Results) -> str:
         )
     if len(treatments) == 1:
         word = word_of(treatments[0])
-        return OUTCOMES.get(word, "{}: " + word + ".").format(treatments[0].arm.label)
+        told = OUTCOMES.get(word, "{}: " + word + ".").format(treatments[0].arm.label)
+        return " ".join(filter(None, [told, _alarm(treatments[0])]))
     found = Counter(word_of(t) for t in treatments)
     counted = "; ".join(
         f"{word}: {amount}".replace(" ", TIED) for word, amount in found.most_common()
     )
-    return f"{len(treatments)} treatments, each against its controls. {counted[0].upper()}{counted[1:]}."
+    doubtful = sum(bool(_alarm(t)) for t in treatments)
+    alarm = f" Doubtful, as said below: {doubtful}." if doubtful else ""
+    counted = f"{counted[0].upper()}{counted[1:]}"
+    return f"{len(treatments)} treatments, each against its controls. {counted}.{alarm}"
+
+
+def _alarm(treatment: Treatment) -> str:
+    """Return what makes a verdict doubtful, as a sentence; may be empty."""
+    found = alarms(treatment.arm.runs.values())
+    return f"Doubtful: {'; '.join(found)}." if found else ""
 
 
 def word_of(treatment: Treatment) -> str:
@@ -143,11 +155,13 @@ def _card(treatment: Treatment, look: dict[str, Style], alone: bool) -> dict[str
     word = word_of(treatment)
     main = treatment.main
     first, more = tables.main_differences(treatment, SHOWN_FIRST)
+    if_comparable = IF_COMPARABLE if treatment.apart else ""
+    said = ("" if alone else _alarm(treatment), if_comparable, treatment.sentence)
     return {
         "name": treatment.arm.label,
         "word": word,
         "tone": TONES.get(word, "plain"),
-        "sentence": f"{IF_COMPARABLE if treatment.apart else ''}{treatment.sentence}",
+        "sentence": " ".join(filter(None, said)),
         "apart": list(treatment.apart),
         "against": main.control.name,
         "numbers": _numbers(treatment),

@@ -7,7 +7,7 @@ sweep that made them. Unfinished runs appear in the list of failures and nowhere
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +20,6 @@ from jepa_lm.study.against_plan import (
     damaged,
     failures,
     identity_in_words,
-    other_configs,
 )
 from jepa_lm.study.arm_result import ArmResult, arm_of
 from jepa_lm.study.cautions import together
@@ -123,20 +122,23 @@ def collect(folder: Path) -> Results:
     runs = {job.folder: Run(folder / job.folder) for job in plan.jobs}
     measure = measure_for(plan.metric, plan.estimand, runs.values())
     arms = {group.name: arm_of(folder, group, measure) for group in plan.groups}
-    treatments = tuple(_treatments(plan, arms))
     by_arm = {arm.name: arm.runs for arm in arms.values()}
     everything = {name: list(found.values()) for name, found in by_arm.items()}
     identities = tuple((i, identity_in_words(folder, i)) for i in plan.identities)
+
+    def not_planned(compared: Iterable[ArmResult]) -> list[str]:
+        folders = {below for arm in compared for below in arm.group.runs.values()}
+        return broken(plan, runs, identities, folders)
+
+    treatments = tuple(_treatments(plan, arms, not_planned))
     return Results(
         folder=folder,
         manifest=plan,
         runs=runs,
         arms=arms,
         treatments=treatments,
-        apart=() if treatments else tuple(apart(everything, plan.match)),
+        apart=() if treatments else (*not_planned(arms.values()), *apart(everything, plan.match)),
         warnings=(
-            *broken(identities),
-            *other_configs(plan, runs),
             *damaged(runs),
             *together(by_arm),
         ),
@@ -146,8 +148,16 @@ def collect(folder: Path) -> Results:
     )
 
 
-def _treatments(plan: Manifest, arms: Mapping[str, ArmResult]) -> Iterator[Treatment]:
-    """Compare every treatment with its controls, then judge them as one family."""
+def _treatments(
+    plan: Manifest,
+    arms: Mapping[str, ArmResult],
+    not_planned: Callable[[Iterable[ArmResult]], list[str]],
+) -> Iterator[Treatment]:
+    """Compare every treatment with its controls, then judge them as one family.
+
+    Args:
+        not_planned: tells why arms were not compared as planned.
+    """
     names = dict.fromkeys(c.of for c in plan.comparisons)
     drafts = {
         name: _compared(arms[name], [c for c in plan.comparisons if c.of == name], arms)
@@ -176,6 +186,7 @@ def _treatments(plan: Manifest, arms: Mapping[str, ArmResult]) -> Iterator[Treat
             word=word,
             sentence=sentence,
             apart=(
+                *not_planned((arms[name], *found.controls.values())),
                 *apart(known, plan.match, other),
                 *other_grids(
                     ((k, v) for k, v in known.items() if k not in longer), arms[name].measure

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -127,6 +127,11 @@ class Run:
                 return cut(file.read(2 * most).strip(), most)
         except OSError:
             return ""
+
+    @property
+    def columns(self) -> Iterable[str]:
+        """Names of the columns of metrics.csv that have numbers."""
+        return self._columns
 
     def series(self, name: str) -> list[tuple[int, float]]:
         """Return a column of metrics.csv as (step, value), with finite values only."""

@@ -63,7 +63,12 @@ def test_what_runs_recorded_is_told_and_not_what_was_planned(tmp_path):
         study(tmp_path, paired(1.7, 0.0), against=AGAINST, runs={"control": {"summary": record}})
     )
     warned = [item.text for item in made.verdict.one("div", class_="warning").all("li")]
-    assert "0 (control seed 1): did not run the planned config" in warned
+    alarm = made.verdict.one("div", class_="alarm").text
+    assert (
+        "did not run the planned config: 0 (control seed 1), 1 (control seed 2), 2 (control "
+        "seed 3) and 2 more" in alarm
+    )
+    assert made.headline.endswith(": no verdict, because its arms are not comparable.")
     assert any("uncommitted changes" in text for text in warned)
     hashes = {row[0]: row[2:4] for row in made.tables["Configs, by hash"][1:]}
     assert (hashes["0"], hashes["5"]) == (["feefa85d7d0c754f", "beef"], ["feefa85d7d0c754f"] * 2)
@@ -99,7 +104,8 @@ def test_a_gain_whose_gradient_reaches_nothing_is_warned_of_whatever_the_verdict
     against = {"treatment": {"weight_0": "control", "placebo": "control: placebo"}}
     runs = {"treatment": {"jepa": {"trunk_gradient_share": 0.0}}}
     made = report(study(tmp_path, scores, against=against, runs=runs))
-    assert made.headline.endswith(" helps.")
+    told = " helps. Doubtful: the objective's gradient did not reach the trunk in 5 of 5 runs."
+    assert made.headline.endswith(told)
     assert "was exactly zero" in made.verdict.one("div", class_="warning").text
 
 

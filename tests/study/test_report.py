@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import math
 import re
@@ -284,16 +285,63 @@ def test_a_treatment_without_a_baseline_has_no_verdict(tmp_path):
     assert "not compared with weight 0" in made.verdict.text
 
 
-def test_an_identity_that_does_not_hold_is_told_first(tmp_path):
+def test_a_broken_identity_leaves_no_verdict(tmp_path):
     same = {"identities": ((("0", "1"), "weight 0 is objective=none"),)}
-    made = report(study(tmp_path / "a", paired(1.7, 0.0), against=AGAINST, **same))
-    warned = made.verdict.one("div", class_="warning").all("li")[0].text
-    assert warned.startswith("weight 0 is objective=none, but the records of 0 and 1 differ in")
+    made = report(study(tmp_path / "a", paired(1.7, -0.02), against=AGAINST, **same))
+    said = "weight 0 is objective=none, but the records of 0 and 1 differ in validation"
+    assert said in made.verdict.one("div", class_="alarm").text
+    assert made.headline == f"{LABEL}: no verdict, because its arms are not comparable."
     equal = {"control": {"1": 1.7, "2": 1.8}, "treatment": {"1": 1.7, "2": 1.8}}
     same = {"identities": ((("0", "2"), "weight 0 is objective=none"),)}
     made = report(study(tmp_path / "b", equal, against=AGAINST, **same))
-    assert not made.verdict.all("div", class_="warning")
+    assert not made.verdict.all("div", class_="alarm")
     assert "the records of 0 and 2 agree to the last digit" in made.page.text
+
+
+@pytest.mark.parametrize("column", ["train/ce", "train/bpb", "val/bpb"])
+def test_weight_0_must_equal_none_in_every_logged_loss(column, tmp_path):
+    """Also where the final scores are equal to the last digit."""
+    equal = {"control": {"1": 1.7, "2": 1.8}, "treatment": {"1": 1.7, "2": 1.8}}
+    same = {"identities": ((("0", "2"), "weight 0 is objective=none"),)}
+    folder = study(tmp_path, equal, against=AGAINST, **same)
+    path = folder / "2" / "metrics.csv"
+    rows = list(csv.DictReader(path.open(newline="")))
+    changed = [row for row in rows if row[column]][-1]
+    changed[column] = str(float(changed[column]) * (1 + 1e-15))
+    with path.open("w", newline="") as file:
+        out = csv.DictWriter(file, rows[0])
+        out.writeheader()
+        out.writerows(rows)
+    found = report(folder)
+    assert found.headline.endswith("not comparable.")
+    assert f"differ in {column}, starting at step {changed['step']}" in found.verdict.text
+
+
+def test_a_broken_identity_concerns_only_its_own_treatment(tmp_path):
+    scores = {**paired(1.7, -0.02), "other": paired(1.7, -0.02)["treatment"]}
+    against = {name: {"weight_0": "control"} for name in ("treatment", "other")}
+    same = {"identities": ((("0", "1"), "weight 0 is objective=none", ("10", "11")),)}
+    treatment, other = collect(study(tmp_path, scores, against=against, **same)).treatments
+    assert not treatment.apart
+    assert other.apart
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"skipped_steps": 3}, "steps were skipped in 5 of 5 runs"),
+        ({"jepa": {"collapse": {"figure": "x"}}}, "latents collapsed in 5 of 5 runs"),
+    ],
+)
+def test_what_makes_a_verdict_doubtful_is_in_the_headline(record, said, tmp_path):
+    runs = {"treatment": {"summary": record}}
+    one = report(study(tmp_path / "1", paired(1.7, 0.02), against=AGAINST, runs=runs))
+    assert one.headline == f"{LABEL} hurts. Doubtful: {said}."
+    scores = {**paired(1.7, 0.02), "other": paired(1.7, 0.02)["treatment"]}
+    against = {name: {"weight_0": "control"} for name in ("treatment", "other")}
+    two = report(study(tmp_path / "2", scores, against=against, runs=runs))
+    assert two.headline.endswith("Hurts: 2. Doubtful, as said below: 1.")
+    assert f"Doubtful: {said}. Worse than weight 0" in two.verdict.text
 
 
 NASTY = (
