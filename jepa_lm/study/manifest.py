@@ -99,6 +99,8 @@ class Manifest:
     """What verdicts are about, see `jepa_lm.study.measure`; None: bits per byte, or nats without bytes."""
     estimand: Estimand = "budget"
     """The score at the budget, or the best of the validations within it."""
+    margin: float | None = None
+    """Largest difference that does not matter, in the unit of the metric; None: see `measure_for`."""
     notes: tuple[str, ...] = ()
     """Notes on what the plan leaves out of the request."""
 

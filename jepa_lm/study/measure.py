@@ -8,6 +8,7 @@ reported, for all arms alike and at the same steps.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
@@ -19,8 +20,10 @@ from jepa_lm.utils.metrics import LOSSES, METRICS, MetricName, Quantity
 Estimand = Literal["budget", "best"]
 FORMER_ESTIMANDS: dict[str, Estimand] = {"minimum": "best"}
 """Names that estimands had, in commands and in plans of earlier versions."""
-MARGINS = {True: MARGIN, False: 0.01}
-"""Largest difference that does not matter: of a loss in bits or nats, and of a share."""
+ONE_BYTE = 1.01 * math.log(2)
+"""Nats per token for each bit per byte, below which tokens are bytes."""
+OF_A_SHARE = 0.01
+"""Largest difference of a share that does not matter."""
 
 
 @dataclass(frozen=True)
@@ -29,10 +32,14 @@ class Measure:
 
     Args:
         metric: a key of `METRICS`. estimand: `budget`, the final validation, or `best`, the best of all.
+        margin: largest difference that does not matter, in the metric's unit.
+        nats_per_bpb: nats per token for each bit per byte of the validation text; None for what has no bytes.
     """
 
     metric: MetricName = "val/bpb"
     estimand: Estimand = "budget"
+    margin: float = MARGIN
+    nats_per_bpb: float | None = None
 
     @property
     def quantity(self) -> Quantity:
@@ -50,9 +57,14 @@ class Measure:
         return self.metric in LOSSES
 
     @property
-    def margin(self) -> float:
-        """Largest difference that does not matter."""
-        return MARGINS[self.is_loss]
+    def margin_says(self) -> str:
+        """The margin in its unit and, of a loss on text, in the other one."""
+        told = f"{self.margin:.3g} {self.unit}"
+        if self.nats_per_bpb is None or not self.is_loss:
+            return told
+        if self.metric == "val/bpb":
+            return f"{told}, or {self.margin * self.nats_per_bpb:.3g} nats per token"
+        return f"{told} per token, or {self.margin / self.nats_per_bpb:.3g} BPB"
 
     @property
     def better(self) -> str:
@@ -88,12 +100,33 @@ class Measure:
         return min(reached, key=METRICS[metric].worse)
 
 
-def measure_for(metric: MetricName | None, estimand: Estimand, runs: Iterable[Run]) -> Measure:
-    """Return the measure of a study; without a metric, bits per byte, or nats where no run has bytes."""
+def measure_for(
+    metric: MetricName | None, estimand: Estimand, runs: Iterable[Run], margin: float | None = None
+) -> Measure:
+    """Return the measure of a study; without a metric, bits per byte, or nats where no run has bytes.
+
+    Args:
+        margin: largest difference that does not matter; None: 0.005 nats per token of tokenized text, 0.005
+            bits per byte of a model of bytes, 0.005 nats per token of what is not text, 0.01 of a share.
+    """
+    scored = [run for run in runs if run.nll is not None]
     if metric is None:
-        scored = [run for run in runs if run.nll is not None]
         metric = "val/nll" if scored and all(run.bpb is None for run in scored) else "val/bpb"
-    return Measure(metric, estimand)
+    nats = next((run.nll / run.bpb for run in scored if run.nll and run.bpb), None)
+    if margin is None:
+        margin = _margin(metric, nats)
+    return Measure(metric, estimand, margin, nats)
+
+
+def _margin(metric: MetricName, nats: float | None) -> float:
+    if metric not in LOSSES:
+        return OF_A_SHARE
+    if nats is None:
+        return MARGIN
+    of_bytes = nats < ONE_BYTE
+    if metric == "val/bpb":
+        return MARGIN if of_bytes else MARGIN / nats
+    return MARGIN * nats if of_bytes else MARGIN
 
 
 def other_grids(arms: Iterable[tuple[str, Iterable[Run]]], measure: Measure) -> list[str]:

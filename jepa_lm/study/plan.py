@@ -6,6 +6,7 @@ study: every combination is a treatment, and each treatment gets its arms
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -41,6 +42,7 @@ SETTINGS = {
     "match": str,
     "metric": MetricName | None,
     "estimand": Estimand,
+    "margin": float | None,
     "dry_run": bool,
     "arms": dict,
 }
@@ -114,6 +116,9 @@ def plan_study(
         if key not in SETTINGS:
             raise unknown_key(f"study.{key}", [f"study.{k}" for k in SETTINGS], "a study")
         check_type(f"study.{key}", value, SETTINGS[key])
+    margin = study.get("margin")
+    if margin is not None and not 0 < margin < math.inf:
+        raise UserError(f"study.margin={margin}: must be above 0, or null")
     request = judged_by(request, study.get("metric"))
     arms = read_arms(study["arms"])
     planner = Planner(compose)
@@ -153,6 +158,7 @@ def plan_study(
             match=study["match"],
             metric=study.get("metric") or manifest.metric,
             estimand=study["estimand"],
+            margin=margin,
             identities=tuple(identities),
             not_applicable=not_applicable,
         ),

@@ -217,6 +217,7 @@ def _basis(results: Results) -> list[tuple[str, str]]:
         ("Budget", words.budget(runs, results.manifest.match)),
         ("Data", words.data(runs)),
         ("Model", words.model(runs)),
+        ("Margin", f"Differences of up to {results.measure.margin_says} count as none."),
         (
             "Scope",
             "These results hold for this budget, this data and this model only.",

@@ -120,7 +120,7 @@ def collect(folder: Path) -> Results:
     """
     plan = manifest.load(folder)
     runs = {job.folder: Run(folder / job.folder) for job in plan.jobs}
-    measure = measure_for(plan.metric, plan.estimand, runs.values())
+    measure = measure_for(plan.metric, plan.estimand, runs.values(), plan.margin)
     arms = {group.name: arm_of(folder, group, measure) for group in plan.groups}
     by_arm = {arm.name: arm.runs for arm in arms.values()}
     everything = {name: list(found.values()) for name, found in by_arm.items()}

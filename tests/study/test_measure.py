@@ -9,11 +9,13 @@ import math
 import pytest
 
 from jepa_lm.study import report
-from jepa_lm.study.measure import Measure
+from jepa_lm.study.measure import Measure, measure_for
 from jepa_lm.study.results import collect
 from jepa_lm.study.runs import Run
 from tests.study.conftest import WITHOUT_OTHERS
-from tests.study.sweeps import NATS, paired, study
+from tests.study.pages import AGAINST
+from tests.study.pages import report as written
+from tests.study.sweeps import NATS, paired, study, write_run
 
 ROLES = {"treatment": {"weight_0": "control"}}
 
@@ -183,9 +185,11 @@ def test_a_plan_of_an_earlier_version_is_read(tmp_path):
     path = tmp_path / "study.json"
     plan = json.loads(path.read_text()) | {"estimand": "minimum", "metric": None}
     path.write_text(json.dumps(plan))
-    assert collect(tmp_path).measure == Measure("val/bpb", "best")
+    found = collect(tmp_path).measure
+    assert (found.metric, found.estimand) == ("val/bpb", "best")
     path.write_text(json.dumps({k: v for k, v in plan.items() if k not in ("estimand", "metric")}))
-    assert collect(tmp_path).measure == Measure()
+    found = collect(tmp_path).measure
+    assert (found.metric, found.estimand) == ("val/bpb", "budget")
 
 
 def test_a_metric_that_is_named_is_kept(tmp_path):
@@ -217,3 +221,41 @@ def test_the_plan_keeps_what_the_study_is_about(plan):
     wrong = plan(*words, "study.metric=val/solved", folder=done.folder / "text")
     assert wrong.code == 2
     assert "metric=val/solved: these data have val/bpb, val/nll" in wrong.error
+
+
+@pytest.mark.parametrize(
+    ("metric", "nll", "margin", "says"),
+    [
+        # bytes: a token of 0.8 BPB is 0.8 ln 2 nats
+        ("val/bpb", 0.8 * math.log(2), 0.005, "0.005 BPB, or 0.00347 nats per token"),
+        ("val/nll", 0.8 * math.log(2), 0.005 * math.log(2), "0.00347 nats per token, or 0.005 BPB"),
+        # tokens of 2.5 bytes
+        ("val/bpb", 2.5 * 0.8 * math.log(2), 0.002 / math.log(2), "0.00289 BPB, or 0.005 nats"),
+        ("val/nll", 2.5 * 0.8 * math.log(2), 0.005, "0.005 nats per token, or 0.00289 BPB"),
+        ("val/exact_match", 1.0, 0.01, "0.01 exact matches"),
+    ],
+)
+def test_the_margin_is_that_of_the_unit(metric, nll, margin, says, tmp_path):
+    val = {"bpb": 0.8, "nll": nll}
+    run = Run(write_run(tmp_path, 0.8, summary={"val": val}))
+    found = measure_for(metric, "budget", [run])
+    assert found.margin == pytest.approx(margin)
+    assert found.margin_says.startswith(says)
+    given = measure_for(metric, "budget", [run], 0.25)
+    assert given.margin == 0.25
+
+
+def test_what_has_no_bytes_has_a_margin_in_nats(tmp_path):
+    run = Run(write_run(tmp_path, 1.7, summary={"val": {"bpb": None}}))
+    found = measure_for(None, "budget", [run])
+    assert (found.metric, found.margin, found.margin_says) == ("val/nll", 0.005, "0.005 nats")
+
+
+def test_a_margin_decides_what_is_equivalent(tmp_path):
+    scores = paired(1.7, 0.0015, 8)  # less than the challenge's rule takes for real
+    for margin, word in ((0.0005, "hurts"), (0.05, "equivalent")):
+        folder = study(tmp_path / str(margin), scores, against=AGAINST, margin=margin)
+        results = collect(folder)
+        assert results.treatments[0].word == word
+        assert results.treatments[0].main.effect.margin == results.measure.margin
+    assert "Differences of up to 0.05 BPB" in written(folder).page.text
