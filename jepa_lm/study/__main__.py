@@ -3,6 +3,8 @@
 python -m jepa_lm.study FOLDER           rebuild the report of a sweep or study
 python -m jepa_lm.study ls [FOLDER]      list the runs below a folder (default: logs), latest last; --json
 python -m jepa_lm.study compare A B      compare two runs: scores, settings, versions
+python -m jepa_lm.study export FOLDER    pack all records of a sweep or study into FOLDER.zip
+python -m jepa_lm.study FILE.zip         unpack such a file beside it, and rebuild its report
 
 Installed, it is also `jepa-study`.
 """
@@ -14,6 +16,7 @@ import sys
 from pathlib import Path
 
 from jepa_lm.study import listing as store
+from jepa_lm.study import packing
 from jepa_lm.utils.console import Screen
 from jepa_lm.utils.crash import command
 from jepa_lm.utils.errors import UserError, warn
@@ -21,7 +24,7 @@ from jepa_lm.utils.output import say
 from jepa_lm.utils.paths import LOGS
 
 NAME = "jepa-study" if Path(sys.argv[0]).stem == "jepa-study" else "python -m jepa_lm.study"
-USAGE = f"{NAME} FOLDER, {NAME} ls [FOLDER] [--json], or {NAME} compare A B"
+USAGE = f"{NAME} FOLDER or FILE.zip, {NAME} ls [FOLDER] [--json], {NAME} compare A B, or {NAME} export FOLDER"
 PIPED_WIDTH = 200
 MOST_TOLD = 5
 """Largest number of damaged entries that a list names."""
@@ -44,7 +47,9 @@ def _do(arguments: list[str]) -> None:
             _list(Path((*_names(rest), str(LOGS))[0]), as_json="--json" in rest)
         case ["compare", left, right]:
             _compare(Path(left), Path(right))
-        case [folder] if folder not in ("ls", "compare") and not folder.startswith("-"):
+        case ["export", folder] if not folder.startswith("-"):
+            say(f"written to {packing.pack(Path(folder))}")
+        case [folder] if folder not in ("ls", "compare", "export") and not folder.startswith("-"):
             _report(Path(folder))
         case ["--help" | "-h"]:
             print(__doc__)
@@ -58,6 +63,8 @@ def _report(folder: Path) -> None:
     # Figures take a second to import, and the lists do not need them.
     from jepa_lm.study.report import tell
 
+    if folder.is_file() and folder.suffix == packing.SUFFIX:
+        folder = packing.unpack(folder)
     if not folder.is_dir():
         raise store.missing(folder)
     say(f"written to {tell(folder, say)}")

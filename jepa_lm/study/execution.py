@@ -8,6 +8,7 @@ checkpoints, failed ones are retried, and a job whose config has changed is refu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from jepa_lm.study.losses import NODES, losses_of
 from jepa_lm.study.manifest import FILE, Job, Manifest, load
 from jepa_lm.study.plan import CheckMetric, RunFlops, check_metrics, plan_study, plan_sweep
 from jepa_lm.study.power import MINIMUM_PAIRS
+from jepa_lm.study.registration import register
 from jepa_lm.study.request import Composed, read_request
 from jepa_lm.study.runs import Run, find_runs
 from jepa_lm.study.search import Search
@@ -144,6 +146,7 @@ def run(
     """Launch the unfinished jobs and return the launcher's results by folder."""
     manifest, configs = compiled_alike(manifest, configs, folder)
     check_unchanged(manifest, configs, folder)
+    manifest = registered(manifest, folder)
     manifest.save(folder)
     todo = [job for job in manifest.jobs if not Run(folder / job.folder).finished]
     tell(
@@ -196,6 +199,15 @@ def _compose(composer: Composer, words: Sequence[str]) -> Composed:
     check(first)
     check_values(first)
     return Composed(tuple(words), objective, frozenset(losses), composed.seed, resolved)
+
+
+def registered(manifest: Manifest, folder: Path) -> Manifest:
+    """Return a study's plan with its registration: the first one, if it was started before."""
+    if manifest.kind != "study":
+        return manifest
+    if (folder / FILE).exists():
+        return replace(manifest, registration=load(folder).registration)
+    return replace(manifest, registration=register(manifest))
 
 
 def check_unchanged(manifest: Manifest, configs: Mapping[str, Any], folder: Path) -> None:

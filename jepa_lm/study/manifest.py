@@ -77,6 +77,17 @@ class Identity:
 
 
 @dataclass(frozen=True)
+class Registration:
+    """What a study set out to show, see `jepa_lm.study.registration`."""
+
+    date: str
+    sha256: str
+    """Of date and content."""
+    content: Mapping[str, str]
+    """In words by topic."""
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The whole plan."""
 
@@ -101,6 +112,8 @@ class Manifest:
     """The score at the budget, or the best of the validations within it."""
     margin: float | None = None
     """Largest difference that does not matter, in the unit of the metric; None: see `measure_for`."""
+    registration: Registration | None = None
+    """What a study set out to show; None for sweeps, and for studies that began without one."""
     notes: tuple[str, ...] = ()
     """Notes on what the plan leaves out of the request."""
 

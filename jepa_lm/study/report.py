@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from jepa_lm.study import figures, tables
+from jepa_lm.study import figures, registration, tables
 from jepa_lm.study import formatting as words
 from jepa_lm.study.cautions import alarms
 from jepa_lm.study.chart import Style
@@ -93,7 +93,7 @@ def headline(results: Results) -> str:
     if len(treatments) == 1:
         word = word_of(treatments[0])
         told = OUTCOMES.get(word, "{}: " + word + ".").format(treatments[0].arm.label)
-        return " ".join(filter(None, [told, _alarm(treatments[0])]))
+        return " ".join(filter(None, [told, _alarm(treatments[0]), _exploratory(results)]))
     found = Counter(word_of(t) for t in treatments)
     counted = "; ".join(
         f"{word}: {amount}".replace(" ", TIED) for word, amount in found.most_common()
@@ -101,7 +101,18 @@ def headline(results: Results) -> str:
     doubtful = sum(bool(_alarm(t)) for t in treatments)
     alarm = f" Doubtful, as said below: {doubtful}." if doubtful else ""
     counted = f"{counted[0].upper()}{counted[1:]}"
-    return f"{len(treatments)} treatments, each against its controls. {counted}.{alarm}"
+    told = f"{len(treatments)} treatments, each against its controls. {counted}.{alarm}"
+    return " ".join(filter(None, [told, _exploratory(results)]))
+
+
+def _exploratory(results: Results) -> str:
+    """Return why the verdicts are not the registered ones, as a sentence; may be empty."""
+    judged = {
+        seed
+        for treatment in results.treatments
+        for seed in (*treatment.arm.runs, *treatment.arm.failed)
+    }
+    return registration.exploratory(results.manifest, judged)
 
 
 def _alarm(treatment: Treatment) -> str:
@@ -217,6 +228,7 @@ def _basis(results: Results) -> list[tuple[str, str]]:
         ("Budget", words.budget(runs, results.manifest.match)),
         ("Data", words.data(runs)),
         ("Model", words.model(runs)),
+        *(("Registration", text) for text in registration.told(results.manifest)),
         ("Margin", f"Differences of up to {results.measure.margin_says} count as none."),
         (
             "Scope",

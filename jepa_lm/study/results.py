@@ -28,7 +28,7 @@ from jepa_lm.study.exclusion import Out, excluded, unstable
 from jepa_lm.study.family import Adjusted, adjust
 from jepa_lm.study.manifest import Comparison, Identity, Manifest
 from jepa_lm.study.measure import Measure, measure_for, other_grids
-from jepa_lm.study.roles import BASELINES, EQUAL_FLOPS, GATES
+from jepa_lm.study.roles import BASELINES, EQUAL_FLOPS, is_gate
 from jepa_lm.study.runs import Run
 from jepa_lm.study.statistics import Effect
 from jepa_lm.study.trained import too_little
@@ -213,7 +213,7 @@ def _compared(
 ) -> _Compared:
     by_role = _by_role(treatment, comparisons, arms)
     controls = {role: arms[c.against] for role, c in by_role.items()}
-    gates = tuple(role for role, c in by_role.items() if is_gate(c))
+    gates = tuple(role for role, c in by_role.items() if is_gate(c.role, c.gate))
     with_a_say = [control for role, control in controls.items() if role in (*BASELINES, *gates)]
     out = excluded([treatment, *controls.values()], [treatment, *with_a_say])
     kept = treatment.without(out[treatment.name])
@@ -222,11 +222,6 @@ def _compared(
         for role, control in controls.items()
     }
     return _Compared(by_role, controls, effects, gates, out)
-
-
-def is_gate(comparison: Comparison) -> bool:
-    """Return whether a treatment must be better than this control to help."""
-    return comparison.role in GATES if comparison.gate is None else comparison.gate
 
 
 def _by_role(

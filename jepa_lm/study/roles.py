@@ -20,6 +20,15 @@ NAMES = {
 """Names of other controls in sentences."""
 
 
+def is_gate(role: str, gate: bool | None) -> bool:
+    """Return whether a treatment must be better than this control to help.
+
+    Args:
+        gate: what its arm says; None: what its role says.
+    """
+    return role in GATES if gate is None else gate
+
+
 def named(role: str) -> str:
     """Return the name of a control in a sentence; that of a further one has more words after the role."""
     first, space, more = role.partition(" ")

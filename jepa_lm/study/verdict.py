@@ -3,7 +3,8 @@
 Each control gives a standing, at the full level:
 
     too few      fewer than 3 pairs, or seeds that change nothing
-    equivalent   both equivalence tests pass, whether or not the difference is significant
+    equivalent   both equivalence tests pass, whether or not the difference is significant (a gate is passed
+                 by however little)
     better       p < alpha and the treatment is on the better side
     worse        p < alpha and it is on the other one
     open         none of these
@@ -18,10 +19,10 @@ Where seeds that solved their task are counted, p is of Fisher's one-sided test,
 If other runs of the treatment have diverged than of the baseline (`jepa_lm.study.exclusion`), the word is
 "unstable", unless the rest show a harm.
 
-Equivalence takes precedence over significance: the margin is fixed in advance as what does not matter, and
-with enough seeds any difference, however small, becomes significant. There are two exceptions. A gain or a
-harm that meets the challenge's rule counts, however small it is in bits per byte. Runs so short that arms
-cannot have diverged (see `jepa_lm.study.trained`) show no difference and nothing else.
+Against the baseline, equivalence takes precedence over significance: the margin is fixed in advance as
+what does not matter, and with enough seeds any difference, however small, becomes significant. There are two
+exceptions. A gain or a harm that meets the challenge's rule counts, however small it is in bits per byte.
+Runs so short that arms cannot have diverged (`jepa_lm.study.trained`) show no difference and nothing else.
 """
 
 from __future__ import annotations
@@ -119,7 +120,7 @@ def verdict(
         adjusted = Adjusted(alone.difference, alone.same)
     found = _against_baseline(effects, role, gates, adjusted, alpha, too_little)
     rivals = [
-        rival(effects[r], standing(effects[r], alpha), equal)
+        rival(effects[r], against_gate(effects[r], alpha), equal)
         for r, equal in RIVALS.items()
         if r in effects
     ]
@@ -179,6 +180,13 @@ def standing(effect: Effect, alpha: float = ALPHA) -> Standing:
     return "better" if effect.gains else "worse"
 
 
+def against_gate(effect: Effect, alpha: float = ALPHA) -> Standing:
+    """Return how a treatment compares with a control that it must be better than: by however little."""
+    if effect.n >= MINIMUM_PAIRS and effect.gains and _below(effect.p, alpha):
+        return "better"
+    return standing(effect, alpha)
+
+
 def _better(
     effects: Mapping[str, Effect], role: str, gates: Collection[str], alpha: float
 ) -> Verdict:
@@ -189,7 +197,7 @@ def _better(
     for gate in gates:
         effect, called = effects[gate], named(gate)
         against = numbers(effect)
-        match standing(effect, alpha):
+        match against_gate(effect, alpha):
             case "better":
                 passed += [] if gate in RIVALS else [f"Better than {called} too: {against}."]
                 continue

@@ -9,8 +9,7 @@ import pytest
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.study.arms import ArmSpec, below, check_declared, differences
 from jepa_lm.study.planner import slug
-from jepa_lm.study.results import is_gate
-from jepa_lm.study.roles import BASELINES
+from jepa_lm.study.roles import BASELINES, is_gate
 from jepa_lm.training.flops import flops_per_token
 from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.utils.config import resolve
@@ -358,7 +357,7 @@ def test_the_documentation_knows_baseline_and_gates_of_every_objective(plan):
     for name in known:
         of = [c for c in done.plan.comparisons if c.of == f"objective-{name}/treatment"]
         baseline = next(c for role in BASELINES for c in of if c.role == role)
-        gates = {arm_of(c.against) for c in of if is_gate(c)}
+        gates = {arm_of(c.against) for c in of if is_gate(c.role, c.gate)}
         found[name] = (arm_of(baseline.against), gates)
     assert found == known
 

@@ -45,7 +45,7 @@ TINY = of(-0.002)
         (GAIN, VAGUE, "no difference shown", "no difference from the placebo is shown"),
         (GAIN, LOSS, "no difference shown", "worse than the placebo"),
         (GAIN, TIE, "no difference shown", "within 0.005 BPB of the placebo"),
-        (GAIN, TINY, "no difference shown", "within 0.005 BPB of the placebo"),
+        (GAIN, TINY, "helps", "Better than the placebo too: -0.0020 BPB"),  # by however little
         (GAIN, SAME, "no difference shown", "not shown to come from the predicted latents"),
         (GAIN, FEW, "too few seeds", "Too few seeds to compare with the placebo"),
         (GAIN, Effect(), "too few seeds", "n = 0"),

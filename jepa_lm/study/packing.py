@@ -1,0 +1,123 @@
+"""Pack the records of a sweep or study into one zip file, and unpack it where a report can be built.
+
+A file from elsewhere is data: only records that reports read, within bounds. Nothing in it is run, no link is
+made, and nothing is written outside the new folder.
+"""
+
+from __future__ import annotations
+
+import re
+import zipfile
+import zlib
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
+
+from jepa_lm.study import manifest
+from jepa_lm.study.runs import MOST_BYTES
+from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.files import replacing, staging, write_bytes
+from jepa_lm.utils.paths import CONFIG_FILE, METRICS_FILE, SAMPLE_FILE, SUMMARY_FILE
+
+SUFFIX = ".zip"
+OF_A_RUN = (SUMMARY_FILE, CONFIG_FILE, METRICS_FILE, SAMPLE_FILE, ".hydra/hydra.yaml")
+"""Records of a run that reports read."""
+EPOCH = (1980, 1, 1, 0, 0, 0)
+"""Date of the entries: equal records give equal files."""
+MOST_ENTRIES, MOST_IN_ALL = 100_000, 4 << 30
+"""Limits of a packed study: entries, and bytes of all of them."""
+PLAIN = re.compile(r"[^\x00-\x1f\\:]{1,400}")
+"""Names that are plain on every system."""
+
+
+def pack(folder: Path) -> Path:
+    """Write the plan and the records of every run to a zip file beside the folder; return it.
+
+    Raises:
+        UserError: the folder has no study.json, or a record is larger than reports read.
+    """
+    plan = manifest.load(folder)
+    path = folder.absolute().with_name(f"{folder.absolute().name}{SUFFIX}")
+    names = [manifest.FILE, *(f"{job.folder}/{name}" for job in plan.jobs for name in OF_A_RUN)]
+    with replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+        for name in names:
+            record = folder / name
+            if not record.is_file():
+                continue
+            if record.stat().st_size > MOST_BYTES:
+                raise UserError(
+                    f"{record}: is larger than the {MOST_BYTES:,} bytes that a report reads"
+                )
+            entry = zipfile.ZipInfo(name, EPOCH)
+            entry.compress_type = zipfile.ZIP_DEFLATED
+            archive.writestr(entry, record.read_bytes())
+    return path
+
+
+def unpack(path: Path) -> Path:
+    """Unpack a packed study into the folder beside it that has its name; return that folder.
+
+    Raises:
+        UserError: it is not a packed study, exceeds the limits, or the folder is there already.
+    """
+    folder = path.with_suffix("")
+    if folder.exists():
+        raise UserError(f"{path}: {folder} is there already; name that folder, or move it away")
+    try:
+        with zipfile.ZipFile(path) as archive, staging(path.absolute().parent) as inside:
+            for entry in _checked(path, archive):
+                target = inside / "study" / entry.filename
+                target.parent.mkdir(parents=True, exist_ok=True)
+                write_bytes(target, _content(path, archive, entry))
+            manifest.load(inside / "study")
+            (inside / "study").rename(folder)
+    except (
+        zipfile.BadZipFile,
+        zlib.error,
+        OSError,
+        NotImplementedError,
+        EOFError,
+        RuntimeError,
+    ) as error:
+        raise UserError(f"{path}: is not a packed study ({error})") from error
+    return folder
+
+
+def _checked(path: Path, archive: zipfile.ZipFile) -> Iterator[zipfile.ZipInfo]:
+    """Yield the entries, after all of them have been found to be records within the limits."""
+    entries = archive.infolist()
+    if len(entries) > MOST_ENTRIES or sum(entry.file_size for entry in entries) > MOST_IN_ALL:
+        raise UserError(
+            f"{path}: holds more than {MOST_ENTRIES:,} records or {MOST_IN_ALL:,} bytes"
+        )
+    seen = set()
+    for entry in entries:
+        name = PurePosixPath(entry.filename)
+        below = entry.filename.removesuffix(f"/{_record(entry.filename)}")
+        plain = (
+            PLAIN.fullmatch(entry.filename)
+            and not name.is_absolute()
+            and ".." not in name.parts
+            and str(name) == entry.filename
+        )
+        if not plain or (entry.filename != manifest.FILE and below == entry.filename):
+            raise UserError(f"{path}: {entry.filename[:100]!r} is no record of a study")
+        if entry.filename in seen or entry.file_size > MOST_BYTES:
+            raise UserError(f"{path}: {entry.filename[:100]} is there twice, or too large")
+        seen.add(entry.filename)
+    if manifest.FILE not in seen:
+        raise UserError(f"{path}: is not a packed study (it has no {manifest.FILE})")
+    yield from entries
+
+
+def _record(name: str) -> str:
+    """Return the record of a run that an entry is; empty if it is none."""
+    return next((record for record in OF_A_RUN if name.endswith(f"/{record}")), "")
+
+
+def _content(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
+    """Return the bytes of an entry, however many its header claims."""
+    with archive.open(entry) as file:
+        content = file.read(MOST_BYTES + 1)
+    if len(content) > MOST_BYTES:
+        raise UserError(f"{path}: {entry.filename[:100]} is too large")
+    return content

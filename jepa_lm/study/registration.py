@@ -1,0 +1,105 @@
+"""What a study set out to show: written into study.json, dated and hashed, before its first run starts.
+
+A later start of the same study keeps it. The report tells what has changed since, and marks a verdict on
+other seeds than the registered ones as exploratory: whoever adds seeds one at a time until the word is
+welcome reaches a wrong "equivalent" in 20 studies of 100.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Mapping
+
+from jepa_lm.study.exclusion import DEVIATIONS, MARGINS
+from jepa_lm.study.manifest import Manifest, Registration
+from jepa_lm.study.measure import Measure
+from jepa_lm.study.power import ALPHA
+from jepa_lm.study.roles import BASELINES, is_gate
+from jepa_lm.utils.files import without_nan
+
+
+def register(plan: Manifest) -> Registration:
+    """Return the registration of a study that is about to start."""
+    content, date = contents(plan), time.strftime("%Y-%m-%dT%H:%M:%S%z")
+    return Registration(date, _digest(content, date), content)
+
+
+def contents(plan: Manifest) -> dict[str, str]:
+    """Return what a plan sets out to show, in words by topic."""
+    measure = Measure(plan.metric or "val/bpb", plan.estimand)
+    about = (
+        measure.says
+        if plan.metric
+        else f"{measure.says}, or nats per token where there are no bytes"
+    )
+    treatments = dict.fromkeys(c.of for c in plan.comparisons)
+    return {
+        "question": f"Does the treatment change the {about}?",
+        "comparisons": "; ".join(_compared(plan, name) for name in treatments) or "none",
+        "margin": "as docs/studies.md says"
+        if plan.margin is None
+        else f"{plan.margin:g} {measure.unit}",
+        "budget": f"equal {plan.match}" if plan.match else "none",
+        "seeds": ", ".join(dict.fromkeys(s for group in plan.groups for s in group.runs)),
+        "looks": "one, when all seeds have finished",
+        "tests": f"two-sided at {ALPHA:g} against baseline and gates, Holm over treatments",
+        "exclusion": (
+            "no score for other reasons than the machine's, or worse than the arm's median by more than "
+            f"{DEVIATIONS} median absolute deviations and {MARGINS} margins"
+        ),
+        "configs": hashlib.sha256(
+            repr(sorted(j.config_hash for j in plan.jobs)).encode()
+        ).hexdigest(),
+    }
+
+
+def _compared(plan: Manifest, name: str) -> str:
+    of = [c for c in plan.comparisons if c.of == name]
+    baseline = next((c.against for role in BASELINES for c in of if c.role == role), "nothing")
+    gates = [c.against for c in of if is_gate(c.role, c.gate)]
+    return f"{name} against {baseline}" + (f", gates {', '.join(gates)}" if gates else "")
+
+
+def _digest(content: Mapping[str, str], date: str) -> str:
+    text = json.dumps(without_nan([date, content]), sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def told(plan: Manifest) -> list[str]:
+    """Return what a reader must know of a study's registration, as sentences; none for a sweep."""
+    if plan.kind != "study":
+        return []
+    found = plan.registration
+    if found is None:
+        return ["Not registered: this study began before registrations were kept."]
+    if _digest(found.content, found.date) != found.sha256:
+        return [
+            f"The registration in study.json does not have its SHA-256 {found.sha256}: it was edited."
+        ]
+    now = contents(plan)
+    changed = [
+        f"{topic} was {was}, now {now.get(topic, 'nothing')}"
+        for topic, was in found.content.items()
+        if now.get(topic) != was
+    ]
+    since = f" Changed since: {'; '.join(changed)}." if changed else " Nothing has changed since."
+    return [f"Registered {found.date}, before the first run, SHA-256 {found.sha256[:16]}.{since}"]
+
+
+def exploratory(plan: Manifest, judged: Iterable[str]) -> str:
+    """Return why a verdict on these seeds is not the registered one; empty if it is."""
+    if plan.registration is None:
+        return ""
+    planned = [s for s in plan.registration.content.get("seeds", "").split(", ") if s]
+    seeds = set(judged)
+    if seeds == set(planned):
+        return ""
+    return f"Exploratory: registered for {len(planned)} seeds, judged on {_which(seeds, planned)}."
+
+
+def _which(seeds: set[str], planned: list[str]) -> str:
+    within = len(seeds & set(planned))
+    other = len(seeds) - within
+    return f"{within} of them" + (f" and {other} others" if other else "")
