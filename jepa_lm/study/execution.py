@@ -34,6 +34,7 @@ from jepa_lm.study.registration import register
 from jepa_lm.study.request import Composed, read_request
 from jepa_lm.study.runs import Run, find_runs
 from jepa_lm.study.search import Search
+from jepa_lm.study.sequential import LOOKS, ends
 from jepa_lm.study.solved import LEAST_SEEDS
 from jepa_lm.utils.config import check, resolve
 from jepa_lm.utils.crash import bugs_kept
@@ -121,7 +122,8 @@ def sweep(
     if config.get("study") is None:
         manifest, configs = plan_sweep(asked, compose, config.task_name)
     else:
-        manifest, configs = plan_study(asked, compose, resolve(config.study), flops)
+        study = resolve(config.study)
+        manifest, configs = plan_study(asked, compose, study, flops)
         pairs = max(len(group.runs) for group in manifest.groups)
         counted = manifest.metric is not None and METRICS[manifest.metric].bimodal
         least = LEAST_SEEDS if counted else MINIMUM_PAIRS
@@ -133,7 +135,23 @@ def sweep(
     how = Launching(at_once, len(manifest.jobs))
     with only_writer(folder, FOLDER_KEY), bugs_kept(folder):
         sweep_up(folder)
+        for look in LOOKS[:-1] if manifest.seeds == "sequential" else ():
+            so_far, configs_so_far = plan_study(asked, compose, study, flops, look)
+            returned = run(so_far, configs_so_far, folder, launcher, how)
+            if failures(so_far.jobs, folder) or at_its_end(folder, look):
+                return conclude(so_far, folder, returned)
         return conclude(manifest, folder, run(manifest, configs, folder, launcher, how))
+
+
+def at_its_end(folder: Path, look: int) -> bool:
+    """Tell the words of a sequential study at a look, and return whether it ends there."""
+    from jepa_lm.study.results import collect
+
+    judged = [(t.word, t.main.effect) for t in collect(folder).treatments]
+    over = ends(judged)
+    words = ", ".join(word for word, _ in judged)
+    tell(f"after {look} seeds: {words}; {'the study ends here' if over else 'it goes on'}")
+    return over
 
 
 def run(

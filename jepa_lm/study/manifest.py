@@ -13,6 +13,7 @@ from typing import Any
 
 from jepa_lm.study.measure import FORMER_ESTIMANDS, Estimand
 from jepa_lm.study.recorded import read
+from jepa_lm.study.sequential import Seeds
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.files import read_json, write_json
 from jepa_lm.utils.metrics import MetricName
@@ -110,6 +111,10 @@ class Manifest:
     """What verdicts are about, see `jepa_lm.study.measure`; None: bits per byte, or nats without bytes."""
     estimand: Estimand = "budget"
     """The score at the budget, or the best of the validations within it."""
+    seeds: Seeds = "fixed"
+    """When the study is looked at, see `jepa_lm.study.sequential`."""
+    planned: tuple[str, ...] = ()
+    """All seeds of a sequential study, which may end before the last."""
     margin: float | None = None
     """Largest difference that does not matter, in the unit of the metric; None: see `measure_for`."""
     registration: Registration | None = None

@@ -26,6 +26,7 @@ from jepa_lm.study.measure import FORMER_ESTIMANDS, Estimand
 from jepa_lm.study.planner import Planner, slug
 from jepa_lm.study.request import NONE, SEED, Compose, Composed, Request
 from jepa_lm.study.roles import BASELINES
+from jepa_lm.study.sequential import Seeds, check_seeds
 from jepa_lm.utils.config import check_type, unknown_key
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.metrics import MetricName
@@ -43,6 +44,7 @@ SETTINGS = {
     "metric": MetricName | None,
     "estimand": Estimand,
     "margin": float | None,
+    "seeds": Seeds,
     "dry_run": bool,
     "arms": dict,
 }
@@ -99,12 +101,17 @@ def _between(planner: Planner, one: Group, other: Group) -> dict[str, tuple[Any,
 
 
 def plan_study(
-    request: Request, compose: Compose, study: Mapping[str, Any], flops: RunFlops
+    request: Request,
+    compose: Compose,
+    study: Mapping[str, Any],
+    flops: RunFlops,
+    look: int | None = None,
 ) -> tuple[Manifest, dict[str, Any]]:
     """Plan the treatments of a study and their arms.
 
     Args:
         flops: counts the FLOPs per token of a run, for arms that spend as many as their treatment.
+        look: number of seeds to plan; None for all.
 
     Raises:
         UserError: an arm does not differ from its treatment in exactly what it declares, the budget does
@@ -122,7 +129,9 @@ def plan_study(
     request = judged_by(request, study.get("metric"))
     arms = read_arms(study["arms"])
     planner = Planner(compose)
-    seeds = request.seeds(compose)
+    planned = request.seeds(compose)
+    check_seeds(study.get("seeds", "fixed"), len(planned), study.get("metric"))
+    seeds = planned[:look]
     comparisons: list[Comparison] = []
     identities: list[Identity] = []
     not_applicable: dict[str, dict[str, str]] = {}
@@ -159,6 +168,8 @@ def plan_study(
             metric=study.get("metric") or manifest.metric,
             estimand=study["estimand"],
             margin=margin,
+            seeds=study.get("seeds", "fixed"),
+            planned=tuple(map(str, planned)),
             identities=tuple(identities),
             not_applicable=not_applicable,
         ),

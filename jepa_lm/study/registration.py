@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping
 from jepa_lm.study.exclusion import DEVIATIONS, MARGINS
 from jepa_lm.study.manifest import Manifest, Registration
 from jepa_lm.study.measure import Measure
-from jepa_lm.study.power import ALPHA
 from jepa_lm.study.roles import BASELINES, is_gate
+from jepa_lm.study.sequential import level_of, looks, planned_at
 from jepa_lm.utils.files import without_nan
 
 
@@ -42,16 +42,16 @@ def contents(plan: Manifest) -> dict[str, str]:
         if plan.margin is None
         else f"{plan.margin:g} {measure.unit}",
         "budget": f"equal {plan.match}" if plan.match else "none",
-        "seeds": ", ".join(dict.fromkeys(s for group in plan.groups for s in group.runs)),
-        "looks": "one, when all seeds have finished",
-        "tests": f"two-sided at {ALPHA:g} against baseline and gates, Holm over treatments",
+        "seeds": ", ".join(plan.planned or dict.fromkeys(s for g in plan.groups for s in g.runs)),
+        "looks": looks(plan.seeds),
+        "tests": (
+            f"two-sided at {level_of(plan.seeds):g} against baseline and gates, Holm over treatments"
+        ),
         "exclusion": (
             "no score for other reasons than the machine's, or worse than the arm's median by more than "
             f"{DEVIATIONS} median absolute deviations and {MARGINS} margins"
         ),
-        "configs": hashlib.sha256(
-            repr(sorted(j.config_hash for j in plan.jobs)).encode()
-        ).hexdigest(),
+        "arms": "; ".join(f"{group.name}: {group.says}" for group in plan.groups),
     }
 
 
@@ -90,11 +90,11 @@ def told(plan: Manifest) -> list[str]:
 
 def exploratory(plan: Manifest, judged: Iterable[str]) -> str:
     """Return why a verdict on these seeds is not the registered one; empty if it is."""
-    if plan.registration is None:
+    if plan.registration is None or plan.seeds == "open":
         return ""
     planned = [s for s in plan.registration.content.get("seeds", "").split(", ") if s]
     seeds = set(judged)
-    if seeds == set(planned):
+    if seeds in planned_at(planned, plan.seeds):
         return ""
     return f"Exploratory: registered for {len(planned)} seeds, judged on {_which(seeds, planned)}."
 

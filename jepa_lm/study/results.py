@@ -28,8 +28,10 @@ from jepa_lm.study.exclusion import Out, excluded, unstable
 from jepa_lm.study.family import Adjusted, adjust
 from jepa_lm.study.manifest import Comparison, Identity, Manifest
 from jepa_lm.study.measure import Measure, measure_for, other_grids
+from jepa_lm.study.power import ALPHA
 from jepa_lm.study.roles import BASELINES, EQUAL_FLOPS, is_gate
 from jepa_lm.study.runs import Run
+from jepa_lm.study.sequential import Seeds, level_of
 from jepa_lm.study.statistics import Effect
 from jepa_lm.study.trained import too_little
 from jepa_lm.study.verdict import baseline_of, claim, verdict
@@ -160,7 +162,7 @@ def _treatments(
     """
     names = dict.fromkeys(c.of for c in plan.comparisons)
     drafts = {
-        name: _compared(arms[name], [c for c in plan.comparisons if c.of == name], arms)
+        name: _compared(arms[name], [c for c in plan.comparisons if c.of == name], arms, plan.seeds)
         for name in names
     }
     adjusted = adjust(
@@ -171,7 +173,7 @@ def _treatments(
         }
     )
     for name, found in drafts.items():
-        word, sentence = _judged(arms[name], found, adjusted.get(name))
+        word, sentence = _judged(arms[name], found, adjusted.get(name), level_of(plan.seeds))
         known = {
             arm.name: list(arm.runs.values()) for arm in (arms[name], *found.controls.values())
         }
@@ -209,7 +211,10 @@ class _Compared(NamedTuple):
 
 
 def _compared(
-    treatment: ArmResult, comparisons: Sequence[Comparison], arms: Mapping[str, ArmResult]
+    treatment: ArmResult,
+    comparisons: Sequence[Comparison],
+    arms: Mapping[str, ArmResult],
+    seeds: Seeds,
 ) -> _Compared:
     by_role = _by_role(treatment, comparisons, arms)
     controls = {role: arms[c.against] for role, c in by_role.items()}
@@ -218,7 +223,7 @@ def _compared(
     out = excluded([treatment, *controls.values()], [treatment, *with_a_say])
     kept = treatment.without(out[treatment.name])
     effects = {
-        role: effect_of(kept, control.without(out[control.name]))
+        role: effect_of(kept, control.without(out[control.name]), anytime=seeds == "open")
         for role, control in controls.items()
     }
     return _Compared(by_role, controls, effects, gates, out)
@@ -275,10 +280,15 @@ def judged(treatment: ArmResult, baseline: ArmResult) -> tuple[Effect, str]:
     """Return the difference of two arms, and the verdict's word on it alone."""
     effect = effect_of(treatment, baseline)
     found = _Compared({}, {"none": baseline}, {"none": effect}, (), {})
-    return effect, _judged(treatment, found, None)[0]
+    return effect, _judged(treatment, found)[0]
 
 
-def _judged(treatment: ArmResult, found: _Compared, adjusted: Adjusted | None) -> tuple[str, str]:
+def _judged(
+    treatment: ArmResult,
+    found: _Compared,
+    adjusted: Adjusted | None = None,
+    alpha: float = ALPHA,
+) -> tuple[str, str]:
     """Return the verdict's word and sentence."""
     effects = found.effects
     if effects.keys().isdisjoint(BASELINES):
@@ -290,5 +300,5 @@ def _judged(treatment: ArmResult, found: _Compared, adjusted: Adjusted | None) -
     short = too_little(runs, margin, effects[role].unit)
     mine, theirs = (found.out.get(arm.name, {}) for arm in (treatment, found.controls[role]))
     diverged = unstable(mine, theirs, BASELINES[role])
-    said = verdict(effects, found.gates, adjusted, too_little=short, unstable=diverged)
+    said = verdict(effects, found.gates, adjusted, alpha, too_little=short, unstable=diverged)
     return said.word, said.sentence

@@ -29,7 +29,9 @@ def numbers(effect: Effect) -> str:
         parts.append(f"n = {effect.n}")
     if effect.p is not None:
         parts.append(
-            p_value(effect.p) + ("" if effect.solved is None else " by Fisher's one-sided test")
+            p_value(effect.p)
+            + ("" if effect.solved is None else " by Fisher's one-sided test")
+            + ("" if effect.p_anytime is None else " at any time")
         )
     return ", ".join(parts)
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
+from jepa_lm.study.anytime import anytime_equivalence_test, anytime_test
 from jepa_lm.study.paired import (
     below_test,
     bootstrap_interval,
@@ -81,6 +82,10 @@ class Effect:
     """H0: the mean is outside +-margin."""
     p_tail: float | None = None
     """The same, allowing for a long tail on one side."""
+    p_anytime: float | None = None
+    """As `p_paired`, however often one looks; None where that is not asked."""
+    p_anytime_same: float | None = None
+    """As `p_equivalent`, however often one looks."""
     seeds_needed: int | None = None
     """Pairs that would find the observed mean in 8 studies of 10, at least `MINIMUM_PAIRS`; None above
     `MOST_SEEDS`. It depends on the observed spread, which few seeds estimate poorly."""
@@ -93,7 +98,9 @@ class Effect:
     @property
     def p(self) -> float | None:
         """p of the test that decides."""
-        return self.p_paired if self.solved is None else self.p_fisher
+        if self.solved is not None:
+            return self.p_fisher
+        return self.p_paired if self.p_anytime is None else self.p_anytime
 
     @property
     def meets_rule(self) -> bool:
@@ -102,7 +109,9 @@ class Effect:
 
     @property
     def p_same(self) -> float | None:
-        """p of the two tests that both must call the sides equal."""
+        """p of the two tests that both must call the sides equal, or of the one that holds at any time."""
+        if self.p_anytime_same is not None:
+            return self.p_anytime_same
         if self.p_equivalent is None or self.p_tail is None:
             return None
         return max(self.p_equivalent, min(1.0, TAIL * self.p_tail))
@@ -130,6 +139,7 @@ def effect(
     unit: str = "BPB",
     larger: bool = False,
     bimodal: bool = False,
+    anytime: bool = False,
     resamples: int = 10_000,
 ) -> Effect:
     """Compare two groups of runs.
@@ -146,6 +156,7 @@ def effect(
         margin: difference in either direction that counts as none, above 0.
         unit: of the scores, for sentences. larger: whether larger scores are better.
         bimodal: count the runs that solved their task, and test nothing else.
+        anytime: decide by tests that hold however often one looks.
         resamples: number of bootstrap resamples; 0 skips the bootstrap.
 
     Raises:
@@ -180,6 +191,9 @@ def effect(
     if not found.std or found.mean is None:
         return found
     low, high = t_interval(differences)
+    if anytime and n >= MINIMUM_PAIRS:
+        p_same = float(anytime_equivalence_test(differences, margin))
+        found = replace(found, p_anytime=float(anytime_test(differences)), p_anytime_same=p_same)
     return replace(
         found,
         interval=(float(low), float(high)),
@@ -188,7 +202,7 @@ def effect(
         p_flips=sign_flip_test(differences),
         p_equivalent=float(equivalence_test(differences, margin)),
         p_tail=float(tail_test(differences, margin)),
-        seeds_needed=seeds_needed(found.mean, found.std, ALPHA),
+        seeds_needed=seeds_needed(found.mean or 0.0, found.std or 0.0, ALPHA),
     )
 
 

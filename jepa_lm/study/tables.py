@@ -35,6 +35,7 @@ def _seeds_needed(effect: Effect) -> str:
 
 
 RULE = "p of the challenge's rule"
+ANYTIME = "p at any time"
 EFFECT: dict[str, Callable[[Effect], str]] = {
     "pairs of seeds": lambda e: str(e.n),
     "mean difference, BPB": lambda e: words.signed(e.mean),
@@ -42,6 +43,7 @@ EFFECT: dict[str, Callable[[Effect], str]] = {
     "95 % interval": lambda e: words.between(e.interval, words.signed),
     "95 % bootstrap": lambda e: words.between(e.bootstrap, words.signed),
     "p, paired t-test": lambda e: words.probability(e.p_paired),
+    ANYTIME: lambda e: words.probability(e.p_anytime),
     "p, sign flips": lambda e: words.probability(e.p_flips),
     "p, Welch's test": lambda e: words.probability(e.p_welch),
     RULE: lambda e: words.probability(e.p_rule),
@@ -125,6 +127,8 @@ def effects(treatments: Sequence[Treatment]) -> Table:
     shown = COUNTED if any(a.effect.solved is not None for _, a in compared) else EFFECT
     if treatments and not treatments[0].arm.measure.is_loss:
         shown = {head: say for head, say in shown.items() if head != RULE}
+    if all(a.effect.p_anytime is None for _, a in compared):
+        shown = {head: say for head, say in shown.items() if head != ANYTIME}
     rows = [
         (
             treatment.arm.name,

@@ -9,9 +9,12 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from jepa_lm.study.anytime import anytime_equivalence_test, anytime_test
 from jepa_lm.study.paired import equivalence_test, paired_test, tail_test
+from jepa_lm.study.sequential import LEVEL, LOOKS, ends
 from jepa_lm.study.statistics import MARGIN, TAIL, effect
 from jepa_lm.study.verdict import verdict
+from tests.conftest import REPO
 
 pytestmark = pytest.mark.slow
 STUDIES = 20_000
@@ -122,3 +125,74 @@ def test_more_arms_without_a_say_take_no_power():
 def test_equivalence_at_the_margin_errs_as_seldom_as_it_says(n):
     for edge in (MARGIN, -MARGIN):
         assert at_most(rate("equivalent", arms(np.random.default_rng(n), n, edge, 0)), 0.05)
+
+
+# Looks before the end: 5,000 studies each
+
+LOOKED = 5_000
+
+
+def drawn(seed: int, mean: float, n: int = LOOKS[-1]) -> np.ndarray:
+    return np.random.default_rng(seed).normal(mean, SD, (LOOKED, n))
+
+
+def within(found: np.ndarray, rate: float) -> bool:
+    low, high = stats.binom.interval(0.999, len(found), rate)
+    return bool(low <= found.sum() <= high)
+
+
+def test_adding_seeds_one_at_a_time_finds_what_is_not_there():
+    """What the plans below are for: looks at 5, 6, ... 20 seeds, each at the full level."""
+    null, edge = drawn(0, 0.0), drawn(1, MARGIN)
+    every = range(5, 21)
+    assert np.mean([paired_test(null[:, :n]) < 0.05 for n in every], axis=0).shape == (LOOKED,)
+    assert np.any([paired_test(null[:, :n]) < 0.05 for n in every], axis=0).mean() > 0.15
+    assert (
+        np.any([equivalence_test(edge[:, :n], MARGIN) < 0.05 for n in every], axis=0).mean() > 0.15
+    )
+
+
+def test_four_looks_err_as_often_as_one():
+    null = drawn(2, 0.0)
+    assert within(np.any([paired_test(null[:, :n]) < LEVEL for n in LOOKS], axis=0), 0.05)
+    for edge in (MARGIN, -MARGIN):
+        d = drawn(3, edge)
+        student = [equivalence_test(d[:, :n], MARGIN) < LEVEL for n in LOOKS]
+        assert within(np.any(student, axis=0), 0.047)
+        tail = [TAIL * tail_test(d[:, :n], MARGIN) < LEVEL for n in LOOKS]
+        assert np.any(np.logical_and(student, tail), axis=0).mean() < 0.03
+
+
+def test_e_values_err_no_more_often_than_they_say_however_long_one_looks():
+    """Ville's bound: less than 5 % over 100 seeds."""
+    assert anytime_test(drawn(4, 0.0, 100)).min() < 0.05
+    for n in (20, 100):
+        assert np.mean(anytime_test(drawn(4, 0.0, n)) < 0.05) <= 0.05
+        for edge in (MARGIN, -MARGIN):
+            wrong = anytime_equivalence_test(drawn(5, edge, n), MARGIN) < 0.05
+            assert wrong.mean() <= 0.05
+    assert np.mean(anytime_test(drawn(6, -0.006)) < 0.05) > 0.99
+    assert np.mean(anytime_equivalence_test(drawn(7, 0.0), MARGIN) < 0.05) > 0.99
+
+
+def documented() -> list[tuple[float, float]]:
+    """Return true differences and the seeds that a sequential study takes, as docs/studies.md has them."""
+    text = (REPO / "docs" / "studies.md").read_text(encoding="utf-8")
+    table = text.partition("| true difference, BPB |")[2].partition("\n\n")[0]
+    rows = [row.strip("|").split("|") for row in table.splitlines()[2:]]
+    return [(float(mean), float(seeds)) for mean, seeds in rows]
+
+
+@pytest.mark.parametrize(("mean", "seeds"), documented())
+def test_a_sequential_study_takes_as_many_seeds_as_the_documentation_says(mean, seeds):
+    taken = [seeds_of(row) for row in 1.7 + drawn(8, mean)[:400]]
+    assert np.mean(taken) == pytest.approx(seeds, abs=0.6)
+
+
+def seeds_of(row: np.ndarray) -> int:
+    for look in LOOKS[:-1]:
+        by_seed = {str(i): float(x) for i, x in enumerate(row[:look])}
+        found = effect(by_seed, dict.fromkeys(by_seed, 1.7), resamples=0)
+        if ends([(verdict({"none": found}, alpha=LEVEL).word, found)]):
+            return look
+    return LOOKS[-1]

@@ -1,0 +1,54 @@
+"""Tests of a mean that hold at any time, however often one looks: e-values of Student's t.
+
+With t the t statistic of n differences and nu = n - 1, the e-value against a mean of 0 is the ratio of the
+likelihoods of t when the standardised mean is drawn from a normal with variance G, and when it is 0:
+
+    e = (1 + n G)^(-1/2) ((1 + t^2 / nu) / (1 + t^2 / (nu (1 + n G))))^((nu + 1) / 2)
+
+Under a mean of 0 it exceeds 1/p at any n in a share p of studies at most (Ville's inequality, which needs the
+invariance to scale shown by Perez-Ortiz and others 2022). So 1 / (its largest value so far) is a p-value.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from jepa_lm.study.power import MINIMUM_PAIRS
+
+G = 1.0
+"""Variance of the standardised mean under the alternative: differences of about their own spread."""
+
+
+def e_values(differences: np.ndarray, mean: float = 0.0) -> np.ndarray:
+    """Return the e-value against this mean after the third difference and every later one.
+
+    Args:
+        differences: [..., n], in the order of the looks.
+
+    Returns:
+        [..., n - 2].
+    """
+    d = differences - mean
+    n = np.arange(1, d.shape[-1] + 1)[MINIMUM_PAIRS - 1 :]
+    total, squares = (np.cumsum(d**k, axis=-1)[..., MINIMUM_PAIRS - 1 :] for k in (1, 2))
+    nu = n - 1
+    spread = np.maximum(squares - total**2 / n, np.finfo(np.float64).tiny)
+    ratio = total**2 / n / spread  # t^2 / nu
+    log_e = -0.5 * np.log1p(n * G) + (nu + 1) / 2 * (
+        np.log1p(ratio) - np.log1p(ratio / (1 + n * G))
+    )
+    return np.exp(np.minimum(log_e, 700.0))
+
+
+def anytime_test(differences: np.ndarray) -> np.ndarray:
+    """Return p, H0: the mean is 0, at any time; differences [..., n] in the order of the looks, p [...]."""
+    return np.minimum(1.0, 1.0 / e_values(differences).max(axis=-1))
+
+
+def anytime_equivalence_test(differences: np.ndarray, margin: float) -> np.ndarray:
+    """Return p, H0: the mean is at +-margin or outside; the sequence of intervals must come to lie within."""
+    refuted = np.minimum(e_values(differences, margin), e_values(differences, -margin))
+    n = np.arange(1, differences.shape[-1] + 1)
+    means = (np.cumsum(differences, axis=-1) / n)[..., MINIMUM_PAIRS - 1 :]
+    within = np.where(np.abs(means) < margin, refuted, 0.0).max(axis=-1)
+    return np.minimum(1.0, 1.0 / np.maximum(within, 1.0))

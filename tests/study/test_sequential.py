@@ -1,0 +1,153 @@
+"""Looks before the end: what they cost, when a study stops, and e-values for whoever looks at any time."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from scipy import integrate, stats
+
+from jepa_lm.study import execution, sequential
+from jepa_lm.study.anytime import G, anytime_equivalence_test, anytime_test, e_values
+from jepa_lm.study.results import collect
+from jepa_lm.study.statistics import effect
+from jepa_lm.study.verdict import verdict
+from tests.study.conftest import WITHOUT_OTHERS
+from tests.study.pages import AGAINST, report
+from tests.study.sweeps import paired, study
+
+STUDY = ("study=ablation", "objective=lse_mtp", "study.seeds=sequential", *WITHOUT_OTHERS)
+
+
+@pytest.mark.parametrize("mean", [0.0, 0.4])
+@pytest.mark.parametrize("n", [3, 6])
+def test_e_values_are_a_ratio_of_likelihoods(mean, n):
+    """By integration over the standardised mean: densities of the noncentral t over that of t."""
+    d = np.random.default_rng(n).normal(0.7, 1.3, n)
+    t = (d.mean() - mean) / d.std(ddof=1) * math.sqrt(n)
+
+    def weighed(delta: float) -> float:
+        prior = stats.norm.pdf(delta, 0, math.sqrt(G))
+        return prior * stats.nct.pdf(t, n - 1, delta * math.sqrt(n))
+
+    mixed = integrate.quad(weighed, -12, 12, points=[0], limit=300)[0]
+    assert e_values(d, mean)[-1] == pytest.approx(mixed / stats.t.pdf(t, n - 1), rel=1e-5)
+    assert e_values(d, mean).shape == (n - 2,)
+    assert e_values(5 * d, 5 * mean) == pytest.approx(e_values(d, mean))
+
+
+def test_a_p_at_any_time_remembers_its_smallest():
+    d = np.array([-1.0, -1.1, -0.9, -1.05, 4.0, 9.0])
+    assert anytime_test(d) == anytime_test(d[:4])
+    assert anytime_test(d[:4]) == pytest.approx(1 / e_values(d[:4]).max())
+    near = np.array([0.001, -0.001, 0.0005, -0.0005, 0.0])
+    assert anytime_equivalence_test(near, 0.05) < 0.05
+    assert anytime_equivalence_test(near + 0.06, 0.05) == 1.0  # far from both ends, and outside
+
+
+def test_an_open_study_is_judged_by_e_values(tmp_path):
+    scores = paired(1.7, -0.004, 5, noise=0.004)
+    fixed = study(tmp_path / "fixed", scores, against=AGAINST)
+    opened = study(tmp_path / "open", scores, against=AGAINST, seeds="open")
+    one, other = (collect(folder).treatments[0].main.effect for folder in (fixed, opened))
+    assert one.p_paired == other.p_paired == one.p
+    d = np.array(one.differences)
+    assert other.p == anytime_test(d)
+    assert other.p_same == anytime_equivalence_test(d, other.margin)
+    assert other.p > one.p
+
+
+@pytest.mark.parametrize(
+    ("mean", "std", "margin", "futile"),
+    [
+        (0.0005, 0.0001, 0.005, False),  # equivalent soon
+        (0.02, 0.01, 0.005, False),  # different soon
+        (0.001, 0.02, 0.005, True),  # neither by the twentieth seed
+    ],
+)
+def test_a_study_gives_up_where_no_word_is_near(mean, std, margin, futile):
+    noise = stats.zscore(np.cos(2 * np.arange(5)), ddof=1)
+    by_seed = {str(i): 1.7 + mean + std * x for i, x in enumerate(noise)}
+    found = effect(by_seed, dict.fromkeys(by_seed, 1.7), margin=margin, resamples=0)
+    assert sequential.futile(found) == futile
+    rng = np.random.default_rng(0)
+    means = mean + std / math.sqrt(20) * rng.normal(size=20_000)
+    spread = std * np.sqrt(rng.chisquare(19, 20_000) / 19)
+    far = stats.t.isf(sequential.LEVEL, 19) * spread / math.sqrt(20)
+    differ = np.abs(means) > stats.t.isf(sequential.LEVEL / 2, 19) * spread / math.sqrt(20)
+    same = (means + far < margin) & (means - far > -margin)
+    assert (max(differ.mean(), same.mean()) < sequential.FUTILE) == futile
+
+
+def test_a_look_has_a_level_of_its_own(tmp_path):
+    scores = paired(1.7, -0.02)
+    found = collect(study(tmp_path, scores, against=AGAINST, seeds="sequential")).treatments[0]
+    close = {"none": replace(found.main.effect, p_paired=0.03)}
+    assert verdict(close).word == "better, no placebo"
+    assert verdict(close, alpha=sequential.LEVEL).word == "no difference shown"
+    assert sequential.level_of("sequential") == sequential.LEVEL
+    assert sequential.level_of("open") == sequential.level_of("fixed") == 0.05
+
+
+def test_it_stops_at_the_first_look_with_a_word(plan, monkeypatch, capsys):
+    looked = []
+
+    def at_its_end(folder, look):
+        looked.append(look)
+        return look == 8
+
+    monkeypatch.setattr(execution, "at_its_end", at_its_end)
+    done = plan(*STUDY, "seed=range(1,21)")
+    assert done.code == 0, done.error
+    assert looked == [5, 8]
+    assert {len(g.runs) for g in done.plan.groups if not g.name.endswith("weight_0")} == {8}
+    assert done.plan.registration.content["seeds"].endswith("19, 20")
+    assert "after 5, 8, 12 and 20 seeds, each at 0.0164" in done.plan.registration.content["looks"]
+    assert len(done.launched) == 2 * 8 + 1 + (
+        2 * 5 + 1
+    )  # nothing has run, so all are launched again
+    monkeypatch.setattr(execution, "at_its_end", lambda *_: False)
+    whole = plan(*STUDY, "seed=range(1,21)")
+    assert max(len(g.runs) for g in whole.plan.groups) == 20
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("seed=range(1,6)",), "it needs 20, such as 'seed=range(1,21)'; 5 given"),
+        (("seed=range(1,21)", "study.seeds=sometimes"), "study.seeds"),
+        (
+            ("study.metric=val/solved", "study.seeds=open"),
+            "study.metric=val/solved counts them, so use study.seeds=fixed",
+        ),
+    ],
+)
+def test_mistakes(words, said, plan):
+    done = plan(*STUDY, *words)
+    assert done.code == 2
+    assert said in done.error
+
+
+@pytest.mark.parametrize(("apart", "over"), [(-0.02, True), (-0.001, False)])
+def test_the_words_of_a_look_are_told(apart, over, tmp_path, capsys):
+    study(tmp_path, paired(1.7, apart, 5, noise=0.003), against=AGAINST, seeds="sequential")
+    assert execution.at_its_end(tmp_path, 5) == over
+    told = capsys.readouterr().err
+    assert told.startswith("after 5 seeds: ")
+    assert told.endswith("the study ends here\n" if over else "it goes on\n")
+
+
+def test_a_verdict_at_a_look_is_the_registered_one(tmp_path):
+    for n, exploratory in ((5, False), (6, True), (8, False)):
+        folder = study(
+            tmp_path / str(n), paired(1.7, -0.02, n), against=AGAINST, seeds="sequential"
+        )
+        path = folder / "study.json"
+        plan = json.loads(path.read_text())
+        content = {"seeds": ", ".join(str(i) for i in range(1, 21))}
+        plan["registration"] = {"date": "x", "sha256": "y", "content": content}
+        path.write_text(json.dumps(plan))
+        assert ("Exploratory" in report(folder).headline) == exploratory
