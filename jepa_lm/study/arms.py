@@ -46,6 +46,8 @@ class ArmSpec:
     """Numbers of the treatment's config that the arm multiplies; integers stay integers by rounding."""
     equal_flops: bool = False
     """Change `trainer.max_steps`, so that the arm spends the FLOPs of the treatment."""
+    match: str | None = None
+    """The `study.match` of the studies that have this arm; null for all."""
     gate: bool | None = None
     """Whether the treatment must be better than this arm to help; null: if its role is placebo,
     regularizers_only or rival."""
@@ -62,8 +64,10 @@ class ArmSpec:
     same_as: str | None = None
     """The arm that it must equal bit for bit; it runs on the first seed alone, to prove that."""
 
-    def why_not(self, objective: str, config: Mapping[str, Any]) -> str | None:
+    def why_not(self, objective: str, config: Mapping[str, Any], match: str) -> str | None:
         """Return why the arm does not apply to a treatment, or None if it applies."""
+        if self.match is not None and match != self.match:
+            return f"only with study.match={self.match}"
         if self.only and objective not in self.only:
             return f"only for {', '.join(self.only)}"
         if objective in self.without:
@@ -137,13 +141,17 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, t
 def check_budget(match: str, config: Mapping[str, Any]) -> None:
     """Check that the budget gives all arms the same steps or the same time, as `match` says.
 
+    With `flops`, arms have the same steps, and the arms that are only in such studies the same FLOPs.
+
     Raises:
         UserError: the budget does not fit `match`.
     """
     trainer = config["trainer"]
-    if match == "steps" and (trainer["max_time"] is not None or trainer["max_steps"] is None):
+    if match in ("steps", "flops") and (
+        trainer["max_time"] is not None or trainer["max_steps"] is None
+    ):
         raise UserError(
-            f"study.match=steps: needs trainer.max_steps and trainer.max_time=null, but they are "
+            f"study.match={match}: needs trainer.max_steps and trainer.max_time=null, but they are "
             f"{_yaml(trainer['max_steps'])} and {_yaml(trainer['max_time'])}; study.match=time compares "
             "after the same time"
         )
@@ -153,8 +161,8 @@ def check_budget(match: str, config: Mapping[str, Any]) -> None:
             f"{_yaml(trainer['max_time'])} and {_yaml(trainer['max_steps'])}; study.match=steps compares "
             "after the same steps"
         )
-    if match not in ("steps", "time"):
-        raise UserError(f"study.match={match}: must be one of steps, time")
+    if match not in ("steps", "time", "flops"):
+        raise UserError(f"study.match={match}: must be one of steps, flops, time")
 
 
 def check_declared(arm: ArmSpec, found: Mapping[str, tuple[Any, Any]]) -> None:

@@ -47,14 +47,14 @@ def apart(
 
     Args:
         arms: finished runs by the name of their arm.
-        match: `steps` or `time`, or None if the budgets need not agree.
+        match: `steps`, `flops` or `time`, or None if the budgets need not agree.
         other_budget: arms that have another budget on purpose.
     """
     same = {name: runs for name, runs in arms.items() if name not in other_budget}
     known = [(name, facts(run)) for name, runs in arms.items() for run in runs]
     names = dict.fromkeys(key for _, found in known for key in found)
     problems = [_difference(key, known) for key in names]
-    if match == "steps":
+    if match in ("steps", "flops"):
         steps = [(name, _steps(run)) for name, runs in same.items() for run in runs]
         problems.append(_difference("steps", steps))
     if match == "time":

@@ -94,7 +94,11 @@ def budget(runs: Iterable[Run], match: str | None) -> str:
         said += (
             f"; passes over the training split: {' to '.join(dict.fromkeys((known[0], known[-1])))}"
         )
-    matched = {"steps": "equal steps for all arms", "time": "equal training time for all arms"}
+    matched = {
+        "steps": "equal steps for all arms",
+        "flops": "equal steps for all arms but those of equal FLOPs",
+        "time": "equal training time for all arms",
+    }
     if match in matched and len(limits) == 1:  # an arm may have another budget on purpose
         said += f"; {matched[match]}"
     return f"{said}."

@@ -96,7 +96,7 @@ class Manifest:
     kind: str
     """`sweep` or `study`."""
     match: str | None
-    """The budget that the arms of a study share: `steps` or `time`."""
+    """The budget that the arms of a study share: `steps`, `time`, or `flops`, see `check_budget`."""
     command: tuple[str, ...]
     """Overrides of the command line, as the user typed them."""
     jobs: tuple[Job, ...]

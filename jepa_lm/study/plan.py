@@ -146,7 +146,8 @@ def plan_study(
         treatment = planner.add(
             _arm_name(cell, TREATMENT), composed, seeds, says="as configured", settings=cell
         )
-        reasons = {arm.name: arm.why_not(composed.objective, config) for arm in arms}
+        match = study["match"]
+        reasons = {arm.name: arm.why_not(composed.objective, config, match) for arm in arms}
         not_applicable[treatment.name] = {k: v for k, v in reasons.items() if v is not None}
         if not any(arm.role in BASELINES and reasons[arm.name] is None for arm in arms):
             raise UserError(

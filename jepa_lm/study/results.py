@@ -29,7 +29,7 @@ from jepa_lm.study.family import Adjusted, adjust
 from jepa_lm.study.manifest import Comparison, Identity, Manifest
 from jepa_lm.study.measure import Measure, measure_for, other_grids
 from jepa_lm.study.power import ALPHA
-from jepa_lm.study.roles import BASELINES, EQUAL_FLOPS, is_gate
+from jepa_lm.study.roles import BASELINES, EQUAL_FLOPS, NONE_EQUAL_FLOPS, is_gate
 from jepa_lm.study.runs import Run
 from jepa_lm.study.sequential import Seeds, level_of
 from jepa_lm.study.statistics import Effect
@@ -178,7 +178,9 @@ def _treatments(
             arm.name: list(arm.runs.values()) for arm in (arms[name], *found.controls.values())
         }
         other = {c.against for c in found.by_role.values() if _budgeted(c)}
-        longer = {c.against for c in found.by_role.values() if c.role == EQUAL_FLOPS}
+        longer = {
+            c.against for c in found.by_role.values() if c.role in (EQUAL_FLOPS, NONE_EQUAL_FLOPS)
+        }
         yield Treatment(
             arm=arms[name],
             against=tuple(

@@ -6,6 +6,7 @@ BASELINES = {"weight_0": "weight 0", "none": "cross entropy alone", "control": "
 """Roles that can be the baseline, in order of preference, with their names in sentences."""
 PLACEBO = "placebo"
 EQUAL_FLOPS = "rival_equal_flops"
+NONE_EQUAL_FLOPS = "none_equal_flops"
 RIVALS = {"rival": "at equal steps", EQUAL_FLOPS: "at equal FLOPs"}
 """Roles of a loss on tokens that reads the same, with what the comparison keeps equal."""
 GATES = (PLACEBO, "regularizers_only", "rival")
@@ -15,6 +16,7 @@ NAMES = {
     "regularizers_only": "its regularizers alone",
     "rival": "its rival in token space",
     EQUAL_FLOPS: "its rival in token space at equal FLOPs",
+    NONE_EQUAL_FLOPS: "cross entropy alone at equal FLOPs",
     "no_module": "a model without the module",
 }
 """Names of other controls in sentences."""

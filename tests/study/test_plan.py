@@ -298,6 +298,28 @@ def test_a_latent_objective_meets_its_rival(plan, compose):
     assert 50 < steps < 100  # a block costs more than a transition
 
 
+def test_at_equal_flops_the_control_trains_longer_and_has_a_say(plan, compose):
+    few = ("seed=1", "trainer.max_steps=100", *WITHOUT_OTHERS)
+    done = plan("study=ablation", "objective=lse_mtp", "study.match=flops", *few)
+    assert done.code == 0, done.error
+    (longer,) = [c for c in done.plan.comparisons if c.role == "none_equal_flops"]
+    assert is_gate(longer.role, longer.gate)
+    steps = int(settings(done, "none_equal_flops/seed-1")["trainer.max_steps"])
+    treatment, none = (
+        spent(compose, job_of(done, f"{arm}/seed-1")) for arm in ("treatment", "none_equal_flops")
+    )
+    assert steps * none == pytest.approx(100 * treatment, rel=0.01)
+    assert steps > 110
+    assert settings(done, "none/seed-1")["trainer.max_steps"] == "100"
+    assert "none_equal_flops" in {c.role for c in done.plan.comparisons}
+    without = plan("study=ablation", "objective=lse_mtp", *few, folder=done.folder.with_name("b"))
+    assert "none_equal_flops" not in {c.role for c in without.plan.comparisons}
+    assert (
+        without.plan.not_applicable["treatment"]["none_equal_flops"]
+        == "only with study.match=flops"
+    )
+
+
 @pytest.mark.slow
 def test_the_rival_of_a_masked_view_has_that_view(plan):
     few = ("jepa.context.view.spans=2", "study.arms.rival_masked_equal_flops=null")
