@@ -14,9 +14,11 @@ from jepa_lm.study.cautions import alarms
 from jepa_lm.study.chart import Style
 from jepa_lm.study.figure_styles import styles
 from jepa_lm.study.results import Results, Treatment, collect
+from jepa_lm.study.roles import BASELINES
 from jepa_lm.study.sections import sections
-from jepa_lm.study.sentences import p_value
+from jepa_lm.study.sentences import numbers, p_value
 from jepa_lm.study.templates import TIED, environment
+from jepa_lm.study.verdict import standing
 from jepa_lm.utils.errors import warn
 from jepa_lm.utils.files import write_text
 from jepa_lm.utils.paths import PAGE_FILE
@@ -184,7 +186,7 @@ def _card(treatment: Treatment, look: dict[str, Style], alone: bool) -> dict[str
 
 
 def _numbers(treatment: Treatment) -> list[str]:
-    """Return what the verdict's sentence leaves out: the correction, and the cost."""
+    """Return what the verdict's sentence leaves out: the correction, a harmful placebo, and the cost."""
     adjusted = treatment.adjusted
     corrected = (
         [
@@ -193,10 +195,16 @@ def _numbers(treatment: Treatment) -> list[str]:
         if adjusted and adjusted.treatments > 1 and adjusted.difference is not None
         else []
     )
+    harmful = []
+    if treatment.placebo is not None and standing(treatment.placebo.effect) == "worse":
+        harmful.append(
+            f"The placebo itself is worse than {BASELINES[treatment.placebo.comparison.role]} "
+            f"({numbers(treatment.placebo.effect)}), so it is easily beaten."
+        )
     ratios = tables.cost_ratios(treatment.arm, treatment.main.control)
     told = ", ".join(f"{words.ratio(ratio)} times the {name}" for name, ratio in ratios.items())
     cost = [f"Cost relative to the control: {told}."] if told else []
-    return [*corrected, *cost]
+    return [*corrected, *harmful, *cost]
 
 
 def _notices(results: Results) -> list[str]:

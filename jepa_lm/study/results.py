@@ -29,7 +29,7 @@ from jepa_lm.study.family import Adjusted, adjust
 from jepa_lm.study.manifest import Comparison, Identity, Manifest
 from jepa_lm.study.measure import Measure, measure_for, other_grids
 from jepa_lm.study.power import ALPHA
-from jepa_lm.study.roles import BASELINES, EQUAL_FLOPS, NONE_EQUAL_FLOPS, is_gate
+from jepa_lm.study.roles import BASELINES, EQUAL_FLOPS, NONE_EQUAL_FLOPS, PLACEBO, is_gate
 from jepa_lm.study.runs import Run
 from jepa_lm.study.sequential import Seeds, level_of
 from jepa_lm.study.statistics import Effect
@@ -74,6 +74,8 @@ class Treatment:
     """Why controls do not apply, by control."""
     adjusted: Adjusted | None = None
     """What its scores claim, corrected for the other treatments; None without a baseline."""
+    placebo: Against | None = None
+    """The placebo against the baseline; None without one of them."""
 
     @property
     def main(self) -> Against:
@@ -198,7 +200,20 @@ def _treatments(
             ),
             not_applicable=plan.not_applicable.get(name, {}),
             adjusted=adjusted.get(name),
+            placebo=_placebo(found),
         )
+
+
+def _placebo(found: _Compared) -> Against | None:
+    """Compare the placebo with the baseline: a placebo that harms is easily beaten."""
+    role = next((role for role in BASELINES if role in found.controls), None)
+    if role is None or PLACEBO not in found.controls:
+        return None
+    placebo, baseline = (
+        arm.without(found.out[arm.name]) for arm in (found.controls[PLACEBO], found.controls[role])
+    )
+    comparison = Comparison(placebo.name, baseline.name, role)
+    return Against(comparison, baseline, effect_of(placebo, baseline))
 
 
 class _Compared(NamedTuple):

@@ -123,7 +123,10 @@ def seeds(results: Results) -> Table:
 
 def effects(treatments: Sequence[Treatment]) -> Table:
     """Return every difference with its intervals and p-values, as columns if there are few of them."""
-    compared = [(t, against) for t in treatments for against in t.against]
+    compared = [(t.arm.name, against) for t in treatments for against in t.against]
+    # A placebo may have several treatments.
+    placebos = {t.placebo.comparison.of: t.placebo for t in treatments if t.placebo is not None}
+    compared += placebos.items()
     shown = COUNTED if any(a.effect.solved is not None for _, a in compared) else EFFECT
     if treatments and not treatments[0].arm.measure.is_loss:
         shown = {head: say for head, say in shown.items() if head != RULE}
@@ -131,21 +134,23 @@ def effects(treatments: Sequence[Treatment]) -> Table:
         shown = {head: say for head, say in shown.items() if head != ANYTIME}
     rows = [
         (
-            treatment.arm.name,
+            name,
             against.control.name,
             f"{role_of(against)}{', gate' if against.gate else ''}",
             *(say(against.effect) for say in shown.values()),
         )
-        for treatment, against in compared
+        for name, against in compared
     ]
     heads = [head.replace("BPB", _unit(treatments)) for head in shown]
     table = Table(("treatment", "control", "role", *heads), tuple(rows), words=3)
     if len(treatments) != 1 or len(rows) > FEW:
         return table
     turned = zip(table.columns, *rows, strict=True)
-    return Table(
-        ("", *(f"against {against.control.name}" for _, against in compared)), tuple(turned)[2:]
-    )
+    heads = [
+        f"{'' if name == treatments[0].arm.name else f'{name} '}against {against.control.name}"
+        for name, against in compared
+    ]
+    return Table(("", *heads), tuple(turned)[2:])
 
 
 def diagnostics(results: Results) -> Table:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from jepa_lm.objective.placebo import other_rows
 from jepa_lm.training.flops import count_parameters, flops_per_token
 from jepa_lm.utils.errors import UserError
 from tests.objective.conftest import (
@@ -61,6 +62,18 @@ def test_the_placebo_draws_anew_for_each_micro_batch_and_the_same_after_a_resume
     assert torch.equal(target(3), target(3))
     drawn = [target(step, micro) for step in range(4) for micro in range(2)]
     assert len({t.sum(dim=(1, 2)).argmax().item() for t in drawn}) > 3
+
+
+@pytest.mark.parametrize("rows", [2, 3, 4, 9, 16])
+def test_the_other_row_is_far_away(rows):
+    """A neighbour in the order of the text is often of the same document."""
+    drawn = [other_rows(rows, at(step), torch.device("cpu"))[0] for step in range(200)]
+    apart = {int((order - torch.arange(rows))[0]) % rows for order in drawn}
+    near = max(1, rows // 4)
+    assert apart == set(range(near, rows - near + 1))
+    for order in drawn[:20]:
+        assert sorted(order.tolist()) == list(range(rows))
+        assert not (order == torch.arange(rows)).any()
 
 
 @pytest.mark.slow

@@ -98,7 +98,11 @@ def test_numbers_are_those_of_an_independent_computation(helps):
 
 def test_differences_are_those_of_an_independent_computation(helps):
     rows = {row[0]: row[1:] for row in helps.tables["Differences with their uncertainty"][1:]}
-    assert rows["role"] == ["weight 0", "regularizers only, gate", "placebo, gate"]
+    assert rows["role"] == ["weight 0", "regularizers only, gate", "placebo, gate", "weight 0"]
+    heads = helps.tables["Differences with their uncertainty"][0]
+    assert heads[-1] == "control: placebo against control"
+    of_placebo = [SCORES["control: placebo"][s] - x for s, x in SCORES["control"].items()]
+    assert rows["mean difference, BPB"][3] == f"{statistics.fmean(of_placebo):+.4f}"
     for i, name in enumerate(("control", "control: regularizers only", "control: placebo")):
         apart = [SCORES["treatment"][s] - SCORES[name][s] for s in SCORES[name]]
         low, high = stats.t.interval(0.95, 4, statistics.fmean(apart), stats.sem(apart))
@@ -284,6 +288,19 @@ def test_a_treatment_without_a_baseline_has_no_verdict(tmp_path):
     made = report(study(tmp_path, paired(1.7, -0.02), against=against))
     assert made.headline == f"{LABEL}: no verdict."
     assert "not compared with weight 0" in made.verdict.text
+
+
+def test_a_harmful_placebo_is_named(tmp_path):
+    """The treatment is better than a placebo that does damage, and no better than nothing."""
+    scores = {**paired(1.7, 0.0), "placebo": paired(1.7, 0.05)["treatment"]}
+    against = {"treatment": {"weight_0": "control", "placebo": "placebo"}}
+    told = "The placebo itself is worse than weight 0 (+0.05"
+    assert told in report(study(tmp_path / "harm", scores, against=against)).verdict.text
+    scores["placebo"] = paired(1.7, -0.05)["treatment"]
+    assert (
+        "The placebo itself"
+        not in report(study(tmp_path / "gain", scores, against=against)).verdict.text
+    )
 
 
 def test_a_broken_identity_leaves_no_verdict(tmp_path):
