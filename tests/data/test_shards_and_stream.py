@@ -17,6 +17,7 @@ from jepa_lm.data.shards import (
     without_special_ids,
 )
 from jepa_lm.data.stream import ShuffleOrder, TokenStream, TrainBatches, make_order
+from jepa_lm.utils.config import build, resolve
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.files import HOST
 from tests.forks import begun_together
@@ -202,6 +203,45 @@ def test_shuffle_covers_each_pass_once_and_differs_between_passes(shards):
     batch = order.batch(stream, 0)
     assert torch.equal(batch["inputs"][:, 1:], batch["targets"][:, :-1])
     assert batch["inputs"][0, 0] == first[0]
+
+
+def test_order_and_offset_of_a_shuffle_are_drawn_from_seed_and_pass(shards):
+    stream = TokenStream(shards)
+
+    def read(seed: int, number: int = 0) -> list[int]:
+        """Return the first position of every window of a pass."""
+        order = make_order("shuffle", tokens=20, seq_len=20, rank=0, world_size=1, seed=seed)
+        batches = (order.batch(stream, number * 49 + i) for i in range(49))
+        return [int(batch["inputs"][0, 0]) for batch in batches]
+
+    drawn = [read(seed, number) for seed in range(3) for number in range(3)]
+    assert read(1, 2) == drawn[5]
+    offsets = [min(starts) for starts in drawn]
+    orders = {tuple(start - least for start in s) for s, least in zip(drawn, offsets, strict=True)}
+    assert len(orders) == 9
+    assert all(offset < 20 for offset in offsets)
+    assert len(set(offsets)) > 5
+
+
+@pytest.mark.parametrize("corpus", ["text", "rows"])
+def test_two_seeds_of_a_run_read_its_data_in_two_orders(small, compose, corpus):
+    def read(seed: int) -> torch.Tensor:
+        words = ("data=hmm", "data.corpus.train_rows=24", "data.corpus.val_rows=2")
+        rows = (*words, "data.batch_tokens=512")
+        config = (
+            small(f"seed={seed}") if corpus == "text" else compose("train", f"seed={seed}", *rows)
+        )
+        data = build("data", resolve(config)["data"])
+        if corpus == "rows":
+            data.setup()
+        else:  # nothing has to be prepared
+            data.streams = {"train": TokenStream.of(np.arange(4000) % 400)}
+        stream = data.streams["train"]
+        return data.order_of(rank=0, world_size=1, accumulate=1).batch(stream, 0)["inputs"]
+
+    first, again, other = read(1), read(1), read(2)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
 def test_shuffled_joint_batch_is_the_same_for_any_number_of_ranks(shards):

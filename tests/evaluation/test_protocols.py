@@ -131,6 +131,14 @@ def test_documents_start_at_bos_and_cover_the_text(stream):
     assert (starts + lengths)[order][:-1].tolist() == starts[order][1:].tolist()
 
 
+def test_documents_are_found_far_into_a_split():
+    ids = np.full(4_200_000, 5, dtype=np.uint16)  # more than is read at a time
+    ids[[0, 9, 4_199_000]] = BOS
+    starts, lengths = documents(TokenStream.of(ids), BOS)
+    assert starts.tolist() == [9, 4_199_000, 0]
+    assert lengths.tolist() == [4_198_991, 999, 9]
+
+
 @pytest.mark.parametrize("backbone", [model, transformer])
 @pytest.mark.parametrize(("stride", "rows", "world"), [(1, 4, 1), (5, 1, 1), (5, 3, 4), (16, 2, 3)])
 def test_sliding_scores_equal_brute_force(compose, stream, backbone, stride, rows, world):

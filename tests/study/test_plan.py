@@ -214,6 +214,14 @@ def test_every_declared_key_has_to_differ():
     check_declared(arm, {"jepa.weight": (0, 1), "model.injector.dim": (1, 2)})
 
 
+def test_a_declared_key_covers_itself_and_what_is_below_it_alone():
+    arm = ArmSpec("x", role="other", changes=["jepa.weight"])
+    for key in ("jepa.weight", "jepa.weight.start"):
+        check_declared(arm, {key: (0, 1)})
+        with pytest.raises(UserError, match=r"differs from the treatment in jepa\.weight_decay"):
+            check_declared(arm, {key: (0, 1), "jepa.weight_decay": (0, 1)})
+
+
 @pytest.mark.parametrize("objective", ["patch", "chunk"])
 def test_controls_differ_in_nothing_but_the_objective(plan, objective):
     """Equal seeds, data order and compilation in all of conf/study; chunk has controls of its own."""

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import statistics
+from dataclasses import replace
 from html import unescape
 from itertools import product
 
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from jepa_lm.study.manifest import Comparison, load
 from jepa_lm.study.report import headline
 from jepa_lm.study.results import collect
 from jepa_lm.utils.errors import UserError
@@ -277,6 +279,21 @@ def test_a_sweep_without_a_control_has_no_verdict_and_says_why(tmp_path):
     assert made.headline.startswith("No verdict: nothing here is compared with a control.")
     assert "jepa.weight=0" in made.headline
     assert "Differences with their uncertainty" not in made.tables
+
+
+@pytest.mark.parametrize("order", [("control", "far"), ("far", "control")])
+def test_of_several_controls_a_sweep_takes_the_nearest(tmp_path, order):
+    """Weight 0 of the same objective, not of another."""
+    chosen = {"treatment": ("lewm", "0.1"), "control": ("lewm", "0"), "far": ("patch", "0")}
+    settings = {n: {"objective": o, "jepa.weight": w} for n, (o, w) in chosen.items()}
+    scores = {**paired(1.7, -0.01), "far": paired(1.9, 0.0)["control"]}
+    study(tmp_path, scores, settings=settings, kind="sweep", match=None)
+    against = tuple(
+        Comparison("treatment", n, "weight_0", {"jepa.weight": (0, 0.1)}) for n in order
+    )
+    replace(load(tmp_path), comparisons=against).save(tmp_path)
+    (treatment,) = collect(tmp_path).treatments
+    assert [found.control.name for found in treatment.against] == ["control"]
 
 
 def test_a_treatment_without_a_baseline_has_no_verdict(tmp_path):
