@@ -86,6 +86,10 @@ def test_token_ids_are_checked_once(tmp_path, monkeypatch):
     path, notes = write(tmp_path / "a.bin", [1, 2, 3, 700, 4]), tmp_path / "cache" / "checked"
     with pytest.raises(UserError, match=r"token id 700 at position 3, but .*vocab_size=512"):
         check_token_ids([path], 512, notes)
+    with monkeypatch.context() as patched:
+        patched.setattr(shard_files, "BLOCK", 2)
+        with pytest.raises(UserError, match=r"token id 700 at position 3, but .*vocab_size=700"):
+            check_token_ids([path], 700, notes)
     check_token_ids([path], 1024, notes)
     with monkeypatch.context() as patched:
         patched.setattr(shard_files, "open_shard", None)  # not read again
@@ -125,7 +129,7 @@ def test_processes_that_begin_together_on_new_shards_do_not_disturb_one_another(
 
 
 def test_a_copy_without_special_ids_is_told_apart_by_folder_and_built_again_when_damaged(tmp_path):
-    ids = {"a": [1, 5, 6], "b": [1, 7, 8]}
+    ids = {"a": [3, 4, 6], "b": [1, 7, 8]}
     paths = {name: tmp_path / name / "t.bin" for name in ids}
     for name, path in paths.items():
         path.parent.mkdir()
@@ -133,13 +137,13 @@ def test_a_copy_without_special_ids_is_told_apart_by_folder_and_built_again_when
         os.utime(path, (10**9, 10**9))  # as after unpacking an archive
     copies = {name: without_special_ids(path, 4, tmp_path / "c") for name, path in paths.items()}
     assert {name: open_shard(copy).tolist() for name, copy in copies.items()} == {
-        "a": [1, 2],
+        "a": [0, 2],
         "b": [3, 4],
     }
     left = tmp_path / "c" / f".{HOST}-999999999-00.tmp"
     left.write_bytes(b"of a killed process")
     os.truncate(copies["a"], 100)
-    assert open_shard(without_special_ids(paths["a"], 4, tmp_path / "c")).tolist() == [1, 2]
+    assert open_shard(without_special_ids(paths["a"], 4, tmp_path / "c")).tolist() == [0, 2]
     assert not left.exists()
     with pytest.raises(UserError, match="nothing but ids below 9"):
         without_special_ids(paths["a"], 9, tmp_path / "c")

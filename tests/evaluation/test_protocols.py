@@ -22,6 +22,7 @@ from jepa_lm.data.shards import ShardWriter
 from jepa_lm.data.stream import TokenStream
 from jepa_lm.data.tokenizers import ByteTokenizer
 from jepa_lm.data.windows import SlidingWindows, StandardWindows
+from jepa_lm.evaluation.continuations import Continued, log_likelihoods
 from jepa_lm.evaluation.protocols import tokens_read
 from jepa_lm.evaluation.scoring import (
     Scorer,
@@ -176,6 +177,20 @@ def test_temperature_divides_the_logits(compose, stream):
     assert score_stream(warm, stream, piece=50)[0].item() == pytest.approx(wanted, rel=1e-6)
     one = SlidingWindows(stream, seq_len=len(ids) - 1, stride=1, rows=1, device=CPU)
     assert score_windows(warm, one)[0].item() == pytest.approx(wanted, rel=1e-6)
+
+
+def test_a_text_of_several_windows_is_greedy_only_if_all_are(compose, stream):
+    """The last token is the likeliest one; those of the windows before it are random."""
+    loaded, T = transformer(compose), 16
+    for length in (T, 2 * T):
+        ids = tokens_of(stream)[5 : 6 + length]
+        with torch.no_grad():
+            likeliest = loaded(ids[None, -T:])[0][0, -1].argmax().item()
+        text = [*ids.tolist(), likeliest]
+        texts = [Continued(text, scored) for scored in (length + 1, 1)]
+        whole, end = log_likelihoods(scorer(loaded), texts, seq_len=T, rows=2)
+        assert (whole.greedy, end.greedy) == (False, True)
+        assert whole.nats < end.nats < 0
 
 
 @pytest.fixture(scope="session")

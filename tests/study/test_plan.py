@@ -74,6 +74,8 @@ def test_a_sweep_file_gives_values_and_the_command_line_wins(plan):
     fewer = plan("sweep=jepa_weight", "objective=patch", "seed=7", folder=from_file.folder / "b")
     assert sorted(groups(fewer)) == [f"jepa.weight-{w}" for w in ("0", "0.05", "0.1", "0.15")]
     assert all(not word.startswith("sweep=") for job in fewer.launched for word in job)
+    seeds = [[word for word in job if word.startswith("seed=")] for job in fewer.launched]
+    assert seeds == [["seed=7"]] * 4
 
 
 def test_a_control_is_compared_where_the_rest_is_the_same(plan):

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from jepa_lm.study.against_plan import identity_in_words
 from jepa_lm.study.manifest import Comparison, load
 from jepa_lm.study.report import headline
 from jepa_lm.study.results import collect
@@ -360,6 +361,18 @@ def test_what_makes_a_verdict_doubtful_is_in_the_headline(record, said, tmp_path
     two = report(study(tmp_path / "2", scores, against=against, runs=runs))
     assert two.headline.endswith("Hurts: 2. Doubtful, as said below: 1.")
     assert f"Doubtful: {said}. Worse than weight 0" in two.verdict.text
+
+
+def test_scores_that_must_be_equal_differ_by_a_last_digit(tmp_path):
+    same = {"identities": ((("0", "1"), "weight 0 is objective=none"),)}
+    study(tmp_path, {"control": {"1": 1.7}, "treatment": {"1": 1.7}}, **same)
+    (identity,) = load(tmp_path).identities
+    assert identity_in_words(tmp_path, identity).startswith("agree to the last digit")
+    path = tmp_path / "1" / "summary.json"
+    found = json.loads(path.read_text())
+    found["val"]["nll"] = math.nextafter(found["val"]["nll"], 0)
+    path.write_text(json.dumps(found))
+    assert identity_in_words(tmp_path, identity).startswith("differ in validation: ")
 
 
 NASTY = (
