@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from jepa_lm.objective.diagnostics import prediction_quality
 from jepa_lm.objective.gradients import compare_gradients
 from jepa_lm.objective.monitor import ObjectiveMonitor
+from jepa_lm.objective.token_monitor import TokenMonitor
 from tests.objective.conftest import at, noise, random_batch
 
 
@@ -41,13 +42,28 @@ def test_share_and_cosine_are_those_of_all_values_as_one_vector():
     torch.testing.assert_close(found["gradient_cosine"], F.cosine_similarity(one, other, dim=0))
 
 
-@pytest.mark.parametrize(
+def plain_share(ce: torch.Tensor, aux: torch.Tensor, part: torch.nn.Module) -> float:
+    """Return the share of the second loss in the sum of both gradients' norms."""
+    norms = []
+    for loss in (ce, aux):
+        grads = torch.autograd.grad(
+            loss, list(part.parameters()), retain_graph=True, allow_unused=True
+        )
+        norms.append(torch.cat([g.flatten() for g in grads if g is not None]).norm().item())
+    return norms[1] / sum(norms)
+
+
+RAMP = "{_target_: jepa_lm.schedules.factors.Ramp, steps: 100}"
+MOMENTS = pytest.mark.parametrize(
     ("step", "factor"), [(100, 1.0), (25, 0.25), (0, 1.0)], ids=["full", "ramp", "off"]
 )
+"""Steps of a ramp that gives 0 at step 0: there a share is that of the full weight."""
+
+
+@MOMENTS
 def test_the_share_is_that_of_the_weight_and_its_schedule(build, step, factor):
-    """The ramp of vicreg gives 0 at step 0: there the share is that of the full weight, and is said to be."""
-    layers = "jepa.diagnostics.per_layer=true"
-    task = build("objective=vicreg", "jepa.weight=0.4", "data.seq_len=64", layers)
+    words = ("jepa.weight=0.4", f"jepa.schedule={RAMP}", "jepa.diagnostics.per_layer=true")
+    task = build("objective=vicreg", "data.seq_len=64", *words)
     noise(task)
     model, objective = task.model, task.objective
     batch, moment = random_batch(length=64), at(step, max_steps=1000)
@@ -57,13 +73,20 @@ def test_the_share_is_that_of_the_weight_and_its_schedule(build, step, factor):
     ce = F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten())
     aux, _ = objective(model, batch, main, moment)
     for name, part in (("trunk", model.backbone), ("block_1", model.backbone.blocks[1])):
-        norms = []
-        for loss in (ce, 0.4 * factor * aux):
-            grads = torch.autograd.grad(
-                loss, list(part.parameters()), retain_graph=True, allow_unused=True
-            )
-            norms.append(torch.cat([g.flatten() for g in grads if g is not None]).norm())
-        share = norms[1] / (norms[0] + norms[1])
-        found = monitor.figures[f"{name}_gradient_share"]
-        assert found == pytest.approx(share.item(), rel=1e-4), name
+        want = plain_share(ce, 0.4 * factor * aux, part)
+        assert monitor.figures[f"{name}_gradient_share"] == pytest.approx(want, rel=1e-4), name
     assert monitor.switched_off == (step == 0)
+
+
+@MOMENTS
+def test_the_share_of_a_loss_on_tokens_is_measured_alike(build, step, factor):
+    task = build("objective=mtp", "tokens.weight=0.4", f"tokens.schedule={RAMP}")
+    noise(task)
+    model, batch, moment = task.model, random_batch(), at(step, max_steps=1000)
+    monitor = TokenMonitor(task.tokens)
+    monitor.measure(model, batch, moment, step=step, ce_weight=0.7)
+    logits, main = model(batch["inputs"])
+    ce = F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten())
+    aux, _ = task.tokens(model, batch, main, moment)
+    want = plain_share(0.7 * ce, 0.4 * factor * aux, model.backbone)
+    assert monitor.figures["trunk_gradient_share"] == pytest.approx(want, rel=1e-4)
