@@ -90,6 +90,8 @@ def test_what_is_said_depends_on_the_budget():
     assert passes.announced(None, 60.0, 25).endswith("12 steps, 2.00 so far")
     assert not passes.will_repeat(30, 60.0)
     assert not passes.will_repeat(None, 60.0)
+    assert not Passes(10, 100, "").will_repeat(10, None)  # a pass to its end is no second one
+    assert Passes(10, 100, "").will_repeat(11, None)
     assert "lasts for 12 steps" in passes.warning()
     assert "2.40 passes in all; more text or" in passes.warning(30)
     assert [figure(x) for x in (0.00123, 0.441, 2.0, 12345.6)] == [

@@ -14,6 +14,7 @@ from jepa_lm.data.rows import GeneratedRows, RowOrder, RowWindows
 from jepa_lm.data.symbols import Symbols
 from jepa_lm.data.synthetic.markov import HiddenMarkov
 from jepa_lm.data.synthetic.path_star import PathStar
+from jepa_lm.data.synthetic.walks import GraphWalks
 from jepa_lm.model.cross_entropy import token_nll
 from jepa_lm.run import evaluate, export, train
 from jepa_lm.utils.config import build, resolve
@@ -73,6 +74,18 @@ def test_the_floor_is_that_of_the_validation_rows(tmp_path):
     laws = opened.fields["latents"] @ generator.emission  # [R, T, V]
     chosen = np.take_along_axis(laws, opened.tokens[:, 1:, None].astype(int), 2)
     assert opened.floor == pytest.approx(float(-np.log(chosen).mean()), abs=1e-5)
+
+
+def test_validation_asks_what_training_never_does_and_its_floor_is_that_of_answers(tmp_path):
+    walks = GraphWalks(nodes=8, density=0.4)
+    corpus = GeneratedRows(generator=walks, train_rows=40, val_rows=30, seed=0)
+    corpus.shards(tmp_path)
+    train_rows, val = (corpus.opened()[split] for split in ("train", "val"))
+    asked = [{tuple(row) for row in rows.tokens[:, :2].tolist()} for rows in (train_rows, val)]
+    assert asked[0].isdisjoint(asked[1])
+    drawn = walks.sample(30, (0, 1), held_out=True)
+    assert np.array_equal(val.tokens, drawn.tokens)
+    assert val.floor == pytest.approx(drawn.nats.sum() / drawn.answer.sum())
 
 
 def test_every_pass_has_every_row_once_for_any_number_of_ranks(tmp_path):

@@ -17,6 +17,7 @@ from jepa_lm.data.shards import (
     without_special_ids,
 )
 from jepa_lm.data.stream import ShuffleOrder, TokenStream, TrainBatches, make_order
+from jepa_lm.utils.config import build, resolve
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.files import HOST
 from tests.forks import begun_together
@@ -85,6 +86,10 @@ def test_token_ids_are_checked_once(tmp_path, monkeypatch):
     path, notes = write(tmp_path / "a.bin", [1, 2, 3, 700, 4]), tmp_path / "cache" / "checked"
     with pytest.raises(UserError, match=r"token id 700 at position 3, but .*vocab_size=512"):
         check_token_ids([path], 512, notes)
+    with monkeypatch.context() as patched:
+        patched.setattr(shard_files, "BLOCK", 2)
+        with pytest.raises(UserError, match=r"token id 700 at position 3, but .*vocab_size=700"):
+            check_token_ids([path], 700, notes)
     check_token_ids([path], 1024, notes)
     with monkeypatch.context() as patched:
         patched.setattr(shard_files, "open_shard", None)  # not read again
@@ -124,7 +129,7 @@ def test_processes_that_begin_together_on_new_shards_do_not_disturb_one_another(
 
 
 def test_a_copy_without_special_ids_is_told_apart_by_folder_and_built_again_when_damaged(tmp_path):
-    ids = {"a": [1, 5, 6], "b": [1, 7, 8]}
+    ids = {"a": [3, 4, 6], "b": [1, 7, 8]}
     paths = {name: tmp_path / name / "t.bin" for name in ids}
     for name, path in paths.items():
         path.parent.mkdir()
@@ -132,13 +137,13 @@ def test_a_copy_without_special_ids_is_told_apart_by_folder_and_built_again_when
         os.utime(path, (10**9, 10**9))  # as after unpacking an archive
     copies = {name: without_special_ids(path, 4, tmp_path / "c") for name, path in paths.items()}
     assert {name: open_shard(copy).tolist() for name, copy in copies.items()} == {
-        "a": [1, 2],
+        "a": [0, 2],
         "b": [3, 4],
     }
     left = tmp_path / "c" / f".{HOST}-999999999-00.tmp"
     left.write_bytes(b"of a killed process")
     os.truncate(copies["a"], 100)
-    assert open_shard(without_special_ids(paths["a"], 4, tmp_path / "c")).tolist() == [1, 2]
+    assert open_shard(without_special_ids(paths["a"], 4, tmp_path / "c")).tolist() == [0, 2]
     assert not left.exists()
     with pytest.raises(UserError, match="nothing but ids below 9"):
         without_special_ids(paths["a"], 9, tmp_path / "c")
@@ -202,6 +207,45 @@ def test_shuffle_covers_each_pass_once_and_differs_between_passes(shards):
     batch = order.batch(stream, 0)
     assert torch.equal(batch["inputs"][:, 1:], batch["targets"][:, :-1])
     assert batch["inputs"][0, 0] == first[0]
+
+
+def test_order_and_offset_of_a_shuffle_are_drawn_from_seed_and_pass(shards):
+    stream = TokenStream(shards)
+
+    def read(seed: int, number: int = 0) -> list[int]:
+        """Return the first position of every window of a pass."""
+        order = make_order("shuffle", tokens=20, seq_len=20, rank=0, world_size=1, seed=seed)
+        batches = (order.batch(stream, number * 49 + i) for i in range(49))
+        return [int(batch["inputs"][0, 0]) for batch in batches]
+
+    drawn = [read(seed, number) for seed in range(3) for number in range(3)]
+    assert read(1, 2) == drawn[5]
+    offsets = [min(starts) for starts in drawn]
+    orders = {tuple(start - least for start in s) for s, least in zip(drawn, offsets, strict=True)}
+    assert len(orders) == 9
+    assert all(offset < 20 for offset in offsets)
+    assert len(set(offsets)) > 5
+
+
+@pytest.mark.parametrize("corpus", ["text", "rows"])
+def test_two_seeds_of_a_run_read_its_data_in_two_orders(small, compose, corpus):
+    def read(seed: int) -> torch.Tensor:
+        words = ("data=hmm", "data.corpus.train_rows=24", "data.corpus.val_rows=2")
+        rows = (*words, "data.batch_tokens=512")
+        config = (
+            small(f"seed={seed}") if corpus == "text" else compose("train", f"seed={seed}", *rows)
+        )
+        data = build("data", resolve(config)["data"])
+        if corpus == "rows":
+            data.setup()
+        else:  # nothing has to be prepared
+            data.streams = {"train": TokenStream.of(np.arange(4000) % 400)}
+        stream = data.streams["train"]
+        return data.order_of(rank=0, world_size=1, accumulate=1).batch(stream, 0)["inputs"]
+
+    first, again, other = read(1), read(1), read(2)
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
 def test_shuffled_joint_batch_is_the_same_for_any_number_of_ranks(shards):

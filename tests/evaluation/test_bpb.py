@@ -16,7 +16,7 @@ from jepa_lm.data.shards import ShardWriter
 from jepa_lm.data.stream import TokenStream
 from jepa_lm.data.tokenizers import TokenBytes
 from jepa_lm.data.windows import StandardWindows
-from jepa_lm.evaluation.bpb import BPBMeter
+from jepa_lm.evaluation.bpb import BPBMeter, target_bytes
 from jepa_lm.model.checkpoint import inference_model, read_checkpoint
 from jepa_lm.run import evaluate
 from jepa_lm.utils.errors import UserError
@@ -137,6 +137,9 @@ def test_byte_counter_equals_the_numpy_table():
     got = ByteCounter(table)(inputs, targets)
     assert got.tolist() == [[4, 4, 4, 1]]
     assert got.tolist() == table.count(inputs.numpy(), targets.numpy()).tolist()
+    # Of a window whose last two positions are scored: each target after its own input.
+    scored = {"inputs": inputs, "targets": targets[:, -2:]}
+    assert target_bytes(scored, ByteCounter(table)).tolist() == [[4, 1]]
     assert ByteCounter(table, 0.5)(inputs, targets).tolist() == [[2, 2, 2, 0.5]]
 
 
@@ -148,6 +151,13 @@ def test_meter_adds_up():
     assert (score.tokens, score.bytes) == (8, 14)
     assert score.nll == pytest.approx(math.log(2) * 10 / 8)
     assert score.bpb == pytest.approx(10 / 14)
+    answers = torch.tensor([[True, False, True]])
+    meter = BPBMeter(hits=True)
+    nats, hits = torch.tensor([[1.0, 50.0, 2.0]]), torch.tensor([[True, True, False]])
+    meter.update(nats, torch.tensor([[3, 100, 1]]), answers, hits)
+    score = meter.score()
+    assert (score.nll, score.tokens, score.bytes) == (1.5, 2, 4)
+    assert score.shares == {"answer_accuracy": 0.5}
 
 
 @pytest.mark.parametrize("key", ["path", "val_path", "tokenizer.model"])

@@ -16,6 +16,7 @@ import torch
 
 from jepa_lm.artifact import round_trip
 from jepa_lm.artifact.loaded_model import load_data, load_model
+from jepa_lm.data import documents
 from jepa_lm.data.corpora import Austen, TextFiles
 from jepa_lm.data.prepare import prepare
 from jepa_lm.data.prepared_folder import SourceText
@@ -54,6 +55,19 @@ def test_audit_compares_the_table_with_the_decoded_text(cache, tokenizer):
     assert audit.table == audit.decoded == text.bytes == text.counted
 
 
+def test_pieces_of_a_document_count_like_the_whole(tmp_path, monkeypatch):
+    """A space at the start of a piece is a byte of its first token."""
+    monkeypatch.setattr(documents, "PIECE", 200)
+    (tmp_path / "a.txt").write_text(next(Austen().blocks("train")).text[:8000])
+    corpus = TextFiles(path=str(tmp_path / "a.txt"), val_path=None, val_fraction=0.5)
+    tokenizer = SentencePieceBPE(vocab_size=400, model=None, train_bytes=10_000)
+    prepared = prepare(corpus, tokenizer, tmp_path / "cache")
+    text = prepared.texts["val"]
+    audit = audit_bytes(TokenStream(prepared.val), prepared.tokenizer, text)
+    assert audit.matches
+    assert text.counted == audit.table == text.bytes
+
+
 class Wrong(ByteTokenizer):
     """A table of bytes with two errors that cancel out."""
 
@@ -64,6 +78,17 @@ class Wrong(ByteTokenizer):
         return TokenBytes(base, table.leading_space, table.boundary)
 
 
+class AfterMark(ByteTokenizer):
+    """A table in which an a at the start of a document has no length; everywhere else it has its own."""
+
+    def token_bytes(self) -> TokenBytes:
+        table = super().token_bytes()
+        parts = (table.base, table.leading_space, table.boundary)
+        base, leading_space, boundary = (x.copy() for x in parts)
+        base[4 + ord("a")], leading_space[4 + ord("a")], boundary[1] = 0, True, True
+        return TokenBytes(base, leading_space, boundary)
+
+
 @pytest.mark.parametrize(
     ("text", "matches"), [("a text with spaces", False), ("ab ba", False), ("no such letter", True)]
 )
@@ -72,6 +97,13 @@ def test_errors_of_a_table_that_cancel_out_are_seen(tmp_path, text, matches):
     audit = audit_bytes(stream_of(tmp_path, ids), Wrong(vocab_size=260), None)
     assert audit.matches is matches
     assert audit.lossless is None
+
+
+def test_a_wrong_document_is_seen_before_a_right_one(tmp_path):
+    tokenizer = AfterMark(vocab_size=260)
+    wrong, right = ([1, *tokenizer.encode(text).tolist()] for text in ("ab", "ba"))
+    assert audit_bytes(stream_of(tmp_path, right), tokenizer, None).matches
+    assert not audit_bytes(stream_of(tmp_path, [*wrong, *right]), tokenizer, None).matches
 
 
 @pytest.mark.parametrize(

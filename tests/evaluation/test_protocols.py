@@ -22,6 +22,7 @@ from jepa_lm.data.shards import ShardWriter
 from jepa_lm.data.stream import TokenStream
 from jepa_lm.data.tokenizers import ByteTokenizer
 from jepa_lm.data.windows import SlidingWindows, StandardWindows
+from jepa_lm.evaluation.continuations import Continued, log_likelihoods
 from jepa_lm.evaluation.protocols import tokens_read
 from jepa_lm.evaluation.scoring import (
     Scorer,
@@ -131,6 +132,14 @@ def test_documents_start_at_bos_and_cover_the_text(stream):
     assert (starts + lengths)[order][:-1].tolist() == starts[order][1:].tolist()
 
 
+def test_documents_are_found_far_into_a_split():
+    ids = np.full(4_200_000, 5, dtype=np.uint16)  # more than is read at a time
+    ids[[0, 9, 4_199_000]] = BOS
+    starts, lengths = documents(TokenStream.of(ids), BOS)
+    assert starts.tolist() == [9, 4_199_000, 0]
+    assert lengths.tolist() == [4_198_991, 999, 9]
+
+
 @pytest.mark.parametrize("backbone", [model, transformer])
 @pytest.mark.parametrize(("stride", "rows", "world"), [(1, 4, 1), (5, 1, 1), (5, 3, 4), (16, 2, 3)])
 def test_sliding_scores_equal_brute_force(compose, stream, backbone, stride, rows, world):
@@ -168,6 +177,20 @@ def test_temperature_divides_the_logits(compose, stream):
     assert score_stream(warm, stream, piece=50)[0].item() == pytest.approx(wanted, rel=1e-6)
     one = SlidingWindows(stream, seq_len=len(ids) - 1, stride=1, rows=1, device=CPU)
     assert score_windows(warm, one)[0].item() == pytest.approx(wanted, rel=1e-6)
+
+
+def test_a_text_of_several_windows_is_greedy_only_if_all_are(compose, stream):
+    """The last token is the likeliest one; those of the windows before it are random."""
+    loaded, T = transformer(compose), 16
+    for length in (T, 2 * T):
+        ids = tokens_of(stream)[5 : 6 + length]
+        with torch.no_grad():
+            likeliest = loaded(ids[None, -T:])[0][0, -1].argmax().item()
+        text = [*ids.tolist(), likeliest]
+        texts = [Continued(text, scored) for scored in (length + 1, 1)]
+        whole, end = log_likelihoods(scorer(loaded), texts, seq_len=T, rows=2)
+        assert (whole.greedy, end.greedy) == (False, True)
+        assert whole.nats < end.nats < 0
 
 
 @pytest.fixture(scope="session")

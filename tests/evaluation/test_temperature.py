@@ -64,11 +64,12 @@ def test_the_search_undoes_a_factor_on_the_logits(scorer_and_data):
 
 
 @pytest.mark.parametrize("numbers", [(), (1.3,)])
-def test_scores_that_are_no_numbers_are_not_the_best(scorer_and_data, monkeypatch, numbers):
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+def test_scores_that_are_no_numbers_are_not_the_best(scorer_and_data, monkeypatch, bad, numbers):
     scorer, data = scorer_and_data
 
     def nll(scorer, windows, temperatures):
-        return {t: 2.0 if t in numbers else math.nan for t in temperatures}
+        return {t: 2.0 if t in numbers else bad for t in temperatures}
 
     monkeypatch.setattr(temperature, "mean_nll", nll)
     found = None
@@ -94,6 +95,8 @@ def test_it_reads_training_tokens_and_no_others(scorer_and_data, monkeypatch):
     sizes = dict(seq_len=data.seq_len, rows=8)
     found = search_temperature(scorer, data.streams["train"], **sizes)
     assert found["tokens"] == min(65_536, data.streams["train"].total - 1)
+    monkeypatch.setattr(temperature, "TOKENS", 100)
+    assert search_temperature(scorer, data.streams["train"], **sizes)["tokens"] == 100
     with pytest.raises(AssertionError, match="validation text was read"):
         search_temperature(scorer, data.streams["val"], **sizes)
 

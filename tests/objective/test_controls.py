@@ -51,6 +51,17 @@ def test_the_placebo_differs_in_whose_target_it_is_alone(build, name):
     assert len(set(rows)) == 1
 
 
+@pytest.mark.parametrize("rows", [2, 3, 5])
+def test_no_draw_of_the_placebo_gives_a_row_its_own_target(rows):
+    own, shifts = torch.arange(rows), set()
+    for step in range(60):
+        (order,) = other_rows(rows, at(step), torch.device("cpu"))
+        assert sorted(order.tolist()) == own.tolist()
+        assert not (order == own).any()
+        shifts.add(order[0].item())
+    assert shifts == set(range(1, rows))
+
+
 def test_the_placebo_draws_anew_for_each_micro_batch_and_the_same_after_a_resume(build):
     task = build("objective=llm_jepa", "jepa.placebo=true")
     noise(task)
@@ -117,6 +128,31 @@ def test_regularizers_weight_scales_them_all(build, name):
     torch.testing.assert_close(losses[1], (losses[0] + losses[2]) / 2)
     torch.testing.assert_close(losses[2], losses[3], rtol=0, atol=0)
     assert losses[0] != losses[2]
+
+
+def test_every_weight_of_the_loss_is_that_of_its_setting_and_schedule(build):
+    task = build(
+        "objective=lewm",
+        "jepa.prediction_weight=0.3",
+        "jepa.regularizers_weight=0.5",
+        "jepa.regularizers.sigreg.weight=4",
+        "jepa.regularizers.sigreg.schedule={_target_: jepa_lm.schedules.factors.Ramp, steps: 10}",
+    )
+    noise(task)
+    for step, sigreg in ((5, 1.0), (10, 2.0)):
+        latents, _, _ = compared(task, random_batch(), at(step))
+        parts = task.objective.components(latents, at(step))
+        want = 0.3 * parts["prediction"] + sigreg * parts["sigreg"]
+        torch.testing.assert_close(task.objective.total(parts, at(step).clock), want)
+
+
+def test_at_weight_zero_no_schedule_touches_the_cross_entropy(build):
+    later = "jepa.ce_schedule={_target_: jepa_lm.schedules.factors.Ramp, steps: 10}"
+    weights = [
+        build("objective=lewm", later, f"jepa.weight={w}").objective.ce_scale(at(5).clock)
+        for w in (1, 0)
+    ]
+    assert weights == [0.5, 1.0]
 
 
 @pytest.mark.parametrize("name", GUARDED)

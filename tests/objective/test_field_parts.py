@@ -120,6 +120,9 @@ def test_a_straight_line_costs_nothing_and_a_bend_does():
             (pair,) = Displacements(form=form, seed=1)(None, x, x, given)
             apart = 1 - F.cosine_similarity(pair.prediction, pair.target, dim=-1)
             assert (apart.item() < 1e-5) == (least == 0.0)
+            if form == "span":  # the moves before and after the span, and that within it
+                moves = pair.prediction + pair.target
+                torch.testing.assert_close(moves[:, 0], x[:, -1] - x[:, 0])
 
 
 # ---- levels

@@ -153,6 +153,17 @@ def test_reach_works_for_other_views_too(build):
     assert blocks[1].mlp.up.weight.grad is None
 
 
+@pytest.mark.parametrize(
+    "words", [("objective=nextlat",), ("objective=patch", "jepa.target.stop_gradient=false")]
+)
+def test_reach_leaves_the_token_table_alone_where_it_is_read_directly(build, words):
+    task = build(*words, "jepa.reach=1")
+    noise(task)
+    auxiliary(task, random_batch()).backward()
+    assert task.model.backbone.blocks[2].mlp.up.weight.grad.any()
+    assert task.model.embedding.table.weight.grad is None
+
+
 # ---- causality
 
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from jepa_lm.model.heads import PolynomialSoftcap, Readout, TanhSoftcap
-from jepa_lm.objective.head_kl import head_kl, head_kl_reference
+from jepa_lm.objective.distances import Comparison
+from jepa_lm.objective.head_kl import head_kl, head_kl_reference, row_weights
 from tests.objective.conftest import NOW, at, random_batch
 
 N, E, V = 37, 6, 11
@@ -41,6 +42,19 @@ def test_equal_laws_are_no_distance_apart():
     found = head_kl(one, one, torch.ones(N, dtype=torch.float64), temperature=1.0)
     assert found.item() == pytest.approx(0, abs=1e-12)
     assert not torch.autograd.grad(found, one.features)[0].any()
+
+
+def test_a_row_counts_if_it_is_in_its_document_and_stands_for_an_answer():
+    prediction, rows = torch.zeros(1, 4, 2), torch.tensor([[1.0, 1.0, 0.0, 0.0]])
+    answers = torch.tensor([[True, False, True, False]])
+    for given, want in (
+        ({}, [1, 1, 1, 1]),
+        ({"rows": rows}, [1, 1, 0, 0]),
+        ({"answers": answers}, [1, 0, 1, 0]),
+        ({"rows": rows, "answers": answers}, [1, 0, 0, 0]),
+    ):
+        here = Comparison(None, None, prediction, at(), **given)
+        assert row_weights(prediction, here).tolist() == [want]
 
 
 def test_all_logits_are_never_held():

@@ -8,6 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from jepa_lm.objective import distances
 from jepa_lm.objective.alignment import (
     Given,
     MaskedPositions,
@@ -16,10 +17,28 @@ from jepa_lm.objective.alignment import (
     Rollout,
     SamePosition,
 )
-from jepa_lm.objective.distances import MSE, Comparison, Cosine, Euclidean, InfoNCE, SmoothL1
+from jepa_lm.objective.distances import (
+    MSE,
+    Comparison,
+    Cosine,
+    Euclidean,
+    InfoNCE,
+    SmoothL1,
+    SoftCrossEntropy,
+    Sum,
+    weighted_mean,
+)
+from jepa_lm.objective.latents import Latents
 from jepa_lm.objective.normalisations import L2, RMS, LayerNorm
 from jepa_lm.objective.pooling import ChunkLast, ChunkMean, PrefixEnd, SequenceMean
-from jepa_lm.objective.predictors import MLP, CausalAttention, Chain, OffsetConditioned, Projection
+from jepa_lm.objective.predictors import (
+    MLP,
+    CausalAttention,
+    Chain,
+    OffsetConditioned,
+    Projection,
+    once,
+)
 from jepa_lm.objective.step_context import StepContext
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.utils.errors import UserError
@@ -132,9 +151,42 @@ def test_distances():
     cos = (F.normalize(X, dim=-1) * F.normalize(Y, dim=-1)).sum(-1)
     torch.testing.assert_close(Cosine(scale=2.0)(X, Y, HERE), (2 - 2 * cos).mean())
     torch.testing.assert_close(Euclidean()(X, Y, HERE), d.square().sum(-1).sqrt().mean())
+    law = Y.softmax(-1)
+    nats = -(law * X.log_softmax(-1)).sum(-1).mean()
+    torch.testing.assert_close(SoftCrossEntropy()(X, law, HERE), nats)
     # Why the mean misleads: orthogonal unit vectors are 2 / D apart.
     a, b = torch.eye(512)[None, :1], torch.eye(512)[None, 1:2]
     assert MSE(reduction="mean")(a, b, HERE).item() == pytest.approx(0.0039, abs=1e-4)
+
+
+def test_weighted_means_of_ranks_average_to_the_mean_over_all(monkeypatch):
+    """Ranks whose rows count to different amounts, one after the other in this process."""
+    values, weights = X[..., 0], (Y[..., 0] > 0.3).float()
+    monkeypatch.setattr(distances, "sum_over_ranks", lambda total: weights.sum())
+    shares = [
+        weighted_mean(values[r], weights[r], StepContext(STEP.clock, world_size=3))
+        for r in range(3)
+    ]
+    assert len({w.sum().item() for w in weights}) > 1
+    torch.testing.assert_close(sum(shares) / 3, values[weights > 0].mean())
+
+
+def test_shares_of_pairs_weigh_the_loss_and_each_part_of_it():
+    pairs = Offsets(offsets=[1, 3], weights=[3, 1])(None, X, Y, Given())
+    latents = Latents(pairs, [(p.prediction, p.target) for p in pairs], X, None, None)
+    each = {"squares": MSE(reduction="sum"), "cosine": Cosine(scale=1.0)}
+    want = {
+        name: sum(p.weight * distance(p.prediction, p.target, HERE) for p in pairs)
+        for name, distance in each.items()
+    }
+    alone = latents.distances(each["squares"], STEP)
+    assert alone.keys() == {"prediction"}
+    torch.testing.assert_close(alone["prediction"], want["squares"])
+    both = Sum(distances=each, weights={"squares": 0.5, "cosine": 2.0})
+    found = latents.distances(both, STEP)
+    torch.testing.assert_close(found["prediction"], 0.5 * want["squares"] + 2 * want["cosine"])
+    for name, value in want.items():
+        torch.testing.assert_close(found[f"prediction_{name}"], value)
 
 
 def test_info_nce_finds_each_target_among_all_of_the_batch():
@@ -188,10 +240,21 @@ def test_chain_offset_embedding_and_starts():
     assert chain.out_dim == 3
     assert first.starts_at_zero
     assert not first.down.weight.any()
+    residual = MLP(dim=6, hidden=8, activation="gelu", residual=True, output_start="zero")
+    assert not residual.starts_at_zero  # it starts as the identity
     gram = first.up.weight.T @ first.up.weight
     torch.testing.assert_close(gram, torch.eye(6), rtol=1e-4, atol=1e-5)
     told = OffsetConditioned(dim=6, offsets=2, std=1.0, predictor=last)
     torch.testing.assert_close(told(X, 1), last(X + told.table.weight[1]))
+
+
+def test_a_projector_is_called_once_for_each_tensor():
+    calls = []
+    project = once(lambda x: calls.append(x) or 2 * x)
+    found = [project(x) for x in (X, X, Y, Y)]
+    assert torch.equal(found[1], 2 * X)
+    assert torch.equal(found[3], 2 * Y)
+    assert len(calls) == 2
 
 
 def test_the_attention_predictor_is_causal_and_looks_back():

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from jepa_lm.objective.sigreg import SIGReg, knot_weights, statistic, statistic_reference
+from jepa_lm.objective.statistics import standardised
 from jepa_lm.utils.errors import UserError
 from tests.objective.conftest import at, compared, noise, random_batch
 
@@ -113,6 +114,14 @@ def test_standardising_forgets_scale_and_shift_and_is_what_it_says():
     angle = (rows @ term.directions.double())[..., None] * t
     want = (angle.cos().mean(0) - torch.exp(-t * t / 2)) ** 2 + angle.sin().mean(0) ** 2
     assert term(x, at()).item() == pytest.approx(want.mean().item(), rel=1e-5)
+
+
+def test_standardised_rows_have_gradients_through_mean_and_spread():
+    rows = torch.randn(6, 3, dtype=torch.float64, requires_grad=True)
+    for joint in (False, True):  # one process is the whole of its ranks
+        assert torch.autograd.gradcheck(
+            lambda x, joint=joint: standardised(x, joint=joint, min_std=1e-6), rows
+        )
 
 
 def test_per_step_samples_are_the_rows_of_one_position():

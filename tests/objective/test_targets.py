@@ -8,6 +8,8 @@ import pytest
 import torch
 
 from jepa_lm.model.ema import as_buffers
+from jepa_lm.objective.normalisations import LayerNorm
+from jepa_lm.objective.targets import SamePass
 from jepa_lm.utils.errors import UserError
 from tests.objective.conftest import at, auxiliary, compared, noise, random_batch
 
@@ -28,6 +30,28 @@ def test_a_copy_starts_equal_and_follows_by_the_momentum(build):
         if name in encoder:
             want = 0.9495 * before[name] + 0.0505 * p.detach()
             torch.testing.assert_close(encoder[name], want)
+
+
+def test_a_copied_projector_follows_beside_the_encoder_and_neither_at_weight_zero(build):
+    for weight in (1.0, 0.0):
+        task = build("objective=recipes/pr1330", f"jepa.weight={weight}", "+jepa/projector=linear")
+        before = {n: b.clone() for n, b in followed(task).items()}
+        noise(task)
+        task.objective.after_step(task.model, at(50).clock)
+        moved = {n for n, b in followed(task).items() if not torch.equal(b, before[n])}
+        sides = {name.split(".")[0] for name in moved}
+        assert sides == ({"encoder", "projector"} if weight else set())
+
+
+def test_a_target_of_its_own_width_is_normalised_and_not_projected():
+    double, hidden = torch.nn.Linear(6, 6), torch.randn(2, 5, 6)
+    for project in (True, False):
+        target = SamePass(normalisation=LayerNorm(), project=project)
+        target.hidden = lambda model, main: hidden
+        want = double(hidden) if project else hidden
+        torch.testing.assert_close(
+            target(None, None, double), torch.nn.functional.layer_norm(want, (6,))
+        )
 
 
 def test_a_copy_is_no_parameter_and_travels_in_checkpoints(build):

@@ -163,6 +163,11 @@ def test_a_placebo_predicts_another_row(build):
     swapped = {**batch, "targets": batch["targets"].flip(0)}
     plain = build("objective=mtp")
     assert torch.equal(token_loss(task, batch)[0], token_loss(plain, swapped)[0])
+    # Weights belong to targets, so they go with them.
+    weights = torch.arange(64.0).view(2, 32) / 31.5
+    weighted = {**batch, "weights": weights}
+    theirs = {**swapped, "weights": weights.flip(0)}
+    assert torch.equal(token_loss(task, weighted)[0], token_loss(plain, theirs)[0])
 
 
 @pytest.mark.parametrize("name", ["mtp_sequential", "mir"])

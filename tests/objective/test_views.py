@@ -78,6 +78,14 @@ def test_draws_follow_seed_step_and_micro_batch_and_nothing_else():
     assert positions(at(4)) != first
     assert positions(at(3, micro_batch=1)) != first
     assert positions(at(3), "target") != first
+    assert spans_of(seed=1)(inputs, at(3), "context").positions.tolist() != first
+
+
+def test_a_span_may_start_wherever_it_ends_inside():
+    view = spans_of(spans=1, min_length=8, mean_length=2)
+    draw = torch.Generator().manual_seed(0)
+    spans = [view.spans_of(64, draw)[0] for _ in range(1000)]  # all of 8 tokens
+    assert {start for start, _ in spans} == set(range(57))
 
 
 def test_replacement_draws_the_joint_batch_on_every_rank():

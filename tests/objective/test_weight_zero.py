@@ -52,6 +52,10 @@ def test_weight_zero_with_modules_present_is_none_step_for_step(small, plain, tm
     train(small(f"objective={name}", "jepa.weight=0", *more, run_dir=tmp_path / "zero"))
     assert same(state(tmp_path / "zero", "model."), state(plain(*more), "model."))
     assert summary(tmp_path / "zero")["val"] == summary(plain(*more))["val"]
+    for column in ("train/ce", "train/loss"):
+        logged = metrics(tmp_path / "zero", column)
+        assert len(logged) == 3
+        assert logged == metrics(plain(*more), column)
 
 
 @pytest.mark.slow

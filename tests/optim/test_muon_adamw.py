@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 
 import pytest
 import torch
 
+from jepa_lm.optim.groups import complete
 from jepa_lm.optim.muon_adamw import MuonAdamW
 from jepa_lm.optim.newton_schulz import orthogonalise, orthogonalise_reference
 from jepa_lm.utils.errors import UserError
@@ -74,11 +76,13 @@ def test_muon_equals_torch(nesterov, ours, theirs):
 
 def test_adamw_equals_torch():
     mine, reference = parameters(), parameters()
-    settings = dict(lr=0.01, betas=(0.8, 0.9), eps=1e-7, weight_decay=0.2)
+    settings = dict(lr=0.01, betas=(0.8, 0.9), eps=0.1, weight_decay=0.2)
     optimizer = MuonAdamW([dict(params=mine, algorithm="adamw", name="a", **settings)])
     torch_adamw = torch.optim.AdamW(reference, **settings)
     for step in range(5):
         set_gradients(step, mine, reference)
+        if step == 3:  # a gradient of zeros is a gradient: moments fade and weights decay
+            mine[0].grad, reference[0].grad = torch.zeros(8, 8), torch.zeros(8, 8)
         optimizer.step()
         torch_adamw.step()
     for a, b in zip(mine, reference, strict=True):
@@ -160,6 +164,32 @@ def test_state_survives_a_round_trip():
     b.step()
     for p, q in zip(first, second, strict=True):
         assert torch.equal(p, q)
+
+
+def test_a_group_that_says_little_has_the_published_settings():
+    """Those of torch.optim.Muon, and the betas of GPT-3."""
+    muon, adamw = (complete({"algorithm": a, "lr": 1.0, "params": []}) for a in ("muon", "adamw"))
+    published = inspect.signature(torch.optim.Muon).parameters
+    for name in ("momentum", "nesterov", "ns_steps"):
+        assert muon[name] == published[name].default
+    assert adamw["betas"] == (0.9, 0.95)
+    assert adamw["eps"] == 1e-8
+    assert muon["weight_decay"] == adamw["weight_decay"] == 0
+
+
+def test_a_loaded_state_leaves_the_settings_of_the_config_alone():
+    def build(**settings):
+        return MuonAdamW([dict(params=parameters(), algorithm="muon", name="m", **settings)])
+
+    earlier, later = build(lr=0.1, momentum=0.5), build(lr=0.2, weight_decay=0.3, nesterov=False)
+    later.load_state_dict(earlier.state_dict())
+    (group,) = later.param_groups
+    assert {k: group[k] for k in ("lr", "momentum", "weight_decay", "nesterov")} == {
+        "lr": 0.2,
+        "momentum": 0.95,
+        "weight_decay": 0.3,
+        "nesterov": False,
+    }
 
 
 def test_moments_are_float32_under_autocast():

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from jepa_lm.model.roles import matches, parameter_roles
-from jepa_lm.optim.routing import route
+from jepa_lm.optim.routing import freeze, route
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.utils.config import resolve
@@ -87,6 +87,13 @@ def test_frozen_parameters_are_named_and_stay(small):
 def test_freezing_by_role(small):
     task = make_task(small, "optimizer.freeze=[embedding]")
     assert "model.embedding.table.weight" in task.frozen
+
+
+def test_every_entry_freezes_and_what_is_frozen_needs_no_group():
+    model = torch.nn.ModuleDict({"a": torch.nn.Linear(2, 2), "b": torch.nn.Linear(2, 2)})
+    assert freeze(model, ["a.weight", "vector"]) == ["a.bias", "a.weight", "b.bias"]
+    (group,) = route(model, {"matrices": {"match": ["matrix"], "algorithm": "muon", "lr": 1.0}})
+    assert [id(p) for p in group["params"]] == [id(model["b"].weight)]
 
 
 def test_a_freeze_that_fits_nothing_is_an_error(small):

@@ -172,6 +172,15 @@ def test_scheduler_writes_lr_and_momentum_into_the_groups():
     assert adamw["lr"] == pytest.approx(0.1 * 0.2)
     assert muon["momentum"] == 0.9
     assert "momentum" not in adamw
+    # A resumed run: the saved point of the schedule, with the rates of its own config.
+    groups = [dict(params=[p], algorithm="muon", name="m", lr=0.05, momentum=0.5)]
+    resumed = MuonAdamW(groups)
+    factors = dict(lr=scheduler.lr, muon_momentum=scheduler.muon_momentum)
+    ClockScheduler(
+        resumed, clock=ProgressClock(max_steps=10, max_time=None), **factors
+    ).load_state_dict(scheduler.state_dict())
+    assert resumed.param_groups[0]["lr"] == pytest.approx(0.05 * 0.2)
+    assert resumed.param_groups[0]["momentum"] == 0.9
 
 
 def test_a_run_without_end_is_refused():

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from jepa_lm.study import calibrate
+from jepa_lm.study.results import collect
 from tests.study.sweeps import paired, study
 
 ROLES = {"treatment": {"none": "control", "placebo": "placebo"}}
@@ -95,6 +96,14 @@ def test_another_outcome_fails(trained, tmp_path, capsys, outcomes, wrong):
     assert not found["right"]
     assert wrong in [c["name"] for c in found["comparisons"] if not c["right"]]
     assert "do not trust" in (tmp_path / "calibration.md").read_text()
+
+
+def test_arms_that_are_not_comparable_give_no_known_outcome(tmp_path):
+    compiled = {"control": {"summary": {"compiled": True}}}
+    study(tmp_path, paired(2.0, -0.2, seeds=3, noise=0.002), against=ONE, runs=compiled)
+    found = calibrate.outcome(calibrate.Known("x", "x", calibrate.BETTER), collect(tmp_path))
+    assert found.word == "not comparable"
+    assert not found.right
 
 
 def test_the_teacher_is_trained_once(trained, tmp_path):

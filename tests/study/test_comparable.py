@@ -66,6 +66,8 @@ def test_arms_that_are_meant_to_have_another_budget(tmp_path):
 
 def test_arms_of_equal_time_differ_in_steps_but_not_in_time(difference):
     assert difference({}, {"steps": 200, "seconds": 101.0}, "time") == []
+    assert difference({}, {"seconds": 104.0}, "time") == []
+    assert difference({}, {"seconds": 106.0}, "time") != []
     assert difference({}, {"seconds": 150.0}, "time") == [
         "seconds of training: 100.0 (a), 150.0 (b)"
     ]

@@ -129,6 +129,14 @@ def test_without_bytes_verdicts_are_in_nats(tmp_path):
     assert "nats of every run" in text
 
 
+def test_bits_per_byte_are_the_measure_unless_no_run_has_bytes(tmp_path):
+    runs = [Run(write_run(tmp_path / str(i), 1.7)) for i in range(2)]
+    without = Run(write_run(tmp_path / "rows", 1.7, summary={"val": {"bpb": None}}))
+    assert measure_for(None, "budget", [*runs, without]).metric == "val/bpb"
+    assert measure_for(None, "budget", [without]).metric == "val/nll"
+    assert measure_for(None, "budget", []).metric == "val/bpb"
+
+
 def of_shares(folder, name: str, treatment: list[float], control: list[float], **about):
     """A study of rows whose runs have these shares at the end, after a better validation on the way."""
     shares = {"treatment": treatment, "control": control}
@@ -166,6 +174,14 @@ def test_a_larger_accuracy_is_better_at_the_budget_and_at_the_best(tmp_path):
         assert "BPB" not in text
     results, _ = of_shares(tmp_path / "other", "answer_accuracy", down, up)
     assert results.treatments[0].word == "hurts"
+
+
+def test_a_falling_loss_says_nothing_of_equal_shares(tmp_path):
+    """After 20 steps every further one lowers the loss by more than the margin of a share."""
+    short = {arm: {"summary": {"steps": 20}} for arm in ("treatment", "control")}
+    equal = [0.8, 0.8002, 0.8001, 0.8003], [0.8001, 0.8001, 0.8002, 0.8001]
+    results, _ = of_shares(tmp_path, "answer_accuracy", *equal, runs=short)
+    assert results.treatments[0].word == "equivalent"
 
 
 def test_solved_seeds_decide_where_runs_solve_all_or_nothing(tmp_path):

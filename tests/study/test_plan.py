@@ -73,6 +73,8 @@ def test_a_sweep_file_gives_values_and_the_command_line_wins(plan):
     fewer = plan("sweep=jepa_weight", "objective=patch", "seed=7", folder=from_file.folder / "b")
     assert sorted(groups(fewer)) == [f"jepa.weight-{w}" for w in ("0", "0.05", "0.1", "0.15")]
     assert all(not word.startswith("sweep=") for job in fewer.launched for word in job)
+    seeds = [[word for word in job if word.startswith("seed=")] for job in fewer.launched]
+    assert seeds == [["seed=7"]] * 4
 
 
 def test_a_control_is_compared_where_the_rest_is_the_same(plan):
@@ -211,6 +213,14 @@ def test_every_declared_key_has_to_differ():
     with pytest.raises(UserError, match=r"declares a change of model\.injector"):
         check_declared(arm, {"jepa.weight": (0, 1)})
     check_declared(arm, {"jepa.weight": (0, 1), "model.injector.dim": (1, 2)})
+
+
+def test_a_declared_key_covers_itself_and_what_is_below_it_alone():
+    arm = ArmSpec("x", role="other", changes=["jepa.weight"])
+    for key in ("jepa.weight", "jepa.weight.start"):
+        check_declared(arm, {key: (0, 1)})
+        with pytest.raises(UserError, match=r"differs from the treatment in jepa\.weight_decay"):
+            check_declared(arm, {key: (0, 1), "jepa.weight_decay": (0, 1)})
 
 
 @pytest.mark.parametrize("objective", ["patch", "chunk"])

@@ -7,6 +7,7 @@ import json
 import math
 import re
 import statistics
+from dataclasses import replace
 from html import unescape
 from itertools import product
 
@@ -14,6 +15,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from jepa_lm.study.against_plan import identity_in_words
+from jepa_lm.study.manifest import Comparison, load
 from jepa_lm.study.report import headline
 from jepa_lm.study.results import collect
 from jepa_lm.utils.errors import UserError
@@ -283,6 +286,21 @@ def test_a_sweep_without_a_control_has_no_verdict_and_says_why(tmp_path):
     assert "Differences with their uncertainty" not in made.tables
 
 
+@pytest.mark.parametrize("order", [("control", "far"), ("far", "control")])
+def test_of_several_controls_a_sweep_takes_the_nearest(tmp_path, order):
+    """Weight 0 of the same objective, not of another."""
+    chosen = {"treatment": ("lewm", "0.1"), "control": ("lewm", "0"), "far": ("patch", "0")}
+    settings = {n: {"objective": o, "jepa.weight": w} for n, (o, w) in chosen.items()}
+    scores = {**paired(1.7, -0.01), "far": paired(1.9, 0.0)["control"]}
+    study(tmp_path, scores, settings=settings, kind="sweep", match=None)
+    against = tuple(
+        Comparison("treatment", n, "weight_0", {"jepa.weight": (0, 0.1)}) for n in order
+    )
+    replace(load(tmp_path), comparisons=against).save(tmp_path)
+    (treatment,) = collect(tmp_path).treatments
+    assert [found.control.name for found in treatment.against] == ["control"]
+
+
 def test_a_treatment_without_a_baseline_has_no_verdict(tmp_path):
     against = {"treatment": {"placebo": "control"}}
     made = report(study(tmp_path, paired(1.7, -0.02), against=against))
@@ -360,6 +378,18 @@ def test_what_makes_a_verdict_doubtful_is_in_the_headline(record, said, tmp_path
     two = report(study(tmp_path / "2", scores, against=against, runs=runs))
     assert two.headline.endswith("Hurts: 2. Doubtful, as said below: 1.")
     assert f"Doubtful: {said}. Worse than weight 0" in two.verdict.text
+
+
+def test_scores_that_must_be_equal_differ_by_a_last_digit(tmp_path):
+    same = {"identities": ((("0", "1"), "weight 0 is objective=none"),)}
+    study(tmp_path, {"control": {"1": 1.7}, "treatment": {"1": 1.7}}, **same)
+    (identity,) = load(tmp_path).identities
+    assert identity_in_words(tmp_path, identity).startswith("agree to the last digit")
+    path = tmp_path / "1" / "summary.json"
+    found = json.loads(path.read_text())
+    found["val"]["nll"] = math.nextafter(found["val"]["nll"], 0)
+    path.write_text(json.dumps(found))
+    assert identity_in_words(tmp_path, identity).startswith("differ in validation: ")
 
 
 NASTY = (

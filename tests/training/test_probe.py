@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -11,8 +12,12 @@ from jepa_lm.data.split import Split
 from jepa_lm.data.stream import TokenStream
 from jepa_lm.data.tokenizers import ByteTokenizer
 from jepa_lm.evaluation.linear_probe import LinearProbe, with_bias
+from jepa_lm.objective import StepContext
 from jepa_lm.run import train
-from jepa_lm.training.probe import hits, sample_windows
+from jepa_lm.schedules.clock import ProgressClock
+from jepa_lm.training.module import LanguageModelTask
+from jepa_lm.training.probe import hits, probe, sample_windows
+from jepa_lm.utils.config import resolve
 
 
 def test_hits_count_ranks():
@@ -29,7 +34,8 @@ def test_the_linear_probe_is_ridge_regression():
     for part in (slice(150), slice(150, None)):
         probe.add(h[part], y[part])
     found = probe.weights()
-    H = with_bias(h)
+    H = torch.cat((h, torch.ones(400, 1)), 1).double()
+    assert torch.equal(with_bias(h), H)
     gram = H.T @ H
     ridge = 1e-3 * gram.diagonal().mean() * torch.eye(7, dtype=torch.float64)
     want = torch.linalg.inv(gram + ridge) @ H.T @ torch.nn.functional.one_hot(y, 4).double()
@@ -58,6 +64,21 @@ def test_windows_lie_inside_the_split(tmp_path, trained):
     batches = list(sample_windows(split(Ramp(1000)), 320))
     assert [len(b["inputs"]) for b in batches] == [4, 4, 2]
     assert all(torch.equal(b["inputs"] + 1, b["targets"]) for b in batches)
+
+
+@pytest.mark.parametrize("step", [1, 2])
+def test_a_probe_is_fitted_on_training_text_and_scored_on_the_other(small, step):
+    """After token x comes x + 1 in training, and x + step in validation: else all would be right."""
+    model = LanguageModelTask(resolve(small())).model
+    moment = StepContext(ProgressClock(max_steps=1, max_time=None))
+
+    class Data:
+        def split(self, name: str) -> Split:
+            ids = np.arange(640) * (1 if name == "train" else step) % 20
+            return Split(TokenStream.of(ids), ByteTokenizer(vocab_size=256), 32, 128, None, None)
+
+    found = probe(model, None, Data(), moment)["linear"]["top1"]
+    assert found == (1 if step == 1 else 0)
 
 
 def test_a_run_reports_them_on_request(small, tmp_path):

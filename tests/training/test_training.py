@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import islice
 from types import SimpleNamespace
 
 import lightning.pytorch as pl
@@ -255,3 +256,11 @@ def test_a_recurrent_model_writes_from_its_state(compose, monkeypatch):
     assert fed == [4] + [1] * 19
     monkeypatch.setattr(model, "why_not_stream", lambda: "to compare")
     assert sampling.continued(model, tokenizer, **settings) == streamed
+    cold = {**settings, "temperature": 1e-4, "seed": 1}  # nearly certain of the likeliest token
+    assert sampling.continued(model, tokenizer, **cold) == streamed
+    seen, tail = [], model.tail
+    monkeypatch.setattr(model, "tail", lambda ids, n: (seen.append(ids[0]), tail(ids, n))[1])
+    start = torch.tensor([[5, 6, 7, 8]])
+    drawn = islice(sampling.draws(model, start, temperature=0, seed=0, context=3), 4)
+    whole = torch.cat((start[0], *drawn)).tolist()
+    assert [ids.tolist() for ids in seen] == [whole[end - 3 : end] for end in range(4, 8)]
