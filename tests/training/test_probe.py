@@ -78,7 +78,7 @@ def test_a_probe_is_fitted_on_training_text_and_scored_on_the_other(small, step)
             return Split(TokenStream.of(ids), ByteTokenizer(vocab_size=256), 32, 128, None, None)
 
     found = probe(model, None, Data(), moment)["linear"]["top1"]
-    assert found == (1 if step == 1 else 0)
+    assert found > 0.95 if step == 1 else found < 0.05
 
 
 def test_a_run_reports_them_on_request(small, tmp_path):
