@@ -42,8 +42,8 @@ WORDS = (
     "checkpoint.every_n_steps=4", "checkpoint.keep=5", "compile=false", "sample=false", "logger=csv",
     "average.decay=0.9",
 )  # fmt: skip
-NS_DTYPE = "optimizer.groups.matrices.ns_dtype=bfloat16"
-"""The default of that day."""
+OF_THAT_DAY = ("optimizer.groups.matrices.ns_dtype=bfloat16", "jepa.diagnostics.min_std=0.01")
+"""Defaults that have changed since."""
 
 
 def test_every_class_is_where_the_table_says():
@@ -116,7 +116,14 @@ def test_an_artifact_is_scored(tmp_path):
 def test_half_a_sweep_goes_on(tmp_path, monkeypatch, capsys):
     sweep = shutil.copytree(FILES / "sweep", tmp_path / "sweep")
     hashes = {job.folder: job.config_hash for job in load(sweep).jobs}
-    words = ("-m", *WORDS, "trainer.max_steps=2", "seed=1,2", f"hydra.sweep.dir={sweep}", NS_DTYPE)
+    words = (
+        "-m",
+        *WORDS,
+        "trainer.max_steps=2",
+        "seed=1,2",
+        f"hydra.sweep.dir={sweep}",
+        *OF_THAT_DAY,
+    )
     monkeypatch.setattr("sys.argv", ["train.py", *words])
     assert launch("train") == 0
     assert "2 jobs in" in (told := capsys.readouterr().err)

@@ -1,25 +1,24 @@
-"""Diagnostics beyond the loss: do predictions beat trivial ones, and have the latents collapsed?
+"""Diagnostics beyond the loss: do predictions beat trivial ones, and how far apart are the latents?
 
 Collapsed encoders have a perfect loss. So these diagnostics also measure the cosine and R^2 of predictions
 against targets, the same for two trivial predictors (the mean of the targets; the context latent
 itself), and the spread of the latents: effective rank (exponential of the entropy of the normalised
-singular values of centred rows; Roy, Vetterli 2007) and standard deviation of each dim.
+singular values of centred rows; Roy, Vetterli 2007) and standard deviation of each dim. What their values say
+of a collapse is decided in `jepa_lm.objective.collapse`.
 Legend: R rows, D latent width.
 """
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from jepa_lm.utils.kinds import Count, checked
+from jepa_lm.utils.kinds import Count, NotNegative, Share, checked
 
 DEAD_STD = 0.1
-MIN_ROWS_FOR_ALARM = 8
-"""With fewer rows, the effective rank means nothing."""
+ALIVE_STD = 0.05
+"""Share of the std of all dims, as a root mean square, above which a dim counts as alive, at any scale."""
 
 
 def effective_rank(rows: Tensor) -> Tensor:
@@ -35,13 +34,24 @@ def effective_rank(rows: Tensor) -> Tensor:
 
 
 def spread(rows: Tensor) -> dict[str, Tensor]:
-    """Return measures of how much rows [R, D] differ from each other."""
+    """Return measures of how much rows [R, D] differ from each other.
+
+    `rank_share`, `relative_spread` and `alive_share` are between 0 and 1 and do not depend on the scale: the
+    effective rank as a share of the possible one; the root mean square of centred rows as a share of that of
+    the rows, which is near 0 if one vector is in all of them; the share of dims whose std is not far below
+    that of the others.
+    """
     std = rows.std(0, unbiased=False)
     centred = rows - rows.mean(0)
     covariance = centred.T @ centred / len(rows)  # [D, D]
     off_diagonal = covariance - torch.diag(covariance.diagonal())
+    rank, apart = effective_rank(rows), std.square().mean().sqrt()
     return {
-        "effective_rank": effective_rank(rows),
+        "effective_rank": rank,
+        "rank_share": rank / max(1, min(len(rows) - 1, rows.shape[1])),
+        "relative_spread": apart / rows.square().mean().sqrt().clamp(min=1e-30),
+        "alive_share": (std > ALIVE_STD * apart).float().mean(),
+        "std_rms": apart,
         "std_min": std.min(),
         "std_median": std.median(),
         "std_dead": (std < DEAD_STD).float().mean(),
@@ -71,35 +81,19 @@ def prediction_quality(
     return found
 
 
-class Collapse(NamedTuple):
-    """A measurement that stayed below a threshold."""
-
-    step: int
-    tensor: str
-    figure: str
-    value: float
-    threshold: float
-    cause: str
-
-    def __str__(self) -> str:
-        return (
-            f"collapse at step {self.step}: {self.figure} of the {self.tensor} latents is "
-            f"{self.value:.3g}, below {self.threshold:g}; {self.cause}"
-        )
-
-
 class MonitorSettings:
-    """Settings of when to measure and what counts as a collapse.
+    """Settings of when to measure and what is reported as a collapse.
 
     Args:
         every: optimizer steps between measurements. rows: maximum rows per measurement.
         per_layer: also measure the objective's share of the gradient for every block.
-        min_rank: an effective rank below this counts as collapse.
-        min_std: a median std of the dims below this counts as collapse.
-        patience: consecutive measurements that must be below a threshold.
+        min_rank: an effective rank below this is a sign of collapse, whatever the width.
+        min_std: a spread below this share of the latents' root mean square is one.
+        patience: measurements in a row that must show a sign before the alarm; at most half of those that
+            the budget holds.
 
     Raises:
-        UserError: `every`, `rows` or `patience` is below 1.
+        UserError: a value is out of range.
     """
 
     @checked
@@ -109,8 +103,8 @@ class MonitorSettings:
         every: Count,
         rows: Count,
         per_layer: bool,
-        min_rank: float,
-        min_std: float,
+        min_rank: NotNegative,
+        min_std: Share,
         patience: Count,
     ) -> None:
         self.every, self.rows, self.per_layer = every, rows, per_layer
@@ -120,41 +114,3 @@ class MonitorSettings:
         """[B, N, D] -> at most `rows` evenly spaced rows [R, D]."""
         rows = x.detach().flatten(0, -2)  # [B N, D]
         return rows[:: max(1, -(-len(rows) // self.rows))]
-
-
-class CollapseAlarm:
-    """Alarm that is raised once, when latents stay below a threshold.
-
-    Args:
-        diagnostics: thresholds and patience. cause: what in the composition allows a collapse.
-        tensors: which of `context` and `target` to watch; predictions may have any spread.
-    """
-
-    def __init__(
-        self,
-        diagnostics: MonitorSettings,
-        cause: str,
-        tensors: tuple[str, ...] = ("context", "target"),
-    ) -> None:
-        self.settings, self.cause, self.tensors = diagnostics, cause, tensors
-        self.low: dict[str, int] = {}
-        """Consecutive measurements below the threshold, by figure."""
-        self.raised: Collapse | None = None
-
-    def read(self, step: int, figures: dict[str, float], rows: int) -> Collapse | None:
-        """Process a measurement; return the collapse if it raises the alarm, else None."""
-        if rows < MIN_ROWS_FOR_ALARM:
-            return None
-        for tensor in self.tensors:
-            for figure, least in (
-                ("effective_rank", self.settings.min_rank),
-                ("std_median", self.settings.min_std),
-            ):
-                key = f"{tensor}_{figure}"
-                below = figures[key] < least
-                self.low[key] = self.low.get(key, 0) + 1 if below else 0
-                if self.low[key] >= self.settings.patience and self.raised is None:
-                    value = figures[key]
-                    self.raised = Collapse(step, tensor, figure, value, least, self.cause)
-                    return self.raised
-        return None

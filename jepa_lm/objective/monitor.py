@@ -10,7 +10,10 @@ from torch import Tensor
 from jepa_lm.data.stream import Batch
 from jepa_lm.model import LanguageModel
 from jepa_lm.model.cross_entropy import mean_nll
-from jepa_lm.objective.diagnostics import Collapse, CollapseAlarm, prediction_quality, spread
+from jepa_lm.objective.batch_target import BatchTarget
+from jepa_lm.objective.collapse import CollapseAlarm, is_saved_alarm
+from jepa_lm.objective.diagnostics import prediction_quality, spread
+from jepa_lm.objective.frozen import Frozen
 from jepa_lm.objective.gradients import trunk_gradients
 from jepa_lm.objective.latent_prediction import LatentPrediction, Latents
 from jepa_lm.objective.step_context import StepContext
@@ -28,9 +31,9 @@ class ObjectiveMonitor:
 
     def __init__(self, objective: LatentPrediction) -> None:
         self.objective = objective
-        # Without a predictor, the context is the prediction itself.
-        tensors = ("target",) if objective.predictor is None else ("context", "target")
-        self.alarm = CollapseAlarm(objective.diagnostics, _weakness(objective), tensors)
+        self.alarm = CollapseAlarm(
+            objective.diagnostics, _weakness(objective), _can_collapse(objective)
+        )
         self.figures: dict[str, float] = {}
         """Figures of the latest measurement."""
         self.warnings: list[str] = []
@@ -79,10 +82,12 @@ class ObjectiveMonitor:
             found |= {name: loss.detach() for name, loss in components.items()}
         names, values = list(found), torch.stack([v.detach().float() for v in found.values()])
         self.figures = dict(zip(names, values.tolist(), strict=True))
-        return self._judge(step, rows, model.injector is not None)
+        share = step_context.clock.share_of(objective.diagnostics.every)
+        measurements = int(1 / share + 1e-6) if share else None
+        return self._judge(step, rows, measurements, model.injector is not None)
 
-    def _latents(self, latents: Latents, found: dict[str, Tensor]) -> int:
-        """Add the figures of the latents to `found`; return the number of rows of the smallest sample."""
+    def _latents(self, latents: Latents, found: dict[str, Tensor]) -> dict[str, int]:
+        """Add the figures of the latents to `found`; return the number of rows in each sample."""
         sample = self.objective.diagnostics.sample
         # All pairs together, [rows, D] each.
         prediction = torch.cat([p.flatten(0, -2) for p, _ in latents.normed])
@@ -104,11 +109,13 @@ class ObjectiveMonitor:
         for tensor, x in rows.items():
             found |= {f"{tensor}_{figure}": value for figure, value in spread(x).items()}
         found["effective_rank"] = found["target_effective_rank"]
-        return min(len(x) for x in rows.values())
+        return {tensor: len(x) for tensor, x in rows.items()}
 
-    def _judge(self, step: int, rows: int, injects: bool) -> list[str]:
+    def _judge(
+        self, step: int, rows: dict[str, int], measurements: int | None, injects: bool
+    ) -> list[str]:
         before = len(self.warnings)
-        collapse = self.alarm.read(step, self.figures, rows)
+        collapse = self.alarm.read(step, self.figures, rows, measurements)
         if collapse is not None:
             self.warnings.append(str(collapse))
         untouched = (
@@ -125,26 +132,19 @@ class ObjectiveMonitor:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a resumed run needs, in plain containers."""
-        raised = self.alarm.raised
-        return {
-            "figures": self.figures,
-            "warnings": self.warnings,
-            "low": self.alarm.low,
-            "raised": None if raised is None else raised._asdict(),
-        }
+        return {"figures": self.figures, "warnings": self.warnings, **self.alarm.state_dict()}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
         self.figures, self.warnings = state["figures"], state["warnings"]
-        self.alarm.low = state["low"]
-        self.alarm.raised = None if state["raised"] is None else Collapse(**state["raised"])
+        self.alarm.load_state_dict(state)
 
     def summary(self) -> dict[str, Any]:
         """Return the entries for summary.json."""
         raised = self.alarm.raised
         return {
             **self.figures,
-            "collapse": None if raised is None else raised._asdict(),
+            "collapse": None if raised is None else {**raised._asdict(), "kind": raised.kind},
             "warnings": self.warnings,
         }
 
@@ -162,11 +162,12 @@ class ObjectiveMonitor:
             )
         if "r2_of_copy" in f:
             lines.append(f"copying the context would explain {max(0.0, f['r2_of_copy']):.0%}")
-        lines.append(
-            f"targets span about {f['effective_rank']:.0f} directions, median std "
-            f"{f['target_std_median']:.2f} per dimension: "
-            + ("collapsed" if self.alarm.raised else "no sign of collapse")
-        )
+        if "target_rank_share" in f:  # not in what a former version measured
+            possible = f["effective_rank"] / f["target_rank_share"]
+            lines.append(
+                f"targets span about {f['effective_rank']:.0f} of {possible:.0f} directions; their spread is "
+                f"{f['target_relative_spread']:.2g} of their root mean square: {self.alarm.verdict()}"
+            )
         if "trunk_gradient_share" in f:
             would = "would contribute, at its full weight," if self.switched_off else "contributes"
             lines.append(
@@ -199,26 +200,26 @@ def shares(
 
 def is_saved_monitor(state: Any) -> bool:
     """Return whether a value from a checkpoint has the form of `ObjectiveMonitor.state_dict`."""
-    if not isinstance(state, dict) or not {"figures", "warnings", "low", "raised"} <= state.keys():
+    if not isinstance(state, dict) or not {"figures", "warnings"} <= state.keys():
         return False
-    figures, warnings, low = state["figures"], state["warnings"], state["low"]
-    if not (isinstance(figures, dict) and isinstance(warnings, list) and isinstance(low, dict)):
-        return False
-    raised = state["raised"]
-    plain = (int, float, str)
+    figures, warnings = state["figures"], state["warnings"]
     return (
-        all(type(value) in (int, float) for value in figures.values())
+        isinstance(figures, dict)
+        and isinstance(warnings, list)
+        and all(type(value) in (int, float) for value in figures.values())
         and all(type(warning) is str for warning in warnings)
-        and all(type(steps) is int for steps in low.values())
-        and (
-            raised is None
-            or (
-                isinstance(raised, dict)
-                and raised.keys() == set(Collapse._fields)
-                and all(type(value) in plain for value in raised.values())
-            )
-        )
+        and is_saved_alarm(state)
     )
+
+
+def _can_collapse(objective: LatentPrediction) -> tuple[str, ...]:
+    """Return the sides whose latents a run trains and that are no prediction, which may have any spread."""
+    found = []
+    if objective.context.tap != "injector_prediction":
+        found.append("context")
+    if not isinstance(objective.target, BatchTarget | Frozen):
+        found.append("target")
+    return tuple(found)
 
 
 def _weakness(objective: LatentPrediction) -> str:

@@ -47,6 +47,15 @@ LINES: dict[str, dict[str, list[Any]]] = {
     "Latents: do they collapse?": {
         "Effective rank of targets": ["jepa/effective_rank"],
         "Effective rank of predictions": ["jepa/prediction_effective_rank"],
+        "Effective rank, as a share of the possible one": [
+            "jepa/context_rank_share",
+            "jepa/target_rank_share",
+        ],
+        "Spread, as a share of the root mean square": [
+            "jepa/context_relative_spread",
+            "jepa/target_relative_spread",
+        ],
+        "Share of dimensions that vary": ["jepa/context_alive_share", "jepa/target_alive_share"],
         "Spread of targets, median over dimensions": ["jepa/target_std_median"],
         "Cosine of prediction and target": ["jepa/cosine"],
         "The same for the mean target": ["jepa/cosine_of_mean"],

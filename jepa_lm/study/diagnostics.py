@@ -17,6 +17,10 @@ class Diagnostic(NamedTuple):
 DIAGNOSTICS = {
     "effective_rank": Diagnostic("effective rank", "effective rank of the targets (directions)"),
     "context_effective_rank": Diagnostic("rank of contexts"),
+    "target_relative_spread": Diagnostic(
+        "spread of targets", "spread of the targets (share of their root mean square)"
+    ),
+    "context_relative_spread": Diagnostic("spread of contexts"),
     "cosine": Diagnostic("cosine", "cosine of prediction and target"),
     "cosine_of_mean": Diagnostic("cosine of the mean target"),
     "r2": Diagnostic("R²", "R² of predictions (0 is the mean target)"),

@@ -37,6 +37,8 @@ class Diagnostics(TypedDict, total=False):
 
     effective_rank: float | None
     context_effective_rank: float | None
+    target_relative_spread: float | None
+    context_relative_spread: float | None
     target_std_median: float | None
     cosine: float | None
     cosine_of_mean: float | None

@@ -82,33 +82,14 @@ def test_the_distance_of_a_copy_is_logged(small, tmp_path):
     assert metrics(tmp_path / "run", "jepa/target_variance")  # weight 0: measured nevertheless
 
 
-@pytest.mark.slow
-def test_collapse_sets_off_the_alarm(small, tmp_path, capsys):
-    """No mask, no regularizer, no stop-gradient: a perfect loss, and nothing left to predict."""
-    overrides = (
-        "objective=lewm",
-        "jepa.regularizers.sigreg.weight=0",
-        "optimizer.groups.auxiliary.match=[]",  # Muon for projector and predictor, as in #903
-        "jepa.diagnostics.every=10",
-        "trainer.max_steps=220",
-        "trainer.limit_val_batches=1",
-    )
-    train(small(*overrides, run_dir=tmp_path / "run"))
-    found = summary(tmp_path / "run")["jepa"]
-    assert found["collapse"]["figure"] == "std_median"
-    assert "stop_gradient=false" in found["collapse"]["cause"]
-    assert metrics(tmp_path / "run", "jepa/loss")[-1] < 1e-3
-    printed = capsys.readouterr()
-    assert printed.err.count("warning: collapse at step") == 1
-    assert "warning: collapse" in printed.out.replace("\n", " ")
-
-
 def test_the_alarm_survives_a_resume(small, tmp_path):
     """Two low readings before the checkpoint and one after it make three."""
     overrides = (
         "objective=lewm",
         "jepa.diagnostics.every=2",
-        "jepa.diagnostics.min_std=1e9",
+        "jepa.diagnostics.min_std=1",  # no latent's mean is exactly zero
+        "trainer.max_steps=10",
+        "checkpoint.keep=5",
         "checkpoint.every_n_steps=4",
     )
     train(small(*overrides, run_dir=tmp_path / "whole"))
