@@ -27,11 +27,11 @@ SHRUNK = 0.1
 LEAST_ALIVE = 0.75
 """Least share of dimensions that vary; all of them do in healthy latents."""
 RISE, NOISE = 1.1, 0.1
-"""A figure is on its way back if it is this much above the lowest of its row; below this share of its limit it
-never is, because there it is mostly rounding."""
+"""A figure is on its way back if it is this much above the lowest of its row; below this share of its limit
+it never is, because there it is mostly rounding."""
 BEGINNING = 5
 """What a language model learns first is how frequent each token is, with hidden states that are nearly one
-vector. So no sign counts in the first 1 / `BEGINNING` of a run, for as many measurements as an alarm takes."""
+vector. So no sign counts in the first 1 / `BEGINNING` of a run, for at most `patience` measurements."""
 
 KINDS = {
     "relative_spread": "are one common vector and little else",

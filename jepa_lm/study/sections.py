@@ -166,11 +166,12 @@ def _diagnostics(results: Results, look: Mapping[str, Style]) -> Section:
     panels = figures_over_steps.diagnostics(results, look)
     return Section(
         "Collapse diagnostics",
-        "Measured during training on the objective's latents. A collapse leaves an effective rank near one, or "
-        "a small part of an earlier one; a spread near zero; or a standard deviation far below an earlier one. A "
-        "run that set off the alarm is among the warnings above. R² at or below zero is no better than always "
-        "predicting the mean target; a share of exactly zero of the trunk's gradient means that the auxiliary loss trains nothing that "
-        "ships. Bold lines: means over seeds. Thin lines: seeds, in figures of at most "
+        "Measured during training on the objective's latents. A collapse leaves an effective rank near one, "
+        "or a small part of an earlier one; a spread near zero; or a standard deviation far below an earlier "
+        "one. A run that set off the alarm is among the warnings above. R² at or below zero is no better "
+        "than always predicting the mean target; a share of exactly zero of the trunk's gradient means that "
+        "the auxiliary loss trains nothing that ships. Bold lines: means over seeds. Thin lines: seeds, in "
+        "figures of at most "
         f"{figures_over_steps.FEW} arms.",
         tuple(panels),
         (("Last measurement, mean over seeds", tables.diagnostics(results)),),

@@ -1,4 +1,4 @@
-"""Signs of collapse on planted latents, through the code that measures a run, and when they become an alarm."""
+"""Signs of collapse on planted latents, by the code that measures a run, and when they become an alarm."""
 
 from __future__ import annotations
 
