@@ -83,7 +83,7 @@ def test_the_distance_of_a_copy_is_logged(small, tmp_path):
 
 
 def test_the_alarm_survives_a_resume(small, tmp_path):
-    """Two low readings before the checkpoint and one after it make three; the first reading does not count."""
+    """Two low readings before the checkpoint and one after it make three; the first does not count."""
     overrides = (
         "objective=lewm",
         "jepa.diagnostics.every=2",
