@@ -24,7 +24,7 @@ def of_run(run: Run) -> list[str]:
     skipped = summary.get("skipped_steps")
     found = [_share(run), *said, *map(str, summary.get("unfinished") or [])]
     if jepa.get("collapse") and not said:
-        found.append(f"collapse: {jepa['collapse']}")
+        found.append(f"collapse: {at(jepa, 'collapse', 'kind') or jepa['collapse']}")
     if skipped:
         found.append(f"left out {skipped} steps whose gradient was NaN or infinite")
     if at(summary, "git", "dirty"):
