@@ -1,8 +1,8 @@
 """Collapse: which figures of latents are its signs, and when a sign becomes an alarm.
 
 Latents collapse in more than one way: onto one vector, onto few directions, by dimensions that stop varying,
-by shrinking. Each way has a figure that becomes low (`jepa_lm.objective.diagnostics.spread`) and a limit. Two
-limits depend on the figure's highest reading so far, because a healthy latent may start with any scale and
+by shrinking. Each way has a figure that becomes low (`jepa_lm.objective.diagnostics.spread`) and a limit.
+Most limits follow the figure's highest reading so far, because a healthy latent may start with any scale and
 with a low rank, but does not lose what it had. A sign becomes an alarm when it stays for some measurements in
 a row and is not on its way back.
 """
@@ -23,7 +23,8 @@ LOW_RANK = 0.2
 """Below this share, a latent that has lost half of its directions has collapsed. Healthy ones may lose half,
 and may begin below it (a projector to a larger width), but were not seen to do both."""
 SHRUNK = 0.1
-"""Share of its highest spread below which a latent has collapsed."""
+"""Share of its highest spread, absolute or relative, below which a latent has collapsed. Healthy ones were
+seen to fall to 0.18 of it, and to 0.05 of their root mean square where latents are means (`chunk`)."""
 LEAST_ALIVE = 0.75
 """Least share of dimensions that vary; all of them do in healthy latents."""
 RISE, NOISE = 1.1, 0.1
@@ -145,7 +146,7 @@ class CollapseAlarm:
         best = self.best.get(f"{tensor}_{figure}", 0.0)
         match figure:
             case "relative_spread":
-                return self.settings.min_std
+                return max(self.settings.min_std, SHRUNK * best)
             case "effective_rank":
                 return self.settings.min_rank
             case "std_rms":

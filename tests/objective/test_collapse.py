@@ -72,7 +72,7 @@ SOUND = {
     "growing": [scaled(s) for s in (1e-3, 1e-2, 0.1, 1.0)],
     "eight directions from the start": [directions(8)] * 4,
     "more and more directions": [directions(n) for n in (2, 3, 5, 9)],
-    "a common vector that goes": [around(v) for v in (40.0, 30.0, 20.0, 15.0)],
+    "a common vector that goes": [around(v) for v in (90.0, 70.0, 50.0, 35.0)],
     "one low reading": [HEALTHY, directions(1), HEALTHY, directions(1)],
 }
 """Four measurements of latents that do not collapse."""
@@ -178,7 +178,7 @@ def settings(small):
         (((100, 0.01), (200, 0.01), (400, 0.01), (500, 0.01)), {}, None),  # 300 was not measured
         (((100, 0.01), (200, 0.01), (300, math.nan), (400, 0.01), (500, 0.01)), {}, None),
         (((100, 0.01), (200, 0.01), (300, 0.01)), {"rows": 7}, None),
-        (((100, 0.01), (200, 0.02), (300, 0.04), (400, 0.02)), {}, 400),  # falls again
+        (((100, 0.005), (200, 0.01), (300, 0.02), (400, 0.01)), {}, 400),  # falls again
         (((100, 1e-7), (200, 2e-7), (300, 4e-7)), {}, 300),  # rounding
         (((100, 0.01), (200, 0.01)), {"measurements": 4}, 200),
         (((100, 0.01), (200, 0.01)), {"measurements": 5}, None),
