@@ -69,6 +69,7 @@ def test_windows_lie_inside_the_split(tmp_path, trained):
 @pytest.mark.parametrize("step", [1, 2])
 def test_a_probe_is_fitted_on_training_text_and_scored_on_the_other(small, step):
     """After token x comes x + 1 in training, and x + step in validation: else all would be right."""
+    torch.manual_seed(0)
     model = LanguageModelTask(resolve(small())).model
     moment = StepContext(ProgressClock(max_steps=1, max_time=None))
 
@@ -78,7 +79,7 @@ def test_a_probe_is_fitted_on_training_text_and_scored_on_the_other(small, step)
             return Split(TokenStream.of(ids), ByteTokenizer(vocab_size=256), 32, 128, None, None)
 
     found = probe(model, None, Data(), moment)["linear"]["top1"]
-    assert found == (1 if step == 1 else 0)
+    assert found > 0.9 if step == 1 else found < 0.1
 
 
 def test_a_run_reports_them_on_request(small, tmp_path):
