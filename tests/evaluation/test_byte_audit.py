@@ -18,12 +18,13 @@ from jepa_lm.artifact import round_trip
 from jepa_lm.artifact.loaded_model import load_data, load_model
 from jepa_lm.data import documents
 from jepa_lm.data.corpora import Austen, TextFiles
-from jepa_lm.data.prepare import prepare
+from jepa_lm.data.prepare import prepare, prepare_whole
 from jepa_lm.data.prepared_folder import SourceText
 from jepa_lm.data.shards import ShardWriter
 from jepa_lm.data.stream import TokenStream
 from jepa_lm.data.token_data import TokenData
 from jepa_lm.data.tokenizers import ByteTokenizer, SentencePieceBPE, TokenBytes
+from jepa_lm.data.whole_text import WholeText
 from jepa_lm.evaluation.baselines import cached_baselines, compressor_baselines
 from jepa_lm.evaluation.byte_audit import audit_bytes
 from jepa_lm.evaluation.score_table import byte_count_in_words
@@ -55,17 +56,25 @@ def test_audit_compares_the_table_with_the_decoded_text(cache, tokenizer):
     assert audit.table == audit.decoded == text.bytes == text.counted
 
 
-def test_pieces_of_a_document_count_like_the_whole(tmp_path, monkeypatch):
-    """A space at the start of a piece is a byte of its first token."""
-    monkeypatch.setattr(documents, "PIECE", 200)
-    (tmp_path / "a.txt").write_text(next(Austen().blocks("train")).text[:8000])
-    corpus = TextFiles(path=str(tmp_path / "a.txt"), val_path=None, val_fraction=0.5)
-    tokenizer = SentencePieceBPE(vocab_size=400, model=None, train_bytes=10_000)
-    prepared = prepare(corpus, tokenizer, tmp_path / "cache")
-    text = prepared.texts["val"]
-    audit = audit_bytes(TokenStream(prepared.val), prepared.tokenizer, text)
+class DropsSpaces(ByteTokenizer):
+    """A table in which a space counts only after another token, as a decoder drops one that starts a text."""
+
+    def token_bytes(self) -> TokenBytes:
+        table = super().token_bytes()
+        base, leading_space = table.base.copy(), table.leading_space.copy()
+        base[ord(" ")], leading_space[ord(" ")] = 0, True
+        return TokenBytes(base, leading_space, table.boundary)
+
+
+def test_pieces_of_a_text_count_like_the_whole(tmp_path, monkeypatch):
+    """The space at the start of a piece comes after the token that ended the piece before."""
+    monkeypatch.setattr(documents, "PIECE", 3)
+    (tmp_path / "a.txt").write_text("ab cd " * 50)
+    tokenizer = DropsSpaces(vocab_size=256)
+    shards, text = prepare_whole(WholeText("x", str(tmp_path / "a.txt")), tokenizer, tmp_path / "c")
+    audit = audit_bytes(TokenStream(shards), tokenizer, text)
     assert audit.matches
-    assert text.counted == audit.table == text.bytes
+    assert text.counted == audit.table == text.bytes == 300
 
 
 class Wrong(ByteTokenizer):

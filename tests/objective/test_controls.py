@@ -51,17 +51,6 @@ def test_the_placebo_differs_in_whose_target_it_is_alone(build, name):
     assert len(set(rows)) == 1
 
 
-@pytest.mark.parametrize("rows", [2, 3, 5])
-def test_no_draw_of_the_placebo_gives_a_row_its_own_target(rows):
-    own, shifts = torch.arange(rows), set()
-    for step in range(60):
-        (order,) = other_rows(rows, at(step), torch.device("cpu"))
-        assert sorted(order.tolist()) == own.tolist()
-        assert not (order == own).any()
-        shifts.add(order[0].item())
-    assert shifts == set(range(1, rows))
-
-
 def test_the_placebo_draws_anew_for_each_micro_batch_and_the_same_after_a_resume(build):
     task = build("objective=llm_jepa", "jepa.placebo=true")
     noise(task)

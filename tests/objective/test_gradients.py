@@ -154,14 +154,33 @@ def test_reach_works_for_other_views_too(build):
 
 
 @pytest.mark.parametrize(
-    "words", [("objective=nextlat",), ("objective=patch", "jepa.target.stop_gradient=false")]
+    "words",
+    [
+        ("objective=nextlat",),
+        ("objective=patch", "jepa.target.stop_gradient=false"),
+        ("objective=lewm", "model/value_embedding=shared", "model.value_embedding.layers=[1,2]"),
+    ],
 )
 def test_reach_leaves_the_token_table_alone_where_it_is_read_directly(build, words):
     task = build(*words, "jepa.reach=1")
     noise(task)
     auxiliary(task, random_batch()).backward()
     assert task.model.backbone.blocks[2].mlp.up.weight.grad.any()
-    assert task.model.embedding.table.weight.grad is None
+    tables = [
+        n for n, p in task.model.named_parameters() if "embedding" in n and p.grad is not None
+    ]
+    assert tables == []
+
+
+def test_a_context_without_gradient_leaves_the_trunk_to_cross_entropy(build):
+    stops = ("+jepa.context.stop_gradient=true", "jepa.target.stop_gradient=true")
+    for name in ("lewm", "vicreg"):  # from the main pass, and from one of its own
+        task = build(f"objective={name}", "data.seq_len=64", *stops)
+        noise(task)
+        auxiliary(task, random_batch(length=64)).backward()
+        assert task.objective.predictor is not None
+        assert any(p.grad is not None for p in task.objective.predictor.parameters())
+        assert all(p.grad is None for p in task.model.parameters())
 
 
 # ---- causality
@@ -183,8 +202,8 @@ def test_the_reach_table_shows_a_detached_trunk(build):
 
 
 def test_a_zero_output_does_not_hide_the_trunk(build):
-    """vicreg's predictor starts at zero; the table is measured on a copy with other values."""
-    task = build("objective=vicreg", "data.seq_len=64")
+    """The predictor starts at zero; the table is measured on a copy with other values."""
+    task = build("objective=vicreg", "data.seq_len=64", "jepa.predictor.residual=false")
     before = {n: p.clone() for n, p in task.named_parameters()}
     table = reach_table(task.model, task.objective, 64, [])
     assert table["prediction"]["objective.context"] > 0

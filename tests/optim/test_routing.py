@@ -96,6 +96,12 @@ def test_every_entry_freezes_and_what_is_frozen_needs_no_group():
     assert [id(p) for p in group["params"]] == [id(model["b"].weight)]
 
 
+def test_phases_are_those_of_every_schedule_of_the_optimizer(small):
+    both, alone = make_task(small), make_task(small, "optimizer.schedule.muon_momentum=null")
+    assert both.recipe.phases().keys() == {"lr", "muon_momentum"}
+    assert alone.recipe.phases().keys() == {"lr"}
+
+
 def test_a_freeze_that_fits_nothing_is_an_error(small):
     with pytest.raises(UserError, match=r"optimizer\.freeze=bigramm\.\*"):
         make_task(small, "optimizer.freeze=[bigramm.*]")

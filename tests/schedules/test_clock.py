@@ -172,6 +172,15 @@ def test_scheduler_writes_lr_and_momentum_into_the_groups():
     assert adamw["lr"] == pytest.approx(0.1 * 0.2)
     assert muon["momentum"] == 0.9
     assert "momentum" not in adamw
+    # Factors rise as well as fall.
+    rising = ProgressClock(max_steps=10, max_time=None)
+    scheduler_up = ClockScheduler(
+        optimizer, clock=rising, lr=Warmup(start=0.1, end=1.0, steps=2), muon_momentum=None
+    )
+    before = scheduler_up.factor
+    rising.step = 5
+    scheduler_up.step()
+    assert (before, scheduler_up.factor) == (0.1, 1.0)
     # A resumed run: the saved point of the schedule, with the rates of its own config.
     groups = [dict(params=[p], algorithm="muon", name="m", lr=0.05, momentum=0.5)]
     resumed = MuonAdamW(groups)

@@ -39,6 +39,16 @@ def sweep(tmp_path, monkeypatch):
     return found
 
 
+def test_a_run_took_the_time_between_its_records_and_no_less_than_its_training(sweep):
+    sweep.begin(0, 1)
+    sweep.end(0, 600)
+    assert duration.duration(sweep.folder / "seed-0") == pytest.approx(600)
+    written = (sweep.folder / "seed-0" / "config.json").stat().st_mtime
+    os.utime(sweep.folder / "seed-0" / "summary.json", (written, written + 200))  # resumed
+    assert duration.duration(sweep.folder / "seed-0") == 300
+    assert duration.duration(sweep.folder / "seed-1") is None
+
+
 def test_a_job_that_begins_is_told_with_the_time_that_is_left(sweep, capsys):
     lines = JobLines(sweep.jobs, sweep.jobs, sweep.folder, Launching(1, 9))
     told = []

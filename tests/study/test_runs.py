@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import math
+
+import pytest
+
 from jepa_lm.study.arm_result import arm_of, seed_order
 from jepa_lm.study.manifest import load
 from jepa_lm.study.measure import Measure
+from jepa_lm.study.recorded import MisfitError, read
 from jepa_lm.study.runs import Run, as_score, find_runs
 from tests.study.sweeps import study, write_run
 
@@ -27,6 +32,13 @@ def test_scores_are_numbers_that_a_metric_can_be_and_seeds_are_in_the_order_of_n
     taken = [as_score(value) for value in (0, 1.7, 1e6, 1.1e6, -0.1, True, "1", None, float("nan"))]
     assert taken == [0, 1.7, 1e6, *[None] * 6]
     assert sorted(["10", "x", "2", "-3"], key=seed_order) == ["-3", "2", "10", "x"]
+
+
+@pytest.mark.parametrize("number", [2e15, -2e15, math.nan, -math.inf, True])
+def test_a_number_out_of_bounds_is_none(number):
+    with pytest.raises(MisfitError):
+        read(float, number, "x", [])
+    assert read(float, -1e15, "x", []) == -1e15
 
 
 def test_the_runs_of_an_arm_are_in_the_order_of_their_seeds(tmp_path):

@@ -262,6 +262,8 @@ def test_solved_seeds_are_counted_above_the_threshold_and_on_the_side_of_what_wa
     assert counts.more
     assert counts.p == fisher_test(2, 3, 1, 4)
     assert SolvedSeeds(1, 4, 2, 3).p == fisher_test(2, 3, 1, 4)
+    assert SolvedSeeds(2, 3, 3, 9).more  # shares, not counts
+    assert not SolvedSeeds(3, 9, 2, 3).more
     assert SolvedSeeds(1, 5, 0, 5).enough == 4
     assert SolvedSeeds(0, 3, 0, 2).enough is None
     assert SolvedSeeds(0, LEAST_SEEDS, 0, LEAST_SEEDS).enough == LEAST_SEEDS
