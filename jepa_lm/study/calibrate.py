@@ -26,8 +26,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from jepa_lm.study.arm_result import ArmResult
-from jepa_lm.study.results import Results, collect, judged
+from jepa_lm.study.results import Results, collect
 from jepa_lm.study.sentences import numbers
+from jepa_lm.study.treatments import judged
 from jepa_lm.utils.crash import command
 from jepa_lm.utils.errors import UserError, warn
 from jepa_lm.utils.files import write_json, write_text

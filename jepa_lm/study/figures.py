@@ -11,8 +11,9 @@ from jepa_lm.study.arm_result import ArmResult
 from jepa_lm.study.chart import SERIES, Chart, Forest, Line, Panel, Row, Scale, Style, around
 from jepa_lm.study.losses import WEIGHTS
 from jepa_lm.study.measure import Measure
-from jepa_lm.study.results import Results, Treatment, role_of
+from jepa_lm.study.results import Results
 from jepa_lm.study.statistics import Effect
+from jepa_lm.study.treatments import Treatment, role_of
 
 MARGIN = 0.04
 """Room at both ends of the axis of weights, as a share."""

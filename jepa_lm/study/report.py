@@ -13,11 +13,12 @@ from jepa_lm.study import formatting as words
 from jepa_lm.study.cautions import alarms
 from jepa_lm.study.chart import Style
 from jepa_lm.study.figure_styles import styles
-from jepa_lm.study.results import Results, Treatment, collect
+from jepa_lm.study.results import Results, collect
 from jepa_lm.study.roles import BASELINES
 from jepa_lm.study.sections import sections
 from jepa_lm.study.sentences import numbers, p_value
 from jepa_lm.study.templates import TIED, environment
+from jepa_lm.study.treatments import Treatment
 from jepa_lm.study.verdict import standing
 from jepa_lm.utils.errors import warn
 from jepa_lm.utils.files import write_text

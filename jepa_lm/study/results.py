@@ -6,14 +6,12 @@ sweep that made them. Unfinished runs appear in the list of failures and nowhere
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
 from urllib.parse import quote
 
-from jepa_lm.study import manifest, statistics
+from jepa_lm.study import manifest
 from jepa_lm.study.against_plan import (
     Failure,
     broken,
@@ -24,64 +22,11 @@ from jepa_lm.study.against_plan import (
 from jepa_lm.study.arm_result import ArmResult, arm_of
 from jepa_lm.study.cautions import together
 from jepa_lm.study.comparable import apart
-from jepa_lm.study.exclusion import Out, excluded, unstable
-from jepa_lm.study.family import Adjusted, adjust
-from jepa_lm.study.manifest import Comparison, Identity, Manifest
-from jepa_lm.study.measure import Measure, measure_for, other_grids
-from jepa_lm.study.power import ALPHA
-from jepa_lm.study.roles import BASELINES, EQUAL_FLOPS, NONE_EQUAL_FLOPS, PLACEBO, is_gate
+from jepa_lm.study.manifest import Identity, Manifest
+from jepa_lm.study.measure import Measure, measure_for
 from jepa_lm.study.runs import Run
-from jepa_lm.study.sequential import Seeds, level_of
-from jepa_lm.study.statistics import Effect
-from jepa_lm.study.trained import too_little
-from jepa_lm.study.verdict import baseline_of, claim, verdict
+from jepa_lm.study.treatments import Treatment, treatments
 from jepa_lm.utils.paths import PAGE_FILE
-
-BUDGET = ("trainer.max_steps", "trainer.max_time")
-NO_VERDICT = "no verdict"
-"""Verdict of a treatment without a baseline."""
-
-
-@dataclass(frozen=True)
-class Against:
-    """A treatment compared with one of its controls."""
-
-    comparison: Comparison
-    control: ArmResult
-    effect: Effect
-    """Effect over the seeds that finished on both sides."""
-    gate: bool = False
-    """Whether the treatment must be better than this control to help."""
-
-
-def role_of(against: Against) -> str:
-    """Return the control's role in the argument, in words."""
-    role = against.comparison.role
-    return BASELINES.get(role, role.replace("_", " "))
-
-
-@dataclass(frozen=True)
-class Treatment:
-    """An arm with all of its controls."""
-
-    arm: ArmResult
-    against: tuple[Against, ...]
-    word: str
-    sentence: str
-    apart: tuple[str, ...]
-    """Why the arms are not comparable; empty when they are."""
-    not_applicable: Mapping[str, str]
-    """Why controls do not apply, by control."""
-    adjusted: Adjusted | None = None
-    """What its scores claim, corrected for the other treatments; None without a baseline."""
-    placebo: Against | None = None
-    """The placebo against the baseline; None without one of them."""
-
-    @property
-    def main(self) -> Against:
-        """The comparison with the baseline, which the verdict is about, or else the first comparison."""
-        roles = {a.comparison.role: a for a in reversed(self.against)}
-        return next((roles[role] for role in BASELINES if role in roles), self.against[0])
 
 
 @dataclass(frozen=True)
@@ -134,188 +79,16 @@ def collect(folder: Path) -> Results:
         folders = {below for arm in compared for below in arm.group.runs.values()}
         return broken(plan, runs, identities, folders)
 
-    treatments = tuple(_treatments(plan, arms, not_planned))
+    judged = tuple(treatments(plan, arms, not_planned))
     return Results(
         folder=folder,
         manifest=plan,
         runs=runs,
         arms=arms,
-        treatments=treatments,
-        apart=() if treatments else (*not_planned(arms.values()), *apart(everything, plan.match)),
-        warnings=(
-            *damaged(runs),
-            *together(by_arm),
-        ),
+        treatments=judged,
+        apart=() if judged else (*not_planned(arms.values()), *apart(everything, plan.match)),
+        warnings=(*damaged(runs), *together(by_arm)),
         failures=tuple(failures(plan, runs)),
         identities=identities,
         measure=measure,
     )
-
-
-def _treatments(
-    plan: Manifest,
-    arms: Mapping[str, ArmResult],
-    not_planned: Callable[[Iterable[ArmResult]], list[str]],
-) -> Iterator[Treatment]:
-    """Compare every treatment with its controls, then judge them as one family.
-
-    Args:
-        not_planned: tells why arms were not compared as planned.
-    """
-    names = dict.fromkeys(c.of for c in plan.comparisons)
-    drafts = {
-        name: _compared(arms[name], [c for c in plan.comparisons if c.of == name], arms, plan.seeds)
-        for name in names
-    }
-    adjusted = adjust(
-        {
-            name: claim(found.effects, found.gates)
-            for name, found in drafts.items()
-            if not found.effects.keys().isdisjoint(BASELINES)
-        }
-    )
-    for name, found in drafts.items():
-        word, sentence = _judged(arms[name], found, adjusted.get(name), level_of(plan.seeds))
-        known = {
-            arm.name: list(arm.runs.values()) for arm in (arms[name], *found.controls.values())
-        }
-        other = {c.against for c in found.by_role.values() if _budgeted(c)}
-        longer = {
-            c.against for c in found.by_role.values() if c.role in (EQUAL_FLOPS, NONE_EQUAL_FLOPS)
-        }
-        yield Treatment(
-            arm=arms[name],
-            against=tuple(
-                Against(c, found.controls[role], found.effects[role], role in found.gates)
-                for role, c in found.by_role.items()
-            ),
-            word=word,
-            sentence=sentence,
-            apart=(
-                *not_planned((arms[name], *found.controls.values())),
-                *apart(known, plan.match, other),
-                *other_grids(
-                    ((k, v) for k, v in known.items() if k not in longer), arms[name].measure
-                ),
-            ),
-            not_applicable=plan.not_applicable.get(name, {}),
-            adjusted=adjusted.get(name),
-            placebo=_placebo(found),
-        )
-
-
-def _placebo(found: _Compared) -> Against | None:
-    """Compare the placebo with the baseline: a placebo that harms is easily beaten."""
-    role = next((role for role in BASELINES if role in found.controls), None)
-    if role is None or PLACEBO not in found.controls:
-        return None
-    placebo, baseline = (
-        arm.without(found.out[arm.name]) for arm in (found.controls[PLACEBO], found.controls[role])
-    )
-    comparison = Comparison(placebo.name, baseline.name, role)
-    return Against(comparison, baseline, effect_of(placebo, baseline))
-
-
-class _Compared(NamedTuple):
-    """A treatment's comparisons by the role of the control."""
-
-    by_role: Mapping[str, Comparison]
-    controls: Mapping[str, ArmResult]
-    effects: Mapping[str, Effect]
-    gates: tuple[str, ...]
-    out: Mapping[str, Out]
-    """Runs that take no part, by arm."""
-
-
-def _compared(
-    treatment: ArmResult,
-    comparisons: Sequence[Comparison],
-    arms: Mapping[str, ArmResult],
-    seeds: Seeds,
-) -> _Compared:
-    by_role = _by_role(treatment, comparisons, arms)
-    controls = {role: arms[c.against] for role, c in by_role.items()}
-    gates = tuple(role for role, c in by_role.items() if is_gate(c.role, c.gate))
-    with_a_say = [control for role, control in controls.items() if role in (*BASELINES, *gates)]
-    out = excluded([treatment, *controls.values()], [treatment, *with_a_say])
-    kept = treatment.without(out[treatment.name])
-    effects = {
-        role: effect_of(kept, control.without(out[control.name]), anytime=seeds == "open")
-        for role, control in controls.items()
-    }
-    return _Compared(by_role, controls, effects, gates, out)
-
-
-def _by_role(
-    treatment: ArmResult, compared: Sequence[Comparison], arms: Mapping[str, ArmResult]
-) -> dict[str, Comparison]:
-    """Return the comparisons by role, with only the nearest baseline of each role.
-
-    In a sweep over several objectives, weight 0 of another objective is the same model again.
-    """
-
-    def near(comparison: Comparison) -> int:
-        theirs = arms[comparison.against].group.settings
-        return sum(theirs.get(key) == value for key, value in treatment.group.settings.items())
-
-    found: dict[str, Comparison] = {}
-    for comparison in sorted(compared, key=near, reverse=True):
-        if comparison.role not in found:
-            found[comparison.role] = comparison
-        elif comparison.role not in BASELINES:
-            found[f"{comparison.role} of {comparison.against}"] = comparison
-    order = list(compared)
-    return dict(sorted(found.items(), key=lambda item: order.index(item[1])))
-
-
-def _budgeted(comparison: Comparison) -> bool:
-    """Return whether the control has another budget on purpose."""
-    return any(key in comparison.differences for key in BUDGET)
-
-
-def effect_of(treatment: ArmResult, control: ArmResult, **options: Any) -> Effect:
-    """Return the effect under the treatment's measure.
-
-    Args:
-        options: more arguments of `statistics.effect`.
-    """
-    measure, quantity = treatment.measure, treatment.measure.quantity
-    if measure.is_loss:  # the challenge's rule is about nothing else
-        options |= {"nll_treatment": treatment.nll, "nll_control": control.nll}
-    return statistics.effect(
-        treatment.scores,
-        control.scores,
-        margin=measure.margin,
-        unit=quantity.unit,
-        larger=quantity.larger,
-        bimodal=quantity.bimodal,
-        **options,
-    )
-
-
-def judged(treatment: ArmResult, baseline: ArmResult) -> tuple[Effect, str]:
-    """Return the difference of two arms, and the verdict's word on it alone."""
-    effect = effect_of(treatment, baseline)
-    found = _Compared({}, {"none": baseline}, {"none": effect}, (), {})
-    return effect, _judged(treatment, found)[0]
-
-
-def _judged(
-    treatment: ArmResult,
-    found: _Compared,
-    adjusted: Adjusted | None = None,
-    alpha: float = ALPHA,
-) -> tuple[str, str]:
-    """Return the verdict's word and sentence."""
-    effects = found.effects
-    if effects.keys().isdisjoint(BASELINES):
-        return NO_VERDICT, "It was not compared with weight 0, so there is no verdict."
-    role = baseline_of(effects)
-    runs = (*treatment.runs.values(), *found.controls[role].runs.values())
-    # How a loss falls says nothing about a share.
-    margin = effects[role].margin if treatment.measure.is_loss else math.inf
-    short = too_little(runs, margin, effects[role].unit)
-    mine, theirs = (found.out.get(arm.name, {}) for arm in (treatment, found.controls[role]))
-    diverged = unstable(mine, theirs, BASELINES[role])
-    said = verdict(effects, found.gates, adjusted, alpha, too_little=short, unstable=diverged)
-    return said.word, said.sentence

@@ -17,10 +17,11 @@ from jepa_lm.study.formatting import NOTHING
 from jepa_lm.study.manifest import Comparison
 from jepa_lm.study.measure import Estimand
 from jepa_lm.study.power import MOST_SEEDS
-from jepa_lm.study.results import Results, Treatment, role_of
+from jepa_lm.study.results import Results
 from jepa_lm.study.runs import Run
 from jepa_lm.study.statistics import Effect
 from jepa_lm.study.table import Table
+from jepa_lm.study.treatments import Treatment, role_of
 from jepa_lm.utils.nested import at
 
 SPEED = "tokens per second"

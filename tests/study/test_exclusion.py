@@ -11,7 +11,8 @@ from hydra.core.utils import JobReturn, JobStatus
 from jepa_lm.study import launch as launching
 from jepa_lm.study.duration import Launching
 from jepa_lm.study.manifest import Job, Manifest
-from jepa_lm.study.results import Treatment, collect
+from jepa_lm.study.results import collect
+from jepa_lm.study.treatments import Treatment
 from jepa_lm.utils.errors import RankError, UserError, cause_of
 from tests.study.pages import AGAINST
 from tests.study.sweeps import paired, study
