@@ -52,13 +52,14 @@ def _residuals(arm: ArmResult) -> dict[str, float]:
     return {seed: worse(score) - middle for seed, score in arm.scores.items()}
 
 
-def unstable(treatment: Out, baseline: Out, name: str) -> str:
+def unstable(treatment: Out, baseline: Out, name: str, *, failed: bool) -> str:
     """Return how the runs that are out differ between two arms, as a sentence; empty if they do not.
 
     Args:
         name: of the baseline, in the sentence.
+        failed: a run of the treatment has no score; then it is unstable, whatever the baseline's runs did.
     """
-    if treatment.keys() == baseline.keys():
+    if treatment.keys() == baseline.keys() and not failed:
         return ""
     ours, theirs = _told(treatment), _told(baseline)
     return f"Of the treatment's runs, {ours}; of the runs of {name}, {theirs}. The others say:"

@@ -232,6 +232,6 @@ def _judged(
     margin = effects[role].margin if treatment.measure.is_loss else math.inf
     short = too_little(runs, margin, effects[role].unit)
     mine, theirs = (found.out.get(arm.name, {}) for arm in (treatment, found.controls[role]))
-    diverged = unstable(mine, theirs, BASELINES[role])
+    diverged = unstable(mine, theirs, BASELINES[role], failed=bool(treatment.failed))
     said = verdict(effects, found.gates, adjusted, alpha, too_little=short, unstable=diverged)
     return said.word, said.sentence

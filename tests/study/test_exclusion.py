@@ -87,6 +87,10 @@ def test_a_seed_that_diverges_on_both_sides_makes_no_difference(tmp_path):
     scores["control"]["3"], scores["treatment"]["3"] = 2.9, 3.3
     both = judged(tmp_path / "both", scores)
     assert (both.word, both.main.effect.n) == ("better, no placebo", 4)
+    dead = dict.fromkeys(("control", "treatment"), ("3",))
+    assert (
+        judged(tmp_path / "dead", scores, dead).word == "unstable"
+    )  # never "helps" with such a run
     scores["treatment"]["3"] = 1.69
     one = judged(tmp_path / "one", scores)
     assert one.word == "unstable"
