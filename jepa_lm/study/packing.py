@@ -67,7 +67,7 @@ def unpack(path: Path) -> Path:
             for entry in _checked(path, archive):
                 target = inside / "study" / entry.filename
                 target.parent.mkdir(parents=True, exist_ok=True)
-                write_bytes(target, _content(path, archive, entry))
+                write_bytes(target, archive.read(entry))  # at most what its header says
             manifest.load(inside / "study")
             (inside / "study").rename(folder)
     except (
@@ -112,12 +112,3 @@ def _checked(path: Path, archive: zipfile.ZipFile) -> Iterator[zipfile.ZipInfo]:
 def _record(name: str) -> str:
     """Return the record of a run that an entry is; empty if it is none."""
     return next((record for record in OF_A_RUN if name.endswith(f"/{record}")), "")
-
-
-def _content(path: Path, archive: zipfile.ZipFile, entry: zipfile.ZipInfo) -> bytes:
-    """Return the bytes of an entry, however many its header claims."""
-    with archive.open(entry) as file:
-        content = file.read(MOST_BYTES + 1)
-    if len(content) > MOST_BYTES:
-        raise UserError(f"{path}: {entry.filename[:100]} is too large")
-    return content

@@ -87,11 +87,11 @@ def tokens_of_a_gpu(config: Mapping[str, Any]) -> int:
 def shapes_hash(config: Mapping[str, Any]) -> str:
     """Return a hash that is equal for resolved configs whose steps have the same operations and shapes."""
     data, freeze = config["data"], config["optimizer"]["freeze"]
-    tokens = config.get("tokens", {})
+    jepa, tokens = (_without_diagnostics(config.get(node, {})) for node in ("jepa", "tokens"))
     decides = first(
         [
             config["model"],
-            config["jepa"],
+            jepa,
             *([tokens] if "_target_" in tokens else ()),
             data["seq_len"],
             data["batch_tokens"],
@@ -99,6 +99,11 @@ def shapes_hash(config: Mapping[str, Any]) -> str:
         ]
     )
     return hashlib.sha256(json.dumps(decides, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _without_diagnostics(loss: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a loss without what is measured between steps."""
+    return {key: value for key, value in loss.items() if key != "diagnostics"}
 
 
 def estimate(task: LanguageModelTask, card: str) -> dict[str, Any]:

@@ -37,6 +37,7 @@ def test_the_table_is_of_the_presets_as_they_are(compose, preset):
     [
         ("seed=7", True),
         ("optimizer.groups.matrices.lr=0.1", True),
+        ("jepa.diagnostics.min_std=0.5", True),  # measured between steps
         ("model.residual=float32", False),
         ("model.backbone.layers=12", False),
         ("jepa.weight=0", False),
