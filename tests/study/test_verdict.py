@@ -207,7 +207,7 @@ def test_an_arm_becomes_a_gate_on_request():
     assert verdict(effects).word == "helps"
     found = verdict(effects, ("placebo", "none_equal_flops"))
     assert found.word == "no difference shown"
-    assert "within 0.005 BPB of none equal flops" in found.sentence
+    assert "within 0.005 BPB of cross entropy alone at equal FLOPs" in found.sentence
 
 
 @pytest.mark.parametrize(("word", "sign"), [("helps", -1), ("hurts", 1)])
