@@ -124,6 +124,7 @@ def test_minified_code_is_a_way_that_loses_nothing(exporting):
     assert first["bpb_loss"] == 0
 
 
+@pytest.mark.slow
 def test_nothing_fits_is_said(exporting):
     with pytest.raises(
         OverCapError, match="the code alone exceeds the cap; raise it, or count less code"

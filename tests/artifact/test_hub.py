@@ -84,6 +84,7 @@ def refused(capsys: pytest.CaptureFixture[str], *words: str) -> str:
     return lines[0]
 
 
+@pytest.mark.slow
 def test_a_push_is_one_commit_with_the_bytes_of_the_files(empty, shared, exported, capsys):
     assert main(["push", str(exported.folder), REPO]) == 0
     assert f"pushed to {empty.url}/{REPO} at {COMMIT}" in capsys.readouterr().out

@@ -48,6 +48,7 @@ SHARP = 2.5
 """After six steps the best temperature lies below the grid; sharpened, it lies inside."""
 
 
+@pytest.mark.slow
 def test_the_search_undoes_a_factor_on_the_logits(scorer_and_data):
     scorer, data = scorer_and_data
     sizes = dict(seq_len=data.seq_len, rows=8)

@@ -92,6 +92,7 @@ def test_a_look_has_a_level_of_its_own(tmp_path):
     assert sequential.level_of("open") == sequential.level_of("fixed") == 0.05
 
 
+@pytest.mark.slow
 def test_it_stops_at_the_first_look_with_a_word(plan, monkeypatch, capsys):
     looked = []
 

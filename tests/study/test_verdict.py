@@ -303,6 +303,7 @@ def test_a_gain_that_the_placebo_has_too_is_rarely_called_help():
     assert (found == "helps").sum() <= most(0.025)
 
 
+@pytest.mark.slow
 def test_true_effects_get_their_words():
     assert np.mean(words(2, 100, -0.05, 0.0, spread=0.005) == "helps") > 0.95
     assert np.mean(words(3, 100, 0.05, 0.0, spread=0.005) == "hurts") > 0.95

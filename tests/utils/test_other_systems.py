@@ -50,7 +50,8 @@ sys.exit(train())
 """
 
 
-@pytest.mark.parametrize("system", [pytest.param("darwin", marks=pytest.mark.slow), "win32"])
+@pytest.mark.slow
+@pytest.mark.parametrize("system", ["darwin", "win32"])
 def test_a_run_starts_and_ends(system, tmp_path, small_text):
     words = (*SMALL, f"data.path={small_text}", "trainer.max_steps=2")
     done = subprocess.run(

@@ -79,6 +79,7 @@ def test_a_value_out_of_range_is_refused_by_the_check_and_by_the_class(name, set
             get_object(name)(**{setting: value})
 
 
+@pytest.mark.slow
 def test_every_experiment_is_checked_without_importing_torch():
     """The table must do: importing takes ten times as long as refusing a mistake should."""
     script = """
