@@ -185,8 +185,7 @@ def outcome(known: Known, results: Results) -> Outcome:
     """Return the verdict of a comparison."""
     if not known.against:
         (treatment,) = results.treatments
-        word = "not comparable" if treatment.apart else treatment.word
-        return Outcome(known, word, numbers(treatment.main.effect))
+        return Outcome(known, treatment.word, numbers(treatment.main.effect))
     arms: tuple[ArmResult, ArmResult] = results.arms[known.treatment], results.arms[known.against]
     effect, word = judged(*arms)
     return Outcome(known, word, numbers(effect))

@@ -52,22 +52,19 @@ def _residuals(arm: ArmResult) -> dict[str, float]:
     return {seed: worse(score) - middle for seed, score in arm.scores.items()}
 
 
-def unstable(treatment: Out, baseline: Out, name: str, *, failed: bool) -> str:
-    """Return how the runs that are out differ between two arms, as a sentence; empty if they do not.
+def told(treatment: Out, baseline: Out, name: str) -> str:
+    """Return the runs that are out of a comparison, as a sentence.
 
     Args:
-        name: of the baseline, in the sentence.
-        failed: a run of the treatment has no score; then it is unstable, whatever the baseline's runs did.
+        name: of the baseline.
     """
-    if treatment.keys() == baseline.keys() and not failed:
-        return ""
     ours, theirs = _told(treatment), _told(baseline)
     return f"Of the treatment's runs, {ours}; of the runs of {name}, {theirs}. The others say:"
 
 
 def _told(out: Out) -> str:
     if not out:
-        return "none diverged"
+        return "none diverged or failed"
     seeds = ", ".join(f"seed {seed}: {why}" for seed, why in list(out.items())[:3])
     more = ", ..." if len(out) > 3 else ""
-    return f"{len(out)} diverged ({seeds}{more})"
+    return f"{len(out)} diverged or failed ({seeds}{more})"

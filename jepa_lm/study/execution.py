@@ -92,8 +92,7 @@ def sweep(
 
     def described(manifest: Manifest, configs: Mapping[str, Any], total: int) -> list[JobReturn]:
         check_metrics(manifest, configs, check_metric)
-        manifest, configs = compiled_alike(manifest, configs, folder)
-        check_unchanged(manifest, configs, folder)
+        manifest, configs = checked(manifest, configs, folder)
         how = Launching(at_once, total)
         for line in dry_run(manifest, configs, folder, how, checkpoint_bytes):
             say(line)
@@ -112,6 +111,7 @@ def sweep(
             for manifest, configs in search.batches(folder):
                 check_metrics(manifest, configs, check_metric)
                 how = Launching(at_once, search.total)
+                manifest, configs = checked(manifest, configs, folder)
                 returned = run(manifest, configs, folder, launcher, how)
             return conclude(manifest, folder, returned)
     if asked.intervals:
@@ -122,8 +122,7 @@ def sweep(
     if config.get("study") is None:
         manifest, configs = plan_sweep(asked, compose, config.task_name)
     else:
-        study = resolve(config.study)
-        manifest, configs = plan_study(asked, compose, study, flops)
+        manifest, configs = plan_study(asked, compose, resolve(config.study), flops)
         pairs = max(len(group.runs) for group in manifest.groups)
         counted = manifest.metric is not None and METRICS[manifest.metric].bimodal
         least = LEAST_SEEDS if counted else MINIMUM_PAIRS
@@ -135,18 +134,24 @@ def sweep(
     how = Launching(at_once, len(manifest.jobs))
     with only_writer(folder, FOLDER_KEY), bugs_kept(folder):
         sweep_up(folder)
+        manifest, configs = checked(manifest, configs, folder)
         for look in LOOKS[:-1] if manifest.seeds == "sequential" else ():
-            so_far, configs_so_far = plan_study(asked, compose, study, flops, look)
-            returned = run(so_far, configs_so_far, folder, launcher, how)
-            if failures(so_far.jobs, folder) or at_its_end(folder, look):
+            so_far = manifest.first(look)
+            returned = run(so_far, configs, folder, launcher, how)
+            if at_its_end(so_far, folder, look):
                 return conclude(so_far, folder, returned)
         return conclude(manifest, folder, run(manifest, configs, folder, launcher, how))
 
 
-def at_its_end(folder: Path, look: int) -> bool:
-    """Tell the words of a sequential study at a look, and return whether it ends there."""
+def at_its_end(manifest: Manifest, folder: Path, look: int) -> bool:
+    """Tell the words of a sequential study at a look, and return whether it ends there.
+
+    It also ends if runs are missing, which the same command may still make.
+    """
     from jepa_lm.study.results import collect
 
+    if any(Run(folder / job.folder).lost for job in manifest.jobs):
+        return True
     judged = [(t.word, t.main.effect) for t in collect(folder).treatments]
     over = ends(judged)
     words = ", ".join(word for word, _ in judged)
@@ -161,9 +166,7 @@ def run(
     launcher: Launcher,
     how: Launching,
 ) -> dict[str, JobReturn]:
-    """Launch the unfinished jobs and return the launcher's results by folder."""
-    manifest, configs = compiled_alike(manifest, configs, folder)
-    check_unchanged(manifest, configs, folder)
+    """Launch the unfinished jobs of a plan that was checked, and return the launcher's results by folder."""
     manifest = registered(manifest, folder)
     manifest.save(folder)
     todo = [job for job in manifest.jobs if not Run(folder / job.folder).finished]
@@ -226,6 +229,19 @@ def registered(manifest: Manifest, folder: Path) -> Manifest:
     if (folder / FILE).exists():
         return replace(manifest, registration=load(folder).registration)
     return replace(manifest, registration=register(manifest))
+
+
+def checked(
+    manifest: Manifest, configs: Mapping[str, Any], folder: Path
+) -> tuple[Manifest, dict[str, Any]]:
+    """Return plan and configs with one decision on compilation, checked against the folder.
+
+    Raises:
+        UserError: see `check_unchanged`.
+    """
+    manifest, configs = compiled_alike(manifest, configs, folder)
+    check_unchanged(manifest, configs, folder)
+    return manifest, dict(configs)
 
 
 def check_unchanged(manifest: Manifest, configs: Mapping[str, Any], folder: Path) -> None:

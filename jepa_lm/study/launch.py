@@ -30,31 +30,15 @@ def launch(
     folder: Path,
     launcher: Launcher,
     how: Launching,
+    *,
+    retry: bool = True,
 ) -> dict[str, JobReturn]:
     """Launch jobs and return the launcher's results by folder.
 
     Args:
         configs: resolved configs by folder. todo: the jobs to launch. folder: of the sweep.
+        retry: launch those that the machine ended once more.
     """
-    returned, lost = _launched(manifest, configs, todo, folder, launcher, how)
-    if lost:
-        tell(
-            f"{len(lost)} jobs were ended by the machine and not by what they computed, such as "
-            f"{lost[0].folder}; they are tried once more"
-        )
-        returned |= _launched(manifest, configs, lost, folder, launcher, how)[0]
-    return returned
-
-
-def _launched(
-    manifest: Manifest,
-    configs: Mapping[str, Any],
-    todo: Sequence[Job],
-    folder: Path,
-    launcher: Launcher,
-    how: Launching,
-) -> tuple[dict[str, JobReturn], list[Job]]:
-    """Launch jobs; return the launcher's results by folder, and the jobs that the machine ended."""
     words = [_job_words(job, configs[job.folder], manifest, folder) for job in todo]
     for job in todo:
         if Run(folder / job.folder).status == "failed":  # the record is of the previous attempt
@@ -82,7 +66,14 @@ def _launched(
             failed = {"status": "failed", "error": str(why), "cause": cause_of(why)}
             write_json(folder / name / SUMMARY_FILE, failed)
     runs = ((job, Run(folder / job.folder)) for job in todo if broke or job.folder in ended)
-    return returned, [job for job, run in runs if run.lost and not run.finished]
+    lost = [job for job, run in runs if run.lost]
+    if lost and retry:
+        tell(
+            f"{len(lost)} jobs were ended by the machine and not by what they computed, such as "
+            f"{lost[0].folder}; they are tried once more"
+        )
+        returned |= launch(manifest, configs, lost, folder, launcher, how, retry=False)
+    return returned
 
 
 def _job_words(job: Job, config: Mapping[str, Any], manifest: Manifest, folder: Path) -> list[str]:

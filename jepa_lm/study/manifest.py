@@ -7,7 +7,7 @@ pairs two groups, seed by seed. The outcome of a run is in the run's own records
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path, PurePath
 from typing import Any
 
@@ -114,7 +114,7 @@ class Manifest:
     seeds: Seeds = "fixed"
     """When the study is looked at, see `jepa_lm.study.sequential`."""
     planned: tuple[str, ...] = ()
-    """All seeds of a sequential study, which may end before the last."""
+    """All seeds of a study; a sequential one may end before the last."""
     margin: float | None = None
     """Largest difference that does not matter, in the unit of the metric; None: see `measure_for`."""
     registration: Registration | None = None
@@ -125,6 +125,17 @@ class Manifest:
     def group(self, name: str) -> Group:
         """Return the group with this name."""
         return next(g for g in self.groups if g.name == name)
+
+    def first(self, seeds: int) -> Manifest:
+        """Return the plan of the first of its seeds alone."""
+        kept = set(self.planned[:seeds])
+        groups = tuple(
+            replace(group, runs={s: run for s, run in group.runs.items() if s in kept})
+            for group in self.groups
+        )
+        known = {run for group in groups for run in group.runs.values()}
+        jobs = tuple(job for job in self.jobs if job.folder in known)
+        return replace(self, groups=groups, jobs=jobs)
 
     def save(self, folder: Path) -> None:
         """Write study.json."""

@@ -105,13 +105,11 @@ def plan_study(
     compose: Compose,
     study: Mapping[str, Any],
     flops: RunFlops,
-    look: int | None = None,
 ) -> tuple[Manifest, dict[str, Any]]:
     """Plan the treatments of a study and their arms.
 
     Args:
         flops: counts the FLOPs per token of a run, for arms that spend as many as their treatment.
-        look: number of seeds to plan; None for all.
 
     Raises:
         UserError: an arm does not differ from its treatment in exactly what it declares, the budget does
@@ -129,9 +127,8 @@ def plan_study(
     request = judged_by(request, study.get("metric"))
     arms = read_arms(study["arms"])
     planner = Planner(compose)
-    planned = request.seeds(compose)
-    check_seeds(study.get("seeds", "fixed"), len(planned), study.get("metric"))
-    seeds = planned[:look]
+    seeds = request.seeds(compose)
+    check_seeds(study.get("seeds", "fixed"), len(seeds), study.get("metric"))
     comparisons: list[Comparison] = []
     identities: list[Identity] = []
     not_applicable: dict[str, dict[str, str]] = {}
@@ -170,7 +167,7 @@ def plan_study(
             estimand=study["estimand"],
             margin=margin,
             seeds=study.get("seeds", "fixed"),
-            planned=tuple(map(str, planned)),
+            planned=tuple(map(str, seeds)),
             identities=tuple(identities),
             not_applicable=not_applicable,
         ),

@@ -18,7 +18,7 @@ from jepa_lm.study.roles import BASELINES
 from jepa_lm.study.sections import sections
 from jepa_lm.study.sentences import numbers, p_value
 from jepa_lm.study.templates import TIED, environment
-from jepa_lm.study.treatments import Treatment
+from jepa_lm.study.treatments import NOT_COMPARABLE, Treatment
 from jepa_lm.study.verdict import standing
 from jepa_lm.utils.errors import warn
 from jepa_lm.utils.files import write_text
@@ -34,13 +34,12 @@ SHOWN_FIRST = 8
 """Number of settings shown beside a verdict; the others are further down the page."""
 NORMALITY = 6
 """Number of seeds from which on a test without the assumption of normality can reach p < 0.05."""
-NOT_COMPARABLE = "not comparable"
 IF_COMPARABLE = "If the arms were comparable, the scores would say:"
 OUTCOMES = {
     "helps": "{} helps.",
     "better, no placebo": "{} is better than its control, but no placebo was run.",
     "hurts": "{} hurts.",
-    "unstable": "{} is unstable: runs diverged on one side only.",
+    "unstable": "{} is unstable: some runs diverged or failed.",
     "equivalent": "{} is equivalent to its control.",
     "no difference shown": "{}: no difference shown.",
     "too few seeds": "{}: too few seeds for a verdict.",
@@ -71,9 +70,7 @@ def tell(folder: Path, say: Callable[[str], None]) -> Path:
     results = collect(folder)
     say(headline(results))
     for treatment in results.treatments:
-        name = (
-            f"{treatment.arm.label} ({word_of(treatment)}): " if len(results.treatments) > 1 else ""
-        )
+        name = f"{treatment.arm.label} ({treatment.word}): " if len(results.treatments) > 1 else ""
         alarm = f"{found} " if name and (found := _alarm(treatment)) else ""
         say(f"{name}{alarm}{treatment.sentence}")
         for text in treatment.apart:
@@ -94,10 +91,10 @@ def headline(results: Results) -> str:
             "the same seeds, to get one."
         )
     if len(treatments) == 1:
-        word = word_of(treatments[0])
+        word = treatments[0].word
         told = OUTCOMES.get(word, "{}: " + word + ".").format(treatments[0].arm.label)
         return " ".join(filter(None, [told, _alarm(treatments[0]), _exploratory(results)]))
-    found = Counter(word_of(t) for t in treatments)
+    found = Counter(t.word for t in treatments)
     counted = "; ".join(
         f"{word}: {amount}".replace(" ", TIED) for word, amount in found.most_common()
     )
@@ -124,15 +121,10 @@ def _alarm(treatment: Treatment) -> str:
     return f"Doubtful: {'; '.join(found)}." if found else ""
 
 
-def word_of(treatment: Treatment) -> str:
-    """Return the verdict in a few words."""
-    return NOT_COMPARABLE if treatment.apart else treatment.word
-
-
 def _context(results: Results) -> dict[str, Any]:
     look = styles(results)
     alone = len(results.treatments) == 1
-    verdicts = [(word := word_of(t), TONES.get(word, "plain")) for t in results.treatments]
+    verdicts = [(word := t.word, TONES.get(word, "plain")) for t in results.treatments]
     return {
         "name": results.manifest.name,
         "kind": results.manifest.kind,
@@ -166,7 +158,7 @@ def _pages(results: Results) -> list[tuple[str, str]]:
 def _card(treatment: Treatment, look: dict[str, Style], alone: bool) -> dict[str, Any]:
     """Return a verdict with its evidence, for the template."""
     drawn = alone or len(treatment.against) > 1  # else the overview of all treatments shows it
-    word = word_of(treatment)
+    word = treatment.word
     main = treatment.main
     first, more = tables.main_differences(treatment, SHOWN_FIRST)
     if_comparable = IF_COMPARABLE if treatment.apart else ""

@@ -11,6 +11,7 @@ from jepa_lm.study.chart import Panel, Style
 from jepa_lm.study.curves import VALIDATED_OFTEN
 from jepa_lm.study.figure_styles import DISTINCT
 from jepa_lm.study.results import Results
+from jepa_lm.study.sequential import level_of
 from jepa_lm.study.solved import SOLVED
 from jepa_lm.study.statistics import RULE_ALPHA, RULE_NATS
 from jepa_lm.study.table import Table
@@ -109,7 +110,8 @@ def _effects(results: Results) -> Section:
         "exact test of the counts, one-sided. "
         if measure.quantity.bimodal
         else "Each interval is for one comparison alone. To help, a treatment must be better than its "
-        "baseline and than every gate, each at p < 0.05; the other arms have no say. "
+        f"baseline and than every gate, each at p < {level_of(results.manifest.seeds):g}; the other arms "
+        "have no say. "
     )
     return Section(
         "Differences",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from jepa_lm.study.family import Adjusted
-from jepa_lm.study.power import ALPHA, MINIMUM_PAIRS, MOST_SEEDS, smallest_effect
+from jepa_lm.study.power import MINIMUM_PAIRS, MOST_SEEDS, smallest_effect
 from jepa_lm.study.roles import PLACEBO
 from jepa_lm.study.statistics import RULE_ALPHA, RULE_NATS, Effect
 
@@ -99,12 +99,12 @@ def equivalent(effect: Effect, name: str, alpha: float) -> str:
     return text
 
 
-def undecided(effect: Effect, name: str, gates: Sequence[Effect], treatments: int) -> str:
+def undecided(effect: Effect, name: str, gates: Sequence[Effect], level: float) -> str:
     """Say that nothing is shown, and what baseline and gates together would have shown.
 
     Args:
         effect: against the baseline. gates: the same against the other controls with a say.
-        treatments: number over which p-values are corrected.
+        level: of the strictest test, after correction.
     """
     if effect.solved is not None:
         enough = effect.solved.enough
@@ -114,7 +114,6 @@ def undecided(effect: Effect, name: str, gates: Sequence[Effect], treatments: in
             "have shown a gain."
         )
     asked = [(e.std, e.n) for e in (effect, *gates) if e.std and e.n >= MINIMUM_PAIRS]
-    level = ALPHA / treatments
     smallest = max(smallest_effect(std, n, level, len(asked)) for std, n in asked)
     what = "a difference" if len(asked) == 1 else f"a gain on all {len(asked)} controls with a say"
     needed = effect.seeds_needed or f"more than {MOST_SEEDS}"

@@ -191,9 +191,7 @@ def effect(
     if not found.std or found.mean is None:
         return found
     low, high = t_interval(differences)
-    if anytime and n >= MINIMUM_PAIRS:
-        p_same = float(anytime_equivalence_test(differences, margin))
-        found = replace(found, p_anytime=float(anytime_test(differences)), p_anytime_same=p_same)
+    asked = anytime and n >= MINIMUM_PAIRS
     return replace(
         found,
         interval=(float(low), float(high)),
@@ -202,7 +200,9 @@ def effect(
         p_flips=sign_flip_test(differences),
         p_equivalent=float(equivalence_test(differences, margin)),
         p_tail=float(tail_test(differences, margin)),
-        seeds_needed=seeds_needed(found.mean or 0.0, found.std or 0.0, ALPHA),
+        p_anytime=float(anytime_test(differences)) if asked else None,
+        p_anytime_same=float(anytime_equivalence_test(differences, margin)) if asked else None,
+        seeds_needed=seeds_needed(found.mean, found.std, ALPHA),
     )
 
 

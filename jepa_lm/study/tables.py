@@ -93,12 +93,17 @@ def estimands(results: Results) -> Table:
             told = []
             for estimand in get_args(Estimand):
                 measure = replace(results.measure, estimand=estimand)
-                mine, theirs = (arm.under(measure).scores for arm in arms)
+                mine, theirs = (_at(arm.under(measure), against.effect.seeds) for arm in arms)
                 effect = statistics.effect(mine, theirs, resamples=0)
                 told += [words.signed(effect.mean), words.between(effect.interval, words.signed)]
             rows.append((treatment.arm.name, against.control.name, *told))
     heads = ("at the budget", "95 % interval", "at the best", "95 % interval of it")
     return Table(("treatment", "control", *heads), tuple(rows), words=2)
+
+
+def _at(arm: ArmResult, seeds: Iterable[str]) -> dict[str, float]:
+    """Return the scores of an arm at these seeds, which take part in the verdict."""
+    return {seed: arm.scores[seed] for seed in seeds if seed in arm.scores}
 
 
 def _unit(treatments: Sequence[Treatment]) -> str:

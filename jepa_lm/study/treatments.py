@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from jepa_lm.study import statistics
 from jepa_lm.study.arm_result import ArmResult
 from jepa_lm.study.comparable import apart
-from jepa_lm.study.exclusion import Out, excluded, unstable
+from jepa_lm.study.exclusion import Out, excluded, told
 from jepa_lm.study.family import Adjusted, adjust
 from jepa_lm.study.manifest import Comparison, Manifest
 from jepa_lm.study.measure import other_grids
@@ -19,11 +19,13 @@ from jepa_lm.study.roles import BASELINES, EQUAL_FLOPS, NONE_EQUAL_FLOPS, PLACEB
 from jepa_lm.study.sequential import Seeds, level_of
 from jepa_lm.study.statistics import Effect
 from jepa_lm.study.trained import too_little
-from jepa_lm.study.verdict import baseline_of, claim, verdict
+from jepa_lm.study.verdict import GAINS, baseline_of, claim, verdict
 
 BUDGET = ("trainer.max_steps", "trainer.max_time")
 NO_VERDICT = "no verdict"
 """Verdict of a treatment without a baseline."""
+NOT_COMPARABLE = "not comparable"
+"""Verdict of a treatment that was not compared as planned."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,8 @@ class Treatment:
 
     arm: ArmResult
     against: tuple[Against, ...]
-    word: str
+    scores_say: str
+    """The verdict's word, if the arms are comparable."""
     sentence: str
     apart: tuple[str, ...]
     """Why the arms are not comparable; empty when they are."""
@@ -60,6 +63,11 @@ class Treatment:
     """What its scores claim, corrected for the other treatments; None without a baseline."""
     placebo: Against | None = None
     """The placebo against the baseline; None without one of them."""
+
+    @property
+    def word(self) -> str:
+        """The verdict in a few words."""
+        return NOT_COMPARABLE if self.apart else self.scores_say
 
     @property
     def main(self) -> Against:
@@ -105,7 +113,7 @@ def treatments(
                 Against(c, found.controls[role], found.effects[role], role in found.gates)
                 for role, c in found.by_role.items()
             ),
-            word=word,
+            scores_say=word,
             sentence=sentence,
             apart=(
                 *not_planned((arms[name], *found.controls.values())),
@@ -116,20 +124,18 @@ def treatments(
             ),
             not_applicable=plan.not_applicable.get(name, {}),
             adjusted=adjusted.get(name),
-            placebo=_placebo(found),
+            placebo=_placebo(found, plan.seeds),
         )
 
 
-def _placebo(found: _Compared) -> Against | None:
+def _placebo(found: _Compared, seeds: Seeds) -> Against | None:
     """Compare the placebo with the baseline: a placebo that harms is easily beaten."""
     role = next((role for role in BASELINES if role in found.controls), None)
     if role is None or PLACEBO not in found.controls:
         return None
-    placebo, baseline = (
-        arm.without(found.out[arm.name]) for arm in (found.controls[PLACEBO], found.controls[role])
-    )
+    placebo, baseline = found.controls[PLACEBO], found.controls[role]
     comparison = Comparison(placebo.name, baseline.name, role)
-    return Against(comparison, baseline, effect_of(placebo, baseline))
+    return Against(comparison, baseline, _effect(placebo, baseline, found.out, seeds))
 
 
 class _Compared(NamedTuple):
@@ -154,11 +160,7 @@ def _compared(
     gates = tuple(role for role, c in by_role.items() if is_gate(c.role, c.gate))
     with_a_say = [control for role, control in controls.items() if role in (*BASELINES, *gates)]
     out = excluded([treatment, *controls.values()], [treatment, *with_a_say])
-    kept = treatment.without(out[treatment.name])
-    effects = {
-        role: effect_of(kept, control.without(out[control.name]), anytime=seeds == "open")
-        for role, control in controls.items()
-    }
+    effects = {role: _effect(treatment, c, out, seeds) for role, c in controls.items()}
     return _Compared(by_role, controls, effects, gates, out)
 
 
@@ -189,30 +191,32 @@ def _budgeted(comparison: Comparison) -> bool:
     return any(key in comparison.differences for key in BUDGET)
 
 
-def effect_of(treatment: ArmResult, control: ArmResult, **options: Any) -> Effect:
-    """Return the effect under the treatment's measure.
-
-    Args:
-        options: more arguments of `statistics.effect`.
-    """
+def _effect(
+    treatment: ArmResult, control: ArmResult, out: Mapping[str, Out], seeds: Seeds = "fixed"
+) -> Effect:
+    """Return the effect under the treatment's measure, without the runs that are out."""
     measure, quantity = treatment.measure, treatment.measure.quantity
-    if measure.is_loss:  # the challenge's rule is about nothing else
-        options |= {"nll_treatment": treatment.nll, "nll_control": control.nll}
+    ours, theirs = (arm.without(out[arm.name]) for arm in (treatment, control))
+    # The challenge's rule is about losses and nothing else.
+    nats = (ours.nll, theirs.nll) if measure.is_loss else (None, None)
     return statistics.effect(
-        treatment.scores,
-        control.scores,
+        ours.scores,
+        theirs.scores,
+        nll_treatment=nats[0],
+        nll_control=nats[1],
         margin=measure.margin,
         unit=quantity.unit,
         larger=quantity.larger,
         bimodal=quantity.bimodal,
-        **options,
+        anytime=seeds == "open",
     )
 
 
 def judged(treatment: ArmResult, baseline: ArmResult) -> tuple[Effect, str]:
     """Return the difference of two arms, and the verdict's word on it alone."""
-    effect = effect_of(treatment, baseline)
-    found = _Compared({}, {"none": baseline}, {"none": effect}, (), {})
+    out = excluded([treatment, baseline], [treatment, baseline])
+    effect = _effect(treatment, baseline, out)
+    found = _Compared({}, {"none": baseline}, {"none": effect}, (), out)
     return effect, _judged(treatment, found)[0]
 
 
@@ -231,7 +235,9 @@ def _judged(
     # How a loss falls says nothing about a share.
     margin = effects[role].margin if treatment.measure.is_loss else math.inf
     short = too_little(runs, margin, effects[role].unit)
-    mine, theirs = (found.out.get(arm.name, {}) for arm in (treatment, found.controls[role]))
-    diverged = unstable(mine, theirs, BASELINES[role], failed=bool(treatment.failed))
-    said = verdict(effects, found.gates, adjusted, alpha, too_little=short, unstable=diverged)
+    said = verdict(effects, found.gates, adjusted, alpha, too_little=short)
+    mine, theirs = (found.out[arm.name] for arm in (treatment, found.controls[role]))
+    # Nothing helps while a run of it has no score, whatever the baseline's runs did.
+    if mine.keys() != theirs.keys() or (treatment.failed and said.word in GAINS):
+        said = said.without(told(mine, theirs, BASELINES[role]))
     return said.word, said.sentence

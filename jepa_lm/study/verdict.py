@@ -58,12 +58,25 @@ Word = Literal[
 Standing = Literal["better", "worse", "equivalent", "open", "too few"]
 
 
+GAINS: tuple[Word, ...] = ("helps", "better, no placebo")
+
+
 @dataclass(frozen=True)
 class Verdict:
     """A word for tables and a sentence for readers."""
 
     word: Word
     sentence: str
+
+    def without(self, diverged: str) -> Verdict:
+        """Return the verdict on a treatment of which this one, on the other runs, is only a part.
+
+        Args:
+            diverged: the runs that are left out, as a sentence.
+        """
+        # A harm that the other runs show is no better for the runs that diverged.
+        word: Word = "hurts" if self.word == "hurts" else "unstable"
+        return Verdict(word, f"{diverged} {self.sentence}")
 
 
 def baseline_of(roles: Collection[str]) -> str:
@@ -96,7 +109,6 @@ def verdict(
     alpha: float = ALPHA,
     *,
     too_little: str = "",
-    unstable: str = "",
 ) -> Verdict:
     """Judge a treatment by its comparisons.
 
@@ -107,7 +119,6 @@ def verdict(
         adjusted: its claim after correction for the other treatments; None if it is the only one.
         alpha: level of the tests for a difference and for equivalence.
         too_little: why equal scores do not show equivalence; empty if they do.
-        unstable: how runs that diverged differ between treatment and baseline; empty if they do not.
 
     Raises:
         ValueError: there is no baseline among the roles.
@@ -124,10 +135,7 @@ def verdict(
         for r, equal in RIVALS.items()
         if r in effects
     ]
-    sentence = " ".join([*filter(None, [unstable]), found.sentence, *rivals])
-    # A harm that the other runs show is no better for the runs that diverged.
-    word = "unstable" if unstable and found.word != "hurts" else found.word
-    return Verdict(word, sentence)
+    return Verdict(found.word, " ".join([found.sentence, *rivals]))
 
 
 def _against_baseline(
@@ -155,7 +163,8 @@ def _against_baseline(
             return Verdict("equivalent", equivalent(baseline, name, alpha))
         case "open":
             return Verdict(
-                "no difference shown", undecided(baseline, name, others, adjusted.treatments)
+                "no difference shown",
+                undecided(baseline, name, others, alpha / adjusted.treatments),
             )
         case "worse" if uncorrected:
             return Verdict("no difference shown", chance(baseline, name, adjusted))
@@ -164,7 +173,7 @@ def _against_baseline(
             return Verdict("hurts", f"Worse than {name}: {numbers(baseline)}.{told}")
         case "better":
             shown = _better(effects, role, gates, alpha)
-            if shown.word in ("helps", "better, no placebo") and uncorrected:
+            if shown.word in GAINS and uncorrected:
                 return Verdict("no difference shown", chance(baseline, name, adjusted))
             return shown
 

@@ -12,6 +12,7 @@ from jepa_lm.study import launch as launching
 from jepa_lm.study.duration import Launching
 from jepa_lm.study.manifest import Job, Manifest
 from jepa_lm.study.results import collect
+from jepa_lm.study.tables import estimands
 from jepa_lm.study.treatments import Treatment
 from jepa_lm.utils.errors import RankError, UserError, cause_of
 from tests.study.pages import AGAINST
@@ -47,13 +48,22 @@ def test_an_objective_that_kills_six_runs_of_ten_is_not_called_a_gain_on_the_oth
     scores, dead = paired(1.7, -0.012, 10), {"treatment": ["1", "2", "3", "4", "5", "6"]}
     found = judged(tmp_path / "nan", scores, dead)
     assert found.word == "unstable"
-    assert "6 diverged (seed 1: step 12: train/loss is nan" in found.sentence
-    assert "of the runs of weight 0, none diverged. The others say: Better" in found.sentence
+    assert "6 diverged or failed (seed 1: step 12: train/loss is nan" in found.sentence
+    assert (
+        "of the runs of weight 0, none diverged or failed. The others say: Better" in found.sentence
+    )
     assert "n = 4" in found.sentence
     none = {**NAN, "status": "finished", "val": {"nll": None, "bpb": None}}
     assert judged(tmp_path / "none", scores, dead, none).word == "unstable"
     # What the machine ended is missing, and says nothing.
     assert judged(tmp_path / "disk", scores, dead, DISK).word == "better, no placebo"
+
+
+def test_where_every_run_fails_nothing_has_diverged(tmp_path):
+    """A setting that no run can start with."""
+    scores = paired(1.7, -0.012, 3)
+    found = judged(tmp_path, scores, {name: tuple(scores[name]) for name in scores})
+    assert found.word == "too few seeds"
 
 
 def test_a_blow_up_does_not_hide_a_harm(tmp_path):
@@ -94,7 +104,16 @@ def test_a_seed_that_diverges_on_both_sides_makes_no_difference(tmp_path):
     scores["treatment"]["3"] = 1.69
     one = judged(tmp_path / "one", scores)
     assert one.word == "unstable"
-    assert "none diverged; of the runs of weight 0, 1 diverged (seed 3: 2.9" in one.sentence
+    said = "none diverged or failed; of the runs of weight 0, 1 diverged or failed (seed 3: 2.9"
+    assert said in one.sentence
+
+
+def test_the_table_of_both_estimands_has_the_seeds_of_the_verdict(tmp_path):
+    scores = paired(1.7, -0.012)
+    scores["treatment"]["3"] = 3.4
+    judged(tmp_path, scores)
+    ((_, _, at_the_budget, *_),) = estimands(collect(tmp_path)).rows
+    assert -0.02 < float(at_the_budget) < 0  # with seed 3 it would be +0.33
 
 
 @pytest.mark.parametrize(

@@ -86,7 +86,7 @@ def test_minima_over_other_steps_are_not_compared(tmp_path):
         last[path.read_text().splitlines()[0].split(",").index("step")] = "349"
         file.write(",".join(last) + "\n")
     (treatment,) = collect(tmp_path).treatments
-    assert report.word_of(treatment) == "not comparable"
+    assert treatment.word == "not comparable"
     assert "steps of the validations" in treatment.apart[0]
 
 

@@ -246,8 +246,8 @@ def test_an_interrupted_sweep(tmp_path):
     stopped = {"status": "interrupted", "steps": 77}
     write_run(folder / "9", 1.9, seed="5", summary=stopped)
     made = report(folder)
-    assert made.headline == f"{LABEL} is unstable: runs diverged on one side only."
-    assert "1 diverged (seed 4: step 12: jepa/loss is not a number)" in made.verdict.text
+    assert made.headline == f"{LABEL} is unstable: some runs diverged or failed."
+    assert "1 diverged or failed (seed 4: step 12: jepa/loss is not a number)" in made.verdict.text
     assert "4 of 10 planned runs" in made.verdict.text
     assert [row[1] for row in made.tables["Scores by arm"][1:]] == ["3 of 5", "3 of 5"]
     assert made.tables["BPB of every run"][2][-2:] == ["-", "-"]

@@ -7,7 +7,7 @@ from itertools import pairwise
 
 import pytest
 
-from jepa_lm.study.report import LONG, word_of
+from jepa_lm.study.report import LONG
 from jepa_lm.study.results import collect
 from tests.study.pages import AGAINST, Element, Report, report
 from tests.study.sweeps import paired, study
@@ -111,7 +111,7 @@ def test_it_folds_what_is_long_and_keeps_every_verdict_in_sight(long, short):
     folded = {e.one("summary").text: e for e in long.page.all("details")}
     treatments = collect(long.folder).treatments
     summaries = [card.one("summary").text for card in long.verdict.all("details")]
-    assert summaries == [f"{word_of(t)} {t.arm.label}" for t in treatments]
+    assert summaries == [f"{t.word} {t.arm.label}" for t in treatments]
     assert len(summaries) == 5
     assert {"How the configs differ", "Versions and records", "BPB of every run"} <= folded.keys()
     assert any(name.startswith("10 more figures") for name in folded)

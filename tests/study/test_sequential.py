@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from jepa_lm.study import execution, sequential
+from jepa_lm.study import execution, manifest, sequential
 from jepa_lm.study.anytime import G, anytime_equivalence_test, anytime_test, e_values
 from jepa_lm.study.results import collect
 from jepa_lm.study.statistics import effect
@@ -96,7 +96,7 @@ def test_a_look_has_a_level_of_its_own(tmp_path):
 def test_it_stops_at_the_first_look_with_a_word(plan, monkeypatch, capsys):
     looked = []
 
-    def at_its_end(folder, look):
+    def at_its_end(manifest, folder, look):
         looked.append(look)
         return look == 8
 
@@ -135,10 +135,21 @@ def test_mistakes(words, said, plan):
 @pytest.mark.parametrize(("apart", "over"), [(-0.02, True), (-0.001, False)])
 def test_the_words_of_a_look_are_told(apart, over, tmp_path, capsys):
     study(tmp_path, paired(1.7, apart, 5, noise=0.003), against=AGAINST, seeds="sequential")
-    assert execution.at_its_end(tmp_path, 5) == over
+    plan = manifest.load(tmp_path)
+    assert execution.at_its_end(plan, tmp_path, 5) == over
     told = capsys.readouterr().err
     assert told.startswith("after 5 seeds: ")
     assert told.endswith("the study ends here\n" if over else "it goes on\n")
+    (tmp_path / "0" / "summary.json").unlink()  # killed
+    assert execution.at_its_end(plan, tmp_path, 5)
+    assert not capsys.readouterr().err
+
+
+def test_a_broken_comparison_ends_a_sequential_study(tmp_path):
+    same = {"identities": ((("0", "1"), "weight 0 is objective=none"),)}
+    scores = paired(1.7, -0.001, 5, noise=0.003)
+    study(tmp_path, scores, against=AGAINST, seeds="sequential", **same)
+    assert execution.at_its_end(manifest.load(tmp_path), tmp_path, 5)
 
 
 def test_a_verdict_at_a_look_is_the_registered_one(tmp_path):

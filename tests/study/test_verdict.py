@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from itertools import combinations
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from jepa_lm.study.family import Adjusted
 from jepa_lm.study.power import smallest_effect
 from jepa_lm.study.statistics import Effect, effect
 from jepa_lm.study.verdict import claim, standing, verdict
+from tests.conftest import REPO
 
 STUDIES = 2000
 NOISE = np.array([-0.0010, 0.0004, 0.0008, -0.0006, 0.0004])
@@ -178,6 +180,42 @@ def test_arms_without_a_say_change_no_word():
     alone = verdict({"weight_0": CLOSE, "placebo": CLOSE})
     assert alone.word == "helps"
     assert verdict({"weight_0": CLOSE, "placebo": CLOSE, **others}) == alone
+
+
+def first_study() -> dict[str, dict[str, float]]:
+    """Return the scores of the first study, by arm and seed, as docs/log.md has them."""
+    text = (REPO / "docs" / "log.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (none|lewm/\w+) \| [^|]+ \| [^|]+ \|((?: 1\.\d{4} \|){5})$", text, re.M)
+    return {
+        arm: dict(zip("12345", map(float, seeds.split("|")[:5]), strict=True))
+        for arm, seeds in rows
+    }
+
+
+def test_the_word_on_lewm_is_the_same_in_all_subsets_of_its_arms():
+    """With Holm's correction over arms it was "hurts" in six of eight."""
+    scores = first_study()
+    effects = {
+        role: effect(scores["lewm/treatment"], scores[arm], resamples=0)
+        for role, arm in {"none": "none", **{r: f"lewm/{r}" for r in LEWM}}.items()
+    }
+    for size in range(4):
+        for roles in combinations(LEWM, size):
+            found = verdict({"none": effects["none"], **{r: effects[r] for r in roles}})
+            assert found.word == "hurts"
+
+
+LEWM = ("placebo", "prediction_only", "regularizers_only")
+
+
+def test_what_could_be_shown_is_that_of_the_level_of_a_look():
+    alone, at_a_look = (
+        float(
+            re.search(r"of (0[.]\d+) BPB; to find", verdict({"none": VAGUE}, alpha=a).sentence)[1]
+        )
+        for a in (0.05, 0.0164)
+    )
+    assert alone < at_a_look == pytest.approx(smallest_effect(VAGUE.std, 5, 0.0164), abs=1e-4)
 
 
 @pytest.mark.parametrize(
