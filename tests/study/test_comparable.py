@@ -72,6 +72,7 @@ def test_arms_of_equal_time_differ_in_steps_but_not_in_time(difference):
         "seconds of training: 100.0 (a), 150.0 (b)"
     ]
     assert difference({}, {"steps": 200, "seconds": 150.0}, None) == []
+    assert difference({}, {"steps": 200}, "flops") == difference({}, {"steps": 200}, "steps") != []
 
 
 def test_every_run_of_an_arm_counts(tmp_path):

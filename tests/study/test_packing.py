@@ -32,6 +32,8 @@ def test_the_report_of_a_packed_study_is_that_of_its_folder(packed, tmp_path, ca
     assert command.main([str(tmp_path / "mine")]) == 0
     first = packed.read_bytes()
     assert packing.pack(tmp_path / "mine").read_bytes() == first  # equal records, equal bytes
+    with zipfile.ZipFile(packed) as archive:
+        assert {entry.date_time for entry in archive.infolist()} == {packing.EPOCH}
     away = tmp_path / "away"
     away.mkdir()
     packed = packed.rename(away / "theirs.zip")
@@ -90,6 +92,13 @@ def test_a_link_is_a_file_with_the_words_of_the_link(packed, tmp_path):
     found = folder / "1" / "x" / "summary.json"
     assert not found.is_symlink()
     assert found.read_bytes() == b"/etc/passwd"
+
+
+@pytest.mark.filterwarnings("ignore:Duplicate name")
+def test_a_record_that_is_there_twice_is_refused(packed, tmp_path):
+    added(packed, "0/summary.json")
+    with pytest.raises(UserError, match="is there twice"):
+        packing.unpack(packed.rename(tmp_path / "theirs.zip"))
 
 
 def test_sizes_are_bounded_whatever_a_header_claims(packed, tmp_path, monkeypatch):

@@ -308,6 +308,26 @@ def test_a_treatment_without_a_baseline_has_no_verdict(tmp_path):
     assert "not compared with weight 0" in made.verdict.text
 
 
+@pytest.mark.parametrize(("seeds", "least"), [(5, "0.062"), (6, None)])
+def test_few_seeds_rest_on_normality(seeds, least, tmp_path):
+    text = report(study(tmp_path, paired(1.7, -0.02, seeds), against=AGAINST)).verdict.text
+    assert ("verdicts rest on differences being normal" in text) == (least is not None)
+    assert least is None or f"no p can be below {least}" in text
+
+
+def test_verdicts_are_corrected_for_the_treatments_of_a_study(tmp_path):
+    gain = paired(1.7, -0.0042, noise=0.003)
+    assert (
+        collect(study(tmp_path / "1", gain, against=AGAINST)).treatments[0].word
+        == "better, no placebo"
+    )
+    scores = {**gain, "other": paired(1.7, 0.0, noise=0.004)["treatment"]}
+    against = {name: {"weight_0": "control"} for name in ("treatment", "other")}
+    two = collect(study(tmp_path / "2", scores, against=against)).treatments
+    assert two[0].word == "no difference shown"
+    assert "one of 2 treatments may look so by chance" in two[0].sentence
+
+
 def test_a_harmful_placebo_is_named(tmp_path):
     """The treatment is better than a placebo that does damage, and no better than nothing."""
     scores = {**paired(1.7, 0.0), "placebo": paired(1.7, 0.05)["treatment"]}

@@ -44,6 +44,9 @@ def test_a_p_at_any_time_remembers_its_smallest():
     assert anytime_test(d) == anytime_test(d[:4])
     assert anytime_test(d[:4]) == pytest.approx(1 / e_values(d[:4]).max())
     near = np.array([0.001, -0.001, 0.0005, -0.0005, 0.0])
+    beside = near + 0.03  # close to one end
+    sides = [anytime_equivalence_test(x, 0.05) for x in (beside, -beside)]
+    assert sides[0] == sides[1] == 1 / min(e_values(beside, 0.05)[-1], e_values(beside, -0.05)[-1])
     assert anytime_equivalence_test(near, 0.05) < 0.05
     assert anytime_equivalence_test(near + 0.06, 0.05) == 1.0  # far from both ends, and outside
 
@@ -82,9 +85,41 @@ def test_a_study_gives_up_where_no_word_is_near(mean, std, margin, futile):
     assert (max(differ.mean(), same.mean()) < sequential.FUTILE) == futile
 
 
+def test_a_study_ends_when_every_treatment_has_a_word_or_can_get_none():
+    noise = stats.zscore(np.cos(2 * np.arange(5)), ddof=1)
+    soon, never = (
+        effect(
+            {str(i): 1.7 + mean + std * x for i, x in enumerate(noise)}, dict.fromkeys("01234", 1.7)
+        )
+        for mean, std in ((0.002, 0.002), (0.001, 0.02))
+    )
+    undecided = "no difference shown"
+    assert not sequential.ends([(undecided, soon)])
+    assert sequential.ends([(undecided, never)])
+    assert sequential.ends([("hurts", soon), ("equivalent", soon)])
+    assert not sequential.ends([("hurts", soon), (undecided, soon)])
+
+
+def test_a_look_is_the_plan_of_the_first_seeds(tmp_path):
+    plan = manifest.load(study(tmp_path, paired(1.7, 0.0, 8), against=AGAINST))
+    first = replace(plan, planned=tuple("12345678")).first(5)
+    assert [list(group.runs) for group in first.groups] == [list("12345")] * 2
+    assert {job.folder for job in first.jobs} == {r for g in first.groups for r in g.runs.values()}
+    assert len(first.jobs) == 10
+    assert first.comparisons == plan.comparisons
+
+
 def test_a_look_has_a_level_of_its_own(tmp_path):
     scores = paired(1.7, -0.02)
     found = collect(study(tmp_path, scores, against=AGAINST, seeds="sequential")).treatments[0]
+    scores = paired(1.7, -0.0042, noise=0.003)
+    words = {
+        kind: collect(study(tmp_path / kind, scores, against=AGAINST, seeds=kind)).treatments[0]
+        for kind in ("fixed", "sequential")
+    }
+    assert 0.0164 < words["fixed"].main.effect.p < 0.05
+    assert words["fixed"].word == "better, no placebo"
+    assert words["sequential"].word == "no difference shown"
     close = {"none": replace(found.main.effect, p_paired=0.03)}
     assert verdict(close).word == "better, no placebo"
     assert verdict(close, alpha=sequential.LEVEL).word == "no difference shown"

@@ -143,6 +143,7 @@ def test_random_sign_flips_agree_with_all_of_them(monkeypatch):
     exact = sign_flip_test(d)
     monkeypatch.setattr("jepa_lm.study.paired.MOST_FLIPPED", MOST_FLIPPED - 1)
     assert sign_flip_test(d) == pytest.approx(exact, abs=4 * math.sqrt(exact / 100_000))
+    assert sign_flip_test(np.linspace(1, 2, 40)) == 1 / 100_001  # never 0
 
 
 def test_halls_transformation_by_hand():
