@@ -316,7 +316,7 @@ def test_few_seeds_rest_on_normality(seeds, least, tmp_path):
 
 
 def test_verdicts_are_corrected_for_the_treatments_of_a_study(tmp_path):
-    gain = paired(1.7, -0.0042, noise=0.003)
+    gain = paired(1.7, -0.0038, noise=0.003)
     assert (
         collect(study(tmp_path / "1", gain, against=AGAINST)).treatments[0].word
         == "better, no placebo"
