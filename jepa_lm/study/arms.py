@@ -12,7 +12,7 @@ import re
 import typing
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from jepa_lm.utils.config import check_type, unknown_key
 from jepa_lm.utils.errors import UserError
@@ -21,6 +21,8 @@ from jepa_lm.utils.provenance import relevant
 
 NAME = re.compile(r"\w[\w.-]{0,59}", re.ASCII)
 STEPS = "trainer.max_steps"
+Match = Literal["steps", "flops", "time"]
+"""What the arms of a study have in common, see `check_budget`."""
 ABSENT = "(absent)"
 """Placeholder for the value of a key that only the other side has."""
 
@@ -138,7 +140,7 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> dict[str, t
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 
 
-def check_budget(match: str, config: Mapping[str, Any]) -> None:
+def check_budget(match: Match, config: Mapping[str, Any]) -> None:
     """Check that the budget gives all arms the same steps or the same time, as `match` says.
 
     With `flops`, arms have the same steps, and the arms that are only in such studies the same FLOPs.
@@ -161,8 +163,6 @@ def check_budget(match: str, config: Mapping[str, Any]) -> None:
             f"{_yaml(trainer['max_time'])} and {_yaml(trainer['max_steps'])}; study.match=steps compares "
             "after the same steps"
         )
-    if match not in ("steps", "time", "flops"):
-        raise UserError(f"study.match={match}: must be one of steps, flops, time")
 
 
 def check_declared(arm: ArmSpec, found: Mapping[str, tuple[Any, Any]]) -> None:

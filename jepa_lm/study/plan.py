@@ -14,6 +14,7 @@ from typing import Any
 from jepa_lm.study.arms import (
     STEPS,
     ArmSpec,
+    Match,
     below,
     check_budget,
     check_declared,
@@ -40,7 +41,7 @@ RunFlops = Callable[[Mapping[str, Any]], float]
 TREATMENT, METRIC = "treatment", "metric"
 SETTINGS = {
     "name": str,
-    "match": str,
+    "match": Match,
     "metric": MetricName | None,
     "estimand": Estimand,
     "margin": float | None,

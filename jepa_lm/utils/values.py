@@ -70,6 +70,11 @@ def require_objective(config: Mapping[str, Any]) -> None:
         )
     weight = config["jepa"].get("weight", 0.0)
     if weight and "_target_" not in config["jepa"]:
+        if "_target_" in config["tokens"]:
+            raise UserError(
+                f"jepa.weight={weight}: this objective predicts tokens and no latents; its weight is "
+                "tokens.weight"
+            )
         raise UserError(
             f"jepa.weight={weight}: objective=none has no loss to weigh; choose an objective, such as "
             "objective=patch"

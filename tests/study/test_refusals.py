@@ -12,7 +12,7 @@ MISTAKES = [
         ("trainer.max_time=5",),
         "study.match=steps: needs trainer.max_steps and trainer.max_time=null",
     ),
-    (("study.match=tokens",), "study.match=tokens: must be one of steps, flops, time"),
+    (("study.match=tokens",), "study.match=tokens: expected one of steps, flops, time"),
     (("+study.arm=1",), "study.arm: a study has no such setting; did you mean study.arms?"),
     (("+study.arms.placebo.sett=[a]",), "did you mean study.arms.placebo.set?"),
     (("study.arms.weight_0.same_as=non",), "same_as=non: there is no such arm"),

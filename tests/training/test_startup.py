@@ -96,6 +96,8 @@ def test_a_weight_of_nothing_is_refused_in_a_single_run(small):
         match=r"jepa\.weight=0\.3: objective=none has no loss to weigh; choose an objective",
     ):
         train(small("objective=none", "jepa.weight=0.3"))
+    with pytest.raises(UserError, match=r"jepa\.weight=0\.3: this objective .* is tokens\.weight"):
+        train(small("objective=mtp", "jepa.weight=0.3"))
     require_objective({"jepa": {"weight": 0.0}, "tokens": {"weight": 0.0}})
     require_objective({"jepa": {"weight": 0.3, "_target_": "x"}, "tokens": {"weight": 0.0}})
 
