@@ -96,6 +96,7 @@ def train_resolved(config: dict[str, Any], cfg: DictConfig | None = None) -> flo
         task.check_data(data)
         trainer = make_trainer(config, task)
         about["passes"] = data.passes(trainer.world_size, trainer.accumulate_grad_batches)
+        about["passes"].check_epochs(budget.get("max_epochs"), budget["max_steps"])
         if resume is not None:
             task.resumed = go_on(resume, task, data, trainer)
         config["compile"] = compiles(

@@ -10,6 +10,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from jepa_lm.utils.errors import UserError
+
+ROUNDING = 0.02
+"""Share by which a pass may be shorter than was counted: windows and targets at its end."""
+
 
 @dataclass(frozen=True)
 class Passes:
@@ -32,6 +37,21 @@ class Passes:
     def first(self) -> int:
         """Number of optimizer steps within the first pass."""
         return self.whole // self.step
+
+    def check_epochs(self, max_epochs: float | None, max_steps: int | None) -> None:
+        """Check that a pass is as long as `trainer.max_epochs` was told.
+
+        Raises:
+            UserError: there is less to read.
+        """
+        if max_epochs is None or max_steps is None or max_steps == 1:
+            return
+        if (real := self.after(max_steps)) > max_epochs * (1 + ROUNDING):
+            raise UserError(
+                f"trainer.max_epochs={max_epochs}: {max_steps} steps would be {figure(real)} passes, because "
+                "the training split is shorter than the config says; set its real size, or use "
+                f"{self.remedy}"
+            )
 
     def will_repeat(self, max_steps: int | None, max_time: float | None) -> bool:
         """Return whether the budget is sure to begin a second pass; a limit in seconds may end it earlier."""

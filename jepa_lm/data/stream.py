@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from jepa_lm.data.shards import open_shard
+from jepa_lm.utils.epochs import windows_in
 
 Batch = dict[str, Tensor]
 """`inputs` and `targets`, [B, T] int64; rows that are examples may have more, see `jepa_lm.data.rows`."""
@@ -99,13 +100,9 @@ class ShuffleOrder:
         self._pass = -1
         self._starts = np.empty(0, dtype=np.int64)
 
-    def _windows(self, total: int) -> int:
-        """Return the number of windows in a pass."""
-        return max(1, (total - 1) // self.seq_len)
-
     def _start(self, window: int, total: int) -> int:
         """Return the first position of window number `window`, counted over all passes."""
-        windows = self._windows(total)
+        windows = windows_in(total, self.seq_len)
         number, place = divmod(window, windows)
         if number != self._pass:
             rng = np.random.default_rng([self.seed, number])
@@ -124,7 +121,7 @@ class ShuffleOrder:
 
     def share(self, total: int) -> tuple[int, int]:
         """Count in windows."""
-        return self.world_size * self.rows, self._windows(total)
+        return self.world_size * self.rows, windows_in(total, self.seq_len)
 
 
 ORDERS: dict[str, Callable[..., Order]] = {"stream": StreamOrder, "shuffle": ShuffleOrder}

@@ -15,13 +15,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa_lm.model.cross_entropy import CrossEntropy, chunked_cross_entropy
+from jepa_lm.model.dropout import Dropout
 from jepa_lm.model.embeddings import TokenEmbedding, ValueEmbedding
 from jepa_lm.model.heads import Head, Readout, Softcap
 from jepa_lm.model.injector import ChunkInjector, Injected
 from jepa_lm.model.layers import SmearGate, rms_norm
 from jepa_lm.model.unet import Carry, UNet
 from jepa_lm.utils.errors import UserError
-from jepa_lm.utils.kinds import Count, checked
+from jepa_lm.utils.kinds import Count, Rate, checked
 from jepa_lm.utils.precision import autocast_dtype
 
 
@@ -101,6 +102,7 @@ class LanguageModel(nn.Module):
             special case.
         residual: dtype of the residual stream where products are in bfloat16: `float32`, or `bfloat16`, which
             halves what most kernels read and write. With other products it is float32.
+        dropout: share of what the blocks add to the residual stream that the training task drops.
         kernel: which implementation of the backbone, see `UNet.use_kernel`; None keeps its default.
 
     Raises:
@@ -126,6 +128,7 @@ class LanguageModel(nn.Module):
         final_norm_eps: float,
         parameter_dtype: Dtype = "float32",
         residual: Dtype = "float32",
+        dropout: Rate = 0.0,
         kernel: str | None = None,
     ) -> None:
         super().__init__()
@@ -143,7 +146,7 @@ class LanguageModel(nn.Module):
         self.injector = injector
         self.smear = SmearGate(dim=dim) if smear_gate else None
         self.logit_bias = nn.Parameter(torch.zeros(vocab_size)) if logit_bias else None
-        self.parameter_dtype, self.residual = parameter_dtype, residual
+        self.parameter_dtype, self.residual, self.dropout = parameter_dtype, residual, dropout
         self.round_parameters()
 
     @torch.no_grad()
@@ -194,21 +197,34 @@ class LanguageModel(nn.Module):
         return x.to(dtype if halved else torch.float32)
 
     def encode(
-        self, embedded: Embedded, taps: Collection[int] = (), keep_at: int | None = None
+        self,
+        embedded: Embedded,
+        taps: Collection[int] = (),
+        keep_at: int | None = None,
+        kept: Tensor | None = None,
     ) -> Encoded:
         """Run the backbone.
 
         Args:
             taps: layers whose outputs are returned as well.
             keep_at: also return the state of the pass before this block, for `resume`.
+            kept: [L, 2, B, T, D] of `draw_dropout`, at the rate `dropout`; None to drop nothing.
         """
-        carry = self.begin(embedded, until=keep_at or 0, taps=taps)
+        carry = self.begin(embedded, until=keep_at or 0, taps=taps, kept=kept)
         encoded = self.resume(embedded, carry, taps)
         return encoded if keep_at is None else encoded._replace(carry=carry)
 
-    def begin(self, embedded: Embedded, *, until: int, taps: Collection[int] = ()) -> Carry:
+    def begin(
+        self,
+        embedded: Embedded,
+        *,
+        until: int,
+        taps: Collection[int] = (),
+        kept: Tensor | None = None,
+    ) -> Carry:
         """Run the first blocks of a pass, up to but not including block `until`."""
-        start = Carry(0, embedded.x, embedded.x, (), {})
+        dropout = None if kept is None else Dropout(kept, self.dropout)
+        start = Carry(0, embedded.x, embedded.x, (), {}, dropout)
         return self.backbone(start, embedded.values, until=until, taps=taps)
 
     def resume(self, embedded: Embedded, carry: Carry, taps: Collection[int] = ()) -> Encoded:

@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from jepa_lm.model.dropout import Dropout
 from jepa_lm.model.kernels import Scan, cuda_scan
 from jepa_lm.model.layers import AlignedLinear, SquaredReluMLP, aligned_product, rms_norm
 from jepa_lm.model.ssd import final_state, ssd
@@ -169,15 +170,24 @@ class Mamba2Block(nn.Module):
         self.mlp_scale = None if mlp is None else nn.Parameter(torch.ones(dim))
         self.resid_mix = nn.Parameter(torch.stack((torch.ones(dim), torch.zeros(dim))))
 
-    def forward(self, x: Tensor, x0: Tensor, extra_value: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        x: Tensor,
+        x0: Tensor,
+        extra_value: Tensor | None = None,
+        dropout: Dropout | None = None,
+    ) -> Tensor:
         """x, x0 [B, T, D] -> [B, T, D]."""
-        return self.stream(x, x0, None)[0]
+        return self.stream(x, x0, None, dropout)[0]
 
-    def stream(self, x: Tensor, x0: Tensor, state: MixerState | None) -> tuple[Tensor, MixerState]:
+    def stream(
+        self, x: Tensor, x0: Tensor, state: MixerState | None, dropout: Dropout | None = None
+    ) -> tuple[Tensor, MixerState]:
         """Run the block on x [B, T, D], continuing from `state`; return the output and the new state."""
         x = self._mix(x, x0)
         y, state = self.mixer(rms_norm(x, self.norm_eps), state)
-        return self._mlp(x + self.ssm_scale.to(x.dtype) * y), state
+        y = y if dropout is None else dropout(0, y)
+        return self._mlp(x + self.ssm_scale.to(x.dtype) * y, dropout), state
 
     def tail(self, x: Tensor, x0: Tensor, extra_value: Tensor | None, count: int) -> Tensor:
         """Return outputs of the last `count` positions, [B, count, D]; earlier ones only feed the state."""
@@ -193,11 +203,13 @@ class Mamba2Block(nn.Module):
         mix = self.resid_mix.to(x.dtype)
         return mix[0] * x + mix[1] * x0
 
-    def _mlp(self, x: Tensor) -> Tensor:
+    def _mlp(self, x: Tensor, dropout: Dropout | None = None) -> Tensor:
         if self.mlp is None:
             return x
         assert self.mlp_scale is not None
-        return x + self.mlp_scale.to(x.dtype) * self.mlp(rms_norm(x, self.norm_eps))
+        added = self.mlp(rms_norm(x, self.norm_eps))
+        added = added if dropout is None else dropout(1, added)
+        return x + self.mlp_scale.to(x.dtype) * added
 
 
 class Mamba2(UNet):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from jepa_lm.model.dropout import Dropout
 from jepa_lm.model.layers import (
     CausalSelfAttention,
     RotaryTables,
@@ -40,9 +41,11 @@ class TransformerBlock(nn.Module):
         start = torch.stack((torch.ones(dim), torch.zeros(dim)))
         self.resid_mix = nn.Parameter(start) if resid_mix else None
 
-    def forward(self, x: Tensor, x0: Tensor, extra_value: Tensor | None) -> Tensor:
+    def forward(
+        self, x: Tensor, x0: Tensor, extra_value: Tensor | None, dropout: Dropout | None = None
+    ) -> Tensor:
         """x, x0 [B, T, D], extra_value [B, T, kv width] or None -> [B, T, D]."""
-        return self.tail(x, x0, extra_value, None)
+        return self.tail(x, x0, extra_value, None, dropout=dropout)
 
     def tail(
         self,
@@ -51,14 +54,18 @@ class TransformerBlock(nn.Module):
         extra_value: Tensor | None,
         count: int | None,
         visible: Tensor | None = None,
+        dropout: Dropout | None = None,
     ) -> Tensor:
         """Return outputs of the last `count` positions, [B, count, D], which attend to the earlier ones."""
         if self.resid_mix is not None:
             mix = self.resid_mix.to(x.dtype)
             x = mix[0] * x + mix[1] * x0
         read = self.attention(rms_norm(x) * self.input_scale, extra_value, count, visible)
+        read = read if dropout is None else dropout(0, read)
         x = x[:, -read.shape[1] :] + self.attn_scale.to(x.dtype) * read
-        return x + self.mlp_scale.to(x.dtype) * self.mlp(rms_norm(x) * self.input_scale)
+        added = self.mlp(rms_norm(x) * self.input_scale)
+        added = added if dropout is None else dropout(1, added)
+        return x + self.mlp_scale.to(x.dtype) * added
 
 
 class Transformer(UNet):

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, TypeAlias
 import torch
 from torch import Tensor, nn
 
+from jepa_lm.model.dropout import Dropout
 from jepa_lm.utils.errors import UserError
 
 
@@ -29,12 +30,14 @@ class Carry(NamedTuple):
     """Outputs [B, T, D] of early blocks that are still to be added."""
     taps: dict[int, Tensor]
     """Outputs [B, T, D] of the requested blocks so far."""
+    dropout: Dropout | None = None
+    """What the blocks drop."""
 
     def detach(self) -> Carry:
         """Return a copy without gradients: a loss after it trains only the blocks that follow."""
         stack = tuple(x.detach() for x in self.stack)
         taps = {layer: x.detach() for layer, x in self.taps.items()}
-        return Carry(self.layer, self.x.detach(), self.x0.detach(), stack, taps)
+        return Carry(self.layer, self.x.detach(), self.x0.detach(), stack, taps, self.dropout)
 
 
 RunBlock: TypeAlias = Callable[[int, Tensor, Tensor], Tensor]
@@ -44,8 +47,9 @@ RunBlock: TypeAlias = Callable[[int, Tensor, Tensor], Tensor]
 class UNet(nn.Module):
     """Blocks with U-Net skips.
 
-    A block maps (x, x0, extra_value) to the next x, all [B, T, D]. Its `tail` also takes a count and
-    returns only the last positions. A recurrent block has `stream`: (x, x0, state) to (x, state).
+    A block maps (x, x0, extra_value) to the next x, all [B, T, D]; for dropout it also takes `dropout`. Its
+    `tail` also takes a count and returns only the last positions. A recurrent block has `stream`:
+    (x, x0, state) to (x, state).
     """
 
     recurrent = False
@@ -82,12 +86,18 @@ class UNet(nn.Module):
         for i in range(carry.layer, until):
             if i >= self.skips and stack:
                 x = x + self.skip_weights[i - self.skips].to(x.dtype) * stack.pop()
-            x = self.blocks[i](x, x0, extra_values.get(i)) if run is None else run(i, x, x0)
+            if run is not None:
+                x = run(i, x, x0)
+            elif carry.dropout is None:
+                x = self.blocks[i](x, x0, extra_values.get(i))
+            else:
+                dropout = carry.dropout.of_block(i)
+                x = self.blocks[i](x, x0, extra_values.get(i), dropout=dropout)
             if i < self.skips:
                 stack.append(x)
             if i in taps:
                 tapped[i] = x
-        return Carry(until, x, x0, tuple(stack), tapped)
+        return Carry(until, x, x0, tuple(stack), tapped, carry.dropout)
 
     def tail(self, carry: Carry, extra_values: Mapping[int, Tensor], count: int) -> Tensor:
         """Finish a pass that has reached the last block, for the last `count` positions: [B, count, D]."""

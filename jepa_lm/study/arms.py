@@ -20,7 +20,7 @@ from jepa_lm.utils.nested import at, flat
 from jepa_lm.utils.provenance import relevant
 
 NAME = re.compile(r"\w[\w.-]{0,59}", re.ASCII)
-STEPS = "trainer.max_steps"
+STEPS, EPOCHS = "trainer.max_steps", "trainer.max_epochs"
 Match = Literal["steps", "flops", "time"]
 """What the arms of a study have in common, see `check_budget`."""
 ABSENT = "(absent)"
@@ -172,8 +172,8 @@ def check_declared(arm: ArmSpec, found: Mapping[str, tuple[Any, Any]]) -> None:
         UserError: naming the arm, the key and the values.
     """
     declared = [*arm.changes, *arm.scale, *(["seed"] if arm.seed_offset else [])]
-    if arm.equal_flops and STEPS in found:
-        declared.append(STEPS)
+    if arm.equal_flops:
+        declared += [key for key in (STEPS, EPOCHS) if key in found]
     for key, (theirs, ours) in found.items():
         if not below(key, declared) and not (arm.seed_offset and key.endswith(".seed")):
             raise UserError(

@@ -7,11 +7,12 @@ study: every combination is a treatment, and each treatment gets its arms
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from jepa_lm.study.arms import (
+    EPOCHS,
     STEPS,
     ArmSpec,
     Match,
@@ -272,7 +273,7 @@ def _add_arm(
     words = [*request.fixed_with(left, gone), *arm.set, *scaled]
     composed = planner.compose(words)
     if arm.equal_flops:
-        composed = planner.compose([*words, _at_equal_flops(composed, treatment, flops)])
+        composed = planner.compose([*words, *_at_equal_flops(composed, treatment, flops)])
     for seed in seeds:
         check_seed(
             f"study.arms.{arm.name}.seed_offset={arm.seed_offset}: {SEED}", seed + arm.seed_offset
@@ -289,10 +290,14 @@ def _add_arm(
     )
 
 
-def _at_equal_flops(composed: Composed, treatment: Mapping[str, Any], flops: RunFlops) -> str:
-    """Return the override with which an arm spends the FLOPs of its treatment."""
+def _at_equal_flops(
+    composed: Composed, treatment: Mapping[str, Any], flops: RunFlops
+) -> Iterator[str]:
+    """Yield the overrides with which an arm spends the FLOPs of its treatment."""
     ratio = flops(treatment) / flops(composed.resolved(composed.seed))
-    return f"{STEPS}={max(1, round(treatment['trainer']['max_steps'] * ratio))}"
+    yield f"{STEPS}={max(1, round(treatment['trainer']['max_steps'] * ratio))}"
+    if treatment["trainer"].get("max_epochs") is not None:
+        yield f"{EPOCHS}=null"
 
 
 def _arm_name(cell: Mapping[str, str], arm: str) -> str:

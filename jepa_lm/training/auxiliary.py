@@ -1,4 +1,4 @@
-"""Auxiliary losses of a training step, by the keys of their settings `jepa` and `tokens`; input noise."""
+"""Auxiliary losses of a training step by the keys of their settings, `jepa` and `tokens`; noise, dropout."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from torch import Tensor, nn
 
 from jepa_lm.data.stream import Batch
 from jepa_lm.model import LanguageModel
+from jepa_lm.model.dropout import draw_dropout
 from jepa_lm.objective import LatentPrediction, StepContext, TokenPrediction
 from jepa_lm.objective.views import RandomReplacement
 
 Auxiliaries: TypeAlias = Mapping[str, LatentPrediction | TokenPrediction]
 READ = "read"
 """Field of a batch with what the main pass reads in place of `inputs` [B, T]; views and targets do not."""
+
+KEPT = "kept"
+"""Field of a batch with what dropout keeps of the main pass, [L, 2, B, T, D]."""
 
 
 def input_noise(config: Mapping[str, Any]) -> RandomReplacement | None:
@@ -32,6 +36,16 @@ def noised(noise: RandomReplacement | None, batch: Batch, step_context: StepCont
     if noise is None:
         return batch
     return {**batch, READ: noise(batch["inputs"], step_context, "noise").inputs}
+
+
+def thinned(model: LanguageModel, seed: int, batch: Batch, step_context: StepContext) -> Batch:
+    """Return the batch with what dropout keeps of the main pass; each rank draws its own."""
+    if not model.dropout:
+        return batch
+    drawn = replace(step_context, per_rank=True).generator(seed, "dropout").initial_seed()
+    rows, positions = batch["inputs"].shape
+    shape, device = (rows, positions, model.dim), batch["inputs"].device
+    return {**batch, KEPT: draw_dropout(model.dropout, model.layers, shape, drawn, device)}
 
 
 def drawn(

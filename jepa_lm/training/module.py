@@ -26,7 +26,17 @@ from jepa_lm.optim.recipe import OptimizerRecipe
 from jepa_lm.quantization.policy import Policy
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.training.agreement import agree, require_one_start
-from jepa_lm.training.auxiliary import READ, drawn, input_noise, named, noised, only_auxiliary, own
+from jepa_lm.training.auxiliary import (
+    KEPT,
+    READ,
+    drawn,
+    input_noise,
+    named,
+    noised,
+    only_auxiliary,
+    own,
+    thinned,
+)
 from jepa_lm.training.averages import WeightAverages
 from jepa_lm.training.callbacks.compiling import ClockStopsForCompiler
 from jepa_lm.training.clipping import clip_gradients
@@ -147,7 +157,8 @@ class LanguageModelTask(ValidatedModule):
         self.active = frozenset(k for k, o in objectives.items() if o.active(self.clock))
         place = self.step_context(batch_idx)
         context = drawn(objectives, self.active, batch["inputs"], place)
-        loss, ce, components = self.losses(noised(self.noise, batch, place), context)
+        read = thinned(self.model, self.config["seed"], noised(self.noise, batch, place), place)
+        loss, ce, components = self.losses(read, context)
         loss = loss if weight == 1 else weight * loss
         for key in objectives:
             if key in self.active:
@@ -178,7 +189,7 @@ class LanguageModelTask(ValidatedModule):
         """
         needs = main_needs(self.model, self.auxiliaries)
         read = batch.get(READ, batch["inputs"])
-        main = self.model.encode(self.model.embed(read), *needs)
+        main = self.model.encode(self.model.embed(read), *needs, batch.get(KEPT))
         z_weight = self.config["z_loss_weight"]
         loss, ce, _ = self.model.cross_entropy(
             main.final, batch["targets"], z_weight, batch.get("weights")

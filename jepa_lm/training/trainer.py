@@ -30,7 +30,8 @@ def make_trainer(config: dict[str, Any], task: LanguageModelTask) -> pl.Trainer:
     saver = SaveCheckpoints(
         folder=f"{config['paths']['run_dir']}/checkpoints", **config["checkpoint"]
     )
-    settings.pop("max_time")
+    for ours_alone in ("max_time", "max_epochs"):
+        settings.pop(ours_alone, None)
     settings["max_steps"] = -1 if settings["max_steps"] is None else settings["max_steps"]
     every = settings.pop("val_check_interval")
     if every is not None:

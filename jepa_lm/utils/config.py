@@ -15,6 +15,7 @@ from typing import Any, Literal
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 
+from jepa_lm.utils.epochs import with_steps
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.former_names import modern
 from jepa_lm.utils.kinds import (
@@ -37,6 +38,7 @@ HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 TRAINER = {
     "max_steps": Count | None,
     "max_time": Positive | None,
+    "max_epochs": Positive | None,
     "val_check_interval": Count | None,
     "log_every_n_steps": Count | None,
     "accumulate_grad_batches": Count,
@@ -62,10 +64,14 @@ REQUIRED = (
 
 
 def resolve(cfg: DictConfig) -> dict[str, Any]:
-    """Return the config as plain containers without interpolations, for checkpoints and loggers."""
+    """Return the config as plain containers without interpolations, for checkpoints and loggers.
+
+    Raises:
+        UserError: see `with_steps`.
+    """
     config = modern(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
     assert isinstance(config, dict)
-    return typing.cast(dict[str, Any], config)
+    return with_steps(typing.cast(dict[str, Any], config))
 
 
 def check_schema(config: Mapping[str, Any], schema: type, path: str = "") -> None:

@@ -36,8 +36,9 @@ FIRST = {today: first for first, today in FORMER.items()}
 
 
 ADDED: dict[str, dict[str, Any]] = {
-    "jepa_lm.model.LanguageModel": {"residual": "float32"},
+    "jepa_lm.model.LanguageModel": {"residual": "float32", "dropout": 0.0},
     "jepa_lm.data.token_data.TokenData": {"noise": None},
+    "lightning.pytorch.Trainer": {"max_epochs": None},
     "jepa_lm.data.rows.GeneratedRows": {"decode_rows": 256, "probe_rows": 2048},
 }
 """Settings that classes got later, by class, with the values that files without them imply."""

@@ -69,6 +69,7 @@ Positive = Annotated[float, Range(above=0)]
 NotNegative = Annotated[float, Range(least=0)]
 Share = Annotated[float, Range(least=0, most=1)]
 PositiveShare = Annotated[float, Range(above=0, most=1)]
+Rate = Annotated[float, Range(least=0, below=1)]
 Decay = Annotated[float, Range(least=0, below=1)]
 """What a moving average keeps of its old value at each step."""
 

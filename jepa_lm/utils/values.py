@@ -13,9 +13,8 @@ from jepa_lm.utils.kinds import LARGEST_SEED
 from jepa_lm.utils.paths import program
 
 ELSEWHERE = {
-    "max_epochs": "a run ends with trainer.max_steps or trainer.max_time",
-    "min_epochs": "a run ends with trainer.max_steps or trainer.max_time",
-    "min_steps": "a run ends with trainer.max_steps or trainer.max_time",
+    "min_epochs": "a run ends with trainer.max_epochs, trainer.max_steps or trainer.max_time",
+    "min_steps": "a run ends with trainer.max_epochs, trainer.max_steps or trainer.max_time",
     "limit_train_batches": "it would repeat the same batches; set trainer.max_steps, or data.train_tokens",
     "overfit_batches": "set data.train_tokens, as debug=overfit does",
     "fast_dev_run": "debug=tiny makes a short run",
