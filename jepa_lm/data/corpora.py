@@ -81,21 +81,29 @@ class ShardCorpus(ABC):
 class Austen:
     """The embedded corpus: six novels; Persuasion is validation, each chapter is a document."""
 
-    VALIDATION = "persuasion"
+    VALIDATION, TUNING = "persuasion", "northangerabbey"
     _chapter = re.compile(r"^(?:VOLUME [IVX]+\n)?chapter \w+$", re.MULTILINE | re.IGNORECASE)
 
     def __init__(self) -> None:
         self.remarks: list[str] = []
+        self.validation, self.held_out = self.VALIDATION, {self.VALIDATION}
+
+    def keep_novel(self, *, scored: bool) -> None:
+        """Keep a novel for the choice of settings, neither training nor validation unless it is `scored`."""
+        self.held_out = {self.VALIDATION, self.TUNING}
+        self.validation = self.TUNING if scored else self.VALIDATION
 
     def fingerprint(self) -> str:
         digest = hashlib.sha256()
         for name in self._names():
             digest.update(self._packed(name))
-        return f"austen-{digest.hexdigest()}"
+        splits = "" if self.TUNING not in self.held_out else f"-{self.TUNING}-{self.validation}"
+        return f"austen-{digest.hexdigest()}{splits}"
 
     def blocks(self, split: str) -> Iterator[Block]:
         for name in self._names():
-            if (name == self.VALIDATION) == (split == "val"):
+            here = name == self.validation if split == "val" else name not in self.held_out
+            if here:
                 for chapter in self.chapters(lzma.decompress(self._packed(name)).decode()):
                     yield Block(chapter, True)
 

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from jepa_lm.data.shards import open_shard
 from jepa_lm.utils.epochs import windows_in
+from jepa_lm.utils.errors import UserError
 
 Batch = dict[str, Tensor]
 """`inputs` and `targets`, [B, T] int64; rows that are examples may have more, see `jepa_lm.data.rows`."""
@@ -34,14 +35,41 @@ class TokenStream:
     @classmethod
     def of(cls, ids: np.ndarray) -> TokenStream:
         """Return a stream of tokens that are in memory."""
-        stream = cls.__new__(cls)
-        stream._open([ids], None)
-        return stream
+        return cls._over([ids], None)
 
     def _open(self, shards: list[np.ndarray], limit: int | None) -> None:
         self._shards = shards
         self._ends = np.cumsum([len(shard) for shard in shards])
-        self.total = min(int(self._ends[-1]), limit or sys.maxsize)
+        whole = int(self._ends[-1]) if shards else 0
+        self.total = min(whole, limit or sys.maxsize)
+
+    def first(self, limit: int | None) -> TokenStream:
+        """Return the first `limit` tokens, None for all."""
+        return self if limit is None else self._over(self._shards, min(limit, self.total))
+
+    def parted(self, last: int) -> tuple[TokenStream, TokenStream]:
+        """Return the stream without its last tokens, and these.
+
+        Raises:
+            UserError: nothing would be left.
+        """
+        cut = self.total - last
+        if cut < 1:
+            raise UserError(
+                f"data.tuning={last}: the training split holds {self.total} tokens; keep fewer for tuning"
+            )
+        starts = [
+            int(end) - len(shard) for end, shard in zip(self._ends, self._shards, strict=True)
+        ]
+        parts = zip(starts, self._shards, strict=True)
+        tail = [shard[max(0, cut - s) : max(0, self.total - s)] for s, shard in parts]
+        return self.first(cut), self._over([part for part in tail if len(part)], None)
+
+    @classmethod
+    def _over(cls, shards: list[np.ndarray], limit: int | None) -> TokenStream:
+        stream = cls.__new__(cls)
+        stream._open(shards, limit)
+        return stream
 
     def read(self, start: int, out: np.ndarray) -> None:
         """Fill `out` (int64) with the tokens that start at position `start` (any integer)."""

@@ -31,6 +31,8 @@ class TokenData:
         train_tokens: use only the first n training tokens, None for all.
         path, val_path: a user's files; read through `corpus`, given here to refuse a path that is not read.
         train_shards: FineWeb's; read through `corpus`, accepted here so that other corpora may be given it.
+        tuning: text kept for the choice of settings, never trained on: `novel`, see `Austen`, or the last n
+            tokens of the training split. validate_on: `tuning` scores it in place of the validation split.
         noise: share of the main pass's input tokens that training replaces by random ones; the task does it.
     """
 
@@ -50,6 +52,8 @@ class TokenData:
         path: str | None = None,
         val_path: str | None = None,
         train_shards: Count = 1,
+        tuning: Literal["novel"] | Count | None = None,
+        validate_on: Literal["validation", "tuning"] = "validation",
         noise: Share | None = None,
     ) -> None:
         if not cache_dir.strip():
@@ -64,6 +68,9 @@ class TokenData:
                 raise UserError(
                     f"data.{key}={named}: generated rows read no files; add data=text or data=pairs"
                 )
+        _check_tuning(corpus, tuning, validate_on)
+        if isinstance(corpus, Austen) and tuning == "novel":
+            corpus.keep_novel(scored=validate_on == "tuning")
         if isinstance(corpus, RowCorpus):
             _check_rows(corpus, tokenizer, seq_len, order, train_tokens)
         elif isinstance(tokenizer, Symbols):
@@ -77,6 +84,8 @@ class TokenData:
         self.seq_len, self.batch_tokens = seq_len, batch_tokens
         self.val_batch_tokens, self.order, self.seed = val_batch_tokens, order, seed
         self.train_tokens = train_tokens
+        self.tuning_tokens = tuning if isinstance(tuning, int) else 0
+        self.on_tuning_tokens = bool(self.tuning_tokens) and validate_on == "tuning"
         self.cache_dir = Path(os.path.expanduser(cache_dir))
         self.prepared: Prepared | None = None
         self.streams: dict[str, TokenStream] = {}
@@ -107,9 +116,10 @@ class TokenData:
         self.tokenizer = self.prepared.tokenizer
         if isinstance(self.corpus, RowCorpus):
             self.rows = self.corpus.opened()
+        rest, tuning = TokenStream(self.prepared.train).parted(self.tuning_tokens)
         self.streams = {
-            "train": TokenStream(self.prepared.train, self.train_tokens),
-            "val": TokenStream(self.prepared.val),
+            "train": rest.first(self.train_tokens),
+            "val": tuning if self.on_tuning_tokens else TokenStream(self.prepared.val),
         }
         train, val = self.streams["train"].total, self.streams["val"].total
         if val < 2:
@@ -130,13 +140,20 @@ class TokenData:
         """Return the split `train` or `val`, opened by `setup`."""
         assert self.prepared is not None
         texts, corpus = self.prepared.texts, self.corpus
+        # Tokens of the training split that stand in for the validation split have no text of their own.
+        whole = name == "train" or not self.on_tuning_tokens
+        texts = texts if whole else None
         return Split(
             stream=self.streams[name],
             tokenizer=self.tokenizer,
             seq_len=self.seq_len,
             batch_tokens=self.val_batch_tokens,
             text=None if texts is None else texts[name],
-            blocks=None if isinstance(corpus, ShardCorpus) else lambda: corpus.blocks(name),
+            blocks=(
+                (lambda: corpus.blocks(name))
+                if whole and not isinstance(corpus, ShardCorpus)
+                else None
+            ),
             examples=self.rows.get(name),
         )
 
@@ -187,7 +204,7 @@ class TokenData:
 
     def _sizes(self) -> tuple[dict[str, int], str]:
         assert self.prepared is not None
-        if self.prepared.texts is not None:
+        if self.prepared.texts is not None and not self.tuning_tokens:
             return {split: text.bytes for split, text in self.prepared.texts.items()}, "bytes"
         return {split: stream.total for split, stream in self.streams.items()}, "tokens"
 
@@ -252,7 +269,24 @@ class TokenData:
         if self.rows and tokens is not None:
             self.rows["val"] = self.rows["val"].first(max(1, tokens // self.seq_len))
         assert self.prepared is not None
-        self.streams["val"] = TokenStream(self.prepared.val, tokens)
+        self.streams["val"] = self.streams["val"].first(tokens)
+
+
+def _check_tuning(
+    corpus: TextCorpus | ShardCorpus, tuning: str | int | None, validate_on: str
+) -> None:
+    """Check that there is the text for tuning that is asked for."""
+    if tuning is None and validate_on == "tuning":
+        raise UserError("data.validate_on=tuning: needs data.tuning, such as data.tuning=novel")
+    if tuning is not None and isinstance(corpus, RowCorpus):
+        raise UserError(
+            f"data.tuning={tuning}: rows from a law or of pairs have no text for tuning"
+        )
+    if tuning == "novel" and not isinstance(corpus, Austen):
+        raise UserError(
+            "data.tuning=novel: only the embedded corpus has novels; give a number of tokens, such as "
+            "data.tuning=100000, which are the last of the training split"
+        )
 
 
 def _check_rows(

@@ -37,7 +37,11 @@ FIRST = {today: first for first, today in FORMER.items()}
 
 ADDED: dict[str, dict[str, Any]] = {
     "jepa_lm.model.LanguageModel": {"residual": "float32", "dropout": 0.0},
-    "jepa_lm.data.token_data.TokenData": {"noise": None},
+    "jepa_lm.data.token_data.TokenData": {
+        "noise": None,
+        "tuning": None,
+        "validate_on": "validation",
+    },
     "lightning.pytorch.Trainer": {"max_epochs": None},
     "jepa_lm.data.rows.GeneratedRows": {"decode_rows": 256, "probe_rows": 2048},
 }
