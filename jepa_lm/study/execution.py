@@ -28,7 +28,8 @@ from jepa_lm.study.duration import Launching, workers
 from jepa_lm.study.launch import launch, wandb_group
 from jepa_lm.study.losses import NODES, losses_of
 from jepa_lm.study.manifest import FILE, Job, Manifest, load
-from jepa_lm.study.plan import CheckMetric, RunFlops, check_metrics, plan_study, plan_sweep
+from jepa_lm.study.plan import CheckMetric, check_metrics, plan_study, plan_sweep
+from jepa_lm.study.planned_arms import RunFlops
 from jepa_lm.study.power import MINIMUM_PAIRS
 from jepa_lm.study.registration import register
 from jepa_lm.study.request import Composed, read_request

@@ -7,39 +7,33 @@ study: every combination is a treatment, and each treatment gets its arms
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from jepa_lm.study.arms import (
-    EPOCHS,
-    STEPS,
     ArmSpec,
     Match,
     below,
     check_budget,
-    check_declared,
     differences,
     read_arms,
 )
 from jepa_lm.study.losses import NODES, losses_of
 from jepa_lm.study.manifest import Comparison, Group, Identity, Manifest
 from jepa_lm.study.measure import FORMER_ESTIMANDS, Estimand
+from jepa_lm.study.planned_arms import TREATMENT, ArmPlanner, RunFlops, arm_name
 from jepa_lm.study.planner import Planner, slug
-from jepa_lm.study.request import NONE, SEED, Compose, Composed, Request
+from jepa_lm.study.request import NONE, Compose, Request
 from jepa_lm.study.roles import BASELINES
 from jepa_lm.study.sequential import Seeds, check_seeds
 from jepa_lm.utils.config import check_type, unknown_key
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.metrics import MetricName
-from jepa_lm.utils.nested import flat
-from jepa_lm.utils.values import check_seed
 
 CheckMetric = Callable[[Mapping[str, Any], str], None]
 """Raises a UserError if the data of a resolved config do not have a metric."""
-RunFlops = Callable[[Mapping[str, Any]], float]
-"""Returns the FLOPs of a run per token, by its resolved config."""
-TREATMENT, METRIC = "treatment", "metric"
+METRIC = "metric"
 SETTINGS = {
     "name": str,
     "match": Match,
@@ -107,11 +101,13 @@ def plan_study(
     compose: Compose,
     study: Mapping[str, Any],
     flops: RunFlops,
+    tuned: Mapping[str, Sequence[str]] | None = None,
 ) -> tuple[Manifest, dict[str, Any]]:
     """Plan the treatments of a study and their arms.
 
     Args:
         flops: counts the FLOPs per token of a run, for arms that spend as many as their treatment.
+        tuned: overrides that tuning has found, by the name of the group.
 
     Raises:
         UserError: an arm does not differ from its treatment in exactly what it declares, the budget does
@@ -131,20 +127,19 @@ def plan_study(
     planner = Planner(compose)
     seeds = request.seeds(compose)
     check_seeds(study.get("seeds", "fixed"), len(seeds), study.get("metric"))
+    arm_planner = ArmPlanner(planner, request, seeds, flops, tuned or {})
     comparisons: list[Comparison] = []
     identities: list[Identity] = []
     not_applicable: dict[str, dict[str, str]] = {}
     for cell in request.cells():
         composed = compose(request.fixed_with(cell))
         cell = planner.settle(cell, composed)
-        if _arm_name(cell, TREATMENT) in planner.groups:
+        if arm_name(cell, TREATMENT) in planner.groups:
             continue
         config = composed.resolved(seeds[0])
         check_budget(study["match"], config)
         _check_treatment(arms, composed.objective, config)
-        treatment = planner.add(
-            _arm_name(cell, TREATMENT), composed, seeds, says="as configured", settings=cell
-        )
+        treatment = arm_planner.treatment(cell, composed)
         match = study["match"]
         reasons = {arm.name: arm.why_not(composed.objective, config, match) for arm in arms}
         not_applicable[treatment.name] = {k: v for k, v in reasons.items() if v is not None}
@@ -156,7 +151,7 @@ def plan_study(
         added: dict[str, Group] = {}
         for arm in arms:
             if reasons[arm.name] is None:
-                added[arm.name] = _add_arm(planner, request, cell, arm, config, seeds, flops)
+                added[arm.name] = arm_planner.arm(arm, cell, treatment)
         of_arms, of_runs = _held_against(planner, treatment, arms, added, seeds)
         comparisons += of_arms
         identities += of_runs
@@ -246,59 +241,3 @@ def _held_against(
             found = _between(planner, treatment, group)
             comparisons.append(Comparison(treatment.name, group.name, arm.role, found, arm.gate))
     return comparisons, identities
-
-
-def _add_arm(
-    planner: Planner,
-    request: Request,
-    cell: Mapping[str, str],
-    arm: ArmSpec,
-    treatment: Mapping[str, Any],
-    seeds: Sequence[int],
-    flops: RunFlops,
-) -> Group:
-    """Plan an arm and compare its config with the treatment's."""
-    scaled = []
-    for key, factor in arm.scale.items():
-        value = flat(treatment).get(key)
-        if not isinstance(value, int | float) or isinstance(value, bool):
-            raise UserError(f"study.arms.{arm.name}.scale.{key}: {key} is {value}, not a number")
-        scaled.append(
-            f"{key}={round(value * factor) if isinstance(value, int) else value * factor}"
-        )
-    gone = [*arm.replaced(), *arm.scale]
-    left = {key: value for key, value in cell.items() if not below(key, gone)}
-    # A scaled value still distinguishes this treatment's arm from another treatment's.
-    named = {key: value for key, value in cell.items() if not below(key, arm.replaced())}
-    words = [*request.fixed_with(left, gone), *arm.set, *scaled]
-    composed = planner.compose(words)
-    if arm.equal_flops:
-        composed = planner.compose([*words, *_at_equal_flops(composed, treatment, flops)])
-    for seed in seeds:
-        check_seed(
-            f"study.arms.{arm.name}.seed_offset={arm.seed_offset}: {SEED}", seed + arm.seed_offset
-        )
-    found = differences(treatment, composed.resolved(seeds[0] + arm.seed_offset))
-    check_declared(arm, found)
-    return planner.add(
-        _arm_name(named, arm.name),
-        composed,
-        seeds[:1] if arm.same_as is not None else seeds,
-        says=arm.says,
-        settings=left,
-        offset=arm.seed_offset,
-    )
-
-
-def _at_equal_flops(
-    composed: Composed, treatment: Mapping[str, Any], flops: RunFlops
-) -> Iterator[str]:
-    """Yield the overrides with which an arm spends the FLOPs of its treatment."""
-    ratio = flops(treatment) / flops(composed.resolved(composed.seed))
-    yield f"{STEPS}={max(1, round(treatment['trainer']['max_steps'] * ratio))}"
-    if treatment["trainer"].get("max_epochs") is not None:
-        yield f"{EPOCHS}=null"
-
-
-def _arm_name(cell: Mapping[str, str], arm: str) -> str:
-    return f"{slug(cell)}/{arm}" if cell else arm
