@@ -8,11 +8,17 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Sequence
+from typing import Any
 
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
-from omegaconf import DictConfig
+from omegaconf import DictConfig, open_dict
+
+from jepa_lm.study.losses import NODES, losses_of
+from jepa_lm.study.request import Composed
+from jepa_lm.utils.config import check, resolve
+from jepa_lm.utils.values import check_values
 
 
 class Composer:
@@ -48,3 +54,27 @@ class Composer:
             return True
         is_group = self._loader.repository.group_exists(override.key_or_group)
         return is_group and not isinstance(override.value(), dict)
+
+
+def composed_with(composer: Composer, words: Sequence[str]) -> Composed:
+    """Compose the config of a job's command line once; its seed can be changed without composing again."""
+    words = list(words)
+    composed = composer(words)
+    objective = str(composed.hydra.runtime.choices.get("objective"))
+    losses = losses_of(composed)
+    without = [f"{node}.weight" for node in NODES if node not in losses]
+    kept = [word for word in words if word.lstrip("+").partition("=")[0] not in without]
+    if kept != words:
+        words, composed = kept, composer(kept)
+    with open_dict(composed):
+        del composed["hydra"]
+    composed.paths.run_dir = "."  # only known when the job runs
+
+    def resolved(seed: int) -> dict[str, Any]:
+        composed.seed = seed
+        return resolve(composed)
+
+    first = resolved(composed.seed)
+    check(first)
+    check_values(first)
+    return Composed(tuple(words), objective, frozenset(losses), composed.seed, resolved)

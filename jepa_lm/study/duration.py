@@ -54,6 +54,12 @@ class Launching:
     """Jobs that run at the same time."""
     total: int
     """Jobs of the whole sweep; more than are planned in a search, which plans while it runs."""
+    below: str = ""
+    """Folder of the jobs below that of the command, if they have one of their own."""
+
+    def root(self, folder: Path) -> Path:
+        """Return the folder of the command, given that of the jobs."""
+        return folder.parent if self.below else folder
 
 
 class JobLines:

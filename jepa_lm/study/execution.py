@@ -8,7 +8,7 @@ checkpoints, failed ones are retried, and a job whose config has changed is refu
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +17,26 @@ from hydra.core.config_loader import ConfigLoader
 from hydra.core.override_parser.types import Override
 from hydra.core.utils import JobReturn
 from hydra.plugins.launcher import Launcher
-from omegaconf import DictConfig, open_dict
+from omegaconf import DictConfig
 
 from jepa_lm.loggers.settings import wandb_settings
-from jepa_lm.study.arms import describe_differences, differences
-from jepa_lm.study.compiled_alike import compiled_alike
-from jepa_lm.study.composing import Composer
+from jepa_lm.study.begun import FOLDER_KEY, checked, registered
+from jepa_lm.study.composing import Composer, composed_with
 from jepa_lm.study.dry_run import CheckpointBytes, dry_run
 from jepa_lm.study.duration import Launching, workers
 from jepa_lm.study.launch import launch, wandb_group
-from jepa_lm.study.losses import NODES, losses_of
-from jepa_lm.study.manifest import FILE, Job, Manifest, load
+from jepa_lm.study.manifest import Job, Manifest
 from jepa_lm.study.plan import CheckMetric, check_metrics, plan_study, plan_sweep
 from jepa_lm.study.planned_arms import RunFlops
 from jepa_lm.study.power import MINIMUM_PAIRS
-from jepa_lm.study.registration import register
 from jepa_lm.study.request import Composed, read_request
-from jepa_lm.study.runs import Run, find_runs
+from jepa_lm.study.runs import Run
 from jepa_lm.study.search import Search
 from jepa_lm.study.sequential import LOOKS, ends
 from jepa_lm.study.solved import LEAST_SEEDS
-from jepa_lm.utils.config import check, resolve
+from jepa_lm.study.tuning import FOLDER as TUNING
+from jepa_lm.study.tuning import TEXT, Draws, plan_tuning, read_tuning
+from jepa_lm.utils.config import resolve
 from jepa_lm.utils.crash import bugs_kept
 from jepa_lm.utils.errors import SweepError, UserError, in_words, warn
 from jepa_lm.utils.files import sweep_up
@@ -45,13 +44,9 @@ from jepa_lm.utils.going_on import same_command
 from jepa_lm.utils.locks import only_writer
 from jepa_lm.utils.metrics import METRICS
 from jepa_lm.utils.output import say, tell
-from jepa_lm.utils.paths import CONFIG_FILE
-from jepa_lm.utils.provenance import config_hash
 from jepa_lm.utils.quoting import one_line
-from jepa_lm.utils.values import check_values
 
 MOST_REASONS = 5
-FOLDER_KEY = "hydra.sweep.dir"
 
 
 def sweep(
@@ -86,16 +81,18 @@ def sweep(
     composer = Composer(loader, config)
 
     def compose(words: Sequence[str]) -> Composed:
-        return _compose(composer, words)
+        return composed_with(composer, words)
 
     asked = read_request(overrides)
     at_once = workers(config.hydra.launcher)
 
-    def described(manifest: Manifest, configs: Mapping[str, Any], total: int) -> list[JobReturn]:
+    def described(
+        manifest: Manifest, configs: Mapping[str, Any], total: int, below: str = ""
+    ) -> list[JobReturn]:
         check_metrics(manifest, configs, check_metric)
-        manifest, configs = checked(manifest, configs, folder)
+        manifest, configs = checked(manifest, configs, folder / below)
         how = Launching(at_once, total)
-        for line in dry_run(manifest, configs, folder, how, checkpoint_bytes):
+        for line in dry_run(manifest, configs, folder / below, how, checkpoint_bytes):
             say(line)
         return []
 
@@ -120,21 +117,35 @@ def sweep(
         raise UserError(
             f"{key}: an interval is for a search; set hydra.sweeper.trials, or list values"
         )
+    draws: Draws | None = None
     if config.get("study") is None:
         manifest, configs = plan_sweep(asked, compose, config.task_name)
     else:
-        manifest, configs = plan_study(asked, compose, resolve(config.study), flops)
+        study = resolve(config.study)
+        tuning = read_tuning(study.get("tuning"), asked.seeds(compose))
+        asked = asked if tuning is None else asked.with_default(TEXT, str(tuning.text))
+        manifest, configs = plan_study(asked, compose, study, flops)
+        if tuning is not None:
+            plan_tuned = partial(plan_study, asked, compose, study, flops)
+            draws = Draws(manifest, *plan_tuning(manifest, configs, compose, tuning), plan_tuned)
         pairs = max(len(group.runs) for group in manifest.groups)
         counted = manifest.metric is not None and METRICS[manifest.metric].bimodal
         least = LEAST_SEEDS if counted else MINIMUM_PAIRS
         if pairs < least:
             warn(f"seed: {pairs} planned; a verdict needs {least} or more: 'seed=range(1,6)'")
     if config.hydra.sweeper.dry_run or (config.get("study") or {}).get("dry_run"):
+        if draws is not None and draws.finished(folder):
+            manifest, configs = draws.study(folder)
+        elif draws is not None:
+            described(draws.plan, draws.configs, len(draws.plan.jobs), TUNING)
         return described(manifest, configs, len(manifest.jobs))
     check_metrics(manifest, configs, check_metric)
     how = Launching(at_once, len(manifest.jobs))
     with only_writer(folder, FOLDER_KEY), bugs_kept(folder):
         sweep_up(folder)
+        if draws is not None:
+            tune(draws, folder, launcher, at_once)
+            manifest, configs = draws.study(folder)
         manifest, configs = checked(manifest, configs, folder)
         for look in LOOKS[:-1] if manifest.seeds == "sequential" else ():
             so_far = manifest.first(look)
@@ -142,6 +153,25 @@ def sweep(
             if at_its_end(so_far, folder, look):
                 return conclude(so_far, folder, returned)
         return conclude(manifest, folder, run(manifest, configs, folder, launcher, how))
+
+
+def tune(draws: Draws, folder: Path, launcher: Launcher, at_once: int) -> None:
+    """Make the draws of a study that are not finished, and report on them.
+
+    Raises:
+        SweepError: the machine ended some of them.
+    """
+    below = folder / TUNING
+    how = Launching(at_once, len(draws.plan.jobs), below=TUNING)
+    plan, configs = checked(draws.plan, draws.configs, below)
+    run(plan, configs, below, launcher, how)
+    report(plan, below)
+    lost = [job.folder for job in plan.jobs if Run(below / job.folder).lost]
+    if lost:
+        raise SweepError(
+            f"{len(lost)} of {len(plan.jobs)} draws have no score because of the machine, such as {lost[0]}; "
+            f"to retry them: {same_command({FOLDER_KEY: str(folder)})}"
+        )
 
 
 def at_its_end(manifest: Manifest, folder: Path, look: int) -> bool:
@@ -197,87 +227,6 @@ def conclude(
             f"{same_command({'hydra.sweep.dir': str(folder)})}"
         )
     return list(returned.values())
-
-
-def _compose(composer: Composer, words: Sequence[str]) -> Composed:
-    """Compose the config of a job's command line once; its seed can be changed without composing again."""
-    words = list(words)
-    composed = composer(words)
-    objective = str(composed.hydra.runtime.choices.get("objective"))
-    losses = losses_of(composed)
-    without = [f"{node}.weight" for node in NODES if node not in losses]
-    kept = [word for word in words if word.lstrip("+").partition("=")[0] not in without]
-    if kept != words:
-        words, composed = kept, composer(kept)
-    with open_dict(composed):
-        del composed["hydra"]
-    composed.paths.run_dir = "."  # only known when the job runs
-
-    def resolved(seed: int) -> dict[str, Any]:
-        composed.seed = seed
-        return resolve(composed)
-
-    first = resolved(composed.seed)
-    check(first)
-    check_values(first)
-    return Composed(tuple(words), objective, frozenset(losses), composed.seed, resolved)
-
-
-def registered(manifest: Manifest, folder: Path) -> Manifest:
-    """Return a study's plan with its registration: the first one, if it was started before."""
-    if manifest.kind != "study":
-        return manifest
-    if (folder / FILE).exists():
-        return replace(manifest, registration=load(folder).registration)
-    return replace(manifest, registration=register(manifest))
-
-
-def checked(
-    manifest: Manifest, configs: Mapping[str, Any], folder: Path
-) -> tuple[Manifest, dict[str, Any]]:
-    """Return plan and configs with one decision on compilation, checked against the folder.
-
-    Raises:
-        UserError: see `check_unchanged`.
-    """
-    manifest, configs = compiled_alike(manifest, configs, folder)
-    check_unchanged(manifest, configs, folder)
-    return manifest, dict(configs)
-
-
-def check_unchanged(manifest: Manifest, configs: Mapping[str, Any], folder: Path) -> None:
-    """Check that the folder holds only this sweep, and that its runs had the configs planned now.
-
-    Raises:
-        UserError: naming the run and the difference.
-    """
-    if (folder / FILE).exists():
-        before = load(folder)
-        if (before.kind, before.name) != (manifest.kind, manifest.name):
-            raise UserError(
-                f"hydra.sweep.dir={folder}: holds the {before.kind} {before.name}, but this is the "
-                f"{manifest.kind} {manifest.name}; name another folder"
-            )
-    for job in manifest.jobs:
-        recorded = Run(folder / job.folder)
-        ran = recorded.config
-        lacking = [f"{CONFIG_FILE} has no {key}" for key in ("data", "trainer") if key not in ran]
-        for problem in (*recorded.damage, *(lacking if ran else ())):
-            raise UserError(
-                f"{FOLDER_KEY}={folder}: the records of {job.folder} are damaged ({problem}); name another "
-                f"folder, or delete {folder / job.folder}"
-            )
-        if ran and config_hash(ran) != job.config_hash:
-            found = differences(ran, configs[job.folder])
-            raise UserError(
-                f"hydra.sweep.dir={folder}: {job.folder} was run with another config "
-                f"({describe_differences(found)}); name another folder, or delete {folder / job.folder}"
-            )
-    known = {job.folder for job in manifest.jobs}
-    others = [str(found.folder.relative_to(folder)) for found in find_runs(folder) if found.summary]
-    left = [name for name in others if name not in known]
-    if left:
-        warn(f"{folder}: {len(left)} runs there are not part of this sweep, for example {left[0]}")
 
 
 def failures(jobs: Sequence[Job], folder: Path) -> dict[str, str]:

@@ -39,7 +39,7 @@ def launch(
         configs: resolved configs by folder. todo: the jobs to launch. folder: of the sweep.
         retry: launch those that the machine ended once more.
     """
-    words = [_job_words(job, configs[job.folder], manifest, folder) for job in todo]
+    words = [_job_words(job, configs[job.folder], manifest, folder, how.below) for job in todo]
     for job in todo:
         if Run(folder / job.folder).status == "failed":  # the record is of the previous attempt
             (folder / job.folder / SUMMARY_FILE).unlink()
@@ -54,7 +54,7 @@ def launch(
         broke = True
         warn(f"the launcher stopped: {error or type(error).__name__}")
     except BaseException:  # a signal
-        tell(f"to go on: {same_command({'hydra.sweep.dir': str(folder)})}")
+        tell(f"to go on: {same_command({'hydra.sweep.dir': str(how.root(folder))})}")
         raise
     returned = dict(zip((job.folder for job in todo), results, strict=False))
     ended = {name for name, result in returned.items() if result.status is not JobStatus.COMPLETED}
@@ -76,9 +76,11 @@ def launch(
     return returned
 
 
-def _job_words(job: Job, config: Mapping[str, Any], manifest: Manifest, folder: Path) -> list[str]:
+def _job_words(
+    job: Job, config: Mapping[str, Any], manifest: Manifest, folder: Path, below: str
+) -> list[str]:
     """Return the overrides of a job, with its folder, its checkpoint, and its W&B group and name."""
-    words = [*job.overrides, f"hydra.sweep.subdir={job.folder}"]
+    words = [*job.overrides, f"hydra.sweep.subdir={Path(below, job.folder).as_posix()}"]
     if config["ckpt_path"] is None and (folder / job.folder).is_dir():  # started, or failed
         words.append("ckpt_path=auto")
     dashboard = config["logger"].get("wandb")

@@ -89,6 +89,21 @@ class Registration:
 
 
 @dataclass(frozen=True)
+class Tuned:
+    """What tuning found for an arm, see `jepa_lm.study.tuning`."""
+
+    settings: Mapping[str, str]
+    """Values by key; none if the config as it is was the best."""
+    draw: int
+    draws: int
+    """Number of draws that have a score."""
+    score: float
+    """On the text for tuning, mean over its seeds."""
+    as_configured: float | None
+    """Score of the config as it is; None if it has none."""
+
+
+@dataclass(frozen=True)
 class Manifest:
     """The whole plan."""
 
@@ -117,6 +132,8 @@ class Manifest:
     """All seeds of a study; a sequential one may end before the last."""
     margin: float | None = None
     """Largest difference that does not matter, in the unit of the metric; None: see `measure_for`."""
+    tuning: Mapping[str, Tuned] = field(default_factory=dict)
+    """What tuning found, by arm; empty if nothing was tuned."""
     registration: Registration | None = None
     """What a study set out to show; None for sweeps, and for studies that began without one."""
     notes: tuple[str, ...] = ()

@@ -41,6 +41,7 @@ SETTINGS = {
     "estimand": Estimand,
     "margin": float | None,
     "seeds": Seeds,
+    "tuning": dict | None,
     "dry_run": bool,
     "arms": dict,
 }
@@ -174,10 +175,7 @@ def plan_study(
 
 def judged_by(request: Request, metric: str | None) -> Request:
     """Return the request with the metric of its verdicts for every run, unless it gives its runs another."""
-    keys = [*request.axes, *(word.lstrip("+").partition("=")[0] for word in request.fixed)]
-    if metric is None or METRIC in keys:
-        return request
-    return replace(request, fixed=(*request.fixed, f"{METRIC}={metric}"))
+    return request if metric is None else request.with_default(METRIC, metric)
 
 
 def check_metrics(manifest: Manifest, configs: Mapping[str, Any], check: CheckMetric) -> None:

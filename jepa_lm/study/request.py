@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hydra.core.override_parser.types import IntervalSweep, Override
@@ -101,6 +101,10 @@ class Request:
         words = [*self.fixed, *(f"{key}={value}" for key, value in cell.items())]
         kept = [w for w in words if not below(w.lstrip("+~").partition("=")[0], without)]
         return [w for w in kept if w.partition("=")[0] != SEED or SEED not in self.axes]
+
+    def with_default(self, key: str, value: str) -> Request:
+        """Return the request with an override of every job, unless it has one of this key."""
+        return self if self.given(key) else replace(self, fixed=(*self.fixed, f"{key}={value}"))
 
 
 def read_request(overrides: Sequence[Override]) -> Request:
