@@ -1,4 +1,4 @@
-"""Compose configs quickly: of what Hydra does, files are chosen and merged only once for the same choices.
+"""Compose configs quickly: Hydra reads a file once, and merges files once for the same choices.
 
 Hydra takes a third of a second for it, and a command line composes its config two or three times. Only
 configs of the project itself are kept: a test may write others and change them. They are kept as bytes,
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import pickle
+from collections.abc import Callable
 from typing import Any
 
 import omegaconf.base
@@ -16,6 +17,8 @@ import pytest
 import yaml
 from hydra._internal import defaults_list
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.config_repository import ConfigRepository
+from hydra.core.config_store import ConfigStore
 
 from jepa_lm.utils.paths import CONF
 
@@ -30,19 +33,25 @@ STATE = (
 )
 """What Hydra records of the chosen groups, and changes while it follows the lists of defaults."""
 parse = omegaconf.base.parse
+read = ConfigRepository.load_config
+choices = defaults_list._create_interpolation_map
 follow = defaults_list._create_defaults_list
 merge = ConfigLoaderImpl._compose_config_from_defaults_list
-_followed: dict[str, bytes] = {}
-_merged: dict[str, bytes] = {}
+_kept: dict[tuple[str, str], bytes] = {}
 
 
 def keep_merged_files(patch: pytest.MonkeyPatch) -> None:
-    """Make Hydra keep the list of files for each choice of groups, and the merged config of each list.
+    """Make Hydra keep each file, the list of files for each choice of groups, and the merged config of each.
 
-    Files are read by the loader in C, and a reference such as `${seed}` is parsed once.
+    Files are read by the loader in C, and a reference such as `${seed}` is parsed once. Two things are left
+    out that Hydra does in vain: it copies all schemas for every composition, and collects the choices of
+    every file for references in its list of defaults, which almost none has.
     """
     patch.setattr(yaml, "SafeLoader", getattr(yaml, "CSafeLoader", yaml.SafeLoader))
     patch.setattr(omegaconf.base, "parse", functools.cache(parse))
+    patch.setattr(ConfigStore, "__deepcopy__", lambda self, memo: self, raising=False)
+    patch.setattr(ConfigRepository, "load_config", _read_once)
+    patch.setattr(defaults_list, "_create_interpolation_map", _choices_if_asked)
     patch.setattr(defaults_list, "_create_defaults_list", _follow_once)
     patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", _merge_once)
 
@@ -50,19 +59,31 @@ def keep_merged_files(patch: pytest.MonkeyPatch) -> None:
 def keep_nothing(patch: pytest.MonkeyPatch) -> None:
     """Leave Hydra and OmegaConf as they are."""
     patch.setattr(omegaconf.base, "parse", parse)
+    patch.delattr(ConfigStore, "__deepcopy__")
+    patch.setattr(ConfigRepository, "load_config", read)
+    patch.setattr(defaults_list, "_create_interpolation_map", choices)
     patch.setattr(defaults_list, "_create_defaults_list", follow)
     patch.setattr(ConfigLoaderImpl, "_compose_config_from_defaults_list", merge)
 
 
+def _read_once(self, config_path):
+    if not _ours(self):
+        return read(self, config_path)
+    return _once(("file", config_path), lambda: read(self, config_path))
+
+
+def _choices_if_asked(overrides, defaults, self_added):
+    asked = any(default.is_interpolation() for default in defaults)
+    return choices(overrides, defaults, self_added) if asked else None
+
+
 def _follow_once(repo, config_name, overrides, prepend_hydra, skip_missing):
+    words = (config_name, overrides, prepend_hydra, skip_missing)
     if not _ours(repo):
-        return follow(repo, config_name, overrides, prepend_hydra, skip_missing)
+        return follow(repo, *words)
     state = {name: getattr(overrides, name) for name in STATE}
-    key = repr((config_name, state, prepend_hydra, skip_missing))
-    if key not in _followed:
-        found = follow(repo, config_name, overrides, prepend_hydra, skip_missing)
-        _followed[key] = pickle.dumps((found, state))
-    found, state = pickle.loads(_followed[key])
+    key = ("list", repr((config_name, state, prepend_hydra, skip_missing)))
+    found, state = _once(key, lambda: (follow(repo, *words), state))
     vars(overrides).update(state)
     return found
 
@@ -70,10 +91,15 @@ def _follow_once(repo, config_name, overrides, prepend_hydra, skip_missing):
 def _merge_once(self, defaults, repo):
     if not _ours(repo):
         return merge(self, defaults, repo)
-    key = repr([vars(default) for default in defaults])
-    if key not in _merged:
-        _merged[key] = pickle.dumps(merge(self, defaults, repo))
-    return pickle.loads(_merged[key])
+    key = ("merged", repr([vars(default) for default in defaults]))
+    return _once(key, lambda: merge(self, defaults, repo))
+
+
+def _once(key: tuple[str, str], make: Callable[[], Any]) -> Any:
+    """Return a copy of what was made for this key."""
+    if key not in _kept:
+        _kept[key] = pickle.dumps(make())
+    return pickle.loads(_kept[key])
 
 
 def _ours(repo: Any) -> bool:

@@ -14,6 +14,7 @@ os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
 os.environ.setdefault("WANDB_MODE", "offline")
 os.environ.setdefault("WANDB_SILENT", "true")
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.path.insert(0, os.path.join(os.path.dirname(__file__), "startup"))
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -37,7 +38,7 @@ from tests.wandb_file import Offline, runs_in
 
 REPO = Path(__file__).resolve().parent.parent
 STARTUP = REPO / "tests" / "startup"
-"""Found first by processes that tests start: it makes importing Lightning quicker."""
+"""Found first by this process and those that tests start: it makes importing Lightning quicker."""
 FAST_MUON = "optimizer.groups.matrices.ns_dtype=float32"
 """Muon's products of matrices in bfloat16 are 10 to 60 times slower on a CPU without instructions for it."""
 SMALL = (
@@ -82,7 +83,6 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = shared / "cache"
     os.environ["JEPA_LM_CACHE"] = str(folder)
     os.environ["WANDB_DATA_DIR"] = str(folder / "wandb")  # copies of artifacts
-    # Not at import: pytest-xdist's workers inherit the environment, and they import the real package.
     paths = filter(None, (str(STARTUP), os.environ.get("PYTHONPATH")))
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
     gc.freeze()  # a run collects garbage at its start; spare it everything already imported
@@ -100,19 +100,27 @@ def spared() -> None:
 def counted() -> Iterator[Callable[[Any], dict[str, int]]]:
     """Put a guess in place of the FLOPs in the summaries of runs, and return the function that counts them.
 
-    Counting takes a second for each run. `logged` is a run with all of its summary. Git, which is four
-    processes for each run, is asked once.
+    Counting takes a second for each run. `logged` is a run with all of its summary, and `trained` one with
+    its memory: others do not give back what is free at their start, which takes a tenth of a second late in a
+    session. Git, which is four processes for each run, is asked once.
     """
     from jepa_lm.commands import train
     from jepa_lm.training import summary
     from jepa_lm.training.flops import count_parameters
+    from jepa_lm.utils import memory
 
     def guess(task: Any) -> dict[str, int]:
         return {"model": 6 * count_parameters(task.model), "objective": 0}
 
+    def untrimmed() -> memory.PeakMemory:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(memory, "libc", lambda function: None)
+            return memory.PeakMemory()
+
     count = summary.flops_per_token
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(summary, "flops_per_token", guess)
+        patch.setattr(train, "PeakMemory", untrimmed)
         patch.setattr(train, "git_state", functools.cache(train.git_state))
         yield count
 
@@ -236,7 +244,9 @@ class Run:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, small_text: Path) -> Run:
     """One small run, trained once for all tests that only read it."""
+    from jepa_lm.commands import train as training
     from jepa_lm.run import train
+    from jepa_lm.utils.memory import PeakMemory
 
     folder = tmp_path_factory.mktemp("trained")
     GlobalHydra.instance().clear()
@@ -244,7 +254,9 @@ def trained(tmp_path_factory: pytest.TempPathFactory, small_text: Path) -> Run:
         cfg = hydra.compose(
             "train", overrides=[f"paths.run_dir={folder}", *SMALL, f"data.path={small_text}"]
         )
-    bpb = train(cfg)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(training, "PeakMemory", PeakMemory)
+        bpb = train(cfg)
     assert bpb is not None
     return Run(folder, bpb, cfg)
 

@@ -91,7 +91,9 @@ def test_train_sweep_export_and_eval(installed, tmp_path, small_text):
         shutil.copy(HERE / "extension" / name, place)
     text = (f"data.path={small_text}", "data.tokenizer.vocab_size=400")
     own = ("--config-dir", "mine", *QUICK, *text, "objective=info_nce")
+    del outside.env["PYTHONPATH"]  # once with the real torchmetrics
     outside.run("jepa-train", *own, "hydra.run.dir=run")
+    outside.env["PYTHONPATH"] = str(STARTUP)
     assert outside.json("run/summary.json")["git"]["commit"] is None
     quick = ("export.max_tokens=2048", "export.codecs=[zlib]")
     outside.run("jepa-export", "ckpt_path=run", "hydra.run.dir=export", *quick)

@@ -1,7 +1,7 @@
-"""Stands in for torchmetrics in processes that tests start.
+"""Stands in for torchmetrics in processes of tests.
 
 Lightning imports all of torchmetrics and needs two classes of it. The rest imports SciPy's signal processing,
-Matplotlib and transformers: over a third of a process's start. pytest's own process imports the real package.
+Matplotlib and transformers: over a third of a process's start. test_wheel_slow.py imports the real package.
 """
 
 import logging
