@@ -73,9 +73,8 @@ def _in_a_process(codec: str, raw: bytes, took: Callable[[int], object]) -> byte
 
     The pipe holds less than a chunk, so a chunk that has been written has been read by the codec.
     """
-    process = fresh_python(
-        "-m", "jepa_lm.artifact.codecs", codec, stdin=subprocess.PIPE, stdout=subprocess.PIPE
-    )
+    command = ("-m", "jepa_lm.artifact.codecs", codec, str(len(raw)))
+    process = fresh_python(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     packed = b""
     with process:
         assert process.stdin is not None

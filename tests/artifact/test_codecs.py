@@ -15,11 +15,12 @@ import torch
 import zstandard
 
 from jepa_lm.artifact import ans, compression
-from jepa_lm.artifact.codecs import COMPRESSORS, compress, decompress
+from jepa_lm.artifact.codecs import CHUNK, COMPRESSORS, compress, decompress
 from jepa_lm.artifact.compression import compress_best
 from jepa_lm.artifact.container import from_file
 from jepa_lm.artifact.layout import DTYPES, dtypes_worth_planes, from_planes, streams_of, to_planes
 from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.memory import PeakMemory
 from jepa_lm.utils.process import fresh_python
 
 
@@ -29,7 +30,7 @@ def numbers(count: int, seed: int = 0) -> bytes:
 
 @pytest.mark.parametrize("codec", COMPRESSORS)
 def test_codecs_round_trip_and_refuse_bombs(codec):
-    raw = numbers(1_500_000)  # more than one piece
+    raw = numbers(CHUNK + 50_000)  # more than one piece
     packed = compress(codec, raw)
     assert decompress(codec, packed, len(raw)) == raw
     with pytest.raises(UserError, match="more than the 1000 bytes"):
@@ -38,6 +39,15 @@ def test_codecs_round_trip_and_refuse_bombs(codec):
         decompress(codec, packed[: len(packed) // 2], len(raw))
     with pytest.raises(UserError, match=r"damaged|declares"):
         decompress(codec, b"\x55" * 64, 64)
+
+
+@pytest.mark.parametrize("codec", COMPRESSORS)
+def test_a_small_stream_takes_little_memory(codec):
+    """Without its size, zstd takes 700 MB for what it could look back at."""
+    memory = PeakMemory()
+    compress(codec, numbers(20_000))
+    peak = memory.peak(torch.device("cpu"))
+    assert peak is None or peak < 64 << 20
 
 
 BOMBS = {

@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -417,11 +415,3 @@ def test_a_name_that_no_repo_has_is_refused_before_an_export(exporting):
     with pytest.raises(UserError, match=f"push={REPO}@v2: a push goes to main"):
         exporting(f"push={REPO}@v2")
     assert not exporting.folder.exists() or not list(exporting.folder.glob("artifact.*"))
-
-
-def test_the_client_is_not_imported_before_it_is_needed():
-    program = (
-        "import sys, jepa_lm.hub, jepa_lm.artifact.hub_push, jepa_lm.artifact.hub_repo;"
-        "assert 'huggingface_hub' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", program], check=True)

@@ -36,7 +36,7 @@ POLICIES = (
 )
 def test_weights_of_the_prior_take_what_was_predicted(small, policy, backbone):
     """The prediction's arithmetic alone, without effects of training: each codec within a few percent."""
-    sizes = ("model.dim=128", "model.backbone.layers=4", "data.tokenizer.vocab_size=1024")
+    sizes = ("model.dim=128", "model.backbone.layers=2", "data.tokenizer.vocab_size=1024")
     chosen, *more = policy
     overrides = (f"model={backbone}", f"quantization={chosen}", *more, *sizes)
     task = LanguageModelTask(resolve(small(*overrides)))

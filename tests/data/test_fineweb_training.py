@@ -19,6 +19,7 @@ SIZES = [
     "data.batch_tokens=512",
     "data.val_batch_tokens=2048",
     "model.dim=64",
+    "model.backbone.layers=2",
     "model.backbone.heads=4",
     "model.backbone.kv_heads=2",
     "trainer.max_steps=3",

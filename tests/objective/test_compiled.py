@@ -122,7 +122,9 @@ def test_the_compiled_loss_is_the_loss_and_is_compiled_once(small, name):
 
 def test_tables_of_angles_that_are_made_in_a_pass_would_be_seen(small):
     """Planted bug: none was made before."""
-    task = LanguageModelTask(resolve(small(*SHORT, "objective=none")), ProgressClock(max_steps=1, max_time=None))
+    task = LanguageModelTask(
+        resolve(small(*SHORT, "objective=none")), ProgressClock(max_steps=1, max_time=None)
+    )
     noted = Noted()
     torch._dynamo.reset()
     torch.compile(task._losses, backend=noted)(next(batches(1)), None)

@@ -27,7 +27,7 @@ def test_the_placebo_differs_in_whose_target_it_is_alone(build, name):
 
     That of stp keeps its own positions, see test_field_parts.py.
     """
-    more = DEEP_ENOUGH.get(name, ())
+    more = DEEP_ENOUGH.get(name, ("model.backbone.layers=2",))
     real = build(f"objective={name}", *more)
     placebo = build(f"objective={name}", "jepa.placebo=true", *more)
     assert count_parameters(placebo) == count_parameters(real)

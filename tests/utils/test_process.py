@@ -49,12 +49,3 @@ def test_a_users_environment_wins(monkeypatch):
     monkeypatch.delenv("MALLOC_ARENA_MAX")
     process.tune()
     assert called == [1]
-
-
-def test_scoring_and_exporting_start_without_lightning():
-    """Its import is most of a start; an export's fresh process counts, too."""
-    code = (
-        "import sys, jepa_lm.commands.export, jepa_lm.artifact.round_trip, jepa_lm.commands.evaluate\n"
-        "print([name for name in ('lightning', 'torch._dynamo') if name in sys.modules])"
-    )
-    assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
