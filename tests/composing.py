@@ -8,8 +8,11 @@ whose unpickling takes a fifth of the time of a deep copy.
 from __future__ import annotations
 
 import functools
+import hashlib
+import os
 import pickle
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import omegaconf.base
@@ -22,6 +25,8 @@ from hydra.core.config_store import ConfigStore
 
 from jepa_lm.utils.paths import CONF
 
+SHARED = "JEPA_LM_TESTS_COMPOSED"
+"""Environment variable with the folder in which the processes of a session share what they keep."""
 KEPT = {"pkg://hydra.conf", f"file://{CONF}", "structured://"}
 STATE = (
     "override_choices",
@@ -96,10 +101,22 @@ def _merge_once(self, defaults, repo):
 
 
 def _once(key: tuple[str, str], make: Callable[[], Any]) -> Any:
-    """Return a copy of what was made for this key."""
+    """Return a copy of what was made for this key, here or by another process of the session."""
     if key not in _kept:
-        _kept[key] = pickle.dumps(make())
+        _kept[key] = _made_once(hashlib.sha256(repr(key).encode()).hexdigest(), make)
     return pickle.loads(_kept[key])
+
+
+def _made_once(name: str, make: Callable[[], Any]) -> bytes:
+    place = Path(os.environ[SHARED], name) if SHARED in os.environ else None
+    if place is not None and place.exists():
+        return place.read_bytes()
+    made = pickle.dumps(make())
+    if place is not None:
+        written = place.with_name(f"{name}.{os.getpid()}")
+        written.write_bytes(made)
+        written.rename(place)
+    return made
 
 
 def _ours(repo: Any) -> bool:

@@ -34,6 +34,7 @@ from jepa_lm.data.corpora import Austen
 from jepa_lm.utils import schema
 from jepa_lm.utils.paths import CONF
 from tests import composing
+from tests.sharing import once
 from tests.wandb_file import Offline, runs_in
 
 REPO = Path(__file__).resolve().parent.parent
@@ -75,13 +76,21 @@ schema.register()
 composing.keep_merged_files(pytest.MonkeyPatch())
 
 
-@pytest.fixture(scope="session", autouse=True)
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """One cache of prepared data for all tests and all workers."""
+@pytest.fixture(scope="session")
+def session_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """One folder for all workers."""
     base = tmp_path_factory.getbasetemp()
-    shared = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
-    folder = shared / "cache"
+    return base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+
+@pytest.fixture(scope="session", autouse=True)
+def cache(session_folder: Path) -> Path:
+    """One cache of prepared data for all tests and all workers."""
+    folder = session_folder / "cache"
     os.environ["JEPA_LM_CACHE"] = str(folder)
+    composed = session_folder / "composed"
+    composed.mkdir(exist_ok=True)
+    os.environ[composing.SHARED] = str(composed)
     os.environ["WANDB_DATA_DIR"] = str(folder / "wandb")  # copies of artifacts
     paths = filter(None, (str(STARTUP), os.environ.get("PYTHONPATH")))
     os.environ["PYTHONPATH"] = os.pathsep.join(paths)
@@ -126,28 +135,37 @@ def counted() -> Iterator[Callable[[Any], dict[str, int]]]:
 
 
 @pytest.fixture(scope="session")
-def small_text(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def small_text(session_folder: Path) -> Path:
     """About 60 kB of real English."""
-    path = tmp_path_factory.mktemp("text") / "emma.txt"
-    blocks = Austen().blocks("train")
-    path.write_text("".join(next(blocks).text for _ in range(4))[:60_000])
-    return path
+
+    def make(folder: Path) -> None:
+        folder.mkdir()
+        blocks = Austen().blocks("train")
+        text = "".join(next(blocks).text for _ in range(4))[:60_000]
+        (folder / "emma.txt").write_text(text)
+
+    once(session_folder / "text", make)
+    return session_folder / "text" / "emma.txt"
 
 
 Compose = Callable[..., DictConfig]
 
 
 @pytest.fixture(scope="session")
-def teacher(tmp_path_factory: pytest.TempPathFactory, small_text: Path) -> Path:
+def teacher(session_folder: Path, small_text: Path) -> Path:
     """A checkpoint of `SMALL` after two steps, for objectives with a teacher."""
     from jepa_lm.run import train
 
-    folder = tmp_path_factory.mktemp("teacher")
-    words = [*SMALL, f"data.path={small_text}", "seed=5", "trainer.max_steps=2"]
+    words = (*SMALL, f"data.path={small_text}", "seed=5", "trainer.max_steps=2")
+    once(session_folder / "teacher", lambda folder: train(_config("train", *words, run_dir=folder)))
+    return session_folder / "teacher" / "checkpoints" / "last.ckpt"
+
+
+def _config(command: str, *words: str, run_dir: Path) -> DictConfig:
+    """Return the config of a command in this folder."""
     GlobalHydra.instance().clear()
     with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        train(hydra.compose("train", overrides=[*words, f"paths.run_dir={folder}"]))
-    return folder / "checkpoints" / "last.ckpt"
+        return hydra.compose(command, overrides=[*words, f"paths.run_dir={run_dir}"])
 
 
 def needs_teacher(words: Sequence[str]) -> bool:
@@ -242,21 +260,21 @@ class Run:
 
 
 @pytest.fixture(scope="session")
-def trained(tmp_path_factory: pytest.TempPathFactory, small_text: Path) -> Run:
+def trained(session_folder: Path, small_text: Path) -> Run:
     """One small run, trained once for all tests that only read it."""
     from jepa_lm.commands import train as training
     from jepa_lm.run import train
     from jepa_lm.utils.memory import PeakMemory
 
-    folder = tmp_path_factory.mktemp("trained")
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        cfg = hydra.compose(
-            "train", overrides=[f"paths.run_dir={folder}", *SMALL, f"data.path={small_text}"]
-        )
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(training, "PeakMemory", PeakMemory)
-        bpb = train(cfg)
+    folder = session_folder / "trained"
+    cfg = _config("train", *SMALL, f"data.path={small_text}", run_dir=folder)
+
+    def make(folder: Path) -> float | None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(training, "PeakMemory", PeakMemory)
+            return train(cfg)
+
+    bpb = once(folder, make)
     assert bpb is not None
     return Run(folder, bpb, cfg)
 
@@ -272,25 +290,22 @@ class Logged:
 
 @pytest.fixture(scope="session")
 def logged(
-    tmp_path_factory: pytest.TempPathFactory,
-    small_text: Path,
-    counted: Callable[[Any], dict[str, int]],
+    session_folder: Path, small_text: Path, counted: Callable[[Any], dict[str, int]]
 ) -> Logged:
     """One run with an objective, logged offline in a group and with a name."""
     from jepa_lm.run import train
     from jepa_lm.training import summary
 
-    folder = tmp_path_factory.mktemp("logged")
     named = ("++logger.wandb.group=weights", "++logger.wandb.name=vicreg 0.1 seed 1", "tags=[a,b]")
     measured = ("jepa.diagnostics.every=2", "trainer.val_check_interval=3")
-    where = (f"paths.run_dir={folder}", f"data.path={small_text}")
-    GlobalHydra.instance().clear()
-    with (
-        hydra.initialize_config_dir(str(CONF), version_base="1.3"),
-        pytest.MonkeyPatch.context() as patch,
-    ):
-        patch.setattr(summary, "flops_per_token", counted)
-        overrides = [*SMALL, *where, *OFFLINE, "objective=vicreg", *named, *measured]
-        train(hydra.compose("train", overrides))
+    words = (*SMALL, f"data.path={small_text}", *OFFLINE, "objective=vicreg", *named, *measured)
+
+    def make(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(summary, "flops_per_token", counted)
+            train(_config("train", *words, run_dir=folder))
+
+    folder = session_folder / "logged"
+    once(folder, make)
     (run,) = runs_in(folder)
     return Logged(folder, run, json.loads((folder / "summary.json").read_text()))

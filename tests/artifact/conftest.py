@@ -18,6 +18,7 @@ from jepa_lm.run import export
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.paths import CONF
 from tests.artifact.hostile import SECRET, artifact_with, bounded, checkpoint_with
+from tests.sharing import once
 
 
 @dataclass(frozen=True)
@@ -34,11 +35,15 @@ class Exported:
 
 
 @pytest.fixture(scope="session")
-def exported(trained, tmp_path_factory) -> Exported:
-    folder = tmp_path_factory.mktemp("export")
-    GlobalHydra.instance().clear()
-    with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
-        export(hydra.compose("export", [f"ckpt_path={trained.folder}", f"paths.run_dir={folder}"]))
+def exported(session_folder, trained) -> Exported:
+    def make(folder: Path) -> None:
+        GlobalHydra.instance().clear()
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            words = [f"ckpt_path={trained.folder}", f"paths.run_dir={folder}"]
+            export(hydra.compose("export", words))
+
+    folder = session_folder / "exported"
+    once(folder, make)
     return Exported(folder, json.loads((folder / "export.json").read_text()))
 
 
