@@ -59,7 +59,8 @@ def test_a_fresh_process_scores_the_artifact_like_the_checkpoint(exported, train
 @pytest.mark.usefixtures("answers_here")
 def test_float32_export_scores_exactly(trained, compose, tmp_path):
     run_dir = tmp_path / "run"
-    export(compose("export", f"ckpt_path={trained.folder}", "quantization=none"))
+    quick = ("quantization=none", "export.codecs=[zlib]")
+    export(compose("export", f"ckpt_path={trained.folder}", *quick))
     got = evaluate(compose("eval", f"artifact_path={run_dir}", "eval.baselines=false"))
     assert got == pytest.approx(trained.bpb, abs=1e-9)
 
