@@ -40,7 +40,7 @@ def dry_run(
         *unplanned,
         f"{_runs(how.total)}, {len(finished)} of them already finished",
         *(f"note: {note}" for note in manifest.notes),
-        f"time: {_time(list(left.values()), later, durations(manifest.jobs, folder), how.at_once)}",
+        f"time: {_time(left, later, durations(manifest.jobs, folder, how), how)}",
         f"disk: {_disk(manifest, left, later, checkpoint_bytes)}",
     ]
 
@@ -59,19 +59,25 @@ def _groups(manifest: Manifest, finished: set[str]) -> list[str]:
     ]
 
 
-def _time(left: list[Mapping[str, Any]], later: int, took: list[float], workers: int) -> str:
-    count = len(left) + later
+def _time(
+    left: Mapping[str, Mapping[str, Any]], later: int, took: list[float], how: Launching
+) -> str:
+    count, workers = len(left) + later, how.at_once
     if not count:
         return "none, all runs are finished"
     rounds = math.ceil(count / workers)
     at_once = f", {workers} at a time" if workers > 1 else ""
     if took:
         usual = statistics.median(took)
+        if how.costs:  # runs of a ladder
+            seconds = usual * sum(map(how.cost, left)) / workers
+            known = f"by their FLOPs and the time of the {len(took)} finished"
+            return f"{about(seconds)}: {_runs(count)}, {known}{at_once}"
         source = (
             f"the median of the {len(took)} finished" if len(took) > 1 else "as the finished one"
         )
         return f"{about(rounds * usual)}: {_runs(count)} of {about(usual)} each ({source}){at_once}"
-    limits = [config["trainer"]["max_time"] for config in left]
+    limits = [config["trainer"]["max_time"] for config in left.values()]
     if None in limits:
         return (
             "unknown, no run here has finished and trainer.max_time is not set; once the first runs have "

@@ -9,7 +9,7 @@ import os
 import statistics
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -35,9 +35,10 @@ def duration(folder: Path) -> float | None:
     return max((ended - began) / 1e9, float(run.summary.get("seconds", 0.0)))
 
 
-def durations(jobs: Sequence[Job], folder: Path) -> list[float]:
-    """Return the seconds that the finished jobs took."""
-    return [took for job in jobs if (took := duration(folder / job.folder)) is not None]
+def durations(jobs: Sequence[Job], folder: Path, how: Launching) -> list[float]:
+    """Return the seconds that the finished jobs took, each for a cost of 1."""
+    took = {job.folder: duration(folder / job.folder) for job in jobs}
+    return [seconds / how.cost(run) for run, seconds in took.items() if seconds is not None]
 
 
 def workers(launcher: Mapping[str, Any]) -> int:
@@ -56,10 +57,16 @@ class Launching:
     """Jobs of the whole sweep; more than are planned in a search, which plans while it runs."""
     below: str = ""
     """Folder of the jobs below that of the command, if they have one of their own."""
+    costs: Mapping[str, float] = field(default_factory=dict)
+    """What jobs cost, relative to one another, by folder; none: all the same."""
 
     def root(self, folder: Path) -> Path:
         """Return the folder of the command, given that of the jobs."""
         return folder.parent if self.below else folder
+
+    def cost(self, run: str) -> float:
+        """Return what a job costs."""
+        return self.costs.get(run, 1.0)
 
 
 class JobLines:
@@ -75,7 +82,7 @@ class JobLines:
     ) -> None:
         self.todo, self.folder, self.how = todo, folder, how
         self._before = {job.folder: self._stamps(job) for job in todo}
-        self._took = durations([job for job in jobs if job not in todo], folder)
+        self._took = durations([job for job in jobs if job not in todo], folder, how)
         self._later = how.total - len(jobs)
         """Jobs that are not planned yet."""
         self._done = len(jobs) - len(todo)
@@ -97,7 +104,7 @@ class JobLines:
                 self._running[job] = now
             if job in self._running and ended is not None and ended != ended_before:
                 del self._running[job]
-                self._took += durations([job], self.folder)
+                self._took += durations([job], self.folder, self.how)
         if self._last > known and self.how.total > 1:
             job = self.todo[self._last]
             left = "" if not self._took else f", {about(self._left(now))} left"
@@ -105,11 +112,14 @@ class JobLines:
 
     def _left(self, now: float) -> float:
         """Return the seconds that the rest of the sweep takes if every job takes the median of the others."""
-        usual = statistics.median(self._took)
-        waiting = len(self.todo) - self._last - 1 + self._later
-        running = sum(max(0.0, usual - (now - began)) for began in self._running.values())
-        at_once = max(1, min(self.how.at_once, waiting + len(self._running)))
-        return (usual * waiting + running) / at_once
+        usual, cost = statistics.median(self._took), self.how.cost
+        waiting = [cost(job.folder) for job in self.todo[self._last + 1 :]] + [1.0] * self._later
+        running = [
+            max(0.0, usual * cost(job.folder) - (now - began))
+            for job, began in self._running.items()
+        ]
+        at_once = max(1, min(self.how.at_once, len(waiting) + len(running)))
+        return (usual * sum(waiting) + sum(running)) / at_once
 
     def _stamps(self, job: Job) -> tuple[int | None, int | None]:
         """Return when a job's first and last record were written."""

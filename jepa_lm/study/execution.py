@@ -24,6 +24,7 @@ from jepa_lm.study.begun import FOLDER_KEY, checked, registered
 from jepa_lm.study.composing import Composer, composed_with
 from jepa_lm.study.dry_run import CheckpointBytes, dry_run
 from jepa_lm.study.duration import Launching, workers
+from jepa_lm.study.ladder import costs
 from jepa_lm.study.launch import launch, wandb_group
 from jepa_lm.study.manifest import Job, Manifest
 from jepa_lm.study.plan import CheckMetric, check_metrics, plan_study, plan_sweep
@@ -91,7 +92,7 @@ def sweep(
     ) -> list[JobReturn]:
         check_metrics(manifest, configs, check_metric)
         manifest, configs = checked(manifest, configs, folder / below)
-        how = Launching(at_once, total)
+        how = Launching(at_once, total, costs(manifest))
         for line in dry_run(manifest, configs, folder / below, how, checkpoint_bytes):
             say(line)
         return []
@@ -140,7 +141,7 @@ def sweep(
             described(draws.plan, draws.configs, len(draws.plan.jobs), TUNING)
         return described(manifest, configs, len(manifest.jobs))
     check_metrics(manifest, configs, check_metric)
-    how = Launching(at_once, len(manifest.jobs))
+    how = Launching(at_once, len(manifest.jobs), costs(manifest))
     with only_writer(folder, FOLDER_KEY), bugs_kept(folder):
         sweep_up(folder)
         if draws is not None:

@@ -13,6 +13,7 @@ from typing import Any
 
 from jepa_lm.study.measure import FORMER_ESTIMANDS, Estimand
 from jepa_lm.study.recorded import read
+from jepa_lm.study.roles import BASELINES
 from jepa_lm.study.sequential import Seeds
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.files import read_json, write_json
@@ -21,6 +22,10 @@ from jepa_lm.utils.quoting import literal
 
 FILE = "study.json"
 FORMAT = 1
+RUNG = "rung"
+"""Key of a group's settings that names its rung, in a study with a ladder (`jepa_lm.study.ladder`)."""
+MOST_LOG_FLOPS = 40
+"""Largest logarithm of a run's FLOPs that is accepted; all of the world's computers spend 10^29 in a year."""
 
 
 @dataclass(frozen=True)
@@ -78,6 +83,17 @@ class Identity:
 
 
 @dataclass(frozen=True)
+class Rung:
+    """A size and a budget at which all treatments of a study with a ladder are compared."""
+
+    name: str
+    overrides: tuple[str, ...]
+    """What sets them."""
+    log_flops: Mapping[str, float]
+    """Logarithm to the base 10 of the training FLOPs of a run, by baseline."""
+
+
+@dataclass(frozen=True)
 class Registration:
     """What a study set out to show, see `jepa_lm.study.registration`."""
 
@@ -130,6 +146,8 @@ class Manifest:
     """When the study is looked at, see `jepa_lm.study.sequential`."""
     planned: tuple[str, ...] = ()
     """All seeds of a study; a sequential one may end before the last."""
+    ladder: tuple[Rung, ...] = ()
+    """Rungs of a study at several sizes, smallest first; none: it has one size."""
     margin: float | None = None
     """Largest difference that does not matter, in the unit of the metric; None: see `measure_for`."""
     tuning: Mapping[str, Tuned] = field(default_factory=dict)
@@ -142,6 +160,17 @@ class Manifest:
     def group(self, name: str) -> Group:
         """Return the group with this name."""
         return next(g for g in self.groups if g.name == name)
+
+    def baseline(self, of: str) -> str | None:
+        """Return the control that the verdict on a treatment is about; None without a baseline."""
+        against = {c.role: c.against for c in reversed(self.comparisons) if c.of == of}
+        return next((against[role] for role in BASELINES if role in against), None)
+
+    def log_flops(self, of: str) -> float:
+        """Return log10 of the training FLOPs of the baseline's run, for a treatment on a ladder."""
+        rung, baseline = self.group(of).settings[RUNG], self.baseline(of)
+        assert baseline is not None
+        return next(r.log_flops[baseline] for r in self.ladder if r.name == rung)
 
     def first(self, seeds: int) -> Manifest:
         """Return the plan of the first of its seeds alone."""
@@ -214,3 +243,10 @@ def _inconsistent(plan: Manifest) -> Iterator[str]:
     for identity in plan.identities:
         if not known.issuperset(identity.runs):
             yield f"{identity.says[:100]!r} is about runs that are not jobs"
+    at = {rung.name: rung.log_flops for rung in plan.ladder}
+    if len(at) < len(plan.ladder):
+        yield "two rungs have the same name"
+    for of in {c.of for c in plan.comparisons}.intersection(groups) if at else ():
+        counted = at.get(plan.group(of).settings.get(RUNG, ""), {})
+        if not 0 < counted.get(plan.baseline(of) or "", 0) < MOST_LOG_FLOPS:
+            yield f"the ladder does not have the FLOPs of {of[:100]!r}"

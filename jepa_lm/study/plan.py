@@ -19,6 +19,7 @@ from jepa_lm.study.arms import (
     differences,
     read_arms,
 )
+from jepa_lm.study.ladder import climbed, on_ladder
 from jepa_lm.study.losses import NODES, losses_of
 from jepa_lm.study.manifest import Comparison, Group, Identity, Manifest
 from jepa_lm.study.measure import FORMER_ESTIMANDS, Estimand
@@ -42,6 +43,7 @@ SETTINGS = {
     "margin": float | None,
     "seeds": Seeds,
     "tuning": dict | None,
+    "ladder": dict | None,
     "dry_run": bool,
     "arms": dict,
 }
@@ -107,7 +109,7 @@ def plan_study(
     """Plan the treatments of a study and their arms.
 
     Args:
-        flops: counts the FLOPs per token of a run, for arms that spend as many as their treatment.
+        flops: counts the FLOPs per token of a run, for arms that spend as many as their treatment, and rungs.
         tuned: overrides that tuning has found, by the name of the group.
 
     Raises:
@@ -123,7 +125,7 @@ def plan_study(
     margin = study.get("margin")
     if margin is not None and not 0 < margin < math.inf:
         raise UserError(f"study.margin={margin}: must be above 0, or null")
-    request = judged_by(request, study.get("metric"))
+    request = on_ladder(judged_by(request, study.get("metric")), study)
     arms = read_arms(study["arms"])
     planner = Planner(compose)
     seeds = request.seeds(compose)
@@ -157,20 +159,18 @@ def plan_study(
         comparisons += of_arms
         identities += of_runs
     manifest = planner.manifest(request, study["name"], "study", comparisons)
-    return (
-        replace(
-            manifest,
-            match=study["match"],
-            metric=study.get("metric") or manifest.metric,
-            estimand=study["estimand"],
-            margin=margin,
-            seeds=study.get("seeds", "fixed"),
-            planned=tuple(map(str, seeds)),
-            identities=tuple(identities),
-            not_applicable=not_applicable,
-        ),
-        planner.configs,
+    manifest = replace(
+        manifest,
+        match=study["match"],
+        metric=study.get("metric") or manifest.metric,
+        estimand=study["estimand"],
+        margin=margin,
+        seeds=study.get("seeds", "fixed"),
+        planned=tuple(map(str, seeds)),
+        identities=tuple(identities),
+        not_applicable=not_applicable,
     )
+    return climbed(manifest, request, planner.configs, flops), planner.configs
 
 
 def judged_by(request: Request, metric: str | None) -> Request:

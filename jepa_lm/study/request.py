@@ -11,6 +11,7 @@ from typing import Any
 from hydra.core.override_parser.types import IntervalSweep, Override
 
 from jepa_lm.study.arms import below
+from jepa_lm.study.manifest import RUNG
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.values import check_seed
 
@@ -61,13 +62,15 @@ class Request:
     """Swept values by key, in the order of the command line; `seed` may be one of them."""
     intervals: Mapping[str, Interval] = field(default_factory=dict)
     """Ranges of a search by key."""
+    ladder: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Overrides of each rung of a study's ladder, smallest first."""
 
     def cells(self) -> list[dict[str, str]]:
-        """Return every combination of the swept values, without the seed."""
-        keys = [key for key in self.axes if key != SEED]
+        """Return every combination of the rungs and the swept values, without the seed."""
+        axes = {RUNG: tuple(self.ladder)} if self.ladder else {}
+        axes |= {key: values for key, values in self.axes.items() if key != SEED}
         return [
-            dict(zip(keys, values, strict=True))
-            for values in itertools.product(*(self.axes[key] for key in keys))
+            dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())
         ]
 
     def seeds(self, compose: Compose) -> list[int]:
@@ -98,7 +101,8 @@ class Request:
 
     def fixed_with(self, cell: Mapping[str, str], without: Sequence[str] = ()) -> list[str]:
         """Return the command line of a combination, without the seed and the keys in `without`."""
-        words = [*self.fixed, *(f"{key}={value}" for key, value in cell.items())]
+        swept = (f"{key}={value}" for key, value in cell.items() if key != RUNG)
+        words = [*self.fixed, *self.ladder.get(cell.get(RUNG, ""), ()), *swept]
         kept = [w for w in words if not below(w.lstrip("+~").partition("=")[0], without)]
         return [w for w in kept if w.partition("=")[0] != SEED or SEED not in self.axes]
 

@@ -52,9 +52,11 @@ Plan = Callable[..., Planned]
 
 @pytest.fixture
 def plan(monkeypatch, capsys, tmp_path, small_text) -> Plan:
-    """plan(words...) runs `python train.py words...` up to the launch of its jobs."""
+    """plan(words...) runs `python train.py words...` up to the launch of its jobs, in a small model."""
 
-    def run(*words: str, folder: Path = tmp_path / "sweep", quote: bool = False) -> Planned:
+    def run(
+        *words: str, folder: Path = tmp_path / "sweep", quote: bool = False, small: bool = True
+    ) -> Planned:
         launched: list[list[str]] = []
 
         def launch(self, job_overrides, initial_job_idx):
@@ -67,7 +69,8 @@ def plan(monkeypatch, capsys, tmp_path, small_text) -> Plan:
         monkeypatch.setattr(execution, "report", lambda *_: None)
         monkeypatch.setattr(execution, "failures", lambda *_: {})
         place = quoted(str(folder)) if quote else folder
-        common = (*SMALL, f"data.path={small_text}", f"hydra.sweep.dir={place}")
+        sizes = (*SMALL, f"data.path={small_text}") if small else ()
+        common = (*sizes, f"hydra.sweep.dir={place}")
         flags = [word for word in words if word == "-m"]  # argparse wants it first
         words = tuple(word for word in words if word != "-m")
         monkeypatch.setattr(sys, "argv", ["train.py", *flags, *common, *words])

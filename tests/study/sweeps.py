@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from jepa_lm.study.manifest import Comparison, Group, Identity, Job, Manifest
+from jepa_lm.study.manifest import RUNG, Comparison, Group, Identity, Job, Manifest, Rung
 
 CONFIG: dict[str, Any] = {
     "data": {
@@ -155,6 +155,50 @@ def paired(
     control = {str(seed): base + draw.gauss(0, 0.006) for seed in range(1, seeds + 1)}
     treatment = {seed: score + apart + draw.gauss(0, noise) for seed, score in control.items()}
     return {"control": control, "treatment": treatment}
+
+
+def climbing(
+    folder: Path,
+    effects: Mapping[str, tuple[float, ...]],
+    *,
+    seeds: int = 5,
+    noise: float = 0.001,
+    log_flops: tuple[float, ...] = (11.0, 12.0, 13.0, 14.0),
+    **more: Any,
+) -> Path:
+    """Write a study with a ladder, whose losses fall along a power law.
+
+    Args:
+        effects: differences at each rung, smallest first, by objective. noise: deviation of a difference.
+        log_flops: of each rung. more: of `study`.
+    """
+    draw = random.Random(3)
+    scores: dict[str, dict[str, float]] = {}
+    settings, against, rungs = {}, {}, []
+    for i, log in enumerate(log_flops):
+        rung = f"r{i}"
+        control = f"rung-{rung}/control"
+        base = 1.2 + 0.8 * 10 ** (-0.3 * i)
+        scores[control] = {str(s): base + draw.gauss(0, 0.004) for s in range(1, seeds + 1)}
+        settings[control] = {RUNG: rung}
+        rungs.append(Rung(rung, (f"model.dim={16 * (i + 1)}",), {control: log}))
+        for objective, apart in effects.items():
+            name = f"rung-{rung}_objective-{objective}/treatment"
+            scores[name] = {
+                s: b + apart[i] + draw.gauss(0, noise) for s, b in scores[control].items()
+            }
+            settings[name] = {RUNG: rung, "objective": objective}
+            against[name] = {"weight_0": control}
+    more = {"name": "scaling", "ladder": tuple(rungs)} | more
+    runs = {
+        name: {"weight": 0.1, "objective": of["objective"]}
+        if "objective" in of
+        else {"weight": 0.0}
+        for name, of in settings.items()
+    }
+    for name, of in more.pop("runs", {}).items():
+        runs[name] |= of
+    return study(folder, scores, against=against, settings=settings, runs=runs, **more)
 
 
 def _write_metrics(path: Path, bpb: float, seed: str, jepa: Mapping[str, Any], every: int) -> None:

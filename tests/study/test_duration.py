@@ -105,6 +105,19 @@ def test_a_sweep_that_goes_on_counts_what_is_finished(sweep, capsys):
     assert capsys.readouterr().err == "job 3 of 12: seed-2, about 15 minutes left\n"
 
 
+def test_jobs_of_a_ladder_take_the_time_of_their_flops(sweep, capsys):
+    """A job of the first rung took a minute; the second costs ten times as much, the others a hundred."""
+    costs = {job.folder: 1e12 * 10 ** min(i, 2) for i, job in enumerate(sweep.jobs)}
+    lines = JobLines(sweep.jobs, sweep.jobs, sweep.folder, Launching(1, 9, costs))
+    sweep.begin(0)
+    lines.look()
+    sweep.now = 60.0
+    sweep.end(0, 60)
+    sweep.begin(1)
+    lines.look()
+    assert capsys.readouterr().err.splitlines()[-1] == "job 2 of 9: seed-1, about 11.8 hours left"
+
+
 @pytest.mark.parametrize(
     ("launcher", "at_once"),
     [
