@@ -55,6 +55,11 @@ def ratio(value: float | None) -> str:
     return NOTHING if value is None or not math.isfinite(value) else f"{value:.2f}"
 
 
+def flops(log_flops: float) -> str:
+    """Format a compute, given its logarithm to the base 10: `2.1e12`."""
+    return f"{10.0**log_flops:.2g}".replace("e+", "e")
+
+
 def setting(value: Any) -> str:
     """Format a value of a config as it would be typed."""
     return value if isinstance(value, str) else json.dumps(value, sort_keys=True)

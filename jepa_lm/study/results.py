@@ -26,6 +26,7 @@ from jepa_lm.study.manifest import Identity, Manifest
 from jepa_lm.study.measure import Measure, measure_for
 from jepa_lm.study.runs import Run
 from jepa_lm.study.treatments import Treatment, treatments
+from jepa_lm.study.trend import Trend, trends
 from jepa_lm.utils.paths import PAGE_FILE
 
 
@@ -39,6 +40,8 @@ class Results:
     """Every planned run by its folder."""
     arms: Mapping[str, ArmResult]
     treatments: tuple[Treatment, ...]
+    trends: tuple[Trend, ...]
+    """Trends of the treatments over the ladder of a study; none without one."""
     apart: tuple[str, ...]
     """Why the arms are not comparable, for a sweep without comparisons."""
     warnings: tuple[str, ...]
@@ -86,6 +89,7 @@ def collect(folder: Path) -> Results:
         runs=runs,
         arms=arms,
         treatments=judged,
+        trends=tuple(trends(plan, judged)),
         apart=() if judged else (*not_planned(arms.values()), *apart(everything, plan.match)),
         warnings=(*damaged(runs), *together(by_arm)),
         failures=tuple(failures(plan, runs)),

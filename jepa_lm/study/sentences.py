@@ -64,12 +64,8 @@ def rule(effect: Effect) -> str:
 
 def chance(effect: Effect, name: str, adjusted: Adjusted) -> str:
     """Say that a difference does not stand out among the treatments of a study."""
-    assert adjusted.difference is not None
     side = "Better" if effect.gains else "Worse"
-    return (
-        f"{side} than {name} by itself: {numbers(effect)}. But one of {adjusted.treatments} treatments "
-        f"may look so by chance: {p_value(adjusted.difference)} after Holm."
-    )
+    return f"{side} than {name} by itself: {numbers(effect)}. {of_several(adjusted)}"
 
 
 def too_few(effect: Effect, name: str) -> str:
@@ -120,6 +116,53 @@ def undecided(effect: Effect, name: str, gates: Sequence[Effect], level: float) 
     return (
         f"No difference from {name} is shown: {numbers(effect)}. With this many seeds, 8 studies of 10 would "
         f"find {what} of {smallest:.4f} {effect.unit}; to find the one seen here would take {needed} seeds."
+    )
+
+
+def trend(
+    word: str, slope: Effect, first: tuple[str, Effect], last: tuple[str, Effect], level: float
+) -> str:
+    """Say what the scores at the rungs of a ladder show, see `jepa_lm.study.trend`.
+
+    Args:
+        word: of the trend by itself. slope: of the seeds. first, last: smallest and largest rung, with the
+            effect there. level: of the strictest test, after correction.
+    """
+    (low, before), (high, after) = first, last
+    gains, loses = ("gain", "harm") if slope.gains else ("harm", "gain")
+    at_first, at_last = f"at {low}, {numbers(before)}", f"at {high}, {numbers(after)}"
+    match word:
+        case "grows":
+            return f"The {gains} grows with compute: {numbers(slope)}; {at_last}."
+        case "vanishes":
+            still = after.gains == before.gains and after.p is not None and after.p < level
+            end = f"it is {'still there' if still else 'no longer shown'}"
+            there = f"It is there {at_first}; {at_last}, {end}."
+            return f"The {loses} shrinks with compute: {numbers(slope)}. {there}"
+        case "changes sign":
+            return f"A {loses} turns into a {gains} with compute: {numbers(slope)}; {at_first}; {at_last}."
+        case "shifts":
+            return (
+                f"The difference moves toward a {gains} with compute: {numbers(slope)}. Whether a {gains} "
+                f"grows or a {loses} shrinks is not shown: {at_first}; {at_last}."
+            )
+        case "no trend shown":
+            found = smallest_effect(slope.std, slope.n, level) if slope.std else 0.0
+            return (
+                f"No trend with compute is shown: {numbers(slope)}. With this many seeds, 8 studies of 10 "
+                f"would find a slope of {found:.4f} {slope.unit}."
+            )
+    if slope.n < MINIMUM_PAIRS:
+        return f"Too few seeds for a trend: {slope.n} have every rung; at least {MINIMUM_PAIRS} are needed."
+    return f"Nothing to test: the slopes of all {slope.n} seeds are equal, so seeds count as one."
+
+
+def of_several(adjusted: Adjusted) -> str:
+    """Say that a trend does not stand out among the treatments of a study."""
+    assert adjusted.difference is not None
+    return (
+        f"But one of {adjusted.treatments} treatments may look so by chance: {p_value(adjusted.difference)} "
+        "after Holm."
     )
 
 

@@ -63,6 +63,8 @@ class Treatment:
     """What its scores claim, corrected for the other treatments; None without a baseline."""
     placebo: Against | None = None
     """The placebo against the baseline; None without one of them."""
+    diverged: str = ""
+    """Which runs diverged, if runs of the treatment failed or others diverged than of the baseline."""
 
     @property
     def word(self) -> str:
@@ -125,6 +127,7 @@ def treatments(
             not_applicable=plan.not_applicable.get(name, {}),
             adjusted=adjusted.get(name),
             placebo=_placebo(found, plan.seeds),
+            diverged=_diverged(arms[name], found),
         )
 
 
@@ -239,5 +242,15 @@ def _judged(
     mine, theirs = (found.out[arm.name] for arm in (treatment, found.controls[role]))
     # Nothing helps while a run of it has no score, whatever the baseline's runs did.
     if mine.keys() != theirs.keys() or (treatment.failed and said.word in GAINS):
-        said = said.without(told(mine, theirs, BASELINES[role]))
+        said = said.without(_diverged(treatment, found))
     return said.word, said.sentence
+
+
+def _diverged(treatment: ArmResult, found: _Compared) -> str:
+    role = next((role for role in BASELINES if role in found.controls), None)
+    if role is None:
+        return ""
+    mine, theirs = (found.out[arm.name] for arm in (treatment, found.controls[role]))
+    if mine.keys() == theirs.keys() and not treatment.failed:
+        return ""
+    return told(mine, theirs, BASELINES[role])
