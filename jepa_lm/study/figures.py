@@ -19,8 +19,8 @@ MARGIN = 0.04
 """Room at both ends of the axis of weights, as a share."""
 NEAREST = 0.042
 """Share of the axis that a turned label needs on a phone; a weight nearer to the last label gets none."""
-ROOMY = 0.11
-"""Share that a label needs if it is not turned."""
+ROOMY, SHORT = 0.11, 4
+"""Share that a label of so many characters needs if it is not turned."""
 
 
 def effects(treatment: Treatment, look: Mapping[str, Style]) -> Panel | None:
@@ -113,7 +113,7 @@ def _weights(
     up: Scale,
 ) -> Panel:
     places = _places([weight for weight, _ in family])
-    across, upright = _labelled(places, [f"{weight:g}" for weight, _ in family])
+    across, upright = labelled(places, [f"{weight:g}" for weight, _ in family])
     arms = list(zip(places, (arm for _, arm in family), strict=True))
     line = Line(
         Style(title, colour),
@@ -162,14 +162,15 @@ def _nearest(places: Sequence[float]) -> float:
     return min(apart) / ((places[-1] - places[0]) or 1.0)
 
 
-def _labelled(places: Sequence[float], texts: Sequence[str]) -> tuple[Scale, bool]:
+def labelled(places: Sequence[float], texts: Sequence[str]) -> tuple[Scale, bool]:
     """Return the axis with a label wherever there is room, and whether labels are turned on a phone."""
     ticks: list[tuple[float, str]] = []
     for place, text in zip(places, texts, strict=True):
         if not ticks or place - ticks[-1][0] >= NEAREST:
             ticks.append((place, text))
     apart = [b - a for (a, _), (b, _) in pairwise(ticks)]
-    return Scale(0.0, 1.0, tuple(ticks)), min(apart, default=1.0) < ROOMY
+    roomy = ROOMY * max(SHORT, *map(len, texts)) / SHORT
+    return Scale(0.0, 1.0, tuple(ticks)), min(apart, default=1.0) < roomy
 
 
 def _number(text: str | None) -> float | None:

@@ -13,9 +13,12 @@ import time
 from collections.abc import Iterable, Mapping
 
 from jepa_lm.study.exclusion import DEVIATIONS, MARGINS
+from jepa_lm.study.formatting import flops
+from jepa_lm.study.ladder import climbs
 from jepa_lm.study.manifest import Manifest, Registration
 from jepa_lm.study.measure import Measure
-from jepa_lm.study.roles import BASELINES, is_gate
+from jepa_lm.study.power import ALPHA
+from jepa_lm.study.roles import is_gate
 from jepa_lm.study.sequential import level_of, looks, planned_at
 from jepa_lm.utils.files import without_nan
 
@@ -52,14 +55,33 @@ def contents(plan: Manifest) -> dict[str, str]:
             f"{DEVIATIONS} median absolute deviations and {MARGINS} margins"
         ),
         "arms": "; ".join(f"{group.name}: {group.says}" for group in plan.groups),
+        **_ladder(plan),
+    }
+
+
+def _ladder(plan: Manifest) -> dict[str, str]:
+    """Return the ladder and the question that comes first where there is one."""
+    if not plan.ladder:
+        return {}
+    rungs = (
+        f"{rung.name}: {', '.join(rung.overrides)} "
+        f"({', '.join(f'{flops(log)} FLOPs of {name}' for name, log in rung.log_flops.items())})"
+        for rung in plan.ladder
+    )
+    return {
+        "ladder": "; ".join(rungs),
+        "trend": (
+            "the primary comparison: the seeds' slopes of treatment minus baseline on the logarithm of the "
+            f"baseline's FLOPs, by Student's t, two-sided at {ALPHA:g}, Holm over {len(climbs(plan))} trends"
+        ),
     }
 
 
 def _compared(plan: Manifest, name: str) -> str:
-    of = [c for c in plan.comparisons if c.of == name]
-    baseline = next((c.against for role in BASELINES for c in of if c.role == role), "nothing")
-    gates = [c.against for c in of if is_gate(c.role, c.gate)]
-    return f"{name} against {baseline}" + (f", gates {', '.join(gates)}" if gates else "")
+    gates = [c.against for c in plan.comparisons if c.of == name and is_gate(c.role, c.gate)]
+    return f"{name} against {plan.baseline(name) or 'nothing'}" + (
+        f", gates {', '.join(gates)}" if gates else ""
+    )
 
 
 def _digest(content: Mapping[str, str], date: str) -> str:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import time
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jepa_lm.study import figures, registration, tables
+from jepa_lm.study import figures, figures_over_compute, registration, tables
 from jepa_lm.study import formatting as words
 from jepa_lm.study.cautions import alarms
 from jepa_lm.study.chart import Style
@@ -19,6 +19,7 @@ from jepa_lm.study.sections import sections
 from jepa_lm.study.sentences import numbers, p_value
 from jepa_lm.study.templates import TIED, environment
 from jepa_lm.study.treatments import NOT_COMPARABLE, Treatment
+from jepa_lm.study.trend import Trend
 from jepa_lm.study.verdict import standing
 from jepa_lm.utils.errors import warn
 from jepa_lm.utils.files import write_text
@@ -46,6 +47,17 @@ OUTCOMES = {
     NOT_COMPARABLE: "{}: no verdict, because its arms are not comparable.",
 }
 """Headlines by verdict."""
+TRENDS = {
+    "grows": "The effect of {} grows with compute.",
+    "vanishes": "The effect of {} shrinks with compute.",
+    "changes sign": "The effect of {} changes sign with compute.",
+    "shifts": "The effect of {} shifts with compute.",
+    "no trend shown": "{}: no trend with compute shown.",
+    "too few seeds": "{}: too few seeds for a trend.",
+    "unstable": "{}: no trend, because some runs diverged or failed.",
+    NOT_COMPARABLE: "{}: no trend, because its rungs are not comparable.",
+}
+"""Headlines of a study with a ladder, by the word on its trend."""
 TONES = {"helps": "good", "hurts": "bad", "unstable": "bad", NOT_COMPARABLE: "bad"}
 """CSS classes of a verdict's badge."""
 
@@ -69,6 +81,10 @@ def tell(folder: Path, say: Callable[[str], None]) -> Path:
     """
     results = collect(folder)
     say(headline(results))
+    for trend in results.trends:
+        say(f"{trend.label} ({trend.word}): {trend.sentence}")
+        for text in trend.apart:
+            warn(f"{trend.label}: no trend is told: {text}")
     for treatment in results.treatments:
         name = f"{treatment.arm.label} ({treatment.word}): " if len(results.treatments) > 1 else ""
         alarm = f"{found} " if name and (found := _alarm(treatment)) else ""
@@ -101,8 +117,20 @@ def headline(results: Results) -> str:
     doubtful = sum(bool(_alarm(t)) for t in treatments)
     alarm = f" Doubtful, as said below: {doubtful}." if doubtful else ""
     counted = f"{counted[0].upper()}{counted[1:]}"
-    told = f"{len(treatments)} treatments, each against its controls. {counted}.{alarm}"
+    if results.trends:
+        told = f"{_trends(results.trends)} At the rungs: {counted[0].lower()}{counted[1:]}.{alarm}"
+    else:
+        told = f"{len(treatments)} treatments, each against its controls. {counted}.{alarm}"
     return " ".join(filter(None, [told, _exploratory(results)]))
+
+
+def _trends(trends: Sequence[Trend]) -> str:
+    """Return the words on the trends as sentences."""
+    if len(trends) == 1:
+        return TRENDS[trends[0].word].format(trends[0].label)
+    found = Counter(trend.word for trend in trends)
+    words_of = "; ".join(f"{word}: {amount}" for word, amount in found.most_common())
+    return f"Trends of {len(trends)} treatments with compute: {words_of}."
 
 
 def _exploratory(results: Results) -> str:
@@ -135,6 +163,12 @@ def _context(results: Results) -> dict[str, Any]:
         "built": time.strftime("%Y-%m-%d %H:%M:%S %z"),
         "headline": headline(results),
         "cards": [_card(t, look, alone) for t in results.treatments],
+        "trends": [
+            _trend(trend, colour)
+            for trend, colour in zip(
+                results.trends, figures_over_compute.colours(results.trends), strict=True
+            )
+        ],
         "alone": alone,
         "most_shown": MOST_SHOWN,
         "long": len(results.arms) >= LONG,
@@ -178,6 +212,19 @@ def _card(treatment: Treatment, look: dict[str, Style], alone: bool) -> dict[str
     }
 
 
+def _trend(trend: Trend, colour: str) -> dict[str, Any]:
+    """Return a trend with its evidence, for the template."""
+    grows = ("good" if trend.slope.gains else "bad") if trend.word == "grows" else "plain"
+    return {
+        "name": trend.label,
+        "word": trend.word,
+        "tone": TONES.get(trend.word, grows),
+        "apart": list(trend.apart),
+        "sentence": f"{IF_COMPARABLE if trend.apart else ''} {trend.sentence}".strip(),
+        "panel": figures_over_compute.effect(trend, colour, wide=True),
+    }
+
+
 def _numbers(treatment: Treatment) -> list[str]:
     """Return what the verdict's sentence leaves out: the correction, a harmful placebo, and the cost."""
     adjusted = treatment.adjusted
@@ -212,6 +259,11 @@ def _notices(results: Results) -> list[str]:
             f"Each of {len(results.treatments)} treatments may look good by chance, so Holm's correction "
             "goes over them: a verdict's p is the largest of its tests, times up to the number of treatments."
         )
+    if results.trends:
+        said.append(
+            "This study is about trends, and their words are corrected over the trends alone; those at the "
+            "rungs are corrected over all rungs."
+        )
     tested = [t.main.effect for t in results.treatments if t.main.effect.p_flips is not None]
     seeds = min((e.n for e in tested if e.solved is None), default=NORMALITY)
     if seeds < NORMALITY:
@@ -233,6 +285,9 @@ def _basis(results: Results) -> list[tuple[str, str]]:
         ("Margin", f"Differences of up to {results.measure.margin_says} count as none."),
         (
             "Scope",
-            "These results hold for this budget, this data and this model only.",
+            "These results hold for these budgets, this data and these models only, and say nothing about "
+            "larger scale."
+            if results.trends
+            else "These results hold for this budget, this data and this model only.",
         ),
     ]

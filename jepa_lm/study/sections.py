@@ -5,7 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from jepa_lm.study import figures, figures_over_steps, record_tables, tables
+from jepa_lm.study import (
+    figures,
+    figures_over_compute,
+    figures_over_steps,
+    record_tables,
+    tables,
+    trend_tables,
+)
 from jepa_lm.study import formatting as words
 from jepa_lm.study.chart import Panel, Style
 from jepa_lm.study.curves import VALIDATED_OFTEN
@@ -23,6 +30,12 @@ EXPLAINED = (
     f"at least {RULE_NATS:g} nats per token, at p < {RULE_ALPHA:g}. Its p is of a one-sided paired t-test of "
     f"the nats per token, whose null hypothesis is a gain of {RULE_NATS:g} or less: a small p means that the "
     "treatment gains more than that on its control."
+)
+
+LAWS = "Power laws: loss = E + A u^-alpha, where u is compute relative to the smallest rung"
+LAWS_EXPLAINED = (
+    "Least squares on the means over seeds, with E at 0 or above. Intervals are of resampled seeds and too "
+    "narrow for a handful of them. The laws describe these rungs and forecast nothing."
 )
 
 
@@ -66,6 +79,7 @@ def sections(results: Results, look: Mapping[str, Style]) -> list[Section]:
     found = [
         _arms(results),
         _effects(results),
+        _scale(results),
         _weights(results),
         _curves(results, look),
         _diagnostics(results, look),
@@ -123,6 +137,28 @@ def _effects(results: Results) -> Section:
             ("At the budget, and at the best within it", tables.estimands(results)),
         ),
         explained=EXPLAINED if results.treatments and measure.is_loss else "",
+    )
+
+
+def _scale(results: Results) -> Section:
+    found = results.trends
+    panels = (
+        figures_over_compute.losses(trend, colour, wide=len(found) == 1)
+        for trend, colour in zip(found, figures_over_compute.colours(found), strict=True)
+    )
+    return Section(
+        "Effect against compute",
+        "A seed's slope is that of the line through its differences at the rungs, for each tenfold compute; "
+        "the mean of the slopes is tested by Student's t. Compute is that of the baseline's run, counted, "
+        "without what the objective adds. Diamonds: means. Bars and bands: 95 % intervals.",
+        tuple(panel for panel in panels if panel is not None),
+        (
+            ("Trends", trend_tables.trends(found)),
+            ("Rungs", trend_tables.rungs(found)),
+            (LAWS, trend_tables.laws(found)),
+        ),
+        tuple(trend_tables.multipliers(found)),
+        explained=LAWS_EXPLAINED if any(trend.laws for trend in found) else "",
     )
 
 

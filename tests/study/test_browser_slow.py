@@ -9,7 +9,7 @@ import pytest
 
 from tests.browser import SCHEMES, WIDTHS, browse, browser, found_in
 from tests.study.pages import write_report
-from tests.study.sweeps import paired, study
+from tests.study.sweeps import climbing, paired, study
 
 pytestmark = pytest.mark.slow
 # Headless Chromium has no window as narrow as a phone, so the page is shown in a frame.
@@ -171,3 +171,19 @@ def test_a_page_of_many_arms(tmp_path, many, width):
     frame.write_text(FRAME.format(page=(many / "report.html").as_uri(), width=width, height=900))
     fit = found_in(browse(tmp_path, frame.as_uri(), "dark", *flags))
     assert (fit["wide"], fit["cut"], fit["over"]) == ([], [], [])
+
+
+@pytest.mark.parametrize(("scheme", "width"), [("dark", 375), ("light", 1440)])
+def test_the_figures_of_a_ladder_fit(tmp_path, scheme, width):
+    """Seven rungs, whose labels are long, of two treatments."""
+    effects = {
+        name: tuple(0.003 * (i - at) for i in range(7)) for name, at in (("lewm", 0), ("vicreg", 4))
+    }
+    log_flops = tuple(11.37 + 0.31 * i for i in range(7))
+    folder = climbing(tmp_path / "study", effects, seeds=3, log_flops=log_flops)
+    frame = tmp_path / "frame.html"
+    frame.write_text(FRAME.format(page=write_report(folder).as_uri(), width=width, height=900))
+    dumped = browse(tmp_path, frame.as_uri(), scheme, "--window-size=1500,1000", "--dump-dom")
+    fit = found_in(dumped)
+    assert (fit["wide"], fit["cut"], fit["over"]) == ([], [], [])
+    assert fit["smallest"] >= 9

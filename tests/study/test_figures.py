@@ -177,7 +177,7 @@ def test_weights_have_a_panel_for_each_objective_and_a_tick_for_each_weight(swee
 def test_labels_of_many_weights_have_room(at):
     """A turned label is about 12 pixels wide, an upright one up to 40; a phone has 285, a desktop 1,250."""
     places = figures._places(at)
-    axis, turned = figures._labelled(places, [f"{w:g}" for w in at])
+    axis, turned = figures.labelled(places, [f"{w:g}" for w in at])
     assert [text for _, text in axis.ticks] == [f"{w:g}" for w in at]
     apart = np.diff([place for place, _ in axis.ticks])
     assert apart.min() * 285 >= (12 if turned else 30)
@@ -187,7 +187,7 @@ def test_labels_of_many_weights_have_room(at):
 
 def test_a_weight_too_near_to_another_keeps_its_mark_and_loses_its_label():
     places = figures._places([0, 0.1, 0.1001, 0.2])
-    axis, _ = figures._labelled(places, ["0", "0.1", "0.1001", "0.2"])
+    axis, _ = figures.labelled(places, ["0", "0.1", "0.1001", "0.2"])
     assert [text for _, text in axis.ticks] == ["0", "0.1", "0.2"]
     assert len(set(places)) == 4
 
