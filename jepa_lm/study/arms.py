@@ -82,6 +82,10 @@ class ArmSpec:
             return "equal FLOPs need trainer.max_steps"
         return None
 
+    def declared(self) -> list[str]:
+        """Return the keys at which the arm says that it differs from its treatment."""
+        return [*self.changes, *self.scale, *(["seed"] if self.seed_offset else [])]
+
     def replaced(self) -> list[str]:
         """Return the keys that are removed from the command line."""
         return [*self.replaces, *(text.lstrip("+~").partition("=")[0] for text in self.set)]
@@ -171,7 +175,7 @@ def check_declared(arm: ArmSpec, found: Mapping[str, tuple[Any, Any]]) -> None:
     Raises:
         UserError: naming the arm, the key and the values.
     """
-    declared = [*arm.changes, *arm.scale, *(["seed"] if arm.seed_offset else [])]
+    declared = arm.declared()
     if arm.equal_flops:
         declared += [key for key in (STEPS, EPOCHS) if key in found]
     for key, (theirs, ours) in found.items():

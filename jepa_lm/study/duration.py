@@ -55,10 +55,10 @@ class Launching:
     """Jobs that run at the same time."""
     total: int
     """Jobs of the whole sweep; more than are planned in a search, which plans while it runs."""
-    below: str = ""
-    """Folder of the jobs below that of the command, if they have one of their own."""
     costs: Mapping[str, float] = field(default_factory=dict)
     """What jobs cost, relative to one another, by folder; none: all the same."""
+    below: str = ""
+    """Folder of the jobs below that of the command, if they have one of their own."""
 
     def root(self, folder: Path) -> Path:
         """Return the folder of the command, given that of the jobs."""

@@ -36,7 +36,7 @@ from jepa_lm.study.search import Search
 from jepa_lm.study.sequential import LOOKS, ends
 from jepa_lm.study.solved import LEAST_SEEDS
 from jepa_lm.study.tuning import FOLDER as TUNING
-from jepa_lm.study.tuning import TEXT, Draws, plan_tuning, read_tuning
+from jepa_lm.study.tuning import TEXT, Draws, plan_tuning, read_tuning, told_settings
 from jepa_lm.utils.config import resolve
 from jepa_lm.utils.crash import bugs_kept
 from jepa_lm.utils.errors import SweepError, UserError, in_words, warn
@@ -147,6 +147,8 @@ def sweep(
         if draws is not None:
             tune(draws, folder, launcher, at_once)
             manifest, configs = draws.study(folder)
+            for name, best in manifest.tuning.items():
+                tell(f"tuned {name}: {told_settings(best.settings)}")
         manifest, configs = checked(manifest, configs, folder)
         for look in LOOKS[:-1] if manifest.seeds == "sequential" else ():
             so_far = manifest.first(look)
@@ -163,10 +165,11 @@ def tune(draws: Draws, folder: Path, launcher: Launcher, at_once: int) -> None:
         SweepError: the machine ended some of them.
     """
     below = folder / TUNING
+    below.mkdir(exist_ok=True)
     how = Launching(at_once, len(draws.plan.jobs), below=TUNING)
     plan, configs = checked(draws.plan, draws.configs, below)
     run(plan, configs, below, launcher, how)
-    report(plan, below)
+    report(plan, below, say_verdicts=False)
     lost = [job.folder for job in plan.jobs if Run(below / job.folder).lost]
     if lost:
         raise SweepError(
@@ -240,12 +243,12 @@ def failures(jobs: Sequence[Job], folder: Path) -> dict[str, str]:
     return found
 
 
-def report(manifest: Manifest, folder: Path) -> None:
+def report(manifest: Manifest, folder: Path, *, say_verdicts: bool = True) -> None:
     """Write the report beside the runs and print its verdicts; if runs log to W&B, attach it there too."""
     from jepa_lm.study.attach import attach_report
     from jepa_lm.study.report import tell as tell_verdicts
 
-    html = tell_verdicts(folder, tell)
+    html = tell_verdicts(folder, tell if say_verdicts else lambda text: None)
     tell(f"report: {html}")
     configs = (Run(folder / job.folder).config for job in manifest.jobs)
     settings = next((found for config in configs if (found := wandb_settings(config))), None)

@@ -14,6 +14,7 @@ from pathlib import Path, PurePosixPath
 
 from jepa_lm.study import manifest
 from jepa_lm.study.runs import MOST_BYTES
+from jepa_lm.study.tuning import FOLDER as TUNING
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.files import replacing, staging, write_bytes
 from jepa_lm.utils.paths import CONFIG_FILE, METRICS_FILE, SAMPLE_FILE, SUMMARY_FILE
@@ -25,6 +26,9 @@ EPOCH = (1980, 1, 1, 0, 0, 0)
 """Date of the entries: equal records give equal files."""
 MOST_ENTRIES, MOST_IN_ALL = 100_000, 4 << 30
 """Limits of a packed study: entries, and bytes of all of them."""
+DRAWS = f"{TUNING}/{manifest.FILE}"
+"""Plan of the draws of a study that was tuned."""
+PLANS = (manifest.FILE, DRAWS)
 PLAIN = re.compile(r"[^\x00-\x1f\\:]{1,400}")
 """Names that are plain on every system."""
 
@@ -38,6 +42,12 @@ def pack(folder: Path) -> Path:
     plan = manifest.load(folder)
     path = folder.absolute().with_name(f"{folder.absolute().name}{SUFFIX}")
     names = [manifest.FILE, *(f"{job.folder}/{name}" for job in plan.jobs for name in OF_A_RUN)]
+    if (folder / DRAWS).is_file():
+        draws = manifest.load(folder / TUNING).jobs
+        names += [
+            DRAWS,
+            *(f"{TUNING}/{job.folder}/{name}" for job in draws for name in OF_A_RUN),
+        ]
     with replacing(path) as file, zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
         for name in names:
             record = folder / name
@@ -69,6 +79,8 @@ def unpack(path: Path) -> Path:
                 target.parent.mkdir(parents=True, exist_ok=True)
                 write_bytes(target, archive.read(entry))  # at most what its header says
             manifest.load(inside / "study")
+            if (inside / "study" / DRAWS).is_file():
+                manifest.load(inside / "study" / TUNING)
             (inside / "study").rename(folder)
     except (
         zipfile.BadZipFile,
@@ -99,7 +111,7 @@ def _checked(path: Path, archive: zipfile.ZipFile) -> Iterator[zipfile.ZipInfo]:
             and ".." not in name.parts
             and str(name) == entry.filename
         )
-        if not plain or (entry.filename != manifest.FILE and below == entry.filename):
+        if not plain or (entry.filename not in PLANS and below == entry.filename):
             raise UserError(f"{path}: {entry.filename[:100]!r} is no record of a study")
         if entry.filename in seen or entry.file_size > MOST_BYTES:
             raise UserError(f"{path}: {entry.filename[:100]} is there twice, or too large")

@@ -61,7 +61,9 @@ class ArmPlanner:
                 seed + arm.seed_offset,
             )
         found = differences(theirs, composed.resolved(self.seeds[0] + arm.seed_offset))
-        check_declared(arm, self._apart_from_tuning(found, (name, treatment.name)))
+        tuned = self._keys_tuned(name, treatment.name)
+        ours = {k: pair for k, pair in found.items() if k not in tuned or below(k, arm.declared())}
+        check_declared(arm, ours)
         return self.planner.add(
             name,
             composed,
@@ -75,12 +77,9 @@ class ArmPlanner:
         words = self.tuned.get(name)
         return self.planner.compose([*composed.words, *words]) if words else composed
 
-    def _apart_from_tuning(
-        self, found: Mapping[str, tuple[Any, Any]], names: Sequence[str]
-    ) -> dict[str, tuple[Any, Any]]:
-        """Return differences between two groups without those that tuning has made."""
-        keys = {word.partition("=")[0] for name in names for word in self.tuned.get(name, ())}
-        return {key: pair for key, pair in found.items() if key not in keys}
+    def _keys_tuned(self, *groups: str) -> set[str]:
+        """Return the keys in which tuning may have made groups differ."""
+        return {word.partition("=")[0] for name in groups for word in self.tuned.get(name, ())}
 
     def _at_equal_flops(self, composed: Composed, treatment: Mapping[str, Any]) -> Iterator[str]:
         """Yield the overrides with which an arm spends the FLOPs of its treatment."""

@@ -9,6 +9,7 @@ from jepa_lm.study.comparable import told
 from jepa_lm.study.formatting import NOTHING
 from jepa_lm.study.results import Results
 from jepa_lm.study.table import Table
+from jepa_lm.study.tuning import told_settings
 
 ALIKE = ("version of ", "source", "git commit")
 
@@ -45,6 +46,21 @@ def hashes(results: Results) -> Table:
     ]
     heads = ("run", "arm", "planned config", "recorded config", "status")
     return Table(heads, tuple(rows), 5, _to_runs(results, rows))
+
+
+def tuning(results: Results) -> Table:
+    """Return what tuning found for each arm."""
+    rows = tuple(
+        (
+            name,
+            told_settings(found.settings),
+            str(found.draws),
+            f"{found.score:.4f}",
+            NOTHING if found.as_configured is None else f"{found.as_configured:.4f}",
+        )
+        for name, found in results.manifest.tuning.items()
+    )
+    return Table(("arm", "best draw", "draws", "its score", "as configured"), rows, 2)
 
 
 def failures(results: Results) -> Table:

@@ -20,6 +20,7 @@ from jepa_lm.study.measure import Measure
 from jepa_lm.study.power import ALPHA
 from jepa_lm.study.roles import is_gate
 from jepa_lm.study.sequential import level_of, looks, planned_at
+from jepa_lm.study.tuning import told_settings
 from jepa_lm.utils.files import without_nan
 
 
@@ -56,7 +57,14 @@ def contents(plan: Manifest) -> dict[str, str]:
         ),
         "arms": "; ".join(f"{group.name}: {group.says}" for group in plan.groups),
         **_ladder(plan),
+        **_tuning(plan),
     }
+
+
+def _tuning(plan: Manifest) -> dict[str, str]:
+    """Return what the arms were tuned to, before the first run of the study, where they were."""
+    best = (f"{name}: {told_settings(found.settings)}" for name, found in plan.tuning.items())
+    return {"tuned": "; ".join(best)} if plan.tuning else {}
 
 
 def _ladder(plan: Manifest) -> dict[str, str]:

@@ -85,6 +85,7 @@ def sections(results: Results, look: Mapping[str, Style]) -> list[Section]:
         _diagnostics(results, look),
         _samples(results),
         _cost(results),
+        _tuning(results),
         _differences(results),
         _failures(results),
         _records(results),
@@ -241,6 +242,16 @@ def _cost(results: Results) -> Section:
         "speed depend on what else the machine was doing. On a CPU, memory is the growth of the process, "
         "which is largest in its first job.",
         tables=(("Cost by arm", tables.cost(results)),),
+    )
+
+
+def _tuning(results: Results) -> Section:
+    return Section(
+        "Tuning",
+        "Before the study, every arm had the same draws of the same settings, scored on text that is neither "
+        f"training nor validation: mean {results.measure.unit} there. Each arm then ran with its best draw, "
+        "on other seeds. The draws have a report of their own, tuning/report.html.",
+        tables=(("Best draw of each arm", record_tables.tuning(results)),),
     )
 
 

@@ -212,7 +212,7 @@ def drawn(
         else:
             low, high = tuning.range[axis]
             values = dict.fromkeys(here, low + (high - low) * share)
-        if matched is not None and values:
+        if matched is not None and here:
             matched.add(axis)
         found |= values
     return found if draw else {}
@@ -256,6 +256,11 @@ def _mean(measure: Measure, runs: Sequence[Run]) -> float | None:
     scores = [measure.of(run) if run.finished else None for run in runs]
     known = [score for score in scores if score is not None]
     return statistics.mean(known) if len(known) == len(scores) else None
+
+
+def told_settings(settings: Mapping[str, str]) -> str:
+    """Return the settings of a draw in a phrase."""
+    return ", ".join(f"{key}={value}" for key, value in settings.items()) or "as configured"
 
 
 def words_of(plan: Manifest, tuned: Mapping[str, Tuned]) -> dict[str, list[str]]:

@@ -66,7 +66,7 @@ def plan(monkeypatch, capsys, tmp_path, small_text) -> Plan:
         # Hydra loads its plugins by file, so its class differs from the imported one.
         launcher = Plugins.instance().class_name_to_class[BASIC]
         monkeypatch.setattr(launcher, "launch", launch)
-        monkeypatch.setattr(execution, "report", lambda *_: None)
+        monkeypatch.setattr(execution, "report", lambda *_, **__: None)
         monkeypatch.setattr(execution, "failures", lambda *_: {})
         place = quoted(str(folder)) if quote else folder
         sizes = (*SMALL, f"data.path={small_text}") if small else ()

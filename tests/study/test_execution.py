@@ -9,9 +9,9 @@ import pytest
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
-from jepa_lm.study import execution
+from jepa_lm.study import begun, execution
 from jepa_lm.study.duration import Launching
-from jepa_lm.study.manifest import Job, Manifest
+from jepa_lm.study.manifest import Job, Manifest, load
 from jepa_lm.utils import compiling
 from jepa_lm.utils.locks import only_writer
 from tests.study.pages import AGAINST
@@ -39,7 +39,7 @@ def test_a_signal_tells_how_to_go_on(tmp_path, capsys, monkeypatch):
 
 def test_a_study_ends_with_its_verdict(tmp_path, capsys):
     folder = study(tmp_path, paired(1.7, 0.02), against=AGAINST)
-    execution.report(execution.load(folder), folder)
+    execution.report(load(folder), folder)
     told = capsys.readouterr().err.splitlines()
     assert told[0] == "objective=vicreg jepa.weight=0.1 hurts."
     assert told[1].startswith("Worse than weight 0: +0.02")
@@ -59,16 +59,14 @@ def finish(done, folder: str, status: str = "finished", **changed) -> None:
 @pytest.fixture
 def keep_configs(monkeypatch):
     """Write the resolved configs of the jobs beside the plan."""
-    from jepa_lm.study import execution
-
-    check = execution.check_unchanged
+    check = begun.check_unchanged
 
     def also_write(manifest, configs, folder):
         check(manifest, configs, folder)
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "configs.json").write_text(json.dumps(configs))
 
-    monkeypatch.setattr(execution, "check_unchanged", also_write)
+    monkeypatch.setattr(begun, "check_unchanged", also_write)
 
 
 def compiled(found) -> list[bool]:

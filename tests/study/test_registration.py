@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 
-from jepa_lm.study import execution, manifest
+from jepa_lm.study import manifest
 from jepa_lm.study.exclusion import DEVIATIONS
 from jepa_lm.study.registration import contents, register
 from tests.study.conftest import WITHOUT_OTHERS
@@ -20,7 +21,7 @@ def registered(folder, scores=None, **about):
     """Write a study with finished runs and a registration; return its folder."""
     study(folder, scores or paired(1.7, -0.02), against=AGAINST, **about)
     plan = manifest.load(folder)
-    execution.replace(plan, registration=register(plan)).save(folder)
+    replace(plan, registration=register(plan)).save(folder)
     return folder
 
 
