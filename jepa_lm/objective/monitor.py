@@ -14,7 +14,7 @@ from jepa_lm.objective.batch_target import BatchTarget
 from jepa_lm.objective.collapse import CollapseAlarm, is_saved_alarm
 from jepa_lm.objective.diagnostics import prediction_quality, spread
 from jepa_lm.objective.frozen import Frozen
-from jepa_lm.objective.gradients import trunk_gradients
+from jepa_lm.objective.gradients import FirstSteps, trunk_gradients
 from jepa_lm.objective.latent_prediction import LatentPrediction, Latents
 from jepa_lm.objective.step_context import StepContext
 from jepa_lm.objective.token_prediction import TokenPrediction
@@ -52,6 +52,7 @@ class ObjectiveMonitor:
         *,
         step: int,
         ce_weight: float,
+        first_steps: FirstSteps | None = None,
     ) -> list[str]:
         """Measure on a micro-batch in a separate pass; return new warnings.
 
@@ -71,7 +72,11 @@ class ObjectiveMonitor:
             found: dict[str, Tensor] = {}
             if weight:
                 found = trunk_gradients(
-                    model, ce, weight * aux, per_layer=objective.diagnostics.per_layer
+                    model,
+                    ce,
+                    weight * aux,
+                    per_layer=objective.diagnostics.per_layer,
+                    first_steps=first_steps,
                 )
         self.switched_off = objective.scale(step_context.clock) == 0
         with torch.no_grad(), full_precision(batch["inputs"].device):
@@ -173,6 +178,11 @@ class ObjectiveMonitor:
             lines.append(
                 f"the objective {would} {f['trunk_gradient_share']:.1%} of the gradient at the trunk; its "
                 f"cosine with the gradient of cross entropy is {f['trunk_gradient_cosine']:+.2f}"
+            )
+        if "trunk_step_cosine" in f:
+            lines.append(
+                f"the optimizer's step there has cosine {f['trunk_step_cosine']:.2f} with the step for cross "
+                "entropy alone"
             )
         return lines + [f"warning: {text}" for text in self.warnings]
 

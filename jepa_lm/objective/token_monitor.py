@@ -9,7 +9,7 @@ import torch
 from jepa_lm.data.stream import Batch
 from jepa_lm.model import LanguageModel
 from jepa_lm.model.cross_entropy import mean_nll
-from jepa_lm.objective.gradients import trunk_gradients
+from jepa_lm.objective.gradients import FirstSteps, trunk_gradients
 from jepa_lm.objective.step_context import StepContext
 from jepa_lm.objective.token_prediction import TokenPrediction
 
@@ -38,6 +38,7 @@ class TokenMonitor:
         *,
         step: int,
         ce_weight: float,
+        first_steps: FirstSteps | None = None,
     ) -> list[str]:
         """Measure on a micro-batch in a separate pass; return new warnings, of which there are none.
 
@@ -51,7 +52,9 @@ class TokenMonitor:
             ce = ce_weight * mean_nll(logits, batch["targets"], batch.get("weights"))
             loss, found = objective(model, batch, main, step_context)
             weight = objective.scale(step_context.clock) or objective.weight
-            found |= trunk_gradients(model, ce, weight * loss, per_layer=False)
+            found |= trunk_gradients(
+                model, ce, weight * loss, per_layer=False, first_steps=first_steps
+            )
         values = torch.stack([value.detach().float() for value in found.values()])
         self.figures = dict(zip(found, values.tolist(), strict=True))
         return []

@@ -64,6 +64,7 @@ LINES: dict[str, dict[str, list[Any]]] = {
     "Gradients": {
         "Share of the objective at the trunk": ["jepa/trunk_gradient_share"],
         "Cosine with cross entropy's at the trunk": ["jepa/trunk_gradient_cosine"],
+        "Cosine of the step with that for cross entropy alone": ["jepa/trunk_step_cosine"],
         "Norm, before clipping": ["train/gradient_norm"],
     },
     "Schedules and speed": {

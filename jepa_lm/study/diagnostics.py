@@ -32,5 +32,8 @@ DIAGNOSTICS = {
     "trunk_gradient_cosine": Diagnostic(
         "trunk gradient cosine", "cosine of its gradient with cross entropy's"
     ),
+    "trunk_step_cosine": Diagnostic(
+        "trunk step cosine", "cosine of the optimizer's step with that for cross entropy alone"
+    ),
 }
 """By the name in summary.json, which is also that of the column in metrics.csv, after `jepa/`."""

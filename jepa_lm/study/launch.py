@@ -77,7 +77,7 @@ def launch(
 
 
 def _job_words(
-    job: Job, config: Mapping[str, Any], manifest: Manifest, folder: Path, below: str
+    job: Job, config: Mapping[str, Any], manifest: Manifest, folder: Path, below: str = ""
 ) -> list[str]:
     """Return the overrides of a job, with its folder, its checkpoint, and its W&B group and name."""
     words = [*job.overrides, f"hydra.sweep.subdir={Path(below, job.folder).as_posix()}"]

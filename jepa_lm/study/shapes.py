@@ -46,6 +46,7 @@ class Diagnostics(TypedDict, total=False):
     r2_of_copy: float | None
     trunk_gradient_share: float | None
     trunk_gradient_cosine: float | None
+    trunk_step_cosine: float | None
     warnings: list[str]
     collapse: Any
 

@@ -34,6 +34,7 @@ def test_diagnostics_are_logged_on_their_interval(small, tmp_path):
         "target_covariance_off_diagonal",
         "trunk_gradient_share",
         "trunk_gradient_cosine",
+        "trunk_step_cosine",
         "block_2_gradient_share",
     ):
         assert len(metrics(tmp_path / "run", f"jepa/{name}")) == 1, name
@@ -102,7 +103,7 @@ def test_the_alarm_survives_a_resume(small, tmp_path):
 def test_measuring_is_no_training_time(small, tmp_path, monkeypatch):
     ran = []
 
-    def measure(self, model, batch, step_context, *, step, ce_weight):
+    def measure(self, model, batch, step_context, *, step, ce_weight, first_steps):
         ran.append(step_context.clock.running)
         return []
 
@@ -116,7 +117,7 @@ def test_a_measurement_reads_few_tokens_but_two_rows(small, tmp_path, monkeypatc
     """A whole micro-batch of a GPU would take more memory than training."""
     read = []
 
-    def measure(self, model, batch, step_context, *, step, ce_weight):
+    def measure(self, model, batch, step_context, *, step, ce_weight, first_steps):
         read.append({name: len(ids) for name, ids in batch.items()})
         return []
 

@@ -59,6 +59,7 @@ class _Measure(Callback):
                 task.step_context(batch_idx),
                 step=step,
                 ce_weight=task.ce_weight(),
+                first_steps=trainer.optimizers[0].first_steps,  # type: ignore[attr-defined]
             )
         figures = {f"{self.node}/{name}": value for name, value in monitor.figures.items()}
         for logger in trainer.loggers:
