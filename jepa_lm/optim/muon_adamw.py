@@ -9,7 +9,7 @@ AdamW's groups while they exchange the results.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.optim.adamw import adamw
 
-from jepa_lm.optim.groups import DEFAULTS, complete
+from jepa_lm.optim.groups import complete
 from jepa_lm.optim.muon import ShardedUpdate, update_alone
 from jepa_lm.optim.sharding import world_size
 
@@ -32,14 +32,12 @@ class MuonAdamW(torch.optim.Optimizer):
         groups: dicts with `params`, `algorithm`, `lr`, and any of that algorithm's settings, see `groups`.
 
     Raises:
-        UserError: an unknown algorithm, setting, update scale or dtype, or a Muon group with a
-            parameter that is not a matrix.
+        UserError: an unknown algorithm, setting, update scale or dtype, or a Muon parameter that is no matrix.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
         super().__init__([complete(group) for group in groups], defaults={})
         self._momenta = [group.get("momentum") for group in self.param_groups]
-        self._rates = [group["lr"] for group in self.param_groups]
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -51,41 +49,16 @@ class MuonAdamW(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        muon, others = self._with_gradients("muon"), self._with_gradients("adamw")
+        muon, others = self.with_gradients("muon"), self.with_gradients("adamw")
         sharded = ShardedUpdate(muon, self.state) if muon and world_size() > 1 else None
         for group, params in others:
-            self._adamw(group, params)
+            self.adamw(group, params)
         if sharded is not None:
             sharded.finish()
         else:
             for group, params in muon:
                 update_alone(group, params, self.state)
         return loss
-
-    @torch.no_grad()
-    def first_steps(self, gradients: Mapping[Tensor, Tensor]) -> list[Tensor]:
-        """Return what a new optimizer's first step with these gradients would add to their parameters.
-
-        With empty moments, the learning rates of the config and no weight decay. Nothing is changed, and
-        ranks do not wait for one another.
-        """
-        # Parameters at zero: where they go is the step, and decay takes nothing off.
-        places = {p: torch.zeros_like(p, requires_grad=False) for p in gradients}
-        groups = []
-        for group, lr in zip(self.param_groups, self._rates, strict=True):
-            mine = [places[p] for p in group["params"] if p in places]
-            if mine:
-                known = {"algorithm", *DEFAULTS[group["algorithm"]]}
-                settings = {key: value for key, value in group.items() if key in known}
-                groups.append({**settings, "params": mine, "lr": lr})
-        for p, gradient in gradients.items():
-            places[p].grad = gradient
-        new = MuonAdamW(groups)
-        for group, params in new._with_gradients("adamw"):
-            new._adamw(group, params)
-        for group, params in new._with_gradients("muon"):
-            update_alone(group, params, new.state)
-        return list(places.values())
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Load the moments, but keep the settings of the current config."""
@@ -115,13 +88,14 @@ class MuonAdamW(torch.optim.Optimizer):
             if "step" in state:
                 state["step"].zero_()
 
-    def _with_gradients(self, algorithm: str) -> list[tuple[dict[str, Any], list[Tensor]]]:
+    def with_gradients(self, algorithm: str) -> list[tuple[dict[str, Any], list[Tensor]]]:
         """Return each group of an algorithm that has gradients, with the parameters that have one."""
         groups = [g for g in self.param_groups if g["algorithm"] == algorithm]
         found = [(g, [p for p in g["params"] if p.grad is not None]) for g in groups]
         return [(group, params) for group, params in found if params]
 
-    def _adamw(self, group: dict[str, Any], params: list[Tensor]) -> None:
+    def adamw(self, group: dict[str, Any], params: list[Tensor]) -> None:
+        """Update the parameters of a group of AdamW."""
         for p in params:
             state = self.state[p]
             if not state:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import nullcontext
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from lightning.pytorch import Callback, Trainer
@@ -10,6 +11,7 @@ from lightning.pytorch import Callback, Trainer
 from jepa_lm.data.stream import Batch
 from jepa_lm.objective.monitor import ObjectiveMonitor
 from jepa_lm.objective.token_monitor import TokenMonitor
+from jepa_lm.optim.first_steps import first_steps
 from jepa_lm.training.callbacks.qat import QuantizationAwareTraining
 from jepa_lm.utils.errors import warn
 
@@ -59,7 +61,7 @@ class _Measure(Callback):
                 task.step_context(batch_idx),
                 step=step,
                 ce_weight=task.ce_weight(),
-                first_steps=trainer.optimizers[0].first_steps,  # type: ignore[attr-defined]
+                first_steps=partial(first_steps, trainer.optimizers[0]),  # type: ignore[arg-type]
             )
         figures = {f"{self.node}/{name}": value for name, value in monitor.figures.items()}
         for logger in trainer.loggers:
