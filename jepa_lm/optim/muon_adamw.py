@@ -32,7 +32,7 @@ class MuonAdamW(torch.optim.Optimizer):
         groups: dicts with `params`, `algorithm`, `lr`, and any of that algorithm's settings, see `groups`.
 
     Raises:
-        UserError: an unknown algorithm, setting, update scale or dtype, or a Muon parameter that is no matrix.
+        UserError: an unknown algorithm, setting, update scale or dtype, or a Muon parameter not a matrix.
     """
 
     def __init__(self, groups: Iterable[dict[str, Any]]) -> None:
