@@ -53,6 +53,8 @@ ANGLES = {"cos", "sin"}
 T = 128
 """Long enough that SIGReg uses only some time steps, which it draws."""
 SHORT = (f"data.seq_len={T}", "model.backbone.layers=2", "model.backbone.rope_dims=8")
+DEEPER = dict.fromkeys(("data2vec", "bootleg"), ("model.backbone.layers=3",))
+"""Objectives that read three blocks."""
 PHASED = {
     "pr1581_span_vicreg": ("quantization.training.lr_below=0.5", "optimizer.schedule.lr.steps=8"),
     "pr1243_jepardy": (
@@ -95,7 +97,11 @@ def test_the_compiled_loss_is_the_loss_and_is_compiled_once(small, name):
     torch.manual_seed(0)
     clock = ProgressClock(max_steps=100, max_time=None)
     latent, _, tokens = name.partition(",")
-    chosen = (f"objective={latent}", *([f"tokens={tokens}"] if tokens else ()))
+    chosen = (
+        f"objective={latent}",
+        *([f"tokens={tokens}"] if tokens else ()),
+        *DEEPER.get(name, ()),
+    )
     task = LanguageModelTask(resolve(small(*SHORT, *chosen)), clock, opener(Trust()))
     task.keep_tables()
     noise(task)
