@@ -9,7 +9,7 @@ from jepa_lm.objective.placebo import other_rows
 from jepa_lm.training.flops import count_parameters, flops_per_token
 from jepa_lm.utils.errors import UserError
 from tests.objective.conftest import (
-    DEEP_ENOUGH,
+    SHALLOW,
     at,
     auxiliary,
     compared,
@@ -27,7 +27,7 @@ def test_the_placebo_differs_in_whose_target_it_is_alone(build, name):
 
     That of stp keeps its own positions, see test_field_parts.py.
     """
-    more = DEEP_ENOUGH.get(name, ("model.backbone.layers=2",))
+    more = SHALLOW.get(name, ("model.backbone.layers=2",))
     real = build(f"objective={name}", *more)
     placebo = build(f"objective={name}", "jepa.placebo=true", *more)
     assert count_parameters(placebo) == count_parameters(real)
