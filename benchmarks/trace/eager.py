@@ -146,6 +146,7 @@ class _Step:
             self.optimizer, self.scheduler = made["optimizer"], made["lr_scheduler"]["scheduler"]
         else:
             self.optimizer, self.scheduler = before.optimizer, before.scheduler
+        self.task.trainer.optimizers = [self.optimizer]
         states = (x for state in self.optimizer.state.values() for x in state.values())
         kept = (*self.task.parameters(), *self.task.buffers(), *traced.batch.values(), *states)
         for tensor in kept:
