@@ -55,6 +55,20 @@ def fit(cfg, watch: Watch | None = None, ckpt=None, clock=None) -> LanguageModel
     return task
 
 
+def only_losses_differ(small, settings: tuple[str, str], watch: type[Watch] = Watch) -> None:
+    """Check of two settings, with weights that never change: other losses in training, the same score."""
+    still = ("optimizer.freeze=[matrix,embedding]", "optimizer.groups.vectors.lr=0")
+    losses, scores = [], []
+    for setting in settings:
+        seen = watch()
+        task = fit(small(*still, "trainer.max_steps=2", setting), seen)
+        losses.append(seen.losses)
+        scores.append(task.scores["shipped"].bpb)
+    assert len(losses[0]) == 2
+    assert not set(losses[0]) & set(losses[1])
+    assert scores[0] == scores[1]
+
+
 def fake_quantized(task: LanguageModelTask) -> FakeQuantizedWeights:
     """Return the weights that the task's quantization-aware training would swap in."""
     return FakeQuantizedWeights(task.model, task.policy.training.formats(task.formats))

@@ -38,8 +38,9 @@ class ArmPlanner:
     def treatment(self, cell: Mapping[str, str], composed: Composed) -> Group:
         """Plan the treatment of a combination."""
         name = arm_name(cell, TREATMENT)
+        says = "with its best draw" if name in self.tuned else "as configured"
         composed = self._with_tuned(name, composed)
-        return self.planner.add(name, composed, self.seeds, says="as configured", settings=cell)
+        return self.planner.add(name, composed, self.seeds, says=says, settings=cell)
 
     def arm(self, arm: ArmSpec, cell: Mapping[str, str], treatment: Group) -> Group:
         """Plan an arm, and compare its config with the treatment's."""

@@ -152,8 +152,7 @@ class Draws:
 
     def finished(self, folder: Path) -> bool:
         """Return whether all draws of the study in this folder have been made."""
-        runs = (Run(folder / FOLDER / job.folder) for job in self.plan.jobs)
-        return all(run.finished or run.status == "failed" for run in runs)
+        return not any(Run(folder / FOLDER / job.folder).lost for job in self.plan.jobs)
 
     def study(self, folder: Path) -> tuple[Manifest, dict[str, Any]]:
         """Return the plan and the configs of the study with each arm's best draw.

@@ -56,6 +56,18 @@ def test_what_a_pass_is_must_be_known(small):
         resolve(small(*EPOCHS, "trainer.max_epochs=many"))
 
 
+@pytest.mark.parametrize(
+    "mistake",
+    ["data.seq_len=0", "data.train_tokens=many", "data.batch_tokens=null"],
+)
+def test_a_mistake_in_what_steps_are_counted_from_is_told(small, mistake):
+    """The config is checked after it is resolved, and steps are counted while it is."""
+    key = mistake.partition("=")[0]
+    words = [w for w in (*EPOCHS, "trainer.max_epochs=2") if not w.startswith(key)]
+    with pytest.raises(UserError, match=key.replace(".", r"\.")):
+        check(resolve(small(*words, mistake)))
+
+
 def test_a_config_without_the_key_has_the_hash_that_it_had(small):
     config = resolve(small())
     assert config["trainer"].pop("max_epochs") is None
