@@ -30,7 +30,7 @@ from jepa_lm.study.manifest import Job, Manifest
 from jepa_lm.study.plan import CheckMetric, check_metrics, plan_study, plan_sweep
 from jepa_lm.study.planned_arms import RunFlops
 from jepa_lm.study.power import MINIMUM_PAIRS
-from jepa_lm.study.request import Composed, read_request
+from jepa_lm.study.request import Compose, Composed, Request, read_request
 from jepa_lm.study.runs import Run
 from jepa_lm.study.search import Search
 from jepa_lm.study.sequential import LOOKS, ends
@@ -122,18 +122,9 @@ def sweep(
     if config.get("study") is None:
         manifest, configs = plan_sweep(asked, compose, config.task_name)
     else:
-        study = resolve(config.study)
-        tuning = read_tuning(study.get("tuning"), asked.seeds(compose))
-        asked = asked if tuning is None else asked.with_default(TEXT, str(tuning.text))
-        manifest, configs = plan_study(asked, compose, study, flops)
-        if tuning is not None:
-            plan_tuned = partial(plan_study, asked, compose, study, flops)
-            draws = Draws(manifest, *plan_tuning(manifest, configs, compose, tuning), plan_tuned)
-        pairs = max(len(group.runs) for group in manifest.groups)
-        counted = manifest.metric is not None and METRICS[manifest.metric].bimodal
-        least = LEAST_SEEDS if counted else MINIMUM_PAIRS
-        if pairs < least:
-            warn(f"seed: {pairs} planned; a verdict needs {least} or more: 'seed=range(1,6)'")
+        manifest, configs, draws = _plan_study(
+            asked, compose, resolve(config.study), flops, check_metric
+        )
     if config.hydra.sweeper.dry_run or (config.get("study") or {}).get("dry_run"):
         if draws is not None and draws.finished(folder):
             manifest, configs = draws.study(folder)
@@ -156,6 +147,33 @@ def sweep(
             if at_its_end(so_far, folder, look):
                 return conclude(so_far, folder, returned)
         return conclude(manifest, folder, run(manifest, configs, folder, launcher, how))
+
+
+def _plan_study(
+    asked: Request,
+    compose: Compose,
+    study: Mapping[str, Any],
+    flops: RunFlops,
+    check_metric: CheckMetric,
+) -> tuple[Manifest, dict[str, Any], Draws | None]:
+    """Plan a study, and its draws if it is tuned; warn if it has too few seeds for a verdict."""
+    tuning = read_tuning(study.get("tuning"), asked.seeds(compose))
+    if tuning is not None:
+        asked = asked.with_default(TEXT, str(tuning.text))
+        # The data must have text for tuning; every data has this metric.
+        first = compose(asked.fixed_with(asked.cells()[0]))
+        check_metric(first.resolved(first.seed), "val/nll")
+    manifest, configs = plan_study(asked, compose, study, flops)
+    draws = None
+    if tuning is not None:
+        plan_tuned = partial(plan_study, asked, compose, study, flops)
+        draws = Draws(manifest, *plan_tuning(manifest, configs, compose, tuning), plan_tuned)
+    pairs = max(len(group.runs) for group in manifest.groups)
+    counted = manifest.metric is not None and METRICS[manifest.metric].bimodal
+    least = LEAST_SEEDS if counted else MINIMUM_PAIRS
+    if pairs < least:
+        warn(f"seed: {pairs} planned; a verdict needs {least} or more: 'seed=range(1,6)'")
+    return manifest, configs, draws
 
 
 def tune(draws: Draws, folder: Path, launcher: Launcher, at_once: int) -> None:

@@ -161,6 +161,13 @@ def test_draws_are_planned_below_the_study_on_text_of_their_own(plan):
     assert "hydra.sweep.subdir=tuning/none/draw-0/seed-1001" in folders
 
 
+def test_data_without_the_text_are_told_before_anything_is_planned(plan):
+    done = plan("study=tuned", "objective=lse_mtp", "seed=1,2,3", *WITHOUT_OTHERS)
+    assert done.code == 2
+    assert "data.tuning=novel: only the embedded corpus has novels" in done.error
+    assert not done.launched
+
+
 def test_a_setting_that_no_arm_has_is_told(plan):
     done = plan(
         "study=tuned",
