@@ -36,7 +36,7 @@ from jepa_lm.study.search import Search
 from jepa_lm.study.sequential import LOOKS, ends
 from jepa_lm.study.solved import LEAST_SEEDS
 from jepa_lm.study.tuning import FOLDER as TUNING
-from jepa_lm.study.tuning import TEXT, Draws, plan_tuning, read_tuning, told_settings
+from jepa_lm.study.tuning import TEXT, Draws, plan_tuning, read_tuning
 from jepa_lm.utils.config import resolve
 from jepa_lm.utils.crash import bugs_kept
 from jepa_lm.utils.errors import SweepError, UserError, in_words, warn
@@ -139,7 +139,7 @@ def sweep(
             tune(draws, folder, launcher, at_once)
             manifest, configs = draws.study(folder)
             for name, best in manifest.tuning.items():
-                tell(f"tuned {name}: {told_settings(best.settings)}")
+                tell(f"tuned {name}: {best.says}")
         manifest, configs = checked(manifest, configs, folder)
         for look in LOOKS[:-1] if manifest.seeds == "sequential" else ():
             so_far = manifest.first(look)

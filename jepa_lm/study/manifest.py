@@ -108,6 +108,8 @@ class Registration:
 class Tuned:
     """What tuning found for an arm, see `jepa_lm.study.tuning`."""
 
+    says: str
+    """The draw in a phrase."""
     settings: Mapping[str, str]
     """Values by key; none if the config as it is was the best."""
     draw: int

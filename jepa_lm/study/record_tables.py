@@ -9,7 +9,6 @@ from jepa_lm.study.comparable import told
 from jepa_lm.study.formatting import NOTHING
 from jepa_lm.study.results import Results
 from jepa_lm.study.table import Table
-from jepa_lm.study.tuning import told_settings
 
 ALIKE = ("version of ", "source", "git commit")
 
@@ -53,7 +52,7 @@ def tuning(results: Results) -> Table:
     rows = tuple(
         (
             name,
-            told_settings(found.settings),
+            found.says,
             str(found.draws),
             f"{found.score:.4f}",
             NOTHING if found.as_configured is None else f"{found.as_configured:.4f}",

@@ -20,7 +20,6 @@ from jepa_lm.study.measure import Measure
 from jepa_lm.study.power import ALPHA
 from jepa_lm.study.roles import is_gate
 from jepa_lm.study.sequential import level_of, looks, planned_at
-from jepa_lm.study.tuning import told_settings
 from jepa_lm.utils.files import without_nan
 
 
@@ -63,7 +62,7 @@ def contents(plan: Manifest) -> dict[str, str]:
 
 def _tuning(plan: Manifest) -> dict[str, str]:
     """Return what the arms were tuned to, before the first run of the study, where they were."""
-    best = (f"{name}: {told_settings(found.settings)}" for name, found in plan.tuning.items())
+    best = (f"{name}: {found.says}" for name, found in plan.tuning.items())
     return {"tuned": "; ".join(best)} if plan.tuning else {}
 
 

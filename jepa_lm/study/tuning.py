@@ -122,12 +122,17 @@ def plan_tuning(
         words = [w for w in jobs[run].overrides if not w.startswith(f"{SEED}=")]
         own = _own_business(plan, group.name)
         for draw in range(tuning.draws):
-            values = drawn(configs[run], tuning, draw, own, matched)
-            settings = {key: f"{value:.{DIGITS}g}" for key, value in values.items()}
+            values = drawn(configs[run], tuning, draw, own)
+            matched |= values.keys()
+            settings = {
+                key: f"{value:.{DIGITS}g}" for of in values.values() for key, value in of.items()
+            }
             composed = compose(
                 [*words, *(f"{k}={v}" for k, v in settings.items()), "data.validate_on=tuning"]
             )
-            planner.add(f"{group.name}/draw-{draw}", composed, tuning.seeds, settings=settings)
+            says = _in_words(tuning, draw, values)
+            name = f"{group.name}/draw-{draw}"
+            planner.add(name, composed, tuning.seeds, says=says, settings=settings)
     for axis in tuning.axes if tuning.draws > 1 else ():
         if axis not in matched:
             kind = "scale" if axis in tuning.scale else "range"
@@ -189,32 +194,52 @@ def drawn(
     tuning: Tuning,
     draw: int,
     own: set[str] | frozenset[str] = frozenset(),
-    matched: set[str] | None = None,
-) -> dict[str, float]:
-    """Return the values of a draw by key, for an arm with this resolved config.
+) -> dict[str, dict[str, float]]:
+    """Return the values of a draw by axis and key, for an arm with this resolved config.
+
+    Every axis is there that has numbers in the config; draw 0 changes none of them.
 
     Args:
-        own: keys that are not drawn. matched: receives the keys and patterns that the config has.
+        own: keys that are not drawn.
     """
     numbers = {
         key: value
         for key, value in flat(config).items()
         if isinstance(value, int | float) and not isinstance(value, bool) and key not in own
     }
-    found: dict[str, float] = {}
-    for place, axis in enumerate(tuning.axes):
-        share = _halton(draw, PRIMES[place], random.Random(axis).random())
+    found: dict[str, dict[str, float]] = {}
+    for axis in tuning.axes:
         here = {key: value for key, value in numbers.items() if fnmatchcase(key, axis)}
-        if axis in tuning.scale:
-            low, high = tuning.scale[axis]
-            values = {key: v * low * (high / low) ** share for key, v in here.items() if v}
+        if not here:
+            continue
+        point = _point(tuning, draw, axis)
+        if draw == 0:
+            found[axis] = {}
+        elif axis in tuning.scale:
+            found[axis] = {key: value * point for key, value in here.items() if value}
         else:
-            low, high = tuning.range[axis]
-            values = dict.fromkeys(here, low + (high - low) * share)
-        if matched is not None and here:
-            matched.add(axis)
-        found |= values
-    return found if draw else {}
+            found[axis] = dict.fromkeys(here, point)
+    return found
+
+
+def _point(tuning: Tuning, draw: int, axis: str) -> float:
+    """Return the factor or the value of a draw on one axis."""
+    share = _halton(draw, PRIMES[tuning.axes.index(axis)], random.Random(axis).random())
+    if axis in tuning.scale:
+        low, high = tuning.scale[axis]
+        return float(low * (high / low) ** share)
+    low, high = tuning.range[axis]
+    return low + (high - low) * share
+
+
+def _in_words(tuning: Tuning, draw: int, values: Mapping[str, Mapping[str, float]]) -> str:
+    """Describe a draw in a phrase, such as `optimizer.groups.*.lr x 1.81, model.dropout=0.14`."""
+    told = [
+        f"{axis}{' x ' if axis in tuning.scale else '='}{_point(tuning, draw, axis):.3g}"
+        for axis, of in values.items()
+        if of
+    ]
+    return ", ".join(told) or "as configured"
 
 
 def _halton(index: int, base: int, shift: float) -> float:
@@ -247,7 +272,10 @@ def chosen(plan: Manifest, draws: Manifest, folder: Path) -> dict[str, Tuned]:
             raise SweepError(f"{folder}: no draw of {group.name} has a score with every seed")
         pick = max if measure.quantity.larger else min
         score, best = pick(known, key=lambda pair: pair[0])
-        found[group.name] = Tuned(dict(of[best].settings), best, len(known), score, scores[0])
+        best_of = of[best]
+        found[group.name] = Tuned(
+            best_of.says, dict(best_of.settings), best, len(known), score, scores[0]
+        )
     return found
 
 
@@ -255,11 +283,6 @@ def _mean(measure: Measure, runs: Sequence[Run]) -> float | None:
     scores = [measure.of(run) if run.finished else None for run in runs]
     known = [score for score in scores if score is not None]
     return statistics.mean(known) if len(known) == len(scores) else None
-
-
-def told_settings(settings: Mapping[str, str]) -> str:
-    """Return the settings of a draw in a phrase."""
-    return ", ".join(f"{key}={value}" for key, value in settings.items()) or "as configured"
 
 
 def words_of(plan: Manifest, tuned: Mapping[str, Tuned]) -> dict[str, list[str]]:

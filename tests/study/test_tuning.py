@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 
 import pytest
@@ -27,13 +28,18 @@ CONFIG = {
 }
 
 
+def values(*arguments) -> dict[str, float]:
+    return {key: value for of in drawn(*arguments).values() for key, value in of.items()}
+
+
 def test_draws_are_the_same_factors_for_all_arms():
     none = {**CONFIG, "jepa": {"weight": 0.0}}
     for draw in range(TUNING.draws):
-        ours, theirs = drawn(CONFIG, TUNING, draw), drawn(none, TUNING, draw)
+        ours, theirs = values(CONFIG, TUNING, draw), values(none, TUNING, draw)
         assert {k: v for k, v in ours.items() if k != "jepa.weight"} == theirs
-    assert drawn(CONFIG, TUNING, 0) == {}
-    one = drawn(CONFIG, TUNING, 1)
+    assert values(CONFIG, TUNING, 0) == {}
+    assert drawn(CONFIG, TUNING, 0).keys() == {*TUNING.axes}
+    one = values(CONFIG, TUNING, 1)
     assert one.keys() == {
         "optimizer.matrices.lr",
         "optimizer.vectors.lr",
@@ -44,15 +50,15 @@ def test_draws_are_the_same_factors_for_all_arms():
 
 
 def test_draws_cover_their_ranges_and_more_of_them_keep_the_first():
-    many = [drawn(CONFIG, TUNING, draw) for draw in range(1, 200)]
+    many = [values(CONFIG, TUNING, draw) for draw in range(1, 200)]
     for key, low, high in (
         ("optimizer.matrices.lr", 0.005, 0.08),
         ("jepa.weight", 0.05, 5.0),
         ("model.dropout", 0.0, 0.3),
     ):
-        values = [values[key] for values in many]
-        assert low <= min(values) < low + 0.05 * (high - low)
-        assert high - 0.05 * (high - low) < max(values) <= high
+        found = [of[key] for of in many]
+        assert low <= min(found) < low + 0.05 * (high - low)
+        assert high - 0.05 * (high - low) < max(found) <= high
     below = sum(v["optimizer.matrices.lr"] < 0.02 for v in many) / len(many)
     assert below == pytest.approx(0.5, abs=0.02)  # uniform in the logarithm
     more = replace(TUNING, draws=100)
@@ -60,7 +66,7 @@ def test_draws_cover_their_ranges_and_more_of_them_keep_the_first():
 
 
 def test_what_an_arm_is_for_is_not_drawn_for_it():
-    assert "jepa.weight" not in drawn(CONFIG, TUNING, 3, {"jepa.weight"})
+    assert "jepa.weight" not in values(CONFIG, TUNING, 3, {"jepa.weight"})
 
 
 @pytest.mark.parametrize(
@@ -94,7 +100,7 @@ def planted(folder, scores: dict[str, list[tuple[float | None, ...]]]) -> tuple[
                 runs[str(seed)] = f"{arm}/draw-{i}/seed-{seed}"
                 failed = {"status": "failed"} if score is None else {}
                 write_run(folder / runs[str(seed)], score or 1.0, seed=str(seed), summary=failed)
-            groups.append(Group(f"{arm}/draw-{i}", "", {"lr": f"{i}"} if i else {}, runs))
+            groups.append(Group(f"{arm}/draw-{i}", f"lr x {i}", {"lr": f"{i}"} if i else {}, runs))
             jobs += [Job(run, (), run) for run in runs.values()]
     draws_plan = Manifest("tuned tuning", "sweep", None, (), tuple(jobs), tuple(groups))
     arms = tuple(Group(arm, "", {}, {"1": f"{arm}/seed-1"}) for arm in (*scores, "copy"))
@@ -121,6 +127,7 @@ def test_the_best_draw_has_the_best_mean_and_a_failed_one_is_never_chosen(tmp_pa
     assert found.keys() == {"treatment", "none"}
     best = found["treatment"]
     assert (best.draw, best.draws, dict(best.settings)) == (2, 3, {"lr": "2"})
+    assert best.says == "lr x 2"
     assert (best.score, best.as_configured) == (pytest.approx(1.72), pytest.approx(1.8))
     assert (found["none"].draw, found["none"].settings) == (0, {})
     words = words_of(plan, {**found, "none": replace(found["none"], settings={"lr": "7"})})
@@ -146,6 +153,11 @@ def test_draws_are_planned_below_the_study_on_text_of_their_own(plan):
         f"{arm}/draw-{i}" for arm in ("treatment", "none") for i in (0, 1)
     }
     assert not (done.folder / "study.json").exists()
+    says = {g.name: g.says for g in draws.groups}
+    assert says["none/draw-0"] == "as configured"
+    assert re.sub(r"[\d.]+(?=,|$)", "N", says["none/draw-1"]) == (
+        "optimizer.groups.*.lr x N, optimizer.groups.*.weight_decay=N, model.dropout=N"
+    )
     words = {job.folder: set(job.overrides) for job in draws.jobs}
     for given in words.values():
         assert {"data.tuning=500", "data.validate_on=tuning", "seed=1001"} <= given
