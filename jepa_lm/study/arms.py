@@ -20,7 +20,7 @@ from jepa_lm.utils.nested import at, flat
 from jepa_lm.utils.provenance import relevant
 
 NAME = re.compile(r"\w[\w.-]{0,59}", re.ASCII)
-STEPS, EPOCHS = "trainer.max_steps", "trainer.max_epochs"
+STEPS, EPOCHS, INTERVAL = "trainer.max_steps", "trainer.max_epochs", "trainer.val_check_interval"
 Match = Literal["steps", "flops", "time"]
 """What the arms of a study have in common, see `check_budget`."""
 ABSENT = "(absent)"
@@ -47,7 +47,8 @@ class ArmSpec:
     scale: dict[str, float] = field(default_factory=dict)
     """Numbers of the treatment's config that the arm multiplies; integers stay integers by rounding."""
     equal_flops: bool = False
-    """Change `trainer.max_steps`, so that the arm spends the FLOPs of the treatment."""
+    """Change `trainer.max_steps`, so that the arm spends the FLOPs of the treatment, and
+    `trainer.val_check_interval` with it, so that it is validated as often."""
     match: str | None = None
     """The `study.match` of the studies that have this arm; null for all."""
     gate: bool | None = None
@@ -177,7 +178,7 @@ def check_declared(arm: ArmSpec, found: Mapping[str, tuple[Any, Any]]) -> None:
     """
     declared = arm.declared()
     if arm.equal_flops:
-        declared += [key for key in (STEPS, EPOCHS) if key in found]
+        declared += [key for key in (STEPS, EPOCHS, INTERVAL) if key in found]
     for key, (theirs, ours) in found.items():
         if not below(key, declared) and not (arm.seed_offset and key.endswith(".seed")):
             raise UserError(

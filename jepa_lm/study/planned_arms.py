@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from jepa_lm.study.arms import EPOCHS, STEPS, ArmSpec, below, check_declared, differences
+from jepa_lm.study.arms import EPOCHS, INTERVAL, STEPS, ArmSpec, below, check_declared, differences
 from jepa_lm.study.manifest import Group
 from jepa_lm.study.planner import Planner, slug
 from jepa_lm.study.request import SEED, Composed, Request
@@ -83,11 +83,17 @@ class ArmPlanner:
         return {word.partition("=")[0] for name in groups for word in self.tuned.get(name, ())}
 
     def _at_equal_flops(self, composed: Composed, treatment: Mapping[str, Any]) -> Iterator[str]:
-        """Yield the overrides with which an arm spends the FLOPs of its treatment."""
+        """Yield the overrides with which an arm spends the FLOPs of its treatment.
+
+        It is validated as often: of more validations the best would be better by chance alone.
+        """
         ratio = self.flops(treatment) / self.flops(composed.resolved(composed.seed))
-        yield f"{STEPS}={max(1, round(treatment['trainer']['max_steps'] * ratio))}"
-        if treatment["trainer"].get("max_epochs") is not None:
+        trainer = treatment["trainer"]
+        yield f"{STEPS}={max(1, round(trainer['max_steps'] * ratio))}"
+        if trainer.get("max_epochs") is not None:
             yield f"{EPOCHS}=null"
+        if trainer["val_check_interval"] is not None:
+            yield f"{INTERVAL}={max(1, round(trainer['val_check_interval'] * ratio))}"
 
 
 def _scaled(arm: ArmSpec, treatment: Mapping[str, Any]) -> Iterator[str]:

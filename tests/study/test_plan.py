@@ -319,7 +319,7 @@ ONE_PASS = (
 
 
 def test_at_equal_flops_the_control_trains_longer_and_has_a_say(plan, compose):
-    few = ("seed=1", *ONE_PASS, *WITHOUT_OTHERS)
+    few = ("seed=1", "trainer.val_check_interval=20", *ONE_PASS, *WITHOUT_OTHERS)
     done = plan("study=ablation", "objective=lse_mtp", "study.match=flops", *few)
     assert done.code == 0, done.error
     (longer,) = [c for c in done.plan.comparisons if c.role == "none_equal_flops"]
@@ -335,6 +335,8 @@ def test_at_equal_flops_the_control_trains_longer_and_has_a_say(plan, compose):
         for arm in ("none", "none_equal_flops")
     ]
     assert budgets == ["1", "null"]
+    interval = int(settings(done, "none_equal_flops/seed-1")["trainer.val_check_interval"])
+    assert steps / interval == pytest.approx(100 / 20, rel=0.03)
     assert "none_equal_flops" in {c.role for c in done.plan.comparisons}
     without = plan("study=ablation", "objective=lse_mtp", *few, folder=done.folder.with_name("b"))
     assert "none_equal_flops" not in {c.role for c in without.plan.comparisons}
