@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from lightning.pytorch import LightningDataModule
 from torch.utils.data import DataLoader, Subset
@@ -31,6 +33,9 @@ class TokenDataModule(LightningDataModule):
         assert trainer is not None
         accumulate = trainer.accumulate_grad_batches
         order = self.data.order_of(trainer.global_rank, trainer.world_size, accumulate)
+        task: Any = trainer.lightning_module
+        if any(objective.placebo for objective in task.auxiliaries.values()):
+            order = self.data.with_related(order)
         first = trainer.global_step * accumulate
         # A DataLoader would only add overhead: batches come ready from a memory map.
         return TrainBatches(self.data.streams["train"], order, first, pin=self._pin())

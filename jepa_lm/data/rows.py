@@ -290,9 +290,13 @@ class RowOrder:
             self._order, self._pass = rng.permutation(len(self._rows.tokens)), number
         return int(self._order[within])
 
-    def batch(self, stream: TokenStream, index: int) -> Batch:
+    def places(self, total: int, index: int) -> np.ndarray:
+        """Return the numbers of the rows."""
         first = (index * self._world_size + self._rank) * self._count
-        return self._rows.batch(np.array([self._row(first + i) for i in range(self._count)]))
+        return np.array([self._row(first + i) for i in range(self._count)])
+
+    def batch(self, stream: TokenStream, index: int) -> Batch:
+        return self._rows.batch(self.places(0, index))
 
     def share(self, total: int) -> tuple[int, int]:
         """Count in rows."""

@@ -38,14 +38,12 @@ class TokenStream:
         return cls._over([ids], None)
 
     def _open(self, shards: list[np.ndarray], limit: int | None) -> None:
-        self._shards = shards
-        self._ends = np.cumsum([len(shard) for shard in shards])
-        whole = int(self._ends[-1]) if shards else 0
-        self.total = min(whole, limit or sys.maxsize)
+        self.shards, self.begins = shards, np.cumsum([0, *map(len, shards)])
+        self.total = min(int(self.begins[-1]), limit or sys.maxsize)
 
     def first(self, limit: int | None) -> TokenStream:
         """Return the first `limit` tokens, None for all."""
-        return self if limit is None else self._over(self._shards, min(limit, self.total))
+        return self if limit is None else self._over(self.shards, min(limit, self.total))
 
     def parted(self, last: int) -> tuple[TokenStream, TokenStream]:
         """Return the stream without its last tokens, and these.
@@ -58,10 +56,7 @@ class TokenStream:
             raise UserError(
                 f"data.tuning={last}: the training split holds {self.total} tokens; keep fewer for tuning"
             )
-        starts = [
-            int(end) - len(shard) for end, shard in zip(self._ends, self._shards, strict=True)
-        ]
-        parts = zip(starts, self._shards, strict=True)
+        parts = zip(self.begins.tolist(), self.shards, strict=False)
         tail = [shard[max(0, cut - s) : max(0, self.total - s)] for s, shard in parts]
         return self.first(cut), self._over([part for part in tail if len(part)], None)
 
@@ -76,9 +71,8 @@ class TokenStream:
         filled = 0
         while filled < len(out):
             at = (start + filled) % self.total
-            index = int(np.searchsorted(self._ends, at, side="right"))
-            shard = self._shards[index]
-            offset = at - (int(self._ends[index]) - len(shard))
+            index = int(np.searchsorted(self.begins, at, side="right")) - 1
+            shard, offset = self.shards[index], at - int(self.begins[index])
             count = min(len(out) - filled, len(shard) - offset, self.total - at)
             out[filled : filled + count] = shard[offset : offset + count]
             filled += count
@@ -89,6 +83,10 @@ class Order(Protocol):
 
     def batch(self, stream: TokenStream, index: int) -> Batch:
         """Return this rank's micro-batch number `index`."""
+        ...
+
+    def places(self, total: int, index: int) -> np.ndarray:
+        """Return the place of the first token of each row, [B]; numbers of rows that are examples."""
         ...
 
     def share(self, total: int) -> tuple[int, int]:
@@ -102,9 +100,13 @@ class StreamOrder:
     def __init__(self, *, tokens: int, seq_len: int, rank: int, world_size: int, seed: int) -> None:
         self.tokens, self.seq_len, self.rank, self.world_size = tokens, seq_len, rank, world_size
 
+    def places(self, total: int, index: int) -> np.ndarray:
+        first = (index * self.world_size + self.rank) * (self.tokens + 1)
+        return first + np.arange(0, self.tokens, self.seq_len)
+
     def batch(self, stream: TokenStream, index: int) -> Batch:
         chunk = np.empty(self.tokens + 1, dtype=np.int64)
-        stream.read((index * self.world_size + self.rank) * len(chunk), chunk)
+        stream.read(int(self.places(stream.total, index)[0]), chunk)
         tokens = torch.from_numpy(chunk)
         return {
             "inputs": tokens[:-1].view(-1, self.seq_len),
@@ -139,11 +141,14 @@ class ShuffleOrder:
             self._pass = number
         return int(self._starts[place])
 
-    def batch(self, stream: TokenStream, index: int) -> Batch:
+    def places(self, total: int, index: int) -> np.ndarray:
         first = (index * self.world_size + self.rank) * self.rows
+        return np.array([self._start(first + i, total) for i in range(self.rows)])
+
+    def batch(self, stream: TokenStream, index: int) -> Batch:
         rows = np.empty((self.rows, self.seq_len + 1), dtype=np.int64)
-        for i in range(self.rows):
-            stream.read(self._start(first + i, stream.total), rows[i])
+        for row, place in zip(rows, self.places(stream.total, index), strict=True):
+            stream.read(int(place), row)
         tokens = torch.from_numpy(rows)
         return {"inputs": tokens[:, :-1], "targets": tokens[:, 1:]}
 

@@ -9,6 +9,7 @@ from typing import Literal
 from jepa_lm.data.corpora import SPLITS, Austen, ShardCorpus, TextCorpus
 from jepa_lm.data.passes import Passes
 from jepa_lm.data.prepare import Prepared, is_prepared, prepare
+from jepa_lm.data.related import WithRelated
 from jepa_lm.data.rows import VIEWS, RowCorpus, RowOrder, Rows
 from jepa_lm.data.split import Split
 from jepa_lm.data.stream import Order, TokenStream, make_order
@@ -246,6 +247,11 @@ class TokenData:
             world_size=world_size,
             seed=self.seed,
         )
+
+    def with_related(self, order: Order) -> Order:
+        """Return an order whose batches say which of their rows are of one document."""
+        bos_id, examples = self.tokenizer.bos_id, bool(self.rows)
+        return WithRelated(order, seq_len=self.seq_len, document_start=bos_id, examples=examples)
 
     def passes(self, world_size: int, accumulate: int) -> Passes:
         """Return how often a run reads the training split, for `accumulate` micro-batches per step and rank.

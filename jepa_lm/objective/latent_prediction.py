@@ -60,8 +60,8 @@ class LatentPrediction(nn.Module):
             which means cross entropy alone for every objective.
         prediction_weight: weight of the prediction within the auxiliary loss. regularizers_weight: factor
             on all regularizers, in addition to their own weights.
-        placebo: control in which each prediction is compared with the target of another row of the batch:
-            parameters, FLOPs and form stay the same, but there is nothing to predict.
+        placebo: control in which each prediction is compared with the target of another row of the batch,
+            of another document: parameters, FLOPs, form stay the same, but there is nothing to predict.
         reach: the objective trains only the last n blocks of the trunk; None trains all of it.
         global_statistics: compute regularizers over the rows of all ranks.
         when_zero: while the schedule gives 0, either leave the objective out (`skip`), so that the
@@ -294,13 +294,8 @@ class LatentPrediction(nn.Module):
     def total(self, components: Mapping[str, Tensor], clock: ProgressClock) -> Tensor:
         """Return the weighted sum of the components."""
         weights = self.weights(clock)
-        return torch.stack(
-            [
-                weights[name] * loss
-                for name, loss in components.items()
-                if not name.startswith(PARTS)
-            ]
-        ).sum()
+        whole = (name for name in components if not name.startswith(PARTS))
+        return torch.stack([weights[name] * components[name] for name in whole]).sum()
 
     def weights(self, clock: ProgressClock) -> dict[str, float]:
         """Return the current weight of each component within the auxiliary loss."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from jepa_lm.data.related import related_rows, shifts
 from jepa_lm.objective.step_context import Draws, StepContext, draw_now, on_device
 from jepa_lm.utils.errors import EveryRankError
 
@@ -23,14 +24,18 @@ def other_rows(
 ) -> Draws:
     """Draw the row whose target each row gets, [B]; `node` is the key of the objective.
 
-    It is at least a quarter of the batch away, in either direction: rows next to each other are often of one
-    document (`data.order=stream`), whose targets are not without information.
+    It is at least a quarter of the batch away, in either direction, and of another document: targets of the
+    same one are not without information. If no shift achieves that for all rows, the one with the fewest such
+    rows is taken.
     """
     if rows < 2:
         raise EveryRankError(
             f"{node}.placebo=true: each row gets the target of another row, so a micro-batch needs at least "
             "two sequences; raise data.batch_tokens or lower trainer.accumulate_grad_batches"
         )
-    near = max(1, rows // 4)
-    shift = torch.randint(near, rows - near + 1, (1,), generator=step_context.generator(0, PLACEBO))
-    return (on_device((torch.arange(rows) + shift) % rows, device),)
+    among = shifts(rows)
+    drawn = torch.randint(len(among), (1,), generator=step_context.generator(0, PLACEBO))
+    among = on_device(among.roll(-int(drawn)), device)  # the drawn one is the first
+    related = step_context.related
+    chosen = 0 if related is None else related_rows(related, among).argmin()
+    return ((torch.arange(rows, device=device) + among[chosen]) % rows,)

@@ -34,6 +34,7 @@ class StepContext:
         joint: compute statistics over the rows of all ranks, see `jepa_lm.objective.statistics`.
         places: draws made before the loss, by the name of the part. drawn: those of the part being called.
         without: keys of auxiliary losses that are left out in this phase.
+        related: which rows [B, B] are of one document, for the draws of a placebo; None if unknown.
     """
 
     clock: ProgressClock
@@ -45,6 +46,7 @@ class StepContext:
     places: Mapping[str, Draws] = field(default_factory=dict)
     drawn: Draws = ()
     without: frozenset[str] = frozenset()
+    related: Tensor | None = None
 
     def at(self, place: str) -> StepContext:
         """Return the context of a part: its own draws, if they have been made."""

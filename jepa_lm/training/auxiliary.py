@@ -8,6 +8,7 @@ from typing import Any, TypeAlias
 
 from torch import Tensor, nn
 
+from jepa_lm.data.related import RELATED
 from jepa_lm.data.stream import Batch
 from jepa_lm.model import LanguageModel
 from jepa_lm.model.dropout import draw_dropout
@@ -49,15 +50,16 @@ def thinned(model: LanguageModel, seed: int, batch: Batch, step_context: StepCon
 
 
 def drawn(
-    objectives: Auxiliaries, active: frozenset[str], inputs: Tensor, step_context: StepContext
+    objectives: Auxiliaries, active: frozenset[str], batch: Batch, step_context: StepContext
 ) -> StepContext | None:
-    """Return the context with all that the active objectives draw for inputs [B, T]; None if none is."""
+    """Return the context with all that the active objectives draw for a batch; None if none is active."""
     if not active:
         return None
+    step_context = replace(step_context, related=batch.get(RELATED))
     for key, objective in objectives.items():
         if key in active:
-            step_context = objective.draw(inputs, step_context)
-    return replace(step_context, without=frozenset(objectives) - active)
+            step_context = objective.draw(batch["inputs"], step_context)
+    return replace(step_context, without=frozenset(objectives) - active, related=None)
 
 
 def named(key: str, components: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -156,7 +156,7 @@ class LanguageModelTask(ValidatedModule):
         objectives, weight = self.auxiliaries, self.ce_weight()
         self.active = frozenset(k for k, o in objectives.items() if o.active(self.clock))
         place = self.step_context(batch_idx)
-        context = drawn(objectives, self.active, batch["inputs"], place)
+        context = drawn(objectives, self.active, batch, place)
         read = thinned(self.model, self.config["seed"], noised(self.noise, batch, place), place)
         loss, ce, components = self.losses(read, context)
         loss = loss if weight == 1 else weight * loss

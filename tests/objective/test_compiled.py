@@ -110,7 +110,7 @@ def test_the_compiled_loss_is_the_loss_and_is_compiled_once(small, name):
     frames = []
     for batch in batches(5):
         objectives = task.auxiliaries
-        step_context = drawn(objectives, frozenset(objectives), batch["inputs"], StepContext(clock))
+        step_context = drawn(objectives, frozenset(objectives), batch, StepContext(clock))
         want, got = task._losses(batch, step_context), compiled(batch, step_context)
         torch.testing.assert_close(got, want, rtol=1e-4, atol=1e-6)
         frames.append(counters["frames"]["ok"])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -74,6 +76,23 @@ def test_the_other_row_is_far_away(rows):
     for order in drawn[:20]:
         assert sorted(order.tolist()) == list(range(rows))
         assert not (order == torch.arange(rows)).any()
+
+
+def test_the_other_row_is_of_another_document_where_there_is_one():
+    """Two documents side by side; the shift by half of the rows is the only one that avoids both."""
+    rows = 8
+    document = torch.arange(rows) // 4
+    related = document[:, None] == document
+    for step in range(50):
+        (order,) = other_rows(rows, replace(at(step), related=related), torch.device("cpu"))
+        assert order.tolist() == [4, 5, 6, 7, 0, 1, 2, 3]
+    one_document = torch.ones(rows, rows, dtype=torch.bool)
+    unrelated = torch.eye(rows, dtype=torch.bool)
+    for step in range(50):  # nothing to avoid, or no way to: the drawn shift
+        (drawn,) = other_rows(rows, at(step), torch.device("cpu"))
+        for known in (one_document, unrelated):
+            (order,) = other_rows(rows, replace(at(step), related=known), torch.device("cpu"))
+            assert torch.equal(order, drawn)
 
 
 @pytest.mark.slow

@@ -110,7 +110,7 @@ def test_only_training_drops(small):
 def test_a_view_and_a_moving_average_read_whole_passes(small):
     task = task_of(small, "objective=vicreg")
     batch = random_batch()
-    step_context = drawn(task.auxiliaries, frozenset(["jepa"]), batch["inputs"], at())
+    step_context = drawn(task.auxiliaries, frozenset(["jepa"]), batch, at())
     carries = []
     run = task.model.backbone.forward
     task.model.backbone.forward = lambda carry, *a, **k: (
@@ -127,7 +127,7 @@ def test_a_compiled_loss_drops_the_same(small):
     torch._dynamo.reset()
     task = task_of(small, "objective=vicreg")
     batch = thinned(task.model, 7, random_batch(), at())
-    step_context = drawn(task.auxiliaries, frozenset(["jepa"]), batch["inputs"], at())
+    step_context = drawn(task.auxiliaries, frozenset(["jepa"]), batch, at())
     compiled = torch.compile(task._losses, backend="aot_eager", fullgraph=True)
     torch.testing.assert_close(
         compiled(batch, step_context)[0], task._losses(batch, step_context)[0]
