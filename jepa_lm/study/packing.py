@@ -6,6 +6,7 @@ made, and nothing is written outside the new folder.
 
 from __future__ import annotations
 
+import json
 import re
 import zipfile
 import zlib
@@ -13,14 +14,16 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 
 from jepa_lm.study import manifest
-from jepa_lm.study.runs import MOST_BYTES
+from jepa_lm.study.runs import MOST_BYTES, below_hydra
 from jepa_lm.study.tuning import FOLDER as TUNING
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.files import replacing, staging, write_bytes
+from jepa_lm.utils.nested import at
 from jepa_lm.utils.paths import CONFIG_FILE, METRICS_FILE, SAMPLE_FILE, SUMMARY_FILE
 
 SUFFIX = ".zip"
-OF_A_RUN = (SUMMARY_FILE, CONFIG_FILE, METRICS_FILE, SAMPLE_FILE, ".hydra/hydra.yaml")
+HYDRA = "hydra.yaml"
+OF_A_RUN = (SUMMARY_FILE, CONFIG_FILE, METRICS_FILE, SAMPLE_FILE, f".hydra/{HYDRA}")
 """Records of a run that reports read."""
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """Date of the entries: equal records give equal files."""
@@ -59,8 +62,19 @@ def pack(folder: Path) -> Path:
                 )
             entry = zipfile.ZipInfo(name, EPOCH)
             entry.compress_type = zipfile.ZIP_DEFLATED
-            archive.writestr(entry, record.read_bytes())
+            archive.writestr(entry, _without_places(record, folder))
     return path
+
+
+def _without_places(record: Path, folder: Path) -> bytes:
+    """Return a record without what is only true on this machine: where Hydra ran, and the study's folder."""
+    if record.name == HYDRA:
+        choices = at(below_hydra(record.parents[1], HYDRA), "hydra", "runtime", "choices") or {}
+        return json.dumps({"hydra": {"runtime": {"choices": choices}}}).encode()
+    found = record.read_bytes()
+    for place in {folder.absolute(), folder.resolve()}:
+        found = found.replace(json.dumps(str(place))[1:-1].encode(), b".")
+    return found
 
 
 def unpack(path: Path) -> Path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import stat
 import zipfile
@@ -43,6 +44,28 @@ def test_the_report_of_a_packed_study_is_that_of_its_folder(packed, tmp_path, ca
     assert sorted(path.name for path in away.iterdir()) == ["theirs", "theirs.zip"]
     assert command.main([str(packed)]) == 2  # nothing is overwritten
     assert "is there already" in capsys.readouterr().err
+
+
+def test_a_packed_study_names_no_folder_of_its_machine(tmp_path):
+    folder = study(tmp_path / "mine", paired(1.7, -0.02), against=AGAINST)
+    run = folder / "0"
+    config = json.loads((run / "config.json").read_text())
+    config["paths"] = {"run_dir": str(run), "cache": "data/cache"}
+    (run / "config.json").write_text(json.dumps(config))
+    hydra = run / ".hydra" / "hydra.yaml"
+    hydra.write_text(hydra.read_text() + f"    cwd: {tmp_path}\n    output_dir: {run}\n")
+    summary = json.loads((run / "summary.json").read_text())
+    summary["error"] = f"cannot write {run}/metrics.csv"
+    (run / "summary.json").write_text(json.dumps(summary))
+    with zipfile.ZipFile(packing.pack(folder)) as archive:
+        whole = {name: archive.read(name) for name in archive.namelist()}
+    assert not [name for name, found in whole.items() if str(tmp_path).encode() in found]
+    assert json.loads(whole["0/config.json"])["paths"] == {"run_dir": "./0", "cache": "data/cache"}
+    assert json.loads(whole["0/summary.json"])["error"] == "cannot write ./0/metrics.csv"
+    choices = {"objective": "vicreg", "model": "transformer"}
+    assert json.loads(whole["0/.hydra/hydra.yaml"]) == {"hydra": {"runtime": {"choices": choices}}}
+    (run / ".hydra" / "hydra.yaml").unlink()
+    packing.pack(folder)  # a run that Hydra did not start
 
 
 def test_the_command_packs(tmp_path, capsys):
