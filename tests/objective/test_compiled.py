@@ -24,7 +24,7 @@ from jepa_lm.utils import compiling
 from jepa_lm.utils.config import resolve
 from jepa_lm.utils.trusted import Trust
 from tests.objective.conftest import FIELD, SHALLOW, noise
-from tests.runs import metrics
+from tests.runs import metrics, weights
 
 ALL = (
     "none",
@@ -180,15 +180,26 @@ def test_a_draw_inside_the_loss_would_be_seen(small, monkeypatch):
 
 @pytest.mark.slow
 def test_generated_code_trains_the_same(small, tmp_path):
-    """With the real compiler, through `train`."""
+    """With the real compiler, through `train`; resumed, it ends with the same bits."""
     common = (
         "objective=lewm",
         "model.backbone.layers=2",
         "trainer.max_steps=3",
         "average.decay=0.5",
+        "checkpoint.every_n_steps=1",
     )
+    compiled = (*common, "compile=true")
     train(small(*common, run_dir=tmp_path / "eager"))
-    train(small(*common, "compile=true", run_dir=tmp_path / "compiled"))
+    train(small(*compiled, run_dir=tmp_path / "compiled"))
+    saved = tmp_path / "compiled" / "checkpoints"
+    train(small(*compiled, f"ckpt_path={saved / 'step-2.ckpt'}", run_dir=tmp_path / "resumed"))
+    whole, resumed = (
+        weights(tmp_path / name / "checkpoints" / "last.ckpt") for name in ("compiled", "resumed")
+    )
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[key], resumed[key]) for key in whole)
+    earlier = weights(saved / "step-2.ckpt")
+    assert not all(torch.equal(whole[key], earlier[key]) for key in whole)
     eager, compiled = (
         json.loads((tmp_path / name / "summary.json").read_text()) for name in ("eager", "compiled")
     )
