@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from omegaconf import DictConfig
 
+from jepa_lm.utils import gpus
 from jepa_lm.utils.config import check, check_node, check_schema, resolve
 from jepa_lm.utils.finding import check_model_files, require_path
 from jepa_lm.utils.schema import EvalConfig, ExportConfig
@@ -16,7 +17,8 @@ from jepa_lm.utils.values import check_values
 
 def train(cfg: DictConfig) -> float | None:
     """See `jepa_lm.commands.train.train`."""
-    config = resolve(cfg)
+    with gpus.not_asked():
+        config = resolve(cfg)
     check(config, imports=False)
     check_values(config)
     if not config["describe"]:  # which reads no files
@@ -26,7 +28,7 @@ def train(cfg: DictConfig) -> float | None:
         check_text(config["data"])
     from jepa_lm.commands.train import train_resolved
 
-    return train_resolved(config, cfg)
+    return train_resolved(resolve(cfg), cfg)
 
 
 def evaluate(cfg: DictConfig) -> float:

@@ -190,11 +190,12 @@ def test_a_mistyped_key_is_answered_without_loading_torch():
 
 
 QUICK = """
-import pickle, sys
+import pickle, re, sys
 from jepa_lm import run
-from jepa_lm.utils import schema
+from jepa_lm.utils import gpus, schema
 from jepa_lm.utils.errors import UserError
 
+gpus.WITHOUT_CUDA = re.compile("no such line")  # a PyTorch with CUDA has to be asked
 schema.register()
 for command, cfg in pickle.load(sys.stdin.buffer):
     try:

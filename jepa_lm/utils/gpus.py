@@ -9,7 +9,8 @@ from __future__ import annotations
 import importlib.util
 import os
 import re
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -25,6 +26,8 @@ WITHOUT_CUDA = re.compile(r"^cuda\b.*= *None *$", re.MULTILINE)
 """Line of PyTorch's version.py."""
 _held: FileLock | None = None
 """The lock that this process holds."""
+_asked = True
+"""False inside `not_asked`."""
 
 
 def visible() -> list[str]:
@@ -37,11 +40,24 @@ def visible() -> list[str]:
     return [str(i) for i in range(torch.cuda.device_count())]
 
 
+@contextmanager
+def not_asked() -> Iterator[None]:
+    """Let `accelerator` say `cpu` inside: a config is checked before PyTorch is imported to ask it."""
+    global _asked
+    _asked = False
+    try:
+        yield
+    finally:
+        _asked = True
+
+
 def accelerator() -> str:
     """Return Lightning's name of where `trainer=auto` trains: `gpu` if PyTorch can use one, else `cpu`.
 
     Apple's GPUs are not chosen. A PyTorch that was built without CUDA is not imported to find this out.
     """
+    if not _asked:
+        return "cpu"
     spec = importlib.util.find_spec("torch")
     version = Path(spec.origin).parent / "version.py" if spec and spec.origin else None
     with suppress(OSError, AttributeError):
