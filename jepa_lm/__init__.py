@@ -25,3 +25,8 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     room = "jepa_lm.utils.errors" if name == "UserError" else "jepa_lm.api"
     return getattr(importlib.import_module(room), name)
+
+
+def __dir__() -> list[str]:
+    """Return the names of the interface, too, which a notebook completes."""
+    return sorted({*globals(), *__all__})

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 CACHE = "~/.cache/jepa_lm"
 MANY = ("-m", "--multirun")
 SWEEPS = ("sweep", "study")
+RUN_DIR = "hydra.run.dir"
 _COMPOSED: dict[int, tuple[DictConfig, Any]] = {}
 """Hydra's own part of each config of `compose` that still exists, and its contents, by its id."""
 
@@ -43,7 +44,7 @@ class Trained(NamedTuple):
 def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None) -> DictConfig:
     """Return the config that `train.py` would get from the same words.
 
-    `paths.run_dir` is a new folder below logs/, unless it is among the overrides.
+    `paths.run_dir` is a new folder below logs/, unless it or `hydra.run.dir` is among the overrides.
 
     Args:
         overrides: such as ["objective=vicreg", "jepa.weight=0.1"].
@@ -64,6 +65,10 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
     if isinstance(overrides, str):
         raise UserError(f"overrides={overrides}: expected a list of words, such as [{overrides!r}]")
     for word in overrides:
+        if not isinstance(word, str):
+            raise UserError(
+                f"overrides: {word!r} is no text; expected words such as 'jepa.weight=0.1'"
+            )
         if word in MANY or word.partition("=")[0].lstrip("+") in SWEEPS:
             raise UserError(
                 f"{word}: starts several runs; use `python train.py`, or compose each run"
@@ -88,10 +93,12 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
             if about_a_config is None:
                 raise
             raise about_a_config from error
+    if not cfg.paths.run_dir and any(key_of(word) == RUN_DIR for word in overrides):
+        cfg.paths.run_dir = cfg.hydra.run.dir
     if not cfg.paths.run_dir:
         now = time.strftime("%Y-%m-%d_%H-%M-%S") + f"-{time.time_ns() // 1000 % 1_000_000:06d}"
         cfg.paths.run_dir = f"logs/{cfg.task_name}/runs/{now}"
-    _remember(cfg, [word for word in overrides if key_of(word) != "paths.run_dir"])
+    _remember(cfg, [word for word in overrides if key_of(word) not in ("paths.run_dir", RUN_DIR)])
     return cfg
 
 
@@ -169,6 +176,8 @@ def train(cfg: DictConfig) -> Trained:
     from jepa_lm.utils.files import read_object
     from jepa_lm.utils.paths import SUMMARY_FILE
 
+    if not isinstance(cfg, DictConfig):
+        raise UserError(f"cfg: expected a config of jepa_lm.compose, not {type(cfg).__name__}")
     process.tune()
     with _as_a_job(cfg):
         score = run.train(cfg)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,6 +16,7 @@ from jepa_lm.artifact.loaded_model import LoadedModel, load_data, load_model, pi
 from jepa_lm.data.byte_counter import ByteCounter
 from jepa_lm.data.hub_listing import SCHEME
 from jepa_lm.data.split import Split
+from jepa_lm.data.text_files import encoded
 from jepa_lm.data.tokenizers import Tokenizer
 from jepa_lm.data.whole_text import split_of_text
 from jepa_lm.evaluation.bpb import score_from_sums
@@ -25,7 +27,10 @@ from jepa_lm.model import LanguageModel
 from jepa_lm.objective.taps import Tap, check_tap, read_tap, tapped_layers
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.finding import as_path, holds_artifact
+from jepa_lm.utils.kinds import NotNegative, Seed, Whole, check_type
 from jepa_lm.utils.trusted import Trust
+
+SETTING = re.compile(r"^(ckpt|artifact)_path=")
 
 
 class TextScore(NamedTuple):
@@ -113,19 +118,15 @@ class TrainedModel:
         seed: int,
         until: Sequence[str] = (),
     ) -> tuple[str, str]:
-        if tokens < 0:
-            raise UserError(f"tokens={tokens}: 0 or more")
-        if not 0 <= temperature < float("inf"):
-            raise UserError(f"temperature={temperature}: 0 or more")
         return continued(
             self.model,
             self.tokenizer,
-            prompt=prompt,
-            tokens=tokens,
-            temperature=temperature,
-            seed=seed,
+            prompt=_given("prompt", prompt, str | None),
+            tokens=_given("tokens", tokens, Whole),
+            temperature=_given("temperature", temperature, NotNegative),
+            seed=_given("seed", seed, Seed),
             context=self.seq_len,
-            until=until,
+            until=_given("until", until, list[str]),
         )
 
     def nll(self, text: str) -> TextScore:
@@ -155,6 +156,9 @@ class TrainedModel:
         Raises:
             UserError: a continuation without a token.
         """
+        for context, continuation in pairs:
+            _given("context", context, str)
+            _given("continuation", continuation, str)
         texts = [encode_pair(self.tokenizer, *pair) for pair in pairs]
         scorer = self._scorer(ByteCounter(self.tokenizer.token_bytes()))
         rows = rows or max(1, int(self._loaded.data["val_batch_tokens"]) // self.seq_len)
@@ -189,13 +193,31 @@ class TrainedModel:
 
     def _split(self, text: str) -> Split:
         batch = int(self._loaded.data["val_batch_tokens"])
-        return split_of_text(text, self.tokenizer, seq_len=self.seq_len, batch_tokens=batch)
+        return split_of_text(
+            _given("text", text, str), self.tokenizer, seq_len=self.seq_len, batch_tokens=batch
+        )
 
     @staticmethod
     def _ids(split: Split) -> np.ndarray:
         ids = np.empty(split.stream.total, dtype=np.int64)
         split.stream.read(0, ids)
         return ids
+
+
+def _given(name: str, value: Any, hint: Any) -> Any:
+    """Return an argument, a number of NumPy's as Python's.
+
+    Raises:
+        UserError: it is not what the type hint says, or not valid text.
+    """
+    value = value.item() if isinstance(value, np.generic) else value
+    check_type(name, value, hint)
+    if isinstance(value, str):
+        try:
+            encoded(value)
+        except ValueError as error:
+            raise UserError(f"{name}: {error}") from error
+    return value
 
 
 def load_trained(path: str, device: str, trust: Trust, cache_dir: str) -> TrainedModel:
@@ -211,7 +233,10 @@ def load_trained(path: str, device: str, trust: Trust, cache_dir: str) -> Traine
     if path.startswith(SCHEME):
         path = str(cached(model_repo("path", path), cache_dir))
     is_artifact = holds_artifact(as_path("path", path))
-    loaded = load_model(None, path, trust) if is_artifact else load_model(path, None, trust)
+    try:
+        loaded = load_model(None, path, trust) if is_artifact else load_model(path, None, trust)
+    except UserError as error:  # which names a setting that nobody wrote
+        raise UserError(SETTING.sub("path=", str(error))) from error
     tokenizer = loaded.own_tokenizer()
     if tokenizer is None:  # of an earlier version, or exported without: it comes with the data
         tokenizer = load_data(loaded, {"cache_dir": cache_dir}).tokenizer

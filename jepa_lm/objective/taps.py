@@ -16,7 +16,7 @@ from torch import Tensor
 from jepa_lm.model import Encoded, LanguageModel
 from jepa_lm.objective.normalisations import Normalisation
 from jepa_lm.utils.errors import UserError
-from jepa_lm.utils.kinds import checked
+from jepa_lm.utils.kinds import check_type, checked
 
 Name = Literal["final", "last", "embedding", "boundary", "injector_latent", "injector_prediction"]
 INJECTOR = "injector"
@@ -80,6 +80,7 @@ def tapped_layers(model: LanguageModel, tap: Tap) -> list[int]:
 
 def check_tap(model: LanguageModel, tap: Tap, key: str) -> None:
     """Raise UserError if the model has no such hidden state; `key` is the config key of the tap."""
+    check_type(key, tap, Tap)
     if isinstance(tap, str):
         if tap.startswith(INJECTOR) and model.injector is None:
             raise UserError(f"{key}={tap}: the model has no injector; add model/injector=chunk")

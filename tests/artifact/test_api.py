@@ -8,6 +8,7 @@ import shutil
 import sys
 
 import hydra
+import numpy
 import pytest
 import torch
 from hydra.core.global_hydra import GlobalHydra
@@ -42,6 +43,12 @@ def test_compose_gives_what_the_command_line_gives():
         expected = hydra.compose("train", words)
     assert OmegaConf.to_container(found) == OmegaConf.to_container(expected)
     assert jepa_lm.compose(["task_name=mine"]).paths.run_dir.startswith("logs/mine/runs/20")
+    given = jepa_lm.compose(["hydra.run.dir=here/${task_name}", "task_name=mine"])
+    assert given.paths.run_dir == "here/mine"
+
+
+def test_a_notebook_completes_the_names_of_the_interface():
+    assert {"compose", "load", "runs", "train", "UserError"} <= set(dir(jepa_lm))
 
 
 def test_compose_leaves_hydra_and_the_command_line_as_they_were():
@@ -76,6 +83,7 @@ def test_compose_reads_yaml_of_ones_own(tmp_path):
         (["seed=1,2"], "seed=1,2: more than one run"),
         (["seed"], "seed"),
         ("seed=1", "expected a list of words"),
+        ([1], "overrides: 1 is no text; expected words such as 'jepa.weight=0.1'"),
     ],
 )
 def test_compose_names_the_mistake(words, message):
@@ -165,7 +173,7 @@ def test_a_continuation_is_repeatable_and_has_its_prompt(model, capsys):
         text == model.generate("It was", tokens=12, seed=3) != model.generate("It was", 12, seed=4)
     )
     assert text.startswith("It was")
-    assert model.generate("It was", tokens=0) == "It was"
+    assert model.generate("It was", tokens=numpy.int64(0)) == "It was"
     words = [str(model.path), "--prompt", "It was", "--tokens", "12", "--seed", "3"]
     assert generate([*words, "--device", "cpu"]) == 0
     assert capsys.readouterr().out == f"{text}\n"
@@ -253,8 +261,8 @@ def test_a_run_holds_its_tokenizer(trained, monkeypatch):
 @pytest.mark.parametrize(
     ("mistake", "message"),
     [
-        (lambda m, p: jepa_lm.load(p / "none"), "no such file or folder"),
-        (lambda m, p: jepa_lm.load(p), r"no checkpoints/\*\.ckpt"),
+        (lambda m, p: jepa_lm.load(p / "none"), "^path=.*none: no such file or folder"),
+        (lambda m, p: jepa_lm.load(p), r"^path=.*no checkpoints/\*\.ckpt"),
         (lambda m, p: jepa_lm.load(m.path, device="gpu"), "device=gpu is not available"),
         (lambda m, p: jepa_lm.load(m.path, trust=["nosuch"]), "trust=.nosuch.: cannot be imported"),
         (lambda m, p: jepa_lm.runs(p / "none"), "folder=.*none: no such folder"),
@@ -262,8 +270,22 @@ def test_a_run_holds_its_tokenizer(trained, monkeypatch):
         (lambda m, p: m.nll(""), "text: is empty or blank"),
         (lambda m, p: m.hidden("a b", 99), "tap=99: block 99 does not exist"),
         (lambda m, p: m.log_likelihoods([("a", "")]), "continuation='': has no token"),
-        (lambda m, p: m.generate(tokens=-1), "tokens=-1: 0 or more"),
-        (lambda m, p: m.generate(temperature=float("nan")), "temperature=nan: 0 or more"),
+        (lambda m, p: m.hidden("a b", "2"), r"tap=.2. \(text\): expected one of final, last, embedding"),
+        (lambda m, p: m.hidden("a b", None), "tap=None: expected one of final"),
+        (lambda m, p: m.generate(tokens=-1), "tokens=-1: expected a whole number of at least 0"),
+        (lambda m, p: m.generate(tokens=2.5), "tokens=2.5: expected a whole number"),
+        (lambda m, p: m.generate(temperature=float("nan")), "temperature=nan: expected a number"),
+        (lambda m, p: m.generate(seed=2**70), f"seed={2**70}: expected a whole number from 0 to"),
+        (lambda m, p: m.generate(7), "prompt=7: expected text or null"),
+        (lambda m, p: m.generate("\ud800"), "prompt: holds half a surrogate pair"),
+        (lambda m, p: m.continuation("a", until="b"), "until=b: expected a list, each entry text"),
+        (lambda m, p: m.score(None), "text=None: expected text"),
+        (lambda m, p: m.score("\ud800"), "text: holds half a surrogate pair"),
+        (lambda m, p: m.log_likelihoods([("a", "\ud800")]), "continuation: holds half a surrogate"),
+        (
+            lambda m, p: jepa_lm.train(None),
+            "cfg: expected a config of jepa_lm.compose, not NoneType",
+        ),
     ],
 )
 def test_mistakes_are_one_line(model, tmp_path, mistake, message):
