@@ -34,6 +34,9 @@ SIZES = {
 ROWS = re.compile(r"(?m)^(\| (?:model, .*|total) \| )([\d,]+)( \|)$")
 """Rows of the card that state it."""
 
+HEADER = "---\nlibrary_name: jepa_lm\npipeline_tag: text-generation\ntags: [jepa]\n---\n\n"
+"""What the hub reads at the start of a card."""
+
 
 def to_share(artifact: Path, records: Mapping[str, Path]) -> dict[str, bytes]:
     """Return what is uploaded of an export by its names in the repo, the artifact first.
@@ -54,9 +57,12 @@ def to_share(artifact: Path, records: Mapping[str, Path]) -> dict[str, bytes]:
             for key, sign in SIZES[name].items():
                 record[key] += sign * grown
             sent[name] = as_json(record).encode()
+        elif path.suffix == ".json":
+            sent[name] = as_json(_without_paths(read_object(path))).encode()
         elif path.suffix == ".md":
             card = without_paths(path.read_text(encoding="utf-8")).replace(known, digest)
-            sent[name] = ROWS.sub(lambda row: _grown(row, grown), card).encode()
+            header = "" if card.startswith(HEADER) else HEADER  # of a pulled one
+            sent[name] = (header + ROWS.sub(lambda row: _grown(row, grown), card)).encode()
         else:
             sent[name] = path.read_bytes()
     return sent

@@ -10,7 +10,7 @@ from typing import Any
 
 from jepa_lm.artifact.container import MAGIC
 from jepa_lm.artifact.hub_form import to_share
-from jepa_lm.artifact.hub_repo import ARTIFACT, LOCAL, model_repo
+from jepa_lm.artifact.hub_repo import ARTIFACT, CONFIG, LOCAL, model_repo
 from jepa_lm.artifact.publishing import ACCOUNT, belongs, find_artifact
 from jepa_lm.data.hub_client import HubError, brief, endpoint, http_error, told
 from jepa_lm.data.hub_files import listed
@@ -82,8 +82,9 @@ def _files(value: str) -> tuple[Path, dict[str, Path]]:
         if file.read(len(MAGIC)) != MAGIC or not ARTIFACT.fullmatch(f"artifact{artifact.suffix}"):
             raise UserError(f"artifact_path={value}: not an artifact of {program('export')}")
     beside = {name: artifact.parent / local for name, local in LOCAL.items()}
-    if not beside[TOKENIZER_FILE].is_file():
-        del beside[TOKENIZER_FILE]
+    for name in (TOKENIZER_FILE, CONFIG):  # an earlier version wrote no config
+        if not beside[name].is_file():
+            del beside[name]
     missing = [path.name for path in beside.values() if not path.is_file()]
     if missing:
         raise UserError(

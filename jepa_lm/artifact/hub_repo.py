@@ -14,7 +14,7 @@ from pathlib import Path
 from urllib.parse import quote
 
 from jepa_lm.artifact.container import MAX_FILE
-from jepa_lm.artifact.publishing import ACCOUNT, ARTIFACTS, CARD, SUBMISSION
+from jepa_lm.artifact.publishing import ACCOUNT, ARTIFACTS, CARD, RUN_CONFIG, SUBMISSION
 from jepa_lm.data.hub_client import HubError, endpoint, told
 from jepa_lm.data.hub_files import difference, listed, obtain
 from jepa_lm.data.hub_listing import MAIN, SCHEME, ModelRepo, RemoteFile
@@ -26,9 +26,22 @@ from jepa_lm.utils.paths import TOKENIZER_FILE
 from jepa_lm.utils.quoting import cut
 
 README = "README.md"
-LOCAL = {README: CARD, ACCOUNT: ACCOUNT, SUBMISSION: SUBMISSION, TOKENIZER_FILE: TOKENIZER_FILE}
+CONFIG = "config.json"
+LOCAL = {
+    README: CARD,
+    ACCOUNT: ACCOUNT,
+    SUBMISSION: SUBMISSION,
+    CONFIG: RUN_CONFIG,
+    TOKENIZER_FILE: TOKENIZER_FILE,
+}
 """Names in the repo beside the artifact's, and in a local folder."""
-LIMITS = {README: 1 << 20, ACCOUNT: 16 << 20, SUBMISSION: 1 << 20, TOKENIZER_FILE: MOST_BYTES}
+LIMITS = {
+    README: 1 << 20,
+    ACCOUNT: 16 << 20,
+    SUBMISSION: 1 << 20,
+    CONFIG: 1 << 20,
+    TOKENIZER_FILE: MOST_BYTES,
+}
 """Maximum bytes of each."""
 ARTIFACT = re.compile(r"artifact\.[a-z0-9]{1,16}")
 RECORD, UNVERIFIED, LOCK = "hub.json", ".pull", ".pull.lock"

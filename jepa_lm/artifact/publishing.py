@@ -19,6 +19,8 @@ from jepa_lm.utils.paths import TOKENIZER_FILE
 
 ARTIFACTS = "artifact.*"
 ACCOUNT, SUBMISSION, CARD, CODE = "export.json", "submission.json", "model_card.md", "code"
+RUN_CONFIG = "run_config.json"
+"""The config of the run that was exported; its name is not that of a run's own record."""
 DIGEST_KEY = "artifact_sha256"
 EARLIER = "artifact.earlier"
 MARK = ".export"
@@ -82,7 +84,7 @@ def publish(staged: Path, folder: Path) -> None:
         link_or_copy(place, second)
         earlier.append(second)
     os.replace(new, place)
-    for name in (ACCOUNT, SUBMISSION, CARD):
+    for name in (ACCOUNT, SUBMISSION, CARD, RUN_CONFIG):
         os.replace(staged / name, folder / name)
     if (staged / TOKENIZER_FILE).is_file():
         os.replace(staged / TOKENIZER_FILE, folder / TOKENIZER_FILE)

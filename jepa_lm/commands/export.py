@@ -25,6 +25,7 @@ from jepa_lm.artifact.publishing import (
     ACCOUNT,
     CARD,
     DIGEST_KEY,
+    RUN_CONFIG,
     SUBMISSION,
     check_code_folder,
     publish,
@@ -295,4 +296,5 @@ class _Export:
         said = submission(self.config["submission"], account, self.run_config, records)
         write_json(staged / ACCOUNT, account)
         write_json(staged / SUBMISSION, said)
+        write_json(staged / RUN_CONFIG, self.run_config)
         write_text(staged / CARD, model_card(said, account, self.run_config, records))

@@ -270,7 +270,10 @@ def test_a_run_holds_its_tokenizer(trained, monkeypatch):
         (lambda m, p: m.nll(""), "text: is empty or blank"),
         (lambda m, p: m.hidden("a b", 99), "tap=99: block 99 does not exist"),
         (lambda m, p: m.log_likelihoods([("a", "")]), "continuation='': has no token"),
-        (lambda m, p: m.hidden("a b", "2"), r"tap=.2. \(text\): expected one of final, last, embedding"),
+        (
+            lambda m, p: m.hidden("a b", "2"),
+            r"tap=.2. \(text\): expected one of final, last, embedding",
+        ),
         (lambda m, p: m.hidden("a b", None), "tap=None: expected one of final"),
         (lambda m, p: m.generate(tokens=-1), "tokens=-1: expected a whole number of at least 0"),
         (lambda m, p: m.generate(tokens=2.5), "tokens=2.5: expected a whole number"),

@@ -16,7 +16,7 @@ from jepa_lm.artifact.publishing import belongs
 from tests.conftest import REPO
 
 pytestmark = pytest.mark.slow
-RECORDS = ("export.json", "submission.json", "model_card.md")
+RECORDS = ("export.json", "submission.json", "model_card.md", "run_config.json")
 
 
 @pytest.fixture

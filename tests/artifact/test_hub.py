@@ -18,6 +18,7 @@ from jepa_lm.artifact.hub_push import push
 from jepa_lm.artifact.hub_repo import model_repo, pull
 from jepa_lm.data import hub_files
 from jepa_lm.hub import main
+from jepa_lm.model.checkpoint import read_checkpoint
 from jepa_lm.utils.errors import LossError, OverCapError, UserError
 from tests.data.hub_server import HubServer
 from tests.data.hub_uploads import COMMIT
@@ -26,6 +27,7 @@ REPO = "me/my-model"
 QUICK = ("export.codecs=[zlib]", "export.protocols=[]", f"push={REPO}")
 SHARED = {
     "README.md": "model_card.md",
+    "config.json": "run_config.json",
     "export.json": "export.json",
     "submission.json": "submission.json",
 }
@@ -113,6 +115,12 @@ def test_nothing_that_is_pushed_holds_a_path_of_this_machine(
         .decode()
         .endswith("    train.py paths.cache=cache data.path=emma.txt https://a.b/c/d\n")
     )
+    config = json.loads(empty.files["config.json"])
+    assert (
+        config["model"]
+        == read_checkpoint(trained.checkpoint)["hyper_parameters"]["config"]["model"]
+    )
+    assert config["data"]["path"] == "emma.txt"
     account, before = json.loads(empty.files["export.json"]), exported.account
     assert (account["artifact"], account["source"]) == (exported.file.name, "last.ckpt")
     changed = {"artifact", "artifact_sha256", "source", "bytes", "total", "headroom"}

@@ -16,7 +16,7 @@ from jepa_lm.artifact.publishing import check_code_folder, counting, find_artifa
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.files import held, staging, sweep_up
 
-RECORDS = ("export.json", "submission.json", "model_card.md")
+RECORDS = ("export.json", "submission.json", "model_card.md", "run_config.json")
 
 
 class KilledError(BaseException):
