@@ -18,6 +18,8 @@ from omegaconf import MISSING, DictConfig, OmegaConf, open_dict
 
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.going_on import key_of
+from jepa_lm.utils.paths import called
+from jepa_lm.utils.quoting import shell
 
 if TYPE_CHECKING:
     from jepa_lm.artifact.trained_model import TrainedModel
@@ -71,7 +73,7 @@ def compose(overrides: Sequence[str] = (), config_dir: str | Path | None = None)
             )
         if word in MANY or word.partition("=")[0].lstrip("+") in SWEEPS:
             raise UserError(
-                f"{word}: starts several runs; use `python train.py`, or compose each run"
+                f"{word}: starts several runs; use `{shell(called('train'))}`, or compose each run"
             )
     if config_dir is not None:
         import_from(str(config_dir))

@@ -20,6 +20,7 @@ from jepa_lm.model.checkpoint import TRIES, find_checkpoint, inference_model, re
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.files import held, sweep_up
 from jepa_lm.utils.nested import at
+from jepa_lm.utils.paths import program
 from jepa_lm.utils.trusted import Trust, build_part, check_part
 
 
@@ -183,7 +184,7 @@ def _require_text(source: str, loaded: LoadedModel) -> None:
         where = os.path.abspath(os.path.expanduser(path))
         raise UserError(
             f"{source}: was trained with data.{key}={path}, but {where} no longer exists; restore it "
-            "or link it to its new place (eval.py scores any other text with data.path=FILE)"
+            f"or link it to its new place ({program('eval')} scores any other text with data.path=FILE)"
         )
 
 

@@ -18,6 +18,7 @@ from jepa_lm.utils.crash import command
 from jepa_lm.utils.errors import UserError, warn
 from jepa_lm.utils.output import say
 from jepa_lm.utils.parser import Parser
+from jepa_lm.utils.paths import program
 from jepa_lm.utils.values import check_values
 
 AT_ONCE = 1 << 22
@@ -26,7 +27,9 @@ AT_ONCE = 1 << 22
 
 def _prepare(words: list[str]) -> None:
     parser = Parser(prog="python -m jepa_lm.data", description=__doc__)
-    parser.add_argument("overrides", nargs="*", help="as for train.py, such as data=fineweb_sp1024")
+    parser.add_argument(
+        "overrides", nargs="*", help=f"as for {program('train')}, such as data=fineweb_sp1024"
+    )
     parser.add_argument("--config-dir", help="a folder with YAML and modules of your own")
     asked = parser.parse_args(words)
     config = resolve(jepa_lm.compose(asked.overrides, asked.config_dir))

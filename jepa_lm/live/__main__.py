@@ -15,7 +15,8 @@ from jepa_lm.study.runs import find_runs
 from jepa_lm.utils.crash import command
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.output import say
-from jepa_lm.utils.paths import LOGS
+from jepa_lm.utils.paths import LOGS, called
+from jepa_lm.utils.quoting import shell
 
 USAGE = "python -m jepa_lm.live [FOLDER] [--port N]"
 PORT = 8642
@@ -35,8 +36,8 @@ def _do(arguments: list[str]) -> None:
         raise missing(folder)
     if next(find_runs(folder), None) is None:
         raise UserError(
-            f"{folder}: no runs below it; `python train.py` starts one, and runs below another folder are "
-            "shown by python -m jepa_lm.live FOLDER"
+            f"{folder}: no runs below it; `{shell(called('train'))}` starts one, and runs below another "
+            "folder are shown by python -m jepa_lm.live FOLDER"
         )
     try:
         server = Server(folder, port)

@@ -29,7 +29,14 @@ from jepa_lm.utils.metrics import (
     measured,
 )
 from jepa_lm.utils.nested import at, class_name
-from jepa_lm.utils.paths import CONFIG_FILE, METRICS_FILE, PAGE_FILE, SAMPLE_FILE, SUMMARY_FILE
+from jepa_lm.utils.paths import (
+    CONFIG_FILE,
+    METRICS_FILE,
+    PAGE_FILE,
+    SAMPLE_FILE,
+    SUMMARY_FILE,
+    called,
+)
 from jepa_lm.utils.quoting import shell
 
 PANELS = {
@@ -140,7 +147,7 @@ def _command(folder: Path) -> str | None:
         found = recorded_overrides(folder)
     except (OSError, ValueError):
         return None
-    return None if found is None else shell(["python", "train.py", *found])
+    return None if found is None else shell([*called("train"), *found])
 
 
 def _account(run: Run) -> Facts:

@@ -23,6 +23,7 @@ from jepa_lm.objective.targets import Target
 from jepa_lm.objective.teacher import OpenTeacher
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.kinds import Count, checked
+from jepa_lm.utils.paths import program
 
 
 class Frozen(Target):
@@ -52,7 +53,7 @@ class Frozen(Target):
     def load(self, model: LanguageModel, open_teacher: OpenTeacher | None) -> None:
         if open_teacher is None:
             raise UserError(
-                f"jepa.target.path={self.path}: only train.py opens a teacher, and this is not a training"
+                f"jepa.target.path={self.path}: only {program('train')} opens a teacher"
             )
         teacher = open_teacher(self.path)
         if teacher.model.vocab_size != model.vocab_size:

@@ -96,7 +96,9 @@ def page(command: str) -> str:
             "",
             "Flags:",
             *_columns(FLAGS),
-            "docs/settings.md lists the settings, and conf/ holds them with comments.",
+            "docs/settings.md lists the settings, and conf/ holds them with comments."
+            if start.startswith("python")
+            else f"{CONF} holds all settings with comments.",
         ]
     )
 
