@@ -51,4 +51,6 @@ def _tied(text: str) -> str:
 
 def _breakable(text: str) -> Markup:
     """Allow line breaks after the signs within a name such as `lewm/prediction_only`."""
-    return Markup(re.sub(r"(?<=[/_=.])(?=\w)", "<wbr>", str(escape(literal(text)))))
+    return Markup(
+        re.sub(r"(?<=[/_=])(?=\w)|(?<=\.)(?=[^\W\d])", "<wbr>", str(escape(literal(text))))
+    )

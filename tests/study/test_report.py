@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from jepa_lm.study import templates
 from jepa_lm.study.against_plan import identity_in_words
 from jepa_lm.study.manifest import Comparison, load
 from jepa_lm.study.report import headline
@@ -479,3 +480,8 @@ def test_runs_that_keep_a_page_are_linked(tmp_path):
 def test_a_folder_without_a_plan(tmp_path):
     with pytest.raises(UserError, match=r"study\.json"):
         write_report(tmp_path)
+
+
+def test_a_name_may_break_after_its_signs_but_not_within_a_number():
+    name = "jepa.weight=0.01/seed_2"
+    assert templates._breakable(name) == "jepa.<wbr>weight=<wbr>0.01/<wbr>seed_<wbr>2"
