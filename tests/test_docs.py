@@ -1,4 +1,4 @@
-"""README and docs/: commands compose, zsh takes each line as it is, links and the list of pages hold."""
+"""README, docs/ and CONTRIBUTING: commands compose, zsh takes each line as it is, links and the site hold."""
 
 from __future__ import annotations
 
@@ -17,12 +17,18 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.types import RunMode
 from omegaconf import open_dict
 
+from docs.site_hooks import DOCS, from_root, in_site, links
 from jepa_lm.utils.command_words import check_words
 from jepa_lm.utils.config import check, resolve
 from jepa_lm.utils.paths import CONF
 from tests.conftest import REPO
 
-PAGES = [REPO / "README.md", *sorted((REPO / "docs").glob("*.md"))]
+PAGES = [
+    REPO / "README.md",
+    REPO / "CONTRIBUTING.md",
+    REPO / "CHANGELOG.md",
+    *sorted((REPO / "docs").glob("*.md")),
+]
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 QUOTED = re.compile(r"'[^']*'|\"[^\"]*\"")
 PROJECT = tomllib.loads((REPO / "pyproject.toml").read_text())["project"]
@@ -154,12 +160,18 @@ def unquoted(line: str) -> list[str]:
     return [w for w in bare.split() if re.search(r"[*?\[\]()]|\{\S*(,|\.\.)\S*\}|^[~=]\S|<\w+>", w)]
 
 
+STARTS = re.compile(
+    r"(python|pip|make|docker|torchrun|jepa-\w+|[\w.]+\.(py|sbatch)) |--?[a-z]|['~+]*[\w./]+=[^=]|~\w"
+)
+"""How code in a sentence begins that a reader pastes: with a command, a flag or an override."""
+
+
 def pasted(text: str) -> Iterator[str]:
-    """Yield what a reader pastes: shell lines, and code in sentences that is an override or a command."""
+    """Yield what a reader pastes: shell lines, and code in sentences that begins as `STARTS` says."""
     yield from shell_lines(text)
     for code in re.findall(r"`([^`]+)`", FENCE.sub("", text)):
         code = " ".join(code.split())
-        if re.match(r"(python|pip|make|(train|eval|export)\.py) |['~+]*[\w./]+=[^=]|~\w", code):
+        if STARTS.match(code):
             yield code
 
 
@@ -188,6 +200,14 @@ def test_what_zsh_refuses_would_be_found(line):
     assert [unquoted(x) for x in pasted(f"```bash\n{line}\n```")] != [[]]
 
 
+@pytest.mark.parametrize(
+    "start", ["", "--config-dir mine ", "-m ", "jepa-eval ", "python train.py "]
+)
+def test_code_in_a_sentence_is_read(start):
+    (code,) = pasted(f"They need `{start}trust=[a]`, and `a table`.")
+    assert unquoted(code) == ["trust=[a]"]
+
+
 def anchors(text: str) -> set[str]:
     """Return the names of a page's headings, as GitHub and mkdocs make them."""
     titles = re.findall(r"^#+ (.*)$", FENCE.sub("", text), re.MULTILINE)
@@ -196,21 +216,27 @@ def anchors(text: str) -> set[str]:
 
 @pytest.mark.parametrize("path", PAGES, ids=name)
 def test_every_link_leads_somewhere(path):
-    text = FENCE.sub("", path.read_text(encoding="utf-8"))
-    for link in re.findall(r"\]\(([^)\s]+)\)", re.sub(r"`[^`]*`", "", text)):
-        if link.startswith("https://"):
-            continue
-        file, _, anchor = link.partition("#")
+    for file, anchor in links(path.read_text(encoding="utf-8")):
         there = (path.parent / file).resolve() if file else path
-        assert there.is_file(), link
-        assert not anchor or anchor in anchors(there.read_text(encoding="utf-8")), link
+        assert there.is_file(), file
+        assert not anchor or anchor in anchors(there.read_text(encoding="utf-8")), (file, anchor)
 
 
-def test_the_site_has_every_page():
+def test_the_site_has_every_page_and_what_pages_link_to():
+    """What the strict build of `make docs` refuses, without mkdocs."""
     site = yaml.safe_load((REPO / "mkdocs.yml").read_text(encoding="utf-8"))
-    listed = re.findall(r"[\w.]+\.md", repr(site["nav"]))
-    assert sorted(listed) == sorted(["index.md", *(p.name for p in PAGES if p.name != "README.md")])
     assert all((REPO / hook).is_file() for hook in site["hooks"])
+    files = {p.relative_to(DOCS).as_posix(): p for p in DOCS.rglob("*") if p.suffix != ".py"}
+    files |= from_root()
+    pages = {
+        n: in_site(p.read_text(encoding="utf-8")) for n, p in files.items() if p.suffix == ".md"
+    }
+    assert sorted(re.findall(r"[\w.]+\.md", repr(site["nav"]))) == sorted(pages)
+    assert {path.resolve() for path in PAGES} == {files[page] for page in pages}
+    for page, text in pages.items():
+        for file, anchor in links(text):
+            assert (file or page) in files, (page, file)
+            assert not anchor or anchor in anchors(pages[file or page]), (page, file, anchor)
 
 
 def test_every_published_preset_can_be_reproduced():
