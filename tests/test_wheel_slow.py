@@ -24,13 +24,24 @@ OWN = ("info_nce.py", "conf/objective/info_nce.yaml")
 QUICK = ("debug=tiny", FAST_MUON, "trainer.max_steps=2", "sample=false", "data/corpus=text")
 
 
+CHECKOUT = (REPO / ".git").exists()
+
+
+def tracked(*options: str) -> list[str]:
+    """Return the files of the checkout that git knows."""
+    listed = subprocess.check_output(["git", "ls-files", "-z", *options], cwd=REPO, text=True)
+    return list(filter(None, listed.split("\0")))
+
+
 @pytest.fixture(scope="module")
 def source(tmp_path_factory) -> Path:
-    """A copy of what git does not ignore, so that the build leaves nothing in the checkout."""
-    command = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
-    listed = subprocess.check_output(command, cwd=REPO, text=True)
+    """A copy of the sources, so that the build leaves nothing among them."""
     folder = tmp_path_factory.mktemp("source")
-    for name in filter(None, listed.split("\0")):
+    if not CHECKOUT:  # an unpacked source distribution
+        ignored = (".venv", "logs", "build", "*.egg-info", "__pycache__")
+        shutil.copytree(REPO, folder, ignore=shutil.ignore_patterns(*ignored), dirs_exist_ok=True)
+        return folder
+    for name in tracked("--cached", "--others", "--exclude-standard"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(REPO / name, folder / name)
     return folder
@@ -78,47 +89,59 @@ class Outside:
         return json.loads((self.folder / path).read_text())
 
 
-def test_train_sweep_export_and_eval(installed, tmp_path, small_text):
-    outside = Outside(installed, tmp_path)
-    where = "import jepa_lm, jepa_lm.utils.paths as paths; print(jepa_lm.__file__, paths.CONF)"
-    module, conf = map(Path, outside.run("python", "-c", where).split())
-    assert module.is_relative_to(installed.parent)
-    assert conf == module.parent / "conf"
+USE = """
+import runpy, sys
+import jepa_lm
+import jepa_lm.utils.paths as paths
+print(jepa_lm.__file__)
+print(paths.CONF)
+print(len(jepa_lm.load("export").continuation("It was", tokens=4)))
+del sys.argv[0]
+runpy.run_path(sys.argv[0], run_name="__main__")
+"""
+"""Asks where the package lies, lets an exported file write, and starts a command, all in one process."""
 
+
+def test_a_study_ranks_export_eval_and_the_python_api(installed, tmp_path, small_text):
+    outside = Outside(installed, tmp_path)
     for name in OWN:
         place = tmp_path / "mine" / name.removeprefix("conf/")
         place.parent.mkdir(parents=True, exist_ok=True)
         shutil.copy(HERE / "extension" / name, place)
     text = (f"data.path={small_text}", "data.tokenizer.vocab_size=400")
     own = ("--config-dir", "mine", *QUICK, *text, "objective=info_nce")
+    workers = ("hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
+    outside.run("jepa-train", "-m", *own, "study=same", "seed=1", *workers, "hydra.sweep.dir=study")
+    assert outside.run("jepa-study", "ls", "study").count("finished") == 2
+
     del outside.env["PYTHONPATH"]  # once with the real torchmetrics
-    outside.run("jepa-train", *own, "hydra.run.dir=run")
+    outside.run("jepa-train", *own, "trainer=ddp_sim", "hydra.run.dir=run")
     outside.env["PYTHONPATH"] = str(STARTUP)
-    assert outside.json("run/summary.json")["git"]["commit"] is None
+    summary = outside.json("run/summary.json")
+    assert summary["git"]["commit"] is None
+    assert summary["ranks"] == 2
     quick = ("export.max_tokens=2048", "export.codecs=[zlib]")
     outside.run("jepa-export", "ckpt_path=run", "hydra.run.dir=export", *quick)
-    printed = outside.run(
-        "jepa-eval", "artifact_path=export", "eval.baselines=false", "hydra.run.dir=eval"
-    )
-    assert "bits per byte" in printed
     card = (tmp_path / "export" / "model_card.md").read_text()
     assert "    jepa-train debug=tiny" in card
     assert "    jepa-eval artifact_path=" in card
 
-    outside.run("jepa-train", "-m", *own, "jepa.weight=0.1,0.2", "hydra.sweep.dir=sweep")
-    assert outside.run("jepa-study", "ls", "sweep").count("finished") == 2
+    score = (str(installed / "jepa-eval"), "artifact_path=export", "eval.baselines=false")
+    printed = outside.run("python", "-c", USE, *score, "hydra.run.dir=eval")
+    module, conf, written, *scored = printed.splitlines()
+    assert Path(module).is_relative_to(installed.parent)
+    assert Path(conf) == Path(module).parent / "conf"
+    assert int(written) > 0
+    assert "bits per byte" in "".join(scored)
 
 
+@pytest.mark.skipif(not CHECKOUT, reason="only git says what a checkout has")
 def test_the_source_distribution_is_whole(source, tmp_path):
     build = "import sys; from setuptools import build_meta; build_meta.build_sdist(sys.argv[1])"
     command = [sys.executable, "-c", build, str(tmp_path)]
     subprocess.run(command, cwd=source, check=True, capture_output=True)
     (file,) = tmp_path.iterdir()
     with tarfile.open(file) as archive:
-        found = {member.name.partition("/")[2] for member in archive if member.isfile()}
-    listed = {str(p.relative_to(source)) for p in source.rglob("*") if p.is_file()}
-    for folder in ("conf", "hydra_plugins", "jepa_lm", "docs", "tests"):
-        wanted = {name for name in listed if name.startswith(f"{folder}/")}
-        assert wanted
-        assert wanted <= found
-    assert {"pyproject.toml", "train.py", "eval.py", "export.py", "LICENSE"} <= found
+        files = {m.name.partition("/")[2]: m for m in archive if m.isfile()}
+    assert set(tracked()) - files.keys() == set()
+    assert files[".ci/run"].mode & 0o100
