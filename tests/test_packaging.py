@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shutil
 import subprocess
 import tomllib
@@ -81,22 +83,42 @@ def test_commands_are_functions(name, value):
     assert callable(EntryPoint(name, value, "console_scripts").load())
 
 
-def test_the_image_fits():
-    """Sources that are there, and versions that pyproject.toml allows."""
-    lines = (REPO / "Dockerfile").read_text().splitlines()
-    copied = [word for line in lines if line.startswith("COPY ") for word in line.split()[1:-1]]
-    assert {"conf", "hydra_plugins", "jepa_lm", "pyproject.toml"} <= set(copied)
-    for source in copied:
-        assert (REPO / source).exists(), source
+def newest(specifier: SpecifierSet) -> str:
+    """Return the newest minor release that a range with a bound allows, such as 2.13 of <2.14."""
+    (bound,) = (Version(s.version) for s in specifier if s.operator == "<")
+    return f"{bound.major}.{bound.minor - 1}"
+
+
+def test_the_image_has_what_pyproject_says():
+    """All sources, the newest Python and PyTorch, extras that exist, the CUDA build that was measured."""
+    text = (REPO / "Dockerfile").read_text().replace("\\\n", " ")
+    lines = [line for line in text.splitlines() if not line.startswith("#")]
+    copied = {word for line in lines if line.startswith("COPY ") for word in line.split()[1:-1]}
+    assert all((REPO / source).exists() for source in copied)
+    assert {"pyproject.toml", PROJECT["readme"], *PROJECT["license-files"]} <= copied
+    folders = {SETUPTOOLS["package-dir"].get(p, p.split(".")[0]) for p in SETUPTOOLS["packages"]}
+    assert folders <= copied
     default = dict(line.removeprefix("ARG ").split("=") for line in lines if line[:4] == "ARG ")
-    assert default["PYTHON"] in PYTHONS
-    assert default["BUILD"] == "cpu"
+    assert default["PYTHON"] == PYTHONS[-1] == newest(SpecifierSet(PROJECT["requires-python"]))
     assert WANTED["torch"].contains(default["TORCH"])
+    assert default["TORCH"].startswith(f"{newest(WANTED['torch'])}.")
+    installs = [line for line in lines if line.startswith("RUN pip install ")]
+    assert [line.split()[-1] for line in installs if "torch==${TORCH}" in line] == [
+        '"https://download.pytorch.org/whl/${BUILD}"'
+    ]
+    (extras,) = re.findall(r"\.\[([\w,]+)\]", "".join(installs))
+    assert set(extras.split(",")) <= PROJECT["optional-dependencies"].keys()
+    assert default["BUILD"] == "cpu"
+    (cuda,) = re.findall(r"BUILD=(cu\d+)", text)
+    assert f"+{cuda} " in (REPO / "docs" / "gpu.md").read_text().replace(",", " ")
+    (command,) = (line.removeprefix("CMD ") for line in lines if line.startswith("CMD "))
+    assert json.loads(command)[0] in PROJECT["scripts"]
 
 
 def test_ci_runs_on_every_python_and_every_system():
     jobs = yaml.safe_load((REPO / ".github/workflows/ci.yml").read_text())["jobs"]
-    assert "make harness " in jobs["harness"]["steps"][-1]["run"]
+    for target in ("harness", "docs"):
+        assert jobs[target]["steps"][-1]["run"] == f"make {target} PYTHON=python"
     assert jobs["tests"]["strategy"]["matrix"]["python"] == PYTHONS
     assert jobs["tests"]["steps"][-1]["run"].endswith(".ci/run")
     assert jobs["smoke"]["strategy"]["matrix"]["os"] == ["macos-latest", "windows-latest"]
@@ -112,6 +134,15 @@ def test_a_commit_is_checked_as_make_lint_does():
     recipe = (REPO / "Makefile").read_text().split("\nlint:")[1].split("\n\n")[0]
     steps = [line.removeprefix("\t$(BIN)/") for line in recipe.splitlines()[1:]]
     assert hooks == {step.removesuffix(" .").replace(" --check", "") for step in steps}
+
+
+def test_contributing_says_what_ci_runs():
+    lines = (REPO / "CONTRIBUTING.md").read_text().splitlines()
+    at = next(i for i, line in enumerate(lines) if line.startswith(".ci/run "))
+    said = [line.split("#")[0].strip() for line in lines[:at] if line.startswith("make ")][-3:]
+    script = (REPO / ".ci" / "run").read_text()
+    assert re.findall(r"^make .*$", script, re.MULTILINE) == said
+    assert "these three" in lines[at]
 
 
 STUB = """#!/bin/sh
