@@ -18,6 +18,7 @@ from hydra.types import RunMode
 from omegaconf import open_dict
 
 from docs.site_hooks import DOCS, from_root, in_site, links
+from jepa_lm.training.estimate import table
 from jepa_lm.utils.command_words import check_words
 from jepa_lm.utils.config import check, resolve
 from jepa_lm.utils.paths import CONF
@@ -253,3 +254,19 @@ def test_every_published_preset_can_be_reproduced():
         if word.startswith("experiment=")
     }
     assert trained == {path.stem for path in (CONF / "experiment").glob("pr*.yaml")}
+
+
+def test_every_published_preset_has_a_command_for_one_gpu():
+    runs = [words_after(line)[1] for line in RUNS if DOCUMENTED[line] == "reproduce.md"]
+    found = {word for words in runs if "trainer=gpu" in words for word in words}
+    presets = {f"experiment={path.stem}" for path in (CONF / "experiment").glob("pr*.yaml")}
+    assert presets - found == {"experiment=pr1581_span_vicreg_8gpu"}
+
+
+def test_estimated_steps_are_those_of_the_trace():
+    text = (REPO / "docs" / "reproduce.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `(\w+)` \|.* at most ([\d,]+), estimated", text, re.MULTILINE)
+    assert len(rows) == 3
+    for preset, steps in rows:
+        least = table()[preset.removesuffix("_8gpu")]["h100_ms"]
+        assert int(steps.replace(",", "")) == round(600_000 / least, -2)
