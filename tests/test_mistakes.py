@@ -23,8 +23,10 @@ OF_HYDRA = [
     ("seed=null", "seed=null", "expected a whole number from 0 to 4294967295"),
     ("compile=maybe", "compile=maybe", "expected true or false or null"),
     ("average.ship=old", "average.ship=old", "expected one of auto, raw, ema, swa, best"),
-    ("lr=0.01", "lr:", "optimizer.groups.matrices.lr, optimizer.groups.embeddings.lr"),
-    ("optimizer.lr=0.01", "optimizer.lr:", "optimizer.groups.matrices.lr"),
+    ("lr=0.01", "lr:", "did you mean optimizer.groups.matrices.lr, optimizer.groups."),
+    ("optimizer.lr=0.01", "optimizer.lr:", "did you mean optimizer.groups.matrices.lr,"),
+    ("learning_rate=0.1", "learning_rate:", "did you mean optimizer.groups.matrices.lr,"),
+    ("batch_size=8", "batch_size:", "did you mean data.batch_tokens?"),
     ("model.layers=8", "model.layers", "did you mean model.backbone.layers?"),
     ("weight=0.1", "weight", "did you mean jepa.weight, tokens.weight?"),
     ("model=mamba2 model.backbone.rope_dims=8", "rope_dims", "Transformer (model=transformer)"),
@@ -41,7 +43,20 @@ OF_HYDRA = [
         "model/value_embedding",
         "has no such group",
     ),
-    ("jepa/distance=cosine", "jepa/distance", "objective=none has no parts, choose an objective"),
+    ("jepa/distance=cosine", "jepa/distance", "choose an objective and then jepa/distance=cosine|"),
+    (
+        "jepa.schedule=linear",
+        "jepa.schedule: objective=none has no such setting; choose objective=patch",
+        "one of After, Constant, EveryNth, Linear,",
+    ),
+    ("jepa.distance=l1", "objective=none has no such", "choose jepa/distance=cosine|"),
+    ("jepa.target.decay=0.9", "jepa.target.decay: objective=none", "choose objective=patch or an"),
+    ("tokens.view=x", "tokens.view: tokens=none has no such", "choose tokens=mtp or another"),
+    (
+        "objective=mtp jepa.schedule=x",
+        "an objective that predicts tokens has no",
+        "objective=patch",
+    ),
     (
         "objective=patch ~jepa.schedule",
         "~jepa.schedule:",
@@ -68,6 +83,7 @@ OF_HYDRA = [
 OF_OURS = [
     ("+trainer.max_stepz=3", "trainer.max_stepz", "did you mean trainer.max_steps?"),
     ("+jepa.wieght=0.1", "jepa.wieght", "did you mean jepa.weight?"),
+    ("+jepa.schedule=linear", "objective=none has no such setting", "one of After, Constant,"),
     ("+sampling.temprature=1", "sampling.temprature", "did you mean sampling.temperature?"),
     ("+foo=1", "foo", "no such setting"),
     ("+optimizer.groups.matrices.lrr=3", "optimizer.groups.matrices.lrr", "muon has no such"),
@@ -134,7 +150,7 @@ OF_OURS = [
 """Mistakes that Hydra lets through."""
 
 
-@pytest.mark.parametrize(("override", "key", "right"), [*OF_HYDRA, *OF_OURS[:4]])
+@pytest.mark.parametrize(("override", "key", "right"), [*OF_HYDRA, *OF_OURS[:5]])
 def test_a_mistake_is_one_line_that_names_key_and_remedy(command, override, key, right):
     code, line = command("train", *override.split(" "))
     assert code == 2
@@ -143,7 +159,7 @@ def test_a_mistake_is_one_line_that_names_key_and_remedy(command, override, key,
     assert right in line
 
 
-@pytest.mark.parametrize(("override", "key", "right"), OF_OURS[4:])
+@pytest.mark.parametrize(("override", "key", "right"), OF_OURS[5:])
 def test_so_is_one_that_hydra_lets_through(compose, override, key, right):
     """Without the command around it, which shows every `UserError` in the same way."""
     with pytest.raises(UserError) as told:

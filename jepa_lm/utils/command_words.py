@@ -7,6 +7,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import functools
+import itertools
 import os
 import re
 import sys
@@ -80,7 +81,8 @@ def _separated(
         action = known.get(name) or (long[0] if len(long) == 1 and word[1] == "-" else None)
         attached = known.get(word[:2])  # as in -cjob
         if action is None and (attached is None or attached.nargs == 0):
-            raise UserError(_without_dashes(word, left))
+            several = not {"-m", "--multirun"}.isdisjoint(given)
+            raise UserError(_without_dashes(word, _strays(left), several))
         flags.append(word)
         if action is None or sign or action.nargs == 0:
             continue
@@ -93,18 +95,20 @@ def _separated(
     return flags, words
 
 
-def _without_dashes(word: str, following: Sequence[str]) -> str:
+def _without_dashes(word: str, after: list[str], several: bool) -> str:
+    """Say what was meant by a flag that there is not.
+
+    Args:
+        after: the stray words that follow it.
+    """
     key, sign, value = word.lstrip("-").partition("=")
     key = key.replace("-", "_")
-    given = [word]
-    if not sign and following and _is_stray(following[0]):
-        given.append(following[0])
-        value = following[0]
-    if sign or len(given) > 1:
-        meant = override(key, value)
+    given, values = ([word], [value]) if sign else ([word, *after], after)
+    if values:
+        meant = _instead(key, values, several)
     else:
-        meant = f"{key}=true" if KEY.fullmatch(key) else "seed=1"
-    return f"unrecognized arguments: {' '.join(given)}; {DASHES}, such as {meant}"
+        meant = f"write {key}=true" if KEY.fullmatch(key) else "such as seed=1"
+    return f"unrecognized arguments: {' '.join(given)}; {DASHES}; {meant}"
 
 
 def _is_stray(word: str) -> bool:
@@ -124,22 +128,26 @@ def check_strays(words: Sequence[str], command: str, *, several: bool) -> None:
     for i, word in enumerate(words):
         after = list(words[i + 1 :])
         if re.fullmatch(r"[^=]+=", word) and after and _is_stray(after[0]):
-            raise _spaces(words[i : i + 2], word[:-1], after[0])
+            values = _strays(after)
+            raise _spaces([word, *values], word[:-1], values, several)
         if not _is_stray(word):
             continue
         if after and after[0].startswith("="):
-            value, used = after[0][1:], 2
-            if not value and len(after) > 1 and _is_stray(after[1]):
-                value, used = after[1], 3
-            raise _spaces(words[i : i + used], word, value)
-        end = next((n for n, w in enumerate(after) if not _is_stray(w)), len(after))
+            more = _strays(after[1:])
+            values = [value, *more] if (value := after[0][1:]) else more
+            raise _spaces([word, after[0], *more], word, values, several)
         before = words[i - 1] if i else ""
-        raise UserError(_meant(word, after[:end], before, command, several))
+        raise UserError(_meant(word, _strays(after), before, command, several))
 
 
-def _spaces(given: Sequence[str], key: str, value: str) -> UserError:
-    instead = override(key, value) if value else f"{key}=..."
-    return UserError(f"{' '.join(given)}: {FORM}, without spaces; write {instead}")
+def _strays(words: Sequence[str]) -> list[str]:
+    """Return the stray words at the beginning."""
+    return list(itertools.takewhile(_is_stray, words))
+
+
+def _spaces(given: list[str], key: str, values: list[str], several: bool) -> UserError:
+    instead = _instead(key, values, several) if values else f"write {key}=..."
+    return UserError(f"{' '.join(given)}: {FORM}, without spaces; {instead}")
 
 
 def _meant(word: str, after: list[str], before: str, command: str, several: bool) -> str:
@@ -151,13 +159,14 @@ def _meant(word: str, after: list[str], before: str, command: str, several: bool
     said = " ".join([word, *after])
     if _is_key(word, command):
         if after:
-            return f"{said}: {FORM}; write {override(word, ' '.join(after))}"
+            return f"{said}: {FORM}; {_instead(word, after, several)}"
         if options(word):
             return f"{word}: {FORM}; choose {word}={'|'.join(options(word))}"
         value = "true" if "bool" in _kinds(command, word) else "..."
         return f"{word}: {FORM}; write {word}={value}"
     if before:
-        return f"{before} {said}: {_more_values(before, [word, *after], several)}"
+        key, _, value = before.partition("=")
+        return f"{before} {said}: {_instead(key, [value, word, *after], several)}"
     if word == LAST or ({"/", "."} & set(word) and os.path.exists(os.path.expanduser(word))):
         key = (
             "artifact_path"
@@ -166,17 +175,17 @@ def _meant(word: str, after: list[str], before: str, command: str, several: bool
         )
         return f"{word}: {FORM}; write {override(key, word)}"
     if after and KEY.fullmatch(word):
-        return f"{said}: {FORM}; write {override(word, ' '.join(after))}"
+        return f"{said}: {FORM}; {_instead(word, after, several)}"
     groups = [group for group in main_groups(command) if word in options(group)]
     if groups:
         return f"{word}: {FORM}; write {' or '.join(f'{group}={word}' for group in groups)}"
     return f"{word}: {FORM}, such as seed=1" if command == "train" else f"{word}: {FORM}"
 
 
-def _more_values(before: str, more: list[str], several: bool) -> str:
-    """Say what was meant by words that follow an override: several values, or a text with spaces."""
-    key, _, value = before.partition("=")
-    values = [value, *more]
+def _instead(key: str, values: list[str], several: bool) -> str:
+    """Say how to write a value, or what several words mean: several values, or a text with spaces."""
+    if len(values) == 1:
+        return f"write {override(key, values[0])}"
     if several or all(NUMBER.fullmatch(text) for text in values):
         listed = shell([f"{key}={','.join(text.strip(',') for text in values)}"])
         return (

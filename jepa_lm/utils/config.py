@@ -32,7 +32,7 @@ from jepa_lm.utils.kinds import (
 )
 from jepa_lm.utils.schema import Precision, TrainConfig
 from jepa_lm.utils.signatures import Signature, inspected, table
-from jepa_lm.utils.unknown_keys import no_part, of_another, unknown_key
+from jepa_lm.utils.unknown_keys import LOSSES, no_part, of_another, unknown_key, without_loss
 
 HYDRA_KEYS = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
 TRAINER = {
@@ -49,8 +49,6 @@ TRAINER = {
 """Settings under `trainer` whose types or ranges are not those of Lightning's Trainer."""
 SETTINGS = ("data", "model", "jepa", "tokens", "optimizer", "trainer")
 """Nodes that every training config has."""
-LOSSES = {"jepa": "objective=none", "tokens": "tokens=none"}
-"""Nodes of auxiliary losses, and the choice that leaves each out."""
 REQUIRED = (
     "max_steps",
     "max_time",
@@ -118,10 +116,12 @@ def check(config: Mapping[str, Any], *, imports: bool = True) -> None:
             check_type(f"trainer.{key}", trainer.pop(key), hint)
     for name, node in {**config, "trainer": trainer}.items():
         check_node(name, node, imports=imports)
-    for name, none in LOSSES.items():
+    for name in LOSSES:
         if "_target_" not in config[name]:
+            instead = name == "jepa" and "_target_" in config["tokens"]
             for key in config[name].keys() - {"weight"}:
-                raise unknown_key(f"{name}.{key}", [f"{name}.weight"], none)
+                value = config[name][key]
+                raise without_loss(f"{name}.{key}", value, predicts_tokens=instead)
 
 
 Find = Callable[[str, Any], Any]

@@ -37,7 +37,7 @@ from jepa_lm.utils.paths import CONF, INHERITED, options, program
 from jepa_lm.utils.quoting import one_line, override
 from jepa_lm.utils.schema import SCHEMAS
 from jepa_lm.utils.signatures import table
-from jepa_lm.utils.unknown_keys import of_another, unknown_key
+from jepa_lm.utils.unknown_keys import LOSSES, of_another, unknown_key, without_loss
 
 KEY = re.compile(r"[+~]{0,2}[\w@:$-]+([./][\w@:$-]+)*")
 
@@ -95,12 +95,16 @@ def explain(error: BaseException, command: str) -> tuple[str, int]:
 
 def _wrong_type(key: str, command: str) -> str | None:
     """Explain the value of an override that the schema refuses; None if no single value was given."""
-    words = [word.lstrip("+").partition("=") for word in sys.argv[1:]]
-    given = [value for name, _, value in words if name == key]
-    kind = kind_of_setting(command, key)
-    if not given or "," in given[-1] or kind == "any":
+    given, kind = _given(key), kind_of_setting(command, key)
+    if given is None or "," in given or kind == "any":
         return None
-    return f"{key}={given[-1]}: expected {spell(kind)}"
+    return f"{key}={given}: expected {spell(kind)}"
+
+
+def _given(key: str) -> str | None:
+    """Return the value of an override of the command line as it is written; None without one."""
+    words = [word.lstrip("+").partition("=") for word in sys.argv[1:]]
+    return next((value for name, _, value in reversed(words) if name == key), None)
 
 
 def of_a_config(error: Exception) -> UserError | None:
@@ -196,11 +200,15 @@ def _unknown_key(key: str, command: str) -> str:
             return _new_settings(key, below)
         hint = f"; its settings are {', '.join(below)}" if below else ""
         if key.startswith("jepa/") and "jepa._target_" not in known:
-            hint = "; objective=none has no parts, choose an objective"
+            named = f"{key}={'|'.join(options(key))}"
+            hint = f"; objective=none has no parts, choose an objective and then {named}"
         elif "/" in key:
             names = options(key)
             hint = f"; add an option ({', '.join(names)}) with +, such as +{key}={names[0]}"
         return f"{key}: with these choices {command}.yaml has no such group{hint}"
+    if "." in key and root in LOSSES and f"{root}._target_" not in known:
+        instead = root == "jepa" and "tokens._target_" in known
+        return str(without_loss(key, _given(key), predicts_tokens=instead))
     path, _, name = key.rpartition(".")
     target = str(composed.get(f"{path}._target_"))
     if (signature := table().get(target)) is not None:

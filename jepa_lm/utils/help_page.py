@@ -71,6 +71,9 @@ PARTS = {"objective": "jepa"}
 """Groups whose parts are the groups below another name."""
 ALSO = {"objective": "tokens"}
 """Groups that have the options of another group as well, where they are shown."""
+LAUNCHER = "hydra/launcher"
+LAUNCHERS = ("basic*", "joblib", "submitit_local", "submitit_slurm")
+"""Hydra's own launcher and those of the extra `sweep`."""
 FLAGS = {
     "-m": "one run for each of several values: key=a,b",
     "--cfg job": "print all settings; with --resolve, references as values",
@@ -121,10 +124,11 @@ def _columns(rows: dict[str, str], most: int = WIDTH) -> Iterator[str]:
 
 def _groups(command: str) -> Iterator[tuple[str, str]]:
     """Yield the config groups of a command with their options."""
-    for group in (*main_groups(command), "hydra/launcher"):
+    for group in main_groups(command):
         yield from _with_parts(group, command)
         if group in PARTS:
             yield from (row for part in _folders(CONF / PARTS[group]) for row in _named(part))
+    yield LAUNCHER, ", ".join((*LAUNCHERS, *options(LAUNCHER)))
 
 
 def _with_parts(group: str, command: str) -> Iterator[tuple[str, str]]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import re
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.kinds import Kind, entries_of, fits, part_of, shown, spell
@@ -17,6 +17,34 @@ MOST = 8
 """Largest number of settings that a message names."""
 CLOSE = 0.6
 """Least similarity of two names, from 0 to 1, for one to be a typing error of the other."""
+CALLED = {
+    "learning_rate": "lr",
+    "batch_size": "batch_tokens",
+    "num_layers": "layers",
+    "num_heads": "heads",
+    "hidden_size": "dim",
+}
+"""Names of settings in other programs, and their names here."""
+MAIN = "optimizer.groups.matrices."
+"""Settings of the group that holds most weights are named before those of others."""
+
+
+class Loss(NamedTuple):
+    """An auxiliary loss that a config may lack."""
+
+    none: str
+    """The choice that leaves it out."""
+    such_as: str
+    """A choice that does not."""
+    target: str
+    """The class that makes it."""
+
+
+LOSSES = {
+    "jepa": Loss("objective=none", "objective=patch", "jepa_lm.objective.LatentPrediction"),
+    "tokens": Loss("tokens=none", "tokens=mtp", "jepa_lm.objective.TokenPrediction"),
+}
+"""Auxiliary losses by their nodes."""
 
 
 def unknown_key(key: str, known: Iterable[str], where: str) -> UserError:
@@ -38,12 +66,32 @@ def _elsewhere(key: str, known: list[str], near: list[str]) -> list[str]:
     if near and near[0].count(".") == key.count(".") and near[0].rpartition(".")[2] == name:
         return []
     nodes = {k.rpartition(".")[0] for k in known}
-    found = [k for k in known if k.endswith(f".{name}") and k not in nodes]
+    found = [k for k in known if k.endswith(f".{CALLED.get(name, name)}") and k not in nodes]
+    found.sort(key=lambda k: (not k.startswith(MAIN), k.count(".")))
     return [k for k in found if k.partition(".")[0] == root] or found
 
 
 def _some(keys: list[str]) -> str:
     return ", ".join(keys[:MOST]) + ", ..." * (len(keys) > MOST)
+
+
+def without_loss(key: str, value: Any, *, predicts_tokens: bool) -> UserError:
+    """Return the error for a setting of a loss that is not there, and what it may be once one is chosen.
+
+    Args:
+        key: `jepa...` or `tokens...`. value: None if it is not known.
+        predicts_tokens: another objective was chosen, a loss on tokens.
+    """
+    root, _, below = key.partition(".")
+    loss, name = LOSSES[root], below.partition(".")[0]
+    none = "an objective that predicts tokens" if predicts_tokens else loss.none
+    settings = table()[loss.target].settings
+    if name not in settings:
+        return unknown_key(key, [f"{root}.{known}" for known in settings], none)
+    wanted = _part_wanted(settings[name]) if below == name and isinstance(value, str) else None
+    choices = None if wanted is None else _choices(key, value, wanted)
+    then = f", and then {choices}" if choices else ""
+    return UserError(f"{key}: {none} has no such setting; choose {loss.such_as} or another{then}")
 
 
 def of_another(path: str, name: str, signature: Signature, caller: str) -> UserError | None:
@@ -94,13 +142,26 @@ def no_part(key: str, value: Any, kind: Kind) -> UserError | None:
         entries = {} if "_target_" in value else value
         below = (no_part(f"{key}.{k}", v, entries_of(kind, "mapping")) for k, v in entries.items())
         return next((error for error in below if error is not None), None)
-    kinds = kind if isinstance(kind, list) else [kind]
-    wanted = next((part for part in map(part_of, kinds) if isinstance(part, str)), None)
+    wanted = _part_wanted(kind)
     if wanted is None or fits(value, kind):
         return None
-    group, said = key.replace(".", "/"), f"{key}={shown(value)}: expected {spell(kind)}"
+    choices = _choices(key, value, wanted)
+    if choices is None:
+        return None
+    return UserError(f"{key}={shown(value)}: expected {spell(kind)}; {choices}")
+
+
+def _part_wanted(kind: Kind) -> str | None:
+    """Return the part that a kind asks for, if it does."""
+    kinds = kind if isinstance(kind, list) else [kind]
+    return next((part for part in map(part_of, kinds) if isinstance(part, str)), None)
+
+
+def _choices(key: str, value: Any, wanted: str) -> str | None:
+    """Return what gives a part, the nearest to a plain value as an example; None if nothing is known."""
+    group = key.replace(".", "/")
     if (CONF / group).is_dir():
-        return UserError(f"{said}; choose {group}={'|'.join(options(group))}")
+        return f"choose {group}={'|'.join(options(group))}"
     makers = {_short(target).lower(): target for target in _makers(wanted)}
     near = difflib.get_close_matches(str(value).lower(), makers, n=1, cutoff=0.0)
     if not near:
@@ -108,7 +169,7 @@ def no_part(key: str, value: Any, kind: Kind) -> UserError | None:
     target = makers[near[0]]
     needed = "".join(f",{name}:..." for name in table()[target].required)
     form = shell([f"{key}={{_target_:{target}{needed}}}"])
-    return UserError(f"{said}: one of {', '.join(map(_short, makers.values()))}, given as {form}")
+    return f"one of {', '.join(map(_short, makers.values()))}, given as {form}"
 
 
 def _makers(part: str) -> list[str]:

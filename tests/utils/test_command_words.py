@@ -17,6 +17,14 @@ MEANT = [
     ("train jepa.weight 0.1", "jepa.weight=0.1"),
     ("train seed=1 jepa.weight 0.1", "jepa.weight=0.1"),
     ("train lr 0.1", "lr=0.1"),
+    ("train -m jepa.weight 0.1 0.2", "jepa.weight=0.1,0.2"),
+    ("train jepa.weight 0.1 0.2", "-m jepa.weight=0.1,0.2"),
+    ("train -m objective patch vicreg", "objective=patch,vicreg"),
+    ("train -m lr 0.1 0.2", "lr=0.1,0.2"),
+    ("train -m seed = 1 2 3", "seed=1,2,3"),
+    ("train -m seed= 1 2 3", "seed=1,2,3"),
+    ("train -m --seed 1 2 3", "seed=1,2,3"),
+    ("train sampling.prompt It was late", 'sampling.prompt="It was late"'),
     ("train objective = vicreg", "objective=vicreg"),
     ("train objective= vicreg", "objective=vicreg"),
     ("train objective =vicreg", "objective=vicreg"),
@@ -56,7 +64,8 @@ def refused(monkeypatch):
 @pytest.mark.parametrize(("line", "meant"), MEANT)
 def test_what_was_meant_can_be_pasted(refused, line, meant):
     said = refused(*line.split())
-    assert said.startswith(("unrecognized arguments: --", *line.split()[1:]))
+    given = [word for word in line.split()[1:] if word != "-m"]
+    assert said.startswith(("unrecognized arguments: --", *given))
     pasted = shlex.split(said)
     assert pasted[-len(meant.split(" ")) :] == meant.split(" ") or pasted[-1] == meant
 

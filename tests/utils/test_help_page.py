@@ -45,6 +45,13 @@ def test_an_example_composes(compose, command, words):
     compose(command, *(word if "[" in word else word.partition(",")[0] for word in given))
 
 
+@pytest.mark.parametrize("command", EXAMPLES)
+def test_launchers_of_hydra_and_its_plugins_are_on_it(command):
+    (row,) = (line for line in page(command).splitlines() if "hydra/launcher" in line)
+    for name in ("basic*", "joblib", "submitit_local", "submitit_slurm", "gpus", "slurm"):
+        assert name in row.replace(",", "").split()
+
+
 def test_an_installed_command_shows_its_own_name(monkeypatch):
     monkeypatch.setattr(sys, "argv", ["/somewhere/bin/jepa-train"])
     shown = page("train")
