@@ -1,17 +1,15 @@
 """Checks whether a run can resume from a checkpoint, by comparing the facts of both.
 
-One table of rules says which differences are refused, which raise a warning, and which are allowed. A run's
-facts are its settings, as dotted keys, and properties of the data and the checkpoint: tokenizer, texts,
-ranks, optimizer groups, tensors.
+`resume_rules.py` says what happens when they differ. A run's facts are its settings, as dotted keys, and
+properties of the data and the checkpoint: tokenizer, texts, ranks, optimizer groups, tensors.
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
-from fnmatch import fnmatchcase
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import lightning.pytorch as pl
 from hydra.core.hydra_config import HydraConfig
@@ -22,6 +20,7 @@ from jepa_lm.data.token_data import TokenData
 from jepa_lm.loggers.metrics_csv import validated
 from jepa_lm.model.checkpoint import LAST_FILE, portable, read_checkpoint
 from jepa_lm.training.module import LanguageModelTask
+from jepa_lm.training.resume_rules import LISTED, REFUSED, TOLD, rule_of
 from jepa_lm.training.run_folder import set_later_aside
 from jepa_lm.training.run_state import (
     check_moments,
@@ -32,6 +31,7 @@ from jepa_lm.training.run_state import (
     qat_since,
 )
 from jepa_lm.utils.errors import UserError, warn
+from jepa_lm.utils.finding import AUTO
 from jepa_lm.utils.going_on import command_of_run, key_of
 from jepa_lm.utils.nested import flat
 from jepa_lm.utils.provenance import Resumed
@@ -39,103 +39,25 @@ from jepa_lm.utils.quoting import cut
 from jepa_lm.utils.trusted import Trust
 
 Facts = dict[str, Any]
-REFUSED, TOLD, FREE = "refused", "told", "free"
-PLACE = "the position in the data would differ"
-GROUPS = "the optimizer's moments belong to that run's groups"
-PARTS = "resume with that run's objective and average"
-DRAWS = "the random numbers would differ from that run's"
-
-
-class Rule(NamedTuple):
-    """What happens when a fact differs."""
-
-    facts: str
-    """Pattern for names of facts, with * and ?."""
-    then: str
-    why: str = ""
-
-
-RULES = (
-    # Budget, logging, scoring and the like: a resumed run may change them.
-    Rule("task_name", FREE),
-    Rule("metric", FREE),
-    Rule("tags", FREE),
-    Rule("study*", FREE),
-    Rule("paths.*", FREE),
-    Rule("logger*", FREE),
-    Rule("callbacks.*", FREE),
-    Rule("checkpoint.*", FREE),
-    Rule("ckpt_path", FREE),
-    Rule("describe", FREE),
-    Rule("describe_for", FREE),
-    Rule("compile", FREE),
-    Rule("sample", FREE),
-    Rule("sampling.*", FREE),
-    Rule("probe", FREE),
-    Rule("eval.*", FREE),
-    Rule("temperature", FREE),
-    Rule("trust*", FREE),
-    Rule("limits.*", FREE),
-    Rule("guard.*", FREE),
-    Rule("average.*", FREE),  # the tensors show which averages exist
-    Rule("ce_weight", FREE),
-    Rule("z_loss_weight", FREE),
-    Rule("quantization*", FREE),  # unless quantization-aware training has started, see below
-    # The position in the data.
-    Rule("data.seq_len", REFUSED, PLACE),
-    Rule("data.batch_tokens", REFUSED, PLACE),
-    Rule("data.order", REFUSED, PLACE),
-    Rule("data.train_tokens", REFUSED, PLACE),
-    Rule("trainer.accumulate_grad_batches", REFUSED, PLACE),
-    Rule("ranks of data.order=stream", REFUSED, PLACE),
-    Rule("tokenizer", REFUSED, "the text or the tokenizer file has changed"),
-    Rule("training text", REFUSED, "resume with that run's data"),
-    Rule("validation text", TOLD, "its scores are not comparable with earlier ones"),
-    Rule("data.seed", REFUSED, DRAWS),
-    Rule("seed", REFUSED, DRAWS),
-    Rule("jepa*.seed", REFUSED, DRAWS),
-    Rule("data*", FREE),  # paths and ways of reading; only the texts matter
-    # Facts that weights and moments depend on.
-    Rule("model.kernel", FREE),
-    Rule("model*", REFUSED, "resume with that run's settings"),
-    Rule("teacher", REFUSED, "the file at jepa.target.path has changed"),
-    Rule("jepa*schedule._target_", FREE),
-    Rule("jepa*_target_", REFUSED, PARTS),
-    Rule("jepa*", FREE),
-    Rule("tokens*.seed", REFUSED, DRAWS),
-    Rule("tokens*schedule._target_", FREE),
-    Rule("tokens*_target_", REFUSED, PARTS),
-    Rule("tokens*", FREE),
-    Rule("tensor *", REFUSED, PARTS),
-    Rule("optimizer.groups.*.match", REFUSED, GROUPS),
-    Rule("optimizer.groups.*.algorithm", REFUSED, GROUPS),
-    Rule("optimizer.freeze", REFUSED, GROUPS),
-    Rule("optimizer groups", REFUSED, GROUPS),
-    Rule("optimizer*", FREE),
-    Rule("stored *", REFUSED, "quantization-aware training has started"),
-    Rule("trainer.precision", TOLD, "from here on the run uses another precision"),
-    Rule("trainer*", FREE),
-)
-"""The first rule that matches a fact applies; a fact that matches none must not differ."""
-NO_RULE = Rule("*", REFUSED, "resume with that run's settings")
+NAMED = 3
+"""Largest number of settings that the line about listed ones names."""
 UNKNOWN = object()
 """A fact that an earlier version did not record."""
 
 
-def rule_of(fact: str) -> Rule:
-    """Return the rule for a fact."""
-    return next((rule for rule in RULES if fnmatchcase(fact, rule.facts)), NO_RULE)
-
-
-def compare(before: Mapping[str, Any], now: Mapping[str, Any], source: str) -> None:
+def compare(before: Mapping[str, Any], now: Mapping[str, Any], source: str) -> list[str]:
     """Compare the facts of a checkpoint with those of the run that would resume from it.
 
     Args:
         source: name of the checkpoint, for messages.
 
+    Returns:
+        The facts to list.
+
     Raises:
         UserError: a fact differs that must not.
     """
+    listed = []
     for fact in sorted(before.keys() | now.keys()):
         was, wanted = before.get(fact), now.get(fact)
         if was is UNKNOWN or was == wanted:
@@ -149,6 +71,9 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any], source: str) -> N
             raise UserError(told)
         if rule.then == TOLD:
             warn(told)
+        if rule.then == LISTED:
+            listed.append(fact)
+    return listed
 
 
 def go_on(resume: Path, task: LanguageModelTask, data: TokenData, trainer: pl.Trainer) -> Resumed:
@@ -168,33 +93,62 @@ def go_on(resume: Path, task: LanguageModelTask, data: TokenData, trainer: pl.Tr
         raise lacks(source, "loops.fit_loop")
     optimizer, _ = task.recipe.configure(task, task.clock)
     now = facts_of_run(task, data, trainer.world_size, optimizer, checkpoint)
+    before, run_dir = facts_of_checkpoint(checkpoint), Path(task.config["paths"]["run_dir"])
     try:
-        compare(facts_of_checkpoint(checkpoint), now, source)
+        listed = compare(before, now, source)
     except UserError as error:
-        raise UserError(f"{error}{_with_its_settings(resume)}") from error
+        raise UserError(f"{error}{_with_its_settings(resume, run_dir, _may_differ)}") from error
     check_moments(checkpoint["optimizer_states"][0]["state"], optimizer, source)
-    step, run_dir = checkpoint["global_step"], Path(task.config["paths"]["run_dir"])
+    step = checkpoint["global_step"]
+    if trainer.is_global_zero and (others := _other_settings(listed, before, now)):
+        warn(f"{source}: {others}{_with_its_settings(resume, run_dir, _is_kept)}")
     if trainer.is_global_zero:
         set_later_aside(run_dir, resume, step)
     compiled = bool(checkpoint["hyper_parameters"]["config"].get("compile"))
     return Resumed(resume, step, validated(run_dir, step), compiled)
 
 
-def _with_its_settings(resume: Path) -> str:
-    """Return how to resume with that run's settings, and with this command's where they may differ."""
-    folder = resume.parent.parent if resume.parent.name == "checkpoints" else resume.parent
+def _other_settings(listed: list[str], before: Facts, now: Facts) -> str:
+    """Say which listed facts differ, but for those that the command names; empty if there are none."""
+    asked = tuple(key.replace("/", ".") for key in map(key_of, _given()) if _is_kept(key))
+    unasked = [f for f in listed if not any(f == key or f.startswith(f"{key}.") for key in asked)]
+    told = [
+        f"{fact}: was {_shown(before.get(fact))}, is now {_shown(now.get(fact))}"
+        for fact in unasked[:NAMED]
+    ]
+    more = [f"and {len(unasked) - NAMED} more"] if len(unasked) > NAMED else []
+    return f"goes on with other settings ({'; '.join([*told, *more])})" if told else ""
+
+
+def _shown(value: Any) -> str:
+    return "null" if value is None else cut(str(value), 40)
+
+
+def _given() -> list[str]:
+    """Return the overrides of this command; none if Python code made the config."""
     now: Any = HydraConfig.instance().cfg
     known = now is not None and not OmegaConf.is_missing(now.hydra.overrides, "task")
-    given = now.hydra.overrides.task if known else []
-    free = [word for word in given if _may_differ(key_of(word))]
-    source = folder if resume.name == LAST_FILE else resume
-    again = command_of_run(folder, {"ckpt_path": str(source)}, free)
+    return list(now.hydra.overrides.task) if known else []
+
+
+def _with_its_settings(resume: Path, run_dir: Path, keeps: Callable[[str], bool]) -> str:
+    """Return how to resume with that run's settings, and with those of this command that `keeps` allows."""
+    folder = resume.parent.parent if resume.parent.name == "checkpoints" else resume.parent
+    changes = {"ckpt_path": str(folder if resume.name == LAST_FILE else resume)}
+    if folder.resolve() == run_dir.resolve():
+        changes = {"hydra.run.dir": str(run_dir), "ckpt_path": AUTO}
+    again = command_of_run(folder, changes, [word for word in _given() if keeps(key_of(word))])
     return "" if again is None else f"; with its settings: {again}"
+
+
+def _is_kept(key: str) -> bool:
+    """Return whether this key or group of the command stays where a run may go on with its settings."""
+    return rule_of(key).then != REFUSED
 
 
 def _may_differ(key: str) -> bool:
     """Return whether a resumed run may set this key or group, whatever its data and its objective are."""
-    return not key.startswith(("data", "jepa", "tokens")) and rule_of(key).then != REFUSED
+    return not key.startswith(("data", "jepa", "tokens")) and _is_kept(key)
 
 
 def facts_of_checkpoint(checkpoint: Mapping[str, Any]) -> Facts:

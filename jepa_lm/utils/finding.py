@@ -176,7 +176,8 @@ def newest_run(key: str, value: str, patterns: tuple[str, ...], but: Path | None
             continue
         if _files_in(run, patterns):
             return run
-        warn(f"{key}=last: {run} has no {' or '.join(patterns)}; using an older run")
+        if (run / "checkpoints").is_dir():  # the folder of an export is no run
+            warn(f"{key}=last: {run} has no {' or '.join(patterns)}; using an older run")
     raise UserError(f"{key}={value}: no {' or '.join(patterns)} in any run below {LOGS.resolve()}")
 
 

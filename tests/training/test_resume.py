@@ -203,11 +203,16 @@ def test_a_run_that_has_used_up_its_seconds_trains_no_further(small, tmp_path, m
     assert got == first["val"]["bpb"]
 
 
-def test_new_settings_count_after_a_resume(small, tmp_path):
+def test_new_settings_count_after_a_resume_and_are_listed(small, tmp_path, capsys):
     """An error's advice to lower the learning rate must not be overruled by the checkpoint."""
     train(small("trainer.max_steps=4"))
     lower = ("optimizer.groups.matrices.lr=1e-5", "optimizer.groups.matrices.weight_decay=0.3")
     train(small("trainer.max_steps=8", "ckpt_path=auto", *lower))
+    said = capsys.readouterr().err
+    assert (
+        "goes on with other settings (optimizer.groups.matrices.lr: was 0.02, is now 1e-05;" in said
+    )
+    assert "optimizer.groups.matrices.weight_decay: was 0.0, is now 0.3)" in said
     state = read_checkpoint(tmp_path / "run" / "checkpoints" / "last.ckpt")["optimizer_states"][0]
     (group,) = [g for g in state["param_groups"] if g["name"] == "matrices"]
     assert group["lr"] < 1e-5

@@ -10,17 +10,8 @@ import torch
 
 from jepa_lm.model.checkpoint import read_checkpoint
 from jepa_lm.run import train
-from jepa_lm.training.resume import (
-    FREE,
-    NO_RULE,
-    REFUSED,
-    RULES,
-    TOLD,
-    UNKNOWN,
-    compare,
-    facts_of_checkpoint,
-    rule_of,
-)
+from jepa_lm.training.resume import UNKNOWN, compare, facts_of_checkpoint
+from jepa_lm.training.resume_rules import FREE, LISTED, NO_RULE, REFUSED, RULES, TOLD, rule_of
 from jepa_lm.training.run_state import NEEDED, check_run_state
 from jepa_lm.utils.config import resolve
 from jepa_lm.utils.errors import UserError
@@ -29,7 +20,7 @@ from jepa_lm.utils.paths import objectives
 
 EXAMPLES = {
     "task_name": FREE,
-    "metric": FREE,
+    "metric": LISTED,
     "tags": FREE,
     "study.name": FREE,
     "paths.run_dir": FREE,
@@ -44,14 +35,14 @@ EXAMPLES = {
     "sampling.seed": FREE,
     "probe": FREE,
     "eval.stride": FREE,
-    "temperature": FREE,
+    "temperature": LISTED,
     "trust": FREE,
     "limits.bytes": FREE,
-    "guard.skip": FREE,
-    "average.decay": FREE,
-    "ce_weight": FREE,
-    "z_loss_weight": FREE,
-    "quantization.rules.weights.format.bits": FREE,
+    "guard.skip": LISTED,
+    "average.decay": LISTED,
+    "ce_weight": LISTED,
+    "z_loss_weight": LISTED,
+    "quantization.rules.weights.format.bits": LISTED,
     "data.seq_len": REFUSED,
     "data.batch_tokens": REFUSED,
     "data.order": REFUSED,
@@ -68,31 +59,40 @@ EXAMPLES = {
     "model.kernel": FREE,
     "model.backbone.layers": REFUSED,
     "teacher": REFUSED,
-    "jepa.schedule._target_": FREE,
+    "jepa.schedule._target_": LISTED,
     "jepa.target._target_": REFUSED,
-    "jepa.weight": FREE,
+    "jepa.weight": LISTED,
     "tokens.view.seed": REFUSED,
-    "tokens.schedule._target_": FREE,
+    "tokens.schedule._target_": LISTED,
     "tokens.head._target_": REFUSED,
-    "tokens.weight": FREE,
+    "tokens.weight": LISTED,
     "tensor model.embedding.table.weight": REFUSED,
     "optimizer.groups.matrices.match": REFUSED,
     "optimizer.groups.matrices.algorithm": REFUSED,
     "optimizer.freeze": REFUSED,
     "optimizer groups": REFUSED,
-    "optimizer.groups.matrices.lr": FREE,
+    "optimizer.groups.matrices.lr": LISTED,
     "stored quantization.training.clip": REFUSED,
     "trainer.precision": TOLD,
     "trainer.max_steps": FREE,
+    "trainer.log_every_n_steps": FREE,
+    "trainer.enable_progress_bar": FREE,
+    "trainer.profiler": FREE,
+    "trainer.default_root_dir": FREE,
+    "trainer.accelerator": FREE,
+    "trainer.devices": FREE,
+    "trainer.num_nodes": FREE,
+    "trainer.strategy": FREE,
+    "trainer.gradient_clip_val": LISTED,
     "a setting of another version": REFUSED,
 }
 """A fact for each rule, in their order, and one without a rule."""
 
 
 @pytest.mark.parametrize(("fact", "then"), EXAMPLES.items())
-def test_a_fact_that_differs_is_refused_told_or_free(capsys, fact, then):
-    compare({fact: 1}, {fact: 1}, "ckpt_path=x")
-    compare({fact: UNKNOWN}, {fact: 1}, "ckpt_path=x")
+def test_a_fact_that_differs_is_refused_told_listed_or_free(capsys, fact, then):
+    assert compare({fact: 1}, {fact: 1}, "ckpt_path=x") == []
+    assert compare({fact: UNKNOWN}, {fact: 1}, "ckpt_path=x") == []
     told = f"ckpt_path=x: was trained with a different {fact} (1, now None); "
     if then == REFUSED:
         with pytest.raises(UserError) as refused:
@@ -100,7 +100,7 @@ def test_a_fact_that_differs_is_refused_told_or_free(capsys, fact, then):
         assert str(refused.value).startswith(told)
         assert len(str(refused.value)) > len(told) + 10
     else:
-        compare({fact: 1}, {}, "ckpt_path=x")
+        assert compare({fact: 1}, {}, "ckpt_path=x") == [fact] * (then == LISTED)
     assert (told in capsys.readouterr().err) == (then == TOLD)
 
 

@@ -90,6 +90,24 @@ def test_last_is_the_newest_run_that_has_one_by_the_time_in_its_path(
         find_resume("last", old)
 
 
+def test_the_folder_of_an_export_is_no_run_without_a_checkpoint(
+    saved, tmp_path, monkeypatch, capsys
+):
+    """Each export made a later `ckpt_path=last` warn of the export's folder."""
+    monkeypatch.chdir(tmp_path)
+    run = tmp_path / "logs" / "train" / "runs" / "2026-01-02_03-04-05-000001"
+    export = tmp_path / "logs" / "export" / "runs" / "2026-01-02_03-04-05-000002"
+    saved(run / "checkpoints", 4)
+    export.mkdir(parents=True)
+    (export / "artifact.br").write_bytes(b"x")
+    assert find_checkpoint("last").absolute() == run / "checkpoints" / "step-4.ckpt"
+    assert capsys.readouterr().err == ""
+    later = export.parent.parent.parent / "train" / "runs" / "2026-01-02_03-04-05-000003"
+    saved(later / "checkpoints", 4)
+    assert find_artifact("last").absolute() == export / "artifact.br"
+    assert f"{later.name} has no artifact" in capsys.readouterr().err
+
+
 def test_two_artifacts_in_one_folder_have_to_be_told_apart(tmp_path):
     for name in ("artifact.xz", "artifact.br"):
         (tmp_path / name).write_bytes(b"x")

@@ -7,8 +7,10 @@ import sys
 
 import pytest
 import yaml
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 
-from jepa_lm.training.resume import _with_its_settings
+from jepa_lm.training.resume import _is_kept, _may_differ, _other_settings, _with_its_settings
 from jepa_lm.utils.going_on import OVERRIDES, command_of_run, same_command
 
 WORDS = ["objective=vicreg", 'sampling.prompt="It\'s"', "ckpt_path=last", "seed=2", "~model/bigram"]
@@ -57,16 +59,23 @@ def test_a_folder_that_does_not_say_gives_none(tmp_path, content):
     assert command_of_run(tmp_path, {}) is None
 
 
-def test_a_refused_resume_offers_that_runs_settings_and_keeps_those_that_may_differ(
-    folder, monkeypatch
-):
-    from hydra.core.hydra_config import HydraConfig
-    from omegaconf import OmegaConf
+@pytest.fixture
+def command_line(monkeypatch):
+    """command_line(words) makes these the overrides of this command."""
 
-    given = ["trainer.max_steps=9", "model.dim=64", "seed=5", "data=text", "logger=wandb"]
-    now = OmegaConf.create({"hydra": {"overrides": {"task": given}}})
-    monkeypatch.setattr(HydraConfig.instance(), "cfg", now)
-    said = _with_its_settings(folder / "checkpoints" / "last.ckpt")
+    def give(*words: str) -> None:
+        now = OmegaConf.create({"hydra": {"overrides": {"task": list(words)}}})
+        monkeypatch.setattr(HydraConfig.instance(), "cfg", now)
+
+    return give
+
+
+def test_a_refused_resume_offers_that_runs_settings_and_keeps_those_that_may_differ(
+    folder, command_line, tmp_path
+):
+    command_line("trainer.max_steps=9", "model.dim=64", "seed=5", "data=text", "logger=wandb")
+    own = tmp_path / "own"
+    said = _with_its_settings(folder / "checkpoints" / "last.ckpt", own, _may_differ)
     words = [*WORDS[:2], *WORDS[3:], "trainer.max_steps=9", "logger=wandb"]
     assert shlex.split(said.partition("settings: ")[2]) == [
         "python",
@@ -74,5 +83,27 @@ def test_a_refused_resume_offers_that_runs_settings_and_keeps_those_that_may_dif
         *words,
         f'ckpt_path="{folder}"',
     ]
-    said = _with_its_settings(folder / "checkpoints" / "step-3.ckpt")
+    said = _with_its_settings(folder / "checkpoints" / "step-3.ckpt", own, _may_differ)
     assert shlex.split(said)[-1] == f'ckpt_path="{folder}/checkpoints/step-3.ckpt"'
+    said = _with_its_settings(folder / "checkpoints" / "step-3.ckpt", folder, _may_differ)
+    assert shlex.split(said)[-2:] == [f'hydra.run.dir="{folder}"', "ckpt_path=auto"]
+
+
+def test_other_settings_are_listed_unless_the_command_names_them(folder, command_line, tmp_path):
+    """A bare `ckpt_path=last` once went on with the default learning rate, silently."""
+    lr, bits = "optimizer.groups.matrices.lr", "quantization.rules.weights.format.bits"
+    before = {lr: 0.004, bits: 6, "jepa.weight": 0.3, "ce_weight": 1.0, "guard.skip": 0}
+    now = {lr: 0.02, bits: 8, "jepa.weight": 0.1, "ce_weight": 2.0, "guard.skip": 5}
+    command_line("ckpt_path=last", "jepa.weight=0.1", "trainer.max_steps=9", "model.dim=64")
+    listed = [lr, bits, "jepa.weight", "ce_weight", "guard.skip"]
+    said = _other_settings(listed, before, now)
+    assert said == (
+        f"goes on with other settings ({lr}: was 0.004, is now 0.02; {bits}: was 6, is now 8; "
+        "ce_weight: was 1.0, is now 2.0; and 1 more)"
+    )
+    offer = _with_its_settings(folder / "checkpoints" / "last.ckpt", tmp_path / "own", _is_kept)
+    kept = ["jepa.weight=0.1", "trainer.max_steps=9", f'ckpt_path="{folder}"']
+    words = [*WORDS[:2], *WORDS[3:], *kept]
+    assert shlex.split(offer.partition("settings: ")[2]) == ["python", "train.py", *words]
+    command_line("quantization=int8", f"{lr}=0.02", "guard.skip=5", "ce_weight=2", "jepa.weight=1")
+    assert _other_settings(listed, before, now) == ""
