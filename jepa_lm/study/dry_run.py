@@ -9,8 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from jepa_lm.study.duration import Launching, durations
+from jepa_lm.study.forecast import forecast, known_runs
 from jepa_lm.study.manifest import Manifest
+from jepa_lm.study.planned_arms import RunFlops
 from jepa_lm.study.runs import Run
+from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.paths import LOGS, program
+from jepa_lm.utils.quoting import one_line
 from jepa_lm.utils.waiting import about
 
 CheckpointBytes = Callable[[Mapping[str, Any]], int]
@@ -23,16 +28,19 @@ def dry_run(
     folder: Path,
     how: Launching,
     checkpoint_bytes: CheckpointBytes,
+    flops: RunFlops,
 ) -> list[str]:
     """Return lines that describe a plan: its groups, runs, finished runs, time and disk space.
 
     Args:
         configs: resolved configs by job. folder: of the sweep; it is only read.
         how: how the jobs are launched. checkpoint_bytes: estimates the size of a run's checkpoints.
+        flops: counts the FLOPs per token of a run.
     """
     finished = {job.folder for job in manifest.jobs if Run(folder / job.folder).finished}
     left = {run: config for run, config in configs.items() if run not in finished}
     later = how.total - len(manifest.jobs)
+    alike = _alike(manifest, left)
     unplanned = [f"and {_runs(later)} that the search will draw"] if later else []
     return [
         f"{manifest.kind} {manifest.name} in {folder}, as it would be run:",
@@ -40,8 +48,8 @@ def dry_run(
         *unplanned,
         f"{_runs(how.total)}, {len(finished)} of them already finished",
         *(f"note: {note}" for note in manifest.notes),
-        f"time: {_time(left, later, durations(manifest.jobs, folder, how), how)}",
-        f"disk: {_disk(manifest, left, later, checkpoint_bytes)}",
+        f"time: {_time(left, later, durations(manifest.jobs, folder, how), how, alike, flops)}",
+        f"disk: {_disk(left, later, alike, checkpoint_bytes)}",
     ]
 
 
@@ -59,8 +67,24 @@ def _groups(manifest: Manifest, finished: set[str]) -> list[str]:
     ]
 
 
+def _alike(manifest: Manifest, left: Mapping[str, Any]) -> list[list[str]]:
+    """Return the runs that are left, those together that differ in the seed alone."""
+    seen: set[str] = set()
+    found = []
+    for group in manifest.groups:
+        new = [run for run in group.runs.values() if run in left and run not in seen]
+        seen.update(new)
+        found.append(new)
+    return [runs for runs in found if runs]
+
+
 def _time(
-    left: Mapping[str, Mapping[str, Any]], later: int, took: list[float], how: Launching
+    left: Mapping[str, Mapping[str, Any]],
+    later: int,
+    took: list[float],
+    how: Launching,
+    alike: list[list[str]],
+    flops: RunFlops,
 ) -> str:
     count, workers = len(left) + later, how.at_once
     if not count:
@@ -79,10 +103,7 @@ def _time(
         return f"{about(rounds * usual)}: {_runs(count)} of {about(usual)} each ({source}){at_once}"
     limits = [config["trainer"]["max_time"] for config in left.values()]
     if None in limits:
-        return (
-            "unknown, no run here has finished and trainer.max_time is not set; once the first runs have "
-            "finished, the same command with hydra.sweep.dir=FOLDER can tell"
-        )
+        return _estimated(left, later, how, alike, flops)
     most = max(limits)
     return (
         f"{about(rounds * most)} of training: {_runs(count)} of trainer.max_time={most:g} s{at_once}; "
@@ -90,17 +111,54 @@ def _time(
     )
 
 
-def _disk(
-    manifest: Manifest,
+def _estimated(
     left: Mapping[str, Mapping[str, Any]],
     later: int,
+    how: Launching,
+    alike: list[list[str]],
+    flops: RunFlops,
+) -> str:
+    """Return the time by the finished runs below the folder of logs that are most like those left."""
+    known = known_runs(LOGS)
+    seconds: dict[str, float] = {}
+    sources: dict[Path, None] = {}
+    for runs in alike:
+        config = left[runs[0]]
+        if config["trainer"]["max_steps"] is None:
+            seconds |= dict.fromkeys(runs, config["trainer"]["max_time"])
+            continue
+        try:
+            found = forecast(config, flops(config), known) if known else None
+        except UserError:
+            raise
+        except Exception as error:  # a part of the user's own that FLOPs cannot be counted of
+            return f"unknown, the FLOPs of {runs[0]} cannot be counted ({one_line(error)})"
+        if found is None:
+            return (
+                f"unknown, no run here or below {LOGS} has finished that could tell and trainer.max_time is "
+                f"not set; after one of {program('train')} on this device it can be estimated"
+            )
+        seconds |= dict.fromkeys(runs, found[0])
+        sources[found[1]] = None
+    count, usual = len(left) + later, statistics.mean(seconds.values())
+    at_once = f", {how.at_once} at a time" if how.at_once > 1 else ""
+    first, *others = sources
+    more = f" and {_runs(len(others))} more" if others else ""
+    return (
+        f"{about(math.ceil(count / how.at_once) * usual)}: {_runs(count)} of {about(usual)} each, estimated "
+        f"by FLOPs from {first}{more}{at_once}"
+    )
+
+
+def _disk(
+    left: Mapping[str, Mapping[str, Any]],
+    later: int,
+    alike: list[list[str]],
     checkpoint_bytes: CheckpointBytes,
 ) -> str:
     sizes: dict[str, int] = {}
-    for group in manifest.groups:  # runs that differ in the seed have checkpoints of one size
-        new = [run for run in group.runs.values() if run in left and run not in sizes]
-        if new:
-            sizes |= dict.fromkeys(new, checkpoint_bytes(left[new[0]]))
+    for runs in alike:  # they have checkpoints of one size
+        sizes |= dict.fromkeys(runs, checkpoint_bytes(left[runs[0]]))
     if not sizes:
         return "none, all runs are finished"
     kept = {run: _kept(left[run]) for run in sizes}

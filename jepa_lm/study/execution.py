@@ -67,7 +67,7 @@ def sweep(
         loader: composes the configs of the jobs.
         launcher: runs the jobs.
         checkpoint_bytes: estimates the size of a run's checkpoints, for a dry run.
-        flops: counts the FLOPs per token of a run, for arms of equal cost.
+        flops: counts the FLOPs per token of a run, for arms of equal cost and for a dry run.
         check_metric: refuses a metric that the data of a config do not have.
 
     Returns:
@@ -93,7 +93,7 @@ def sweep(
         check_metrics(manifest, configs, check_metric)
         manifest, configs = checked(manifest, configs, folder / below)
         how = Launching(at_once, total, costs(manifest))
-        for line in dry_run(manifest, configs, folder / below, how, checkpoint_bytes):
+        for line in dry_run(manifest, configs, folder / below, how, checkpoint_bytes, flops):
             say(line)
         return []
 

@@ -9,7 +9,6 @@ For other configs the same figures are counted.
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import json
 from collections.abc import Mapping
@@ -33,6 +32,7 @@ from jepa_lm.training.flops import (
     count_parameters,
     flops_per_token,
     on_meta,
+    outline,
     weighted,
 )
 from jepa_lm.training.module import LanguageModelTask
@@ -149,9 +149,7 @@ def checkpoint_bytes(task: LanguageModelTask) -> int:
 
 def checkpoint_bytes_of(config: Mapping[str, Any], open_teacher: OpenTeacher) -> int:
     """Return `checkpoint_bytes` of a run with this resolved config."""
-    budget = config["trainer"]
-    clock = ProgressClock(max_steps=budget["max_steps"], max_time=budget["max_time"])
-    return checkpoint_bytes(LanguageModelTask(copy.deepcopy(dict(config)), clock, open_teacher))
+    return checkpoint_bytes(outline(config, open_teacher))
 
 
 def count(task: LanguageModelTask) -> dict[str, float]:

@@ -148,9 +148,8 @@ def flops_of(config: Mapping[str, Any], open_teacher: OpenTeacher) -> float:
 
     A loss counts in the steps in which it is active.
     """
-    budget = config["trainer"]
-    clock = ProgressClock(max_steps=budget["max_steps"], max_time=budget["max_time"])
-    task = LanguageModelTask(copy.deepcopy(dict(config)), clock, open_teacher)
+    task = outline(config, open_teacher)
+    clock, budget = task.clock, config["trainer"]
     rows, seq_len = max(micro_batch_rows(task), FEWEST_ROWS), config["data"]["seq_len"]
     model, objectives = on_meta(task.model), weighted(task)
     spent: dict[tuple[str, ...], int] = {}
@@ -162,6 +161,23 @@ def flops_of(config: Mapping[str, Any], open_teacher: OpenTeacher) -> float:
             spent[active] = count_flops(model, {k: objectives[k] for k in active}, rows, seq_len)
         total += spent[active]
     return total / len(steps) / (rows * seq_len)
+
+
+class _NotOrthogonal(TorchFunctionMode):
+    """Leaves out the factorizations of orthogonal initial values: seconds, where only shapes matter."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is torch.linalg.qr:
+            return args[0], torch.eye(args[0].shape[-1])
+        return func(*args, **(kwargs or {}))
+
+
+def outline(config: Mapping[str, Any], open_teacher: OpenTeacher) -> LanguageModelTask:
+    """Return the task of a run with this resolved config, to be counted and not to be trained."""
+    with _NotOrthogonal():
+        return LanguageModelTask(copy.deepcopy(dict(config)), open_teacher=open_teacher)
 
 
 def weighted(task: LanguageModelTask) -> dict[str, LatentPrediction | TokenPrediction]:

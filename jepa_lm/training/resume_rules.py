@@ -68,6 +68,7 @@ RULES = (
     Rule("data.seed", REFUSED, DRAWS),
     Rule("seed", REFUSED, DRAWS),
     Rule("jepa*.seed", REFUSED, DRAWS),
+    Rule("data.noise", LISTED),
     Rule("data*", FREE),  # paths and ways of reading; only the texts matter
     # Facts that weights and moments depend on.
     Rule("model.kernel", FREE),

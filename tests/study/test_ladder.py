@@ -164,7 +164,8 @@ def test_runs_cost_the_flops_of_their_rung(tmp_path):
         "checkpoint": {"every_n_steps": None, "keep": 1},
     }
     configs = {job.folder: config for job in planned.jobs}
-    lines = dry_run(planned, configs, tmp_path, Launching(2, 12, found), lambda config: 10**6)
+    size = lambda config: 10**6  # noqa: E731
+    lines = dry_run(planned, configs, tmp_path, Launching(2, 12, found), size, size)
     assert (
         "time: about 3.7 hours: 8 runs, by their FLOPs and the time of the 4 finished, 2 at a time"
         in lines

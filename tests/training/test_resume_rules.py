@@ -55,6 +55,7 @@ EXAMPLES = {
     "data.seed": REFUSED,
     "seed": REFUSED,
     "jepa.regularizers.sigreg.seed": REFUSED,
+    "data.noise": LISTED,
     "data.corpus.path": FREE,
     "model.kernel": FREE,
     "model.backbone.layers": REFUSED,
