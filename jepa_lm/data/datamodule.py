@@ -33,8 +33,9 @@ class TokenDataModule(LightningDataModule):
         assert trainer is not None
         accumulate = trainer.accumulate_grad_batches
         order = self.data.order_of(trainer.global_rank, trainer.world_size, accumulate)
-        task: Any = trainer.lightning_module
-        if any(objective.placebo for objective in task.auxiliaries.values()):
+        # A module of another program has no objectives.
+        objectives: dict[str, Any] = getattr(trainer.lightning_module, "auxiliaries", {})
+        if any(objective.placebo for objective in objectives.values()):
             order = self.data.with_related(order)
         first = trainer.global_step * accumulate
         # A DataLoader would only add overhead: batches come ready from a memory map.
