@@ -36,7 +36,7 @@ class TokenDataModule(LightningDataModule):
         # A module of another program has no objectives.
         objectives: dict[str, Any] = getattr(trainer.lightning_module, "auxiliaries", {})
         if any(objective.placebo for objective in objectives.values()):
-            order = self.data.with_related(order)
+            order = self.data.with_related(order, speak=trainer.is_global_zero)
         first = trainer.global_step * accumulate
         # A DataLoader would only add overhead: batches come ready from a memory map.
         return TrainBatches(self.data.streams["train"], order, first, pin=self._pin())

@@ -24,15 +24,21 @@ class WithRelated:
     Args:
         order: of the rows. seq_len: T. document_start: the token that starts a document; None if there is
             none, and then only rows that overlap are known to be related.
-        examples: rows are examples, each a document of its own.
+        examples: rows are examples, each a document of its own. speak: warn, which one rank does.
     """
 
     def __init__(
-        self, order: Order, *, seq_len: int, document_start: int | None, examples: bool
+        self,
+        order: Order,
+        *,
+        seq_len: int,
+        document_start: int | None,
+        examples: bool,
+        speak: bool = True,
     ) -> None:
         self.order, self.examples = order, examples
         self.seq_len, self.document_start = seq_len, document_start
-        self._told = False
+        self._told = not speak
         self._found: dict[int, np.ndarray] = {}
 
     def places(self, total: int, index: int) -> np.ndarray:

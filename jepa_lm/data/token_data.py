@@ -248,10 +248,15 @@ class TokenData:
             seed=self.seed,
         )
 
-    def with_related(self, order: Order) -> Order:
-        """Return an order whose batches say which of their rows are of one document."""
-        bos_id, examples = self.tokenizer.bos_id, bool(self.rows)
-        return WithRelated(order, seq_len=self.seq_len, document_start=bos_id, examples=examples)
+    def with_related(self, order: Order, *, speak: bool) -> Order:
+        """Return an order whose batches say which of their rows are of one document; see `WithRelated`."""
+        return WithRelated(
+            order,
+            seq_len=self.seq_len,
+            document_start=self.tokenizer.bos_id,
+            examples=bool(self.rows),
+            speak=speak,
+        )
 
     def passes(self, world_size: int, accumulate: int) -> Passes:
         """Return how often a run reads the training split, for `accumulate` micro-batches per step and rank.

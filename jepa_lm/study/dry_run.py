@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import statistics
 from collections.abc import Callable, Mapping
@@ -16,6 +17,7 @@ from jepa_lm.study.runs import Run
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.paths import LOGS, program
 from jepa_lm.utils.quoting import one_line
+from jepa_lm.utils.unknown_keys import LOSSES
 from jepa_lm.utils.waiting import about
 
 CheckpointBytes = Callable[[Mapping[str, Any]], int]
@@ -119,7 +121,7 @@ def _estimated(
     flops: RunFlops,
 ) -> str:
     """Return the time by the finished runs below the folder of logs that are most like those left."""
-    known = known_runs(LOGS)
+    known, counted = known_runs(LOGS), {}
     seconds: dict[str, float] = {}
     sources: dict[Path, None] = {}
     for runs in alike:
@@ -128,7 +130,9 @@ def _estimated(
             seconds |= dict.fromkeys(runs, config["trainer"]["max_time"])
             continue
         try:
-            found = forecast(config, flops(config), known) if known else None
+            if known and (decides := _decides_flops(config)) not in counted:
+                counted[decides] = flops(config)  # takes a second or more
+            found = forecast(config, counted[decides], known) if known else None
         except UserError:
             raise
         except Exception as error:  # a part of the user's own that FLOPs cannot be counted of
@@ -148,6 +152,15 @@ def _estimated(
         f"{about(math.ceil(count / how.at_once) * usual)}: {_runs(count)} of {about(usual)} each, estimated "
         f"by FLOPs from {first}{more}{at_once}"
     )
+
+
+def _decides_flops(config: Mapping[str, Any]) -> str:
+    """Return what the FLOPs per token of a run depend on: the draws of a tuned arm share theirs."""
+    model = {key: value for key, value in config["model"].items() if key != "dropout"}
+    losses = [{**(node := config[key] or {}), "weight": bool(node.get("weight"))} for key in LOSSES]
+    trainer, data = config["trainer"], config["data"]
+    steps = (trainer["max_steps"], trainer.get("accumulate_grad_batches"))
+    return json.dumps([model, losses, steps, data["seq_len"], data["batch_tokens"]], default=str)
 
 
 def _disk(

@@ -28,6 +28,8 @@ ALIKE = (
 LEAST_SECONDS = 10.0
 """Of training, below which a run measures its first steps and says nothing of a run `MOST_TIMES` as large."""
 MOST_TIMES = 10
+LARGEST_RATIO = 4.0
+"""Of the FLOPs per token of two models; beyond it, the FLOPs per second of one say nothing of the other."""
 
 
 @dataclass(frozen=True)
@@ -53,15 +55,15 @@ class Known:
     def distance(self, config: Mapping[str, Any], flops_per_token: float) -> float:
         """Return how unlike a run with this config it is: its size and budget in e-foldings, its settings.
 
-        A run on another device is infinitely far, and so is a short one from a large one.
+        A run on another device is infinitely far, and so is a short one from a large one, or another size.
         """
         elsewhere = (
             at(self.run.config, "trainer", "accelerator") != config["trainer"]["accelerator"]
         )
         large = flops_per_token * _tokens(config) > MOST_TIMES * self.flops
-        if elsewhere or (large and self.seconds < LEAST_SECONDS):
-            return math.inf
         size = abs(math.log(self.flops_per_token / flops_per_token))
+        if elsewhere or size > math.log(LARGEST_RATIO) or (large and self.seconds < LEAST_SECONDS):
+            return math.inf
         budget = abs(math.log(self.tokens / _tokens(config)))
         others = sum(at(self.run.config, *k) != at(config, *k) for k in ALIKE)
         compiled = bool(self.run.summary.get("compiled")) != bool(config["compile"])

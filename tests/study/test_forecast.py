@@ -60,6 +60,7 @@ def test_the_nearest_in_size_budget_and_settings_tells(ran, tmp_path):
 def test_another_device_and_a_few_first_steps_tell_nothing(ran, tmp_path):
     assert forecast(CONFIG, 100.0, known_runs(tmp_path)) is None
     ran("gpu", accelerator="gpu")
+    ran("huge", flops=500.0)
     brief = ran("brief", tokens=1_000, seconds=2.0)
     assert forecast(CONFIG, 100.0, known_runs(tmp_path)) is None
     small = CONFIG | {"trainer": CONFIG["trainer"] | {"max_steps": 5}}

@@ -46,7 +46,7 @@ def test_the_report_of_a_packed_study_is_that_of_its_folder(packed, tmp_path, ca
     assert "is there already" in capsys.readouterr().err
 
 
-def test_a_packed_study_names_no_folder_of_its_machine(tmp_path):
+def test_a_packed_study_does_not_say_where_it_lay(tmp_path):
     folder = study(tmp_path / "mine", paired(1.7, -0.02), against=AGAINST)
     run = folder / "0"
     config = json.loads((run / "config.json").read_text())
