@@ -16,6 +16,8 @@ MOST_NAMED = 3
 """Number of runs that a message names."""
 DIFFER = "differ"
 """Beginning of what is said of runs that should be equal and are not."""
+UNCHECKED = "were not checked"
+"""The same where one of them is missing."""
 
 
 @dataclass(frozen=True)
@@ -66,8 +68,11 @@ def damaged(runs: Mapping[str, Run]) -> list[str]:
 def identity_in_words(folder: Path, identity: Identity) -> str:
     """Say whether the records of two runs agree to the last digit, in every loss that both logged."""
     left, right = (Run(folder / below) for below in identity.runs)
+    if left.finished != right.finished and not (left.lost or right.lost):
+        without = identity.runs[left.finished]
+        return f"{DIFFER}: {without} has no score ({_reason(Run(folder / without))[1]})"
     if not (left.finished and right.finished):
-        return "were not checked: the runs have not both finished"
+        return f"{UNCHECKED}: the runs have not both finished"
     if left.nll != right.nll:
         return f"{DIFFER} in validation: {left.nll} and {right.nll} nats per token"
     names = {*left.columns, *right.columns}

@@ -11,12 +11,18 @@ invariance to scale shown by Perez-Ortiz and others 2022). So 1 / (its largest v
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
-from jepa_lm.study.power import MINIMUM_PAIRS
+from jepa_lm.study.power import ALPHA, MINIMUM_PAIRS
 
 G = 1.0
 """Variance of the standardised mean under the alternative: differences of about their own spread."""
+
+
+MOST = 100
+"""Seeds after which a word is no longer to be expected."""
 
 
 def e_values(differences: np.ndarray, mean: float = 0.0) -> np.ndarray:
@@ -31,13 +37,14 @@ def e_values(differences: np.ndarray, mean: float = 0.0) -> np.ndarray:
     d = differences - mean
     n = np.arange(1, d.shape[-1] + 1)[MINIMUM_PAIRS - 1 :]
     total, squares = (np.cumsum(d**k, axis=-1)[..., MINIMUM_PAIRS - 1 :] for k in (1, 2))
-    nu = n - 1
     spread = np.maximum(squares - total**2 / n, np.finfo(np.float64).tiny)
-    ratio = total**2 / n / spread  # t^2 / nu
-    log_e = -0.5 * np.log1p(n * G) + (nu + 1) / 2 * (
-        np.log1p(ratio) - np.log1p(ratio / (1 + n * G))
-    )
-    return np.exp(np.minimum(log_e, 700.0))
+    return np.exp(np.minimum(_log_e(n, total**2 / n / spread), 700.0))
+
+
+def _log_e(n: np.ndarray, ratio: np.ndarray | float) -> np.ndarray:
+    """Return the logarithm of the e-value of n differences, given t^2 / nu."""
+    found = np.log1p(ratio) - np.log1p(ratio / (1 + n * G))
+    return np.asarray(-0.5 * np.log1p(n * G) + n / 2 * found)
 
 
 def anytime_test(differences: np.ndarray) -> np.ndarray:
@@ -52,3 +59,14 @@ def anytime_equivalence_test(differences: np.ndarray, margin: float) -> np.ndarr
     means = (np.cumsum(differences, axis=-1) / n)[..., MINIMUM_PAIRS - 1 :]
     within = np.where(np.abs(means) < margin, refuted, 0.0).max(axis=-1)
     return np.minimum(1.0, 1.0 / np.maximum(within, 1.0))
+
+
+def seeds_expected(far: float) -> int | None:
+    """Return after how many differences a mean is expected to be refuted; None above `MOST`.
+
+    Args:
+        far: distance of the true mean from it, in standard deviations of the differences.
+    """
+    n = np.arange(MINIMUM_PAIRS, MOST + 1)
+    refuted = np.flatnonzero(_log_e(n, far**2) > -math.log(ALPHA))
+    return int(n[refuted[0]]) if len(refuted) else None

@@ -29,6 +29,12 @@ def registered(manifest: Manifest, folder: Path) -> Manifest:
     return replace(manifest, registration=register(manifest))
 
 
+def announced(untuned: Manifest, folder: Path) -> None:
+    """Write the plan of a study before its arms are tuned, so that it is dated before any score is known."""
+    if not (folder / FILE).exists():
+        registered(untuned, folder).save(folder)
+
+
 def checked(
     manifest: Manifest, configs: Mapping[str, Any], folder: Path
 ) -> tuple[Manifest, dict[str, Any]]:

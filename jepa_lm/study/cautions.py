@@ -1,13 +1,14 @@
 """Collect the warnings that the runs recorded, which a reader must know before trusting a score.
 
 If the objective's share of the gradient at the trunk is exactly zero, the auxiliary loss cannot have changed
-the score, whatever the statistics say.
+the score, whatever the statistics say, unless what it predicts is injected into the model.
 """
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Mapping
 
+from jepa_lm.study.losses import NODES
 from jepa_lm.study.runs import Run
 from jepa_lm.utils.nested import at
 
@@ -34,12 +35,20 @@ def of_run(run: Run) -> list[str]:
 
 def alarms(runs: Collection[Run]) -> list[str]:
     """Return what makes a verdict on these runs doubtful, in a few words each, for its headline."""
+    alone = [run for run in runs if not at(run.config, "model", "injector")]
     found = {
-        "the objective's gradient did not reach the trunk": [run for run in runs if _share(run)],
+        "the objective's gradient did not reach the trunk": [run for run in alone if _share(run)],
         "latents collapsed": [run for run in runs if at(run.summary, "jepa", "collapse")],
         "steps were skipped": [run for run in runs if run.summary.get("skipped_steps")],
     }
     return [f"{what} in {len(of)} of {len(runs)} runs" for what, of in found.items() if of]
+
+
+def is_regularized(run: Run) -> bool:
+    """Return whether the run's objective has regularizers beside its prediction."""
+    parts = at(run.config, "jepa", "regularizers") or {}
+    weighed = at(run.config, "jepa", "regularizers_weight") != 0
+    return weighed and any(at(parts, name, "weight") for name in parts)
 
 
 def together(arms: Mapping[str, Mapping[str, Run]]) -> list[str]:
@@ -57,9 +66,14 @@ def together(arms: Mapping[str, Mapping[str, Run]]) -> list[str]:
 
 
 def _share(run: Run) -> str:
-    """Return a warning if the objective's gradient at the trunk was exactly zero."""
-    measured = [value for _, value in run.series(f"jepa/{SHARE}")]
-    last = at(run.summary, "jepa", SHARE)
+    """Return a warning if the gradient of a loss at the trunk was exactly zero although it has a weight."""
+    weighed = (node for node in NODES if at(run.config, node, "weight") != 0)
+    return next(filter(None, (_share_of(node, run) for node in weighed)), "")
+
+
+def _share_of(node: str, run: Run) -> str:
+    measured = [value for _, value in run.series(f"{node}/{SHARE}")]
+    last = at(run.summary, node, SHARE)
     zeros = measured.count(0.0)
     if last != 0.0 and not zeros:
         return ""
@@ -70,7 +84,7 @@ def _share(run: Run) -> str:
             "in every measurement: the objective's gradient did not reach the trunk, so the auxiliary loss "
             "did not train it"
         )
-    return f"jepa/{SHARE} was exactly zero {when}"
+    return f"{node}/{SHARE} was exactly zero {when}"
 
 
 def _arms(found: Mapping[str, Iterable[str]]) -> str:

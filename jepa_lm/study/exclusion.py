@@ -62,6 +62,12 @@ def told(treatment: Out, baseline: Out, name: str) -> str:
     return f"Of the treatment's runs, {ours}; of the runs of {name}, {theirs}. The others say:"
 
 
+def left_out(out: Mapping[str, Out]) -> str:
+    """Return the runs of several arms that are out, by the arm's name, as a sentence; empty if none is."""
+    told = "; ".join(f"of {name}, {_told(runs)}" for name, runs in out.items() if runs)
+    return f"Left out of the tests, with their partners: {told}." if told else ""
+
+
 def _told(out: Out) -> str:
     if not out:
         return "none diverged or failed"

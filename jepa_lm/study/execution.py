@@ -20,7 +20,7 @@ from hydra.plugins.launcher import Launcher
 from omegaconf import DictConfig
 
 from jepa_lm.loggers.settings import wandb_settings
-from jepa_lm.study.begun import FOLDER_KEY, checked, registered
+from jepa_lm.study.begun import FOLDER_KEY, announced, checked, registered
 from jepa_lm.study.composing import Composer, composed_with
 from jepa_lm.study.dry_run import CheckpointBytes, dry_run
 from jepa_lm.study.duration import Launching, workers
@@ -36,7 +36,7 @@ from jepa_lm.study.search import Search
 from jepa_lm.study.sequential import LOOKS, ends
 from jepa_lm.study.solved import LEAST_SEEDS
 from jepa_lm.study.tuning import FOLDER as TUNING
-from jepa_lm.study.tuning import TEXT, Draws, plan_tuning, read_tuning
+from jepa_lm.study.tuning import TEXT, Draws, plan_tuning, read_tuning, to_be_tuned
 from jepa_lm.utils.config import resolve
 from jepa_lm.utils.crash import bugs_kept
 from jepa_lm.utils.errors import SweepError, UserError, in_words, warn
@@ -136,6 +136,7 @@ def sweep(
     with only_writer(folder, FOLDER_KEY), bugs_kept(folder):
         sweep_up(folder)
         if draws is not None:
+            announced(draws.untuned, folder)
             tune(draws, folder, launcher, at_once)
             manifest, configs = draws.study(folder)
             for name, best in manifest.tuning.items():
@@ -167,6 +168,7 @@ def _plan_study(
     draws = None
     if tuning is not None:
         plan_tuned = partial(plan_study, asked, compose, study, flops)
+        manifest = to_be_tuned(manifest, tuning)
         draws = Draws(manifest, *plan_tuning(manifest, configs, compose, tuning), plan_tuned)
     pairs = max(len(group.runs) for group in manifest.groups)
     counted = manifest.metric is not None and METRICS[manifest.metric].bimodal

@@ -105,6 +105,16 @@ class Registration:
 
 
 @dataclass(frozen=True)
+class Untuned:
+    """A study before its arms were tuned: what is registered of it."""
+
+    says: str
+    """How each arm is tuned, in a phrase."""
+    configs: Mapping[str, str]
+    """Config hash of each arm's first run, by arm."""
+
+
+@dataclass(frozen=True)
 class Tuned:
     """What tuning found for an arm, see `jepa_lm.study.tuning`."""
 
@@ -154,6 +164,8 @@ class Manifest:
     """Largest difference that does not matter, in the unit of the metric; None: see `measure_for`."""
     tuning: Mapping[str, Tuned] = field(default_factory=dict)
     """What tuning found, by arm; empty if nothing was tuned."""
+    untuned: Untuned | None = None
+    """What was planned before the arms were tuned; None if they are not."""
     registration: Registration | None = None
     """What a study set out to show; None for sweeps, and for studies that began without one."""
     notes: tuple[str, ...] = ()

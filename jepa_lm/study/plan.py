@@ -127,6 +127,9 @@ def plan_study(
         raise UserError(f"study.margin={margin}: must be above 0, or null")
     request = on_ladder(judged_by(request, study.get("metric")), study)
     arms = read_arms(study["arms"])
+    left_out = {
+        name: "left out of this study" for name, arm in study["arms"].items() if arm is None
+    }
     planner = Planner(compose)
     seeds = request.seeds(compose)
     check_seeds(study.get("seeds", "fixed"), len(seeds), study.get("metric"))
@@ -145,7 +148,8 @@ def plan_study(
         treatment = arm_planner.treatment(cell, composed)
         match = study["match"]
         reasons = {arm.name: arm.why_not(composed.objective, config, match) for arm in arms}
-        not_applicable[treatment.name] = {k: v for k, v in reasons.items() if v is not None}
+        refused = {k: v for k, v in reasons.items() if v is not None}
+        not_applicable[treatment.name] = {**refused, **left_out}
         if not any(arm.role in BASELINES and reasons[arm.name] is None for arm in arms):
             raise UserError(
                 f"study.arms: no arm with role {', '.join(BASELINES)} applies to {treatment.name}; a study "

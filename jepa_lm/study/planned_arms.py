@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -89,11 +90,13 @@ class ArmPlanner:
         """
         ratio = self.flops(treatment) / self.flops(composed.resolved(composed.seed))
         trainer = treatment["trainer"]
-        yield f"{STEPS}={max(1, round(trainer['max_steps'] * ratio))}"
+        steps = max(1, round(trainer["max_steps"] * ratio))
+        yield f"{STEPS}={steps}"
         if trainer.get("max_epochs") is not None:
             yield f"{EPOCHS}=null"
         if trainer["val_check_interval"] is not None:
-            yield f"{INTERVAL}={max(1, round(trainer['val_check_interval'] * ratio))}"
+            validations = math.ceil(trainer["max_steps"] / trainer["val_check_interval"])
+            yield f"{INTERVAL}={math.ceil(steps / validations)}"
 
 
 def _scaled(arm: ArmSpec, treatment: Mapping[str, Any]) -> Iterator[str]:

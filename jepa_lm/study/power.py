@@ -62,14 +62,17 @@ def smallest_effect(std: float, n: int, alpha: float, tests: int = 1) -> float:
     return _noncentrality(n, alpha, 1 - missed) * std / math.sqrt(n)
 
 
-def seeds_needed(mean: float, std: float, alpha: float) -> int | None:
+def seeds_needed(mean: float, std: float, alpha: float, tests: int = 1) -> int | None:
     """Return the pairs that find this true mean difference with a probability of `POWER`.
 
     It is at least `MINIMUM_PAIRS`; None above `MOST_SEEDS`.
+
+    Args:
+        tests: number of tests that must all find theirs, see `smallest_effect`.
     """
 
     def enough(n: int) -> bool:
-        return abs(mean) / std * math.sqrt(n) >= _noncentrality(n, alpha)
+        return abs(mean) / std * math.sqrt(n) >= _noncentrality(n, alpha, 1 - (1 - POWER) / tests)
 
     if not enough(MOST_SEEDS):
         return None

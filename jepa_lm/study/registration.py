@@ -10,17 +10,25 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Mapping
 
 from jepa_lm.study.exclusion import DEVIATIONS, MARGINS
 from jepa_lm.study.formatting import flops
 from jepa_lm.study.ladder import climbs
 from jepa_lm.study.manifest import Manifest, Registration
-from jepa_lm.study.measure import Measure
+from jepa_lm.study.measure import OF_A_SHARE, Measure
 from jepa_lm.study.power import ALPHA
 from jepa_lm.study.roles import is_gate
 from jepa_lm.study.sequential import level_of, looks, planned_at
+from jepa_lm.study.statistics import MARGIN
 from jepa_lm.utils.files import without_nan
+
+DEFAULT_MARGIN = (
+    f"{MARGIN:g} nats per token of tokenized text and of rows, {MARGIN:g} BPB of bytes, {OF_A_SHARE:g} of "
+    "a share"
+)
+FORMERLY = {"as docs/studies.md says": DEFAULT_MARGIN}
+"""What registrations of earlier versions say, and what that is today."""
 
 
 def register(plan: Manifest) -> Registration:
@@ -41,14 +49,13 @@ def contents(plan: Manifest) -> dict[str, str]:
     return {
         "question": f"Does the treatment change the {about}?",
         "comparisons": "; ".join(_compared(plan, name) for name in treatments) or "none",
-        "margin": "as docs/studies.md says"
-        if plan.margin is None
-        else f"{plan.margin:g} {measure.unit}",
+        "margin": DEFAULT_MARGIN if plan.margin is None else f"{plan.margin:g} {measure.unit}",
         "budget": f"equal {plan.match}" if plan.match else "none",
         "seeds": ", ".join(plan.planned or dict.fromkeys(s for g in plan.groups for s in g.runs)),
         "looks": looks(plan.seeds),
         "tests": (
-            f"two-sided at {level_of(plan.seeds):g} against baseline and gates, Holm over treatments"
+            f"{'e-values' if plan.seeds == 'open' else 'two-sided'} at {level_of(plan.seeds):g} against "
+            "baseline and gates, Holm over treatments"
         ),
         "exclusion": (
             "no score for other reasons than the machine's, or worse than the arm's median by more than "
@@ -57,11 +64,22 @@ def contents(plan: Manifest) -> dict[str, str]:
         "arms": "; ".join(f"{group.name}: {group.says}" for group in plan.groups),
         **_ladder(plan),
         **_tuning(plan),
+        **{f"config of {name}": digest for name, digest in configs_of(plan).items()},
     }
 
 
+def configs_of(plan: Manifest) -> Mapping[str, str]:
+    """Return the config hash of each arm's first run by arm, before any tuning."""
+    if plan.untuned is not None:
+        return plan.untuned.configs
+    hashes = {job.folder: job.config_hash for job in plan.jobs}
+    return {group.name: hashes[next(iter(group.runs.values()))] for group in plan.groups}
+
+
 def _tuning(plan: Manifest) -> dict[str, str]:
-    """Return what the arms were tuned to, before the first run of the study, where they were."""
+    """Return how the arms are tuned, or what they were tuned to if that was not registered before."""
+    if plan.untuned is not None:
+        return {"tuning": plan.untuned.says}
     best = (f"{name}: {found.says}" for name, found in plan.tuning.items())
     return {"tuned": "; ".join(best)} if plan.tuning else {}
 
@@ -111,21 +129,36 @@ def told(plan: Manifest) -> list[str]:
     changed = [
         f"{topic} was {was}, now {now.get(topic, 'nothing')}"
         for topic, was in found.content.items()
-        if now.get(topic) != was
+        if now.get(topic) not in (was, FORMERLY.get(was, was))
     ]
     since = f" Changed since: {'; '.join(changed)}." if changed else " Nothing has changed since."
-    return [f"Registered {found.date}, before the first run, SHA-256 {found.sha256[:16]}.{since}"]
+    before = (
+        "after its draws and before its first run" if "tuned" in now else "before the first run"
+    )
+    return [f"Registered {found.date}, {before}, SHA-256 {found.sha256[:16]}.{since}"]
 
 
-def exploratory(plan: Manifest, judged: Iterable[str]) -> str:
-    """Return why a verdict on these seeds is not the registered one; empty if it is."""
-    if plan.registration is None or plan.seeds == "open":
+def exploratory(plan: Manifest, judged: Mapping[str, Collection[str]]) -> str:
+    """Return why a verdict is not the registered one; empty if it is.
+
+    Args:
+        judged: seeds that are over, by arm with a say, the treatment first.
+    """
+    if plan.registration is None:
         return ""
-    planned = [s for s in plan.registration.content.get("seeds", "").split(", ") if s]
-    seeds = set(judged)
-    if seeds in planned_at(planned, plan.seeds):
+    content, now = plan.registration.content, looks(plan.seeds)
+    if content.get("looks", now) != now:
+        return f"Exploratory: registered to be looked at {content['looks']}; now: {now}."
+    if plan.seeds == "open":
         return ""
-    return f"Exploratory: registered for {len(planned)} seeds, judged on {_which(seeds, planned)}."
+    planned = [s for s in content.get("seeds", "").split(", ") if s]
+    whole = [at for at in planned_at(planned, plan.seeds) if at == set(next(iter(judged.values())))]
+    for place, (name, seeds) in enumerate(judged.items()):
+        if set(seeds) not in whole:
+            of = f" ({name})" if place else ""
+            told = _which(set(seeds), planned)
+            return f"Exploratory: registered for {len(planned)} seeds, judged on {told}{of}."
+    return ""
 
 
 def _which(seeds: set[str], planned: list[str]) -> str:

@@ -10,7 +10,8 @@ from typing import Any
 
 from jepa_lm.study import figures, figures_over_compute, registration, tables
 from jepa_lm.study import formatting as words
-from jepa_lm.study.cautions import alarms
+from jepa_lm.study.against_plan import UNCHECKED
+from jepa_lm.study.cautions import alarms, is_regularized
 from jepa_lm.study.chart import Style
 from jepa_lm.study.figure_styles import styles
 from jepa_lm.study.results import Results, collect
@@ -20,7 +21,7 @@ from jepa_lm.study.sentences import numbers, p_value
 from jepa_lm.study.templates import TIED, environment
 from jepa_lm.study.treatments import NOT_COMPARABLE, Treatment
 from jepa_lm.study.trend import Trend
-from jepa_lm.study.verdict import standing
+from jepa_lm.study.verdict import GAINS, standing
 from jepa_lm.utils.errors import warn
 from jepa_lm.utils.files import write_text
 from jepa_lm.utils.paths import PAGE_FILE
@@ -135,17 +136,24 @@ def _trends(trends: Sequence[Trend]) -> str:
 
 def _exploratory(results: Results) -> str:
     """Return why the verdicts are not the registered ones, as a sentence; may be empty."""
-    judged = {
-        seed
-        for treatment in results.treatments
-        for seed in (*treatment.arm.runs, *treatment.arm.failed)
-    }
-    return registration.exploratory(results.manifest, judged)
+    for treatment in results.treatments:
+        arms = treatment.with_a_say
+        over = {name: {*arm.runs, *arm.failed} for name, arm in arms.items()}
+        if found := registration.exploratory(results.manifest, over):
+            return found
+    return ""
 
 
 def _alarm(treatment: Treatment) -> str:
     """Return what makes a verdict doubtful, as a sentence; may be empty."""
     found = alarms(treatment.arm.runs.values())
+    for name, arm in treatment.with_a_say.items():
+        if name != treatment.arm.name:
+            found += [f"{text} of {name}" for text in alarms(arm.runs.values())]
+    roles = {a.comparison.role for a in treatment.against}
+    regularized = any(map(is_regularized, treatment.arm.runs.values()))
+    if treatment.word in GAINS and regularized and "regularizers_only" not in roles:
+        found.append("it was not held against its regularizers alone")
     return f"Doubtful: {'; '.join(found)}." if found else ""
 
 
@@ -264,8 +272,14 @@ def _notices(results: Results) -> list[str]:
             "This study is about trends, and their words are corrected over the trends alone; those at the "
             "rungs are corrected over all rungs."
         )
-    tested = [t.main.effect for t in results.treatments if t.main.effect.p_flips is not None]
-    seeds = min((e.n for e in tested if e.solved is None), default=NORMALITY)
+    asked = [a.effect for t in results.treatments for a in t.against if a.gate or a is t.main]
+    tested = [e.n for e in asked if e.p_flips is not None and e.solved is None]
+    seeds = min(tested, default=NORMALITY)
+    said += [
+        f"Not verified: {identity.says}; their records {found}."
+        for identity, found in results.identities
+        if found.startswith(UNCHECKED)
+    ]
     if seeds < NORMALITY:
         said.append(
             f"With {seeds} seeds, verdicts rest on differences being normal: without that assumption, by "

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from jepa_lm.study.anytime import MOST, seeds_expected
 from jepa_lm.study.family import Adjusted
-from jepa_lm.study.power import MINIMUM_PAIRS, MOST_SEEDS, smallest_effect
+from jepa_lm.study.power import MINIMUM_PAIRS, MOST_SEEDS, seeds_needed, smallest_effect
 from jepa_lm.study.roles import PLACEBO
 from jepa_lm.study.statistics import RULE_ALPHA, RULE_NATS, Effect
 
@@ -95,8 +96,13 @@ def equivalent(effect: Effect, name: str, alpha: float) -> str:
     return text
 
 
-def undecided(effect: Effect, name: str, gates: Sequence[Effect], level: float) -> str:
-    """Say that nothing is shown, and what baseline and gates together would have shown.
+def undecided(effect: Effect, name: str) -> str:
+    """Say that nothing is shown."""
+    return f"No difference from {name} is shown: {numbers(effect)}."
+
+
+def would_find(effect: Effect, gates: Sequence[Effect], level: float) -> str:
+    """Say what baseline and gates together would have shown, or when they will where e-values decide.
 
     Args:
         effect: against the baseline. gates: the same against the other controls with a say.
@@ -105,18 +111,49 @@ def undecided(effect: Effect, name: str, gates: Sequence[Effect], level: float) 
     if effect.solved is not None:
         enough = effect.solved.enough
         would = "no count" if enough is None else f"{enough} of {effect.solved.of}"
-        return (
-            f"No difference from {name} is shown: {numbers(effect)}. With this many seeds, {would} would "
-            "have shown a gain."
+        return f"With this many seeds, {would} would have shown a gain."
+    asked = [e for e in (effect, *gates) if e.std and e.n >= MINIMUM_PAIRS]
+    if not asked:
+        return ""
+    if effect.p_anytime is not None:
+        return _expected(effect, asked)
+    smallest = max(smallest_effect(e.std or 0.0, e.n, level, len(asked)) for e in asked)
+    what, controls = "a difference", 1 + len(gates)
+    if gates:
+        which = (
+            "all" if len(asked) == controls else f"{len(asked)} (the others cannot be tested) of"
         )
-    asked = [(e.std, e.n) for e in (effect, *gates) if e.std and e.n >= MINIMUM_PAIRS]
-    smallest = max(smallest_effect(std, n, level, len(asked)) for std, n in asked)
-    what = "a difference" if len(asked) == 1 else f"a gain on all {len(asked)} controls with a say"
-    needed = effect.seeds_needed or f"more than {MOST_SEEDS}"
+        what = f"a gain on {which} {controls} controls with a say"
     return (
-        f"No difference from {name} is shown: {numbers(effect)}. With this many seeds, 8 studies of 10 would "
-        f"find {what} of {smallest:.4f} {effect.unit}; to find the one seen here would take {needed} seeds."
+        f"With this many seeds, 8 studies of 10 would find {what} of {smallest:.4f} {effect.unit}"
+        f"{_needed(effect, asked, level)}."
     )
+
+
+def _expected(effect: Effect, asked: Sequence[Effect]) -> str:
+    """Say when e-values are likely to decide, by a difference or by equivalence, and if they are at all."""
+    tested = asked if effect.gains else asked[:1]
+    apart = [
+        seeds_expected(abs(e.mean or 0.0) / (e.std or 1.0)) if e.gains == effect.gains else None
+        for e in tested
+    ]
+    within = seeds_expected(max(0.0, effect.margin - abs(effect.mean or 0.0)) / (effect.std or 1.0))
+    decided = [within, None if None in apart else max(n for n in apart if n is not None)]
+    seeds = min((n for n in decided if n is not None), default=None)
+    when = f"within {MOST} seeds no word is" if seeds is None else f"a word is after {seeds} seeds"
+    return f"If differences stay as they are, {when} to be expected."
+
+
+def _needed(effect: Effect, asked: Sequence[Effect], level: float) -> str:
+    """Return how many seeds would find what was seen: a gain on all of these, or a harm on the first."""
+    tested = asked if effect.gains else asked[:1]
+    if not all(e.gains == effect.gains for e in tested):
+        return ""
+    seeds = [seeds_needed(e.mean or 0.0, e.std or 1.0, level, len(tested)) for e in tested]
+    known = [n for n in seeds if n is not None]
+    needed = max(known) if len(known) == len(seeds) else f"more than {MOST_SEEDS}"
+    what = "the one" if len(tested) == 1 else "those"
+    return f"; to find {what} seen here would take {needed} seeds"
 
 
 def trend(

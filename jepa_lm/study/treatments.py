@@ -10,7 +10,7 @@ from typing import NamedTuple
 from jepa_lm.study import statistics
 from jepa_lm.study.arm_result import ArmResult
 from jepa_lm.study.comparable import apart
-from jepa_lm.study.exclusion import Out, excluded, told
+from jepa_lm.study.exclusion import Out, excluded, left_out, told
 from jepa_lm.study.family import Adjusted, adjust
 from jepa_lm.study.manifest import Comparison, Manifest
 from jepa_lm.study.measure import other_grids
@@ -76,6 +76,12 @@ class Treatment:
         """The comparison with the baseline, which the verdict is about, or else the first comparison."""
         roles = {a.comparison.role: a for a in reversed(self.against)}
         return next((roles[role] for role in BASELINES if role in roles), self.against[0])
+
+    @property
+    def with_a_say(self) -> dict[str, ArmResult]:
+        """Return the arms that the word depends on, by name: its own, the baseline's, and the gates."""
+        controls = [self.main.control, *(a.control for a in self.against if a.gate)]
+        return {arm.name: arm for arm in (self.arm, *controls)}
 
 
 def treatments(
@@ -239,11 +245,16 @@ def _judged(
     margin = effects[role].margin if treatment.measure.is_loss else math.inf
     short = too_little(runs, margin, effects[role].unit)
     said = verdict(effects, found.gates, adjusted, alpha, too_little=short)
-    mine, theirs = (found.out[arm.name] for arm in (treatment, found.controls[role]))
+    compared = (treatment, found.controls[role])
+    mine, theirs = (found.out[arm.name] for arm in compared)
     # Nothing helps while a run of it has no score, whatever the baseline's runs did.
-    if mine.keys() != theirs.keys() or (treatment.failed and said.word in GAINS):
+    unstable = mine.keys() != theirs.keys() or bool(treatment.failed and said.word in GAINS)
+    if unstable:
         said = said.without(_diverged(treatment, found))
-    return said.word, said.sentence
+    gates = (found.controls[gate] for gate in found.gates)
+    untold = (*(() if unstable else compared), *gates)
+    without = left_out({arm.name: found.out[arm.name] for arm in untold})
+    return said.word, f"{said.sentence} {without}".strip()
 
 
 def _diverged(treatment: ArmResult, found: _Compared) -> str:

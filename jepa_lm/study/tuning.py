@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from jepa_lm.study.arms import ABSENT
-from jepa_lm.study.manifest import Group, Manifest, Tuned
+from jepa_lm.study.manifest import Group, Manifest, Tuned, Untuned
 from jepa_lm.study.measure import Measure, measure_for
 from jepa_lm.study.planner import Planner
+from jepa_lm.study.registration import configs_of
 from jepa_lm.study.request import SEED, Compose, Request
 from jepa_lm.study.runs import Run
 from jepa_lm.utils.config import check_type, unknown_key
@@ -57,6 +58,18 @@ class Tuning:
     def axes(self) -> list[str]:
         """Keys and patterns that are drawn, in order."""
         return [*self.scale, *self.range]
+
+    @property
+    def says(self) -> str:
+        """Return the rule in a phrase."""
+        drawn = [
+            *(f"{key} x {low:g} to {high:g}" for key, (low, high) in self.scale.items()),
+            *(f"{key} {low:g} to {high:g}" for key, (low, high) in self.range.items()),
+        ]
+        return (
+            f"the best of {self.draws} draws of each arm with the seeds {', '.join(map(str, self.seeds))}, "
+            f"scored on data.tuning={self.text}: {', '.join(drawn)}"
+        )
 
 
 def read_tuning(node: Mapping[str, Any] | None, seeds: Sequence[int]) -> Tuning | None:
@@ -167,7 +180,12 @@ class Draws:
         """
         tuned = chosen(self.untuned, self.plan, folder / FOLDER)
         plan, configs = self.plan_study(words_of(self.untuned, tuned))
-        return replace(plan, tuning=tuned), configs
+        return replace(plan, tuning=tuned, untuned=self.untuned.untuned), configs
+
+
+def to_be_tuned(plan: Manifest, tuning: Tuning) -> Manifest:
+    """Return the plan with what is registered of a study before its draws."""
+    return replace(plan, untuned=Untuned(tuning.says, configs_of(plan)))
 
 
 def _tuned_groups(plan: Manifest) -> Iterator[Group]:

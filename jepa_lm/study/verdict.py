@@ -43,6 +43,7 @@ from jepa_lm.study.sentences import (
     rule,
     too_few,
     undecided,
+    would_find,
 )
 from jepa_lm.study.statistics import Effect
 
@@ -59,6 +60,7 @@ Standing = Literal["better", "worse", "equivalent", "open", "too few"]
 
 
 GAINS: tuple[Word, ...] = ("helps", "better, no placebo")
+UNDECIDED: Word = "no difference shown"
 
 
 @dataclass(frozen=True)
@@ -151,31 +153,35 @@ def _against_baseline(
     found = standing(baseline, alpha)
     # What holds alone must hold beside the other treatments, too.
     if found == "equivalent" and not baseline.identical and not _below(adjusted.same, alpha):
-        found = "open"
+        found = _side(baseline, alpha)
     uncorrected = found in ("better", "worse") and not _below(adjusted.difference, alpha)
+    would = would_find(baseline, others, alpha / adjusted.treatments)
     match found:
         case "too few":
             return Verdict("too few seeds", too_few(baseline, name))
         case "equivalent" if too_little:
-            said = f"No difference from {name} is shown: {numbers(baseline)}. {too_little}"
-            return Verdict("no difference shown", said)
+            side = _side(baseline, alpha)
+            within = f"{side.capitalize()} than {name}, within the margin: {numbers(baseline)}."
+            said = undecided(baseline, name) if side == "open" else within
+            return Verdict(UNDECIDED, f"{said} {too_little}")
         case "equivalent":
             return Verdict("equivalent", equivalent(baseline, name, alpha))
         case "open":
-            return Verdict(
-                "no difference shown",
-                undecided(baseline, name, others, alpha / adjusted.treatments),
-            )
+            return _unshown(undecided(baseline, name), would)
         case "worse" if uncorrected:
-            return Verdict("no difference shown", chance(baseline, name, adjusted))
+            return _unshown(chance(baseline, name, adjusted), would)
         case "worse":
             told = f" {rule(baseline)}" if baseline.meets_rule else ""
             return Verdict("hurts", f"Worse than {name}: {numbers(baseline)}.{told}")
         case "better":
             shown = _better(effects, role, gates, alpha)
             if shown.word in GAINS and uncorrected:
-                return Verdict("no difference shown", chance(baseline, name, adjusted))
-            return shown
+                return _unshown(chance(baseline, name, adjusted), would)
+            return _unshown(shown.sentence, would) if shown.word == UNDECIDED else shown
+
+
+def _unshown(sentence: str, would: str) -> Verdict:
+    return Verdict(UNDECIDED, f"{sentence} {would}".strip())
 
 
 def standing(effect: Effect, alpha: float = ALPHA) -> Standing:
@@ -184,7 +190,11 @@ def standing(effect: Effect, alpha: float = ALPHA) -> Standing:
         return "too few"
     if effect.solved is None and _below(effect.p_same, alpha) and not effect.meets_rule:
         return "equivalent"
-    if not effect.p < alpha:
+    return _side(effect, alpha)
+
+
+def _side(effect: Effect, alpha: float) -> Standing:
+    if not _below(effect.p, alpha):
         return "open"
     return "better" if effect.gains else "worse"
 
@@ -221,7 +231,7 @@ def _better(
         follows = UNSHOWN.get(gate.partition(" ")[0], "so this is no gain on it")
         failed.append(f"But {why}, {follows}.")
     if failed:
-        return Verdict("no difference shown", " ".join([gain, *failed]))
+        return Verdict(UNDECIDED, " ".join([gain, *failed]))
     if not any(gate.partition(" ")[0] == PLACEBO for gate in gates):
         passed.append(
             "No placebo was run, so nothing shows that the gain comes from the information in the "

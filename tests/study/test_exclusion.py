@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import random
+from concurrent.futures.process import BrokenProcessPool
 
 import pytest
 from hydra.core.utils import JobReturn, JobStatus
@@ -57,6 +58,28 @@ def test_an_objective_that_kills_six_runs_of_ten_is_not_called_a_gain_on_the_oth
     assert judged(tmp_path / "none", scores, dead, none).word == "unstable"
     # What the machine ended is missing, and says nothing.
     assert judged(tmp_path / "disk", scores, dead, DISK).word == "better, no placebo"
+
+
+def test_runs_of_a_gate_that_are_out_are_told(tmp_path):
+    """The word stands on the other pairs; a gate that diverges is no better for it."""
+    scores = {**paired(1.7, -0.012, 8), "placebo": paired(1.7, 0.0, 8, noise=0.002)["treatment"]}
+    scores["placebo"]["2"] = 3.4
+    against = {"treatment": {"weight_0": "control", "placebo": "placebo"}}
+    (found,) = collect(study(tmp_path / "a", scores, against=against)).treatments
+    assert found.word == "helps"
+    assert found.sentence.endswith(
+        "Left out of the tests, with their partners: of placebo, 1 diverged or failed (seed 2: 3.4000 BPB, "
+        "far from the arm's median)."
+    )
+    for arm in (
+        "treatment",
+        "control",
+    ):  # of the same seed on both sides: no difference, and told as well
+        scores[arm]["4"] = 3.4
+    (found,) = collect(study(tmp_path / "b", scores, against=against)).treatments
+    assert found.word == "helps"
+    assert "of treatment, 1 diverged or failed (seed 4" in found.sentence
+    assert "of control, 1 diverged or failed (seed 4" in found.sentence
 
 
 def test_where_every_run_fails_nothing_has_diverged(tmp_path):
@@ -182,6 +205,27 @@ class Failing:
             result._return_value = self.errors.pop(0) if self.errors else 1.0
             returned.append(result)
         return returned
+
+
+def test_jobs_of_a_worker_that_was_killed_are_tried_once_more(tmp_path, capsys):
+    """The launcher itself gives up then, and returns nothing."""
+
+    class Killed(Failing):
+        def launch(self, words, initial_job_idx):
+            returned = super().launch(words, initial_job_idx)
+            if len(self.launched) == 1:
+                raise BrokenProcessPool("a child process terminated abruptly")
+            return returned
+
+    jobs = tuple(Job(f"all/seed-{i}", (f"seed={i}",), str(i)) for i in (1, 2))
+    plan = Manifest(name="train", kind="sweep", match=None, command=(), jobs=jobs, groups=())
+    configs = {job.folder: {"ckpt_path": None, "logger": {}, "compile": False} for job in jobs}
+    launcher = Killed()
+    launching.launch(plan, configs, jobs, tmp_path, launcher, Launching(1, 2))
+    assert launcher.launched == [2, 2]
+    told = capsys.readouterr().err
+    assert "the launcher stopped: a child process terminated abruptly" in told
+    assert "2 jobs were ended by the machine" in told
 
 
 @pytest.mark.parametrize(

@@ -9,7 +9,7 @@ import pytest
 
 from jepa_lm.study import manifest
 from jepa_lm.study.exclusion import DEVIATIONS
-from jepa_lm.study.registration import contents, register
+from jepa_lm.study.registration import _digest, contents, register
 from tests.study.conftest import WITHOUT_OTHERS
 from tests.study.pages import AGAINST, report
 from tests.study.sweeps import paired, study
@@ -17,9 +17,9 @@ from tests.study.sweeps import paired, study
 STUDY = ("study=ablation", "objective=lse_mtp", *WITHOUT_OTHERS[1:])
 
 
-def registered(folder, scores=None, **about):
+def registered(folder, scores=None, against=AGAINST, **about):
     """Write a study with finished runs and a registration; return its folder."""
-    study(folder, scores or paired(1.7, -0.02), against=AGAINST, **about)
+    study(folder, scores or paired(1.7, -0.02), against=against, **about)
     plan = manifest.load(folder)
     replace(plan, registration=register(plan)).save(folder)
     return folder
@@ -56,7 +56,7 @@ def test_the_report_says_that_nothing_has_changed(tmp_path):
 @pytest.mark.parametrize(
     ("changed", "said"),
     [
-        ({"margin": 0.05}, "margin was as docs/studies.md says, now 0.05 BPB"),
+        ({"margin": 0.05}, "margin was 0.005 nats per token of tokenized text"),
         ({"estimand": "best"}, "question was Does the treatment change"),
         ({"match": "time"}, "budget was equal steps, now equal time"),
     ],
@@ -80,6 +80,67 @@ def test_another_number_of_seeds_is_exploratory(tmp_path):
     assert report(folder).headline.endswith(
         "Exploratory: registered for 5 seeds, judged on 4 of them."
     )
+
+
+@pytest.mark.parametrize("lacks", ["control", "placebo"])
+def test_a_control_without_its_seeds_is_exploratory(lacks, tmp_path):
+    """A look before the end: the treatment's runs are there, those that it is held against are not."""
+    scores = {**paired(1.7, -0.02, 5), "placebo": paired(1.7, 0.0, 5)["treatment"]}
+    folder = registered(
+        tmp_path, scores, against={"treatment": {"weight_0": "control", "placebo": "placebo"}}
+    )
+    assert "Exploratory" not in report(folder).headline
+    (group,) = (g for g in manifest.load(folder).groups if g.name == lacks)
+    (folder / group.runs["3"] / "summary.json").unlink()
+    assert report(folder).headline.endswith(
+        f"Exploratory: registered for 5 seeds, judged on 4 of them ({lacks})."
+    )
+
+
+def test_every_treatment_must_have_its_seeds(tmp_path):
+    scores = {**paired(1.7, -0.02, 5), "other": paired(1.7, -0.02, 5)["treatment"]}
+    against = {name: {"weight_0": "control"} for name in ("treatment", "other")}
+    folder = registered(tmp_path, scores, against=against)
+    (folder / "14" / "summary.json").unlink()
+    assert report(folder).headline.endswith("judged on 4 of them.")
+
+
+def test_other_looks_than_the_registered_ones_are_exploratory(tmp_path):
+    folder = registered(tmp_path)
+    edit(folder, seeds="open")
+    assert report(folder).headline.endswith(
+        "Exploratory: registered to be looked at one, when all seeds have finished; now: any, by e-values."
+    )
+
+
+def test_another_config_than_the_registered_one_is_told(tmp_path):
+    """Runs may be deleted and made again with another learning rate."""
+    folder = registered(tmp_path)
+    plan = json.loads((folder / "study.json").read_text())
+    first = plan["groups"][1]["runs"]["1"]
+    for job in plan["jobs"]:
+        job["config_hash"] = "other" if job["folder"] == first else job["config_hash"]
+    edit(folder, **plan)
+    assert "Changed since: config of treatment was feefa85d7d0c754f, now other." in (
+        report(folder).verdict.text
+    )
+
+
+def test_a_registration_of_an_earlier_version_is_read(tmp_path):
+    """It has no configs, the margin in other words, and was made after the draws."""
+    folder = registered(tmp_path)
+    plan = manifest.load(folder)
+    tuned = replace(
+        plan, tuning={"treatment": manifest.Tuned("lr x 2", {"lr": "2"}, 1, 2, 1.7, 1.8)}
+    )
+    content = {k: v for k, v in contents(tuned).items() if not k.startswith("config of")}
+    content["margin"] = "as docs/studies.md says"
+    date = plan.registration.date
+    former = manifest.Registration(date, _digest(content, date), content)
+    replace(tuned, registration=former).save(folder)
+    told = report(folder).verdict.text
+    assert "after its draws and before its first run" in told
+    assert "Nothing has changed since." in told
 
 
 def test_an_edited_registration_is_told(tmp_path):

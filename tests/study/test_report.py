@@ -316,6 +316,15 @@ def test_few_seeds_rest_on_normality(seeds, least, tmp_path):
     assert least is None or f"no p can be below {least}" in text
 
 
+def test_a_gate_of_few_seeds_rests_on_normality(tmp_path):
+    scores = {**paired(1.7, -0.02, 8), "placebo": paired(1.7, 0.0, 5)["treatment"]}
+    against = {"treatment": {"weight_0": "control", "placebo": "placebo"}}
+    assert (
+        "With 5 seeds, verdicts rest"
+        in report(study(tmp_path, scores, against=against)).verdict.text
+    )
+
+
 def test_verdicts_are_corrected_for_the_treatments_of_a_study(tmp_path):
     gain = paired(1.7, -0.0038, noise=0.003)
     assert (
@@ -353,6 +362,22 @@ def test_a_broken_identity_leaves_no_verdict(tmp_path):
     made = report(study(tmp_path / "b", equal, against=AGAINST, **same))
     assert not made.verdict.all("div", class_="alarm")
     assert "the records of 0 and 2 agree to the last digit" in made.page.text
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"status": "failed", "error": "step 9: loss is nan", "cause": "run"}, "0 has no score"),
+        ({"status": "failed", "error": "no space left", "cause": "machine"}, "Not verified: "),
+    ],
+)
+def test_weight_0_that_fails_where_none_does_not_differs_from_it(record, said, tmp_path):
+    same = {"identities": ((("0", "1"), "weight 0 is objective=none"),)}
+    folder = study(tmp_path, paired(1.7, -0.02), against=AGAINST, **same)
+    (folder / "0" / "summary.json").write_text(json.dumps({**record, "val": None}))
+    made = report(folder)
+    assert said in made.verdict.text
+    assert made.headline.endswith("not comparable.") == (record["cause"] == "run")
 
 
 @pytest.mark.parametrize("column", ["train/ce", "train/bpb", "val/bpb"])
@@ -399,6 +424,44 @@ def test_what_makes_a_verdict_doubtful_is_in_the_headline(record, said, tmp_path
     two = report(study(tmp_path / "2", scores, against=against, runs=runs))
     assert two.headline.endswith("Hurts: 2. Doubtful, as said below: 1.")
     assert f"Doubtful: {said}. Worse than weight 0" in two.verdict.text
+
+
+@pytest.mark.parametrize(
+    ("name", "record", "said"),
+    [
+        ("control", {"summary": {"skipped_steps": 3}}, "steps were skipped in 5 of 5 runs of"),
+        (
+            "placebo",
+            {"jepa": {"trunk_gradient_share": 0.0}},
+            "did not reach the trunk in 5 of 5 runs of",
+        ),
+    ],
+)
+def test_controls_with_a_say_make_a_verdict_doubtful_too(name, record, said, tmp_path):
+    scores = {**paired(1.7, -0.02), "placebo": paired(1.7, 0.0)["treatment"]}
+    against = {"treatment": {"weight_0": "control", "placebo": "placebo"}}
+    made = report(study(tmp_path, scores, against=against, runs={name: record}))
+    assert f"{said} {name}." in made.headline
+
+
+def test_an_injected_latent_need_not_reach_the_trunk(tmp_path):
+    runs = {"jepa": {"trunk_gradient_share": 0.0}}
+    plain = study(tmp_path / "a", paired(1.7, -0.02), against=AGAINST, runs={"treatment": runs})
+    assert "Doubtful" in report(plain).headline
+    runs = {"treatment": {**runs, "config": {"model": {"injector": {"dim": 8}}}}}
+    chunk = report(study(tmp_path / "b", paired(1.7, -0.02), against=AGAINST, runs=runs))
+    assert "Doubtful" not in chunk.headline
+    assert "jepa/trunk_gradient_share was exactly zero" in chunk.page.text
+
+
+@pytest.mark.parametrize("role", ["placebo", "regularizers_only"])
+def test_a_gain_that_was_not_held_against_the_regularizers_is_doubtful(role, tmp_path):
+    config = {"config": {"jepa": {"regularizers": {"variance": {"weight": 1.0}}}}}
+    scores = {**paired(1.7, -0.02), "other": paired(1.7, 0.0, noise=0.002)["treatment"]}
+    against = {"treatment": {"weight_0": "control", role: "other"}}
+    made = report(study(tmp_path, scores, against=against, runs={"treatment": config}))
+    alone = "Doubtful: it was not held against its regularizers alone."
+    assert (alone in made.headline) == (role == "placebo")
 
 
 def test_scores_that_must_be_equal_differ_by_a_last_digit(tmp_path):

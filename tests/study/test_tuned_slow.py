@@ -43,9 +43,11 @@ def test_a_tuned_study_runs_each_arm_with_its_best_draw(tmp_path, small_text):
         assert config["data.tuning"] == 3000
         for key, value in best.settings.items():
             assert float(config[key]) == float(value)
-    told = plan.registration.content["tuned"]
-    assert told.startswith("treatment: ")
+    assert plan.registration.content["tuning"].startswith("the best of 3 draws of each arm")
+    assert "tuned" not in plan.registration.content
     report = (folder / "report.md").read_text()
+    assert "before the first run" in report
+    assert "Nothing has changed since." in report
     assert "Best draw of each arm" in report
     dry = run("train.py", *words, "study.dry_run=true")
     assert "7 runs, 7 of them already finished" in dry

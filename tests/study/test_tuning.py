@@ -152,7 +152,12 @@ def test_draws_are_planned_below_the_study_on_text_of_their_own(plan):
     assert {g.name for g in draws.groups} == {
         f"{arm}/draw-{i}" for arm in ("treatment", "none") for i in (0, 1)
     }
-    assert not (done.folder / "study.json").exists()
+    study = manifest.load(done.folder)  # dated before any score, with the rule of the draws
+    assert study.registration.content["tuning"].startswith(
+        "the best of 2 draws of each arm with the seeds 1001, scored on data.tuning=500: optimizer."
+    )
+    assert study.registration.content["config of none"] == study.untuned.configs["none"]
+    assert not study.tuning
     says = {g.name: g.says for g in draws.groups}
     assert says["none/draw-0"] == "as configured"
     assert re.sub(r"[\d.]+(?=,|$)", "N", says["none/draw-1"]) == (

@@ -77,7 +77,9 @@ def test_the_table_of_verdicts(weight_0, placebo, word, says):
 def test_runs_that_cannot_have_parted_are_not_called_equivalent(tie):
     found = verdict({"weight_0": tie, "placebo": TIE}, too_little="They have hardly trained.")
     assert found.word == "no difference shown"
-    assert found.sentence.startswith("No difference from weight 0 is shown: ")
+    within = "Better than weight 0, within the margin: -0.0020 BPB"
+    starts = within if tie is TINY else "No difference from weight 0 is shown: "
+    assert found.sentence.startswith(starts)
     assert found.sentence.endswith(" They have hardly trained.")
     for apart, word in (
         (GAIN, "better, no placebo"),
@@ -261,6 +263,18 @@ def test_a_difference_must_stand_out_among_the_treatments(word, sign):
     assert tie.word == "no difference shown"
 
 
+@pytest.mark.parametrize(("word", "sign"), [("better, no placebo", -1), ("hurts", 1)])
+def test_a_difference_within_the_margin_counts_where_equivalence_does_not_stand_out(word, sign):
+    """Beside another treatment the equivalence may be chance; the difference is not."""
+    small = of(sign * 0.002)
+    assert verdict({"none": small}).word == "equivalent"
+    found = verdict({"none": small}, adjusted=Adjusted(0.01, 0.06, 2))
+    assert found.word == word
+    both = verdict({"none": small}, adjusted=Adjusted(0.06, 0.06, 2))
+    assert both.word == "no difference shown"
+    assert "may look so by chance" in both.sentence
+
+
 def test_a_claim_is_the_weakest_of_its_tests():
     effects = {"none": replace(GAIN, p_paired=0.001), "placebo": replace(GAIN, p_paired=0.02)}
     assert claim(effects, ["placebo"]).difference == 0.02
@@ -293,6 +307,55 @@ def test_what_could_be_shown_counts_the_gates_and_the_treatments():
     assert gated == pytest.approx(smallest_effect(2 * VAGUE.std, 5, 0.05, 3), abs=2e-4)
     assert among == pytest.approx(smallest_effect(2 * VAGUE.std, 5, 0.05 / 4, 3), abs=2e-4)
     assert "a gain on all 3 controls with a say" in verdict(spread).sentence
+    found = verdict({**spread, "rival": FEW})
+    assert "a gain on 2 (the others cannot be tested) of 3 controls" in found.sentence
+
+
+def seeds_in(sentence: str) -> int:
+    return int(re.search(r"seen here would take (\d+) seeds", sentence)[1])
+
+
+def test_the_seeds_needed_are_those_of_the_whole_word():
+    """All gates, each at the level after correction; a harm needs the baseline alone."""
+    near, far = of(-0.004, scale=10), of(-0.004, scale=40)
+    alone = seeds_in(verdict({"none": near}).sentence)
+    assert alone == near.seeds_needed
+    gated = verdict({"none": near, "placebo": far})
+    assert "to find those seen here" in gated.sentence
+    assert seeds_in(gated.sentence) > seeds_in(verdict({"none": far}).sentence) > alone
+    among = verdict({"none": near}, adjusted=Adjusted(1.0, 1.0, 4))
+    assert seeds_in(among.sentence) > alone
+    other_side = verdict({"none": near, "placebo": of(0.004, scale=40)})
+    assert "seen here" not in other_side.sentence
+    harm = verdict({"none": of(0.004, scale=10), "placebo": far})
+    assert "to find the one seen here" in harm.sentence
+
+
+@pytest.mark.parametrize(
+    "effects",
+    [
+        {"none": GAIN, "placebo": VAGUE},
+        {"none": replace(of(-0.01, scale=8), p_paired=0.03)},
+    ],
+)
+def test_what_could_be_shown_is_said_wherever_nothing_is(effects):
+    found = verdict(effects, adjusted=Adjusted(0.06, 1.0, 2))
+    assert found.word == "no difference shown"
+    assert "8 studies of 10 would find a" in found.sentence
+
+
+@pytest.mark.parametrize(
+    ("mean", "says"), [(-0.004, "a word is after"), (-0.0043, "within 100 seeds no word is")]
+)
+def test_looks_at_any_time_say_when_a_word_is_to_be_expected(mean, says):
+    """By e-values: the power of Student's test is not theirs."""
+    rng = np.random.default_rng(1)
+    spread = 0.006 if mean == -0.004 else 0.03
+    pairs = {str(i): float(1.7 + mean + spread * x) for i, x in enumerate(rng.normal(size=4))}
+    found = verdict({"none": effect(pairs, dict.fromkeys(pairs, 1.7), anytime=True, resamples=0)})
+    assert found.word == "no difference shown"
+    assert f"If differences stay as they are, {says}" in found.sentence
+    assert "8 studies of 10" not in found.sentence
 
 
 def scores(
