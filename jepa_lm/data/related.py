@@ -40,6 +40,7 @@ class WithRelated:
         self.seq_len, self.document_start = seq_len, document_start
         self._told = not speak
         self._found: dict[int, np.ndarray] = {}
+        self._rows = self._own = 0
 
     def places(self, total: int, index: int) -> np.ndarray:
         """Return the places of its rows."""
@@ -49,11 +50,18 @@ class WithRelated:
         """Return what the order says."""
         return self.order.share(total)
 
+    @property
+    def own_document(self) -> float:
+        """Share of the rows so far whose target was of their own document."""
+        return self._own / max(1, self._rows)
+
     def batch(self, stream: TokenStream, index: int) -> Batch:
         """Return a micro-batch; a warning tells once if no shift leads to other documents alone."""
         related = self._related(stream, self.places(stream.total, index))
         rows = len(related)
-        if not self._told and rows > 1 and (own := related_rows(related, shifts(rows)).min()):
+        own = int(related_rows(related, shifts(rows)).min()) if rows > 1 else 0
+        self._rows, self._own = self._rows + rows, self._own + own
+        if own and not self._told:
             self._told = True
             warn(
                 f"placebo=true: in micro-batch {index} {own} of {rows} rows get a target of their own "

@@ -13,6 +13,8 @@ from jepa_lm.study.runs import Run
 from jepa_lm.utils.nested import at
 
 SHARE = "trunk_gradient_share"
+OWN_DOCUMENT = 0.01
+"""Share of a placebo's rows with a target of their own document that a reader must know of."""
 REACH = "the objective does not reach the trunk"
 """Start of the run's own warning about a share of zero; the report replaces it with one that has counts."""
 
@@ -26,6 +28,9 @@ def of_run(run: Run) -> list[str]:
     found = [_share(run), *said, *map(str, summary.get("unfinished") or [])]
     if jepa.get("collapse") and not said:
         found.append(f"collapse: {at(jepa, 'collapse', 'kind') or jepa['collapse']}")
+    own = at(summary, "placebo", "own_document")
+    if own and own >= OWN_DOCUMENT:
+        found.append(f"{own:.0%} of the rows got the placebo's target from their own document")
     if skipped:
         found.append(f"left out {skipped} steps whose gradient was NaN or infinite")
     if at(summary, "git", "dirty"):

@@ -14,6 +14,7 @@ import torch
 from rich.table import Table
 
 from jepa_lm.data.passes import figure
+from jepa_lm.data.related import WithRelated
 from jepa_lm.data.token_data import TokenData
 from jepa_lm.evaluation.bpb import Score
 from jepa_lm.evaluation.sampling import continued
@@ -109,6 +110,7 @@ def summarize(
         "val": None if score is None else _validation(task, score),
         "jepa": {} if measured is None else measured.monitor.summary(),
         "token_loss": {} if of_tokens is None else of_tokens.monitor.summary(),
+        "placebo": _placebo(trainer),
         "frozen": task.frozen,
         "teacher": None if task.objective is None else task.objective.target.record,
         "trained_stored": _trained_stored(trainer),
@@ -128,6 +130,12 @@ def summarize(
         "compiled_parts": _compiled_parts(task),
         "written": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def _placebo(trainer: pl.Trainer) -> dict[str, float]:
+    """Return how far the placebo of a run was one; empty without a placebo."""
+    order = getattr(trainer.train_dataloader, "order", None)
+    return {"own_document": order.own_document} if isinstance(order, WithRelated) else {}
 
 
 MOSTLY_START = 0.1

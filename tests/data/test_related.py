@@ -10,6 +10,7 @@ from jepa_lm.data.rows import RowOrder
 from jepa_lm.data.stream import TokenStream, make_order
 from jepa_lm.objective import latent_prediction, token_prediction
 from jepa_lm.objective.placebo import other_rows
+from jepa_lm.training.summary import _placebo
 from tests.runs import Watch, fit
 
 BOS, T, ROWS = 1, 8, 6
@@ -97,6 +98,7 @@ def test_a_document_that_no_shift_avoids_is_told_once(monkeypatch):
         with_related = marked(order)
         for index in range(3):
             with_related.batch(TokenStream.of(ids.astype(np.uint16)), index)
+        assert with_related.own_document == (1.0 if len(set(ids)) == 1 else 0.0)
     assert len(told) == 1
     assert "own document" in told[0]
 
@@ -113,13 +115,14 @@ def test_a_run_gives_its_placebo_what_it_must_avoid(small, monkeypatch, capsys, 
     monkeypatch.setattr(objective, "other_rows", watched)
     chosen = {"jepa": "objective=patch", "tokens": "objective=mtp"}[node]
     few = (chosen, "trainer.max_steps=2", "data.batch_tokens=512")
-    fit(small(*few, f"{node}.placebo=true"))
+    task = fit(small(*few, f"{node}.placebo=true"))
+    assert _placebo(task.trainer) == {"own_document": 1.0}
     trained = [known for known in seen if known is not None]
     assert len(trained) == 2
     assert all(known.all() for known in trained)  # the text is one document
     assert capsys.readouterr().err.count("rows get a target of their own document") == 1
     given = Inputs()
-    fit(small(*few), given)
+    assert not _placebo(fit(small(*few), given).trainer)
     assert given.keys == {"inputs", "targets"}
 
 

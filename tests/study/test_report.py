@@ -225,11 +225,12 @@ def test_what_the_runs_warned_of_is_told_once(tmp_path):
     jepa = {"collapse": {"figure": "target_std_median"}, "warnings": ["collapsed at step 300"]}
     runs = {
         "treatment": {"jepa": jepa, "summary": {"unfinished": ["schedule x: not over"]}},
-        "control": {"summary": {"skipped_steps": 2}},
+        "control": {"summary": {"skipped_steps": 2, "placebo": {"own_document": 0.27}}},
     }
     made = report(study(tmp_path, paired(1.7, 0.0), against=AGAINST, runs=runs))
     said = [item.text for item in made.verdict.one("div", class_="warning").all("li")]
     assert said == [
+        "control (seed 1, 2, 3, 4, 5): 27% of the rows got the placebo's target from their own document",
         "control (seed 1, 2, 3, 4, 5): left out 2 steps whose gradient was NaN or infinite",
         "treatment (seed 1, 2, 3, 4, 5): collapsed at step 300",
         "treatment (seed 1, 2, 3, 4, 5): schedule x: not over",
