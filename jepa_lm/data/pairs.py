@@ -29,7 +29,7 @@ from jepa_lm.utils.kinds import Whole, checked
 
 PAD, BOS, EOS, TURN, FIRST_BYTE = range(5)
 """Ids of byte260. The fourth stands for unknown tokens elsewhere, of which bytes have none."""
-FORMAT = 1
+FORMAT = 2
 """Part of the cache key; raise it when pairs become other rows."""
 
 
@@ -151,7 +151,7 @@ class PairRows(RowCorpus):
         self._judge_fate(split, len(rows), fate)
         tokens, scored, whole, views = (np.stack(parts) for parts in zip(*rows, strict=True))
         trained = whole if self.loss_on == "conversation" else None
-        return Examples(tokens, None, None, scored, trained, views)
+        return Examples(tokens, None, None, scored, trained, views, whole)
 
     def _seen(self, pair: Conversation, split: str) -> bool:
         """Keep a question to train on; return whether one of validation is among those kept."""

@@ -3,9 +3,10 @@
     examples -> shards of rows [R, T + 1] and, beside them, what else is known of each row -> batches
 
 A batch has, beside `inputs` and `targets` [B, T], the fields that are known of its rows: `latents` [B, T, K];
-`answers` [B, T], the targets that count in the score; `weights` [B, T] of the targets in training, 0 where
-one does not count and 1 on average over the training rows, so that a mean over positions is the mean over
-answers on any number of ranks and micro-batches; and `views` [B, 4], where its two views start and stop.
+`answers` [B, T], the targets that count in the score; `whole` [B, T], those that are no padding; `weights`
+[B, T] of the targets in training, 0 where one does not count and 1 on average over the training rows, so that
+a mean over positions is the mean over answers on any number of ranks and micro-batches; and `views` [B, 4],
+where its two views start and stop.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from jepa_lm.utils.kinds import Count, Seed, Whole, checked
 REMARKS = "remarks.json"
 VIEWS = "views"
 """Field of a batch [B, 4]: where its two views start and stop."""
-FORMAT = 1
+FORMAT = 2
 """Part of the cache key; raise it when generators draw other rows."""
 
 
@@ -47,9 +48,10 @@ class Rows(NamedTuple):
     """[R, T + 1] uint16."""
     fields: Mapping[str, np.ndarray]
     """What else a batch has, [R, T, ...] each."""
-    floor: float | None
-    """Mean of -log of the true probability of the targets that count, in nats; None where it is not known.
-    No model can be expected to score below it."""
+    law: float | None
+    """What no model of any such rows can be expected to score below, in nats per target; None if unknown."""
+    nats: np.ndarray | None
+    """-log of the true probability of each target [R, T], where it is known."""
     questions: Questions | None
     """What judges answers that a model writes; None if rows ask nothing."""
     decoded: int
@@ -63,10 +65,25 @@ class Rows(NamedTuple):
         more = {name: torch.from_numpy(np.array(x[chosen])) for name, x in self.fields.items()}
         return {"inputs": tokens[:, :-1], "targets": tokens[:, 1:], **more}
 
+    @property
+    def floor(self) -> float | None:
+        """Nats per target that counts, below which no model can be expected to score; None if unknown."""
+        return self.floor_of(slice(None))
+
+    def floor_of(self, chosen: np.ndarray | slice) -> float | None:
+        """Return the floor of these rows, None if they have no target that counts."""
+        if self.nats is None:
+            return self.law
+        # Of these very rows, so that no chance of the sample is in the difference.
+        answers, nats = self.fields.get("answers"), self.nats[chosen]
+        counted = nats if answers is None else nats[answers[chosen]]
+        return float(counted.mean(dtype=np.float64)) if counted.size else None
+
     def first(self, count: int) -> Rows:
-        """Return the first rows, with the floor of them all."""
+        """Return the first rows."""
         return self._replace(
             tokens=self.tokens[:count],
+            nats=None if self.nats is None else self.nats[:count],
             fields={name: x[:count] for name, x in self.fields.items()},
             decoded=min(self.decoded, count),
             labels={n: x._replace(values=x.values[:count]) for n, x in self.labels.items()},
@@ -166,19 +183,20 @@ class RowCorpus(ShardCorpus):
         Args:
             share: of the targets that are trained on, in training.
         """
-        named = {"latents": found.latents, "answers": found.answer, VIEWS: found.views}
+        named = {
+            "latents": found.latents,
+            "answers": found.answer,
+            "whole": found.whole,
+            VIEWS: found.views,
+        }
         fields = {name: field for name, field in named.items() if field is not None}
         if (trained := _trained(found)) is not None:
             fields["weights"] = (trained / share).astype(np.float32)
-        floor = self.floor
-        if found.nats is not None:
-            # Of these very rows, so that no chance of the sample is in the difference.
-            nats = found.nats if found.answer is None else found.nats[found.answer]
-            floor = float(nats.mean(dtype=np.float64))
         return Rows(
             tokens=found.tokens,
             fields=fields,
-            floor=floor,
+            law=self.floor,
+            nats=found.nats,
             questions=self.questions,
             decoded=min(len(found.tokens), self.decode_rows),
             labels=self.labels(len(found.tokens), split),

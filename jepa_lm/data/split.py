@@ -46,6 +46,21 @@ class Split:
         """Nats per token below which no model can be expected to score; None for text."""
         return None if self.examples is None else self.examples.floor
 
+    def floor_of_batches(self, limit: int | float | None, ranks: int) -> float | None:
+        """Return the floor of what is scored if each of the ranks scores only its first batches.
+
+        Args:
+            limit: how many (int) or which share (float), as Lightning's `limit_val_batches`; None for all.
+        """
+        if self.examples is None:
+            return None
+        places, scored = np.arange(len(self.examples.tokens)), []
+        batches = [places[i : i + self.rows] for i in range(0, len(places), self.rows)]
+        for rank in range(ranks):
+            mine = batches[rank::ranks]
+            scored += mine[: int(limit * len(mine)) if isinstance(limit, float) else limit]
+        return self.examples.floor_of(np.concatenate(scored)) if scored else None
+
     def windows(self, limit: int | None = None) -> StandardWindows | RowWindows:
         """Return the tokens, or the first `limit` of them, in windows side by side."""
         if self.examples is not None:

@@ -50,6 +50,8 @@ class Given(NamedTuple):
     """Where a document starts [B, T], bool, or None if the tokenizer marks no start."""
     answers: Tensor | None = None
     """Which targets of the batch count [B, T], bool, or None if all do."""
+    whole: Tensor | None = None
+    """Which positions are no padding [B, T], bool, or None if all are."""
     following: Tensor | None = None
     """Token after each position of the targets' text [B, T]."""
     step_context: StepContext | None = None
@@ -93,7 +95,8 @@ class Alignment(nn.Module):
             with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
                 tokens = model.embedding(inputs)
         starts = None if document_start is None else inputs == document_start
-        return Given(masked, tokens, starts, batch.get("answers"), batch["targets"], step_context)
+        answers, whole = batch.get("answers"), batch.get("whole")
+        return Given(masked, tokens, starts, answers, whole, batch["targets"], step_context)
 
     def forward(
         self, predictor: Predictor | None, context: Tensor, target: Tensor, given: Given
@@ -116,17 +119,17 @@ def check_tokens(alignment: Alignment, predictor: Predictor | None) -> None:
 
 
 def told(
-    given: Given, target: Tensor, first: int = 0, stride: int = 1
-) -> tuple[Tensor | None, Tensor | None]:
-    """Return `answers` and `tokens` of a pair with every stride-th target from `first` on.
+    given: Given, target: Tensor, places: slice | Tensor = slice(None)
+) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
+    """Return `rows`, `answers` and `tokens` of a pair with the targets at these places of N.
 
-    Pooled latents belong to no single token, and get None.
+    Pooled latents belong to no single token, and get None: all of them count.
     """
-    answers, tokens = (
-        None if x is None or x.shape[1] != target.shape[1] else x[:, first::stride]
-        for x in (given.answers, given.following)
+    rows, answers, tokens = (
+        None if x is None or x.shape[1] != target.shape[1] else x[:, places]
+        for x in (given.whole, given.answers, given.following)
     )
-    return answers, tokens
+    return None if rows is None else rows.float(), answers, tokens
 
 
 def apply(predictor: Predictor | None, x: Tensor, offset: int = 0) -> Tensor:
@@ -140,7 +143,7 @@ class SamePosition(Alignment):
     def forward(
         self, predictor: Predictor | None, context: Tensor, target: Tensor, given: Given
     ) -> list[Pair]:
-        return [Pair(apply(predictor, context), target, context, 1.0, None, *told(given, target))]
+        return [Pair(apply(predictor, context), target, context, 1.0, *told(given, target))]
 
 
 class MaskedPositions(Alignment):
@@ -152,8 +155,8 @@ class MaskedPositions(Alignment):
         self, predictor: Predictor | None, context: Tensor, target: Tensor, given: Given
     ) -> list[Pair]:
         assert given.masked is not None
-        seen = context.index_select(1, given.masked)  # [B, M, D]
-        return [Pair(apply(predictor, seen), target.index_select(1, given.masked), seen, 1.0)]
+        seen, hidden = (x.index_select(1, given.masked) for x in (context, target))  # [B, M, D]
+        return [Pair(apply(predictor, seen), hidden, seen, 1.0, *told(given, target, given.masked))]
 
 
 class Offsets(Alignment):
@@ -191,8 +194,8 @@ class Offsets(Alignment):
         for i, (k, weight) in enumerate(zip(self.offsets, self.weights, strict=True)):
             source = context[:, : -k : self.stride]
             ahead = target[:, k :: self.stride]
-            known = told(given, target, k, self.stride)
-            pairs.append(Pair(apply(predictor, source, i), ahead, source, weight, None, *known))
+            known = told(given, target, slice(k, None, self.stride))
+            pairs.append(Pair(apply(predictor, source, i), ahead, source, weight, *known))
         return pairs
 
 
@@ -213,7 +216,7 @@ class NextFromStart(Alignment):
     ) -> list[Pair]:
         start = self.start.to(context.dtype).expand(len(context), 1, -1)  # [B, 1, D]
         previous = torch.cat((start, context[:, :-1]), dim=1)  # [B, N, D]
-        return [Pair(apply(predictor, previous), target, previous, 1.0)]
+        return [Pair(apply(predictor, previous), target, previous, 1.0, *told(given, target))]
 
 
 class Rollout(Alignment):
@@ -243,8 +246,8 @@ class Rollout(Alignment):
         for k, weight in enumerate(self.weights, start=1):
             # The last latent has no target; a causal predictor gives the same without it.
             rolled = apply(predictor, rolled[:, :-1])
-            known = told(given, target, k)
-            pairs.append(Pair(rolled, target[:, k:], context[:, :-k], weight, None, *known))
+            known = told(given, target, slice(k, None))
+            pairs.append(Pair(rolled, target[:, k:], context[:, :-k], weight, *known))
         return pairs
 
 
@@ -281,15 +284,18 @@ class TokenRollout(Rollout):
         assert given.tokens is not None
         tokens = given.tokens.detach() if self.detach_tokens else given.tokens
         tokens = torch.zeros_like(tokens) if self.hide_tokens else tokens
-        pairs, rolled, rows = [], context, None
+        pairs, rolled, apart = [], context, None
         for k, weight in enumerate(self.weights, start=1):
             rolled = predictor(rolled[:, :-1], tokens=tokens[:, k:])
             if given.starts is not None:
-                # Position n counts at step k if it did at step k - 1 and no document starts at n + k.
-                within = ~given.starts[:, k:]
-                rows = within.float() if rows is None else rows[:, :-1] * within
-            known = told(given, target, k)
-            pairs.append(Pair(rolled, target[:, k:], context[:, :-k], weight, rows, *known))
+                # Position n is cut off at step k if it was at step k - 1 or a document starts at n + k.
+                starts = given.starts[:, k:]
+                apart = starts if apart is None else apart[:, :-1] | starts
+            rows, answers, following = told(given, target, slice(k, None))
+            if apart is not None:
+                rows = (~apart).float() if rows is None else rows * ~apart
+            known = rows, answers, following
+            pairs.append(Pair(rolled, target[:, k:], context[:, :-k], weight, *known))
         return pairs
 
 

@@ -134,6 +134,12 @@ def check_draws(objective: LatentPrediction) -> None:
     """Check that no joint sample mixes latents of different positions from different ranks."""
     if not objective.global_statistics or objective.draws == "shared":
         return
+    compares = any(getattr(part, "compares_rows", False) for part in objective.distance.modules())
+    if compares and objective.alignment.needs_mask:
+        raise UserError(
+            f"jepa.draws={objective.draws}: ranks mask different positions, so their numbers of candidates "
+            "for jepa.distance would differ with jepa.global_statistics=true; set jepa.draws=shared"
+        )
     for name, part in objective.regularizers.items():
         assert isinstance(part, Regularizer)
         if part.per_step and part.tensor != "context" and objective.alignment.needs_mask:

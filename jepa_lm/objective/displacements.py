@@ -26,8 +26,8 @@ class Displacements(Alignment):
     """One pair of displacements a row: with a cosine distance, latents are asked to move in a straight line.
 
     Positions are drawn uniformly, without repetition, within one document of the row, which is drawn with a
-    probability in proportion to its length. A row counts only if its document has three latents. Pooled
-    latents belong to no single position, and there a row is one document.
+    probability in proportion to its length; padding is part of none. A row counts only if its document has
+    three latents. Pooled latents belong to no single position, and there a row is one document.
 
     Args:
         form: `triple` (the paper): for s < r < t, the move from s to r predicts that from r to t. `span` (the
@@ -64,7 +64,7 @@ class Displacements(Alignment):
         (scores,) = given.step_context.drawn or draw_now(
             self.draw, rows, latents, given.step_context, context.device
         )
-        same = _one_document(scores, given.starts)
+        same = _one_document(scores, given.starts, given.whole)
         counts = same.sum(1, keepdim=True) >= FEWEST  # [B, 1]
         count = 3 if self.form == "triple" else 2
         chosen = scores.masked_fill(~same, -1.0).topk(count, dim=1).indices.sort(dim=1).values
@@ -76,20 +76,26 @@ class Displacements(Alignment):
         else:
             a, b = chosen.unbind(1)
             places = torch.arange(latents, device=same.device).expand_as(same)
-            first = places.masked_fill(~same, latents).amin(1)
-            last = places.masked_fill(~same, -1).amax(1)
+            first = places.masked_fill(~same, latents - 1).amin(1)
+            last = places.masked_fill(~same, 0).amax(1)
             whole = _at(before, last) - _at(before, first)
             moved, ahead = whole - (_at(before, b) - _at(before, a)), _at(after, b) - _at(after, a)
             counts = counts & ((a > first) | (b < last))[:, None]
         return [Pair(apply(predictor, moved), ahead, moved, 1.0, counts.float())]
 
 
-def _one_document(scores: Tensor, starts: Tensor | None) -> Tensor:
-    """Return which latents of each row are in the document of the one with the highest score, [B, N] bool."""
-    if starts is None or starts.shape != scores.shape:
-        return torch.ones_like(scores, dtype=torch.bool)
+def _one_document(scores: Tensor, starts: Tensor | None, whole: Tensor | None) -> Tensor:
+    """Return which latents of each row are in the document of the one with the highest score, [B, N] bool.
+
+    Padding is in no document.
+    """
+    starts, whole = (None if x is None or x.shape != scores.shape else x for x in (starts, whole))
+    text = torch.ones_like(scores, dtype=torch.bool) if whole is None else whole
+    if starts is None:
+        return text
     document = starts.cumsum(1)
-    return document == document.gather(1, scores.argmax(1, keepdim=True))
+    first = scores.masked_fill(~text, -1.0).argmax(1, keepdim=True)
+    return text & (document == document.gather(1, first))
 
 
 def _at(x: Tensor, places: Tensor) -> Tensor:

@@ -1,7 +1,8 @@
 """Distances of predictions from targets: [B, N, D] twice -> scalar, with an explicit reduction.
 
 A distance that compares statistics of rows takes them from `jepa_lm.objective.statistics` with
-`joint=comparison.step_context.joint`, and is then right on several ranks, too; these compare row by row.
+`joint=comparison.step_context.joint`, and is then right on several ranks, too. These compare row by row, but
+for `InfoNCE`, which takes its candidates from all ranks if `joint`.
 
 `mean` averages over all elements, so orthogonal unit vectors are only 2/D apart: compare with the
 cosine. `sum` sums over the D dimensions and averages over rows.
@@ -18,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from jepa_lm.model import LanguageModel
-from jepa_lm.objective.ranks import sum_over_ranks
+from jepa_lm.objective.ranks import rows_of_all_ranks, sum_over_ranks
 from jepa_lm.objective.step_context import StepContext
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.kinds import NotNegative, Positive, checked
@@ -137,13 +138,17 @@ class Euclidean(nn.Module):
 
 
 class InfoNCE(nn.Module):
-    """Cross entropy of finding each prediction's own target among those of a rank's micro-batch, by cosine.
+    """Cross entropy of finding each prediction's own target among those of the micro-batch, by cosine.
+
+    The candidates are those of a rank, or of all ranks with `jepa.global_statistics`, without the targets of
+    pairs that do not count.
 
     Args:
         temperature: what cosines are divided by. Source: 1807.03748, as in LLM-JEPA (2509.14252).
     """
 
     fragile_at_zero = True
+    compares_rows = True
 
     @checked
     def __init__(self, *, temperature: Positive) -> None:
@@ -152,9 +157,20 @@ class InfoNCE(nn.Module):
 
     def forward(self, prediction: Tensor, target: Tensor, comparison: Comparison) -> Tensor:
         """[B, N, D] twice -> scalar."""
-        p, t = (F.normalize(x.flatten(0, 1), dim=-1) for x in (prediction, target))  # [B N, D]
-        own = torch.arange(len(p), device=p.device)
-        nats = F.cross_entropy(p @ t.T / self.temperature, own, reduction="none")
+        p, t = (F.normalize(x.flatten(0, 1), dim=-1) for x in (prediction, target))  # [R, D]
+        own, place, rows = (
+            torch.arange(len(p), device=p.device),
+            comparison.step_context,
+            comparison.rows,
+        )
+        if place.joint:
+            t, own = rows_of_all_ranks(t), own + place.rank * len(p)  # [W R, D]
+        z = p @ t.T / self.temperature
+        if rows is not None:
+            counts = rows_of_all_ranks(rows.flatten()) if place.joint else rows.flatten()
+            others = torch.arange(len(t), device=p.device) != own[:, None]
+            z = z.masked_fill(others & (counts == 0), -torch.inf)
+        nats = F.cross_entropy(z, own, reduction="none")
         return comparison.mean(nats.view(prediction.shape[:2]))
 
 

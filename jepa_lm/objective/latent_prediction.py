@@ -63,7 +63,7 @@ class LatentPrediction(nn.Module):
         placebo: control in which each prediction is compared with the target of another row of the batch,
             of another document: parameters, FLOPs, form stay the same, but there is nothing to predict.
         reach: the objective trains only the last n blocks of the trunk; None trains all of it.
-        global_statistics: compute regularizers over the rows of all ranks.
+        global_statistics: compute regularizers, and the candidates of InfoNCE, over the rows of all ranks.
         when_zero: while the schedule gives 0, either leave the objective out (`skip`), so that the
             optimizer does not touch its modules, or multiply it by 0 (`multiply`), so that their moments
             keep being updated (#832).
@@ -258,9 +258,7 @@ class LatentPrediction(nn.Module):
             context = project(context)
         target = self.target(model, read._replace(context=context), project)
         if self.placebo:
-            place = step_context.at(PLACEBO)
-            target = of_another_row(target, place)
-            batch = {**batch, "targets": of_another_row(batch["targets"], place)}
+            target, batch = of_another_row(target, batch, step_context.at(PLACEBO))
         place = step_context.at(ALIGNMENT)
         given = self.alignment.given(model, batch, masked, self.document_start, self.reach, place)
         pairs = [
@@ -269,10 +267,9 @@ class LatentPrediction(nn.Module):
             )
             for p in self.alignment(self.predictor, context, target, given)
         ]
-        normed = []
+        normed, norm = [], self.normalisation
         for pair in pairs:
             held = pair.target.detach() if self.target.stop_gradient else pair.target
-            norm = self.normalisation
             normed.append(
                 (pair.prediction, held) if norm is None else (norm(pair.prediction), norm(held))
             )

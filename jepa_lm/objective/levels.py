@@ -10,7 +10,7 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from jepa_lm.objective.alignment import Alignment, Given, Pair, apply
+from jepa_lm.objective.alignment import Alignment, Given, Pair, apply, told
 from jepa_lm.objective.predictors import Predictor
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.kinds import Count, checked
@@ -19,8 +19,8 @@ from jepa_lm.utils.kinds import Count, checked
 class Windows(Alignment):
     """The mean of the last `size` latents predicts the mean of the next `size`.
 
-    A pair does not count if a document starts after the first position of the two windows; pooled latents
-    belong to no single position, and there all pairs count.
+    A pair does not count if a document starts after the first position of the two windows, or one of them
+    reaches into padding; pooled latents belong to no single position, and there all pairs count.
     """
 
     @checked
@@ -39,12 +39,14 @@ class Windows(Alignment):
         self, predictor: Predictor | None, context: Tensor, target: Tensor, given: Given
     ) -> list[Pair]:
         source, ahead = (self._means(x) for x in (context[:, : -self.size], target[:, self.size :]))
-        rows = None
+        # Text before padding has no gap, so the last position of the two windows decides.
+        rows, *_ = told(given, target, slice(2 * self.size - 1, None))
         if given.starts is not None and given.starts.shape[1] == context.shape[1]:
             later = given.starts[:, 1:].unfold(
                 1, 2 * self.size - 1, 1
             )  # [B, N - 2 size + 1, 2 size - 1]
-            rows = (~later.any(-1)).float()
+            within = ~later.any(-1)
+            rows = within.float() if rows is None else rows * within
         return [Pair(apply(predictor, source), ahead, source, 1.0, rows)]
 
     def _means(self, x: Tensor) -> Tensor:

@@ -6,6 +6,7 @@ import torch
 from torch import Tensor
 
 from jepa_lm.data.related import related_rows, shifts
+from jepa_lm.data.stream import Batch
 from jepa_lm.objective.step_context import Draws, StepContext, draw_now, on_device
 from jepa_lm.utils.errors import EveryRankError
 
@@ -13,10 +14,19 @@ PLACEBO = "placebo"
 """Place of its draws in a step context."""
 
 
-def of_another_row(target: Tensor, step_context: StepContext) -> Tensor:
-    """Return latents [B, N, D], or tokens, with their rows rotated by a random shift, see `other_rows`."""
+def of_another_row(target: Tensor, batch: Batch, step_context: StepContext) -> tuple[Tensor, Batch]:
+    """Return target latents [B, N, D] of other rows, see `other_rows`, and the batch with their tokens.
+
+    Which targets count is then said of the rows that they are from. A pair counts only where neither of its
+    rows is padded.
+    """
     (order,) = step_context.drawn or draw_now(other_rows, len(target), step_context, target.device)
-    return target[order]
+    known: Batch = {
+        name: batch[name][order] for name in ("targets", "answers", "whole") if name in batch
+    }
+    if "whole" in known:
+        known["whole"] = known["whole"] & batch["whole"]
+    return target[order], {**batch, **known}
 
 
 def other_rows(

@@ -1,6 +1,7 @@
 """Sums over all ranks with gradients, for losses that are statistics of the joint batch.
 
-Ranks exchange sums over rows, never the rows themselves: each rank works on its own share.
+Ranks exchange sums over rows, and each works on its own share. Only what compares each row with every other
+(InfoNCE) has to see the rows themselves.
 
 Gradients follow one convention. Every rank computes the same loss L of the joint batch, and DDP
 averages gradients over the W ranks, so the backward pass of a rank must give W dL / d(its rows).
@@ -47,3 +48,16 @@ def sum_over_ranks(x: Tensor, *, replicated: bool = False) -> Tensor:
             (standardised rows): the gradients then differ, and the backward pass adds them up.
     """
     return x if world_size() == 1 else _SumOverRanks.apply(x, replicated)
+
+
+def rows_of_all_ranks(rows: Tensor) -> Tensor:
+    """Return the rows of all ranks, in the order of ranks, with gradients to those of this rank.
+
+    Args:
+        rows: [R, ...], of the same shape on every rank.
+    """
+    if world_size() == 1:
+        return rows
+    empty = torch.zeros_like(rows)
+    places = [rows if rank == dist.get_rank() else empty for rank in range(world_size())]
+    return sum_over_ranks(torch.cat(places))

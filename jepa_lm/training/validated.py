@@ -57,7 +57,8 @@ class ValidatedModule(LightningModule):
         data = self.trainer.datamodule.data  # type: ignore[attr-defined]
         self.train_bytes = data.split("train").byte_counter().to(self.device)
         self.val_bytes = data.split("val").byte_counter().to(self.device)
-        self.floor = data.split("val").floor
+        limit, ranks = self.trainer.limit_val_batches, self.trainer.world_size
+        self.floor = data.split("val").floor_of_batches(limit, ranks)
         self.tasks = Tasks(data.split("val"), data.split("train"))
 
     @contextmanager

@@ -127,6 +127,7 @@ def test_weights_follow_the_loss_and_scores_the_answers(tmp_path):
     assert (batches[1]["weights"] > 0).sum(1).tolist() == [5, 6, 7]  # a b TURN c.. EOS
     for fields in batches:
         assert fields["weights"].mean() == pytest.approx(1)
+        assert np.array_equal(fields["whole"], batches[1]["weights"] > 0)
 
 
 # ---- files

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from jepa_lm.data.rows import GeneratedRows, RowOrder, RowWindows
+from jepa_lm.data.split import Split
 from jepa_lm.data.symbols import Symbols
 from jepa_lm.data.synthetic.markov import HiddenMarkov
 from jepa_lm.data.synthetic.path_star import PathStar
@@ -86,6 +87,26 @@ def test_validation_asks_what_training_never_does_and_its_floor_is_that_of_answe
     drawn = walks.sample(30, (0, 1), held_out=True)
     assert np.array_equal(val.tokens, drawn.tokens)
     assert val.floor == pytest.approx(drawn.nats.sum() / drawn.answer.sum())
+
+
+def test_the_floor_is_that_of_the_rows_that_are_scored(tmp_path):
+    walks = GraphWalks(nodes=8, density=0.4)
+    corpus = GeneratedRows(generator=walks, train_rows=40, val_rows=10, seed=0)
+    corpus.shards(tmp_path)
+    val, drawn = corpus.opened()["val"], walks.sample(10, (0, 1), held_out=True)
+    split = Split(None, None, walks.length, 3 * walks.length, None, None, val)
+
+    def floor(*batches: int) -> float:
+        chosen = [row for b in batches for row in range(3 * b, min(3 * b + 3, 10))]
+        return pytest.approx(drawn.nats[chosen].sum() / drawn.answer[chosen].sum())
+
+    assert val.first(3).floor == split.windows(3 * walks.length)._rows.floor == floor(0)
+    assert split.floor_of_batches(1.0, 1) == split.floor_of_batches(None, 2) == floor(0, 1, 2, 3)
+    assert split.floor_of_batches(2, 1) == floor(0, 1)
+    assert split.floor_of_batches(1, 2) == floor(0, 1)  # each rank scores its first
+    assert split.floor_of_batches(0.5, 2) == floor(0, 1)
+    assert split.floor_of_batches(0.25, 1) == floor(0) != floor(0, 1, 2, 3)
+    assert split.floor_of_batches(0, 1) is None
 
 
 def test_every_pass_has_every_row_once_for_any_number_of_ranks(tmp_path):
@@ -208,9 +229,15 @@ def test_only_answers_count_in_training_and_in_the_score(compose, tmp_path):
 
 
 def test_a_law_from_the_data_is_a_target(compose, tmp_path):
-    train(compose("train", *HMM, *TINY, "objective=oracle_law"))
+    few = ("data.val_batch_tokens=256", "trainer.limit_val_batches=2")
+    train(compose("train", *HMM, *TINY, "objective=oracle_law", *few))
     losses = metrics(tmp_path / "run", "jepa/prediction")
     assert 0 < losses[-1] < 2 * math.log(8)
+    data = build("data", resolve(compose("train", *HMM, *TINY))["data"])
+    data.setup()
+    val = summary(tmp_path / "run")["val"]
+    assert val["tokens"] == 8 * 64
+    assert val["floor"] == data.rows["val"].first(8).floor != data.rows["val"].floor
 
 
 def test_weight_zero_of_a_law_is_none_and_its_placebo_is_the_law_of_other_rows(compose, tmp_path):

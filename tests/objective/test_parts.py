@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -203,6 +204,13 @@ def test_info_nce_finds_each_target_among_all_of_the_batch():
     apart = torch.eye(6).reshape(3, 2, 6)
     assert InfoNCE(temperature=0.01)(apart, apart, HERE) < 1e-6
     assert distance(p, t.flip(0), HERE) != distance(p, t, HERE)
+
+
+def test_info_nce_leaves_out_what_does_not_count():
+    p, t, rows = X[:, :2], Y[:, :2], torch.tensor([[1.0, 1], [1, 0], [0, 0]])
+    found = InfoNCE(temperature=0.2)(p, t, replace(HERE, rows=rows))
+    kept = [x[rows > 0][None] for x in (p, t)]
+    torch.testing.assert_close(found, InfoNCE(temperature=0.2)(*kept, HERE))
 
 
 @pytest.mark.parametrize("hidden_norm", ["none", "rms", "layer_norm"])

@@ -42,6 +42,8 @@ class Examples(NamedTuple):
     """[R, T] bool: the targets that are trained on; None for those that are scored."""
     views: np.ndarray | None = None
     """[R, 4] int64: where the two views of a row start and stop among its inputs, first and second."""
+    whole: np.ndarray | None = None
+    """[R, T] bool: the targets that are no padding; None if all are."""
 
 
 class Generator(ABC):

@@ -108,18 +108,18 @@ class GraphWalks(Generator):
             np.zeros((len(ways), self.length + 1), np.uint16),
             np.zeros(shape, np.float32),
         )
-        answer = np.zeros(shape, bool)
+        answer, text = np.zeros(shape, bool), np.zeros(shape, bool)
         ids = {int(step): token for token, step in enumerate(self._steps)}
         for row, (way, found) in enumerate(ways):
             end = len(way) + 1  # place of <end>: after two nodes come the steps
             tokens[row, :2] = way[0] + FIRST, way[-1] + FIRST
             tokens[row, 2:end] = [ids[step] for step in np.diff(way).tolist()]
             tokens[row, end] = END
-            answer[row, 1:end] = True
+            answer[row, 1:end] = text[row, :end] = True
             # A walk ends where it first meets its target, so no walk of a pair begins with another.
             alike = [sum(other[:n] == way[:n] for other in found) for n in range(1, len(way) + 1)]
             nats[row, 1 : end - 1] = -np.diff(np.log(alike))
-        return Examples(tokens, nats, None, answer)
+        return Examples(tokens, nats, None, answer, whole=text)
 
     def _rows(self, uniform: np.ndarray, held_out: bool) -> Examples:
         tokens, *others = self._known[held_out]

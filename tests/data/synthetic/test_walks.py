@@ -95,6 +95,11 @@ def test_every_walk_is_legal_and_asked_in_its_half_only(walks):
     assert abs(len(walks.pairs[False]) - len(walks.pairs[True])) <= 1
 
 
+def test_a_row_is_whole_up_to_the_end_of_its_walk(walks):
+    drawn = walks.sample(50, (0,))
+    assert np.array_equal(drawn.whole, drawn.tokens[:, 1:] != 0)
+
+
 def test_nats_are_the_frequencies_of_rows_and_walks_are_equally_likely(walks):
     rows = walks.sample(40_000, [2])
     ways = [way_of(walks, tokens) for tokens in rows.tokens]
