@@ -31,6 +31,6 @@ def opener(trust: Trust) -> OpenTeacher:
             # What is common to all commands names its own setting.
             said = str(error).removeprefix(f"ckpt_path={value}: ")
             raise UserError(f"{KEY}={value}: {said}") from error
-        return Teacher(loaded.model, str(path), sha256, loaded.tokenizer)
+        return Teacher(loaded.model, str(path), sha256, loaded.tokenizer, loaded.temperature)
 
     return open_teacher

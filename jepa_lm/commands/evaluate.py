@@ -103,6 +103,16 @@ def _check(settings: dict[str, Any], devices: int) -> None:
         raise UserError(f"eval.max_seconds={settings['max_seconds']}: a number more than 0")
 
 
+def _check_text(settings: dict[str, Any], text: Text) -> None:
+    """Refuse what only text has, where it is asked for: of rows, at most the bytes of answers count."""
+    for name in ("audit", "baselines"):
+        if settings[name] and text.val.examples is not None:
+            raise UserError(
+                f"eval.{name}=true: these data are rows that are examples, without a text to read; leave it "
+                "at null"
+            )
+
+
 def _shared(loaded: LoadedModel) -> dict[str, Any]:
     """Return the settings to share with W&B runs of the training; for an artifact from its export.json."""
     if loaded.run:
@@ -122,6 +132,7 @@ def _result(
 ) -> dict[str, Any]:
     """Score the model and return the contents of eval.json."""
     settings = config["eval"]
+    _check_text(settings, text)
     source_bytes, weights = found.file.stat().st_size, weights_of(loaded)
     settings["compile"] = _compiled(settings, loaded, text.val, device, config["devices"])
     sums, seconds = _measure(config, found, weights, loaded, text, device)
@@ -154,13 +165,12 @@ def _result(
     }
     if (floor := text.val.floor) is not None:
         result |= {"floor": floor, "above_floor": score.nll - floor}
-    # Of rows, only the bytes of answers count.
     whole = score.bpb is not None and text.val.examples is None
-    if settings["audit"] and whole:
+    if settings["audit"] is not False and whole:
         with busy("checking the byte count"):
             audited = audit_bytes(text.val.stream, text.val.tokenizer, text.val.text)
         result["audit"] = audited.as_dict()
-    if settings["baselines"] and whole:
+    if settings["baselines"] is not False and whole:
         limit = settings["baseline_bytes"]
         scored = text.val.first_bytes(limit)
         prefix = b"" if text.train is None else text.train.first_bytes(limit)

@@ -15,6 +15,7 @@ import torch
 from jepa_lm.model import LanguageModel
 from jepa_lm.objective.batch_target import BatchTarget
 from jepa_lm.objective.distances import Sum
+from jepa_lm.objective.head_kl import HeadKL
 from jepa_lm.objective.latent_prediction import LatentPrediction
 from jepa_lm.objective.regularizers import Regularizer
 from jepa_lm.objective.step_context import StepContext
@@ -60,6 +61,12 @@ def check_distance(objective: LatentPrediction) -> None:
             f"jepa.distance: {type(objective.distance).__name__}.forward takes prediction, target and "
             "comparison"
         ) from error
+    own = getattr(objective.target, "temperature", 1.0)
+    if own != 1 and any(isinstance(part, HeadKL) for part in objective.distance.modules()):
+        raise UserError(
+            f"jepa.target.path: this teacher was exported with a temperature of {own:g}, which its law would "
+            "be without; name its checkpoint, or an export with temperature=1"
+        )
     if not isinstance(objective.distance, Sum):
         return
     levels, known = objective.distance.levels, getattr(objective.alignment, "alignments", {})

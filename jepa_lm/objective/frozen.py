@@ -49,6 +49,8 @@ class Frozen(Target):
         super().__init__(tap=tap, pooling=pooling, normalisation=normalisation, project=False)
         self.path, self.dim = path, dim
         self.teacher: LanguageModel | None = None
+        self.temperature = 1.0
+        """What the teacher's own logits are divided by."""
 
     def load(self, model: LanguageModel, open_teacher: OpenTeacher | None) -> None:
         if open_teacher is None:
@@ -66,7 +68,7 @@ class Frozen(Target):
                 f"jepa.target.dim={self.dim}: the teacher's hidden states have width {teacher.model.dim}; "
                 f"set jepa.target.dim={teacher.model.dim}"
             )
-        self.record = teacher.record()
+        self.record, self.temperature = teacher.record(), teacher.temperature
         self.teacher = as_buffers(teacher.model.eval(), persistent=False).requires_grad_(False)
 
     def check(self, model: LanguageModel, seq_len: int) -> None:

@@ -21,8 +21,6 @@ from jepa_lm.objective.chunked_logits import Aims, over_chunks
 from jepa_lm.objective.distances import Comparison, total_weight
 from jepa_lm.utils.kinds import Positive, checked
 
-CHUNK_ROWS = 4096
-
 
 class HeadKL(nn.Module):
     """KL divergence of the next-token law that a prediction implies from that of its target.
@@ -90,7 +88,7 @@ def head_kl(
     weights: Tensor,
     *,
     temperature: float,
-    chunk_rows: int = CHUNK_ROWS,
+    chunk_rows: int | None = None,
 ) -> Tensor:
     """Return the weighted sum over rows of the divergence, with R V logits of a side in memory at a time.
 
@@ -98,7 +96,7 @@ def head_kl(
 
     Args:
         weights: of the rows [N]; not trained.
-        chunk_rows: R.
+        chunk_rows: R; None chooses it for the device.
     """
     dtype = product_dtype(prediction.features)
     features, matrix = (x.detach().to(dtype) for x in target[:2])

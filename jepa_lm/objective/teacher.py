@@ -15,12 +15,14 @@ class Teacher:
 
     Args:
         path: the file. sha256: of its bytes. tokenizer: fingerprint of the model's tokenizer.
+        temperature: what its logits are divided by, where an artifact says so.
     """
 
     model: LanguageModel
     path: str
     sha256: str
     tokenizer: str
+    temperature: float = 1.0
 
     def record(self) -> dict[str, str]:
         """Return what a run records of its teacher."""

@@ -138,8 +138,8 @@ class Evaluation:
     max_seconds: float = MISSING
     precision: Annotated[str, Precision] | None = MISSING
     compile: bool | None = MISSING
-    audit: bool = MISSING
-    baselines: bool = MISSING
+    audit: bool | None = MISSING
+    baselines: bool | None = MISSING
     baseline_bytes: Count = MISSING
 
 

@@ -220,7 +220,11 @@ def test_only_answers_count_in_training_and_in_the_score(compose, tmp_path):
     run = tmp_path / "run"
     score = evaluate(compose("eval", f"ckpt_path={run}", run_dir=tmp_path / "eval"))
     assert score == pytest.approx(summary(run)["val"]["nll"], abs=1e-6)
+    for name in ("audit", "baselines"):
+        with pytest.raises(UserError, match=rf"^eval\.{name}=true: these data are rows"):
+            evaluate(compose("eval", f"ckpt_path={run}", f"eval.{name}=true"))
     val, told = summary(run)["val"], json.loads((tmp_path / "eval" / "eval.json").read_text())
+    assert "audit" not in told
     assert val["tokens"] == 30 * 3  # three answers in each row
     assert told["floor"] == 0
     for name in ("answer_accuracy", "solved"):

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from jepa_lm.model.heads import PolynomialSoftcap, Readout, TanhSoftcap
+from jepa_lm.objective import chunked_logits
 from jepa_lm.objective.distances import Comparison
-from jepa_lm.objective.head_kl import head_kl, head_kl_reference, row_weights
+from jepa_lm.objective.head_kl import HeadKL, head_kl, head_kl_reference, row_weights
 from tests.objective.conftest import NOW, at, random_batch
 
 N, E, V = 37, 6, 11
@@ -57,8 +58,11 @@ def test_a_row_counts_if_it_is_in_its_document_and_stands_for_an_answer():
         assert row_weights(prediction, here).tolist() == [want]
 
 
-def test_all_logits_are_never_held():
-    """The largest tensor has a chunk of rows."""
+def test_all_logits_are_never_held(build, monkeypatch):
+    """The largest tensor has a chunk of rows, which the distance leaves to the device."""
+    model = build("objective=none").model  # 400 tokens, width 64
+    monkeypatch.setitem(chunked_logits.CHUNK_ELEMENTS, "cpu", 16 * 400)
+    prediction = torch.randn(4, 32, 64).requires_grad_()
     largest = 0
 
     class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -70,14 +74,18 @@ def test_all_logits_are_never_held():
                     largest = max(largest, x.numel())
             return found
 
-    one, other = side(E, TanhSoftcap(cap=3.0), 0), side(E, None, 1)
     with Watch():
-        head_kl(one, other, torch.ones(N), temperature=1.0, chunk_rows=8).backward()
-    assert largest == max(8 * V, N * E)
+        HeadKL()(
+            prediction, prediction.detach() + 1, Comparison(model, model, prediction, at())
+        ).backward()
+    assert largest == 400 * 64  # the table; all logits would be 128 x 400
 
 
 HEADS = {
     "tied": (),
+    "tied_corrected": ("model/head=tied_corrected",),
+    "tied_gelu": ("model/head=tied_gelu",),
+    "logit_bias": ("model.logit_bias=true",),
     "untied": ("model/head=untied",),
     "factored": ("model.embedding.factor_dim=16", "model.head.factor_dim=16"),
 }

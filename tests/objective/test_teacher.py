@@ -101,10 +101,13 @@ def test_no_other_command_opens_the_teacher(small, compose, teacher, answers_her
 
 
 def test_an_artifact_teaches_as_well(small, compose, teacher, answers_here, tmp_path):
-    words = ("quantization=none", f"ckpt_path={teacher}")
+    words = ("quantization=none", f"ckpt_path={teacher}", "temperature=1.5")
     export(compose("export", *words, run_dir=tmp_path / "export"))
     train(small("objective=distil", f"jepa.target.path={tmp_path / 'export'}"))
     assert "artifact" in json.loads((tmp_path / "run/summary.json").read_text())["teacher"]["path"]
+    # Hidden states have no temperature; a law that the head reads from them has one.
+    with pytest.raises(UserError, match=r"exported with a temperature of 1\.5"):
+        train(small("objective=distil_law", f"jepa.target.path={tmp_path / 'export'}"))
 
 
 @pytest.mark.parametrize(

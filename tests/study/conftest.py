@@ -16,7 +16,9 @@ from jepa_lm.utils.quoting import quoted
 from tests.conftest import SMALL
 
 RIVALS = tuple(
-    f"rival_{kind}{equal}" for kind in ("sequential", "masked") for equal in ("", "_equal_flops")
+    f"rival_{kind}{equal}"
+    for kind in ("sequential", "masked", "parallel", "law")
+    for equal in ("", "_equal_flops")
 )
 WITHOUT_OTHERS = tuple(
     f"study.arms.{arm}=null" for arm in ("placebo", "prediction_only", "regularizers_only", *RIVALS)

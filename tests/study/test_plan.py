@@ -16,9 +16,10 @@ from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.utils.config import resolve
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.nested import flat
+from jepa_lm.utils.paths import CONF
 from jepa_lm.utils.provenance import config_hash
 from tests.conftest import REPO
-from tests.study.conftest import WITHOUT_OTHERS
+from tests.study.conftest import RIVALS, WITHOUT_OTHERS
 
 DOCS = REPO / "docs"
 
@@ -358,6 +359,18 @@ def test_the_rival_of_a_masked_view_has_that_view(plan):
     assert found["tokens.view._target_"][0].endswith("SpanMask")
 
 
+def test_the_rival_of_several_horizons_predicts_at_the_same_ones_with_the_same_weight(plan):
+    few = ("study.arms.rival_parallel_equal_flops=null", *WITHOUT_OTHERS[:3])
+    done = plan("study=ablation", "objective=lse_mtp", *few)
+    assert done.code == 0, done.error
+    assert against(done) == {"none": "none", "rival": "rival_parallel"}
+    found = done.plan.comparisons[-1].differences
+    assert found["tokens.offsets"] == ([1, 2], "(absent)")
+    # The mean of two losses, twice: each horizon weighs 1, as in jepa.weight=2.
+    assert (found["tokens.weight"][0], found["tokens.weights"][0]) == (2, None)
+    assert found["tokens.head.blocks"][0] == 2
+
+
 def test_an_objective_on_tokens_has_controls_of_its_own(plan):
     done = plan("study=ablation", "objective=mtp", "seed=1")
     assert done.code == 0, done.error
@@ -395,19 +408,39 @@ def documented_gates() -> dict[str, tuple[str, set[str]]]:
     return found
 
 
+def test_the_documentation_names_every_objective():
+    named = (p.relative_to(CONF / "objective") for p in (CONF / "objective").rglob("*.yaml"))
+    names = {path.with_suffix("").as_posix() for path in named}
+    assert documented_gates().keys() == names - {"base", "none"}
+
+
+OTHER_DATA = {
+    "distil,distil_law": ("jepa.target.path=teacher.ckpt",),
+    "oracle_law": ("data=hmm",),
+    "llm_jepa_pairs": ("data=regex",),
+}
+"""Objectives that need more than text, and what."""
+
+
 @pytest.mark.slow
-def test_the_documentation_knows_baseline_and_gates_of_every_objective(plan):
+def test_the_documentation_knows_baseline_and_gates_of_every_objective(plan, tmp_path):
     known = documented_gates()
-    left_out = ("prediction_only", "rival_sequential_equal_flops", "rival_masked_equal_flops")
+    left_out = ("prediction_only", *(arm for arm in RIVALS if arm.endswith("_equal_flops")))
     few = [f"study.arms.{arm}=null" for arm in left_out]
-    done = plan("study=ablation", f"objective={','.join(known)}", "seed=1", *few)
-    assert done.code == 0, done.error
+    special = {name for names in OTHER_DATA for name in names.split(",")}
+    asked = {",".join(name for name in known if name not in special): (), **OTHER_DATA}
     found = {}
-    for name in known:
-        of = [c for c in done.plan.comparisons if c.of == f"objective-{name}/treatment"]
-        baseline = next(c for role in BASELINES for c in of if c.role == role)
-        gates = {arm_of(c.against) for c in of if is_gate(c.role, c.gate)}
-        found[name] = (arm_of(baseline.against), gates)
+    for i, (names, more) in enumerate(asked.items()):
+        words = ("study=ablation", f"objective={names}", "seed=1", *more, *few)
+        own_data = any(word.startswith("data=") for word in more)
+        done = plan(*words, folder=tmp_path / f"study{i}", small=not own_data)
+        assert done.code == 0, done.error
+        for name in names.split(","):
+            place = f"objective-{slug(name)}/treatment" if "," in names else "treatment"
+            of = [c for c in done.plan.comparisons if c.of == place]
+            baseline = next(c for role in BASELINES for c in of if c.role == role)
+            gates = {arm_of(c.against) for c in of if is_gate(c.role, c.gate)}
+            found[name] = (arm_of(baseline.against), gates)
     assert found == known
 
 
