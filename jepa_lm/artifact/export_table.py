@@ -13,6 +13,7 @@ from jepa_lm.artifact.size import INFERENCE
 from jepa_lm.evaluation.bpb import unit_and_value
 from jepa_lm.utils.console import Screen
 from jepa_lm.utils.errors import LossError, OverCapError
+from jepa_lm.utils.metrics import ABOVE_LAW
 from jepa_lm.utils.quoting import shell
 
 
@@ -110,6 +111,8 @@ def _scores(account: dict[str, Any]) -> list[tuple[str, str]]:
         )
         said = f"{artifact:.4f}, checkpoint {checkpoint:.4f}"
         rows.append((f"{unit}, {protocol}", f"{said} ({scores['bpb_loss']:+.4f})"))
+        if (floor := scores["floor"]) is not None:
+            rows.append((f"{ABOVE_LAW}, {protocol}", f"{scores['artifact']['nll'] - floor:.4f}"))
     return rows
 
 

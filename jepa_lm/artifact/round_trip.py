@@ -66,7 +66,8 @@ def round_trip(
         stride: stride of the sliding windows. max_tokens: validation tokens to read, None for all.
 
     Returns:
-        `round_trip`: by protocol, the scores of `checkpoint` and `artifact`, and their difference `bpb_loss`;
+        `round_trip`: by protocol, the scores of `checkpoint` and `artifact`, their difference `bpb_loss`, and
+        the `floor` in nats per token, None where no law is known;
         `scored_all`: True if the whole validation split was scored.
 
     Raises:
@@ -136,6 +137,7 @@ def _scores(settings: dict[str, Any]) -> dict[str, Any]:
         found[protocol] = {
             **{name: score.as_dict() for name, score in scores.items()},
             "bpb_loss": scores["artifact"].value - scores["checkpoint"].value,
+            "floor": data.split("val").floor,
         }
     return {"round_trip": found, "scored_all": data.streams["val"].total == whole}
 

@@ -92,6 +92,7 @@ class PairRows(RowCorpus):
         self.reads_files, self.answer_length = source.reads_files, length
         self.rule_names: tuple[str, ...] = (
             "exact_match",
+            "same_words",
             *(() if same is None else ("same_regex",)),
         )
         self.remarks: list[str] = []
@@ -124,7 +125,10 @@ class PairRows(RowCorpus):
         wanted = [_written(row[start:]) for row, start in zip(rows, starts, strict=True)]
         given = [_written(answer) for answer in answers]
         both = list(zip(given, wanted, strict=True))
-        found = {"exact_match": np.array([one == other for one, other in both])}
+        found = {
+            "exact_match": np.array([one == other for one, other in both]),
+            "same_words": np.array([_words(one) == _words(other) for one, other in both]),
+        }
         if self.same is not None:
             found["same_regex"] = np.array([_same_regex(one, other) for one, other in both])
         return found
@@ -190,6 +194,11 @@ def _written(tokens: np.ndarray) -> bytes | None:
     if not len(marks) or tokens[marks[0]] not in (EOS, TURN):
         return None
     return (tokens[: marks[0]] - FIRST_BYTE).astype(np.uint8).tobytes()
+
+
+def _words(text: bytes | None) -> list[bytes] | None:
+    """Return what white space parts; None for what has no end."""
+    return None if text is None else text.split()
 
 
 def _same_regex(given: bytes | None, wanted: bytes | None) -> bool:

@@ -9,7 +9,7 @@ from rich.table import Table
 from rich.text import Text
 
 from jepa_lm.utils.console import Screen
-from jepa_lm.utils.metrics import LOSSES, METRICS, key_of, measured
+from jepa_lm.utils.metrics import ABOVE_LAW, LOSSES, METRICS, key_of, measured
 
 
 def print_result(result: dict[str, Any], path: Path) -> None:
@@ -26,7 +26,7 @@ def print_result(result: dict[str, Any], path: Path) -> None:
         if metric not in LOSSES:
             table.add_row(METRICS[metric].says, f"{result[key_of(metric)]:.6f}")
     if "floor" in result:
-        table.add_row("nats above the law's own score", f"{result['above_floor']:.6f}")
+        table.add_row(ABOVE_LAW, f"{result['above_floor']:.6f}")
     table.add_row("tokens", f"{result['tokens']:,}")
     table.add_row("bytes", f"{result['bytes']:,}")
     if result["temperature"] != 1:

@@ -20,6 +20,7 @@ from jepa_lm.study.templates import environment
 from jepa_lm.utils.files import write_text
 from jepa_lm.utils.going_on import OVERRIDES, recorded_overrides
 from jepa_lm.utils.metrics import (
+    ABOVE_LAW,
     LOSSES,
     METRICS,
     TRAINING,
@@ -157,6 +158,7 @@ def _account(run: Run) -> Facts:
     per_token = sum(flops.values())
     found = {
         **{METRICS[m].says: words.score(run.score(m)) for m in METRICS},
+        ABOVE_LAW: words.score(run.above_law),
         "weights that ship": str(at(summary, "val", "weights") or words.NOTHING),
         **{
             f"{METRICS[run.metric].says}, {name} weights": words.score(_other(run, name))

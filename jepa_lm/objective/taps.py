@@ -94,6 +94,10 @@ def check_tap(model: LanguageModel, tap: Tap, key: str) -> None:
                 f"{setting}: block {layer} does not exist, the backbone has blocks "
                 f"0..{model.layers - 1}"
             )
+    if len(set(tapped_layers(model, tap))) < len(_blocks(tap)):
+        raise UserError(
+            f"{setting}: reads a block twice, as the backbone has {model.layers}; name different ones"
+        )
 
 
 def read_tap(model: LanguageModel, encoded: Encoded, tap: Tap) -> Tensor:

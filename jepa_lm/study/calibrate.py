@@ -37,7 +37,7 @@ from jepa_lm.utils.parser import Parser
 from jepa_lm.utils.paths import LOGS
 
 GAIN, BETTER, HARM = ("helps",), ("better, no placebo",), ("hurts",)
-NEITHER = ("equivalent", "no difference shown", "too few seeds")
+NEITHER = ("equivalent", "no difference shown")
 SEEDS = 3
 """Pairs of seeds of each control: the known effects are about ten times the spread."""
 
@@ -201,7 +201,7 @@ def report(folder: Path, outcomes: Sequence[Outcome]) -> Path:
         known = found.known
         link = f"[{known.study}]({known.study}/report.html)"
         said = "right" if found.right else "**wrong**"
-        expected = " or ".join(known.words[:2])
+        expected = " or ".join(known.words)
         rows.append(
             f"| {known.name} | {expected} | {found.word} | {said} | {found.numbers} | {link} |"
         )

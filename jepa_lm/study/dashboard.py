@@ -27,7 +27,11 @@ LINES: dict[str, dict[str, list[Any]]] = {
         "Validation, nats above the law's own score": ["val/above_floor"],
         "Accuracy of the tokens of answers": ["val/answer_accuracy"],
         "Share of rows solved": ["val/solved"],
-        "Share of answers that match the data's": ["val/exact_match", "val/same_regex"],
+        "Share of answers that match the data's": [
+            "val/exact_match",
+            "val/same_words",
+            "val/same_regex",
+        ],
         "Accuracy of linear probes": ["val/probe_root", "val/probe_level_1", "val/probe_level_2"],
     },
     "Losses": {

@@ -20,7 +20,7 @@ from jepa_lm.study.losses import main_weight
 from jepa_lm.study.runs import Run, below_hydra, find_runs
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.former_names import modern
-from jepa_lm.utils.metrics import METRICS, MetricName, measured
+from jepa_lm.utils.metrics import ABOVE_LAW, METRICS, MetricName, measured
 from jepa_lm.utils.nested import at
 
 LIKE = (
@@ -52,6 +52,8 @@ class Entry:
     bpb: float | None
     score: float | None
     """What the run is judged by, its metric."""
+    above_law: float | None
+    """Nats per token above the law's own score; None for text."""
     metric: MetricName
     status: str
     written: float
@@ -84,7 +86,8 @@ def print_entries(found: list[Entry], folder: Path, console: Console) -> None:
     table.add_column("status")
     for e in found:
         unit = "" if e.score is None else f" {METRICS[e.metric].unit}"
-        score = f"{words.score(e.score)}{unit}"
+        above = "" if e.above_law is None else f" ({words.score(e.above_law)} above the law)"
+        score = f"{words.score(e.score)}{unit}{above}"
         numbers = (_cell(e.weight), _cell(e.seed), words.count(e.steps), score)
         table.add_row(e.folder, _cell(e.task), _cell(e.objective), *numbers, e.status)
     console.print(table)
@@ -167,6 +170,7 @@ def _entry(run: Run) -> Entry:
         steps=summary.get("steps"),
         bpb=run.bpb,
         score=run.value,
+        above_law=run.above_law,
         metric=run.metric,
         status=run.status,
         written=_written(run),
@@ -201,6 +205,8 @@ def _scores(left: Run, right: Run) -> Table:
         name, ours, theirs = METRICS[metric].says, left.score(metric), right.score(metric)
         by = words.signed(theirs - ours) if ours is not None and theirs is not None else ""
         table.add_row(name, words.score(ours), words.score(theirs), by)
+    if (above := (left.above_law, right.above_law)) != (None, None):
+        table.add_row(ABOVE_LAW, *map(words.score, above), "")
     for key in LIKE:
         values = (left.status, right.status) if key == "status" else _values(left, right, key)
         table.add_row(key.replace("_", " "), *map(_cell, values), "")

@@ -84,6 +84,15 @@ class Measure:
         end = "largest" if self.quantity.larger else "smallest"
         return f"{self.quantity.says}, the {end} of all validations within the budget"
 
+    @property
+    def warns(self) -> str:
+        """A sentence on how the number was chosen; empty at the budget."""
+        if self.estimand == "budget":
+            return ""
+        return (
+            "The best is picked on the text that is reported, so every score is a little too good. "
+        )
+
     def of(self, run: Run) -> float | None:
         """Return the number of a run, or None if it has none."""
         return self._of(run, self.metric)

@@ -101,6 +101,16 @@ class Run:
         return self.score("val/nll")
 
     @property
+    def floor(self) -> float | None:
+        """Nats per token below which no model of the validation rows can be expected to score."""
+        return as_score(at(self.summary, "val", "floor"))
+
+    @property
+    def above_law(self) -> float | None:
+        """Nats per token of the final validation above `floor`."""
+        return None if self.floor is None or self.nll is None else self.nll - self.floor
+
+    @property
     def loss(self) -> float | None:
         """Bits per byte, or nats per token of what is not text."""
         return self.nll if self.bpb is None else self.bpb

@@ -100,10 +100,11 @@ def sections(results: Results, look: Mapping[str, Style]) -> list[Section]:
 def _arms(results: Results) -> Section:
     return Section(
         "Arms",
-        f"{_says(results)}; {results.measure.better} is better. Mean, standard deviation and 95 % t interval "
-        "are over seeds.",
+        f"{_says(results)}; {results.measure.better} is better. {results.measure.warns}"
+        "Mean, standard deviation and 95 % t interval are over seeds.",
         tables=(
             ("Scores by arm", tables.arms(results)),
+            ("Shares at the final validation, mean ± standard deviation", tables.shares(results)),
             (f"{results.measure.unit} of every run", tables.seeds(results)),
         ),
     )
@@ -131,7 +132,7 @@ def _effects(results: Results) -> Section:
     return Section(
         "Differences",
         f"Treatment minus control in {measure.unit}, at equal seeds; {measure.side} zero, the treatment is "
-        f"better. {judged}"
+        f"better. {measure.warns}{judged}"
         f"The verdict is about the {measure.says}.",
         tables=(
             ("Differences with their uncertainty", tables.effects(results.treatments)),

@@ -12,6 +12,7 @@ class Validation(TypedDict, total=False):
 
     bpb: float | None
     nll: float | None
+    floor: float | None
     tokens: int
     bytes: int
     weights: str

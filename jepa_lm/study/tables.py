@@ -22,6 +22,7 @@ from jepa_lm.study.runs import Run
 from jepa_lm.study.statistics import Effect
 from jepa_lm.study.table import Table
 from jepa_lm.study.treatments import Treatment, role_of
+from jepa_lm.utils.metrics import ABOVE_LAW, LOSSES, METRICS
 from jepa_lm.utils.nested import at
 
 SPEED = "tokens per second"
@@ -76,12 +77,34 @@ def arms(results: Results) -> Table:
                 words.score(arm.std),
                 words.between(arm.interval),
                 words.score(_mean(arm.nll.values())),
+                words.score(_mean(_above_law(arm))),
                 words.count(_mean(s for s in steps if s is not None)),
             )
         )
     unit = results.measure.unit
-    heads = ("seeds", f"{unit}, mean", "std", "95 % interval", "nats per token", "steps")
+    heads = ("seeds", f"{unit}, mean", "std", "95 % interval", "nats per token", ABOVE_LAW, "steps")
     return Table(("arm", "what it is", *heads), tuple(rows), words=2).without_empty()
+
+
+def _above_law(arm: ArmResult) -> list[float]:
+    """Return the nats above the law's own score of the runs whose law is known."""
+    floors = {seed: run.floor for seed, run in arm.runs.items()}
+    return [nats - floor for seed, nats in arm.nll.items() if (floor := floors[seed]) is not None]
+
+
+def shares(results: Results) -> Table:
+    """Return mean and standard deviation of all that validations of rows measure beside the loss, by arm."""
+    metrics = [metric for metric in METRICS if metric not in LOSSES]
+    rows = []
+    for arm in results.arms.values():
+        told = []
+        for metric in metrics:
+            found = [x for run in arm.runs.values() if (x := run.score(metric)) is not None]
+            spread = f" ± {words.score(float(np.std(found, ddof=1)))}" if len(found) > 1 else ""
+            told.append(f"{words.score(_mean(found))}{spread}")
+        rows.append((arm.name, *told))
+    heads = (METRICS[metric].says for metric in metrics)
+    return Table(("arm", *heads), tuple(rows)).without_empty()
 
 
 def estimands(results: Results) -> Table:

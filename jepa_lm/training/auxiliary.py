@@ -17,7 +17,7 @@ from jepa_lm.objective.views import RandomReplacement
 
 Auxiliaries: TypeAlias = Mapping[str, LatentPrediction | TokenPrediction]
 READ = "read"
-"""Field of a batch with what the main pass reads in place of `inputs` [B, T]; views and targets do not."""
+"""Field of a batch with what the main pass reads in place of `inputs` [B, T]; passes of their own do not."""
 
 KEPT = "kept"
 """Field of a batch with what dropout keeps of the main pass, [L, 2, B, T, D]."""

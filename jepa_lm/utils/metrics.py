@@ -11,6 +11,7 @@ MetricName = Literal[
     "val/answer_accuracy",
     "val/solved",
     "val/exact_match",
+    "val/same_words",
     "val/same_regex",
     "val/probe_root",
     "val/probe_level_1",
@@ -32,6 +33,8 @@ LOSSES: tuple[MetricName, ...] = ("val/bpb", "val/nll")
 """Metrics in nats or bits; all others are shares of 1."""
 TRAINING: dict[str, str] = {"val/bpb": "train/bpb", "val/nll": "train/ce"}
 """Column of a metric in training; shares are only measured in validation."""
+ABOVE_LAW = "nats above the law's own score"
+"""What is said of a loss on rows whose law is known, less what no model can be expected to score below."""
 PROBES = "val/probe_"
 """How the names of probes begin."""
 
@@ -60,6 +63,9 @@ METRICS: dict[MetricName, Quantity] = {
     "val/solved": Quantity("solved share", "share of rows solved", larger=True, bimodal=True),
     "val/exact_match": Quantity(
         "exact matches", "share of answers equal to the data's", larger=True
+    ),
+    "val/same_words": Quantity(
+        "same words", "share of answers equal to the data's but for white space", larger=True
     ),
     "val/same_regex": Quantity(
         "same expressions", "share of answers that are the data's regular expression", larger=True

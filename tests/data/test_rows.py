@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 import shutil
 
 import numpy as np
@@ -260,14 +261,21 @@ def test_weight_zero_of_a_law_is_none_and_its_placebo_is_the_law_of_other_rows(c
 
 
 @pytest.mark.usefixtures("answers_here")
-def test_an_export_needs_no_tokenizer_and_is_told_in_nats(compose, tmp_path, capsys):
+def test_an_export_needs_no_tokenizer_and_is_told_in_nats(compose, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     train(compose("train", *HMM, *TINY))
     words = (f"ckpt_path={tmp_path / 'run'}", "quantization=int8")
     export(compose("export", *words, run_dir=tmp_path / "export"))
-    assert "nats per token" in capsys.readouterr().out
+    told = capsys.readouterr().out
+    assert "nats per token" in told
     account = json.loads((tmp_path / "export" / "export.json").read_text())
     scores = next(iter(account["round_trip"].values()))
     assert scores["artifact"]["bpb"] is None
+    above = f"{scores['artifact']['nll'] - summary(tmp_path / 'run')['val']['floor']:.4f}"
+    assert re.search(rf"nats above the law's own score, standard[ │]+{above}", told)
+    card = (tmp_path / "export" / "model_card.md").read_text()
+    assert f"the artifact is {above} nats above it" in card
+    assert "Nats per token of validation rows; lower is better" in card
 
 
 MISTAKES = (

@@ -67,6 +67,7 @@ def test_what_the_page_says(folder):
 
 def test_rows_without_bytes_are_told_in_nats_and_by_their_metric(tmp_path):
     val = {"bpb": None, "bytes": 0, "nll": 1.25, "solved": 0.75, "ema": {"nll": 1.5, "solved": 1.0}}
+    val["floor"] = 1.0
     for metric, headline in (
         (None, "1.2500 nats per token"),
         ("val/solved", "share of rows solved 0.7500"),
@@ -79,6 +80,7 @@ def test_rows_without_bytes_are_told_in_nats_and_by_their_metric(tmp_path):
         found = page(folder)
         assert found.one("h1").text == f"vicreg, seed 1: {headline}"
         account = terms(found.one("section", id="account"))
+        assert account["nats above the law's own score"] == "0.2500"
         assert (account["nats per token"], account["share of rows solved"]) == ("1.2500", "0.7500")
         assert "bits per byte" not in account
         ema = {None: ("nats per token", "1.5000"), "val/solved": ("share of rows solved", "1.0000")}

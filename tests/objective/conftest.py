@@ -48,8 +48,11 @@ NOW = "jepa.schedule=null"
 """Overrides that switch the objective on from the first step."""
 ZERO = "jepa.predictor.output_start=zero"
 FROZEN = "optimizer.freeze=['objective.predictor.*']"
-DEEP_ENOUGH = {"recipes/pr1556": ("model.backbone.layers=6",)}
-SHALLOW = DEEP_ENOUGH | dict.fromkeys(("data2vec", "bootleg"), ("model.backbone.layers=3",))
+DEEP_ENOUGH = {
+    "recipes/pr1556": ("model.backbone.layers=6",),
+    "bootleg": ("model.backbone.layers=4",),
+}
+SHALLOW = DEEP_ENOUGH | {"data2vec": ("model.backbone.layers=3",)}
 """The same for tests in a model of two blocks: the last two read three."""
 
 Build = Callable[..., LanguageModelTask]

@@ -12,7 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from tests.objective.conftest import FIELD, NOW, at, auxiliary, noise, random_batch
+from tests.objective.conftest import DEEP_ENOUGH, FIELD, NOW, at, auxiliary, noise, random_batch
 
 CPU = torch.device("cpu")
 
@@ -128,8 +128,10 @@ def of_copy(task, batch, blocks):
     """Return layer-normed block outputs of the copy."""
     copy, part = task.objective.target.encoder, task.objective.target.part
     start = task.model.embed(batch["inputs"]) if part == "blocks" else copy.embed(batch["inputs"])
-    taps = copy.encode(start, [b % 3 for b in blocks]).taps
-    return [layer_norm(taps[b % 3].double()) for b in blocks]
+    places = [range(task.model.layers)[b] for b in blocks]
+    assert len(set(places)) == len(places)
+    taps = copy.encode(start, places).taps
+    return [layer_norm(taps[place].double()) for place in places]
 
 
 def masked(task, batch):
@@ -188,7 +190,7 @@ def test_every_one_has_a_formula():
 
 
 def built(build, name, *more):
-    task = build(f"objective={name}", NOW, *more)
+    task = build(f"objective={name}", NOW, *DEEP_ENOUGH.get(name, ()), *more)
     noise(task, std=0.05)
     draw = torch.Generator().manual_seed(5)
     for key, buffer in task.objective.target.named_buffers():

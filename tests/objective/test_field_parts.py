@@ -300,6 +300,10 @@ MISTAKES = [
         ("objective=bootleg", "jepa.target.tap.blocks=[-4]"),
         r"tap.blocks=\[-4\]: block -4 does not exist",
     ),
+    (
+        ("objective=bootleg",),
+        r"tap.blocks=\[0, 2, -1\]: reads a block twice, as the backbone has 3",
+    ),
     (("objective=bootleg", "jepa.target.tap.blocks=[0,1]"), "width 192, their targets .*width 128"),
 ]
 

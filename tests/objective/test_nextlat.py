@@ -112,12 +112,14 @@ def test_transition_learns_a_rotation_by_the_token_and_a_map_without_it_cannot()
     assert ends["MLP"] > 0.1
 
 
-def test_one_step_equals_the_two_stage_form(build):
-    """Published code: losses on detached copies, whose gradient then enters the trunk once."""
+def test_one_step_equals_the_two_stage_form(build, monkeypatch):
+    """Published code: losses on detached copies, whose gradient then enters the trunk once. In double."""
+    monkeypatch.setattr(torch.Tensor, "float", torch.Tensor.double)
     task = build(
         "objective=nextlat", NOW, "jepa.alignment.steps=2", "jepa.alignment.detach_tokens=true"
     )
     noise(task)
+    task.double()
     model, objective, batch = task.model, task.objective, random_batch()
     _, main = model(batch["inputs"])
     objective(model, batch, main, at())[0].backward()
@@ -141,7 +143,8 @@ def test_one_step_equals_the_two_stage_form(build):
     staged = {n: p.grad for n, p in task.named_parameters() if p.grad is not None}
     assert whole.keys() == staged.keys()
     for name, grad in whole.items():
-        torch.testing.assert_close(grad, staged[name], rtol=1e-4, atol=1e-6)
+        assert grad.dtype == torch.double
+        torch.testing.assert_close(grad, staged[name], rtol=1e-6, atol=1e-12)
 
 
 # ---- borders and prompts

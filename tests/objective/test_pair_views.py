@@ -148,6 +148,7 @@ def test_reach_trains_the_last_blocks_alone(build, words):
 @pytest.mark.parametrize(
     ("words", "message"),
     [
+        (("model/injector=chunk",), "packed=true: the injector's chunks would hold two views"),
         (("model=mamba2",), "packed=true: this backbone has no attention to mask"),
         (
             ("jepa.target={_target_: jepa_lm.objective.targets.SamePass}",),

@@ -125,6 +125,24 @@ def test_mistakes(small, words, message):
         train(small("objective=distil", *words))
 
 
+def test_taps_and_hinges_are_checked_in_the_teachers_depth_and_width(build):
+    """The teacher has three blocks of width 64."""
+    build("objective=distil", "model.backbone.layers=2", "jepa.target.tap=2")
+    with pytest.raises(UserError, match=r"tap=4: block 4 does not exist, .*0\.\.2"):
+        build("objective=distil", "model.backbone.layers=6", "jepa.target.tap=4")
+    words = (
+        "objective=distil",
+        *("model.dim=32", "jepa.target.dim=64", ROPE),
+        "+jepa.target.normalisation={_target_: jepa_lm.objective.normalisations.L2}",
+    )
+    hinge = (
+        "{_target_: jepa_lm.objective.regularizers.StdHinge, tensor: target, weight: 1, gamma: %s}"
+    )
+    build(*words, f"+jepa.regularizers.std={hinge % 0.12}")
+    with pytest.raises(UserError, match=r"std of at most 0\.125$"):  # 64^-0.5; 32^-0.5 is 0.177
+        build(*words, f"+jepa.regularizers.std={hinge % 0.15}")
+
+
 def test_another_tokenizer_is_refused_before_training(small, tmp_path):
     text = tmp_path / "other.txt"
     text.write_text(next(Austen().blocks("val")).text[:60_000])

@@ -15,14 +15,16 @@ ROLES = {"treatment": {"none": "control", "placebo": "placebo"}}
 ONE = {"treatment": {"control": "control"}}
 
 
-def as_known(folder: Path, name: str, *, law: float = -0.2, placebo: float = 0.0) -> None:
+def as_known(
+    folder: Path, name: str, *, law: float = -0.2, placebo: float = 0.0, pairs: int = 3
+) -> None:
     """Write a study as it comes out: the treatments help, the placebos do nothing, fewer steps hurt."""
     apart = {"teacher": -0.12, "law": law, "noise": -0.1, "same": 0.0, "fewer_steps": 0.03}[name]
     scores = paired(2.0, apart, seeds=3, noise=0.002)
     roles = ONE
     if name in ("teacher", "law"):
         roles = ROLES
-        scores["placebo"] = paired(2.0, placebo, seeds=3, noise=0.0035)["treatment"]
+        scores["placebo"] = paired(2.0, placebo, seeds=pairs, noise=0.0035)["treatment"]
     study(folder / name, scores, against=roles)
     for about in json.loads((folder / name / "study.json").read_text())["groups"]:
         assert about["runs"]
@@ -36,7 +38,7 @@ def as_known(folder: Path, name: str, *, law: float = -0.2, placebo: float = 0.0
 def trained(monkeypatch):
     """trained(**outcomes) lets calibrations find studies with these effects; returns what was asked for."""
 
-    def prepare(**outcomes: float) -> list[list[str]]:
+    def prepare(**outcomes: float | int) -> list[list[str]]:
         asked: list[list[str]] = []
 
         def train(words, log):
@@ -86,6 +88,7 @@ def test_known_outcomes_pass(trained, tmp_path, capsys):
         ({"law": 0.0}, "law of the state"),
         ({"law": 0.1}, "law of the state"),
         ({"placebo": -0.2}, "placebo of the teacher"),
+        ({"pairs": 2}, "placebo of the law"),  # a control that has lost a run shows nothing
     ],
 )
 def test_another_outcome_fails(trained, tmp_path, capsys, outcomes, wrong):

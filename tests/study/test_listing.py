@@ -132,6 +132,19 @@ def test_compare(tmp_path, capsys, wide):
     assert said.err == ""
 
 
+def test_rows_of_a_law_are_told_above_its_own_score(tmp_path, capsys, wide):
+    for name, nll in (("a", 1.5), ("b", 1.25)):
+        val = {"bpb": None, "bytes": 0, "nll": nll, "floor": 1.0}
+        write_run(tmp_path / "logs" / name, 1.7, summary={"val": val})
+    assert main(["ls", str(tmp_path / "logs")]) == 0
+    assert "1.2500 nats (0.2500 above the law)" in capsys.readouterr().out
+    assert [e.above_law for e in entries(tmp_path / "logs")] == [0.5, 0.25]
+    assert main(["compare", str(tmp_path / "logs" / "a"), str(tmp_path / "logs" / "b")]) == 0
+    rows = [line.split("│")[1:4] for line in capsys.readouterr().out.splitlines()]
+    told = [[cell.strip() for cell in row] for row in rows]
+    assert ["nats above the law's own score", "0.5000", "0.2500"] in told
+
+
 def test_compare_warns_of_runs_that_are_not_comparable(tmp_path, capsys):
     write_run(tmp_path / "a", 1.7)
     other = {"precision": "bf16-mixed", "steps": 300, "versions": {"torch": "2.11.0"}}

@@ -60,6 +60,12 @@ def test_a_better_brake_gains_at_the_budget_and_not_at_the_minimum(tmp_path):
     assert treatment.word == "equivalent"
     assert abs(treatment.main.effect.mean) < 0.002
     assert "smallest of all validations within the budget" in at_minimum.measure.says
+    for folder, count in (
+        ("a", 0),
+        ("b", 2),
+    ):  # with the scores of arms, and with their differences
+        told = written(tmp_path / folder).markdown
+        assert told.count("picked on the text that is reported") == count
     for results in (at_budget, at_minimum):
         report._write(results)
         text = (results.folder / "report.md").read_text()

@@ -174,6 +174,30 @@ def test_other_outcomes(tmp_path, scores, word, headline):
     assert f"## {LABEL}: {word}" in made.markdown
 
 
+def test_shares_and_the_distance_from_the_law_are_told_of_every_arm(tmp_path):
+    def val(nll: float, **shares: float) -> dict:
+        return {"summary": {"val": {"bpb": None, "bytes": 0, "nll": nll, "floor": 1.0, **shares}}}
+
+    runs = {"control": val(1.5, answer_accuracy=0.5), "treatment": val(1.25, answer_accuracy=0.75)}
+    runs["treatment"]["summary"]["val"]["probe_root"] = 0.9
+    made = report(study(tmp_path, paired(1.7, -0.02, 3), against=AGAINST, runs=runs))
+    scores = made.tables["Scores by arm"]
+    column = scores[0].index("nats above the law's own score")
+    assert {row[0]: row[column] for row in scores[1:]} == {
+        "treatment": "0.2500",
+        "control": "0.5000",
+    }
+    heads, *rows = made.tables["Shares at the final validation, mean ± standard deviation"]
+    assert heads[1:] == [
+        "accuracy of the tokens of answers",
+        "accuracy of a linear probe of root",
+    ]
+    assert {row[0]: row[1:] for row in rows} == {
+        "treatment": ["0.7500 ± 0.0000", "0.9000 ± 0.0000"],
+        "control": ["0.5000 ± 0.0000", "-"],
+    }
+
+
 SHORT = {"steps": 12}
 NO_LOG = {"every": 200}
 
