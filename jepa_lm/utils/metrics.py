@@ -10,6 +10,7 @@ MetricName = Literal[
     "val/nll",
     "val/answer_accuracy",
     "val/solved",
+    "val/branch_accuracy",
     "val/exact_match",
     "val/same_words",
     "val/same_regex",
@@ -61,6 +62,9 @@ METRICS: dict[MetricName, Quantity] = {
     "val/nll": Quantity("nats", "nats per token"),
     "val/answer_accuracy": Quantity("accuracy", "accuracy of the tokens of answers", larger=True),
     "val/solved": Quantity("solved share", "share of rows solved", larger=True, bimodal=True),
+    "val/branch_accuracy": Quantity(
+        "branch accuracy", "share of rows whose arm is found, however they go on", larger=True
+    ),
     "val/exact_match": Quantity(
         "exact matches", "share of answers equal to the data's", larger=True
     ),

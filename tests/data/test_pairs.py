@@ -239,6 +239,21 @@ def test_a_run_on_pairs(compose, tmp_path):
     assert same(state(tmp_path / "zero", "model."), state(tmp_path / "none", "model."))
 
 
+@pytest.mark.slow
+def test_resuming_on_pairs_from_a_file_is_bit_identical(compose, tmp_path):
+    pairs = [{"q": f"{i} and {i % 7}?", "a": f"{i + i % 7}"} for i in range(40)]
+    words = (
+        *("data=pairs", f"data.path={written(tmp_path / 'p.jsonl', *pairs)}", "data.seq_len=24"),
+        *("data.corpus.source.question=q", "data.corpus.source.answer=a", "data.batch_tokens=192"),
+        *("data.corpus.decode_rows=4", "objective=llm_jepa_pairs", *TINY),
+    )
+    train(compose("train", *words, run_dir=tmp_path / "whole"))
+    step = f"ckpt_path={tmp_path / 'whole' / 'checkpoints' / 'step-3.ckpt'}"
+    train(compose("train", *words, step, run_dir=tmp_path / "half"))
+    assert same(state(tmp_path / "whole"), state(tmp_path / "half"))
+    assert summary(tmp_path / "whole")["val"] == summary(tmp_path / "half")["val"]
+
+
 def test_the_loss_is_the_mean_over_answers(compose):
     from jepa_lm.training.module import LanguageModelTask
 

@@ -14,15 +14,44 @@ import torch.distributed as dist
 from torch.nn.parallel import DistributedDataParallel
 
 from jepa_lm.artifact.teacher import opener
+from jepa_lm.data.rows import RowCorpus
 from jepa_lm.objective import StepContext
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.training.auxiliary import own
 from jepa_lm.training.module import LanguageModelTask
+from jepa_lm.utils.config import build
 from jepa_lm.utils.trusted import Trust
 from tests.objective.conftest import noise, random_batch
 from tests.runs import fake_quantized
 
 ROWS = 4
+START = 7
+"""Token that starts a document."""
+
+
+def uneven() -> dict[str, torch.Tensor]:
+    """Return the joint batch of both ranks; the second has fewer documents, answers and tokens."""
+    batch = random_batch(rows=2 * ROWS)
+    rows, length = batch["inputs"].shape
+    batch["inputs"].masked_fill_(batch["inputs"] == START, START + 1)
+    for row in range(rows - 2):
+        batch["inputs"][row, 3 + 4 * row] = START
+    chance = torch.linspace(0.9, 0.2, rows)[:, None]
+    answers = torch.rand(rows, length, generator=torch.Generator().manual_seed(1)) < chance
+    whole = torch.arange(length) < torch.arange(length, length - 2 * rows, -2)[:, None]
+    answers = answers & whole
+    weights = answers.float() / answers.float().mean()
+    return {**batch, "answers": answers, "whole": whole, "weights": weights}
+
+
+def batches(config: dict, rank: int) -> tuple[dict, dict]:
+    """Return the joint batch and that of a rank."""
+    data = build("data", config["data"])
+    if not isinstance(data.corpus, RowCorpus):
+        batch = uneven()
+        return batch, {k: v[ROWS * rank : ROWS * (rank + 1)] for k, v in batch.items()}
+    data.setup()
+    return data.order_of(0, 1, 1).batch(None, 0), data.order_of(rank, 2, 1).batch(None, 0)
 
 
 class Loss(torch.nn.Module):
@@ -47,8 +76,9 @@ def difference(config: dict, *, outside_ddp: bool = False) -> float:
     clock = ProgressClock(max_steps=10, max_time=None)
     task = LanguageModelTask(config, clock, opener(Trust()))
     noise(task)
-    batch = random_batch(rows=2 * ROWS)
-    mine = {k: v[ROWS * rank : ROWS * (rank + 1)] for k, v in batch.items()}
+    batch, mine = batches(config, rank)
+    if task.objective is not None:
+        task.objective.document_start = START
     parameters = {n: p for n, p in task.named_parameters() if p.requires_grad}
 
     stored = fake_quantized(task).swapped if task.policy.training.ever else nullcontext
@@ -79,8 +109,9 @@ def main() -> None:
         configs = json.load(file)
     found = {name: difference(config) for name, config in configs.items()}
     found["outside_ddp"] = difference(configs["lewm"], outside_ddp=True)
-    local = {**configs["lewm"], "jepa": {**configs["lewm"]["jepa"], "global_statistics": False}}
-    found["local_statistics"] = difference(local)
+    for name in ("lewm", "info_nce"):
+        local = {**configs[name], "jepa": {**configs[name]["jepa"], "global_statistics": False}}
+        found[f"{name}_local"] = difference(local)
     if dist.get_rank() == 0:
         with open(sys.argv[2], "w") as file:
             json.dump(found, file)

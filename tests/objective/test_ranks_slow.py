@@ -7,15 +7,27 @@ import json
 import pytest
 
 from jepa_lm.utils.config import resolve
+from tests.data.test_pairs import REGEX
+from tests.data.test_rows import HMM, TINY, WALKS
 from tests.objective.conftest import DEEP_ENOUGH, OBJECTIVES, RECIPES, TOKENS
+from tests.objective.train_worker import recorded, train_all
 from tests.ranks import run_ranks
+from tests.runs import summary
 
 pytestmark = pytest.mark.slow
 
 WITHOUT_DROPOUT = {"recipes/pr1556": ("jepa.predictor.dropout=0.0",)}
 CANCELLED = {"lewm_paper": ("optimizer.freeze=['objective.predictor.parts.step.linears.2.bias']",)}
 """A bias that the batch norm behind it removes: its gradient is rounding alone, on any number of ranks."""
-NAMES = (*OBJECTIVES, *RECIPES, *TOKENS)
+OTHERS = {
+    "info_nce": ("objective=vicreg", "jepa/distance=info_nce"),
+    "oracle_law": (*HMM, *TINY, "objective=oracle_law"),
+    "llm_jepa_pairs": (*REGEX, *TINY, "objective=llm_jepa_pairs", "jepa.schedule=null"),
+    "nextlat_on_walks": (*WALKS, *TINY, "objective=nextlat"),
+    "lse_mtp_on_pairs": (*REGEX, *TINY, "objective=lse_mtp"),
+}
+"""Objectives with another part, and those on rows, whose batches the data make."""
+NAMES = (*OBJECTIVES, *RECIPES, *TOKENS, *OTHERS)
 
 
 @pytest.fixture(scope="module")
@@ -37,8 +49,9 @@ def differences(tmp_path_factory, small_text, teacher):
                 *WITHOUT_DROPOUT.get(name, ()),
                 *CANCELLED.get(name, ()),
             )
-            overrides = [*SMALL, f"paths.run_dir={folder}", f"data.path={small_text}", *more]
-            chosen = [f"objective={name}"]
+            chosen = list(OTHERS.get(name, (f"objective={name}",)))
+            sizes = () if "sample=false" in chosen else (*SMALL, f"data.path={small_text}")
+            overrides = [*sizes, f"paths.run_dir={folder}", *more]
             if name not in TOKENS:
                 chosen.append("jepa.global_statistics=true")
             if needs_teacher(chosen):
@@ -69,5 +82,31 @@ def test_a_loss_outside_ddp_would_not(differences):
     assert differences["outside_ddp"] > 1e-2
 
 
-def test_local_statistics_are_another_loss(differences):
-    assert differences["local_statistics"] > 1e-4
+@pytest.mark.parametrize("name", ["lewm", "info_nce"])
+def test_local_statistics_are_another_loss(differences, name):
+    assert differences[f"{name}_local"] > 1e-4
+
+
+def test_two_ranks_score_rows_and_tasks_as_one_does(tmp_path):
+    """Rows that are padded and whose law is known, some of them decoded, in three batches for two ranks."""
+    import hydra
+    from hydra.core.global_hydra import GlobalHydra
+
+    from jepa_lm.utils.paths import CONF
+
+    words = (*WALKS, *TINY, "objective=nextlat", "data.val_batch_tokens=42")
+    found = []
+    for ranks in (1, 2):
+        folder = tmp_path / str(ranks)
+        folder.mkdir()
+        record = recorded(folder, "walks", ranks=ranks)
+        GlobalHydra.instance().clear()
+        with hydra.initialize_config_dir(str(CONF), version_base="1.3"):
+            config = resolve(hydra.compose("train", overrides=[*words, *record]))
+        train_all(folder, {"walks": config}, ranks=ranks)
+        found.append(summary(folder / "walks")["val"])
+    one, two = found
+    assert one["nll"] == pytest.approx(two["nll"], rel=1e-5)
+    assert one["answer_accuracy"] > 0
+    for name in ("tokens", "floor", "answer_accuracy", "solved"):
+        assert one[name] == two[name], name

@@ -36,6 +36,7 @@ class PathStar(Generator):
     """
 
     floor = 0.0
+    rule_names = ("solved", "branch_accuracy")
     prompt_length: int
     answer_length: int
 
@@ -91,6 +92,13 @@ class PathStar(Generator):
         answer = np.zeros((rows, self.length), bool)
         answer[:, self.prompt_length - 1 : -1] = True
         return Examples(tokens, None, None, answer)
+
+    def judge(
+        self, rows: np.ndarray, starts: np.ndarray, answers: np.ndarray
+    ) -> dict[str, np.ndarray]:
+        """See `Questions.judge`; `branch_accuracy` is of the one node of an answer that has to be planned."""
+        found = answers[:, self.branch - self.prompt_length] == rows[:, self.branch]
+        return {**super().judge(rows, starts, answers), "branch_accuracy": found}
 
     def solved(self, prompts: np.ndarray, answers: np.ndarray) -> np.ndarray:
         """Return which answers [R, l] are the path that a prompt [R, 3E + 3] asks for, [R] bool."""

@@ -101,6 +101,18 @@ def test_solved_is_the_path_and_nothing_else(reverse):
         assert star.solved(prompts, wrong).tolist() == [False, True] * 100
 
 
+@pytest.mark.parametrize("reverse", [True, False])
+def test_the_branch_is_judged_alone(reverse):
+    star = PathStar(degree=3, path_length=4, nodes=12, reverse=reverse)
+    tokens = star.sample(6, (0,)).tokens.astype(int)
+    answers, place = tokens[:, star.prompt_length :][:, :4].copy(), 2 if reverse else 1
+    answers[::2, place] = (answers[::2, place] + 1) % 12  # the wrong arm
+    answers[1, 3 - place] = (answers[1, 3 - place] + 1) % 12  # the right one, and lost after it
+    found = star.judge(tokens, np.full(6, star.prompt_length), answers)
+    assert found["branch_accuracy"].tolist() == [False, True] * 3
+    assert found["solved"].tolist() == [False, False, False, True, False, True]
+
+
 def test_a_seed_gives_the_same_bytes_and_a_longer_sample_begins_with_a_shorter_one():
     star = PathStar()
     one, again, other = (star.sample(20, seed).tokens for seed in ([4], [4], [5]))
