@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from jepa_lm.objective.regularizers import Regularizer
 from jepa_lm.study.dashboard import LINES
 from jepa_lm.study.diagnostics import DIAGNOSTICS
 from jepa_lm.utils.nested import at
-from jepa_lm.utils.paths import CONF, objectives
+from jepa_lm.utils.paths import CONF, objectives, options
 from tests.conftest import REPO
 from tests.objective.statistics_worker import CASES
 
@@ -57,6 +58,19 @@ def missing(folder: Path) -> list[str]:
 
 def test_every_objective_is_in_every_list():
     assert missing(CONF / "objective") == []
+
+
+def test_what_predicts_something_else_has_a_figure():
+    """Variants in other sizes or with one part less need none of their own."""
+    shown = re.findall(
+        r"^!\[(\w+)\]\(objectives/\1\.svg\)$",
+        (REPO / "docs" / "objectives.md").read_text(encoding="utf-8"),
+        re.MULTILINE,
+    )
+    alike = {"vicreg_published", "lewm_byte", "chunk_loss_only"}
+    assert set(shown) == set(options("objective")) - alike - {"none"}
+    drawn = {path.stem for path in (REPO / "docs" / "objectives").glob("*.svg")}
+    assert sorted(drawn) == sorted(shown)
 
 
 def test_a_planted_objective_is_missed_everywhere(tmp_path):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from jepa_lm.model import LanguageModel
-from jepa_lm.objective.passes import MainPass, encode_view
+from jepa_lm.objective.passes import MainPass, own_pass
 from jepa_lm.objective.pooling import Pooling
 from jepa_lm.objective.taps import Tap, check_tap, read_tap, tapped_layers
 from jepa_lm.objective.views import View
@@ -53,9 +53,9 @@ class Context(nn.Module):
         if self.view is None:
             encoded = main.encoded
         else:
-            seen = self.view.of(main.batch, main.step_context.at("context"), "context")
+            taps = tapped_layers(model, self.tap)
             with torch.set_grad_enabled(torch.is_grad_enabled() and not self.stop_gradient):
-                encoded = encode_view(model, seen, tapped_layers(model, self.tap), main.reach)
+                seen, encoded = own_pass(model, main, self.view, taps, "context")
             masked = seen.positions
         hidden = read_tap(model, encoded, self.tap)
         if self.view is not None:

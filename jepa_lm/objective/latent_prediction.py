@@ -267,12 +267,10 @@ class LatentPrediction(nn.Module):
             )
             for p in self.alignment(self.predictor, context, target, given)
         ]
-        normed, norm = [], self.normalisation
-        for pair in pairs:
-            held = pair.target.detach() if self.target.stop_gradient else pair.target
-            normed.append(
-                (pair.prediction, held) if norm is None else (norm(pair.prediction), norm(held))
-            )
+        norm, stop = self.normalisation or nn.Identity(), self.target.stop_gradient
+        normed = [
+            (norm(p.prediction), norm(p.target.detach() if stop else p.target)) for p in pairs
+        ]
         return Latents(pairs, normed, context.float(), model, self.target.source(model))
 
     def components(

@@ -14,7 +14,7 @@ from jepa_lm.model import Embedded, Encoded, LanguageModel
 from jepa_lm.model.transformer import TransformerBlock
 from jepa_lm.model.unet import Carry
 from jepa_lm.objective.step_context import StepContext
-from jepa_lm.objective.views import Packing, Seen
+from jepa_lm.objective.views import Packing, Seen, View
 from jepa_lm.utils.errors import UserError
 
 
@@ -92,6 +92,17 @@ def encode_view(
         embedded = model.embed(seen.inputs, seen.mask)
         carry = model.begin(embedded, until=model.layers - reach, taps=taps)
     return model.resume(embedded, carry, taps)
+
+
+def own_pass(
+    model: LanguageModel, main: MainPass, view: View, taps: Collection[int], place: str
+) -> tuple[Seen, Encoded]:
+    """Encode a view of the batch beside the main pass; the loss that shares the view finds it."""
+    seen = view.of(main.batch, main.step_context.at(place), place)
+    encoded = encode_view(model, seen, taps, main.reach)
+    if view.shared:
+        main.step_context.passes[place] = main.encoded, encoded
+    return seen, encoded
 
 
 def _encode_packed(

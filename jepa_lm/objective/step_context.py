@@ -17,6 +17,7 @@ from typing import TypeAlias
 import torch
 from torch import Tensor
 
+from jepa_lm.model import Encoded
 from jepa_lm.schedules.clock import ProgressClock
 
 Draws: TypeAlias = tuple[Tensor, ...]
@@ -35,6 +36,7 @@ class StepContext:
         places: draws made before the loss, by the name of the part. drawn: those of the part being called.
         without: keys of auxiliary losses that are left out in this phase.
         related: which rows [B, B] are of one document, for the draws of a placebo; None if unknown.
+        passes: passes that another loss reads, too, by place: the main pass beside each, and itself.
     """
 
     clock: ProgressClock
@@ -47,6 +49,7 @@ class StepContext:
     drawn: Draws = ()
     without: frozenset[str] = frozenset()
     related: Tensor | None = None
+    passes: dict[str, tuple[Encoded, Encoded]] = field(default_factory=dict)
 
     def at(self, place: str) -> StepContext:
         """Return the context of a part: its own draws, if they have been made."""

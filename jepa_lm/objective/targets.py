@@ -18,7 +18,7 @@ from jepa_lm.data.stream import Batch
 from jepa_lm.model import LanguageModel
 from jepa_lm.model.ema import as_buffers, keep_float32, matched, move_towards
 from jepa_lm.objective.normalisations import Normalisation
-from jepa_lm.objective.passes import MainPass, encode_view
+from jepa_lm.objective.passes import MainPass, own_pass
 from jepa_lm.objective.pooling import Pooling
 from jepa_lm.objective.taps import Tap, check_tap, read_tap, tap_width, tapped_layers
 from jepa_lm.objective.teacher import OpenTeacher
@@ -165,9 +165,9 @@ class OtherView(Target):
         self.view.check(seq_len, "jepa.target.view")
 
     def hidden(self, model: LanguageModel, main: MainPass) -> Tensor:
-        seen = self.view.of(main.batch, main.step_context.at("target"), "target")
+        taps = tapped_layers(model, self.tap)
         with torch.set_grad_enabled(torch.is_grad_enabled() and not self.stop_gradient):
-            encoded = encode_view(model, seen, tapped_layers(model, self.tap), main.reach)
+            _, encoded = own_pass(model, main, self.view, taps, "target")
         return read_tap(model, encoded, self.tap)
 
 

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING, Literal
 
 import torch
 from torch import Tensor, nn
@@ -33,9 +34,14 @@ from jepa_lm.schedules.factors import Schedule
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.kinds import Count, NotNegative, Whole, checked
 
+if TYPE_CHECKING:
+    from jepa_lm.objective.latent_prediction import LatentPrediction
+
 NODE = "tokens"
 """Key of its settings."""
 LOSS = "loss"
+CONTEXT = "context"
+"""Place of the draws and of the pass of `jepa.context.view`."""
 VIEW, PLACEBO, SHARES = f"{NODE}.view", f"{NODE}.placebo", f"{NODE}.shares"
 """Places of its draws in a step context. The weights of the offsets are among them, because a compiled loss
 would be compiled anew for each number."""
@@ -51,7 +57,8 @@ class TokenPrediction(nn.Module):
         offsets: places after the next token; 0 is the next token itself.
         weights: one per offset, used as they are; None gives each 1 / K.
         schedules: scheduled factors on these weights, one or null per offset; None schedules none.
-        view: what the pass sees of the text that the loss is computed on; None reuses the main pass.
+        view: what the pass sees of the text that the loss is computed on; None reuses the main pass, and
+            `context` that of `jepa.context.view`, so that both losses read one noised text in one pass.
         placebo: control in which the tokens to predict are those of another row of the batch.
         reach: the loss trains only the last n blocks of the trunk, and the head; None trains all of it.
         diagnostics_every: optimizer steps between measurements of its gradient.
@@ -70,7 +77,7 @@ class TokenPrediction(nn.Module):
         offsets: Sequence[Whole] = (0,),
         weights: Sequence[NotNegative] | None = None,
         schedules: Sequence[Schedule | None] | None = None,
-        view: View | None = None,
+        view: View | Literal["context"] | None = None,
         schedule: Schedule | None = None,
         placebo: bool = False,
         reach: Whole | None = None,
@@ -78,7 +85,10 @@ class TokenPrediction(nn.Module):
     ) -> None:
         super().__init__()
         self.weight, self.schedule, self.placebo, self.reach = weight, schedule, placebo, reach
-        self.token, self.head, self.view = token, head, view
+        self.token, self.head = token, head
+        self.view, self.with_context = (None, True) if view == "context" else (view, False)
+        self._shared: tuple[View, ...] = ()
+        """The view of `jepa.context`, whose module the latent objective keeps."""
         self.offsets, self.diagnostics_every = list(offsets), diagnostics_every
         count = len(self.offsets)
         if not count or len(set(self.offsets)) != count:
@@ -105,8 +115,13 @@ class TokenPrediction(nn.Module):
 
     # ---- at the start of a run
 
-    def prepare(self, model: LanguageModel, seq_len: int) -> None:
+    def prepare(
+        self, model: LanguageModel, seq_len: int, beside: LatentPrediction | None = None
+    ) -> None:
         """Check the parts against model and data, and freeze what `reach` leaves without a gradient.
+
+        Args:
+            beside: the latent objective, whose context's pass may be read.
 
         Raises:
             UserError: naming the setting that does not fit.
@@ -114,12 +129,34 @@ class TokenPrediction(nn.Module):
         if self.reach is not None and self.reach > model.layers:
             raise UserError(f"tokens.reach={self.reach}: 0 to the {model.layers} blocks, or null")
         self.head.check(model, self.offsets)
+        if self.with_context:
+            self._share(beside)
         self.check(seq_len)
         vector = getattr(self.view, "vector", None)
         if vector is not None and len(vector) != model.dim:
             raise UserError(f"tokens.view.dim={len(vector)}: must equal model.dim={model.dim}")
         if vector is not None and self.reach is not None:
             vector.requires_grad_(False)  # lies below every block
+
+    def _share(self, beside: LatentPrediction | None) -> None:
+        """Read the pass of the latent objective's context view."""
+        view = None if beside is None else beside.context.view
+        if beside is None or not isinstance(view, RandomView):
+            raise UserError(
+                f"{VIEW}=context: jepa.context.view masks and replaces nothing in its own pass; set it to "
+                "RandomReplacement"
+            )
+        if any(True for _ in view.parameters()):
+            raise UserError(
+                f"{VIEW}=context: {type(view).__name__} learns its mask vector, which one loss alone can "
+                f"train; give the tokens a pass of their own, {VIEW}=${{jepa.context.view}}"
+            )
+        if beside.context.stop_gradient or beside.reach is not None or self.reach is not None:
+            raise UserError(
+                f"{VIEW}=context: the pass that both losses read trains the whole trunk; set "
+                "jepa.context.stop_gradient=false, jepa.reach=null and tokens.reach=null"
+            )
+        view.shared, self._shared = True, (view,)
 
     def check(self, seq_len: int) -> None:
         """Raise UserError if sequences of this length are too short."""
@@ -131,6 +168,11 @@ class TokenPrediction(nn.Module):
                     f"tokens.view: {type(self.view).__name__} drops positions, whose tokens could not be "
                     "predicted; choose RandomMask, SpanMask or RandomReplacement"
                 )
+
+    @property
+    def _read(self) -> tuple[View | None, str]:
+        """View of the pass that predicts, None for the main pass, and the place of its draws."""
+        return (self._shared[0], CONTEXT) if self._shared else (self.view, VIEW)
 
     # ---- weights over the clock
 
@@ -163,7 +205,8 @@ class TokenPrediction(nn.Module):
 
     def main_needs(self, model: LanguageModel) -> tuple[tuple[int, ...], int | None]:
         """Return what the main pass has to keep: no taps, and the block to cut at for `reach`."""
-        return (), kept_block(model, self.reach) if self.view is None else None
+        own = self.view is not None or self.with_context
+        return (), None if own else kept_block(model, self.reach)
 
     def keep_tables(self, backbone: UNet, seq_len: int, device: torch.device) -> None:
         """Make the tables that the head reads; its pass has the length of the main one."""
@@ -176,8 +219,9 @@ class TokenPrediction(nn.Module):
     def draw(self, inputs: Tensor, step_context: StepContext) -> StepContext:
         """Return the context with all that the parts will draw for inputs [B, T], beside its own draws."""
         places: dict[str, Draws] = {SHARES: self._weigh(step_context, inputs.device)}
-        if isinstance(self.view, RandomView):
-            places[VIEW] = self.view.draw(inputs.shape, step_context, VIEW, inputs.device)
+        view, place = self._read
+        if isinstance(view, RandomView) and place not in step_context.places:
+            places[place] = view.draw(inputs.shape, step_context, place, inputs.device)
         if self.placebo:
             places[PLACEBO] = other_rows(len(inputs), step_context, inputs.device, NODE)
         return replace(step_context, places={**step_context.places, **places})
@@ -224,10 +268,14 @@ class TokenPrediction(nn.Module):
         self, model: LanguageModel, inputs: Tensor, main: Encoded, step_context: StepContext
     ) -> Encoded:
         """Return the pass that predicts."""
-        if self.view is None:
+        view, place = self._read
+        if view is None:
             return limit_reach(model, main, (), self.reach)
-        seen = self.view(inputs, step_context.at(VIEW), VIEW)
-        return encode_view(model, seen, (), self.reach)
+        if self._shared and CONTEXT in step_context.passes:
+            beside, made = step_context.passes[CONTEXT]
+            if beside is main:
+                return made
+        return encode_view(model, view(inputs, step_context.at(place), place), (), self.reach)
 
     def _targets(self, batch: Batch, step_context: StepContext) -> tuple[Tensor, Tensor | None]:
         """Return the targets [B, T], and their weights as in the cross entropy."""

@@ -61,6 +61,8 @@ class View(nn.Module):
 
     masks = False
     """True if the view masks positions, the same in every row."""
+    shared = False
+    """True if two losses read its pass, see `jepa_lm.objective.passes.own_pass`."""
 
     def check(self, seq_len: int, key: str) -> None:
         """Raise UserError if sequences of this length do not fit; `key` is the config key of the view."""

@@ -26,7 +26,7 @@ LINES: dict[str, dict[str, list[Any]]] = {
         "Validation, nats per token": ["val/nll"],
         "Validation, nats above the law's own score": ["val/above_floor"],
         "Accuracy of the tokens of answers": ["val/answer_accuracy"],
-        "Share of rows solved": ["val/solved"],
+        "Share of rows solved, or whose arm is found": ["val/solved", "val/branch_accuracy"],
         "Share of answers that match the data's": [
             "val/exact_match",
             "val/same_words",

@@ -84,7 +84,7 @@ class LanguageModelTask(ValidatedModule):
         self.tokens: TokenPrediction | None = None
         if "_target_" in parts.get("tokens", {}):
             self.tokens = build("tokens", parts["tokens"])
-            self.tokens.prepare(self.model, config["data"]["seq_len"])
+            self.tokens.prepare(self.model, config["data"]["seq_len"], self.objective)
         main_needs(self.model, self.auxiliaries)
         self.noise = input_noise(config)
         self.recipe: OptimizerRecipe = build("optimizer", parts["optimizer"])

@@ -127,9 +127,9 @@ def test_solved_rows_and_hits_are_counted_once_on_any_number_of_processes(tmp_pa
     told = val.examples.tokens.copy()
     told[::3, STAR.branch] = told[::3, STAR.branch + 1]  # of every third row, the branch is wrong
     model, tasks = Knows(told, STAR.vocab_size), Tasks(val, None)
-    assert tasks.names == ("solved",)
+    assert tasks.names == ("solved", "branch_accuracy")
     one = tasks.counts(model)
-    assert one.tolist() == [20, 30]
+    assert one.tolist() == [20, 30, 20, 30]
     assert torch.equal(tasks.counts(model, 0, 2) + tasks.counts(model, 1, 2), one)
     assert tasks.counts(model, 1, 2)[1] == 14  # two batches of seven
     meter = BPBMeter(hits=tasks.answers)
@@ -157,7 +157,7 @@ def test_any_walk_that_reaches_its_target_solves_a_row(tmp_path):
 
 def test_what_rows_ask_is_known_before_they_are_drawn(tmp_path):
     for generator, shares in (
-        (STAR, ("answer_accuracy", "solved")),
+        (STAR, ("answer_accuracy", "solved", "branch_accuracy")),
         (RandomHierarchy(levels=3), ("probe_root", "probe_level_1", "probe_level_2")),
     ):
         corpus = GeneratedRows(generator=generator, train_rows=9, val_rows=5, seed=0)

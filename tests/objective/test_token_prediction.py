@@ -18,6 +18,8 @@ from jepa_lm.objective.token_heads import (
 )
 from jepa_lm.objective.token_losses import LaterToken, TokenBag, TokenOrder
 from jepa_lm.objective.views import RandomMask, Suffix
+from jepa_lm.training.auxiliary import drawn
+from jepa_lm.training.flops import flops_per_token
 from jepa_lm.utils.errors import UserError
 from tests.objective.conftest import TOKENS, at, noise, random_batch
 
@@ -259,6 +261,62 @@ def test_mistakes_on_the_command_line_name_their_key(build):
         build("objective=fsp", "tokens.token.window=0")
     with pytest.raises(UserError, match=r"^tokens\.offsets: tokens=none has no such setting"):
         build("+tokens.offsets=[1]")
+
+
+NOISED = (
+    "objective=nextlat",
+    "jepa/distance=smooth_l1",
+    "+jepa.context.view={_target_: jepa_lm.objective.views.RandomReplacement, rate: 0.3, "
+    "vocab_size: 400, seed: 3}",
+    "tokens=mir",
+)
+SHARED = (*NOISED, "tokens.view=context")
+
+
+def test_one_noised_pass_serves_a_latent_and_a_token_loss(build):
+    """Both arms of the same text: one more pass than the control, with the same replaced tokens."""
+    batch, passes, losses, flops = random_batch(), [], [], []
+    for words in (
+        SHARED,
+        (*NOISED, "tokens.view=${jepa.context.view}"),
+        (*SHARED, "jepa.weight=0"),
+    ):
+        task = build(*words)
+        noise(task)
+        count = []
+        task.model.backbone.register_forward_hook(lambda *_, count=count: count.append(1))
+        active = frozenset(k for k, o in task.auxiliaries.items() if o.active(task.clock))
+        _, _, found = task._losses(batch, drawn(task.auxiliaries, active, batch, at()))
+        passes.append(len(count) // 2)  # the two halves of the backbone
+        losses.append(found["tokens/loss"])
+        flops.append(sum(flops_per_token(task).values()))
+        if words == SHARED:
+            seen = task.objective.context.view(batch["inputs"], at(), "context").inputs
+            assert not torch.equal(seen, batch["inputs"])
+            logits = task.model(seen)[0].flatten(0, 1)
+            want = F.cross_entropy(logits, batch["targets"].flatten())
+    assert passes == [2, 3, 2]
+    torch.testing.assert_close(losses[0], want)
+    torch.testing.assert_close(losses[2], want)  # without the latent loss, of the same text
+    assert abs(losses[1] / want - 1) > 1e-3  # a view of its own has its own draws
+    assert flops[0] < flops[1]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("tokens=mir", "tokens.view=context"), "jepa.context.view masks and replaces nothing"),
+        (
+            ("objective=vicreg", "tokens=mir", "tokens.view=context"),
+            "SpanMask learns its mask vector, .*tokens.view=.*jepa.context.view",
+        ),
+        ((*SHARED, "jepa.reach=1"), "set .* jepa.reach=null and tokens.reach=null"),
+        ((*SHARED[:-1], "tokens.view=contxt"), r"tokens\.view=contxt: "),
+    ],
+)
+def test_a_pass_that_cannot_be_shared_is_refused(build, words, said):
+    with pytest.raises(UserError, match=said):
+        build(*words)
 
 
 def test_a_weight_without_a_loss_is_refused(small):
