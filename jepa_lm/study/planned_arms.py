@@ -18,6 +18,8 @@ from jepa_lm.utils.values import check_seed
 RunFlops = Callable[[Mapping[str, Any]], float]
 """Returns the FLOPs of a run per token, by its resolved config."""
 TREATMENT = "treatment"
+TUNED = "with its best draw"
+"""What is said of a treatment that is tuned."""
 
 
 @dataclass(frozen=True)
@@ -39,7 +41,7 @@ class ArmPlanner:
     def treatment(self, cell: Mapping[str, str], composed: Composed) -> Group:
         """Plan the treatment of a combination."""
         name = arm_name(cell, TREATMENT)
-        says = "with its best draw" if name in self.tuned else "as configured"
+        says = TUNED if name in self.tuned else "as configured"
         composed = self._with_tuned(name, composed)
         return self.planner.add(name, composed, self.seeds, says=says, settings=cell)
 

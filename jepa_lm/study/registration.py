@@ -73,7 +73,8 @@ def configs_of(plan: Manifest) -> Mapping[str, str]:
     if plan.untuned is not None:
         return plan.untuned.configs
     hashes = {job.folder: job.config_hash for job in plan.jobs}
-    return {group.name: hashes[next(iter(group.runs.values()))] for group in plan.groups}
+    first = {group.name: next(iter(group.runs.values()), None) for group in plan.groups}
+    return {name: hashes[run] for name, run in first.items() if run is not None}
 
 
 def _tuning(plan: Manifest) -> dict[str, str]:

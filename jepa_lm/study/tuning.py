@@ -21,6 +21,7 @@ from typing import Any
 from jepa_lm.study.arms import ABSENT
 from jepa_lm.study.manifest import Group, Manifest, Tuned, Untuned
 from jepa_lm.study.measure import Measure, measure_for
+from jepa_lm.study.planned_arms import TUNED
 from jepa_lm.study.planner import Planner
 from jepa_lm.study.registration import configs_of
 from jepa_lm.study.request import SEED, Compose, Request
@@ -185,7 +186,10 @@ class Draws:
 
 def to_be_tuned(plan: Manifest, tuning: Tuning) -> Manifest:
     """Return the plan with what is registered of a study before its draws."""
-    return replace(plan, untuned=Untuned(tuning.says, configs_of(plan)))
+    treatments = {comparison.of for comparison in plan.comparisons}
+    groups = (replace(g, says=TUNED) if g.name in treatments else g for g in plan.groups)
+    untuned = Untuned(tuning.says, configs_of(plan))
+    return replace(plan, groups=tuple(groups), untuned=untuned)
 
 
 def _tuned_groups(plan: Manifest) -> Iterator[Group]:
