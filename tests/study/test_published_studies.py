@@ -34,7 +34,7 @@ def rows():
 
 
 def test_they_are_here():
-    assert [path.stem for path in PACKED] == ["second_study"]
+    assert [path.stem for path in PACKED] == ["known_yes", "second_study"]
 
 
 @pytest.mark.parametrize("path", PACKED, ids=lambda path: path.stem)
