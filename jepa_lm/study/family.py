@@ -46,13 +46,11 @@ def holm(p: Mapping[Hashable, float | None]) -> dict[Hashable, float]:
 
 def adjust(claims: Mapping[str, Claim]) -> dict[str, Adjusted]:
     """Correct the claims of the treatments of a study, by name."""
-    different = {
-        claim.runs if claim.runs is not None else name: claim for name, claim in claims.items()
-    }
+    different = {claim.runs: claim for claim in claims.values()}
     difference = holm({key: claim.difference for key, claim in different.items()})
     same = holm({key: claim.same for key, claim in different.items()})
+    tested = max(1, len(difference))
     return {
-        name: Adjusted(difference.get(key), same.get(key), max(1, len(difference)))
+        name: Adjusted(difference.get(claim.runs), same.get(claim.runs), tested)
         for name, claim in claims.items()
-        for key in [claim.runs if claim.runs is not None else name]
     }

@@ -90,7 +90,7 @@ class Measure:
         if self.estimand == "budget":
             return ""
         return (
-            "The best is picked on the text that is reported, so every score is a little too good. "
+            "The best is picked on the text that is reported, so every score is a little too good."
         )
 
     def of(self, run: Run) -> float | None:

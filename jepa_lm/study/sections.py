@@ -100,8 +100,8 @@ def sections(results: Results, look: Mapping[str, Style]) -> list[Section]:
 def _arms(results: Results) -> Section:
     return Section(
         "Arms",
-        f"{_says(results)}; {results.measure.better} is better. {results.measure.warns}"
-        "Mean, standard deviation and 95 % t interval are over seeds.",
+        f"{_says(results)}; {results.measure.better} is better. Mean, standard deviation and 95 % t interval "
+        f"are over seeds. {results.measure.warns}".strip(),
         tables=(
             ("Scores by arm", tables.arms(results)),
             ("Shares at the final validation, mean ± standard deviation", tables.shares(results)),
@@ -132,8 +132,7 @@ def _effects(results: Results) -> Section:
     return Section(
         "Differences",
         f"Treatment minus control in {measure.unit}, at equal seeds; {measure.side} zero, the treatment is "
-        f"better. {measure.warns}{judged}"
-        f"The verdict is about the {measure.says}.",
+        f"better. {judged}The verdict is about the {measure.says}. {measure.warns}".strip(),
         tables=(
             ("Differences with their uncertainty", tables.effects(results.treatments)),
             ("At the budget, and at the best within it", tables.estimands(results)),
