@@ -51,6 +51,11 @@ OF_HYDRA = [
     ),
     ("jepa.distance=l1", "objective=none has no such", "choose jepa/distance=cosine|"),
     ("jepa.target.decay=0.9", "jepa.target.decay: objective=none", "choose objective=patch or an"),
+    (
+        "-m objective=lewm,patch jepa.target.decay=0.9",
+        "jepa.target.decay: where objective=lewm,patch is swept",
+        "into an objective/NAME.yaml of your own (--config-dir FOLDER)",
+    ),
     ("tokens.view=x", "tokens.view: tokens=none has no such", "choose tokens=mtp or another"),
     (
         "objective=mtp jepa.schedule=x",

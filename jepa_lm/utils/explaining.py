@@ -207,6 +207,11 @@ def _unknown_key(key: str, command: str) -> str:
             hint = f"; add an option ({', '.join(names)}) with +, such as +{key}={names[0]}"
         return f"{key}: with these choices {command}.yaml has no such group{hint}"
     if "." in key and root in LOSSES and f"{root}._target_" not in known:
+        if "," in (swept := _given("objective") or ""):
+            return (
+                f"{key}: where objective={swept} is swept, only settings of every objective can be given; "
+                "put this one into an objective/NAME.yaml of your own (--config-dir FOLDER)"
+            )
         instead = root == "jepa" and "tokens._target_" in known
         return str(without_loss(key, _given(key), predicts_tokens=instead))
     path, _, name = key.rpartition(".")
