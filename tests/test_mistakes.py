@@ -49,6 +49,12 @@ OF_HYDRA = [
         "jepa.schedule: objective=none has no such setting; choose objective=patch",
         "one of After, Constant, EveryNth, Linear,",
     ),
+    ("data.seq_len=null", "data.seq_len=null: eval.stride refers to it", "needs another value"),
+    (
+        "objective=patch jepa.context=null",
+        "jepa.context=null: jepa.target.pooling.size refers to it",
+        "${jepa.context.pooling.size}",
+    ),
     ("jepa.distance=l1", "objective=none has no such", "choose jepa/distance=cosine|"),
     ("jepa.target.decay=0.9", "jepa.target.decay: objective=none", "choose objective=patch or an"),
     (

@@ -11,7 +11,7 @@ from jepa_lm.optim.muon_adamw import MuonAdamW
 from jepa_lm.optim.routing import freeze, route
 from jepa_lm.optim.scheduler import ClockScheduler
 from jepa_lm.schedules.clock import ProgressClock
-from jepa_lm.schedules.factors import Schedule
+from jepa_lm.schedules.factors import Constant, Schedule
 from jepa_lm.utils.kinds import Whole, checked
 
 
@@ -20,7 +20,7 @@ class OptimizerRecipe:
 
     Args:
         groups: routing rules by name, see `route`. freeze: see `freeze`.
-        schedule: `lr`, a factor on the lr of every group, and `muon_momentum`, or None to keep the groups'.
+        schedule: `lr`, a factor on the lr of every group, and `muon_momentum`; None keeps the groups' own.
         ghost_steps: extra steps before the first one, of which only the optimizer's moments are kept (#903).
 
     Raises:
@@ -38,8 +38,8 @@ class OptimizerRecipe:
     ) -> None:
         self.ghost_steps = ghost_steps
         self.groups, self.freeze = groups, freeze
-        self.lr, self.muon_momentum = schedule["lr"], schedule.get("muon_momentum")
-        assert self.lr is not None
+        self.lr = schedule.get("lr") or Constant(value=1.0)
+        self.muon_momentum = schedule.get("muon_momentum")
 
     def apply_freeze(self, module: nn.Module) -> list[str]:
         """Freeze the parameters that the recipe lists; return their names."""
@@ -50,7 +50,6 @@ class OptimizerRecipe:
     ) -> tuple[MuonAdamW, ClockScheduler]:
         """Return the optimizer of the module's trainable parameters and its scheduler."""
         optimizer = MuonAdamW(route(module, self.groups))
-        assert self.lr is not None
         return optimizer, ClockScheduler(
             optimizer, clock=clock, lr=self.lr, muon_momentum=self.muon_momentum
         )

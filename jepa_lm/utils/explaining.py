@@ -88,7 +88,7 @@ def explain(error: BaseException, command: str) -> tuple[str, int]:
         return told, UserError.exit_code
     if key and "full_key" in str(cause):  # OmegaConf appends its fields to the message
         reason = one_line(str(cause).split("full_key")[0])
-        return f"{key}: {reason}", UserError.exit_code
+        return _referred_to(cause) or f"{key}: {reason}", UserError.exit_code
     said, file = one_line(str(error) or str(cause)), _file_being_read(error)
     return said if str(error) or file is None else f"{file}: {said}", UserError.exit_code
 
@@ -99,6 +99,17 @@ def _wrong_type(key: str, command: str) -> str | None:
     if given is None or "," in given or kind == "any":
         return None
     return f"{key}={given}: expected {spell(kind)}"
+
+
+def _referred_to(error: BaseException) -> str | None:
+    """Explain a reference that fails by a value of the command line; None if it is to no such value."""
+    key, written = getattr(error, "full_key", None), str(getattr(error, "child_node", ""))
+    for name in (word.lstrip("+").partition("=")[0] for word in sys.argv[1:]):
+        if name and re.search(rf"[{{, ]{re.escape(name)}[.}}]", f"{written} {error}"):
+            return (
+                f"{name}={_given(name)}: {key} refers to it ({written}), which needs another value"
+            )
+    return None
 
 
 def _given(key: str) -> str | None:

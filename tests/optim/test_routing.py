@@ -102,6 +102,17 @@ def test_phases_are_those_of_every_schedule_of_the_optimizer(small):
     assert alone.recipe.phases().keys() == {"lr"}
 
 
+def test_without_a_schedule_each_group_keeps_its_learning_rate(small):
+    task = make_task(small, "optimizer.schedule.lr=null", "trainer.max_steps=4")
+    optimizer, scheduler = task.recipe.configure(task, task.clock)
+    before = [group["lr"] for group in optimizer.param_groups]
+    for _ in range(4):
+        task.clock.advance()
+        scheduler.step()
+    assert [group["lr"] for group in optimizer.param_groups] == before
+    assert before == [group["lr"] for group in route(task, task.recipe.groups)]
+
+
 def test_a_freeze_that_fits_nothing_is_an_error(small):
     with pytest.raises(UserError, match=r"optimizer\.freeze=bigramm\.\*"):
         make_task(small, "optimizer.freeze=[bigramm.*]")

@@ -37,7 +37,6 @@ class QuantizationAwareTraining(Callback):
 
     def active(self, task: LanguageModelTask) -> bool:
         """Return whether a step would now use quantized weights."""
-        assert task.recipe.lr is not None
         return self.schedule.active(task.clock.progress, task.recipe.lr(task.clock))
 
     def on_train_batch_start(  # type: ignore[override]
