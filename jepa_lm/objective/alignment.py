@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from jepa_lm.data.stream import Batch
 from jepa_lm.model import LanguageModel
+from jepa_lm.objective.padding import latents_of_text
 from jepa_lm.objective.predictors import Predictor
 from jepa_lm.objective.step_context import Draws, StepContext
 from jepa_lm.utils.errors import UserError
@@ -50,8 +51,8 @@ class Given(NamedTuple):
     """Where a document starts [B, T], bool, or None if the tokenizer marks no start."""
     answers: Tensor | None = None
     """Which targets of the batch count [B, T], bool, or None if all do."""
-    whole: Tensor | None = None
-    """Which positions are no padding [B, T], bool, or None if all are."""
+    of_text: Tensor | None = None
+    """Which latents are not of padding alone [B, N], bool, or None if all are of text."""
     following: Tensor | None = None
     """Token after each position of the targets' text [B, T]."""
     step_context: StepContext | None = None
@@ -83,20 +84,24 @@ class Alignment(nn.Module):
         self,
         model: LanguageModel,
         batch: Batch,
-        masked: Tensor | None,
         document_start: int | None,
         reach: int | None,
         step_context: StepContext,
     ) -> Given:
-        """Return what `forward` may read beside the latents of a batch."""
+        """Return what `forward` may read beside the latents of a batch, but where they are."""
         inputs, tokens = batch["inputs"], None
         if self.needs_tokens:
             trained = reach is None  # the table lies below every block
             with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
-                tokens = model.embedding(inputs)
+                tokens = latents_of_text(model.embedding(inputs), None, batch.get("whole"))
         starts = None if document_start is None else inputs == document_start
-        answers, whole = batch.get("answers"), batch.get("whole")
-        return Given(masked, tokens, starts, answers, whole, batch["targets"], step_context)
+        return Given(
+            tokens=tokens,
+            starts=starts,
+            answers=batch.get("answers"),
+            following=batch["targets"],
+            step_context=step_context,
+        )
 
     def forward(
         self, predictor: Predictor | None, context: Tensor, target: Tensor, given: Given
@@ -123,11 +128,11 @@ def told(
 ) -> tuple[Tensor | None, Tensor | None, Tensor | None]:
     """Return `rows`, `answers` and `tokens` of a pair with the targets at these places of N.
 
-    Pooled latents belong to no single token, and get None: all of them count.
+    Pooled latents belong to no single token, and get None: all that are of text count.
     """
     rows, answers, tokens = (
         None if x is None or x.shape[1] != target.shape[1] else x[:, places]
-        for x in (given.whole, given.answers, given.following)
+        for x in (given.of_text, given.answers, given.following)
     )
     return None if rows is None else rows.float(), answers, tokens
 

@@ -64,7 +64,7 @@ class Displacements(Alignment):
         (scores,) = given.step_context.drawn or draw_now(
             self.draw, rows, latents, given.step_context, context.device
         )
-        same = _one_document(scores, given.starts, given.whole)
+        same = _one_document(scores, given.starts, given.of_text)
         counts = same.sum(1, keepdim=True) >= FEWEST  # [B, 1]
         count = 3 if self.form == "triple" else 2
         chosen = scores.masked_fill(~same, -1.0).topk(count, dim=1).indices.sort(dim=1).values
@@ -84,13 +84,15 @@ class Displacements(Alignment):
         return [Pair(apply(predictor, moved), ahead, moved, 1.0, counts.float())]
 
 
-def _one_document(scores: Tensor, starts: Tensor | None, whole: Tensor | None) -> Tensor:
+def _one_document(scores: Tensor, starts: Tensor | None, of_text: Tensor | None) -> Tensor:
     """Return which latents of each row are in the document of the one with the highest score, [B, N] bool.
 
     Padding is in no document.
     """
-    starts, whole = (None if x is None or x.shape != scores.shape else x for x in (starts, whole))
-    text = torch.ones_like(scores, dtype=torch.bool) if whole is None else whole
+    starts, of_text = (
+        None if x is None or x.shape != scores.shape else x for x in (starts, of_text)
+    )
+    text = torch.ones_like(scores, dtype=torch.bool) if of_text is None else of_text
     if starts is None:
         return text
     document = starts.cumsum(1)

@@ -31,6 +31,7 @@ from jepa_lm.objective.diagnostics import MonitorSettings
 from jepa_lm.objective.distances import Sum
 from jepa_lm.objective.latents import PARTS, Latents
 from jepa_lm.objective.normalisations import Normalisation
+from jepa_lm.objective.padding import both
 from jepa_lm.objective.passes import MainPass, kept_block, limit_reach
 from jepa_lm.objective.placebo import PLACEBO, of_another_row, other_rows
 from jepa_lm.objective.predictors import Predictor, once
@@ -257,10 +258,13 @@ class LatentPrediction(nn.Module):
         if project is not None:
             context = project(context)
         target = self.target(model, read._replace(context=context), project)
+        mine, theirs = self.context.of_text(model, batch), self.target.of_text(model, batch)
         if self.placebo:
-            target, batch = of_another_row(target, batch, step_context.at(PLACEBO))
-        place = step_context.at(ALIGNMENT)
-        given = self.alignment.given(model, batch, masked, self.document_start, self.reach, place)
+            place = step_context.at(PLACEBO)
+            target, theirs, batch = of_another_row(target, theirs, batch, place)
+        given = self.alignment.given(
+            model, batch, self.document_start, self.reach, step_context.at(ALIGNMENT)
+        )._replace(masked=masked, of_text=both(mine, theirs))
         pairs = [
             p._replace(
                 prediction=p.prediction.float(), target=p.target.float(), context=p.context.float()

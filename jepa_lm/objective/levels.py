@@ -20,7 +20,7 @@ class Windows(Alignment):
     """The mean of the last `size` latents predicts the mean of the next `size`.
 
     A pair does not count if a document starts after the first position of the two windows, or one of them
-    reaches into padding; pooled latents belong to no single position, and there all pairs count.
+    reaches into padding.
     """
 
     @checked

@@ -14,19 +14,17 @@ PLACEBO = "placebo"
 """Place of its draws in a step context."""
 
 
-def of_another_row(target: Tensor, batch: Batch, step_context: StepContext) -> tuple[Tensor, Batch]:
-    """Return target latents [B, N, D] of other rows, see `other_rows`, and the batch with their tokens.
+def of_another_row(
+    target: Tensor, of_text: Tensor | None, batch: Batch, step_context: StepContext
+) -> tuple[Tensor, Tensor | None, Batch]:
+    """Return target latents [B, N, D] of other rows, see `other_rows`, and what is said of those rows.
 
-    Which targets count is then said of the rows that they are from. A pair counts only where neither of its
-    rows is padded.
+    That is which of the latents are of text [B, N], and the batch with their tokens and which of these count.
     """
     (order,) = step_context.drawn or draw_now(other_rows, len(target), step_context, target.device)
-    known: Batch = {
-        name: batch[name][order] for name in ("targets", "answers", "whole") if name in batch
-    }
-    if "whole" in known:
-        known["whole"] = known["whole"] & batch["whole"]
-    return target[order], {**batch, **known}
+    known: Batch = {name: batch[name][order] for name in ("targets", "answers") if name in batch}
+    of_text = None if of_text is None else of_text[order]
+    return target[order], of_text, {**batch, **known}
 
 
 def other_rows(

@@ -173,7 +173,8 @@ class TokenBag(_Windowed):
     """Which tokens come after the next one, in any order (FSP-BCE, 2510.14751).
 
     Binary cross entropy, averaged over the vocabulary, of whether a token is among x_{t+2} .. x_{t+W}; over
-    the rows whose window ends within the sequence.
+    the rows whose window ends within the sequence. A row counts as 0 if the last token of its window does not
+    count: padding is not text in which no token comes.
 
     Args:
         window: W.
@@ -191,6 +192,6 @@ class TokenBag(_Windowed):
         vocab = z.shape[1]
         tokens = self._future(places, line, 2, self.window)  # [R, W - 1]
         found = z.new_zeros((len(z), vocab + 1)).scatter(1, tokens, 1.0)[:, :vocab]
-        weights = weights.to(z.dtype) / vocab
+        weights = weights.to(z.dtype) / vocab * (tokens[:, -1:] < vocab)
         loss = (weights * (F.softplus(z) - found * z)).sum()
         return loss[None], shares.to(z.dtype) * weights * (z.sigmoid() - found)
