@@ -31,6 +31,10 @@ def of_run(run: Run) -> list[str]:
     own = at(summary, "placebo", "own_document")
     if own and own >= OWN_DOCUMENT:
         found.append(f"{own:.0%} of the rows got the placebo's target from their own document")
+    if any(at(run.config, node, "placebo") for node in NODES) and "placebo" not in summary:
+        found.append(
+            "did not record how many of the placebo's targets were from the row's own document"
+        )
     if skipped:
         found.append(f"left out {skipped} steps whose gradient was NaN or infinite")
     if at(summary, "git", "dirty"):

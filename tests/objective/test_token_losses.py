@@ -117,6 +117,16 @@ def test_a_bag_is_binary_cross_entropy_over_the_vocabulary(window):
     )
 
 
+def test_a_bag_counts_no_row_whose_window_reaches_into_padding():
+    targets = some_targets()
+    ends = torch.tensor([9, 6, 3])
+    weights = (torch.arange(targets.shape[1]) < ends[:, None]).float()
+    z = torch.randn(*targets.shape, V, generator=torch.Generator().manual_seed(3))
+    _, grad = scored(TokenBag(window=4), z, targets, weights=weights)
+    counted = grad.abs().amax(-1) > 0
+    assert torch.equal(counted, torch.arange(targets.shape[1]) < ends[:, None] - 3)
+
+
 def test_bias_softcap_and_table_get_the_gradients_of_autograd():
     draw = torch.Generator().manual_seed(2)
     shapes = ((12, 4), (V, 4), (V,))

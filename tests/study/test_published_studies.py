@@ -62,3 +62,11 @@ def test_readme_says_what_the_records_say(results, rows):
         for _, control, at_budget, budget_interval, at_best, best_interval in compared:
             best, budget = f"{at_best} {best_interval}", f"{at_budget} {budget_interval}"
             assert [objective, control.rpartition("/")[2], best, budget] in rows
+
+
+def test_what_their_placebos_did_not_record_is_told(results):
+    """Their runs are older than the record of how many rows got a target of their own document."""
+    placebos = [name for name in results.arms if name.rpartition("/")[2] == "placebo"]
+    (said,) = (text for text in results.warnings if "did not record how many" in text)
+    assert placebos
+    assert all(f"{name} (seed" in said for name in placebos)
