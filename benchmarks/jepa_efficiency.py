@@ -31,7 +31,7 @@ from jepa_lm.utils.paths import objectives, token_objectives
 from jepa_lm.utils.precision import AUTOCAST, resolve_precision
 from jepa_lm.utils.trusted import Trust
 
-ROUNDS = 2
+ROUNDS = 9
 VARIANTS = ("distil_law", "lewm_paper", "llm_jepa_pairs", "stp_span")
 """Variants that compute something else than the objective they are named after."""
 EXPERIMENTS = {"oracle_law": "known_law", "llm_jepa_pairs": "llm_jepa_regex"}
