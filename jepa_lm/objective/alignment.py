@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from jepa_lm.data.stream import Batch
 from jepa_lm.model import LanguageModel
-from jepa_lm.objective.padding import latents_of_text
+from jepa_lm.objective.padding import repeated
 from jepa_lm.objective.predictors import Predictor
 from jepa_lm.objective.step_context import Draws, StepContext
 from jepa_lm.utils.errors import UserError
@@ -84,24 +84,20 @@ class Alignment(nn.Module):
         self,
         model: LanguageModel,
         batch: Batch,
+        masked: Tensor | None,
+        of_text: Tensor | None,
         document_start: int | None,
         reach: int | None,
         step_context: StepContext,
     ) -> Given:
-        """Return what `forward` may read beside the latents of a batch, but where they are."""
-        inputs, tokens = batch["inputs"], None
+        """Return what `forward` may read beside the latents of a batch."""
+        inputs, answers, tokens = batch["inputs"], batch.get("answers"), None
         if self.needs_tokens:
             trained = reach is None  # the table lies below every block
             with torch.set_grad_enabled(torch.is_grad_enabled() and trained):
-                tokens = latents_of_text(model.embedding(inputs), None, batch.get("whole"))
+                tokens = repeated(model.embedding(inputs), batch.get("whole"))
         starts = None if document_start is None else inputs == document_start
-        return Given(
-            tokens=tokens,
-            starts=starts,
-            answers=batch.get("answers"),
-            following=batch["targets"],
-            step_context=step_context,
-        )
+        return Given(masked, tokens, starts, answers, of_text, batch["targets"], step_context)
 
     def forward(
         self, predictor: Predictor | None, context: Tensor, target: Tensor, given: Given

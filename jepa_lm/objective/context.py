@@ -5,9 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from jepa_lm.data.stream import Batch
 from jepa_lm.model import LanguageModel
-from jepa_lm.objective.padding import holds_text, latents_of_text, text_of
+from jepa_lm.objective.padding import latents_of_text
 from jepa_lm.objective.passes import MainPass, own_pass
 from jepa_lm.objective.pooling import Pooling
 from jepa_lm.objective.taps import Tap, check_tap, read_tap, tapped_layers
@@ -45,10 +44,6 @@ class Context(nn.Module):
         if self.pooling is not None:
             self.pooling.check(seq_len, "jepa.context.pooling")
 
-    def of_text(self, model: LanguageModel, batch: Batch) -> Tensor | None:
-        """Return which latents [B, N] are not of padding alone; None if the batch has none."""
-        return holds_text(text_of(batch, model, self.tap, self.view), self.pooling)
-
     def main_taps(self, model: LanguageModel) -> list[int]:
         """Return the blocks whose outputs the main pass has to keep."""
         return tapped_layers(model, self.tap) if self.view is None else []
@@ -68,5 +63,4 @@ class Context(nn.Module):
             hidden = seen.latents(hidden)
         if self.stop_gradient:
             hidden = hidden.detach()
-        text = text_of(main.batch, model, self.tap, self.view)
-        return latents_of_text(hidden, self.pooling, text), masked
+        return latents_of_text(hidden, self, model, main.batch), masked

@@ -31,7 +31,7 @@ from jepa_lm.objective.diagnostics import MonitorSettings
 from jepa_lm.objective.distances import Sum
 from jepa_lm.objective.latents import PARTS, Latents
 from jepa_lm.objective.normalisations import Normalisation
-from jepa_lm.objective.padding import both
+from jepa_lm.objective.padding import both, of_text
 from jepa_lm.objective.passes import MainPass, kept_block, limit_reach
 from jepa_lm.objective.placebo import PLACEBO, of_another_row, other_rows
 from jepa_lm.objective.predictors import Predictor, once
@@ -150,9 +150,8 @@ class LatentPrediction(nn.Module):
         if self.reach is not None and self.reach > model.layers:
             raise UserError(f"jepa.reach={self.reach}: 0 to the {model.layers} blocks, or null")
         if self.reach is not None:
-            for name, vector in self.context.named_parameters():
-                assert name == "view.vector"
-                vector.requires_grad_(False)  # lies below every block, so no gradient can reach it
+            for vector in self.context.parameters():  # the view's, which lies below every block
+                vector.requires_grad_(False)
         self.target.load(model, open_teacher)
         self.target.follow(model, self.projector)
 
@@ -175,8 +174,7 @@ class LatentPrediction(nn.Module):
     def phases(self) -> dict[str, list[dict[str, object]]]:
         """Return the phases of every schedule, for `describe=true`."""
         named = {"jepa.schedule": self.schedule, "jepa.ce_schedule": self.ce_schedule}
-        for name, part in self.regularizers.items():
-            assert isinstance(part, Regularizer)
+        for name, part in self._regularizing(all_of_them=True):
             named[f"jepa.regularizers.{name}.schedule"] = part.schedule
         momentum = getattr(self.target, "momentum", None)
         return {k: s.phases() for k, s in {**named, "jepa.target.momentum": momentum}.items() if s}
@@ -258,13 +256,14 @@ class LatentPrediction(nn.Module):
         if project is not None:
             context = project(context)
         target = self.target(model, read._replace(context=context), project)
-        mine, theirs = self.context.of_text(model, batch), self.target.of_text(model, batch)
+        mine = of_text(self.context, model, batch)
+        theirs = of_text(self.target, self.target.source(model), batch)
         if self.placebo:
-            place = step_context.at(PLACEBO)
-            target, theirs, batch = of_another_row(target, theirs, batch, place)
+            target, theirs, batch = of_another_row(target, theirs, batch, step_context)
+        at, text = step_context.at(ALIGNMENT), both(mine, theirs)
         given = self.alignment.given(
-            model, batch, self.document_start, self.reach, step_context.at(ALIGNMENT)
-        )._replace(masked=masked, of_text=both(mine, theirs))
+            model, batch, masked, text, self.document_start, self.reach, at
+        )
         pairs = [
             p._replace(
                 prediction=p.prediction.float(), target=p.target.float(), context=p.context.float()
@@ -302,8 +301,7 @@ class LatentPrediction(nn.Module):
         if isinstance(self.distance, Sum):
             for name, weight in self.distance.weights.items():
                 found[PARTS + name] = self.prediction_weight * weight
-        for name, part in self.regularizers.items():
-            assert isinstance(part, Regularizer)
+        for name, part in self._regularizing(all_of_them=True):
             weight = self.regularizers_weight * part.weight
             found[name] = weight * (1.0 if part.schedule is None else part.schedule(clock))
         return found

@@ -21,6 +21,7 @@ def of_another_row(
 
     That is which of the latents are of text [B, N], and the batch with their tokens and which of these count.
     """
+    step_context = step_context.at(PLACEBO)
     (order,) = step_context.drawn or draw_now(other_rows, len(target), step_context, target.device)
     known: Batch = {name: batch[name][order] for name in ("targets", "answers") if name in batch}
     of_text = None if of_text is None else of_text[order]

@@ -18,7 +18,7 @@ from jepa_lm.data.stream import Batch
 from jepa_lm.model import LanguageModel
 from jepa_lm.model.ema import as_buffers, keep_float32, matched, move_towards
 from jepa_lm.objective.normalisations import Normalisation
-from jepa_lm.objective.padding import holds_text, latents_of_text, text_of
+from jepa_lm.objective.padding import latents_of_text
 from jepa_lm.objective.passes import MainPass, own_pass
 from jepa_lm.objective.pooling import Pooling
 from jepa_lm.objective.taps import Tap, check_tap, read_tap, tap_width, tapped_layers
@@ -106,13 +106,6 @@ class Target(nn.Module):
         """Return the blocks whose outputs the main pass has to keep."""
         return []
 
-    def of_text(self, model: LanguageModel, batch: Batch) -> Tensor | None:
-        """Return which latents [B, N] are not of padding alone; None if the batch has none."""
-        return holds_text(self._text(model, batch), self.pooling)
-
-    def _text(self, model: LanguageModel, batch: Batch) -> Tensor | None:
-        return text_of(batch, self.source(model), self.tap, getattr(self, "view", None))
-
     def hidden(self, model: LanguageModel, main: MainPass) -> Tensor:
         """Return the hidden states [B, T, D] before pooling."""
         raise NotImplementedError
@@ -124,7 +117,7 @@ class Target(nn.Module):
         projector: Callable[[Tensor], Tensor] | None,
     ) -> Tensor:
         """Return the target latents [B, N, E]."""
-        x = latents_of_text(self.hidden(model, main), self.pooling, self._text(model, main.batch))
+        x = latents_of_text(self.hidden(model, main), self, self.source(model), main.batch)
         if self.project and projector is not None:
             x = self._projected(x, projector)
         return x if self.normalisation is None else self.normalisation(x)
