@@ -27,6 +27,8 @@ OF_A_RUN = (SUMMARY_FILE, CONFIG_FILE, METRICS_FILE, SAMPLE_FILE, f".hydra/{HYDR
 """Records of a run that reports read."""
 EPOCH = (1980, 1, 1, 0, 0, 0)
 """Date of the entries: equal records give equal files."""
+COMPRESSED = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+"""How entries may be compressed: with LZMA, a file chooses how much memory its reader takes."""
 MOST_ENTRIES, MOST_IN_ALL = 100_000, 4 << 30
 """Limits of a packed study: entries, and bytes of all of them."""
 DRAWS = f"{TUNING}/{manifest.FILE}"
@@ -96,13 +98,15 @@ def unpack(path: Path) -> Path:
             if (inside / "study" / DRAWS).is_file():
                 manifest.load(inside / "study" / TUNING)
             (inside / "study").rename(folder)
+    except UserError:
+        raise
     except (
         zipfile.BadZipFile,
         zlib.error,
         OSError,
-        NotImplementedError,
         EOFError,
         RuntimeError,
+        ValueError,  # a name that is not in the encoding that it claims
     ) as error:
         raise UserError(f"{path}: is not a packed study ({error})") from error
     return folder
@@ -129,6 +133,11 @@ def _checked(path: Path, archive: zipfile.ZipFile) -> Iterator[zipfile.ZipInfo]:
             raise UserError(f"{path}: {entry.filename[:100]!r} is no record of a study")
         if entry.filename in seen or entry.file_size > MOST_BYTES:
             raise UserError(f"{path}: {entry.filename[:100]} is there twice, or too large")
+        if entry.compress_type not in COMPRESSED:
+            raise UserError(
+                f"{path}: {entry.filename[:100]} is compressed by method {entry.compress_type}; must be "
+                "stored (0) or deflated (8)"
+            )
         seen.add(entry.filename)
     if manifest.FILE not in seen:
         raise UserError(f"{path}: is not a packed study (it has no {manifest.FILE})")

@@ -142,7 +142,15 @@ def test_sizes_are_bounded_whatever_a_header_claims(packed, tmp_path, monkeypatc
     assert not (tmp_path / "bomb").exists()
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "no zip", "no plan", "encrypted"])
+@pytest.mark.parametrize("method", [zipfile.ZIP_LZMA, zipfile.ZIP_BZIP2])
+def test_no_other_compression_is_read(method, packed, tmp_path):
+    """The file would choose its reader's memory, and damage would end in an error of that library."""
+    added(packed, "1/x/summary.json", compress_type=method)
+    with pytest.raises(UserError, match=f"by method {method}; must be stored"):
+        packing.unpack(packed.rename(tmp_path / "theirs.zip"))
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "no zip", "no plan", "encrypted", "misnamed"])
 def test_a_damaged_file_is_one_line(damage, packed, tmp_path):
     data = packed.read_bytes()
     path = tmp_path / "theirs.zip"
@@ -156,6 +164,11 @@ def test_a_damaged_file_is_one_line(damage, packed, tmp_path):
     elif damage == "no plan":
         path.unlink()
         added(path, "0/summary.json")
+    elif damage == "misnamed":  # a name that says it is UTF-8 and is not
+        at = data.index(b"PK\x01\x02")
+        path.write_bytes(
+            data[: at + 8] + b"\0\x08" + data[at + 10 : at + 46] + b"\xff" + data[at + 47 :]
+        )
     else:
         at = data.index(b"PK\x01\x02") + 8
         path.write_bytes(data[:at] + b"\x01" + data[at + 1 :])
