@@ -1,8 +1,10 @@
 """What a study set out to show: written into study.json, dated and hashed, before its first run starts.
 
 A later start of the same study keeps it. The report tells what has changed since, and marks a verdict on
-other seeds than the registered ones as exploratory: whoever adds seeds one at a time until the word is
-welcome reaches a wrong "equivalent" in 20 studies of 100.
+another question or on other seeds than the registered ones as exploratory: whoever adds seeds one at a time
+until the word is welcome reaches a wrong "equivalent" in 20 studies of 100. A registration that was removed
+or edited marks every verdict. One that was made anew, with its hash, does not; a hash that was published
+before the first run ended shows that.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Iterable, Mapping
 
 from jepa_lm.study.exclusion import DEVIATIONS, MARGINS
 from jepa_lm.study.formatting import flops
@@ -29,6 +31,18 @@ DEFAULT_MARGIN = (
 )
 FORMERLY = {"as docs/studies.md says": DEFAULT_MARGIN}
 """What registrations of earlier versions say, and what that is today."""
+ASKED = (
+    "question",
+    "comparisons",
+    "margin",
+    "budget",
+    "looks",
+    "tests",
+    "ladder",
+    "trend",
+    "tuning",
+)
+"""Topics of which a verdict is the answer: where one has changed, it is not the registered verdict."""
 
 
 def register(plan: Manifest) -> Registration:
@@ -121,17 +135,16 @@ def told(plan: Manifest) -> list[str]:
         return []
     found = plan.registration
     if found is None:
-        return ["Not registered: this study began before registrations were kept."]
-    if _digest(found.content, found.date) != found.sha256:
+        why = (
+            "it was removed" if plan.planned else "this study began before registrations were kept"
+        )
+        return [f"Not registered: {why}."]
+    if not _as_it_was(found):
         return [
             f"The registration in study.json does not have its SHA-256 {found.sha256}: it was edited."
         ]
     now = contents(plan)
-    changed = [
-        f"{topic} was {was}, now {now.get(topic, 'nothing')}"
-        for topic, was in found.content.items()
-        if now.get(topic) not in (was, FORMERLY.get(was, was))
-    ]
+    changed = _changed(found, now, found.content)
     since = f" Changed since: {'; '.join(changed)}." if changed else " Nothing has changed since."
     before = (
         "after its draws and before its first run" if "tuned" in now else "before the first run"
@@ -145,14 +158,18 @@ def exploratory(plan: Manifest, judged: Mapping[str, Collection[str]]) -> str:
     Args:
         judged: seeds that are over, by arm with a say, the treatment first.
     """
-    if plan.registration is None:
-        return ""
-    content, now = plan.registration.content, looks(plan.seeds)
-    if content.get("looks", now) != now:
-        return f"Exploratory: registered to be looked at {content['looks']}; now: {now}."
+    found = plan.registration
+    if found is None:
+        # Whatever writes the seeds of a study into its plan has registered it before.
+        return "Exploratory: its registration was removed." if plan.planned else ""
+    if not _as_it_was(found):
+        return "Exploratory: its registration was edited."
+    asked = (*ASKED, *(f"config of {name}" for name in judged))
+    if changed := _changed(found, contents(plan), asked):
+        return f"Exploratory: changed since it was registered: {'; '.join(changed)}."
     if plan.seeds == "open":
         return ""
-    planned = [s for s in content.get("seeds", "").split(", ") if s]
+    planned = [s for s in found.content.get("seeds", "").split(", ") if s]
     whole = [at for at in planned_at(planned, plan.seeds) if at == set(next(iter(judged.values())))]
     for place, (name, seeds) in enumerate(judged.items()):
         if set(seeds) not in whole:
@@ -160,6 +177,20 @@ def exploratory(plan: Manifest, judged: Mapping[str, Collection[str]]) -> str:
             told = _which(set(seeds), planned)
             return f"Exploratory: registered for {len(planned)} seeds, judged on {told}{of}."
     return ""
+
+
+def _as_it_was(found: Registration) -> bool:
+    return _digest(found.content, found.date) == found.sha256
+
+
+def _changed(found: Registration, now: Mapping[str, str], topics: Iterable[str]) -> list[str]:
+    """Return what is planned otherwise than it was registered, of the registered ones of these topics."""
+    before = ((topic, found.content[topic]) for topic in topics if topic in found.content)
+    return [
+        f"{topic} was {was}, now {now.get(topic, 'nothing')}"
+        for topic, was in before
+        if now.get(topic) not in (was, FORMERLY.get(was, was))
+    ]
 
 
 def _which(seeds: set[str], planned: list[str]) -> str:

@@ -9,7 +9,9 @@ import pytest
 
 from jepa_lm.study import manifest
 from jepa_lm.study.exclusion import DEVIATIONS
-from jepa_lm.study.registration import _digest, contents, register
+from jepa_lm.study.registration import _digest, contents, register, told
+from jepa_lm.study.report import headline
+from jepa_lm.study.results import collect
 from tests.study.conftest import WITHOUT_OTHERS
 from tests.study.pages import AGAINST, report
 from tests.study.sweeps import paired, study
@@ -23,6 +25,13 @@ def registered(folder, scores=None, against=AGAINST, **about):
     plan = manifest.load(folder)
     replace(plan, registration=register(plan)).save(folder)
     return folder
+
+
+def with_placebo(folder):
+    """Write such a study with a gate."""
+    scores = {**paired(1.7, -0.02, 5), "placebo": paired(1.7, 0.0, 5)["treatment"]}
+    against = {"treatment": {"weight_0": "control", "placebo": "placebo"}}
+    return registered(folder, scores, against=against)
 
 
 def edit(folder, **changed) -> None:
@@ -59,12 +68,29 @@ def test_the_report_says_that_nothing_has_changed(tmp_path):
         ({"margin": 0.05}, "margin was 0.005 nats per token of tokenized text"),
         ({"estimand": "best"}, "question was Does the treatment change"),
         ({"match": "time"}, "budget was equal steps, now equal time"),
+        ({"metric": "val/nll"}, "question was Does the treatment change"),
+        (
+            {"seeds": "open"},
+            "looks was one, when all seeds have finished, now any, by e-values; tests was",
+        ),
     ],
 )
-def test_what_changed_since_is_told(changed, said, tmp_path):
+def test_another_question_than_the_registered_one_is_exploratory(changed, said, tmp_path):
     folder = registered(tmp_path)
     edit(folder, **changed)
-    assert f"Changed since: {said}" in report(folder).verdict.text
+    found = collect(folder)
+    assert f"Changed since: {said}" in told(found.manifest)[0]
+    assert f"Exploratory: changed since it was registered: {said}" in headline(found)
+
+
+def test_a_gate_that_is_left_out_is_exploratory(tmp_path):
+    folder = with_placebo(tmp_path)
+    plan = json.loads((folder / "study.json").read_text())
+    edit(folder, comparisons=[c for c in plan["comparisons"] if c["role"] != "placebo"])
+    assert headline(collect(folder)).endswith(
+        "Exploratory: changed since it was registered: comparisons was treatment against control, gates "
+        "placebo, now treatment against control."
+    )
 
 
 def test_another_number_of_seeds_is_exploratory(tmp_path):
@@ -85,10 +111,7 @@ def test_another_number_of_seeds_is_exploratory(tmp_path):
 @pytest.mark.parametrize("lacks", ["control", "placebo"])
 def test_a_control_without_its_seeds_is_exploratory(lacks, tmp_path):
     """A look before the end: the treatment's runs are there, those that it is held against are not."""
-    scores = {**paired(1.7, -0.02, 5), "placebo": paired(1.7, 0.0, 5)["treatment"]}
-    folder = registered(
-        tmp_path, scores, against={"treatment": {"weight_0": "control", "placebo": "placebo"}}
-    )
+    folder = with_placebo(tmp_path)
     assert "Exploratory" not in report(folder).headline
     (group,) = (g for g in manifest.load(folder).groups if g.name == lacks)
     (folder / group.runs["3"] / "summary.json").unlink()
@@ -105,14 +128,6 @@ def test_every_treatment_must_have_its_seeds(tmp_path):
     assert report(folder).headline.endswith("judged on 4 of them.")
 
 
-def test_other_looks_than_the_registered_ones_are_exploratory(tmp_path):
-    folder = registered(tmp_path)
-    edit(folder, seeds="open")
-    assert report(folder).headline.endswith(
-        "Exploratory: registered to be looked at one, when all seeds have finished; now: any, by e-values."
-    )
-
-
 def test_another_config_than_the_registered_one_is_told(tmp_path):
     """Runs may be deleted and made again with another learning rate."""
     folder = registered(tmp_path)
@@ -121,9 +136,10 @@ def test_another_config_than_the_registered_one_is_told(tmp_path):
     for job in plan["jobs"]:
         job["config_hash"] = "other" if job["folder"] == first else job["config_hash"]
     edit(folder, **plan)
-    assert "Changed since: config of treatment was feefa85d7d0c754f, now other." in (
-        report(folder).verdict.text
-    )
+    made = report(folder)
+    said = "config of treatment was feefa85d7d0c754f, now other."
+    assert f"Changed since: {said}" in made.verdict.text
+    assert made.headline.endswith(f"Exploratory: changed since it was registered: {said}")
 
 
 def test_a_registration_of_an_earlier_version_is_read(tmp_path):
@@ -138,14 +154,31 @@ def test_a_registration_of_an_earlier_version_is_read(tmp_path):
     date = plan.registration.date
     former = manifest.Registration(date, _digest(content, date), content)
     replace(tuned, registration=former).save(folder)
-    told = report(folder).verdict.text
-    assert "after its draws and before its first run" in told
-    assert "Nothing has changed since." in told
+    said = report(folder).verdict.text
+    assert "after its draws and before its first run" in said
+    assert "Nothing has changed since." in said
 
 
 def test_an_edited_registration_is_told(tmp_path):
     folder = registered(tmp_path)
     plan = json.loads((folder / "study.json").read_text())
-    plan["registration"]["content"]["margin"] = "0.05 BPB"
+    plan["registration"]["content"]["seeds"] = "1, 2, 3"
     edit(folder, **plan)
-    assert "was edited" in report(folder).verdict.text
+    made = report(folder)
+    assert "was edited" in made.verdict.text
+    assert made.headline.endswith("Exploratory: its registration was edited.")
+
+
+def test_a_registration_that_was_removed_is_told(tmp_path):
+    """A plan that names its seeds was registered when it was written; earlier ones were not."""
+    folder = registered(tmp_path)
+    edit(folder, planned=["1", "2", "3", "4", "5"])
+    assert "Exploratory" not in headline(collect(folder))
+    edit(folder, registration=None)
+    made = report(folder)
+    assert "Not registered: it was removed." in made.verdict.text
+    assert made.headline.endswith("Exploratory: its registration was removed.")
+    edit(folder, planned=[])
+    made = report(folder)
+    assert "this study began before registrations were kept" in made.verdict.text
+    assert "Exploratory" not in made.headline

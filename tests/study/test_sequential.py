@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from dataclasses import replace
 
@@ -12,6 +11,7 @@ from scipy import integrate, stats
 
 from jepa_lm.study import execution, manifest, sequential
 from jepa_lm.study.anytime import G, anytime_equivalence_test, anytime_test, e_values
+from jepa_lm.study.registration import register
 from jepa_lm.study.results import collect
 from jepa_lm.study.statistics import effect
 from jepa_lm.study.verdict import verdict
@@ -192,9 +192,6 @@ def test_a_verdict_at_a_look_is_the_registered_one(tmp_path):
         folder = study(
             tmp_path / str(n), paired(1.7, -0.02, n), against=AGAINST, seeds="sequential"
         )
-        path = folder / "study.json"
-        plan = json.loads(path.read_text())
-        content = {"seeds": ", ".join(str(i) for i in range(1, 21))}
-        plan["registration"] = {"date": "x", "sha256": "y", "content": content}
-        path.write_text(json.dumps(plan))
+        plan = replace(manifest.load(folder), planned=tuple(str(i) for i in range(1, 21)))
+        replace(plan, registration=register(plan)).save(folder)
         assert ("Exploratory" in report(folder).headline) == exploratory
