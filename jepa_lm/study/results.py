@@ -91,7 +91,7 @@ def collect(folder: Path) -> Results:
         treatments=judged,
         trends=tuple(trends(plan, judged)),
         apart=() if judged else (*not_planned(arms.values()), *apart(everything, plan.match)),
-        warnings=(*damaged(runs), *together(by_arm)),
+        warnings=(*damaged(runs), *together(by_arm), *(text for t in judged for text in t.aside)),
         failures=tuple(failures(plan, runs)),
         identities=identities,
         measure=measure,

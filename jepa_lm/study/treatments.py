@@ -56,7 +56,9 @@ class Treatment:
     """The verdict's word, if the arms are comparable."""
     sentence: str
     apart: tuple[str, ...]
-    """Why the arms are not comparable; empty when they are."""
+    """Why the arms that the word depends on are not comparable; empty when they are."""
+    aside: tuple[str, ...]
+    """Which of the other arms it is not comparable with, and why."""
     not_applicable: Mapping[str, str]
     """Why controls do not apply, by control."""
     adjusted: Adjusted | None = None
@@ -108,13 +110,7 @@ def treatments(
     )
     for name, found in drafts.items():
         word, sentence = _judged(arms[name], found, adjusted.get(name), level_of(plan.seeds))
-        known = {
-            arm.name: list(arm.runs.values()) for arm in (arms[name], *found.controls.values())
-        }
-        other = {c.against for c in found.by_role.values() if _budgeted(c)}
-        longer = {
-            c.against for c in found.by_role.values() if c.role in (EQUAL_FLOPS, NONE_EQUAL_FLOPS)
-        }
+        unlike, aside = _unlike(arms[name], found, plan, not_planned)
         yield Treatment(
             arm=arms[name],
             against=tuple(
@@ -123,18 +119,45 @@ def treatments(
             ),
             scores_say=word,
             sentence=sentence,
-            apart=(
-                *not_planned((arms[name], *found.controls.values())),
-                *apart(known, plan.match, other),
-                *other_grids(
-                    ((k, v) for k, v in known.items() if k not in longer), arms[name].measure
-                ),
-            ),
+            apart=unlike,
+            aside=aside,
             not_applicable=plan.not_applicable.get(name, {}),
             adjusted=adjusted.get(name),
             placebo=_placebo(found, plan.seeds),
             diverged=_diverged(arms[name], found),
         )
+
+
+def _unlike(
+    treatment: ArmResult,
+    found: _Compared,
+    plan: Manifest,
+    not_planned: Callable[[Iterable[ArmResult]], list[str]],
+) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Return why arms with a say are not comparable, and with which others the treatment is not."""
+    other = {c.against for c in found.by_role.values() if _budgeted(c)}
+    longer = {
+        c.against for c in found.by_role.values() if c.role in (EQUAL_FLOPS, NONE_EQUAL_FLOPS)
+    }
+
+    def problems(compared: Sequence[ArmResult]) -> list[str]:
+        known = {arm.name: list(arm.runs.values()) for arm in compared}
+        validated = ((name, runs) for name, runs in known.items() if name not in longer)
+        return [
+            *not_planned(compared),
+            *apart(known, plan.match, other),
+            *other_grids(validated, treatment.measure),
+        ]
+
+    judged = tuple(problems([treatment, *(found.controls[role] for role in found.with_a_say)]))
+    aside = (
+        f"{treatment.name} and {arm.name}, which has no say, are not comparable: {problem}"
+        for role, arm in found.controls.items()
+        if role not in found.with_a_say
+        for problem in problems([treatment, arm])
+        if problem not in judged
+    )
+    return judged, tuple(aside)
 
 
 def _placebo(found: _Compared, seeds: Seeds) -> Against | None:
@@ -154,6 +177,8 @@ class _Compared(NamedTuple):
     controls: Mapping[str, ArmResult]
     effects: Mapping[str, Effect]
     gates: tuple[str, ...]
+    with_a_say: tuple[str, ...]
+    """Roles that the word depends on: the baselines and the gates."""
     out: Mapping[str, Out]
     """Runs that take no part, by arm."""
 
@@ -167,10 +192,11 @@ def _compared(
     by_role = _by_role(treatment, comparisons, arms)
     controls = {role: arms[c.against] for role, c in by_role.items()}
     gates = tuple(role for role, c in by_role.items() if is_gate(c.role, c.gate))
-    with_a_say = [control for role, control in controls.items() if role in (*BASELINES, *gates)]
-    out = excluded([treatment, *controls.values()], [treatment, *with_a_say])
+    with_a_say = tuple(role for role in controls if role in (*BASELINES, *gates))
+    judged = [treatment, *(controls[role] for role in with_a_say)]
+    out = excluded([treatment, *controls.values()], judged)
     effects = {role: _effect(treatment, c, out, seeds) for role, c in controls.items()}
-    return _Compared(by_role, controls, effects, gates, out)
+    return _Compared(by_role, controls, effects, gates, with_a_say, out)
 
 
 def _by_role(
@@ -225,7 +251,7 @@ def judged(treatment: ArmResult, baseline: ArmResult) -> tuple[Effect, str]:
     """Return the difference of two arms, and the verdict's word on it alone."""
     out = excluded([treatment, baseline], [treatment, baseline])
     effect = _effect(treatment, baseline, out)
-    found = _Compared({}, {"none": baseline}, {"none": effect}, (), out)
+    found = _Compared({}, {"none": baseline}, {"none": effect}, (), ("none",), out)
     return effect, _judged(treatment, found)[0]
 
 

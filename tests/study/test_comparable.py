@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from jepa_lm.study.comparable import apart
+from jepa_lm.study.results import collect
 from jepa_lm.study.runs import Run
-from tests.study.sweeps import write_run
+from tests.study.sweeps import paired, study, write_run
 
 COMPILED = {"compiled": True, "compiled_parts": ["main pass", "cross entropy"]}
 
@@ -83,3 +86,45 @@ def test_every_run_of_an_arm_counts(tmp_path):
     ]
     said = "compile state: eager (a, b), compiled (main pass, cross entropy) (b)"
     assert apart({"a": runs[:1], "b": runs[1:]}, "steps") == [said]
+
+
+def test_arms_without_a_say_change_nothing_but_the_cautions(tmp_path):
+    """Neither by being incomparable, nor by scores so far apart that no run would seem to have diverged."""
+    draw = random.Random(2)
+    scores = paired(1.7, -0.012, 8)
+    scores["treatment"]["3"] = 1.9
+    baseline = {"weight_0": "control"}
+    alone = collect(study(tmp_path / "alone", scores, against={"treatment": baseline}))
+    others = {"prediction_only": "first", "half": "second", "double": "third"}
+    wild = {arm: {s: 1.7 + draw.gauss(0, 0.5) for s in "12345678"} for arm in others.values()}
+    records = {"first": {"precision": "bf16-mixed"}, "second": {"config_hash": "other"}}
+    beside = collect(
+        study(
+            tmp_path / "beside",
+            {**scores, **wild},
+            against={"treatment": {**baseline, **others}},
+            runs={arm: {"summary": of} for arm, of in records.items()},
+        )
+    )
+    (before,), (after,) = alone.treatments, beside.treatments
+    assert (before.word, before.apart) == ("unstable", ())
+    assert (after.word, after.apart, after.sentence) == (before.word, (), before.sentence)
+    assert alone.warnings == ()
+    precision, config = beside.warnings
+    assert precision == (
+        "treatment and first, which has no say, are not comparable: precision: 32-true (treatment), "
+        "bf16-mixed (first)"
+    )
+    assert config.startswith(
+        "treatment and second, which has no say, are not comparable: did not run the planned config: 24 ("
+    )
+
+
+def test_a_gate_that_is_not_comparable_leaves_no_verdict(tmp_path):
+    scores = paired(1.7, -0.012, 3)
+    scores["placebo"] = scores["control"]
+    against = {"treatment": {"weight_0": "control", "placebo": "placebo"}}
+    runs = {"placebo": {"summary": {"precision": "bf16-mixed"}}}
+    found = collect(study(tmp_path, scores, against=against, runs=runs))
+    assert found.treatments[0].word == "not comparable"
+    assert found.warnings == ()
