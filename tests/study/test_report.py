@@ -17,7 +17,7 @@ from scipy import stats
 
 from jepa_lm.study import templates
 from jepa_lm.study.against_plan import identity_in_words
-from jepa_lm.study.manifest import Comparison, load
+from jepa_lm.study.manifest import Comparison, Identity, load
 from jepa_lm.study.report import headline
 from jepa_lm.study.results import collect
 from jepa_lm.utils.errors import UserError
@@ -422,6 +422,18 @@ def test_weight_0_must_equal_none_in_every_logged_loss(column, tmp_path):
     found = report(folder)
     assert found.headline.endswith("not comparable.")
     assert f"differ in {column}, starting at step {changed['step']}" in found.verdict.text
+
+
+@pytest.mark.parametrize("lacks", ["0", "2"])
+def test_weight_0_must_have_logged_the_steps_of_none(lacks, tmp_path):
+    for run in ("0", "2"):
+        write_run(tmp_path / run, 1.7, weight=0.0)
+    pair = Identity(("0", "2"), "weight 0 is objective=none")
+    assert identity_in_words(tmp_path, pair).startswith("agree to the last digit")
+    path = tmp_path / lacks / "metrics.csv"
+    lines = path.read_text().splitlines(keepends=True)
+    path.write_text("".join(line for line in lines if ",199," not in line))
+    assert identity_in_words(tmp_path, pair) == "differ in train/bpb, starting at step 199"
 
 
 def test_a_broken_identity_concerns_only_its_own_treatment(tmp_path):

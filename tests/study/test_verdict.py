@@ -12,6 +12,7 @@ from scipy import stats
 
 from jepa_lm.study.family import Adjusted
 from jepa_lm.study.power import smallest_effect
+from jepa_lm.study.sequential import LEVEL
 from jepa_lm.study.statistics import Effect, effect
 from jepa_lm.study.verdict import claim, standing, verdict
 from tests.conftest import REPO
@@ -218,6 +219,16 @@ def test_what_could_be_shown_is_that_of_the_level_of_a_look():
         for a in (0.05, 0.0164)
     )
     assert alone < at_a_look == pytest.approx(smallest_effect(VAGUE.std, 5, 0.0164), abs=1e-4)
+
+
+def test_a_gate_is_passed_at_the_level_of_the_look():
+    gate = of(-0.003, scale=2.5)
+    assert LEVEL < gate.p < 0.05
+    effects = {"none": GAIN, "placebo": gate}
+    assert verdict(effects).word == "helps"
+    found = verdict(effects, alpha=LEVEL)
+    assert found.word == "no difference shown"
+    assert "no difference from the placebo is shown" in found.sentence
 
 
 @pytest.mark.parametrize(
