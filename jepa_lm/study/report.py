@@ -8,10 +8,9 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from jepa_lm.study import figures, figures_over_compute, registration, tables
+from jepa_lm.study import doubts, figures, figures_over_compute, registration, tables
 from jepa_lm.study import formatting as words
 from jepa_lm.study.against_plan import UNCHECKED
-from jepa_lm.study.cautions import alarms, is_regularized
 from jepa_lm.study.chart import Style
 from jepa_lm.study.figure_styles import styles
 from jepa_lm.study.results import Results, collect
@@ -21,7 +20,7 @@ from jepa_lm.study.sentences import numbers, p_value
 from jepa_lm.study.templates import TIED, environment
 from jepa_lm.study.treatments import NOT_COMPARABLE, Treatment
 from jepa_lm.study.trend import Trend
-from jepa_lm.study.verdict import GAINS, standing
+from jepa_lm.study.verdict import standing
 from jepa_lm.utils.errors import warn
 from jepa_lm.utils.files import write_text
 from jepa_lm.utils.paths import PAGE_FILE
@@ -83,13 +82,12 @@ def tell(folder: Path, say: Callable[[str], None]) -> Path:
     results = collect(folder)
     say(headline(results))
     for trend in results.trends:
-        say(f"{trend.label} ({trend.word}): {trend.sentence}")
+        say(f"{trend.label} ({trend.word}): {_told(doubts.of_trend(trend), trend.sentence)}")
         for text in trend.apart:
             warn(f"{trend.label}: no trend is told: {text}")
     for treatment in results.treatments:
         name = f"{treatment.arm.label} ({treatment.word}): " if len(results.treatments) > 1 else ""
-        alarm = f"{found} " if name and (found := _alarm(treatment)) else ""
-        say(f"{name}{alarm}{treatment.sentence}")
+        say(f"{name}{_told(doubts.of_treatment(treatment) if name else '', treatment.sentence)}")
         for text in treatment.apart:
             warn(f"{treatment.arm.name} and its controls are not comparable: {text}")
     for text in (*results.apart, *results.warnings):
@@ -109,20 +107,23 @@ def headline(results: Results) -> str:
         )
     if len(treatments) == 1:
         word = treatments[0].word
-        told = OUTCOMES.get(word, "{}: " + word + ".").format(treatments[0].arm.label)
-        return " ".join(filter(None, [told, _alarm(treatments[0]), _exploratory(results)]))
+        outcome = OUTCOMES.get(word, "{}: " + word + ".").format(treatments[0].arm.label)
+        return _told(outcome, doubts.of_treatment(treatments[0]), _exploratory(results))
     found = Counter(t.word for t in treatments)
     counted = "; ".join(
         f"{word}: {amount}".replace(" ", TIED) for word, amount in found.most_common()
     )
-    doubtful = sum(bool(_alarm(t)) for t in treatments)
-    alarm = f" Doubtful, as said below: {doubtful}." if doubtful else ""
-    counted = f"{counted[0].upper()}{counted[1:]}"
     if results.trends:
-        told = f"{_trends(results.trends)} At the rungs: {counted[0].lower()}{counted[1:]}.{alarm}"
+        outcome = f"{_trends(results.trends)} At the rungs: {counted}."
     else:
-        told = f"{len(treatments)} treatments, each against its controls. {counted}.{alarm}"
-    return " ".join(filter(None, [told, _exploratory(results)]))
+        counted = f"{counted[0].upper()}{counted[1:]}"
+        outcome = f"{len(treatments)} treatments, each against its controls. {counted}."
+    return _told(outcome, doubts.of_several(treatments), _exploratory(results))
+
+
+def _told(*sentences: str) -> str:
+    """Return sentences as a text, without those that are empty."""
+    return " ".join(filter(None, sentences))
 
 
 def _trends(trends: Sequence[Trend]) -> str:
@@ -142,19 +143,6 @@ def _exploratory(results: Results) -> str:
         if found := registration.exploratory(results.manifest, over):
             return found
     return ""
-
-
-def _alarm(treatment: Treatment) -> str:
-    """Return what makes a verdict doubtful, as a sentence; may be empty."""
-    found = alarms(treatment.arm.runs.values())
-    for name, arm in treatment.with_a_say.items():
-        if name != treatment.arm.name:
-            found += [f"{text} of {name}" for text in alarms(arm.runs.values())]
-    roles = {a.comparison.role for a in treatment.against}
-    regularized = any(map(is_regularized, treatment.arm.runs.values()))
-    if treatment.word in GAINS and regularized and "regularizers_only" not in roles:
-        found.append("it was not held against its regularizers alone")
-    return f"Doubtful: {'; '.join(found)}." if found else ""
 
 
 def _context(results: Results) -> dict[str, Any]:
@@ -204,12 +192,13 @@ def _card(treatment: Treatment, look: dict[str, Style], alone: bool) -> dict[str
     main = treatment.main
     first, more = tables.main_differences(treatment, SHOWN_FIRST)
     if_comparable = IF_COMPARABLE if treatment.apart else ""
-    said = ("" if alone else _alarm(treatment), if_comparable, treatment.sentence)
     return {
         "name": treatment.arm.label,
         "word": word,
         "tone": TONES.get(word, "plain"),
-        "sentence": " ".join(filter(None, said)),
+        "sentence": _told(
+            "" if alone else doubts.of_treatment(treatment), if_comparable, treatment.sentence
+        ),
         "apart": list(treatment.apart),
         "against": main.control.name,
         "numbers": _numbers(treatment),
@@ -228,7 +217,9 @@ def _trend(trend: Trend, colour: str) -> dict[str, Any]:
         "word": trend.word,
         "tone": TONES.get(trend.word, grows),
         "apart": list(trend.apart),
-        "sentence": f"{IF_COMPARABLE if trend.apart else ''} {trend.sentence}".strip(),
+        "sentence": _told(
+            doubts.of_trend(trend), IF_COMPARABLE if trend.apart else "", trend.sentence
+        ),
         "panel": figures_over_compute.effect(trend, colour, wide=True),
     }
 

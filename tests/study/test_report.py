@@ -459,8 +459,17 @@ def test_what_makes_a_verdict_doubtful_is_in_the_headline(record, said, tmp_path
     scores = {**paired(1.7, 0.02), "other": paired(1.7, 0.02)["treatment"]}
     against = {name: {"weight_0": "control"} for name in ("treatment", "other")}
     two = report(study(tmp_path / "2", scores, against=against, runs=runs))
-    assert two.headline.endswith("Hurts: 2. Doubtful, as said below: 1.")
+    assert two.headline.endswith(f"Hurts: 2. Doubtful: {said} ({LABEL}).")
     assert f"Doubtful: {said}. Worse than weight 0" in two.verdict.text
+    alike = dict.fromkeys(("second", "third", "fourth", "fifth"), scores["other"])
+    against = {name: {"weight_0": "control"} for name in alike}
+    many = study(
+        tmp_path / "4",
+        {"control": scores["control"], **alike},
+        against=against,
+        runs=dict.fromkeys(alike, runs["treatment"]),
+    )
+    assert f"Doubtful: {said} ({LABEL}, {LABEL}, {LABEL} and 1 more)." in headline(collect(many))
 
 
 @pytest.mark.parametrize(

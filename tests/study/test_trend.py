@@ -11,10 +11,11 @@ from scipy import stats
 from jepa_lm.study import figures_over_compute, packing, trend_tables
 from jepa_lm.study.chart import INK
 from jepa_lm.study.paired import paired_test
+from jepa_lm.study.report import tell
 from jepa_lm.study.results import collect
 from jepa_lm.study.statistics import effect
 from jepa_lm.study.trend import SHOWN, Trend, said, slopes
-from tests.study.pages import report
+from tests.study.pages import read, report
 from tests.study.sweeps import climbing, paired, study
 
 X = np.array([11.3, 12.0, 12.4, 13.9])
@@ -318,3 +319,17 @@ def test_the_slopes_against_other_controls_are_told_without_a_word(tmp_path):
         ("weight 0", "grows", f"{found.slope.mean:+.4f}"),
         ("placebo", "-", "+0.0000"),
     ]
+
+
+def test_what_makes_a_rung_doubtful_is_in_the_headline_and_with_the_trend(tmp_path):
+    runs = {TREATED.format(3): {"jepa": {"trunk_gradient_share": 0.0}}}
+    folder = climbing(tmp_path, {"lewm": (-0.002, -0.006, -0.010, -0.014)}, runs=runs)
+    said: list[str] = []
+    page = tell(folder, said.append).read_text()
+    doubt = "Doubtful: the objective's gradient did not reach the trunk in 5 of 5 runs"
+    assert f"{doubt} (objective=lewm jepa.weight=0.1 rung=r3)." in said[0]
+    assert f" (grows): {doubt} at r3. The gain grows with compute" in said[1]
+    assert (
+        f"{doubt} at r3. The gain grows with compute"
+        in read(page).one("section", id="verdict").text
+    )
