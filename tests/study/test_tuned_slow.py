@@ -48,6 +48,7 @@ def test_a_tuned_study_runs_each_arm_with_its_best_draw(tmp_path, small_text):
     report = (folder / "report.md").read_text()
     assert "before the first run" in report
     assert "Nothing has changed since." in report
+    assert "Exploratory" not in report
     assert "Best draw of each arm" in report
     dry = run("train.py", *words, "study.dry_run=true")
     assert "7 runs, 7 of them already finished" in dry
