@@ -6,7 +6,8 @@ likelihoods of t when the standardised mean is drawn from a normal with variance
     e = (1 + n G)^(-1/2) ((1 + t^2 / nu) / (1 + t^2 / (nu (1 + n G))))^((nu + 1) / 2)
 
 Under a mean of 0 it exceeds 1/p at any n in a share p of studies at most (Ville's inequality, which needs the
-invariance to scale shown by Perez-Ortiz and others 2022). So 1 / (its largest value so far) is a p-value.
+invariance to scale shown by Perez-Ortiz and others 2022). So 1 / (its largest value so far) is a p-value, and
+so is that of fewer values.
 """
 
 from __future__ import annotations
@@ -48,17 +49,36 @@ def _log_e(n: np.ndarray, ratio: np.ndarray | float) -> np.ndarray:
 
 
 def anytime_test(differences: np.ndarray) -> np.ndarray:
-    """Return p, H0: the mean is 0, at any time; differences [..., n] in the order of the looks, p [...]."""
-    return np.minimum(1.0, 1.0 / e_values(differences).max(axis=-1))
+    """Return p, H0: the mean is 0 or on the other side of it than the mean of all n, at any time.
+
+    Only looks at which the mean was on this side count: what spoke for a harm is no evidence of a gain.
+
+    Args:
+        differences: [..., n], in the order of the looks.
+
+    Returns:
+        [...].
+    """
+    sides = np.sign(_means(differences))
+    refuted = np.where(sides == sides[..., -1:], e_values(differences), 0.0)
+    return np.minimum(1.0, 1.0 / refuted.max(axis=-1))
 
 
 def anytime_equivalence_test(differences: np.ndarray, margin: float) -> np.ndarray:
-    """Return p, H0: the mean is at +-margin or outside; the sequence of intervals must come to lie within."""
+    """Return p, H0: the mean is at +-margin or outside; [..., n] to [...].
+
+    The sequence of intervals must come to lie within; p is 1 where the mean of all n does not.
+    """
     refuted = np.minimum(e_values(differences, margin), e_values(differences, -margin))
-    n = np.arange(1, differences.shape[-1] + 1)
-    means = (np.cumsum(differences, axis=-1) / n)[..., MINIMUM_PAIRS - 1 :]
-    within = np.where(np.abs(means) < margin, refuted, 0.0).max(axis=-1)
+    inside = np.abs(_means(differences)) < margin
+    within = np.where(inside & inside[..., -1:], refuted, 0.0).max(axis=-1)
     return np.minimum(1.0, 1.0 / np.maximum(within, 1.0))
+
+
+def _means(differences: np.ndarray) -> np.ndarray:
+    """Return the mean of the first three differences, and of the first n at each later look."""
+    n = np.arange(1, differences.shape[-1] + 1)
+    return (np.cumsum(differences, axis=-1) / n)[..., MINIMUM_PAIRS - 1 :]
 
 
 def seeds_expected(far: float) -> int | None:

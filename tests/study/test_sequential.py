@@ -40,7 +40,7 @@ def test_e_values_are_a_ratio_of_likelihoods(mean, n):
 
 
 def test_a_p_at_any_time_remembers_its_smallest():
-    d = np.array([-1.0, -1.1, -0.9, -1.05, 4.0, 9.0])
+    d = np.array([-1.0, -1.1, -0.9, -1.05, 3.0, 0.5])
     assert anytime_test(d) == anytime_test(d[:4])
     assert anytime_test(d[:4]) == pytest.approx(1 / e_values(d[:4]).max())
     near = np.array([0.001, -0.001, 0.0005, -0.0005, 0.0])
@@ -49,6 +49,29 @@ def test_a_p_at_any_time_remembers_its_smallest():
     assert sides[0] == sides[1] == 1 / min(e_values(beside, 0.05)[-1], e_values(beside, -0.05)[-1])
     assert anytime_equivalence_test(near, 0.05) < 0.05
     assert anytime_equivalence_test(near + 0.06, 0.05) == 1.0  # far from both ends, and outside
+
+
+def test_what_spoke_for_a_harm_is_no_evidence_of_a_gain():
+    """Six seeds of harm, then three of a larger gain; and nine equal ones before three gains."""
+    harm = 0.004 + 0.0005 * np.cos(2 * np.arange(6))
+    d = np.append(harm, [-0.03, -0.025, -0.04])
+    assert e_values(d).max() == e_values(harm).max() > 20
+    assert d.mean() < 0
+    by_seed = {str(i): 1.7 + x for i, x in enumerate(d)}
+    found = effect(by_seed, dict.fromkeys(by_seed, 1.7), anytime=True, resamples=0)
+    sided = e_values(d)[4:].max()  # from the seventh seed on the mean was a gain
+    assert found.p == pytest.approx(min(1.0, 1 / sided))
+    assert anytime_test(-d) == found.p
+    assert anytime_test(harm) < 0.05  # as long as it was one
+    assert verdict({"none": found, "placebo": found}).word == "no difference shown"
+    equal = 0.0005 * np.cos(2 * np.arange(9))
+    d = np.append(equal, [-0.03, -0.02, -0.025])
+    assert anytime_equivalence_test(equal, 0.0026) < 0.05
+    assert abs(d.mean()) > 0.0026
+    assert anytime_equivalence_test(d, 0.0026) == 1.0
+    by_seed = {str(i): 1.7 + x for i, x in enumerate(d)}
+    found = effect(by_seed, dict.fromkeys(by_seed, 1.7), margin=0.0026, anytime=True, resamples=0)
+    assert verdict({"none": found}).word == "no difference shown"
 
 
 def test_an_open_study_is_judged_by_e_values(tmp_path):
