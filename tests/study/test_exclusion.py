@@ -131,6 +131,41 @@ def test_a_seed_that_diverges_on_both_sides_makes_no_difference(tmp_path):
     assert said in one.sentence
 
 
+ALL = {"weight_0": "control", "placebo": "placebo", "regularizers_only": "regularizers"}
+
+
+@pytest.mark.parametrize(
+    ("arm", "dead", "n", "spread", "controls"),
+    [
+        ("treatment", 3, 5, 0.003, ALL),  # a plateau, where the median is one of theirs
+        ("treatment", 3, 4, 0.003, ALL),  # the last run is where the others' medians are
+        ("control", 5, 8, 0.003, ALL),
+        ("treatment", 3, 6, 0.2, AGAINST["treatment"]),  # half of all residuals are blow-ups
+        ("control", 5, 8, 0.2, AGAINST["treatment"]),
+    ],
+)
+def test_an_arm_most_of_whose_runs_blow_up_is_unstable(arm, dead, n, spread, controls, tmp_path):
+    draw = random.Random(1)
+    scores = paired(1.7, -0.012, n, noise=0.003)
+    for gate in controls.values() - scores.keys():
+        scores[gate] = {s: x + draw.gauss(0, 0.003) for s, x in scores["control"].items()}
+    for seed in list(scores[arm])[:dead]:
+        scores[arm][seed] = 3.4 + draw.gauss(0, spread)
+    (found,) = collect(study(tmp_path, scores, against={"treatment": controls})).treatments
+    assert found.word == "unstable"
+    assert f" {dead} diverged or failed (seed 1: 3." in found.sentence
+    assert "far from the arm's better runs" in found.sentence
+    assert found.main.effect.n == n - dead
+
+
+@pytest.mark.parametrize(("lucky", "n"), [(1, 5), (2, 2)])
+def test_one_run_that_is_better_than_its_arm_is_luck_and_two_are_not(lucky, n, tmp_path):
+    scores = paired(1.7, 0.0)
+    for seed in "12345"[:lucky]:
+        scores["treatment"][seed] -= 0.2
+    assert judged(tmp_path, scores).main.effect.n == n
+
+
 def test_the_table_of_both_estimands_has_the_seeds_of_the_verdict(tmp_path):
     scores = paired(1.7, -0.012)
     scores["treatment"]["3"] = 3.4
