@@ -9,8 +9,8 @@ from a paired test; and if runs without a score were simply missing, an objectiv
 could be called a gain on the other four.
 
 An arm's level is its median. Where most runs have diverged, the median is one of theirs: if its best run is
-better than the median by more than the same limit, the level is the median of the runs within the limit of the
-best. A single such run may be luck, so it counts only where another arm with a say has its median.
+better than the median by more than the same limit, the level is the median of the runs within the limit of
+the best. A single such run may be luck, so it counts only where another arm with a say has its median.
 """
 
 from __future__ import annotations

@@ -207,9 +207,11 @@ def at_its_end(manifest: Manifest, folder: Path, look: int) -> bool:
 
     if any(Run(folder / job.folder).lost for job in manifest.jobs):
         return True
-    judged = [(t.word, t.main.effect) for t in collect(folder).treatments]
-    over = ends(judged)
-    words = ", ".join(word for word, _ in judged)
+    treatments = collect(folder).treatments
+    over = ends(
+        (t.word, t.main.effect, [a.effect for a in t.against if a.gate]) for t in treatments
+    )
+    words = ", ".join(t.word for t in treatments)
     tell(f"after {look} seeds: {words}; {'the study ends here' if over else 'it goes on'}")
     return over
 

@@ -12,7 +12,7 @@ the last. The second rule, of futility, takes a little power and makes no error 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from typing import Literal
 
 from scipy import stats
@@ -70,22 +70,35 @@ def planned_at(seeds: Sequence[str], kind: Seeds) -> list[set[str]]:
     return [set(seeds)]
 
 
-def ends(judged: Iterable[tuple[str, Effect]]) -> bool:
+def ends(judged: Iterable[tuple[str, Effect, Collection[Effect]]]) -> bool:
     """Return whether a sequential study stops at this look.
 
     Args:
-        judged: word and difference from the baseline of each treatment.
+        judged: word, difference from the baseline, and differences from the gates, of each treatment.
     """
-    return all(word not in UNDECIDED or futile(effect) for word, effect in judged)
+    return all(word not in UNDECIDED or futile(effect, gates) for word, effect, gates in judged)
 
 
-def futile(effect: Effect) -> bool:
-    """Return whether a word is unlikely by the last look, if the true difference is the one seen so far."""
-    if effect.std is None or effect.mean is None or not effect.std:
+def futile(effect: Effect, gates: Collection[Effect] = ()) -> bool:
+    """Return whether a word is unlikely by the last look, if true differences are those seen so far.
+
+    A gain is as likely as against the control where it is least so; the other words need the baseline alone.
+    """
+    if effect.mean is None or not effect.std:
         return False
     last = LOOKS[-1]
     error = effect.std / math.sqrt(last)
     far = stats.t.isf(LEVEL, last - 1)
     above, below = ((side * effect.margin - effect.mean) / error for side in (1, -1))
     equivalent = max(0.0, float(stats.norm.cdf(above - far) - stats.norm.cdf(below + far)))
-    return max(equivalent, power(effect.mean, effect.std, last, LEVEL)) < FUTILE
+    asked = [effect, *gates] if effect.gains else [effect]
+    return max(equivalent, min(_chance(e, effect.gains) for e in asked)) < FUTILE
+
+
+def _chance(effect: Effect, gains: bool) -> float:
+    """Return the chance that a difference is shown on this side by the last look; 1 if nothing is known."""
+    if effect.std is None or effect.mean is None:
+        return 1.0
+    if effect.gains != gains:
+        return 0.0  # less than half of LEVEL
+    return power(effect.mean, effect.std, LOOKS[-1], LEVEL) if effect.std else 1.0

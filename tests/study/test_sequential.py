@@ -13,7 +13,7 @@ from jepa_lm.study import execution, manifest, sequential
 from jepa_lm.study.anytime import G, anytime_equivalence_test, anytime_test, e_values
 from jepa_lm.study.registration import register
 from jepa_lm.study.results import collect
-from jepa_lm.study.statistics import effect
+from jepa_lm.study.statistics import Effect, effect
 from jepa_lm.study.verdict import verdict
 from tests.study.conftest import WITHOUT_OTHERS
 from tests.study.pages import AGAINST, report
@@ -117,10 +117,26 @@ def test_a_study_ends_when_every_treatment_has_a_word_or_can_get_none():
         for mean, std in ((0.002, 0.002), (0.001, 0.02))
     )
     undecided = "no difference shown"
-    assert not sequential.ends([(undecided, soon)])
-    assert sequential.ends([(undecided, never)])
-    assert sequential.ends([("hurts", soon), ("equivalent", soon)])
-    assert not sequential.ends([("hurts", soon), (undecided, soon)])
+    assert not sequential.ends([(undecided, soon, ())])
+    assert sequential.ends([(undecided, never, ())])
+    assert sequential.ends([("hurts", soon, ()), ("equivalent", soon, ())])
+    assert not sequential.ends([("hurts", soon, ()), (undecided, soon, ())])
+
+
+def test_a_gain_is_as_likely_as_against_its_least_likely_gate():
+    noise = 0.002 * stats.zscore(np.cos(2 * np.arange(5)), ddof=1)
+
+    def of(mean: float, spread: float = 1.0) -> Effect:
+        by_seed = {str(i): 1.7 + mean + spread * x for i, x in enumerate(noise)}
+        return effect(by_seed, dict.fromkeys(by_seed, 1.7), margin=0.001, resamples=0)
+
+    gain, none, harm, same, no_runs = of(-0.01), of(-0.0001), of(0.002), of(0.0, 0.0), Effect()
+    assert not sequential.futile(gain, [gain])
+    for gate in (none, harm, same):
+        assert sequential.futile(gain, [gain, gate])
+    assert not sequential.futile(gain, [no_runs])
+    assert not sequential.futile(of(0.01), [none])  # a harm asks for the baseline alone
+    assert not sequential.futile(replace(gain, margin=0.02), [none])  # and so does equivalence
 
 
 def test_a_look_is_the_plan_of_the_first_seeds(tmp_path):
@@ -201,6 +217,19 @@ def test_the_words_of_a_look_are_told(apart, over, tmp_path, capsys):
     (tmp_path / "0" / "summary.json").unlink()  # killed
     assert execution.at_its_end(plan, tmp_path, 5)
     assert not capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("gate", "over"), [("placebo", True), ("prediction_only", False)])
+def test_a_study_ends_where_a_gate_leaves_no_hope_of_a_gain(gate, over, tmp_path, capsys):
+    """A gain on the baseline that is not shown yet, and the control has the same."""
+    scores = paired(1.7, -0.006, 5, noise=0.005)
+    scores["beside"] = {
+        seed: score + 1e-4 * (-1) ** int(seed) for seed, score in scores["treatment"].items()
+    }
+    against = {"treatment": {"weight_0": "control", gate: "beside"}}
+    study(tmp_path, scores, against=against, seeds="sequential", margin=0.001)
+    assert execution.at_its_end(manifest.load(tmp_path), tmp_path, 5) == over
+    assert "no difference shown" in capsys.readouterr().err
 
 
 def test_a_broken_comparison_ends_a_sequential_study(tmp_path):

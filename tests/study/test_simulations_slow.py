@@ -225,17 +225,34 @@ def ever_same(d: np.ndarray) -> np.ndarray:
 DOCUMENTED = (REPO / "docs" / "studies.md").read_text(encoding="utf-8")
 
 
-def documented() -> list[tuple[float, float, float]]:
-    """Return true differences and the seeds that studies take, sequential and open, as documented."""
+def documented() -> list[tuple[float, bool, float, float | None]]:
+    """Return true differences, whether the placebo has the same gain, and the seeds that studies take.
+
+    Sequential and open, as documented; None without a word.
+    """
     table = DOCUMENTED.partition("| true difference, BPB |")[2].partition("\n\n")[0]
-    rows = [map(float, row.strip(" |").split("|")) for row in table.split("\n")[2:]]
-    return [(mean, sequential, at_any_time) for mean, sequential, at_any_time in rows]
+    rows = [row.strip(" |").split(" | ") for row in table.split("\n")[2:]]
+    return [
+        (
+            float(what.partition(",")[0]),
+            "placebo" in what,
+            float(sequential),
+            None if at_any_time == "no word" else float(at_any_time),
+        )
+        for what, sequential, at_any_time in rows
+    ]
 
 
-@pytest.mark.parametrize(("mean", "sequential", "at_any_time"), documented())
-def test_studies_take_as_many_seeds_as_the_documentation_says(mean, sequential, at_any_time):
-    taken = [seeds_of(row) for row in 1.7 + drawn(8, mean)[:400]]
+@pytest.mark.parametrize(("mean", "placebo", "sequential", "at_any_time"), documented())
+def test_studies_take_as_many_seeds_as_the_documentation_says(
+    mean, placebo, sequential, at_any_time
+):
+    pairs = np.stack([drawn(8, mean), drawn(9, 0.0)][: 1 + placebo], axis=1)
+    taken = [seeds_of(study) for study in 1.7 + pairs[:400]]
     assert np.mean(taken) == pytest.approx(sequential, abs=0.6)
+    if at_any_time is None:
+        assert ever_different(drawn(9, 0.0, 100)).mean() < 0.05
+        return
     first = seeds_at_any_time(drawn(8, mean, 60)[:2000])
     assert np.mean(first) == pytest.approx(at_any_time, abs=0.2)
     apart, within = seeds_expected(abs(mean) / SD), seeds_expected(max(0, MARGIN - abs(mean)) / SD)
@@ -262,10 +279,18 @@ def test_the_rates_of_looks_at_any_time_are_those_of_the_documentation():
     assert found == pytest.approx(list(map(float, said.groups())), abs=1.5)
 
 
-def seeds_of(row: np.ndarray) -> int:
+def seeds_of(study: np.ndarray) -> int:
+    """Return after how many seeds a sequential study ends.
+
+    Args:
+        study: 1.7 plus differences from the baseline and, if it is there, the placebo, [1 or 2, n].
+    """
     for look in LOOKS[:-1]:
-        by_seed = {str(i): float(x) for i, x in enumerate(row[:look])}
-        found = effect(by_seed, dict.fromkeys(by_seed, 1.7), resamples=0)
-        if ends([(verdict({"none": found}, alpha=LEVEL).word, found)]):
+        found = {}
+        for role, row in zip(("none", "placebo"), study, strict=False):
+            by_seed = {str(i): float(x) for i, x in enumerate(row[:look])}
+            found[role] = effect(by_seed, dict.fromkeys(by_seed, 1.7), resamples=0)
+        word = verdict(found, alpha=LEVEL).word
+        if ends([(word, found["none"], [e for role, e in found.items() if role == "placebo"])]):
             return look
     return LOOKS[-1]
