@@ -9,8 +9,9 @@ from a paired test; and if runs without a score were simply missing, an objectiv
 could be called a gain on the other four.
 
 An arm's level is its median. Where most runs have diverged, the median is one of theirs: if its best run is
-better than the median by more than the same limit, the level is the median of the runs within the limit of
-the best. A single such run may be luck, so it counts only where another arm with a say has its median.
+better than the median by more than the same limit, and the other arms with a say are nearer to that run (by
+the median of their medians), the level is the median of the runs within the limit of the best. Where they are
+not, a run so good is luck.
 """
 
 from __future__ import annotations
@@ -35,41 +36,40 @@ def excluded(arms: Iterable[ArmResult], having_a_say: Iterable[ArmResult]) -> di
     known = [arm for arm in having_a_say if arm.scores]
     if any(arm.measure.quantity.bimodal for arm in known):
         return {arm.name: arm.failed for arm in arms}
-    medians = [float(np.median(list(_worse(arm).values()))) for arm in known]
-    residuals = [
-        np.abs(np.array(list(_worse(arm).values())) - median)
-        for arm, median in zip(known, medians, strict=True)
-    ]
-    pooled = float(np.median(np.concatenate(residuals))) if known else 0.0
-    tightest = min((float(np.median(of)) for of in residuals), default=0.0)
-    found = {}
+    medians = {arm.name: _median(_worse(arm).values()) for arm in known}
+    residuals = [[abs(x - medians[arm.name]) for x in _worse(arm).values()] for arm in known]
+    pooled = _median(x for of in residuals for x in of) if known else 0.0
+    tightest = min(map(_median, residuals), default=0.0)
+    found: dict[str, Out] = {}
     for arm in arms:
         least = MARGINS * arm.measure.margin
         limit = max(least, DEVIATIONS * min(pooled, tightest + least))
-        found[arm.name] = {**arm.failed, **_outlying(arm, limit, medians)}
+        others = [median for name, median in medians.items() if name != arm.name]
+        found[arm.name] = {**arm.failed, **_outlying(arm, limit, others)}
     return found
 
 
-def _outlying(arm: ArmResult, limit: float, medians: Collection[float]) -> Out:
+def _outlying(arm: ArmResult, limit: float, others: Collection[float]) -> Out:
     """Return the runs that are worse than the arm's level by more than a limit.
 
     Args:
-        medians: of the arms with a say, the larger the worse.
+        others: medians of the other arms with a say, the larger the worse.
     """
     worse = _worse(arm)
     if not worse:
         return {}
-    level, named = float(np.median(list(worse.values()))), "median"
-    best = min(worse.values())
-    near = [value for value in worse.values() if value - best <= limit]
-    lucky = len(near) == 1 and all(abs(median - best) > limit for median in medians)
-    if level - best > limit and not lucky:
-        level, named = float(np.median(near)), "better runs"
+    level, named, best = _median(worse.values()), "median", min(worse.values())
+    if level - best > limit and others and _median(others) < (level + best) / 2:
+        level, named = _median(x for x in worse.values() if x - best <= limit), "better runs"
     return {
         seed: f"{arm.scores[seed]:.4f} {arm.measure.unit}, far from the arm's {named}"
         for seed, value in worse.items()
         if value - level > limit
     }
+
+
+def _median(values: Iterable[float]) -> float:
+    return float(np.median(list(values)))
 
 
 def _worse(arm: ArmResult) -> dict[str, float]:

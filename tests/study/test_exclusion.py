@@ -138,7 +138,7 @@ ALL = {"weight_0": "control", "placebo": "placebo", "regularizers_only": "regula
     ("arm", "dead", "n", "spread", "controls"),
     [
         ("treatment", 3, 5, 0.003, ALL),  # a plateau, where the median is one of theirs
-        ("treatment", 3, 4, 0.003, ALL),  # the last run is where the others' medians are
+        ("treatment", 3, 4, 0.003, ALL),  # one run is left where the others' medians are
         ("control", 5, 8, 0.003, ALL),
         ("treatment", 3, 6, 0.2, AGAINST["treatment"]),  # half of all residuals are blow-ups
         ("control", 5, 8, 0.2, AGAINST["treatment"]),
@@ -158,12 +158,13 @@ def test_an_arm_most_of_whose_runs_blow_up_is_unstable(arm, dead, n, spread, con
     assert found.main.effect.n == n - dead
 
 
-@pytest.mark.parametrize(("lucky", "n"), [(1, 5), (2, 2)])
-def test_one_run_that_is_better_than_its_arm_is_luck_and_two_are_not(lucky, n, tmp_path):
+@pytest.mark.parametrize("lucky", [1, 2])
+def test_runs_that_are_better_than_every_arm_are_luck(lucky, tmp_path):
+    """The others of their arm are where the other arm is, so they have not diverged."""
     scores = paired(1.7, 0.0)
     for seed in "12345"[:lucky]:
         scores["treatment"][seed] -= 0.2
-    assert judged(tmp_path, scores).main.effect.n == n
+    assert judged(tmp_path, scores).main.effect.n == 5
 
 
 def test_the_table_of_both_estimands_has_the_seeds_of_the_verdict(tmp_path):
