@@ -96,12 +96,19 @@ def tail_test(differences: np.ndarray, margin: float) -> np.ndarray:
     return np.maximum(_hall(differences, margin), _hall(-differences, margin))
 
 
+def skewness(differences: np.ndarray) -> np.ndarray:
+    """Return third central moment over the second to the power 1.5, without unit; [..., n] to [...]."""
+    apart = differences - differences.mean(axis=-1, keepdims=True)
+    return (apart**3).mean(axis=-1) / (apart**2).mean(axis=-1) ** 1.5
+
+
 def _hall(differences: np.ndarray, bound: float) -> np.ndarray:
     """One-sided p by Hall's transformation, H0: the mean is `bound` or more; [..., n] to [...]."""
-    n = differences.shape[-1]
-    mean = differences.mean(axis=-1)
-    apart = differences - mean[..., None]
-    skewness = (apart**3).mean(axis=-1) / (apart**2).mean(axis=-1) ** 1.5
-    z = (mean - bound) / differences.std(axis=-1, ddof=1)
-    moved = z + skewness * z**2 / 3 + skewness**2 * z**3 / 27 + skewness / (6 * n)
-    return stats.t.cdf(math.sqrt(n) * moved, n - 1)
+    z = (differences.mean(axis=-1) - bound) / differences.std(axis=-1, ddof=1)
+    return hall_p(z, skewness(differences), np.array(differences.shape[-1]))
+
+
+def hall_p(z: np.ndarray, g: np.ndarray, n: np.ndarray) -> np.ndarray:
+    """Return p by Hall's transformation of z, with skewness g, for n differences."""
+    moved = z + g * z**2 / 3 + g**2 * z**3 / 27 + g / (6 * n)
+    return stats.t.cdf(np.sqrt(n) * moved, n - 1)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 from jepa_lm.study.anytime import MOST, seeds_expected
 from jepa_lm.study.family import Adjusted
@@ -60,6 +60,23 @@ def rule(effect: Effect) -> str:
     return (
         f"The challenge's rule ({RULE_NATS:g} nats per token {side} at p < {RULE_ALPHA:g}) is {word}: "
         f"{effect.mean_nats:+.4f} nats, {p_value(p)}."
+    )
+
+
+def tails(effects: Mapping[str, Effect]) -> str:
+    """Say which differences have a tail on the other side than their mean; empty if none has.
+
+    Args:
+        effects: those that a word depends on, by the control's name.
+    """
+    skewed = [f"{name} ({e.tail:.1f})" for name, e in effects.items() if e.tail is not None]
+    if not skewed:
+        return ""
+    gains = next(iter(effects.values())).gains
+    return (
+        f"Skewness toward a {'harm' if gains else 'gain'} is large in the differences from "
+        f"{', '.join(skewed)}: if the tail is longer than these seeds show, this word is wrong more often "
+        "than p says."
     )
 
 
@@ -137,7 +154,8 @@ def _expected(effect: Effect, asked: Sequence[Effect]) -> str:
         seeds_expected(abs(e.mean or 0.0) / (e.std or 1.0)) if e.gains == effect.gains else None
         for e in tested
     ]
-    within = seeds_expected(max(0.0, effect.margin - abs(effect.mean or 0.0)) / (effect.std or 1.0))
+    inside = max(0.0, effect.margin - abs(effect.mean or 0.0)) / (effect.std or 1.0)
+    within = seeds_expected(inside, same=True)
     decided = [within, None if None in apart else max(n for n in apart if n is not None)]
     seeds = min((n for n in decided if n is not None), default=None)
     when = f"within {MOST} seeds no word is" if seeds is None else f"a word is after {seeds} seeds"

@@ -18,7 +18,7 @@ from typing import Literal
 from scipy import stats
 
 from jepa_lm.study.power import ALPHA, power
-from jepa_lm.study.statistics import Effect
+from jepa_lm.study.statistics import TAIL, Effect
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.metrics import METRICS, MetricName
 
@@ -27,6 +27,9 @@ LOOKS = (5, 8, 12, 20)
 """Seeds at each look."""
 LEVEL = 0.0164
 """Level of each look, for which four looks err in 5 % of studies together."""
+SEQUENTIAL_TAIL = 6.5
+"""Factor on the p of the tail test at each look, for which exponential differences at the margin are called
+equal in 5 % of studies by four looks together."""
 FUTILE = 0.1
 """A study stops if the chance of a word by the last look is smaller."""
 UNDECIDED = ("no difference shown", "too few seeds")
@@ -35,6 +38,11 @@ UNDECIDED = ("no difference shown", "too few seeds")
 def level_of(seeds: Seeds) -> float:
     """Return the level of the tests of one look."""
     return LEVEL if seeds == "sequential" else ALPHA
+
+
+def tail_of(seeds: Seeds) -> float:
+    """Return the factor on the p of the tail test at a planned look."""
+    return SEQUENTIAL_TAIL if seeds == "sequential" else TAIL
 
 
 def check_seeds(kind: Seeds, number: int, metric: MetricName | None) -> None:

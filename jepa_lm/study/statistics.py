@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 from scipy import stats
 
+from jepa_lm.study.anytime import TAIL as TAIL_AT_ANY_TIME
 from jepa_lm.study.anytime import anytime_equivalence_test, anytime_test
 from jepa_lm.study.paired import (
     below_test,
@@ -23,6 +24,7 @@ from jepa_lm.study.paired import (
     equivalence_test,
     paired_test,
     sign_flip_test,
+    skewness,
     t_interval,
     tail_test,
 )
@@ -38,6 +40,8 @@ RULE_ALPHA = 0.01
 TAIL = 4
 """Factor on the p of the tail test: so five exponential differences at the margin are called equal in 5 % of
 studies."""
+SKEWED = 1.0
+"""Skewness from which on a report tells of a tail."""
 
 
 @dataclass(frozen=True)
@@ -82,6 +86,8 @@ class Effect:
     """H0: the mean is outside +-margin."""
     p_tail: float | None = None
     """The same, allowing for a long tail on one side."""
+    tail_factor: float = TAIL
+    """Factor on `p_tail` for a verdict."""
     p_anytime: float | None = None
     """As `p_paired`, however often one looks; None where that is not asked."""
     p_anytime_same: float | None = None
@@ -109,12 +115,11 @@ class Effect:
 
     @property
     def p_same(self) -> float | None:
-        """p of the two tests that both must call the sides equal, or of the one that holds at any time."""
-        if self.p_anytime_same is not None:
-            return self.p_anytime_same
-        if self.p_equivalent is None or self.p_tail is None:
+        """p of the two tests that both must call the sides equal."""
+        same = self.p_equivalent if self.p_anytime_same is None else self.p_anytime_same
+        if same is None or self.p_tail is None:
             return None
-        return max(self.p_equivalent, min(1.0, TAIL * self.p_tail))
+        return max(same, min(1.0, self.tail_factor * self.p_tail))
 
     @property
     def gains(self) -> bool:
@@ -122,6 +127,14 @@ class Effect:
         if self.solved is not None:
             return self.solved.more
         return self.mean is not None and (self.mean > 0 if self.larger else self.mean < 0)
+
+    @property
+    def tail(self) -> float | None:
+        """Skewness away from the side of the mean, if large; a tail there is seldom seen whole."""
+        if not self.std or self.mean is None or self.solved is not None:
+            return None
+        skewed = float(skewness(np.array(self.differences))) * -math.copysign(1.0, self.mean)
+        return skewed if skewed > SKEWED else None
 
     @property
     def identical(self) -> bool:
@@ -140,6 +153,7 @@ def effect(
     larger: bool = False,
     bimodal: bool = False,
     anytime: bool = False,
+    tail: float = TAIL,
     resamples: int = 10_000,
 ) -> Effect:
     """Compare two groups of runs.
@@ -157,6 +171,7 @@ def effect(
         unit: of the scores, for sentences. larger: whether larger scores are better.
         bimodal: count the runs that solved their task, and test nothing else.
         anytime: decide by tests that hold however often one looks.
+        tail: factor on the p of the tail test, where looks are planned.
         resamples: number of bootstrap resamples; 0 skips the bootstrap.
 
     Raises:
@@ -200,6 +215,7 @@ def effect(
         p_flips=sign_flip_test(differences),
         p_equivalent=float(equivalence_test(differences, margin)),
         p_tail=float(tail_test(differences, margin)),
+        tail_factor=TAIL_AT_ANY_TIME if asked else tail,
         p_anytime=float(anytime_test(differences)) if asked else None,
         p_anytime_same=float(anytime_equivalence_test(differences, margin)) if asked else None,
         seeds_needed=seeds_needed(found.mean, found.std, ALPHA),

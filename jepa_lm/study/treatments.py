@@ -16,7 +16,7 @@ from jepa_lm.study.manifest import Comparison, Manifest
 from jepa_lm.study.measure import other_grids
 from jepa_lm.study.power import ALPHA
 from jepa_lm.study.roles import BASELINES, EQUAL_FLOPS, NONE_EQUAL_FLOPS, PLACEBO, is_gate
-from jepa_lm.study.sequential import Seeds, level_of
+from jepa_lm.study.sequential import Seeds, level_of, tail_of
 from jepa_lm.study.statistics import Effect
 from jepa_lm.study.trained import too_little
 from jepa_lm.study.verdict import GAINS, baseline_of, claim, verdict
@@ -244,6 +244,7 @@ def _effect(
         larger=quantity.larger,
         bimodal=quantity.bimodal,
         anytime=seeds == "open",
+        tail=tail_of(seeds),
     )
 
 

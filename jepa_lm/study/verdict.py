@@ -41,6 +41,7 @@ from jepa_lm.study.sentences import (
     numbers,
     rival,
     rule,
+    tails,
     too_few,
     undecided,
     would_find,
@@ -171,8 +172,9 @@ def _against_baseline(
         case "worse" if uncorrected:
             return _unshown(chance(baseline, name, adjusted), would)
         case "worse":
-            told = f" {rule(baseline)}" if baseline.meets_rule else ""
-            return Verdict("hurts", f"Worse than {name}: {numbers(baseline)}.{told}")
+            told = (rule(baseline) if baseline.meets_rule else "", tails({name: baseline}))
+            worse = f"Worse than {name}: {numbers(baseline)}."
+            return Verdict("hurts", " ".join(filter(None, [worse, *told])))
         case "better":
             shown = _better(effects, role, gates, alpha)
             if shown.word in GAINS and uncorrected:
@@ -232,15 +234,15 @@ def _better(
         failed.append(f"But {why}, {follows}.")
     if failed:
         return Verdict(UNDECIDED, " ".join([gain, *failed]))
+    word: Word = "helps"
     if not any(gate.partition(" ")[0] == PLACEBO for gate in gates):
+        word = "better, no placebo"
         passed.append(
             "No placebo was run, so nothing shows that the gain comes from the information in the "
             "predicted latents."
         )
-        return Verdict(
-            "better, no placebo", " ".join(filter(None, [gain, *passed, rule(baseline)]))
-        )
-    return Verdict("helps", " ".join(filter(None, [gain, *passed, rule(baseline)])))
+    skewed = tails({name: baseline, **{named(gate): effects[gate] for gate in gates}})
+    return Verdict(word, " ".join(filter(None, [gain, *passed, rule(baseline), skewed])))
 
 
 def _below(p: float | None, alpha: float) -> bool:

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 from scipy import integrate, stats
 
-from jepa_lm.study import execution, manifest, sequential
+from jepa_lm.study import anytime, execution, manifest, sequential
 from jepa_lm.study.anytime import G, anytime_equivalence_test, anytime_test, e_values
+from jepa_lm.study.paired import tail_test
 from jepa_lm.study.registration import register
 from jepa_lm.study.results import collect
-from jepa_lm.study.statistics import Effect, effect
+from jepa_lm.study.statistics import TAIL, Effect, effect
 from jepa_lm.study.verdict import verdict
 from tests.study.conftest import WITHOUT_OTHERS
 from tests.study.pages import AGAINST, report
@@ -74,6 +75,31 @@ def test_what_spoke_for_a_harm_is_no_evidence_of_a_gain():
     assert verdict({"none": found}).word == "no difference shown"
 
 
+def test_several_looks_allow_for_long_tails_more_strictly(tmp_path):
+    """Seven seeds within the margin, of which the last is far from the rest, or is not."""
+    control = {str(i): 1.7 + 0.01 * i for i in range(1, 8)}
+    words, p = {}, {}
+    for last in (0.0032, 0.0):
+        d = [*(0.0004 * np.cos(2 * np.arange(1, 7))), last]
+        treatment = {s: x + apart for (s, x), apart in zip(control.items(), d, strict=True)}
+        scores = {"control": control, "treatment": treatment}
+        for seeds in ("fixed", "sequential", "open"):
+            folder = tmp_path / f"{last}" / seeds
+            study(folder, scores, against=AGAINST, seeds=seeds, margin=0.005)
+            (found,) = collect(folder).treatments
+            words[last, seeds], p[last, seeds] = found.word, found.main.effect
+    assert {words[0.0, seeds] for seeds in ("fixed", "sequential", "open")} == {"equivalent"}
+    assert [words[0.0032, seeds] for seeds in ("fixed", "sequential", "open")] == [
+        "equivalent",
+        "no difference shown",
+        "no difference shown",
+    ]
+    looked, opened = p[0.0032, "sequential"], p[0.0032, "open"]
+    assert max(looked.p_equivalent, TAIL * looked.p_tail) < sequential.LEVEL
+    assert looked.p_same == sequential.SEQUENTIAL_TAIL * looked.p_tail
+    assert opened.p_anytime_same < 0.05 < opened.p_same == anytime.TAIL * opened.p_tail
+
+
 def test_an_open_study_is_judged_by_e_values(tmp_path):
     scores = paired(1.7, -0.004, 5, noise=0.004)
     fixed = study(tmp_path / "fixed", scores, against=AGAINST)
@@ -82,7 +108,8 @@ def test_an_open_study_is_judged_by_e_values(tmp_path):
     assert one.p_paired == other.p_paired == one.p
     d = np.array(one.differences)
     assert other.p == anytime_test(d)
-    assert other.p_same == anytime_equivalence_test(d, other.margin)
+    tail = anytime.TAIL * tail_test(d, other.margin)
+    assert other.p_same == max(anytime_equivalence_test(d, other.margin), min(1.0, tail))
     assert other.p > one.p
 
 

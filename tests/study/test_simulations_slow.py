@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
+from jepa_lm.study.anytime import TAIL as TAIL_AT_ANY_TIME
 from jepa_lm.study.anytime import (
     anytime_equivalence_test,
     anytime_test,
@@ -18,9 +19,9 @@ from jepa_lm.study.anytime import (
     seeds_expected,
 )
 from jepa_lm.study.family import adjust
-from jepa_lm.study.paired import equivalence_test, paired_test, tail_test
-from jepa_lm.study.sequential import LEVEL, LOOKS, ends
-from jepa_lm.study.statistics import MARGIN, TAIL, effect
+from jepa_lm.study.paired import equivalence_test, paired_test, skewness, tail_test
+from jepa_lm.study.sequential import LEVEL, LOOKS, SEQUENTIAL_TAIL, ends
+from jepa_lm.study.statistics import MARGIN, SKEWED, TAIL, effect
 from jepa_lm.study.verdict import claim, verdict
 from tests.conftest import REPO
 
@@ -190,8 +191,8 @@ def test_four_looks_err_as_often_as_one():
         d = drawn(3, edge)
         student = [equivalence_test(d[:, :n], MARGIN) < LEVEL for n in LOOKS]
         assert within(np.any(student, axis=0), 0.047)
-        tail = [TAIL * tail_test(d[:, :n], MARGIN) < LEVEL for n in LOOKS]
-        assert np.any(np.logical_and(student, tail), axis=0).mean() < 0.03
+        tail = [SEQUENTIAL_TAIL * tail_test(d[:, :n], MARGIN) < LEVEL for n in LOOKS]
+        assert np.any(np.logical_and(student, tail), axis=0).mean() < 0.02
 
 
 def test_e_values_err_no_more_often_than_they_say_however_long_one_looks():
@@ -204,7 +205,7 @@ def test_e_values_err_no_more_often_than_they_say_however_long_one_looks():
     for edge in (MARGIN, -MARGIN):
         assert ever_same(drawn(5, edge, 100)).mean() <= 0.05
     assert np.mean(anytime_test(drawn(6, -0.006)) < 0.05) > 0.99
-    assert ever_same(drawn(7, 0.0)).mean() > 0.99
+    assert ever_same(drawn(7, 0.0)).mean() > 0.95
 
 
 def ever_different(d: np.ndarray) -> np.ndarray:
@@ -215,11 +216,17 @@ def ever_different(d: np.ndarray) -> np.ndarray:
 def ever_same(d: np.ndarray) -> np.ndarray:
     """Return which studies are equivalent at some look."""
     possible = np.minimum(e_values(d, MARGIN), e_values(d, -MARGIN)).max(axis=-1) > 20
-    looks = range(3, d.shape[1] + 1)
-    tests = (anytime_equivalence_test(d[possible, :n], MARGIN) < 0.05 for n in looks)
     found = np.zeros(len(d), dtype=bool)
-    found[possible] = np.any(list(tests), axis=0)
+    found[possible] = np.any(
+        [same_at_any_time(d[possible, :n]) for n in range(3, d.shape[1] + 1)], axis=0
+    )
     return found
+
+
+def same_at_any_time(d: np.ndarray) -> np.ndarray:
+    """Return which studies are equivalent at their last look."""
+    within = anytime_equivalence_test(d, MARGIN) < 0.05
+    return within & (TAIL_AT_ANY_TIME * tail_test(d, MARGIN) < 0.05)
 
 
 DOCUMENTED = (REPO / "docs" / "studies.md").read_text(encoding="utf-8")
@@ -255,7 +262,8 @@ def test_studies_take_as_many_seeds_as_the_documentation_says(
         return
     first = seeds_at_any_time(drawn(8, mean, 60)[:2000])
     assert np.mean(first) == pytest.approx(at_any_time, abs=0.2)
-    apart, within = seeds_expected(abs(mean) / SD), seeds_expected(max(0, MARGIN - abs(mean)) / SD)
+    apart = seeds_expected(abs(mean) / SD)
+    within = seeds_expected(max(0, MARGIN - abs(mean)) / SD, same=True)
     expected = min(n for n in (apart, within) if n is not None)
     assert np.mean(first) == pytest.approx(expected, rel=0.3)  # what a report says
 
@@ -263,10 +271,7 @@ def test_studies_take_as_many_seeds_as_the_documentation_says(
 def seeds_at_any_time(d: np.ndarray) -> np.ndarray:
     """Return after how many seeds each of these studies has a word by e-values."""
     n = range(3, d.shape[1] + 1)
-    word = [
-        (anytime_test(d[:, :k]) < 0.05) | (anytime_equivalence_test(d[:, :k], MARGIN) < 0.05)
-        for k in n
-    ]
+    word = [(anytime_test(d[:, :k]) < 0.05) | same_at_any_time(d[:, :k]) for k in n]
     return np.where(np.any(word, axis=0), 3 + np.argmax(word, axis=0), d.shape[1])
 
 
@@ -289,8 +294,98 @@ def seeds_of(study: np.ndarray) -> int:
         found = {}
         for role, row in zip(("none", "placebo"), study, strict=False):
             by_seed = {str(i): float(x) for i, x in enumerate(row[:look])}
-            found[role] = effect(by_seed, dict.fromkeys(by_seed, 1.7), resamples=0)
+            found[role] = effect(
+                by_seed, dict.fromkeys(by_seed, 1.7), tail=SEQUENTIAL_TAIL, resamples=0
+            )
         word = verdict(found, alpha=LEVEL).word
         if ends([(word, found["none"], [e for role, e in found.items() if role == "placebo"])]):
             return look
     return LOOKS[-1]
+
+
+# Long tails: a treatment whose runs are now and then much worse
+
+
+def tailed(kind: str, rng: np.random.Generator, size: tuple[int, ...]) -> np.ndarray:
+    """Return draws of mean 0 and deviation 1 with a long right tail."""
+    if kind == "exponential":
+        return rng.exponential(size=size) - 1
+    return (rng.lognormal(size=size) - np.exp(0.5)) / np.sqrt((np.e - 1) * np.e)
+
+
+def gains_at(how: str, d: np.ndarray) -> np.ndarray:
+    """Return at which looks differences [studies, controls, n] are better; [looks, studies, controls]."""
+    if how == "open":
+        means = (np.cumsum(d, axis=-1) / np.arange(1, d.shape[-1] + 1))[..., 2:]
+        sided = np.maximum.accumulate(np.where(means < 0, e_values(d), 0.0), axis=-1)
+        return np.moveaxis((means < 0) & (sided > 20), -1, 0)
+    looks, level = (LOOKS, LEVEL) if how == "sequential" else (d.shape[-1:], 0.05)
+    seen = [d[..., :n] for n in looks]
+    return np.array([(paired_test(of) < level) & (of.mean(axis=-1) < 0) for of in seen])
+
+
+def same_at(how: str, d: np.ndarray) -> np.ndarray:
+    """Return which studies with these differences [studies, n] are equivalent at some look."""
+    if how == "open":
+        return ever_same(d)
+    planned = how == "sequential"
+    looks, level = (LOOKS, LEVEL) if planned else (d.shape[-1:], 0.05)
+    factor = SEQUENTIAL_TAIL if planned else TAIL
+    p = [
+        np.maximum(equivalence_test(d[:, :n], MARGIN), factor * tail_test(d[:, :n], MARGIN))
+        for n in looks
+    ]
+    return np.any(np.array(p) < level, axis=0)
+
+
+def documented_tails() -> list[tuple[str, int, list[float]]]:
+    """Return how studies are looked at, their seeds, and the rates in percent, as documented."""
+    table = DOCUMENTED.partition("| looks |")[2].partition("\n\n")[0]
+    rows = [
+        [cell.strip(" `") for cell in row.strip("|").split("|")] for row in table.split("\n")[2:]
+    ]
+    seeds = {"sequential": 20, "open": 100}
+    return [
+        (how, seeds.get(how) or int(how.split()[0]), [float(rate) for rate in rates])
+        for how, *rates in rows
+    ]
+
+
+@pytest.mark.parametrize(("how", "n", "rates"), documented_tails())
+def test_long_tails_err_as_often_as_the_documentation_says(how, n, rates):
+    """Wrong "helps", "better, no placebo" and "equivalent"."""
+    found = []
+    for kind in ("exponential", "lognormal"):
+        rng = np.random.default_rng(n)
+        scores = SD / np.sqrt(2) * rng.normal(size=(LOOKED, 5, n))
+        scores[:, 0] = 0.01 * tailed(kind, rng, (LOOKED, n))
+        better = gains_at(how, scores[:, :1] - scores[:, 1:])
+        same = same_at(how, MARGIN + SD * tailed(kind, rng, (LOOKED, n)))
+        found.append([better.all(axis=-1).any(axis=0), better[..., 0].any(axis=0), same])
+    measured = 100 * np.mean(found, axis=-1).T.ravel()
+    assert measured.tolist() == pytest.approx(rates, abs=0.3)
+
+
+def documented_hints() -> list[tuple[int, float, float]]:
+    """Return seeds, and in what percent of right and of wrong gains a tail is told, as documented."""
+    found = re.findall(
+        r"(\d+)(?: %[\w\s]+)? and(?: in)? (\d+) %(?: of\s+right ones)? at (\d+)", DOCUMENTED
+    )
+    return [(int(n), float(right), float(wrong)) for wrong, right, n in found]
+
+
+@pytest.mark.parametrize(("n", "right", "wrong"), documented_hints())
+def test_tails_are_told_as_often_as_the_documentation_says(n, right, wrong):
+    """By no means always where they are: a few seeds seldom contain them."""
+    told = []
+    for kind in ("normal", "exponential"):
+        rng = np.random.default_rng(n)
+        scores = SD / np.sqrt(2) * rng.normal(size=(LOOKED, 5, n))
+        if kind == "normal":
+            scores[:, 0] -= 0.012
+        else:
+            scores[:, 0] = 0.01 * tailed(kind, rng, (LOOKED, n))
+        d = scores[:, :1] - scores[:, 1:]
+        helps = gains_at("fixed", d)[0].all(axis=-1)
+        told.append(np.mean((skewness(d[helps]) > SKEWED).any(axis=-1)))
+    assert 100 * np.array(told) == pytest.approx([right, wrong], abs=1.0)

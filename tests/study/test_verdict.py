@@ -140,6 +140,32 @@ def test_a_sentence_in_full():
     )
 
 
+def test_a_tail_on_the_other_side_than_the_mean_is_told():
+    """One run in five that is nearly as bad as the control's: there may be worse ones."""
+    tail = np.array([-0.002, -0.0025, -0.0015, -0.002, 0.008])
+    control = dict.fromkeys("01234", 1.7)
+
+    def skewed(mean: float, side: int) -> Effect:
+        scores = {s: 1.7 + mean + side * x for s, x in zip("01234", tail, strict=True)}
+        return effect(scores, control, resamples=0)
+
+    gain = skewed(-0.03, 1)
+    assert gain.tail == pytest.approx(stats.skew(tail))
+    found = verdict({"none": GAIN, "placebo": gain})
+    assert found.word == "helps"
+    assert found.sentence.endswith(
+        f"Skewness toward a harm is large in the differences from the placebo ({gain.tail:.1f}): if the tail "
+        "is longer than these seeds show, this word is wrong more often than p says."
+    )
+    harm = verdict({"none": skewed(0.03, -1)})
+    assert harm.word == "hurts"
+    assert "Skewness toward a gain is large in the differences from cross entropy" in harm.sentence
+    larger = replace(skewed(0.03, -1), larger=True)
+    assert "toward a harm" in verdict({"none": larger}).sentence
+    for harmless in (skewed(-0.03, -1), skewed(0.03, 1), of(-0.02, scale=8), SAME, FEW):
+        assert "Skewness" not in verdict({"none": harmless}).sentence
+
+
 def test_a_gain_that_meets_the_challenges_rule_is_not_called_equivalent():
     """0.003 BPB is within the margin, but 0.0075 nats where a token has 3.6 bytes."""
     gain = of(-0.003, nats=-0.0075)
