@@ -72,7 +72,7 @@ def contents(plan: Manifest) -> dict[str, str]:
             "baseline and gates, Holm over treatments"
         ),
         "exclusion": (
-            "no score for other reasons than the machine's, or worse than the arm's median by more than "
+            "no score for other reasons than the machine's, or worse than the level of its arm by more than "
             f"{DEVIATIONS} median absolute deviations and {MARGINS} margins"
         ),
         "arms": "; ".join(f"{group.name}: {group.says}" for group in plan.groups),
