@@ -9,6 +9,7 @@ import torch
 
 from jepa_lm.model.ema import as_buffers
 from jepa_lm.objective.normalisations import LayerNorm
+from jepa_lm.objective.passes import MainPass
 from jepa_lm.objective.targets import SamePass
 from jepa_lm.utils.errors import UserError
 from tests.objective.conftest import at, auxiliary, compared, noise, random_batch
@@ -45,12 +46,13 @@ def test_a_copied_projector_follows_beside_the_encoder_and_neither_at_weight_zer
 
 def test_a_target_of_its_own_width_is_normalised_and_not_projected():
     double, hidden = torch.nn.Linear(6, 6), torch.randn(2, 5, 6)
+    main = MainPass(batch={}, encoded=None, step_context=at(), reach=None)
     for project in (True, False):
         target = SamePass(normalisation=LayerNorm(), project=project)
         target.hidden = lambda model, main: hidden
         want = double(hidden) if project else hidden
         torch.testing.assert_close(
-            target(None, None, double), torch.nn.functional.layer_norm(want, (6,))
+            target(None, main, double), torch.nn.functional.layer_norm(want, (6,))
         )
 
 
