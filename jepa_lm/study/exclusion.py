@@ -9,9 +9,9 @@ from a paired test; and if runs without a score were simply missing, an objectiv
 could be called a gain on the other four.
 
 An arm's level is its median. Where most runs have diverged, the median is one of theirs: if its best run is
-better than the median by more than the same limit, and the other arms with a say are nearer to that run (by
-the median of their medians), the level is the median of the runs within the limit of the best. Where they are
-not, a run so good is luck.
+better than the median by more than the same limit, and the other arms with a say are where that run is (the
+median of their medians is nearer to it than half of the way), the level is the median of the runs within the
+limit of the best. Where they are not, a run so good is luck.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def _outlying(arm: ArmResult, limit: float, others: Collection[float]) -> Out:
     if not worse:
         return {}
     level, named, best = _median(worse.values()), "median", min(worse.values())
-    if level - best > limit and others and _median(others) < (level + best) / 2:
+    if level - best > limit and others and 2 * abs(_median(others) - best) < level - best:
         level, named = _median(x for x in worse.values() if x - best <= limit), "better runs"
     return {
         seed: f"{arm.scores[seed]:.4f} {arm.measure.unit}, far from the arm's {named}"

@@ -167,6 +167,13 @@ def test_runs_that_are_better_than_every_arm_are_luck(lucky, tmp_path):
     assert judged(tmp_path, scores).main.effect.n == 5
 
 
+def test_one_better_run_of_three_does_not_make_the_others_diverged(tmp_path):
+    """A harm, and one run with half of it: it is not where the other arm is."""
+    scores = paired(1.7, 0.1, 3, noise=0.001)
+    scores["treatment"]["1"] -= 0.055
+    assert judged(tmp_path, scores).main.effect.n == 3
+
+
 def test_the_table_of_both_estimands_has_the_seeds_of_the_verdict(tmp_path):
     scores = paired(1.7, -0.012)
     scores["treatment"]["3"] = 3.4
