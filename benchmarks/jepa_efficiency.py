@@ -39,7 +39,7 @@ EXPERIMENTS = {"oracle_law": "known_law", "llm_jepa_pairs": "llm_jepa_regex"}
 
 
 def config_of(experiment: str, *overrides: str) -> dict[str, Any]:
-    """Return the resolved config of an experiment; what is written lies below the current folder."""
+    """Return the resolved config of an experiment."""
     return resolve(compose(f"experiment={experiment}", "paths.run_dir=unused", *overrides))
 
 

@@ -68,12 +68,19 @@ SHALLOW = ("model.backbone.layers=5",)
 VALUES = ("model.value_embedding.layers=[3,4]",)
 """Fewer blocks for a preset, and the ones of #1243 that read its value embedding: the last two."""
 OFFLINE = ("logger=wandb", "logger.wandb.offline=true")
+LONGEST = "test_trace_slow.py"
+"""File of the longest test: three minutes."""
 
 # Here and in processes that tests start, imports take two thirds of the time if bytecode is kept.
 sys.dont_write_bytecode = False
 torch.set_num_threads(1)
 schema.register()
 composing.keep_merged_files(pytest.MonkeyPatch())
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Start the file that takes longest first: at the end, one of two workers would wait for it alone."""
+    items.sort(key=lambda item: item.path.name != LONGEST)
 
 
 @pytest.fixture(scope="session")

@@ -351,15 +351,23 @@ def documented_tails() -> list[tuple[str, int, list[float]]]:
     ]
 
 
+def against_four(kind: str, rng: np.random.Generator, n: int) -> np.ndarray:
+    """Return differences [LOOKED, 4, n] from four arms: of a gain, or without one but with a long tail."""
+    scores = SD / np.sqrt(2) * rng.normal(size=(LOOKED, 5, n))
+    if kind == "normal":
+        scores[:, 0] -= 0.012
+    else:
+        scores[:, 0] = 0.01 * tailed(kind, rng, (LOOKED, n))
+    return scores[:, :1] - scores[:, 1:]
+
+
 @pytest.mark.parametrize(("how", "n", "rates"), documented_tails())
 def test_long_tails_err_as_often_as_the_documentation_says(how, n, rates):
     """Wrong "helps", "better, no placebo" and "equivalent"."""
     found = []
     for kind in ("exponential", "lognormal"):
         rng = np.random.default_rng(n)
-        scores = SD / np.sqrt(2) * rng.normal(size=(LOOKED, 5, n))
-        scores[:, 0] = 0.01 * tailed(kind, rng, (LOOKED, n))
-        better = gains_at(how, scores[:, :1] - scores[:, 1:])
+        better = gains_at(how, against_four(kind, rng, n))
         same = same_at(how, MARGIN + SD * tailed(kind, rng, (LOOKED, n)))
         found.append([better.all(axis=-1).any(axis=0), better[..., 0].any(axis=0), same])
     measured = 100 * np.mean(found, axis=-1).T.ravel()
@@ -379,13 +387,7 @@ def test_tails_are_told_as_often_as_the_documentation_says(n, right, wrong):
     """By no means always where they are: a few seeds seldom contain them."""
     told = []
     for kind in ("normal", "exponential"):
-        rng = np.random.default_rng(n)
-        scores = SD / np.sqrt(2) * rng.normal(size=(LOOKED, 5, n))
-        if kind == "normal":
-            scores[:, 0] -= 0.012
-        else:
-            scores[:, 0] = 0.01 * tailed(kind, rng, (LOOKED, n))
-        d = scores[:, :1] - scores[:, 1:]
+        d = against_four(kind, np.random.default_rng(n), n)
         helps = gains_at("fixed", d)[0].all(axis=-1)
         told.append(np.mean((skewness(d[helps]) > SKEWED).any(axis=-1)))
     assert 100 * np.array(told) == pytest.approx([right, wrong], abs=1.0)
