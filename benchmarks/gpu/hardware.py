@@ -5,6 +5,7 @@ from __future__ import annotations
 import platform
 import warnings
 from collections.abc import Callable, Iterator
+from functools import partial
 from importlib import metadata
 from typing import Any
 
@@ -14,6 +15,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from benchmarks.gpu.scale import Scale
 from benchmarks.measure import Claim, report
+from jepa_lm.model.kernels import KERNELS, cuda_scan
+from jepa_lm.model.ssd import ssd
+from jepa_lm.utils.errors import UserError
 
 PRODUCTS = {
     "square": (8192, 8192, 8192),
@@ -29,6 +33,9 @@ PRODUCTS = {
 REPEATS = 5
 ATTENTION = {"pr1243": (48, 8, 4, 2048, 64), "pr832": (12, 8, 4, 4096, 64)}
 """Rows, query heads, kv heads, positions and head width."""
+SCAN = (64, 1024, 20, 64, 1, 64)
+"""Of #903: rows, positions, heads, head width, groups and state size."""
+CHUNK = 64
 BACKENDS = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION")
 
 
@@ -57,6 +64,7 @@ def claims(scale: Scale) -> Iterator[Claim]:
         )  # fmt: skip
     for name, shape in ATTENTION.items():
         yield attention(scale, name, shape)
+    yield scan(scale)
 
 
 def versions(scale: Scale) -> dict[str, Any]:
@@ -103,6 +111,31 @@ def attention(scale: Scale, name: str, shape: tuple[int, ...]) -> Claim:
     return report(
         f"hardware/attention/{name}", chosen, unit="ms, forward and backward", limit=None, spread=0.0,
         details=found,
+    )  # fmt: skip
+
+
+def scan(scale: Scale) -> Claim:
+    """Time each implementation of the SSD scan, forward and backward; the value is that of `kernel=auto`."""
+    B, T, H, P, G, N = scale.pick(SCAN, (1, 16, 2, 4, 1, 4))
+    x, b, c = (_random(scale, B, T, *shape).requires_grad_() for shape in ((H, P), (G, N), (G, N)))
+    dt = (0.1 * torch.rand(B, T, H, device=scale.device)).requires_grad_()
+    a = (-8 * torch.rand(H, device=scale.device)).requires_grad_()
+
+    def milliseconds(kernel: str) -> float:
+        found = cuda_scan(kernel, head_dim=P, state_dim=N) or partial(ssd, chunk=CHUNK)
+        return 1000 * scale.seconds(
+            lambda: found(x, dt, a, b, c)[0].sum().backward(), repeats=REPEATS
+        )
+
+    times: dict[str, Any] = {}
+    for kernel in KERNELS[1:] if scale.full else ():
+        try:
+            times[f"{kernel}_ms"] = milliseconds(kernel)
+        except UserError as error:
+            times[f"{kernel}_ms"] = f"refused: {error}"
+    return report(
+        "hardware/scan/pr903", milliseconds("auto"), unit="ms, forward and backward", limit=None,
+        spread=0.0, details=times,
     )  # fmt: skip
 
 

@@ -77,8 +77,16 @@ STEPS: dict[str, Step] = {
     "pr832_eager": _preset(
         "pr832_byte_chunk", 120, "compile=false", name="pr832_byte_chunk_eager", usual=False
     ),
+    "pr903_bpe_mamba_ssm": _preset(
+        "pr903_lewm_bpe",
+        240,
+        "model.kernel=mamba_ssm",
+        name="pr903_lewm_bpe_mamba_ssm",
+        usual=False,
+    ),
 }
-"""In order of value. The eager variants say what compilation is worth; they run when --only names them."""
+"""In order of value. The eager variants say what compilation is worth, and the last one what mamba-ssm's
+kernels are, where that package is installed; they run when --only names them."""
 
 
 def main(arguments: list[str], steps: Mapping[str, Step] = STEPS) -> int:

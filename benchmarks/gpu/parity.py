@@ -6,6 +6,7 @@ Differences are relative: |a - b| / |b|, in the 2-norm over all values of a resu
 from __future__ import annotations
 
 import copy
+import importlib.util
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -15,8 +16,9 @@ from torch import Tensor
 from benchmarks.gpu.scale import Scale
 from benchmarks.measure import Claim, at_most
 from jepa_lm.model.cross_entropy import chunked_cross_entropy
+from jepa_lm.model.foreign_scan import Scan
 from jepa_lm.model.heads import TanhSoftcap
-from jepa_lm.model.kernels import has_triton, triton_ssd
+from jepa_lm.model.kernels import cuda_scan, has_triton, triton_ssd
 from jepa_lm.model.layers import CausalSelfAttention, RotaryTables
 from jepa_lm.model.ssd import final_state, ssd, ssd_sequential
 from jepa_lm.objective.sigreg import knot_weights, statistic, statistic_reference
@@ -137,7 +139,7 @@ def sigreg(scale: Scale) -> Iterator[Claim]:
 
 
 def scan(scale: Scale) -> Iterator[Claim]:
-    """The SSD scan in chunks, and by the Triton kernels in float32 and with bfloat16 inputs."""
+    """The SSD scan in chunks, by the Triton kernels in float32 and bfloat16, by mamba-ssm in bfloat16."""
     B, T, H, P, G, N = scale.pick((2, 500, 8, 64, 1, 64), (2, 20, 2, 4, 1, 4))
     draw = {"dtype": torch.float64}
     x, b, c = (torch.randn(B, T, *s, **draw) for s in ((H, P), (G, N), (G, N)))
@@ -157,7 +159,11 @@ def scan(scale: Scale) -> Iterator[Claim]:
     fast = {"ssd": loss_of(lambda *given: ssd(*given, chunk=chunk))}
     if scale.full and has_triton():
         fast["ssd_triton"] = loss_of(triton_ssd)
-        fast["ssd_triton/bfloat16"] = loss_of(_with_bfloat16)
+        fast["ssd_triton/bfloat16"] = loss_of(_with_bfloat16(triton_ssd))
+    if scale.full and importlib.util.find_spec("mamba_ssm"):
+        foreign = cuda_scan("mamba_ssm", head_dim=P, state_dim=N)
+        assert foreign is not None
+        fast["ssd_mamba_ssm/bfloat16"] = loss_of(_with_bfloat16(foreign))
     y, state = ssd_sequential(*inputs)
     _, gradients = with_gradients(exact, *inputs)
     here = [v.float().to(scale.device) for v in inputs]
@@ -170,9 +176,13 @@ def scan(scale: Scale) -> Iterator[Claim]:
         yield agrees(f"{name}/gradient", found, gradients, tolerance)
 
 
-def _with_bfloat16(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Any:
-    """Scan with x, b and c rounded to bfloat16, as autocast gives them."""
-    return triton_ssd(x.bfloat16(), dt, a, b.bfloat16(), c.bfloat16())
+def _with_bfloat16(function: Scan) -> Callable[..., Any]:
+    """Return a scan whose x, b and c are rounded to bfloat16, as autocast gives them."""
+
+    def scan(x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor) -> Any:
+        return function(x.bfloat16(), dt, a, b.bfloat16(), c.bfloat16(), None)
+
+    return scan
 
 
 def newton_schulz(scale: Scale) -> Iterator[Claim]:
