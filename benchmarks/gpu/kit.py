@@ -61,7 +61,7 @@ STEPS: dict[str, Step] = {
     "pr1243": _preset("pr1243_jepardy", 200),
     "pr903_bpe": _preset("pr903_lewm_bpe", 240),
     "pr832": _preset("pr832_byte_chunk", 200),
-    "parity": _of("parity", 120, least=40.0),
+    "parity": _of("parity", 240, least=40.0),
     "programs": _of("programs", 180, least=60.0),
     "ranks": _of("ranks", 120, least=40.0),
     "pr903_byte": _preset("pr903_lewm_byte", 240),

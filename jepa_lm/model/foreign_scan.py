@@ -25,6 +25,8 @@ GRADIENTS = (
 def as_operator(name: str, scan: Scan) -> Scan:
     """Register a scan as the operator `jepa_lm::name`; return a function that calls it.
 
+    It is a plain function because a model that holds it is copied, and an operator cannot be.
+
     The scan must be a `torch.autograd.Function`: inside an operator, autograd sees nothing else. y has the
     dtype of x, and the state [B, H, P, N] is float32 or, for float64, float64.
     """
@@ -72,7 +74,14 @@ def as_operator(name: str, scan: Scan) -> Scan:
         return tuple(None if x is None else g for x, g in zip(given, found, strict=True))
 
     operator.register_autograd(differentiate, setup_context=save)
-    return operator
+
+    def call(
+        x: Tensor, dt: Tensor, a: Tensor, b: Tensor, c: Tensor, state: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        y, last = getattr(torch.ops.jepa_lm, name)(x, dt, a, b, c, state)
+        return y, last
+
+    return call
 
 
 def _state_dtype(x: Tensor | None) -> torch.dtype:

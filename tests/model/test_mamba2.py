@@ -369,7 +369,23 @@ def test_mamba_ssm_is_one_operator_with_the_gradients_of_its_function(mamba_ssm,
     for ours, plain in zip(*results, strict=True):
         torch.testing.assert_close(ours, plain, rtol=1e-9, atol=1e-9)
     assert len(calls) == 2  # forward, and once more for its backward pass
-    torch.library.opcheck(scan, tuple(inputs))
+    torch.library.opcheck(torch.ops.jepa_lm.mamba_ssm.default, tuple(inputs))
+
+
+def test_a_model_with_the_scan_of_mamba_ssm_is_copied(compose, mamba_ssm, monkeypatch):
+    """Targets, averages and measurements of the objective copy the model."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    model = language_model(compose, "model.kernel=mamba_ssm")
+    copied = copy.deepcopy(model)
+    mixers = [m for m in copied.modules() if isinstance(m, Mamba2Mixer)]
+    assert mixers
+    assert all(m.cuda_scan is mamba_ssm[0] for m in mixers)
+
+
+def test_the_scan_of_mamba_ssm_starts_without_a_state(mamba_ssm):
+    *inputs, _ = arguments(T=20)
+    scan, _ = mamba_ssm
+    torch.testing.assert_close(scan(*inputs), scan(*inputs, None), rtol=0, atol=0)
 
 
 def test_a_compiled_pass_through_mamba_ssm_is_one_graph(mamba_ssm):
