@@ -68,6 +68,14 @@ def test_a_setting_that_was_added_later_changes_no_hash_until_it_is_used():
             assert first(modern(used))[key] == modern(used)[key] == "another"
 
 
+def test_triton_was_the_kernels_of_mamba_ssm_before_there_were_our_own():
+    model = {"_target_": "jepa_lm.model.LanguageModel", "kernel": "triton"}
+    assert modern({"model": model})["model"]["kernel"] == "mamba_ssm"
+    today = model | {"residual": "float32"}  # a setting that came with our own
+    assert modern({"model": today})["model"]["kernel"] == "triton"
+    assert modern({"model": model | {"kernel": "auto"}})["model"]["kernel"] == "auto"
+
+
 def test_a_checkpoint_goes_on_as_it_would_have(compose, tmp_path):
     train(
         compose(

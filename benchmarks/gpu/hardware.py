@@ -131,8 +131,8 @@ def scan(scale: Scale) -> Claim:
     for kernel in KERNELS[1:] if scale.full else ():
         try:
             times[f"{kernel}_ms"] = milliseconds(kernel)
-        except UserError as error:
-            times[f"{kernel}_ms"] = f"refused: {error}"
+        except (UserError, RuntimeError) as error:
+            times[f"{kernel}_ms"] = f"refused: {str(error).splitlines()[0][:80]}"
     return report(
         "hardware/scan/pr903", milliseconds("auto"), unit="ms, forward and backward", limit=None,
         spread=0.0, details=times,

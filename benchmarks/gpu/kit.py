@@ -57,7 +57,7 @@ def _preset(
 
 
 STEPS: dict[str, Step] = {
-    "hardware": _of("hardware", 60),
+    "hardware": _of("hardware", 180),
     "pr1243": _preset("pr1243_jepardy", 200),
     "pr903_bpe": _preset("pr903_lewm_bpe", 240),
     "pr832": _preset("pr832_byte_chunk", 200),

@@ -38,8 +38,15 @@ ALLOWED = 1.15
 """A step may take this many times the published time."""
 MEMORY_GB = {"pr1243_jepardy": 60.0}
 MEMORY_GB_ELSEWHERE = 70.0
-PEAK_TFLOPS = {"H100": 989.0, "H200": 989.0, "A100": 312.0}
-"""Dense bfloat16 products, by the vendor's data sheets."""
+PEAK_TFLOPS = {
+    "H100 PCIe": 756.0,
+    "H100 NVL": 835.0,
+    "H200 NVL": 835.0,
+    "H100": 989.0,
+    "H200": 989.0,
+    "A100": 312.0,
+}
+"""Dense bfloat16 products, by the vendor's data sheets; the first name that the card's contains counts."""
 
 
 @dataclass(frozen=True)

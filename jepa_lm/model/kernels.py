@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-import importlib.util
+import importlib
 
 import torch
 from torch import Tensor
@@ -11,7 +11,8 @@ from torch import Tensor
 from jepa_lm.model.foreign_scan import Scan, as_operator
 from jepa_lm.model.ssd_launch import MAX_WIDTH
 from jepa_lm.model.ssd_triton import triton_ssd
-from jepa_lm.utils.errors import UserError
+from jepa_lm.utils.compiling import has_c_compiler
+from jepa_lm.utils.errors import UserError, warn
 
 KERNELS = ("auto", "torch", "triton", "mamba_ssm")
 MAMBA_SSM_CHUNK = 256
@@ -22,11 +23,25 @@ MIN_CAPABILITY = (8, 0)
 
 def has_triton() -> bool:
     """Return whether this package's Triton kernels can run here; PyTorch for CUDA brings triton along."""
-    return (
-        torch.cuda.is_available()
-        and torch.cuda.get_device_capability() >= MIN_CAPABILITY
-        and importlib.util.find_spec("triton") is not None
-    )
+    return not _why_not_triton()
+
+
+def _why_not_triton() -> str:
+    if not torch.cuda.is_available():
+        return "there is no CUDA device"
+    if torch.cuda.get_device_capability() < MIN_CAPABILITY:
+        return "the CUDA device is older than compute capability 8.0"
+    return _triton_is_broken()
+
+
+@functools.cache
+def _triton_is_broken() -> str:
+    """Return why the package triton cannot be used; that it is installed says little."""
+    try:
+        importlib.import_module("triton")
+    except Exception as error:
+        return f"the package triton cannot be imported ({type(error).__name__}: {error})"
+    return "" if has_c_compiler() else "triton needs a C compiler (gcc, or the one that CC names)"
 
 
 def cuda_scan(kernel: str, *, head_dim: int, state_dim: int) -> Scan | None:
@@ -45,10 +60,12 @@ def cuda_scan(kernel: str, *, head_dim: int, state_dim: int) -> Scan | None:
         return None
     if kernel == "mamba_ssm":
         return _mamba_ssm_scan()
-    fits = max(head_dim, state_dim) <= MAX_WIDTH
-    if has_triton() and fits:
+    fits, why_not = max(head_dim, state_dim) <= MAX_WIDTH, _why_not_triton()
+    if fits and not why_not:
         return triton_ssd
     if kernel == "auto":
+        if torch.cuda.is_available():
+            _tell(why_not or f"head_dim={head_dim} or state_dim={state_dim} is above {MAX_WIDTH}")
         return None
     if not fits:
         raise UserError(
@@ -56,8 +73,16 @@ def cuda_scan(kernel: str, *, head_dim: int, state_dim: int) -> Scan | None:
             f"{state_dim}; model.kernel=torch takes any"
         )
     raise UserError(
-        "model.kernel=triton: needs a CUDA device (compute capability 8.0 or newer) and the package triton; "
-        "model.kernel=torch runs anywhere"
+        "model.kernel=triton: needs a CUDA device (compute capability 8.0 or newer) and the package triton, "
+        f"but {why_not}; model.kernel=torch runs anywhere"
+    )
+
+
+@functools.cache
+def _tell(why_not: str) -> None:
+    """Say, once, that a GPU scans more slowly than it could."""
+    warn(
+        f"model.kernel=auto: our kernels cannot run ({why_not}); the scan is PyTorch's, which is slower"
     )
 
 

@@ -17,15 +17,21 @@ def compiled_alike(
 ) -> tuple[Manifest, Mapping[str, Any]]:
     """Decide for all jobs at once what `compile=null` means: runs to be compared must not differ in it.
 
-    The longest job decides, and a folder that has been begun keeps its decision.
+    The longest job decides, for jobs that join later, too: a folder that has been begun keeps its decision.
     """
     undecided = {name: config for name, config in configs.items() if config["compile"] is None}
     if (folder / FILE).exists():
-        chosen = load(folder).compiled
+        before = load(folder)
+        chosen = bool(before.compiled)
+        if (
+            before.compiled is None
+        ):  # from before a "no" was recorded: its jobs keep the config they ran with
+            known = {job.folder for job in before.jobs}
+            undecided = {name: undecided[name] for name in undecided.keys() - known}
     else:
         longest = next(filter(pays, undecided.values()), None)
-        chosen = None if longest is None else compiles(longest)
-    if chosen is None or not undecided:
+        chosen = longest is not None and compiles(longest)
+    if not undecided:
         return manifest, configs
     settled = {name: {**config, "compile": chosen} for name, config in undecided.items()}
     jobs = [

@@ -137,10 +137,10 @@ def would_find(effect: Effect, gates: Sequence[Effect], level: float) -> str:
     smallest = max(smallest_effect(e.std or 0.0, e.n, level, len(asked)) for e in asked)
     what, controls = "a difference", 1 + len(gates)
     if gates:
-        which = (
-            "all" if len(asked) == controls else f"{len(asked)} (the others cannot be tested) of"
-        )
-        what = f"a gain on {which} {controls} controls with a say"
+        which = f"all {controls}" if controls > 2 else "both"
+        if len(asked) < controls:
+            which = f"{len(asked)} (the others cannot be tested) of {controls}"
+        what = f"a gain on {which} controls with a say"
     return (
         f"With this many seeds, 8 studies of 10 would find {what} of {smallest:.4f} {effect.unit}"
         f"{_needed(effect, asked, level)}."

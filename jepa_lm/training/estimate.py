@@ -69,7 +69,7 @@ class Card:
 
 CARDS = {
     "h100": Card(bandwidth=2.7, products=580.0, attention=370.0, peak=989.0),
-    "h200": Card(bandwidth=4.25, products=580.0, attention=370.0, peak=989.0),
+    "h200": Card(bandwidth=3.0, products=580.0, attention=370.0, peak=989.0),
 }
 
 

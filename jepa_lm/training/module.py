@@ -295,6 +295,7 @@ class LanguageModelTask(ValidatedModule):
 
     def on_train_end(self) -> None:
         """Stop the clock."""
+        self.wait_for_device()
         self.clock.stop()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from lightning.pytorch import LightningModule
 
 from jepa_lm.data.byte_counter import ByteCounter
@@ -61,9 +62,15 @@ class ValidatedModule(LightningModule):
         self.floor = data.split("val").floor_of_batches(limit, ranks)
         self.tasks = Tasks(data.split("val"), data.split("train"))
 
+    def wait_for_device(self) -> None:
+        """Wait until a GPU has done what it was asked for, so that its time is counted where it belongs."""
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+
     @contextmanager
     def not_training(self) -> Iterator[None]:
         """Exclude the body from training time and from the reported speed."""
+        self.wait_for_device()
         running = self.clock.running
         self.clock.stop()
         try:

@@ -3,7 +3,7 @@
 Two cores compile for about 40 seconds and then train about 1.3 times as fast. A GPU's host compiles for 28
 to 52 seconds; an H100 then takes 83 instead of 193 ms for a step of #1243, which pays from 26 to 46 million
 tokens on (docs/log.md). For a run the rule asks for the budget alone, so all arms that share one get the
-same answer on any machine. Nothing here imports PyTorch, unless `accelerator=auto`.
+same answer on any machine. Nothing here imports PyTorch, unless the devices are left open.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from jepa_lm.utils.errors import warn
 
 
 class Budget(NamedTuple):
-    """The least that a run must be allowed to train."""
+    """The least that a run must be allowed to train; tokens are those of one process."""
 
     tokens: int
     seconds: float
@@ -33,7 +33,8 @@ def pays(config: Mapping[str, Any]) -> bool:
     trainer = config["trainer"]
     least = CPU if on_cpu(trainer) else GPU
     steps, seconds = trainer["max_steps"], trainer["max_time"]
-    many = steps is None or steps * config["data"]["batch_tokens"] >= least.tokens
+    tokens = None if steps is None else steps * config["data"]["batch_tokens"] / processes(trainer)
+    many = tokens is None or tokens >= least.tokens
     return many and (seconds is None or seconds >= least.seconds)
 
 
@@ -62,9 +63,12 @@ def compiles_scoring(chosen: bool | None, tokens: int, cpu: bool) -> bool:
 
 
 def _impossible(cpu: bool) -> bool:
-    if not cpu or has_cpp_compiler():
+    if has_cpp_compiler() if cpu else has_c_compiler():
         return False
-    warn("compile: needs a C++ compiler (g++, or the one that CXX names); not compiled")
+    lacking = (
+        "C++ compiler (g++, or the one that CXX" if cpu else "C compiler (gcc, or the one that CC"
+    )
+    warn(f"compile: needs a {lacking} names); not compiled")
     return True
 
 
@@ -75,6 +79,28 @@ def on_cpu(trainer: Mapping[str, Any]) -> bool:
     import torch
 
     return not torch.cuda.is_available()
+
+
+def processes(trainer: Mapping[str, Any]) -> int:
+    """Return how many processes share a step under these settings of the trainer."""
+    devices = trainer["devices"]
+    if devices in ("auto", -1, "-1"):
+        here = 1
+        if not on_cpu(trainer):
+            import torch
+
+            here = max(1, torch.cuda.device_count())
+    elif isinstance(devices, str):  # one number, or the indices of several devices
+        here = len(devices.strip(",").split(",")) if "," in devices else int(devices)
+    else:
+        here = devices if isinstance(devices, int) else len(devices)
+    return here * int(trainer.get("num_nodes") or 1)
+
+
+def has_c_compiler() -> bool:
+    """Return whether this machine can compile what Triton writes to start its kernels."""
+    named = os.environ.get("CC")
+    return any(map(shutil.which, (named,) if named else ("gcc", "clang")))
 
 
 def has_cpp_compiler() -> bool:

@@ -35,8 +35,9 @@ FORMER = {
 FIRST = {today: first for first, today in FORMER.items()}
 
 
+MODEL = "jepa_lm.model.LanguageModel"
 ADDED: dict[str, dict[str, Any]] = {
-    "jepa_lm.model.LanguageModel": {"residual": "float32", "dropout": 0.0},
+    MODEL: {"residual": "float32", "dropout": 0.0},
     "jepa_lm.data.token_data.TokenData": {
         "noise": None,
         "tuning": None,
@@ -74,7 +75,13 @@ def modern(node: Any) -> Any:
     """Return a config with the current names of its classes, and all of their settings."""
 
     def whole(target: str, found: dict[str, Any]) -> dict[str, Any]:
-        return {**ADDED.get(FORMER.get(target, target), {}), **found}
+        today = FORMER.get(target, target)
+        if today == MODEL and "residual" not in found and found.get("kernel") == "triton":
+            found = {
+                **found,
+                "kernel": "mamba_ssm",
+            }  # what it meant before there were kernels of our own
+        return {**ADDED.get(today, {}), **found}
 
     return _changed(node, whole, FORMER)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 import sys
 import types
 from concurrent.futures import ThreadPoolExecutor
@@ -284,9 +285,41 @@ def test_kernels_that_cannot_run_are_refused(monkeypatch):
     assert scan_for("torch") is None
 
 
+@pytest.mark.parametrize(
+    ("without", "words"),
+    [
+        ("module", r"the package triton cannot be imported \(ModuleNotFoundError: "),
+        ("compiler", r"triton needs a C compiler \(gcc, or the one that CC names\)"),
+        ("capability", r"older than compute capability 8\.0"),
+    ],
+)
+def test_why_triton_cannot_be_used_is_told(monkeypatch, capsys, without, words):
+    """A package that is installed may still fail; `auto` goes on without it, and says so once."""
+    capability = (7, 5) if without == "capability" else (9, 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: capability)
+    monkeypatch.setitem(
+        sys.modules, "triton", None if without == "module" else types.ModuleType("triton")
+    )
+    monkeypatch.setenv("CC", "no-such-compiler" if without == "compiler" else sys.executable)
+    kernels._triton_is_broken.cache_clear()
+    kernels._tell.cache_clear()
+    try:
+        assert scan_for("auto") is scan_for("auto") is None
+        assert re.search(words, capsys.readouterr().err)
+        assert capsys.readouterr().err == ""
+        with pytest.raises(
+            UserError, match=r"model\.kernel=triton: needs a CUDA device .*" + words
+        ):
+            scan_for("triton")
+    finally:
+        kernels._triton_is_broken.cache_clear()
+        kernels._tell.cache_clear()
+
+
 def test_our_kernels_are_chosen_where_they_can_run(monkeypatch):
     """Whatever mamba-ssm's state is."""
-    monkeypatch.setattr(kernels, "has_triton", lambda: True)
+    monkeypatch.setattr(kernels, "_why_not_triton", str)
     monkeypatch.setattr(kernels, "_import_mamba_ssm", None)
     assert scan_for("auto") is scan_for("triton") is kernels.triton_ssd
     assert scan_for("torch") is None

@@ -69,8 +69,10 @@ def keep_configs(monkeypatch):
     monkeypatch.setattr(begun, "check_unchanged", also_write)
 
 
-def compiled(found) -> list[bool]:
-    return ["compile=true" in job for job in found.launched]
+def compiled(found) -> list[bool | None]:
+    """Return what each job is told; None if it decides for itself."""
+    told = [{"compile=true", "compile=false"} & set(job) for job in found.launched]
+    return [None if not word else word == {"compile=true"} for word in told]
 
 
 def test_the_longest_job_decides_for_all_whether_they_are_compiled(
@@ -94,7 +96,25 @@ def test_the_longest_job_decides_for_all_whether_they_are_compiled(
     assert compiled(plan(*words, folder=short)) == [False, False]
     monkeypatch.setattr(compiling, "CPU", compiling.Budget(tokens=1, seconds=600))
     assert compiled(plan(*words, folder=short)) == [False, False]
+    longer = ("-m", "objective=patch", "trainer.max_steps=10,20000")  # would compile, were it alone
+    assert compiled(plan(*longer, folder=short)) == [False, False]
     assert compiled(plan(*words, "compile=false", folder=asked)) == [False, False]
+
+
+def test_a_folder_from_before_a_no_was_recorded_keeps_its_configs(
+    plan, keep_configs, monkeypatch, tmp_path
+):
+    """Its jobs ran with `compile: null`; those that join are told what that meant."""
+    monkeypatch.setattr(compiling, "has_cpp_compiler", lambda: True)
+    words = ("-m", "objective=patch", "trainer.max_steps=10")
+    plan(*words, folder=tmp_path)
+    record = json.loads((tmp_path / "study.json").read_text())
+    assert record.pop("compiled") is False
+    for job in record["jobs"]:
+        job["overrides"].remove("compile=false")
+    (tmp_path / "study.json").write_text(json.dumps(record))
+    found = plan("-m", "objective=patch", "trainer.max_steps=10,20000", folder=tmp_path)
+    assert compiled(found) == [None, False]
 
 
 def test_without_a_compiler_a_sweep_says_so_once_and_compiles_no_job(plan, monkeypatch):

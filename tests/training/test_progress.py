@@ -96,6 +96,7 @@ class Steps:
             auxiliaries={} if objective is None else {"jepa": objective},
             device=torch.device("cpu"),
             not_training=nullcontext,
+            wait_for_device=lambda: None,
             training_log=SimpleNamespace(untimed=0),
             ends_step=lambda batch_idx: True,
         )
@@ -123,6 +124,24 @@ def test_compilation_is_told_once_for_each_phase(capsys):
         "compiling the training step with the objective ...",
         "compiled in 0 s",
     ]
+
+
+def test_the_clock_stands_still_in_a_gpu_s_first_step_of_each_phase():
+    """Triton builds its kernels there even if PyTorch compiles nothing; the clock waits for the GPU."""
+    steps, stood, waited = Steps(), [], []
+    steps.task.device = torch.device("cuda")
+    steps.task.wait_for_device = lambda: waited.append(steps.compiler._since is not None)
+    steps.compiler.on_train_start(steps.trainer, steps.task)
+    for active in (False, False, True, True, False):
+        steps.task.active = frozenset({"jepa"} if active else ())
+        steps.compiler.on_train_batch_start(steps.trainer, steps.task, None, 0)
+        stood.append(steps.compiler._since is not None)
+        steps.compiler.on_train_batch_end(steps.trainer, steps.task, None, None, 0)
+        assert steps.compiler._since is None
+    steps.compiler.on_train_end(steps.trainer, steps.task)
+    assert stood == [True, False, True, False, False]
+    assert waited == [True, True]
+    assert steps.task.training_log.untimed == 2
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,6 @@ import time
 from contextlib import ExitStack
 from typing import TYPE_CHECKING, Any
 
-import torch
 from lightning.pytorch import Callback, Trainer
 from torch._dynamo.callback import callback_handler
 
@@ -20,7 +19,8 @@ class ClockStopsForCompiler(Callback):
     """Stops the progress clock while PyTorch compiles, at the start and when a phase begins later.
 
     The clock goes on when the step is over that compiled something: its first run loads the kernels and
-    tries out several variants of some, which takes seconds on a GPU.
+    tries out several variants of some, which takes seconds on a GPU. There, the first step of each phase is
+    not counted even if PyTorch compiles nothing, as Triton builds its kernels in it.
     """
 
     def __init__(self) -> None:
@@ -32,6 +32,8 @@ class ClockStopsForCompiler(Callback):
         """When the present pause began."""
         self._stood = 0.0
         self._in_step = False
+        self._begun: set[frozenset[str]] = set()
+        """Phases that a GPU has begun."""
         self._phases: set[frozenset[str]] = set()
         """Phases that have been compiled, each as the keys of its objectives."""
         self._told: float | None = None
@@ -49,11 +51,7 @@ class ClockStopsForCompiler(Callback):
             self._began = time.perf_counter()
             if trainer.is_global_zero:
                 self._tell_of(task)
-            if self._since is None:
-                self._since = self._began
-                self._paused.enter_context(task.not_training())
-                if self._in_step:
-                    task.training_log.untimed += 1
+            self._pause(task)
 
         def ends(args: Any) -> None:
             self.seconds += time.perf_counter() - self._began
@@ -68,8 +66,11 @@ class ClockStopsForCompiler(Callback):
     def on_train_batch_start(  # type: ignore[override]
         self, trainer: Trainer, task: LanguageModelTask, batch: Any, batch_idx: int
     ) -> None:
-        """Note that a step is under way."""
+        """Note that a step is under way, and stop the clock in a GPU's first one of a phase."""
         self._in_step = True
+        if task.device.type == "cuda" and task.active not in self._begun:
+            self._begun.add(task.active)
+            self._pause(task)
 
     def on_train_batch_end(  # type: ignore[override]
         self, trainer: Trainer, task: LanguageModelTask, outputs: Any, batch: Any, batch_idx: int
@@ -79,8 +80,7 @@ class ClockStopsForCompiler(Callback):
             return
         self._in_step = False
         if self._since is not None:
-            if task.device.type == "cuda":
-                torch.cuda.synchronize(task.device)
+            task.wait_for_device()
             self._go_on()
         if self._told is not None:
             tell(f"compiled in {self.stood - self._told:.0f} s")
@@ -94,6 +94,14 @@ class ClockStopsForCompiler(Callback):
             phase = "" if not task.auxiliaries else f" {which} the objective"
             tell(f"compiling the training step{phase} ...")
             self._told = self.stood
+
+    def _pause(self, task: LanguageModelTask) -> None:
+        """Stop the clock, unless it stands still already."""
+        if self._since is None:
+            self._since = time.perf_counter()
+            self._paused.enter_context(task.not_training())
+            if self._in_step:
+                task.training_log.untimed += 1
 
     def _go_on(self) -> None:
         self._stood, self._since = self.stood, None
