@@ -98,7 +98,8 @@ def test_the_longest_job_decides_for_all_whether_they_are_compiled(
     assert compiled(plan(*words, folder=short)) == [False, False]
     longer = ("-m", "objective=patch", "trainer.max_steps=10,20000")  # would compile, were it alone
     assert compiled(plan(*longer, folder=short)) == [False, False]
-    assert compiled(plan(*words, "compile=false", folder=asked)) == [False, False]
+    asked_for = plan(*words, "compile=false", folder=asked)
+    assert compiled(asked_for) == [None, None]  # the command says it for all
 
 
 def test_a_folder_from_before_a_no_was_recorded_keeps_its_configs(
@@ -106,15 +107,15 @@ def test_a_folder_from_before_a_no_was_recorded_keeps_its_configs(
 ):
     """Its jobs ran with `compile: null`; those that join are told what that meant."""
     monkeypatch.setattr(compiling, "has_cpp_compiler", lambda: True)
-    words = ("-m", "objective=patch", "trainer.max_steps=10")
-    plan(*words, folder=tmp_path)
+    words = ("-m", "objective=patch")
+    plan(*words, "trainer.max_steps=10,20", folder=tmp_path)
     record = json.loads((tmp_path / "study.json").read_text())
     assert record.pop("compiled") is False
     for job in record["jobs"]:
         job["overrides"].remove("compile=false")
     (tmp_path / "study.json").write_text(json.dumps(record))
-    found = plan("-m", "objective=patch", "trainer.max_steps=10,20000", folder=tmp_path)
-    assert compiled(found) == [None, False]
+    found = plan(*words, "trainer.max_steps=10,20,20000", folder=tmp_path)
+    assert compiled(found) == [None, None, False]
 
 
 def test_without_a_compiler_a_sweep_says_so_once_and_compiles_no_job(plan, monkeypatch):
