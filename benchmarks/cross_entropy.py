@@ -30,8 +30,8 @@ CASES: tuple[tuple[torch.dtype, int, type[Softcap]], ...] = (
 """Dtype of the products, width of the token table, soft cap."""
 CAP, Z_LOSS_WEIGHT = 30.0, 1e-4
 OVERHEAD, SPEEDUP = 1.25, 3.0
-"""Targets: at most this many times the products; at least this many times faster than the plain formula, or, where
-that takes less than 3.75 times the products, what the first target leaves of the limit."""
+"""Targets: at most this many times the products; at least this many times faster than the plain formula, or,
+where that takes less than 3.75 times the products, what the first target leaves of the limit."""
 TOLERANCE = {torch.float32: (1e-6, 1e-5), torch.bfloat16: (1e-5, 1e-2)}
 """Of the loss and of the gradients. The plain formula rounds the table's gradient to the products' dtype."""
 
