@@ -89,6 +89,15 @@ def test_met_claims_are_0_and_a_second_call_repeats_nothing(go, tmp_path):
     assert "ok    good/a  1.0 ms  target 2.0" in printed
 
 
+def test_figures_of_several_commits_are_told(go, monkeypatch):
+    """A second call continues a file, perhaps with other code."""
+    monkeypatch.setattr(kit, "git_state", lambda: {"commit": "a" * 40, "dirty": False})
+    assert "several commits" not in go("good")[1]
+    monkeypatch.setattr(kit, "git_state", lambda: {"commit": "b" * 40, "dirty": True})
+    _, printed = go("good", "bad")
+    assert "the figures are of several commits: aaaaaaa, bbbbbbb+changes" in printed
+
+
 def test_a_failed_claim_is_1(go):
     code, printed = go("good", "bad")
     assert code == 1

@@ -26,6 +26,7 @@ from benchmarks.gpu.steps import (
     run_process,
 )
 from jepa_lm.utils import process
+from jepa_lm.utils.provenance import git_state
 
 if TYPE_CHECKING:
     from benchmarks.gpu.scale import Scale
@@ -167,7 +168,7 @@ def run(results: Results, steps: Mapping[str, Step], command: list[str], budget:
     Returns:
         False if there is no CUDA device, so that no step can run.
     """
-    deadline = time.monotonic() + budget
+    deadline, commit = time.monotonic() + budget, _commit()
     for name, step in steps.items():
         if results.has(name):
             continue
@@ -178,7 +179,7 @@ def run(results: Results, steps: Mapping[str, Step], command: list[str], budget:
         began = time.monotonic()
 
         def take(line: dict[str, Any], name: str = name) -> None:
-            results.add({**line, "step": name})
+            results.add({**line, "step": name, "commit": commit})
 
         code, why = run_process(
             [*command, "--step", name],
@@ -194,9 +195,18 @@ def run(results: Results, steps: Mapping[str, Step], command: list[str], budget:
     return True
 
 
+def _commit() -> str:
+    """Return the commit of the source, marked if the source has changed since."""
+    found = git_state()
+    return str(found["commit"])[:7] + "+changes" * bool(found["dirty"])
+
+
 def conclude(results: Results, names: list[str]) -> int:
     """Print the table and what is missing; return 0 if all steps came to their end and met their claims."""
     print(table(results), file=sys.stderr)
+    commits = sorted({str(line.get("commit")) for line in results.claims})
+    if len(commits) > 1:
+        print(f"the figures are of several commits: {', '.join(commits)}", file=sys.stderr)
     missing = [name for name in names if not results.has(name)]
     failed = [line["name"] for line in results.claims if not line["ok"]]
     print(

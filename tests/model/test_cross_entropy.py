@@ -16,6 +16,7 @@ from jepa_lm.model.cross_entropy import chunked_cross_entropy, cross_entropy_ref
 from jepa_lm.model.heads import PolynomialSoftcap, TanhSoftcap
 from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.utils.config import resolve
+from tests.conftest import needs
 
 N, V, E, CHUNK = 21, 37, 8, 8
 CAPS = {"tanh": TanhSoftcap(cap=3.0), "polynomial": PolynomialSoftcap(cap=3.0), "none": None}
@@ -26,7 +27,7 @@ with_z = pytest.mark.parametrize("weight", [WEIGHT, 0.0], ids=["z-loss", "no-z-l
 
 INDUCTOR = (
     pytest.mark.slow,
-    pytest.mark.skipif(shutil.which("g++") is None, reason="inductor needs a C++ compiler"),
+    needs(shutil.which("g++"), "a C++ compiler, for inductor"),
 )
 
 

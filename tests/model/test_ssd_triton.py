@@ -20,11 +20,9 @@ from jepa_lm.model.kernels import has_triton
 from jepa_lm.model.ssd import ssd_sequential
 from jepa_lm.model.ssd_launch import LAUNCHES
 from jepa_lm.model.ssd_triton import triton_ssd
-from tests.conftest import REPO
+from tests.conftest import REPO, needs
 
-needs_triton = pytest.mark.skipif(
-    importlib.util.find_spec("triton") is None, reason="needs the package triton"
-)
+needs_triton = needs(importlib.util.find_spec("triton"), "the package triton")
 QUICK = ("ragged", "two groups", "heads of a group in one program", "fault in a decay")
 THOROUGH = (
     "shorter than a chunk",

@@ -54,18 +54,18 @@ T = 128
 """Long enough that SIGReg uses only some time steps, which it draws."""
 SHORT = (f"data.seq_len={T}", "model.backbone.layers=2", "model.backbone.rope_dims=8")
 PHASED = {
-    "pr1581_span_vicreg": ("quantization.training.lr_below=0.5", "optimizer.schedule.lr.steps=8"),
+    "pr1581_span_vicreg": ("quantization.training.lr_below=0.5", "optimizer.schedule.lr.steps=30"),
     "pr1243_jepardy": (
         "quantization.training.lr_below=0.5",
-        "optimizer.schedule.lr.steps=8",
+        "optimizer.schedule.lr.steps=30",
         "model.value_embedding.layers=[2,3]",
     ),
     "pr832_byte_chunk": ("jepa.when_zero=skip",),
-    "pr1196_llm_jepa": ("jepa.schedule.steps=3",),
+    "pr1196_llm_jepa": ("jepa.schedule.steps=10",),
     "pr903_lewm_bpe": (),
     "pr903_lewm_byte": (),
 }
-"""Presets, with settings that give each of their phases some of 8 steps."""
+"""Presets, with settings that give each of their phases some of 30 steps."""
 PHASES = {"pr1581_span_vicreg": 2, "pr832_byte_chunk": 2, "pr1196_llm_jepa": 2}
 """Forms of the loss, with and without the objective; one elsewhere."""
 
@@ -158,10 +158,10 @@ def test_a_preset_is_compiled_once_for_each_phase(compose, monkeypatch, preset):
         "compile=true",
         f"data.seq_len={T}",
         "model.backbone.layers=4",
-        "trainer.max_steps=8",
+        "trainer.max_steps=30",
         "trainer.accumulate_grad_batches=2",
         "trainer.limit_val_batches=1",
-        "jepa.diagnostics.every=6",
+        "jepa.diagnostics.every=20",
         "average.decay=0.9",
         "sample=false",
         *PHASED[preset],

@@ -39,6 +39,22 @@ def test_the_sweep_equals_the_formula(form, shape, scale, monkeypatch):
     assert (fast_grad - plain_grad).norm() <= 1e-5 * plain_grad.norm()
 
 
+def test_a_compiler_gets_the_formula():
+    """It would unroll the sweep over knots into thousands of nodes."""
+    nodes = []
+
+    def counted(graph, inputs):
+        nodes.append(len(graph.graph.nodes))
+        return graph.forward
+
+    torch._dynamo.reset()
+    t, weights = knot_weights(0.2, 4.0, 17, True)
+    u = torch.randn(8, 4, 16)
+    compiled = torch.compile(lambda x: statistic(x, t, weights), backend=counted, fullgraph=True)
+    torch.testing.assert_close(compiled(u), statistic_reference(u, t, weights))
+    assert nodes[0] < 40
+
+
 def test_the_joint_form_is_the_same_for_one_rank(monkeypatch):
     """Two sweeps instead of one; what ranks exchange is tested in test_rank_statistics_slow.py."""
     monkeypatch.setattr("jepa_lm.objective.sigreg_kernels.SWEEP_ELEMENTS", 100)

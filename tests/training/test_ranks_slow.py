@@ -212,3 +212,28 @@ def test_a_stopped_run_may_take_its_time_to_conclude(tmp_path, small_text):
     _, err = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGUSR1, err
     assert json.loads((tmp_path / "run" / "summary.json").read_text())["status"] == "interrupted"
+
+
+def test_compiled_ranks_train_as_uncompiled_ones(tmp_path, small_text):
+    """On quantized weights, so that the compiler cuts the loss at DDP's buckets."""
+    common = (
+        *SMALL,
+        f"data.path={small_text}",
+        "trainer=ddp_sim",
+        "trainer.max_steps=4",
+        "trainer.log_every_n_steps=1",
+        "quantization=int6",
+        "quantization.training.start=0.0",
+        "quantization.training.clip=1.0",
+    )
+    found = []
+    for choice in ("true", "false"):
+        folder = tmp_path / choice
+        run("train.py", *common, f"compile={choice}", f"hydra.run.dir={folder}")
+        found.append([float(loss) for loss in losses(folder).values()])
+    compiled, plain = found
+    assert len(compiled) == 4
+    assert compiled == pytest.approx(plain, rel=1e-4)
+    summary = json.loads((tmp_path / "true" / "summary.json").read_text())
+    assert summary["compiled"]
+    assert summary["compile_seconds"] > 0
