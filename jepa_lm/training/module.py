@@ -295,8 +295,7 @@ class LanguageModelTask(ValidatedModule):
 
     def on_train_end(self) -> None:
         """Stop the clock."""
-        self.wait_for_device()
-        self.clock.stop()
+        self.stop_clock()
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Add the state that a resumed run needs in addition to weights and optimizer."""

@@ -63,16 +63,20 @@ class ValidatedModule(LightningModule):
         self.tasks = Tasks(data.split("val"), data.split("train"))
 
     def wait_for_device(self) -> None:
-        """Wait until a GPU has done what it was asked for, so that its time is counted where it belongs."""
+        """Wait until a GPU has done what it was asked for."""
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
+
+    def stop_clock(self) -> None:
+        """Stop the clock when the work so far is done, which a GPU may still have to do."""
+        self.wait_for_device()
+        self.clock.stop()
 
     @contextmanager
     def not_training(self) -> Iterator[None]:
         """Exclude the body from training time and from the reported speed."""
-        self.wait_for_device()
         running = self.clock.running
-        self.clock.stop()
+        self.stop_clock()
         try:
             with self.training_log.pause():
                 yield

@@ -9,10 +9,12 @@ import pytest
 import torch
 from torch._dynamo.callback import callback_handler
 
+from jepa_lm.run import train
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.training.callbacks import progress
 from jepa_lm.training.callbacks.compiling import ClockStopsForCompiler
 from jepa_lm.training.callbacks.progress import TrainingBar
+from jepa_lm.training.validated import ValidatedModule
 
 FIGURES = {"train/ce": 2.0, "train/bpb": 1.5, "train/tokens_per_second": 9.0}
 
@@ -155,3 +157,22 @@ def test_the_clock_stands_still_in_a_gpu_s_first_step_of_each_phase():
 def test_only_the_first_rank_tells_of_it(how, told, capsys):
     Steps(**how).run()
     assert capsys.readouterr().err == told
+
+
+def test_the_clock_runs_until_a_gpu_has_done_its_work(small, monkeypatch):
+    """What is still queued when a validation or the end of the run stops the clock is training, too."""
+    running = []
+    monkeypatch.setattr(
+        ValidatedModule, "wait_for_device", lambda self: running.append(self.clock.running)
+    )
+    train(small("trainer.max_steps=2", "trainer.val_check_interval=1"))
+    assert running.count(True) >= 2
+    assert running[0] is True
+
+
+def test_only_a_gpu_is_waited_for(monkeypatch):
+    waited = []
+    monkeypatch.setattr(torch.cuda, "synchronize", waited.append)
+    for device in ("cpu", "cuda:1"):
+        ValidatedModule.wait_for_device(SimpleNamespace(device=torch.device(device)))
+    assert waited == [torch.device("cuda:1")]
