@@ -22,8 +22,8 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(REASON is not None, reason=st
 MOST_GB = {"pr1243_jepardy": 60.0}
 MOST_GB_ELSEWHERE = 70.0
 WIDE = "model.residual=float32"
-FEW = ["pr1196_llm_jepa", "model.backbone.layers=2"]
-"""A preset for planted bugs: which layer has the bug does not matter."""
+FEW = ["pr1196_llm_jepa", "model.backbone.layers=2", "quantization.training.start=0.5"]
+"""A preset for planted bugs: which layer has the bug does not matter. It trains on quantized weights, too."""
 TRACED: dict[str, dict[str, Asked]] = {
     "inductor": {SHORT: (None, [*ROWS[SHORT]]), WIDE: (None, [*ROWS[SHORT], WIDE])},
     "eager": {preset: (None, [*ROWS[preset]]) for preset in PRESETS} | {b: (b, FEW) for b in BUGS},
@@ -81,6 +81,11 @@ def test_a_host_read_in_the_loss_is_found(traces):
     reads = traces("eager", "reads_on_the_host")["reads"]
     assert reads
     assert all(read.startswith("training/module.py") for read in reads)
+
+
+def test_a_host_read_of_quantized_weights_is_found(traces):
+    reads = traces("eager", "reads_when_quantized")["reads"]
+    assert reads
 
 
 def test_a_tensor_left_on_the_host_is_found(traces):

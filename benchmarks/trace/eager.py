@@ -24,6 +24,7 @@ import jepa_lm
 from benchmarks.trace.step import Traced, autocast
 from jepa_lm.objective import diagnostics
 from jepa_lm.objective.monitor import ObjectiveMonitor
+from jepa_lm.quantization.qat import FakeQuantizedWeights
 from jepa_lm.training.callbacks.monitor import MeasureObjective
 
 aten = torch.ops.aten
@@ -110,27 +111,37 @@ def _on_device(x: Any) -> bool:
 def trace(traced: Traced) -> dict[str, Any]:
     """Run a step between log points and a measurement of the objective; return their figures.
 
+    Presets that train on quantized weights at some time take one more step with them.
+
     Returns:
-        `peak_gb` and `held_gb` (after the forward pass) of the step, with gradients and optimizer state,
-        `measured_gb`, the peak of the measurement, `eager_launches` of the step, and `reads`, which must be
-        empty.
+        `peak_gb` of the steps, with gradients and optimizer state, and `held_gb` after the forward pass of
+        the plain one; `measured_gb`, the peak of the measurement; `eager_launches` of the plain step,
+        `quantized_launches` of the other one, 0 without; and `reads`, which must be empty.
     """
     task = traced.task
+    schedule, weights = task.policy.training, None
+    if schedule.ever:
+        weights = FakeQuantizedWeights(task.model, schedule.formats(task.formats))
     with traced.mode, autocast():
         step = _Step(traced)
         step.run()  # the first one makes the optimizer's state
         first = step.recorder
         step = step.again()
         step.run()
+        quantized = step.again()
+        if weights is not None:
+            quantized.run(weights)
         measured = step.again()
         if task.objective is not None:
             measured.measure()
     return {
-        "peak_gb": max(first.peak, step.recorder.peak) / 1e9,
+        "peak_gb": max(first.peak, step.recorder.peak, quantized.recorder.peak) / 1e9,
         "held_gb": step.held / 1e9,
         "measured_gb": measured.recorder.peak / 1e9,
         "eager_launches": step.recorder.launches,
-        "reads": first.reads + step.recorder.reads + measured.recorder.reads,
+        "quantized_launches": quantized.recorder.launches,
+        "reads": [read for part in (step, quantized, measured) for read in part.recorder.reads]
+        + first.reads,
     }
 
 
@@ -157,15 +168,19 @@ class _Step:
         """Return a step after this one, with figures of its own."""
         return _Step(self.traced, self)
 
-    def run(self) -> None:
-        """Train on the micro-batch: losses, gradients, clipping, update, and what ends a step."""
+    def run(self, weights: FakeQuantizedWeights | None = None) -> None:
+        """Train on the micro-batch, perhaps on quantized weights: losses to update, and what ends a step."""
         task, clip = self.task, self.task.config["trainer"]["gradient_clip_val"]
         with self.recorder, _without_values(self.recorder):
+            if weights is not None:
+                weights.swap_in()
             loss = task.training_step(self.traced.batch, 0)
             self.held = self.recorder.now
             with torch.autocast("cuda", enabled=False):
                 loss.backward()
                 del loss
+                if weights is not None:
+                    weights.swap_out()
                 task.configure_gradient_clipping(self.optimizer, clip)
                 self.optimizer.step()
                 self.optimizer.zero_grad()

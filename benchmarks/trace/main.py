@@ -41,7 +41,7 @@ ROWS: dict[str, tuple[str, ...]] = {
 WITHIN = 0.1
 """How far a figure may be from the table's."""
 COMPARED = {
-    "eager": ("peak_gb", "eager_launches"),
+    "eager": ("peak_gb", "eager_launches", "quantized_launches"),
     "inductor": (
         "kernels",
         "launches",
