@@ -45,12 +45,19 @@ def knot_weights(
     return t.tolist(), (weights * torch.exp(-t.square() / 2)).tolist()
 
 
-def statistic_reference(u: Tensor, t: Knots, weights: Knots) -> Tensor:
+def statistic_reference(u: Tensor, t: Knots, weights: Knots, *, joint: bool = False) -> Tensor:
     """Compute the statistic by its formula: projections u [N, ...] -> mean over all dims but N."""
     at = u.new_tensor(t)
     angles = u[..., None] * at  # [N, ..., K]
-    cos = angles.cos().mean(0) - torch.exp(-at.square() / 2)  # [..., K]
-    return ((cos.square() + angles.sin().mean(0).square()) @ u.new_tensor(weights)).mean()
+    cos, sin = angles.cos(), angles.sin()
+    if joint:
+        sums = torch.cat((cos.sum(0).flatten(), sin.sum(0).flatten(), u.new_full((1,), len(u))))
+        totals = sum_over_ranks(sums, replicated=True)
+        cos, sin = (totals[:-1] / totals[-1].detach()).view(2, *angles.shape[1:])
+    else:
+        cos, sin = cos.mean(0), sin.mean(0)  # [..., K]
+    errors = (cos - torch.exp(-at.square() / 2)).square() + sin.square()
+    return (errors @ u.new_tensor(weights)).mean()
 
 
 def statistic(u: Tensor, t: Knots, weights: Knots, *, joint: bool = False) -> Tensor:
@@ -62,8 +69,8 @@ def statistic(u: Tensor, t: Knots, weights: Knots, *, joint: bool = False) -> Te
         u: projections [N, ...], float32 or float64. t, weights: from `knot_weights`.
         joint: use the rows of all ranks; N may differ between ranks, the other dims may not.
     """
-    if torch.compiler.is_compiling() and not joint:
-        return statistic_reference(u, t, weights)
+    if torch.compiler.is_compiling():
+        return statistic_reference(u, t, weights, joint=joint)
     return swept_statistic(u, t, weights, joint=joint)
 
 

@@ -60,6 +60,18 @@ class BehindBatchNorm(torch.nn.Module):
         return cubes / count
 
 
+class Compiled(torch.nn.Module):
+    """A part as a compiler sees it, for this worker."""
+
+    def __init__(self, part: torch.nn.Module) -> None:
+        super().__init__()
+        self.call = torch.compile(part.forward, backend="eager", fullgraph=True)
+
+    def forward(self, x: torch.Tensor, step_context: StepContext) -> torch.Tensor:
+        found: torch.Tensor = self.call(x, step_context)
+        return found
+
+
 PLACE = dict(tensor="context", weight=1.0)
 FLOOR = dict(PLACE, floor=0.9)
 SIGREG = dict(PLACE, dim=DIM, directions=16, knots=17, low=0.2, high=4.0, window=True, seed=0)
@@ -80,6 +92,7 @@ CASES: dict[str, Callable[[], torch.nn.Module]] = {
     "a_distance": BarlowTwins,
     "sigreg_times_rows": lambda: SIGReg(**dict(PER_STEP, times_rows=True)),
     "batch_norm": BehindBatchNorm,
+    "sigreg_compiled": lambda: Compiled(SIGReg(**dict(POOLED, standardise=False))),
     "sigreg_fresh": lambda: SIGReg(**dict(PER_STEP, fresh=True)),
 }
 SPLITS = {"even": {2: (4, 4), 4: (2, 2, 2, 2)}, "uneven": {2: (5, 3), 4: (3, 1, 2, 2)}}

@@ -8,7 +8,7 @@ import pytest
 
 from jepa_lm.objective import sigreg
 from jepa_lm.objective.regularizers import Regularizer
-from tests.objective.statistics_worker import CASES, BarlowTwins, BehindBatchNorm
+from tests.objective.statistics_worker import CASES, BarlowTwins, BehindBatchNorm, Compiled
 from tests.ranks import run_ranks
 
 pytestmark = pytest.mark.slow
@@ -48,4 +48,4 @@ def test_every_regularizer_has_its_case():
     ours = {k for k in below(Regularizer) if k.__module__.startswith("jepa_lm")}
     assert sigreg.SIGReg in ours
     tried = {type(make()) for make in CASES.values()}
-    assert tried - {BarlowTwins, BehindBatchNorm} == ours - {Regularizer}
+    assert tried - {BarlowTwins, BehindBatchNorm, Compiled} == ours - {Regularizer}

@@ -39,7 +39,8 @@ def test_the_sweep_equals_the_formula(form, shape, scale, monkeypatch):
     assert (fast_grad - plain_grad).norm() <= 1e-5 * plain_grad.norm()
 
 
-def test_a_compiler_gets_the_formula():
+@pytest.mark.parametrize("joint", [False, True])
+def test_a_compiler_gets_the_formula(joint):
     """It would unroll the sweep over knots into thousands of nodes."""
     nodes = []
 
@@ -50,8 +51,12 @@ def test_a_compiler_gets_the_formula():
     torch._dynamo.reset()
     t, weights = knot_weights(0.2, 4.0, 17, True)
     u = torch.randn(8, 4, 16)
-    compiled = torch.compile(lambda x: statistic(x, t, weights), backend=counted, fullgraph=True)
-    torch.testing.assert_close(compiled(u), statistic_reference(u, t, weights))
+
+    def loss(x):
+        return statistic(x, t, weights, joint=joint)
+
+    compiled = torch.compile(loss, backend=counted, fullgraph=True)
+    torch.testing.assert_close(compiled(u), loss(u))
     assert nodes[0] < 40
 
 
