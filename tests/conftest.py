@@ -119,7 +119,7 @@ def spared() -> None:
 
 
 @pytest.fixture(scope="session", autouse=True)
-def counted() -> Iterator[Callable[[Any], dict[str, int]]]:
+def counted() -> Iterator[Callable[[Any, int], dict[str, int]]]:
     """Put a guess in place of the FLOPs in the summaries of runs, and return the function that counts them.
 
     Counting takes a second for each run. `logged` is a run with all of its summary, and `trained` one with
@@ -131,7 +131,7 @@ def counted() -> Iterator[Callable[[Any], dict[str, int]]]:
     from jepa_lm.training.flops import count_parameters
     from jepa_lm.utils import memory
 
-    def guess(task: Any) -> dict[str, int]:
+    def guess(task: Any, steps: int) -> dict[str, int]:
         return {"model": 6 * count_parameters(task.model), "objective": 0}
 
     def untrimmed() -> memory.PeakMemory:
@@ -139,9 +139,9 @@ def counted() -> Iterator[Callable[[Any], dict[str, int]]]:
             patch.setattr(memory, "libc", lambda function: None)
             return memory.PeakMemory()
 
-    count = summary.flops_per_token
+    count = summary.flops_of_run
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(summary, "flops_per_token", guess)
+        patch.setattr(summary, "flops_of_run", guess)
         patch.setattr(train, "PeakMemory", untrimmed)
         patch.setattr(train, "git_state", functools.cache(train.git_state))
         yield count
@@ -315,7 +315,7 @@ def logged(
 
     def make(folder: Path) -> None:
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(summary, "flops_per_token", counted)
+            patch.setattr(summary, "flops_of_run", counted)
             train(_config("train", *words, run_dir=folder))
 
     folder = session_folder / "logged"

@@ -23,7 +23,11 @@ from benchmarks.gpu.profile import Profile, account
 from benchmarks.gpu.scale import Scale, quiet
 from benchmarks.gpu.watch import PARTS, Watch
 from benchmarks.measure import Claim, at_most, report
+from jepa_lm.artifact.teacher import opener
 from jepa_lm.run import train
+from jepa_lm.training.flops import flops_per_token, outline
+from jepa_lm.utils.config import resolve
+from jepa_lm.utils.trusted import Trust
 
 PHASES = {
     "pr1243_jepardy": ("optimizer.schedule.lr.steps=60",),  # QAT in the last 9 steps
@@ -81,7 +85,7 @@ def claims(scale: Scale, preset: str, *overrides: str, name: str = "") -> Iterat
         f"{part}_ms": statistics.median(watch.parts()[part][first - 1 : last]) for part in PARTS
     }
     ms, tokens = statistics.median(settled), summary["tokens"] / summary["steps"]
-    tflops = tokens * sum(summary["flops_per_token"].values()) / ms / 1e9
+    tflops = tokens * summary["step_flops_per_token"] / ms / 1e9
     details = {
         "goal_ms": GOAL_MS.get(preset),
         **parts,
@@ -135,7 +139,8 @@ def _trained(
     found: dict[str, Any] = json.loads(
         (scale.folder / name / "summary.json").read_text(encoding="utf-8")
     )
-    return found
+    counted = flops_per_token(outline(resolve(cfg), opener(Trust())))  # of a step with all losses
+    return found | {"step_flops_per_token": sum(counted.values())}
 
 
 def _time(scale: Scale, preset: str, name: str, ms: float, details: dict[str, Any]) -> Claim:

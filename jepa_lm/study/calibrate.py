@@ -19,25 +19,28 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jepa_lm.study.arm_result import ArmResult
 from jepa_lm.study.results import Results, collect
+from jepa_lm.study.runs import Run
 from jepa_lm.study.sentences import numbers
 from jepa_lm.study.treatments import judged
 from jepa_lm.utils.crash import command
 from jepa_lm.utils.errors import UserError, warn
-from jepa_lm.utils.files import write_json, write_text
+from jepa_lm.utils.files import read_json, write_json, write_text
 from jepa_lm.utils.output import tell
 from jepa_lm.utils.parser import Parser
 from jepa_lm.utils.paths import LOGS
+from jepa_lm.utils.quoting import value_of
 
 GAIN, BETTER, HARM = ("helps",), ("better, no placebo",), ("hurts",)
 NEITHER = ("equivalent", "no difference shown")
+SETTINGS = "settings.json"
 SEEDS = 3
 """Pairs of seeds of each control: the known effects are about ten times the spread."""
 
@@ -136,15 +139,18 @@ def calibrate(folder: Path, first_seed: int, more: Sequence[str]) -> list[Outcom
         UserError: a training failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    settings = {"first_seed": first_seed, "overrides": list(more)}
+    _check_begun(folder, settings)
     log = folder / "log.txt"
     seeds = f"seed=range({first_seed},{first_seed + SEEDS})"
     teacher = folder / "teacher_model"
-    if not (teacher / "summary.json").is_file():
+    if not Run(teacher).finished:
         asked = _teacher(teacher, first_seed, more)
         _told("the teacher", partial(train, asked, log))
+    write_json(folder / SETTINGS, settings)  # not before a training has taken them
     for name, words in STUDIES.items():
-        own = [word.format(teacher=teacher) for word in words]
-        place = f"hydra.sweep.dir={folder / name}"
+        own = [word.format(teacher=value_of(str(teacher))) for word in words]
+        place = f"hydra.sweep.dir={value_of(str(folder / name))}"
         _told(name, partial(train, [*own, seeds, place, *more], log))
     results = {name: collect(folder / name) for name in STUDIES}
     return [outcome(known, results[known.study]) for known in KNOWN]
@@ -158,19 +164,40 @@ def climb(folder: Path, first_seed: int, more: Sequence[str]) -> None:
     """
     log, below = folder / "log.txt", folder / "ladder_models"
     for name, size in LADDER.items():
-        if not (below / name / "summary.json").is_file():
+        if not Run(below / name).finished:
             asked = _teacher(below / name, first_seed, [f"data.train_tokens={size}", *more])
             _told(f"the teacher of {name}", partial(train, asked, log))
     words = [word for word in STUDIES["teacher"] if not word.startswith("jepa.target.path")]
-    paths = ",".join(str(below / name) for name in LADDER)
+    paths = ",".join(value_of(str(below / name)) for name in LADDER)
     words += [f"jepa.target.path={paths}", "study.arms.placebo=null", "study.name=ladder"]
     seeds = f"seed=range({first_seed},{first_seed + SEEDS})"
-    place = f"hydra.sweep.dir={folder / 'ladder'}"
+    place = f"hydra.sweep.dir={value_of(str(folder / 'ladder'))}"
     _told("ladder", partial(train, [*words, seeds, place, *more], log))
 
 
+def _check_begun(folder: Path, settings: Mapping[str, Any]) -> None:
+    """Check what a folder was begun with: its teachers are not trained again for other seeds or settings.
+
+    Raises:
+        UserError: it was begun with something else.
+    """
+    path = folder / SETTINGS
+    before = read_json(path) if path.is_file() else settings
+    if before != settings:
+        raise UserError(
+            f"--out={folder}: was begun with {_said(before)}, and this is {_said(settings)}; name another "
+            "folder"
+        )
+
+
+def _said(settings: Mapping[str, Any]) -> str:
+    more = " ".join(settings["overrides"]) or "no overrides"
+    return f"--first-seed {settings['first_seed']} and {more}"
+
+
 def _teacher(folder: Path, seed: int, more: Sequence[str]) -> list[str]:
-    words = ["experiment=scarce_teacher", f"seed={seed}", f"hydra.run.dir={folder}"]
+    place = f"hydra.run.dir={value_of(str(folder))}"
+    words = ["experiment=scarce_teacher", f"seed={seed}", place]
     return [*words, "ckpt_path=auto", *more]
 
 
@@ -238,14 +265,15 @@ def _calibrate(words: list[str]) -> int:
     asked = parser.parse_args(words)
     folder = Path(asked.out).absolute()
     outcomes = calibrate(folder, asked.first_seed, asked.overrides)
-    if asked.ladder:
-        climb(folder, asked.first_seed, asked.overrides)
     path = report(folder, outcomes)
     for found in outcomes:
         tell(f"{found.known.name}: {found.word} ({found.numbers})")
         if not found.right:
             warn(f"{found.known.name}: expected {' or '.join(found.known.words)}")
     tell(f"written to {path}")
+    if asked.ladder:  # decides nothing, so nothing waits for it
+        climb(folder, asked.first_seed, asked.overrides)
+        report(folder, outcomes)
     return 0 if all(found.right for found in outcomes) else 1
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
 import torch
@@ -27,18 +27,18 @@ from jepa_lm.objective.step_context import StepContext
 from jepa_lm.objective.teacher import OpenTeacher
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.training.module import LanguageModelTask
-from jepa_lm.utils.compiling import on_cpu
+from jepa_lm.utils.compiling import processes
 from jepa_lm.utils.errors import warn
 from jepa_lm.utils.quoting import one_line
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 MOMENTS = 1000
-"""Of a run, at which `flops_of` looks for active losses."""
+"""Of a run, at which active losses are looked for."""
 FEWEST_ROWS = 2
 """Regularizers over rows need at least two."""
 ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
 """Of `scaled_dot_product_attention`, in their order."""
-_counted: dict[str, dict[str, int]] = {}
+_counted: dict[str, int] = {}
 """What was counted in this process, by the settings that determine it."""
 
 
@@ -115,52 +115,61 @@ def model_flops_per_token(model: LanguageModel, seq_len: int) -> int:
 
 
 def flops_per_token(task: LanguageModelTask) -> dict[str, int]:
-    """Return training FLOPs per token: of cross entropy, and what active objectives add.
+    """Return training FLOPs per token of a step with all losses: of cross entropy, and what the others add.
 
     Empty, with a warning, if a part of the user's own cannot run on the meta device.
     """
-    config, seq_len = task.config, task.config["data"]["seq_len"]
-    rows = max(micro_batch_rows(task), FEWEST_ROWS)
-    losses = [config["jepa"], config.get("tokens")]
-    decides = json.dumps([config["model"], losses, task.frozen, seq_len, rows])
-    if decides not in _counted:  # takes a second, and jobs of a sweep often share it
-        try:
-            _counted[decides] = _counted_on_meta(task, rows, seq_len)
-        except (
-            Exception
-        ) as error:  # code of the user's own; the run's other figures must not be lost
-            warn(f"FLOPs are not counted: {type(error).__name__}: {one_line(error)}")
-            return {}
-    return _counted[decides]
+    try:
+        alone, together = _counted_with(task, ()), _counted_with(task, _weighted(task))
+    except Exception as error:  # code of the user's own; the run's other figures must not be lost
+        warn(f"FLOPs are not counted: {type(error).__name__}: {one_line(error)}")
+        return {}
+    tokens = _counted_tokens(task)
+    return {"model": alone // tokens, "objective": (together - alone) // tokens}
 
 
-def _counted_on_meta(task: LanguageModelTask, rows: int, seq_len: int) -> dict[str, int]:
-    model, added = on_meta(task.model), 0
-    alone = count_flops(model, {}, rows, seq_len)
-    if objectives := weighted(task):
-        added = count_flops(model, objectives, rows, seq_len) - alone
-    tokens = rows * seq_len
-    return {"model": alone // tokens, "objective": added // tokens}
+def flops_of_run(task: LanguageModelTask, steps: int) -> dict[str, int]:
+    """Return the same, averaged over the steps that a run has taken: a loss counts while it is active."""
+    found = flops_per_token(task)
+    if found and steps:
+        average = _average(task, steps, task.clock.elapsed)
+        found["objective"] = max(0, round(average) - found["model"])
+    return found
 
 
 def flops_of(config: Mapping[str, Any], open_teacher: OpenTeacher) -> float:
-    """Return the training FLOPs per token of a run with this resolved config, averaged over its steps.
+    """Return the training FLOPs per token of a run with this resolved config, averaged over its steps."""
+    return _average(outline(config, open_teacher), config["trainer"]["max_steps"], seconds=0.0)
 
-    A loss counts in the steps in which it is active.
-    """
-    task = outline(config, open_teacher)
-    clock, budget = task.clock, config["trainer"]
-    rows, seq_len = max(micro_batch_rows(task), FEWEST_ROWS), config["data"]["seq_len"]
-    model, objectives = on_meta(task.model), weighted(task)
-    spent: dict[tuple[str, ...], int] = {}
-    total = 0
-    steps = range(0, budget["max_steps"], max(1, budget["max_steps"] // MOMENTS))
-    for clock.step in steps:
-        active = tuple(key for key, o in task.auxiliaries.items() if o.active(clock))
-        if active not in spent:
-            spent[active] = count_flops(model, {k: objectives[k] for k in active}, rows, seq_len)
-        total += spent[active]
-    return total / len(steps) / (rows * seq_len)
+
+def _average(task: LanguageModelTask, steps: int, seconds: float) -> float:
+    """Return FLOPs per token, averaged over these first steps, which took equally long."""
+    clock = ProgressClock(max_steps=task.clock.max_steps, max_time=task.clock.max_time)
+    total, moments = 0, range(0, steps, max(1, steps // MOMENTS))
+    for step in moments:
+        clock.load_state_dict({"step": step, "elapsed": seconds * step / steps})
+        total += _counted_with(task, [k for k, o in task.auxiliaries.items() if o.active(clock)])
+    return total / len(moments) / _counted_tokens(task)
+
+
+def _counted_with(task: LanguageModelTask, active: Iterable[str]) -> int:
+    """Return the FLOPs of a micro-batch with these losses beside cross entropy."""
+    config, keys = task.config, sorted(active)
+    rows, seq_len = _counted_rows(task), config["data"]["seq_len"]
+    losses = [config["jepa"], config.get("tokens"), keys]
+    decides = json.dumps([config["model"], losses, task.frozen, seq_len, rows])
+    if decides not in _counted:  # takes a second, and jobs of a sweep often share it
+        objectives = {key: on_meta(task.auxiliaries[key]) for key in keys}
+        _counted[decides] = count_flops(on_meta(task.model), objectives, rows, seq_len)
+    return _counted[decides]
+
+
+def _counted_rows(task: LanguageModelTask) -> int:
+    return max(micro_batch_rows(task), FEWEST_ROWS)
+
+
+def _counted_tokens(task: LanguageModelTask) -> int:
+    return _counted_rows(task) * int(task.config["data"]["seq_len"])
 
 
 class _NotOrthogonal(TorchFunctionMode):
@@ -182,7 +191,12 @@ def outline(config: Mapping[str, Any], open_teacher: OpenTeacher) -> LanguageMod
 
 def weighted(task: LanguageModelTask) -> dict[str, LatentPrediction | TokenPrediction]:
     """Return copies on the meta device of the objectives that have a weight, by key."""
-    return {key: on_meta(o) for key, o in task.auxiliaries.items() if o.weight}
+    return {key: on_meta(task.auxiliaries[key]) for key in _weighted(task)}
+
+
+def _weighted(task: LanguageModelTask) -> list[str]:
+    """Return the keys of the objectives that have a weight."""
+    return [key for key, objective in task.auxiliaries.items() if objective.weight]
 
 
 def on_meta(module: AnyModule) -> AnyModule:
@@ -198,21 +212,9 @@ def on_meta(module: AnyModule) -> AnyModule:
 def micro_batch_rows(task: LanguageModelTask) -> int:
     """Return the rows of a rank's micro-batch."""
     data, trainer = task.config["data"], task.config["trainer"]
-    parts = _ranks(task) * trainer["accumulate_grad_batches"]
+    ranks = processes(trainer) if task._trainer is None else task._trainer.world_size
+    parts = ranks * trainer["accumulate_grad_batches"]
     return max(1, data["batch_tokens"] // (data["seq_len"] * parts))
-
-
-def _ranks(task: LanguageModelTask) -> int:
-    """Return the ranks of a run; of one that has not started, those that its config asks for."""
-    if task._trainer is not None:
-        return task._trainer.world_size
-    trainer = task.config["trainer"]
-    devices = trainer["devices"]
-    if isinstance(devices, list):
-        devices = len(devices)
-    elif devices in ("auto", -1, "-1"):
-        devices = 1 if on_cpu(trainer) else max(1, torch.cuda.device_count())
-    return int(devices) * trainer["num_nodes"]
 
 
 def sizes(task: LanguageModelTask) -> dict[str, Any]:

@@ -21,7 +21,7 @@ from jepa_lm.evaluation.sampling import continued
 from jepa_lm.training.callbacks import callback_of
 from jepa_lm.training.callbacks.monitor import MeasureObjective, MeasureTokens
 from jepa_lm.training.callbacks.qat import QuantizationAwareTraining
-from jepa_lm.training.flops import flops_per_token
+from jepa_lm.training.flops import flops_of_run
 from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.training.probe import TOP
 from jepa_lm.utils import gpus
@@ -117,7 +117,7 @@ def summarize(
         "skipped_steps": task.guard.skipped,
         "compile_seconds": task.compiler.seconds,
         "memory_bytes": about["memory"].peak(trainer.strategy.root_device),
-        "flops_per_token": flops_per_token(task),
+        "flops_per_token": flops_of_run(task, trainer.global_step),
         "unfinished": unfinished(task),
         "ranks": trainer.world_size,
         "visible_gpus": os.environ.get(gpus.VISIBLE),

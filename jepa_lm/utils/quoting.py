@@ -61,8 +61,12 @@ def markdown(text: str) -> str:
 
 def override(key: str, value: object) -> str:
     """Return `key=value`, quoted for a shell, as an override that sets this text."""
-    text = str(value)
-    return shell([f"{key}={text if BARE.fullmatch(text) else quoted(text)}"])
+    return shell([f"{key}={value_of(str(value))}"])
+
+
+def value_of(text: str) -> str:
+    """Return any text as the value of a Hydra override, quoted if it has to be."""
+    return text if BARE.fullmatch(text) else quoted(text)
 
 
 def quoted(text: str) -> str:

@@ -6,9 +6,11 @@ import json
 from pathlib import Path
 
 import pytest
+from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from jepa_lm.study import calibrate
 from jepa_lm.study.results import collect
+from jepa_lm.utils.errors import UserError
 from tests.study.sweeps import paired, study
 
 ROLES = {"treatment": {"none": "control", "placebo": "placebo"}}
@@ -47,8 +49,9 @@ def trained(monkeypatch):
                 w.split("=", 1)[1] for w in words if w.startswith(("hydra.sweep", "hydra.run"))
             ]
             if "experiment=scarce_teacher" in words:
-                Path(place).mkdir(parents=True)
-                (Path(place) / "summary.json").write_text("{}")
+                Path(place).mkdir(parents=True, exist_ok=True)
+                finished = {"status": "finished", "val": {"nll": 1.0, "bpb": 2.0}}
+                (Path(place) / "summary.json").write_text(json.dumps(finished))
             elif Path(place).name == "ladder":
                 Path(place).mkdir()
             else:
@@ -115,6 +118,84 @@ def test_the_teacher_is_trained_once(trained, tmp_path):
     first = len(asked)
     calibrate.main(["--out", str(tmp_path)])
     assert len([w for w in asked[first:] if "experiment=scarce_teacher" in w]) == 0
+
+
+def test_an_interrupted_teacher_goes_on(trained, tmp_path):
+    """Its summary is there, but it has seen a part of its text only."""
+    asked = trained()
+    calibrate.main(["--out", str(tmp_path)])
+    first = len(asked)
+    for name in ("teacher_model", "ladder_models/40k"):
+        (tmp_path / name / "summary.json").write_text('{"status": "interrupted", "val": null}')
+    calibrate.main(["--out", str(tmp_path)])
+    again = [words for words in asked[first:] if "experiment=scarce_teacher" in words]
+    assert [("data.train_tokens=40000" in words, "ckpt_path=auto" in words) for words in again] == [
+        (False, True),
+        (True, True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("more", "words"),
+    [
+        (
+            ["--first-seed", "11"],
+            "begun with --first-seed 1 and trainer=cpu, and this is --first-seed 11",
+        ),
+        (
+            ["data.seq_len=64"],
+            "and this is --first-seed 1 and trainer=cpu data.seq_len=64; name another",
+        ),
+    ],
+)
+def test_a_folder_is_of_one_calibration(trained, tmp_path, capsys, more, words):
+    """Or its teacher, trained with one seed, would teach the students of another."""
+    asked = trained()
+    assert calibrate.main(["--out", str(tmp_path), "trainer=cpu"]) == 0
+    first = len(asked)
+    assert calibrate.main(["--out", str(tmp_path), "trainer=cpu", *more]) == 2
+    assert words in " ".join(capsys.readouterr().err.split())
+    assert len(asked) == first
+
+
+def test_a_setting_that_no_training_took_is_not_kept(trained, tmp_path):
+    assert calibrate.main(["--out", str(tmp_path), "no.such.key=1"]) == 2
+    trained()
+    assert calibrate.main(["--out", str(tmp_path)]) == 0
+
+
+def test_verdicts_are_written_before_the_ladder_is_climbed(trained, tmp_path, monkeypatch):
+    def broken(*args):
+        raise UserError("no space left on the device")
+
+    trained()
+    monkeypatch.setattr(calibrate, "climb", broken)
+    assert calibrate.main(["--out", str(tmp_path)]) == 2
+    assert json.loads((tmp_path / "calibration.json").read_text())["right"]
+
+
+def test_any_path_is_taken(monkeypatch, tmp_path):
+    """Parentheses, commas, spaces and dollars mean something to Hydra."""
+    asked, folder = [], tmp_path / "a (1), ${b}"
+    monkeypatch.setattr(calibrate, "train", lambda words, log: asked.extend(words))
+    monkeypatch.setattr(calibrate, "collect", lambda folder: None)
+    monkeypatch.setattr(calibrate, "outcome", lambda known, results: None)
+    calibrate.calibrate(folder, 1, [])
+    calibrate.climb(folder, 1, [])
+    parse = OverridesParser.create().parse_override
+    found = {
+        word.partition("=")[0]: parse(word) for word in asked if word.startswith(("hydra", "jepa"))
+    }
+    assert found["hydra.run.dir"].value() == _as_text(folder / "ladder_models" / "20k")
+    assert found["hydra.sweep.dir"].value() == _as_text(folder / "ladder")
+    assert [path.text for path in found["jepa.target.path"].value().list] == [
+        _as_text(folder / "ladder_models" / name) for name in calibrate.LADDER
+    ]
+
+
+def _as_text(path: Path) -> str:
+    """Return a path as Hydra hands it to OmegaConf, which takes a backslash away before a dollar."""
+    return str(path).replace("${", "\\${")
 
 
 def test_a_training_that_fails_is_one_line(tmp_path, capsys):
