@@ -24,6 +24,8 @@ class BatchTarget(Target):
         field: of the batch, [B, T, dim]. dim: its width.
     """
 
+    gives_laws = True
+
     @checked
     def __init__(
         self,

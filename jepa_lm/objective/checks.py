@@ -11,19 +11,27 @@ import json
 from typing import Any
 
 import torch
+from torch import nn
 
 from jepa_lm.model import LanguageModel
 from jepa_lm.objective.batch_target import BatchTarget
-from jepa_lm.objective.distances import Sum
+from jepa_lm.objective.distances import SoftCrossEntropy, Sum
 from jepa_lm.objective.head_kl import HeadKL
 from jepa_lm.objective.latent_prediction import LatentPrediction
 from jepa_lm.objective.regularizers import Regularizer
 from jepa_lm.objective.step_context import StepContext
 from jepa_lm.objective.taps import INJECTOR
 from jepa_lm.objective.targets import EmbeddingTable
+from jepa_lm.objective.token_distances import TokenCrossEntropy
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.utils.errors import UserError
 
+REMEDIES = {
+    "jepa.context.tap": "set jepa.context.tap=final, or add a predictor",
+    "jepa.target.tap": "set jepa.target.tap=final",
+    "jepa.target.project": "set jepa.target.project=false",
+}
+"""What to do about latents that a head cannot read; elsewhere, to leave the part out."""
 ROWS = 2
 """Rows of the batch used to check shapes."""
 _fitting: dict[str, dict[str, int]] = {}
@@ -43,6 +51,7 @@ def check_composition(
         UserError: naming the setting that does not fit.
     """
     check_distance(objective)
+    check_laws(objective)
     check_length(objective, model, seq_len)
     check_hinges(objective, model)
     check_draws(objective)
@@ -80,6 +89,51 @@ def check_distance(objective: LatentPrediction) -> None:
             "jepa.distance.weights: all are 0; for the control set jepa.weight=0, for regularizers alone "
             "jepa.prediction_weight=0"
         )
+
+
+def check_laws(objective: LatentPrediction) -> None:
+    """Check that what a distance takes for a law, or has the head make one of, can be one."""
+    target, kinds = objective.target, _kinds(objective.distance)
+    if SoftCrossEntropy in kinds and not target.gives_laws:
+        raise UserError(
+            f"jepa.distance: SoftCrossEntropy takes laws, and {type(target).__name__} gives latents of any "
+            "sign; BatchTarget gives the laws of data=hmm"
+        )
+    reader = next((kind for kind in (HeadKL, TokenCrossEntropy) if kind in kinds), None)
+    if reader is None:
+        return
+    projected, own = objective.projector is not None, objective.predictor is None
+    for key, value, wrong in (
+        ("jepa.normalisation", objective.normalisation, objective.normalisation is not None),
+        ("jepa.context.tap", objective.context.tap, own and objective.context.tap != "final"),
+        ("jepa.projector", objective.projector, own and projected),
+        ("jepa.target.tap", target.tap, reader is HeadKL and target.tap != "final"),
+        (
+            "jepa.target.normalisation",
+            target.normalisation,
+            reader is HeadKL and target.normalisation is not None,
+        ),
+        ("jepa.target.pooling", target.pooling, reader is HeadKL and target.pooling is not None),
+        ("jepa.target.project", "true", reader is HeadKL and projected and target.project),
+    ):
+        if wrong:
+            told = value if isinstance(value, str | int) else type(value).__name__
+            raise UserError(
+                f"{key}={told}: {reader.__name__} reads latents by the head, which takes final hidden states "
+                f"as they are; {REMEDIES.get(key, f'set {key}=null')}"
+            )
+
+
+def _kinds(distance: nn.Module) -> list[type[nn.Module]]:
+    """Return the kinds of distances that have a weight."""
+    if not isinstance(distance, Sum):
+        return [type(distance)]
+    return [
+        kind
+        for name, part in distance.distances.items()
+        if distance.weights[name]
+        for kind in _kinds(part)
+    ]
 
 
 def check_length(objective: LatentPrediction, model: LanguageModel, seq_len: int) -> None:

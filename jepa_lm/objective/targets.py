@@ -40,6 +40,8 @@ class Target(nn.Module):
             targets still trains the projector, and the model behind a `SamePass`.)
     """
 
+    gives_laws = False
+    """True if the latents are probabilities."""
     keeps_copy = False
     """True if the target keeps a copy that follows the model."""
     record: Mapping[str, str] | None = None

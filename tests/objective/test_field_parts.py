@@ -295,7 +295,10 @@ MISTAKES = [
         ("objective=lse_mtp", "jepa.distance.weights={latents: 0, rows: 0, tokens: 0}"),
         "weights: all are 0",
     ),
-    (("objective=patch", "jepa/distance=lse"), "TokenRow needs a target at each position"),
+    (
+        ("objective=patch", "jepa/distance=lse", "jepa.normalisation=null"),
+        "TokenRow needs a target at each position",
+    ),
     (
         ("objective=bootleg", "jepa.target.tap.blocks=[-4]"),
         r"tap.blocks=\[-4\]: block -4 does not exist",
@@ -356,3 +359,14 @@ def test_rows_alone_would_miss_what_the_table_says(build):
     found = TokenRow(reduction="mean")(z, z, scene)
     torch.testing.assert_close(found, (z - model.embedding(tokens)).square().mean())
     assert MSE(reduction="mean")(z, z, scene) == 0
+
+
+def test_a_head_that_reads_nothing_asks_for_nothing(build):
+    """The latent half of LSE-MTP has a cross entropy of weight 0; normalised latents are fine there."""
+    words = (
+        "objective=lse_mtp",
+        "jepa.normalisation={_target_: jepa_lm.objective.normalisations.L2}",
+    )
+    with pytest.raises(UserError, match="TokenCrossEntropy reads latents by the head"):
+        build(*words)
+    build(*words, "jepa.distance.weights.tokens=0")

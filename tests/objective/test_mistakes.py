@@ -27,6 +27,30 @@ MISTAKES = [
         ),
         "only 4 latents",
     ),
+    (
+        ("objective=nextlat", "jepa.target.tap=0"),
+        "jepa.target.tap=0: HeadKL reads latents by the head",
+    ),
+    (
+        ("objective=hilp", "jepa.target.tap=last"),
+        "jepa.target.tap=last: HeadKL .*set jepa.target.tap=final",
+    ),
+    (
+        ("objective=lewm", "jepa/distance=law"),
+        "jepa.target.project=true: HeadKL .*set jepa.target.project=false",
+    ),
+    (
+        ("objective=lse_mtp", "jepa.predictor=null", "jepa.context.tap=0"),
+        "jepa.context.tap=0: TokenCrossEntropy .*or add a predictor",
+    ),
+    (
+        (
+            "objective=lewm",
+            "jepa.distance={_target_: jepa_lm.objective.distances.SoftCrossEntropy}",
+            "~jepa.distance.reduction",
+        ),
+        "SoftCrossEntropy takes laws, and SamePass gives latents of any sign; BatchTarget",
+    ),
     (("objective=lewm", "jepa.context.tap=12"), "block 12 does not exist.*0..2"),
     (
         ("objective=lewm", "jepa.context.tap=fnal"),
