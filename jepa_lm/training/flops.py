@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import math
+import random
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -32,8 +33,8 @@ from jepa_lm.utils.errors import warn
 from jepa_lm.utils.quoting import one_line
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
-MOMENTS = 1000
-"""Of a run, at which active losses are looked for."""
+MOMENTS = 10_000
+"""Steps of a run, at most, at which active losses are looked for."""
 FEWEST_ROWS = 2
 """Regularizers over rows need at least two."""
 ARGUMENTS = ("query", "key", "value", "attn_mask", "dropout_p", "is_causal")
@@ -145,7 +146,9 @@ def flops_of(config: Mapping[str, Any], open_teacher: OpenTeacher) -> float:
 def _average(task: LanguageModelTask, steps: int, seconds: float) -> float:
     """Return FLOPs per token, averaged over these first steps, which took equally long."""
     clock = ProgressClock(max_steps=task.clock.max_steps, max_time=task.clock.max_time)
-    total, moments = 0, range(0, steps, max(1, steps // MOMENTS))
+    total = 0
+    # Drawn: every so many steps would miss what a loss does every so many steps.
+    moments = random.Random(0).sample(range(steps), min(steps, MOMENTS))
     for step in moments:
         clock.load_state_dict({"step": step, "elapsed": seconds * step / steps})
         total += _counted_with(task, [k for k, o in task.auxiliaries.items() if o.active(clock)])

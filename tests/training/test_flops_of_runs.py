@@ -37,3 +37,15 @@ def test_a_run_that_has_ended_counts_its_own_steps(compose):
         found = flops_of_run(task, steps)
         assert found["model"] == counted["model"]
         assert found["objective"] == pytest.approx(share * counted["objective"], rel=1e-4, abs=2)
+
+
+@pytest.mark.parametrize("steps", [100, 40_000])
+def test_a_loss_of_every_second_step_counts_half(compose, steps):
+    """However long the run: looking at every fortieth step would see it always, or never."""
+    words = (*SMALL, "tokens=mir", f"trainer.max_steps={steps}")
+    always = "{_target_: jepa_lm.schedules.factors.Constant, value: 1.0}"
+    every = f"{{_target_: jepa_lm.schedules.factors.EveryNth, n: 2, schedule: {always}}}"
+    config = resolve(compose("train", *words, f"tokens.schedule={every}"))
+    counted = flops_per_token(LanguageModelTask(config))
+    expected = counted["model"] + counted["objective"] / 2
+    assert flops_of(config, opener(Trust())) == pytest.approx(expected, rel=0.02)
