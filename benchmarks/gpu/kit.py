@@ -198,7 +198,7 @@ def run(results: Results, steps: Mapping[str, Step], command: list[str], budget:
 def _commit() -> str:
     """Return the commit of the source, marked if the source has changed since."""
     found = git_state()
-    return str(found["commit"])[:7] + "+changes" * bool(found["dirty"])
+    return (found["commit"] or "unknown")[:7] + "+changes" * bool(found["dirty"])
 
 
 def conclude(results: Results, names: list[str]) -> int:

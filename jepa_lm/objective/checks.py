@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import inspect
 import json
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -94,12 +95,14 @@ def check_distance(objective: LatentPrediction) -> None:
 def check_laws(objective: LatentPrediction) -> None:
     """Check that what a distance takes for a law, or has the head make one of, can be one."""
     target, kinds = objective.target, _kinds(objective.distance)
-    if SoftCrossEntropy in kinds and not target.gives_laws:
+    changed = objective.normalisation is not None or target.normalisation is not None
+    if _first(kinds, SoftCrossEntropy) and (changed or not target.gives_laws):
+        what = "normalised targets are none" if changed else f"{type(target).__name__} gives none"
         raise UserError(
-            f"jepa.distance: SoftCrossEntropy takes laws, and {type(target).__name__} gives latents of any "
-            "sign; BatchTarget gives the laws of data=hmm"
+            f"jepa.distance: SoftCrossEntropy takes laws, and {what}; BatchTarget gives those of data=hmm as "
+            "they are"
         )
-    reader = next((kind for kind in (HeadKL, TokenCrossEntropy) if kind in kinds), None)
+    reader = _first(kinds, HeadKL) or _first(kinds, TokenCrossEntropy)
     if reader is None:
         return
     projected, own = objective.projector is not None, objective.predictor is None
@@ -107,14 +110,27 @@ def check_laws(objective: LatentPrediction) -> None:
         ("jepa.normalisation", objective.normalisation, objective.normalisation is not None),
         ("jepa.context.tap", objective.context.tap, own and objective.context.tap != "final"),
         ("jepa.projector", objective.projector, own and projected),
-        ("jepa.target.tap", target.tap, reader is HeadKL and target.tap != "final"),
+        (
+            "jepa.context.pooling",
+            objective.context.pooling,
+            own and objective.context.pooling is not None,
+        ),
+        ("jepa.target.tap", target.tap, issubclass(reader, HeadKL) and target.tap != "final"),
         (
             "jepa.target.normalisation",
             target.normalisation,
-            reader is HeadKL and target.normalisation is not None,
+            issubclass(reader, HeadKL) and target.normalisation is not None,
         ),
-        ("jepa.target.pooling", target.pooling, reader is HeadKL and target.pooling is not None),
-        ("jepa.target.project", "true", reader is HeadKL and projected and target.project),
+        (
+            "jepa.target.pooling",
+            target.pooling,
+            issubclass(reader, HeadKL) and target.pooling is not None,
+        ),
+        (
+            "jepa.target.project",
+            "true",
+            issubclass(reader, HeadKL) and projected and target.project,
+        ),
     ):
         if wrong:
             told = value if isinstance(value, str | int) else type(value).__name__
@@ -122,6 +138,10 @@ def check_laws(objective: LatentPrediction) -> None:
                 f"{key}={told}: {reader.__name__} reads latents by the head, which takes final hidden states "
                 f"as they are; {REMEDIES.get(key, f'set {key}=null')}"
             )
+
+
+def _first(kinds: Iterable[type], wanted: type) -> type | None:
+    return next((kind for kind in kinds if issubclass(kind, wanted)), None)
 
 
 def _kinds(distance: nn.Module) -> list[type[nn.Module]]:

@@ -46,7 +46,7 @@ def knot_weights(
 
 
 def statistic_reference(u: Tensor, t: Knots, weights: Knots, *, joint: bool = False) -> Tensor:
-    """Compute the statistic by its formula: projections u [N, ...] -> mean over all dims but N."""
+    """Compute the statistic by its formula; projections u [N, ...] -> mean over all dims but N."""
     at = u.new_tensor(t)
     angles = u[..., None] * at  # [N, ..., K]
     cos, sin = angles.cos(), angles.sin()

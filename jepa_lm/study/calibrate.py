@@ -139,15 +139,19 @@ def calibrate(folder: Path, first_seed: int, more: Sequence[str]) -> list[Outcom
         UserError: a training failed.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    settings = {"first_seed": first_seed, "overrides": list(more)}
+    settings = {"first_seed": first_seed, "overrides": sorted(more)}
     _check_begun(folder, settings)
     log = folder / "log.txt"
     seeds = f"seed=range({first_seed},{first_seed + SEEDS})"
     teacher = folder / "teacher_model"
     if not Run(teacher).finished:
         asked = _teacher(teacher, first_seed, more)
-        _told("the teacher", partial(train, asked, log))
-    write_json(folder / SETTINGS, settings)  # not before a training has taken them
+        try:
+            _told("the teacher", partial(train, asked, log))
+        finally:
+            if Run(teacher).config:  # a training has taken them
+                write_json(folder / SETTINGS, settings)
+    write_json(folder / SETTINGS, settings)
     for name, words in STUDIES.items():
         own = [word.format(teacher=value_of(str(teacher))) for word in words]
         place = f"hydra.sweep.dir={value_of(str(folder / name))}"
@@ -182,7 +186,11 @@ def _check_begun(folder: Path, settings: Mapping[str, Any]) -> None:
         UserError: it was begun with something else.
     """
     path = folder / SETTINGS
-    before = read_json(path) if path.is_file() else settings
+    if path.is_file():
+        before = read_json(path)
+    else:  # from before they were kept
+        seed = Run(folder / "teacher_model").config.get("seed", settings["first_seed"])
+        before = {**settings, "first_seed": seed}
     if before != settings:
         raise UserError(
             f"--out={folder}: was begun with {_said(before)}, and this is {_said(settings)}; name another "

@@ -20,8 +20,8 @@ def compiled_alike(
     The longest job decides, for jobs that join later, too: a folder that has been begun keeps its decision.
     """
     undecided = {name: config for name, config in configs.items() if config["compile"] is None}
-    if (folder / FILE).exists():
-        before = load(folder)
+    before = load(folder) if (folder / FILE).exists() else None
+    if before is not None:
         chosen = bool(before.compiled)
         if (
             before.compiled is None
@@ -32,7 +32,7 @@ def compiled_alike(
         longest = next(filter(pays, undecided.values()), None)
         chosen = longest is not None and compiles(longest)
     if not undecided:
-        return manifest, configs
+        return replace(manifest, compiled=None if before is None else before.compiled), configs
     settled = {name: {**config, "compile": chosen} for name, config in undecided.items()}
     jobs = [
         replace(

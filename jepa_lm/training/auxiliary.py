@@ -14,6 +14,7 @@ from jepa_lm.model import LanguageModel
 from jepa_lm.model.dropout import draw_dropout
 from jepa_lm.objective import LatentPrediction, StepContext, TokenPrediction
 from jepa_lm.objective.views import RandomReplacement
+from jepa_lm.schedules.clock import ProgressClock
 
 Auxiliaries: TypeAlias = Mapping[str, LatentPrediction | TokenPrediction]
 READ = "read"
@@ -21,6 +22,11 @@ READ = "read"
 
 KEPT = "kept"
 """Field of a batch with what dropout keeps of the main pass, [L, 2, B, T, D]."""
+
+
+def active_of(objectives: Auxiliaries, clock: ProgressClock) -> frozenset[str]:
+    """Return the keys of the objectives that a step trains at this time."""
+    return frozenset(key for key, objective in objectives.items() if objective.active(clock))
 
 
 def input_noise(config: Mapping[str, Any]) -> RandomReplacement | None:

@@ -122,9 +122,8 @@ def flops_per_token(task: LanguageModelTask) -> dict[str, int]:
     """
     try:
         alone, together = _counted_with(task, ()), _counted_with(task, _weighted(task))
-    except Exception as error:  # code of the user's own; the run's other figures must not be lost
-        warn(f"FLOPs are not counted: {type(error).__name__}: {one_line(error)}")
-        return {}
+    except Exception as error:
+        return _not_counted(error)
     tokens = _counted_tokens(task)
     return {"model": alone // tokens, "objective": (together - alone) // tokens}
 
@@ -133,9 +132,18 @@ def flops_of_run(task: LanguageModelTask, steps: int) -> dict[str, int]:
     """Return the same, averaged over the steps that a run has taken: a loss counts while it is active."""
     found = flops_per_token(task)
     if found and steps:
-        average = _average(task, steps, task.clock.elapsed)
+        try:
+            average = _average(task, steps, task.clock.elapsed)
+        except Exception as error:
+            return _not_counted(error)
         found["objective"] = max(0, round(average) - found["model"])
     return found
+
+
+def _not_counted(error: Exception) -> dict[str, int]:
+    """Say why: code of the user's own failed, and the run's other figures must not be lost."""
+    warn(f"FLOPs are not counted: {type(error).__name__}: {one_line(error)}")
+    return {}
 
 
 def flops_of(config: Mapping[str, Any], open_teacher: OpenTeacher) -> float:

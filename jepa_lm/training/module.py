@@ -29,6 +29,7 @@ from jepa_lm.training.agreement import agree, require_one_start
 from jepa_lm.training.auxiliary import (
     KEPT,
     READ,
+    active_of,
     drawn,
     input_noise,
     named,
@@ -154,7 +155,7 @@ class LanguageModelTask(ValidatedModule):
         """Return the loss of a micro-batch; cross entropy is the mean in nats per token."""
         # The clock says how far the run is, and so how much each loss weighs now.
         objectives, weight = self.auxiliaries, self.ce_weight()
-        self.active = frozenset(k for k, o in objectives.items() if o.active(self.clock))
+        self.active = active_of(objectives, self.clock)
         place = self.step_context(batch_idx)
         context = drawn(objectives, self.active, batch, place)
         read = thinned(self.model, self.config["seed"], noised(self.noise, batch, place), place)
@@ -183,17 +184,12 @@ class LanguageModelTask(ValidatedModule):
     def _losses(
         self, batch: Batch, step_context: StepContext | None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Return cross entropy with z-loss, cross entropy alone, objective components; this is compiled.
-
-        Components of the token objective are named `tokens/...`.
-        """
+        """Return cross entropy with z-loss, cross entropy and components (`tokens/...`); this is compiled."""
         needs = main_needs(self.model, self.auxiliaries)
         read = batch.get(READ, batch["inputs"])
         main = self.model.encode(self.model.embed(read), *needs, batch.get(KEPT))
-        z_weight = self.config["z_loss_weight"]
-        loss, ce, _ = self.model.cross_entropy(
-            main.final, batch["targets"], z_weight, batch.get("weights")
-        )
+        z_weight, weights = self.config["z_loss_weight"], batch.get("weights")
+        loss, ce, _ = self.model.cross_entropy(main.final, batch["targets"], z_weight, weights)
         found: dict[str, Tensor] = {}
         if step_context is None:  # the control, or a phase without an objective
             return loss, ce, found

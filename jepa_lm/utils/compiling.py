@@ -1,9 +1,9 @@
 """Whether `compile=null` compiles a run or an evaluation: if it is long enough to win this time back.
 
 Two cores compile for about 40 seconds and then train about 1.3 times as fast. A GPU's host compiles for 28
-to 52 seconds; an H100 then takes 83 instead of 193 ms for a step of #1243, which pays from 26 to 46 million
-tokens on (docs/log.md). For a run the rule asks for the budget alone, so all arms that share one get the
-same answer on any machine. Nothing here imports PyTorch, unless the devices are left open.
+to 52 seconds; an H100 then takes 83 instead of 193 ms for a step of #1243, which pays from 25 to 47 million
+tokens on (docs/log.md). For a run the rule asks for the budget and the number of processes alone, so all
+arms that share them get the same answer. Nothing here imports PyTorch, unless the devices are left open.
 """
 
 from __future__ import annotations

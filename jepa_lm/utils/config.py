@@ -67,7 +67,8 @@ def resolve(cfg: DictConfig) -> dict[str, Any]:
     Raises:
         UserError: see `with_steps`.
     """
-    config = modern(OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True))
+    composed = OmegaConf.to_container(cfg, resolve=True, throw_on_missing=True)
+    config = modern(composed, composed=True)
     assert isinstance(config, dict)
     return with_steps(typing.cast(dict[str, Any], config))
 

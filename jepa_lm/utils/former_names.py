@@ -71,16 +71,19 @@ def modern_states(checkpoint: dict[str, Any]) -> dict[str, Any]:
     return {**kept, "callbacks": {**former, **states}}
 
 
-def modern(node: Any) -> Any:
-    """Return a config with the current names of its classes, and all of their settings."""
+def modern(node: Any, *, composed: bool = False) -> Any:
+    """Return a config with the current names of its classes, and all of their settings.
+
+    Args:
+        composed: it comes from YAML of this day, not from the record of a run; values mean what they say.
+    """
 
     def whole(target: str, found: dict[str, Any]) -> dict[str, Any]:
         today = FORMER.get(target, target)
-        if today == MODEL and "residual" not in found and found.get("kernel") == "triton":
-            found = {
-                **found,
-                "kernel": "mamba_ssm",
-            }  # what it meant before there were kernels of our own
+        old = not composed and today == MODEL and "residual" not in found
+        if old and found.get("kernel") == "triton":
+            # In records of before there were kernels of our own; `residual` came half an hour after them.
+            found = {**found, "kernel": "mamba_ssm"}
         return {**ADDED.get(today, {}), **found}
 
     return _changed(node, whole, FORMER)

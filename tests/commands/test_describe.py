@@ -68,7 +68,7 @@ def test_a_run_keeps_its_record_if_its_flops_cannot_be_counted(
         return forward(self, carry, *args, **kwargs)
 
     monkeypatch.setattr(UNet, "forward", reads)
-    monkeypatch.setattr(summary_of_run, "flops_per_token", counted)
+    monkeypatch.setattr(summary_of_run, "flops_of_run", counted)
     train(small("trainer.max_steps=1", "model.backbone.layers=2"))
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["status"] == "finished"

@@ -49,7 +49,14 @@ MISTAKES = [
             "jepa.distance={_target_: jepa_lm.objective.distances.SoftCrossEntropy}",
             "~jepa.distance.reduction",
         ),
-        "SoftCrossEntropy takes laws, and SamePass gives latents of any sign; BatchTarget",
+        "SoftCrossEntropy takes laws, and SamePass gives none; BatchTarget",
+    ),
+    (
+        (
+            "objective=oracle_law",
+            "jepa.normalisation={_target_: jepa_lm.objective.normalisations.L2}",
+        ),
+        "SoftCrossEntropy takes laws, and normalised targets are none",
     ),
     (("objective=lewm", "jepa.context.tap=12"), "block 12 does not exist.*0..2"),
     (

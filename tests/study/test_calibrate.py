@@ -53,7 +53,7 @@ def trained(monkeypatch):
                 finished = {"status": "finished", "val": {"nll": 1.0, "bpb": 2.0}}
                 (Path(place) / "summary.json").write_text(json.dumps(finished))
             elif Path(place).name == "ladder":
-                Path(place).mkdir()
+                Path(place).mkdir(exist_ok=True)
             else:
                 as_known(Path(place).parent, Path(place).name, **outcomes)
 
@@ -144,7 +144,7 @@ def test_an_interrupted_teacher_goes_on(trained, tmp_path):
         ),
         (
             ["data.seq_len=64"],
-            "and this is --first-seed 1 and trainer=cpu data.seq_len=64; name another",
+            "and this is --first-seed 1 and data.seq_len=64 trainer=cpu; name another",
         ),
     ],
 )
@@ -156,6 +156,18 @@ def test_a_folder_is_of_one_calibration(trained, tmp_path, capsys, more, words):
     assert calibrate.main(["--out", str(tmp_path), "trainer=cpu", *more]) == 2
     assert words in " ".join(capsys.readouterr().err.split())
     assert len(asked) == first
+
+
+def test_the_teacher_of_another_seed_is_none(trained, tmp_path, capsys):
+    """In a folder of before settings were kept, too."""
+    trained()
+    assert calibrate.main(["--out", str(tmp_path)]) == 0
+    (tmp_path / "settings.json").unlink()
+    (tmp_path / "teacher_model" / "config.json").write_text('{"seed": 1}')
+    assert calibrate.main(["--out", str(tmp_path)]) == 0
+    (tmp_path / "settings.json").unlink()
+    assert calibrate.main(["--out", str(tmp_path), "--first-seed", "11"]) == 2
+    assert "begun with --first-seed 1 and no overrides" in capsys.readouterr().err
 
 
 def test_a_setting_that_no_training_took_is_not_kept(trained, tmp_path):

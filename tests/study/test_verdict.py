@@ -344,6 +344,8 @@ def test_what_could_be_shown_counts_the_gates_and_the_treatments():
     assert gated == pytest.approx(smallest_effect(2 * VAGUE.std, 5, 0.05, 3), abs=2e-4)
     assert among == pytest.approx(smallest_effect(2 * VAGUE.std, 5, 0.05 / 4, 3), abs=2e-4)
     assert "a gain on all 3 controls with a say" in verdict(spread).sentence
+    two = {name: effect for name, effect in spread.items() if name != "rival"}
+    assert "a gain on both controls with a say" in verdict(two).sentence
     found = verdict({**spread, "rival": FEW})
     assert "a gain on 2 (the others cannot be tested) of 3 controls" in found.sentence
 

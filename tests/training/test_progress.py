@@ -95,7 +95,10 @@ class Steps:
         self.compiler, self.trainer = ClockStopsForCompiler(), SimpleNamespace(is_global_zero=first)
         self.task = SimpleNamespace(
             active=frozenset(),
-            auxiliaries={} if objective is None else {"jepa": objective},
+            auxiliaries={}
+            if objective is None
+            else {"jepa": SimpleNamespace(active=lambda c: False)},
+            clock=None,
             device=torch.device("cpu"),
             not_training=nullcontext,
             wait_for_device=lambda: None,
@@ -135,7 +138,7 @@ def test_the_clock_stands_still_in_a_gpu_s_first_step_of_each_phase():
     steps.task.wait_for_device = lambda: waited.append(steps.compiler._since is not None)
     steps.compiler.on_train_start(steps.trainer, steps.task)
     for active in (False, False, True, True, False):
-        steps.task.active = frozenset({"jepa"} if active else ())
+        steps.task.auxiliaries = {"jepa": SimpleNamespace(active=lambda clock, now=active: now)}
         steps.compiler.on_train_batch_start(steps.trainer, steps.task, None, 0)
         stood.append(steps.compiler._since is not None)
         steps.compiler.on_train_batch_end(steps.trainer, steps.task, None, None, 0)

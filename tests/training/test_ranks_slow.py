@@ -215,7 +215,7 @@ def test_a_stopped_run_may_take_its_time_to_conclude(tmp_path, small_text):
 
 
 def test_compiled_ranks_train_as_uncompiled_ones(tmp_path, small_text):
-    """On quantized weights, so that the compiler cuts the loss at DDP's buckets."""
+    """On quantized weights, too."""
     common = (
         *SMALL,
         f"data.path={small_text}",

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Callback, Trainer
 from torch._dynamo.callback import callback_handler
 
+from jepa_lm.training.auxiliary import active_of
 from jepa_lm.utils.output import tell
 
 if TYPE_CHECKING:
@@ -68,8 +69,9 @@ class ClockStopsForCompiler(Callback):
     ) -> None:
         """Note that a step is under way, and stop the clock in a GPU's first one of a phase."""
         self._in_step = True
-        if task.device.type == "cuda" and task.active not in self._begun:
-            self._begun.add(task.active)
+        phase = active_of(task.auxiliaries, task.clock)
+        if task.device.type == "cuda" and phase not in self._begun:
+            self._begun.add(phase)
             self._pause(task)
 
     def on_train_batch_end(  # type: ignore[override]
