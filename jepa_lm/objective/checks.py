@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from jepa_lm.model import LanguageModel
+from jepa_lm.objective.alignment import SamePosition
 from jepa_lm.objective.batch_target import BatchTarget
 from jepa_lm.objective.distances import SoftCrossEntropy, Sum
 from jepa_lm.objective.head_kl import HeadKL
@@ -22,7 +23,7 @@ from jepa_lm.objective.latent_prediction import LatentPrediction
 from jepa_lm.objective.regularizers import Regularizer
 from jepa_lm.objective.step_context import StepContext
 from jepa_lm.objective.taps import INJECTOR
-from jepa_lm.objective.targets import EmbeddingTable
+from jepa_lm.objective.targets import EmbeddingTable, SamePass
 from jepa_lm.objective.token_distances import TokenCrossEntropy
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.utils.errors import UserError
@@ -53,6 +54,7 @@ def check_composition(
     """
     check_distance(objective)
     check_laws(objective)
+    check_itself(objective)
     check_length(objective, model, seq_len)
     check_hinges(objective, model)
     check_draws(objective)
@@ -89,6 +91,20 @@ def check_distance(objective: LatentPrediction) -> None:
         raise UserError(
             "jepa.distance.weights: all are 0; for the control set jepa.weight=0, for regularizers alone "
             "jepa.prediction_weight=0"
+        )
+
+
+def check_itself(objective: LatentPrediction) -> None:
+    """Check that no latent is its own target, at a distance of 0 for ever."""
+    context, target = objective.context, objective.target
+    one_pass = type(target) is SamePass and context.view is None and context.tap == target.tap
+    as_it_is = target.normalisation is target.pooling is context.pooling is None
+    projected_alike = objective.projector is None or target.project
+    alone = objective.predictor is None and type(objective.alignment) is SamePosition
+    if one_pass and as_it_is and projected_alike and alone:
+        raise UserError(
+            "jepa: each latent would be its own target (jepa.target and jepa.context read the same tap of one "
+            "pass, at the same position); add a predictor, an offset, a view or another tap"
         )
 
 

@@ -58,6 +58,15 @@ MISTAKES = [
         ),
         "SoftCrossEntropy takes laws, and normalised targets are none",
     ),
+    (
+        (
+            "objective=lewm",
+            "jepa.predictor=null",
+            "jepa.alignment={_target_: jepa_lm.objective.alignment.SamePosition}",
+            "~jepa.alignment.steps",
+        ),
+        "each latent would be its own target .*add a predictor",
+    ),
     (("objective=lewm", "jepa.context.tap=12"), "block 12 does not exist.*0..2"),
     (
         ("objective=lewm", "jepa.context.tap=fnal"),
