@@ -103,8 +103,8 @@ def check_itself(objective: LatentPrediction) -> None:
     alone = objective.predictor is None and type(objective.alignment) is SamePosition
     if one_pass and as_it_is and projected_alike and alone:
         raise UserError(
-            "jepa: each latent would be its own target (jepa.target and jepa.context read the same tap of one "
-            "pass, at the same position); add a predictor, an offset, a view or another tap"
+            "jepa: each latent would be its own target (jepa.target and jepa.context read one tap of one "
+            "pass at the same position); add a predictor, an offset, a view or another tap"
         )
 
 
