@@ -19,6 +19,7 @@ MAMBA_SSM_CHUNK = 256
 """Chunk length of mamba-ssm; its kernels tile inside a chunk."""
 MIN_CAPABILITY = (8, 0)
 """Oldest GPUs that multiply bfloat16."""
+_OLDEST = ".".join(map(str, MIN_CAPABILITY))
 
 
 def has_triton() -> bool:
@@ -30,7 +31,7 @@ def _why_not_triton() -> str:
     if not torch.cuda.is_available():
         return "there is no CUDA device"
     if torch.cuda.get_device_capability() < MIN_CAPABILITY:
-        return "the CUDA device is older than compute capability 8.0"
+        return f"the CUDA device is older than compute capability {_OLDEST}"
     return _triton_is_broken()
 
 
@@ -73,8 +74,8 @@ def cuda_scan(kernel: str, *, head_dim: int, state_dim: int) -> Scan | None:
             f"{state_dim}; model.kernel=torch takes any"
         )
     raise UserError(
-        "model.kernel=triton: needs a CUDA device (compute capability 8.0 or newer) and the package triton, "
-        f"but {why_not}; model.kernel=torch runs anywhere"
+        f"model.kernel=triton: needs a CUDA device (compute capability {_OLDEST} or newer) and the package "
+        f"triton, but {why_not}; model.kernel=torch runs anywhere"
     )
 
 

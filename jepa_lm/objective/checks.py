@@ -121,39 +121,29 @@ def check_laws(objective: LatentPrediction) -> None:
     reader = _first(kinds, HeadKL) or _first(kinds, TokenCrossEntropy)
     if reader is None:
         return
-    projected, own = objective.projector is not None, objective.predictor is None
-    for key, value, wrong in (
-        ("jepa.normalisation", objective.normalisation, objective.normalisation is not None),
-        ("jepa.context.tap", objective.context.tap, own and objective.context.tap != "final"),
-        ("jepa.projector", objective.projector, own and projected),
-        (
-            "jepa.context.pooling",
-            objective.context.pooling,
-            own and objective.context.pooling is not None,
-        ),
-        ("jepa.target.tap", target.tap, issubclass(reader, HeadKL) and target.tap != "final"),
-        (
-            "jepa.target.normalisation",
-            target.normalisation,
-            issubclass(reader, HeadKL) and target.normalisation is not None,
-        ),
-        (
-            "jepa.target.pooling",
-            target.pooling,
-            issubclass(reader, HeadKL) and target.pooling is not None,
-        ),
-        (
-            "jepa.target.project",
-            "true",
-            issubclass(reader, HeadKL) and projected and target.project,
-        ),
-    ):
-        if wrong:
+    context, projector = objective.context, objective.projector
+    changes: dict[str, Any] = {"jepa.normalisation": objective.normalisation}
+    if objective.predictor is None:
+        changes["jepa.context.tap"] = _unless_final(context.tap)
+        changes |= {"jepa.projector": projector, "jepa.context.pooling": context.pooling}
+    if issubclass(reader, HeadKL):  # which reads targets, too
+        changes["jepa.target.tap"] = _unless_final(target.tap)
+        changes["jepa.target.normalisation"] = target.normalisation
+        changes["jepa.target.pooling"] = target.pooling
+        changes["jepa.target.project"] = (
+            "true" if target.project and projector is not None else None
+        )
+    for key, value in changes.items():
+        if value is not None:
             told = value if isinstance(value, str | int) else type(value).__name__
             raise UserError(
                 f"{key}={told}: {reader.__name__} reads latents by the head, which takes final hidden states "
                 f"as they are; {REMEDIES.get(key, f'set {key}=null')}"
             )
+
+
+def _unless_final(tap: Any) -> Any:
+    return None if tap == "final" else tap
 
 
 def _first(kinds: Iterable[type], wanted: type) -> type | None:

@@ -144,14 +144,13 @@ def calibrate(folder: Path, first_seed: int, more: Sequence[str]) -> list[Outcom
     log = folder / "log.txt"
     seeds = f"seed=range({first_seed},{first_seed + SEEDS})"
     teacher = folder / "teacher_model"
-    if not Run(teacher).finished:
-        asked = _teacher(teacher, first_seed, more)
-        try:
+    try:
+        if not Run(teacher).finished:
+            asked = _teacher(teacher, first_seed, more)
             _told("the teacher", partial(train, asked, log))
-        finally:
-            if Run(teacher).config:  # a training has taken them
-                write_json(folder / SETTINGS, settings)
-    write_json(folder / SETTINGS, settings)
+    finally:
+        if Run(teacher).config:  # a training has taken the settings
+            write_json(folder / SETTINGS, settings)
     for name, words in STUDIES.items():
         own = [word.format(teacher=value_of(str(teacher))) for word in words]
         place = f"hydra.sweep.dir={value_of(str(folder / name))}"

@@ -23,9 +23,8 @@ def compiled_alike(
     before = load(folder) if (folder / FILE).exists() else None
     if before is not None:
         chosen = bool(before.compiled)
-        if (
-            before.compiled is None
-        ):  # from before a "no" was recorded: its jobs keep the config they ran with
+        if before.compiled is None:
+            # From before a "no" was recorded: its jobs keep the config they ran with.
             known = {job.folder for job in before.jobs}
             undecided = {name: undecided[name] for name in undecided.keys() - known}
     else:

@@ -12,6 +12,7 @@ import copy
 import json
 import math
 import random
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, TypeVar
 
@@ -27,6 +28,7 @@ from jepa_lm.objective.passes import main_needs
 from jepa_lm.objective.step_context import StepContext
 from jepa_lm.objective.teacher import OpenTeacher
 from jepa_lm.schedules.clock import ProgressClock
+from jepa_lm.training.auxiliary import active_of
 from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.utils.compiling import processes
 from jepa_lm.utils.errors import warn
@@ -154,13 +156,13 @@ def flops_of(config: Mapping[str, Any], open_teacher: OpenTeacher) -> float:
 def _average(task: LanguageModelTask, steps: int, seconds: float) -> float:
     """Return FLOPs per token, averaged over these first steps, which took equally long."""
     clock = ProgressClock(max_steps=task.clock.max_steps, max_time=task.clock.max_time)
-    total = 0
+    objectives, seen = task.auxiliaries, Counter[frozenset[str]]()
     # Drawn: every so many steps would miss what a loss does every so many steps.
-    moments = random.Random(0).sample(range(steps), min(steps, MOMENTS))
-    for step in moments:
+    for step in random.Random(0).sample(range(steps), min(steps, MOMENTS)):
         clock.load_state_dict({"step": step, "elapsed": seconds * step / steps})
-        total += _counted_with(task, [k for k, o in task.auxiliaries.items() if o.active(clock)])
-    return total / len(moments) / _counted_tokens(task)
+        seen[active_of(objectives, clock)] += 1
+    total = sum(times * _counted_with(task, active) for active, times in seen.items())
+    return total / seen.total() / _counted_tokens(task)
 
 
 def _counted_with(task: LanguageModelTask, active: Iterable[str]) -> int:

@@ -25,6 +25,7 @@ from jepa_lm.training.flops import flops_of_run
 from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.training.probe import TOP
 from jepa_lm.utils import gpus
+from jepa_lm.utils.compiling import devices_here
 from jepa_lm.utils.console import Screen, as_written, panel, showing
 from jepa_lm.utils.errors import warn
 from jepa_lm.utils.metrics import METRICS, key_of, loss_of, measured
@@ -80,8 +81,7 @@ def _place(trainer: Mapping[str, Any]) -> str:
     """Say where a run trains, and that GPUs stay unused."""
     if trainer["accelerator"] == "cpu":
         return "on the CPU"
-    found, used = torch.cuda.device_count(), trainer["devices"]
-    used = found if used in ("auto", -1) else used if isinstance(used, int) else len(used)
+    found, used = torch.cuda.device_count(), devices_here(trainer)
     name, unused = torch.cuda.get_device_name(), max(0, found - used)
     hint = f"; {unused} more unused: trainer=ddp trains on all" if unused else ""
     return f"on {used} x {name}{hint}"

@@ -83,18 +83,21 @@ def on_cpu(trainer: Mapping[str, Any]) -> bool:
 
 def processes(trainer: Mapping[str, Any]) -> int:
     """Return how many processes share a step under these settings of the trainer."""
+    return devices_here(trainer) * int(trainer.get("num_nodes") or 1)
+
+
+def devices_here(trainer: Mapping[str, Any]) -> int:
+    """Return how many devices of a machine a run uses: a number, their indices, or what there is."""
     devices = trainer["devices"]
     if devices in ("auto", -1, "-1"):
-        here = 1
-        if not on_cpu(trainer):
-            import torch
+        if on_cpu(trainer):
+            return 1
+        import torch
 
-            here = max(1, torch.cuda.device_count())
-    elif isinstance(devices, str):  # one number, or the indices of several devices
-        here = len(devices.strip(",").split(",")) if "," in devices else int(devices)
-    else:
-        here = devices if isinstance(devices, int) else len(devices)
-    return here * int(trainer.get("num_nodes") or 1)
+        return max(1, torch.cuda.device_count())
+    if isinstance(devices, str):
+        return len(devices.strip(",").split(",")) if "," in devices else int(devices)
+    return devices if isinstance(devices, int) else len(devices)
 
 
 def has_c_compiler() -> bool:

@@ -83,6 +83,8 @@ def test_a_run_says_where_it_trains_and_what_stays_unused(monkeypatch):
         (1, "1 x H100; 7 more unused: trainer=ddp"),
         ("auto", "8 x H100"),
         ([0, 3], "2 x"),
+        ("0,3", "2 x"),
+        ("4", "4 x"),
     ):
         said = _place({"accelerator": "gpu", "devices": devices})
         assert said.startswith(f"on {told}")

@@ -69,8 +69,12 @@ class ClockStopsForCompiler(Callback):
     ) -> None:
         """Note that a step is under way, and stop the clock in a GPU's first one of a phase."""
         self._in_step = True
-        phase = active_of(task.auxiliaries, task.clock)
-        if task.device.type == "cuda" and phase not in self._begun:
+        if task.device.type != "cuda":
+            return
+        phase = active_of(
+            task.auxiliaries, task.clock
+        )  # `task.active` is still that of the last step
+        if phase not in self._begun:
             self._begun.add(phase)
             self._pause(task)
 
