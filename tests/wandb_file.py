@@ -11,15 +11,16 @@ from typing import Any
 
 
 def records(path: Path) -> list[Any]:
-    """Yield the records of an offline file: LevelDB's log format after a header of 7 bytes.
+    """Return the records of an offline file: LevelDB's log format after a header of 7 bytes.
 
     Blocks of 32 KiB hold chunks with a header of crc (4), length (2) and kind (1: whole, 2: first,
-    3: middle, 4: last); fewer than 7 bytes at a block's end are padding.
+    3: middle, 4: last); fewer than 7 bytes at a block's end are padding. The file of a run that
+    W&B's process still writes may end anywhere: what is not whole is no record yet.
     """
     from wandb.proto import wandb_internal_pb2
 
     data = path.read_bytes()
-    assert data[:4] == b":W&B"
+    assert b":W&B".startswith(data[:4])
     found, parts, at = [], b"", 7
     while at + 7 <= len(data):
         left = 32768 - at % 32768
@@ -27,6 +28,8 @@ def records(path: Path) -> list[Any]:
             at += left
             continue
         length, kind = struct.unpack_from("<HB", data, at + 4)
+        if at + 7 + length > len(data):
+            break
         parts += data[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):

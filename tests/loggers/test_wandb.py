@@ -89,6 +89,25 @@ def test_a_minimum_is_no_last_value(tmp_path):
     assert "final/bpb" not in run.summary
 
 
+def test_a_file_still_being_written_holds_the_records_so_far(tmp_path):
+    """W&B's own process writes in pieces of any length; `runs_in` reads until the run has ended."""
+    settings = dict.fromkeys(("project", "entity", "name", "group", "job_type"))
+    logger = WandbRun(**settings, tags=[], offline=True, log_model=False, save_dir=str(tmp_path))
+    for step in range(100):
+        logger.log_metrics({"train/ce": 1.0, "x" * 400: 2.0}, step)
+    logger.close(Ending("finished", 0))
+    wandb_file.runs_in(tmp_path)
+    (path,) = tmp_path.glob("wandb/offline-run-*/run-*.wandb")
+    data, whole = path.read_bytes(), wandb_file.records(path)
+    assert len(data) > 2 * 32768  # so that records are cut in two by a block's end
+    cut = tmp_path / "cut"
+    for length in (0, 3, *range(7, len(data), 997)):
+        cut.write_bytes(data[:length])
+        found = wandb_file.records(cut)
+        assert found == whole[: len(found)]
+        assert len(found) < len(whole)
+
+
 def test_jobs_of_a_multirun_are_runs_that_ended(tmp_path, small_text, monkeypatch):
     words = (*SMALL, f"data.path={small_text}", *OFFLINE, f"hydra.sweep.dir={tmp_path}")
     monkeypatch.setattr(sys, "argv", ["train.py", "-m", *words, "seed=1,2", "trainer.max_steps=2"])
