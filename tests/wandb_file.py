@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from tests.processes import PATIENCE
+
 
 def records(path: Path) -> list[Any]:
     """Return the records of an offline file: LevelDB's log format after a header of 7 bytes.
@@ -105,7 +107,7 @@ def runs_in(folder: Path) -> list[Offline]:
 
 def _complete(path: Path) -> Offline:
     """W&B's own process writes the file, and may be a moment behind `finish`."""
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + PATIENCE
     while (run := read(path)).exit_code is None and time.monotonic() < deadline:
         time.sleep(0.1)
     return run
