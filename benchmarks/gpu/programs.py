@@ -22,6 +22,7 @@ from benchmarks.models import compose, language_model, scorer_of
 from jepa_lm.data.windows import SlidingWindows
 from jepa_lm.evaluation.scoring import Scorer, score_stream, score_windows
 from jepa_lm.model.checkpoint import LAST_FILE, read_checkpoint
+from jepa_lm.model.streaming import why_not_stream
 from jepa_lm.run import train
 
 REPO = Path(__file__).resolve().parent.parent.parent
@@ -130,7 +131,7 @@ def evaluation(scale: Scale) -> Iterator[Claim]:
         yield _sliding(scale, preset, config, scorer)
         if scale.full and preset == SHORTEST_STRIDE:
             yield _sliding(scale, preset, config, scorer._replace(compile=True))
-        if model.why_not_stream() is None:
+        if why_not_stream(model) is None:
             yield _stream(scale, preset, config, scorer)
 
 

@@ -14,6 +14,7 @@ from torch import Tensor
 from jepa_lm.data.split import Split
 from jepa_lm.data.windows import SlidingWindows
 from jepa_lm.evaluation.scoring import Scorer, score_documents, score_stream, score_windows
+from jepa_lm.model.streaming import why_not_stream
 from jepa_lm.utils.errors import UserError
 
 OWN_SETTINGS = {"standard": (), "sliding": ("stride",), "stream": ("reset",)}
@@ -94,7 +95,7 @@ def score_split(scorer: Scorer, split: Split, settings: dict[str, Any], stride: 
             device=scorer.device,
         )
         return score_windows(scorer, windows)
-    if (reason := scorer.model.why_not_stream()) is not None:
+    if (reason := why_not_stream(scorer.model)) is not None:
         raise UserError(f"eval=stream: this model does not support it: {reason}; use eval=sliding")
     if settings["reset"] == "none":
         return score_stream(scorer, split.stream, piece=split.batch_tokens)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from jepa_lm.data.tokenizers import Tokenizer
 from jepa_lm.model import LanguageModel
+from jepa_lm.model.streaming import read_on, why_not_stream
 
 
 def continued(
@@ -72,7 +73,7 @@ def draws(
     The model should be in evaluation mode.
     """
     generator = torch.Generator().manual_seed(seed)
-    following = _streamed(model) if model.why_not_stream() is None else _windowed(model, context)
+    following = _streamed(model) if why_not_stream(model) is None else _windowed(model, context)
     while True:
         logits = following(ids).float().cpu()
         if temperature == 0:
@@ -103,7 +104,7 @@ def _streamed(model: LanguageModel) -> Callable[[Tensor], Tensor]:
     @torch.inference_mode()
     def following(ids: Tensor) -> Tensor:
         nonlocal state, read
-        hidden, state = model.stream(ids[:, read:].to(device), state)
+        hidden, state = read_on(model, ids[:, read:].to(device), state)
         read = ids.shape[1]
         return model.logits(hidden[:, -1:])[:, -1]
 

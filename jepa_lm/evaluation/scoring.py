@@ -16,7 +16,8 @@ from torch import Tensor
 from jepa_lm.data.byte_counter import ByteCounter
 from jepa_lm.data.stream import Batch, TokenStream
 from jepa_lm.evaluation.bpb import BPBMeter, target_bytes, window_scores
-from jepa_lm.model import LanguageModel, TextState, token_nll
+from jepa_lm.model import LanguageModel, token_nll
+from jepa_lm.model.streaming import TextState, read_on
 from jepa_lm.utils.console import shown
 from jepa_lm.utils.output import tell
 from jepa_lm.utils.precision import AUTOCAST, resolve_precision
@@ -212,7 +213,7 @@ def _score_piece(
     """Score tokens [B, L + 1], only the first `lengths` targets of each row; return the next state."""
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     with scorer.autocast():
-        hidden, state = scorer.model.stream(inputs, state)
+        hidden, state = read_on(scorer.model, inputs, state)
         nll = token_nll(scorer.model.logits(hidden) / scorer.temperature, targets)
     n_bytes = scorer.byte_counter(inputs, targets)
     if lengths is not None:

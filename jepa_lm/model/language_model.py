@@ -8,7 +8,7 @@ Legend: B batch, T positions, D model width, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any, Literal, NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -63,24 +63,7 @@ class Encoded(NamedTuple):
     """Output of the injector, if the model has one."""
 
 
-class TextState(NamedTuple):
-    """State of a recurrent model after the text so far."""
-
-    ids: Tensor
-    """The last two ids [B, 2], or fewer at the start; bigram features and the smear gate need them."""
-    blocks: list[Any]
-    """State of each block: a named tuple of tensors whose first dimension is B."""
-
-    def first(self, texts: int) -> TextState:
-        """Return the state of the first `texts` texts of the batch."""
-        blocks = [type(state)(*(t[:texts] for t in state)) for state in self.blocks]
-        return TextState(self.ids[:texts], blocks)
-
-
 Dtype = Literal["float32", "bfloat16"]
-LOOK_BACK = 2
-"""Earlier ids that an embedding depends on: the smear gate reads the previous position, whose bigram
-feature reads the one before that."""
 
 
 class LanguageModel(nn.Module):
@@ -245,37 +228,6 @@ class LanguageModel(nn.Module):
             return self.encode(embedded).final[:, -count:]
         carry = self.begin(embedded, until=self.layers - 1)
         return rms_norm(self.backbone.tail(carry, embedded.values, count), self.final_norm_eps)
-
-    def why_not_stream(self) -> str | None:
-        """Return why `stream` cannot give the scores of one long pass; None if it can."""
-        if not self.backbone.recurrent:
-            return (
-                "attention has no state of fixed size, and windows cannot reuse keys and values "
-                "exactly: above the first layer they depend on a different left context"
-            )
-        if self.injector is not None:
-            return (
-                "the injector works on whole chunks, so a piece of text may need the text after it"
-            )
-        return None
-
-    def stream(self, inputs: Tensor, state: TextState | None) -> tuple[Tensor, TextState]:
-        """Continue reading from a state; None is the start of a text.
-
-        Any split of a text into pieces gives the hidden states of one pass over the whole text.
-
-        Args:
-            inputs: [B, T] int64.
-
-        Returns:
-            Hidden states after the final norm [B, T, D], and the state after the last position.
-        """
-        assert self.why_not_stream() is None
-        ids = inputs if state is None else torch.cat((state.ids, inputs), dim=1)
-        x0 = self.embed(ids).x[:, ids.shape[1] - inputs.shape[1] :]
-        states = [None] * self.layers if state is None else state.blocks
-        x, after = self.backbone.stream(x0, states)
-        return rms_norm(x, self.final_norm_eps), TextState(ids[:, -LOOK_BACK:], after)
 
     def logits(self, hidden: Tensor) -> Tensor:
         """hidden [B, T, D] after the final norm -> logits [B, T, V], capped if the model has a softcap."""

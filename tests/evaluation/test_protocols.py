@@ -31,6 +31,7 @@ from jepa_lm.evaluation.scoring import (
     score_stream,
     score_windows,
 )
+from jepa_lm.model.streaming import why_not_stream
 from jepa_lm.run import evaluate, train
 from jepa_lm.utils.config import build, resolve
 from jepa_lm.utils.errors import RankError, UserError
@@ -362,7 +363,7 @@ def test_a_transformer_is_told_why_it_cannot_stream(trained, compose):
 
 def test_an_injector_is_told_why_it_cannot_stream(compose):
     sizes = ("model/injector=chunk", "model.injector.hidden=8", "model.injector.latent=8")
-    assert "whole chunks" in model(compose, *sizes).why_not_stream()
+    assert "whole chunks" in why_not_stream(model(compose, *sizes))
 
 
 def test_text_without_documents_is_not_read_by_document(recurrent, compose, monkeypatch):

@@ -19,6 +19,7 @@ from jepa_lm.model import LanguageModel, kernels
 from jepa_lm.model.kernels import cuda_scan, has_triton
 from jepa_lm.model.mamba2 import Mamba2Mixer
 from jepa_lm.model.ssd import ssd
+from jepa_lm.model.streaming import read_on
 from jepa_lm.utils.config import build, resolve
 from jepa_lm.utils.errors import UserError
 from tests.model.test_ssd import arguments
@@ -156,7 +157,7 @@ def test_any_split_of_a_text_gives_the_scores_of_one_pass(compose, overrides, pi
     state, pieces = None, []
     with torch.no_grad():
         for part in text.split(piece, 1):
-            hidden, state = model.stream(part, state)
+            hidden, state = read_on(model, part, state)
             pieces.append(model.logits(hidden))
     torch.testing.assert_close(torch.cat(pieces, 1), wanted, rtol=1e-9, atol=1e-9)
 
@@ -166,13 +167,13 @@ def test_a_state_that_loses_something_would_be_seen(compose, lost):
     """Planted bugs: a part of the carried state is reset at each piece."""
     model, text = language_model(compose, *LOOKS_BACK), ids(40)
     wanted = model(text)[0]
-    _, state = model.stream(text[:, :13], None)
+    _, state = read_on(model, text[:, :13], None)
     if lost == "ids":
         state = state._replace(ids=state.ids[:, :0])
     else:
         blocks = [s._replace(**{lost: torch.zeros_like(getattr(s, lost))}) for s in state.blocks]
         state = state._replace(blocks=blocks)
-    hidden, _ = model.stream(text[:, 13:], state)
+    hidden, _ = read_on(model, text[:, 13:], state)
     assert (model.logits(hidden) - wanted[:, 13:]).abs().max() > 1e-3
 
 

@@ -248,13 +248,13 @@ def test_a_recurrent_model_writes_from_its_state(compose, monkeypatch):
     settings = dict(prompt="Emma", tokens=20, temperature=0.0, seed=0, context=1000)
     tokenizer = ByteTokenizer(vocab_size=256)
     fed = []
-    stream = model.stream
+    read_on = sampling.read_on
     monkeypatch.setattr(
-        model, "stream", lambda ids, s: (fed.append(ids.shape[1]), stream(ids, s))[1]
+        sampling, "read_on", lambda m, ids, s: (fed.append(ids.shape[1]), read_on(m, ids, s))[1]
     )
     streamed = sampling.continued(model, tokenizer, **settings)
     assert fed == [4] + [1] * 19
-    monkeypatch.setattr(model, "why_not_stream", lambda: "to compare")
+    monkeypatch.setattr(sampling, "why_not_stream", lambda model: "to compare")
     assert sampling.continued(model, tokenizer, **settings) == streamed
     cold = {**settings, "temperature": 1e-4, "seed": 1}  # nearly certain of the likeliest token
     assert sampling.continued(model, tokenizer, **cold) == streamed
