@@ -26,6 +26,7 @@ from jepa_lm.data.stream import Batch
 from jepa_lm.model import Encoded, LanguageModel
 from jepa_lm.model.unet import UNet
 from jepa_lm.objective.alignment import Alignment
+from jepa_lm.objective.auxiliary_loss import AuxiliaryLoss
 from jepa_lm.objective.context import Context
 from jepa_lm.objective.diagnostics import MonitorSettings
 from jepa_lm.objective.distances import Sum
@@ -33,7 +34,7 @@ from jepa_lm.objective.latents import PARTS, Latents
 from jepa_lm.objective.normalisations import Normalisation
 from jepa_lm.objective.padding import both, of_text
 from jepa_lm.objective.passes import MainPass, kept_block, limit_reach
-from jepa_lm.objective.placebo import PLACEBO, of_another_row, other_rows
+from jepa_lm.objective.placebo import of_rows
 from jepa_lm.objective.predictors import Predictor, once
 from jepa_lm.objective.regularizers import Regularizer
 from jepa_lm.objective.step_context import Draws, StepContext
@@ -52,7 +53,7 @@ GUARDS = "regularizers."
 """Regularizers' draws are found under their names after this."""
 
 
-class LatentPrediction(nn.Module):
+class LatentPrediction(AuxiliaryLoss):
     """JEPA objective: an auxiliary loss composed of parts.
 
     Args:
@@ -81,6 +82,8 @@ class LatentPrediction(nn.Module):
         UserError: a value is out of range, or the parts do not fit each other.
     """
 
+    node = "jepa"
+
     @checked
     def __init__(
         self,
@@ -105,12 +108,10 @@ class LatentPrediction(nn.Module):
         draws: Literal["shared", "per_rank"] = "shared",
         when_zero: Literal["skip", "multiply"] = "skip",
     ) -> None:
-        super().__init__()
-        self.weight, self.prediction_weight = weight, prediction_weight
-        self.regularizers_weight, self.placebo = regularizers_weight, placebo
-        self.schedule, self.ce_schedule = schedule, ce_schedule
-        self.reach, self.global_statistics, self.draws = reach, global_statistics, draws
-        self.when_zero = when_zero
+        super().__init__(weight=weight, schedule=schedule, placebo=placebo, reach=reach)
+        self.ce_schedule, self.when_zero = ce_schedule, when_zero
+        self.prediction_weight, self.regularizers_weight = prediction_weight, regularizers_weight
+        self.global_statistics, self.draws = global_statistics, draws
         self.context, self.target, self.alignment = context, target, alignment
         self.projector, self.predictor = projector, predictor
         self.normalisation, self.distance = normalisation, distance
@@ -147,8 +148,7 @@ class LatentPrediction(nn.Module):
         Raises:
             UserError: `reach` exceeds the number of blocks, or a teacher cannot be used.
         """
-        if self.reach is not None and self.reach > model.layers:
-            raise UserError(f"jepa.reach={self.reach}: 0 to the {model.layers} blocks, or null")
+        self.check_reach(model)
         if self.reach is not None:
             for vector in self.context.parameters():  # the view's, which lies below every block
                 vector.requires_grad_(False)
@@ -157,42 +157,36 @@ class LatentPrediction(nn.Module):
 
     # ---- weights over the clock
 
-    def scale(self, clock: ProgressClock) -> float:
-        """Return the current factor on the auxiliary loss."""
-        if not self.weight:
-            return 0.0
-        return self.weight * (1.0 if self.schedule is None else self.schedule(clock))
-
     def active(self, clock: ProgressClock) -> bool:
-        """Return whether the objective is currently part of the loss; never with weight 0."""
-        return bool(self.weight) and (self.when_zero == "multiply" or self.scale(clock) != 0)
+        """See `AuxiliaryLoss.active`; `when_zero` says whether a schedule that gives 0 leaves it out."""
+        return bool(self.weight) and (self.when_zero == "multiply" or super().active(clock))
 
     def ce_scale(self, clock: ProgressClock) -> float:
         """Return the current factor on the cross entropy."""
         return 1.0 if self.ce_schedule is None or not self.weight else self.ce_schedule(clock)
 
-    def phases(self) -> dict[str, list[dict[str, object]]]:
-        """Return the phases of every schedule, for `describe=true`."""
-        named = {"jepa.schedule": self.schedule, "jepa.ce_schedule": self.ce_schedule}
-        for name, part in self._regularizing(all_of_them=True):
-            named[f"jepa.regularizers.{name}.schedule"] = part.schedule
-        momentum = getattr(self.target, "momentum", None)
-        return {k: s.phases() for k, s in {**named, "jepa.target.momentum": momentum}.items() if s}
+    def scheduled(self) -> dict[str, Schedule | None]:
+        """See `AuxiliaryLoss.scheduled`."""
+        parts = dict(self._regularizing(all_of_them=True))
+        return {
+            **super().scheduled(),
+            "jepa.ce_schedule": self.ce_schedule,
+            **{f"jepa.regularizers.{name}.schedule": part.schedule for name, part in parts.items()},
+            "jepa.target.momentum": getattr(self.target, "momentum", None),
+        }
 
     # ---- the loss
 
     def main_needs(self, model: LanguageModel) -> tuple[tuple[int, ...], int | None]:
-        """Return what the main pass has to keep: blocks to tap, and the block to cut at for `reach`."""
+        """See `AuxiliaryLoss.main_needs`."""
         taps = {*self.context.main_taps(model), *self.target.main_taps(model)}
         return tuple(sorted(taps)), kept_block(model, self.reach)
 
-    def forward(
+    def losses(
         self, model: LanguageModel, batch: Batch, main: Encoded, step_context: StepContext
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the auxiliary loss before `scale`, and its detached components."""
-        components = self.components(self.compare(model, batch, main, step_context), step_context)
-        detached = {name: loss.detach() for name, loss in components.items()}
-        return self.total(components, step_context.clock), detached
+    ) -> dict[str, Tensor]:
+        """See `AuxiliaryLoss.losses`."""
+        return self.components(self.compare(model, batch, main, step_context), step_context)
 
     def _views(self) -> dict[str, View]:
         """Return the views of the text beside the main pass, by place."""
@@ -200,7 +194,7 @@ class LatentPrediction(nn.Module):
         return {place: view for place, view in found.items() if view is not None}
 
     def keep_tables(self, backbone: UNet, seq_len: int, device: torch.device) -> None:
-        """Make the tables of the passes beside the main one, and those that predictors read."""
+        """See `AuxiliaryLoss.keep_tables`: of the passes beside the main one, and of the predictors."""
         for view in self._views().values():
             backbone.keep_tables(view.length(seq_len), device)
         self.target.keep_tables(seq_len, device)
@@ -209,18 +203,17 @@ class LatentPrediction(nn.Module):
                 part.keep_tables(self.latents["context"], device)
 
     def stand_in(self, inputs: Tensor) -> Batch:
-        """Return a batch with these inputs [B, T] and every field that the parts read."""
-        return {"inputs": inputs, "targets": inputs, **self.target.stand_in(inputs)}
+        """See `AuxiliaryLoss.stand_in`."""
+        return {**super().stand_in(inputs), **self.target.stand_in(inputs)}
 
     def draw(self, inputs: Tensor, step_context: StepContext) -> StepContext:
-        """Return the context with all that the parts will draw for inputs [B, T]."""
+        """See `AuxiliaryLoss.draw`."""
         views, rest = self._of_views(step_context), self._of_regularizers(step_context)
         places: dict[str, Draws] = {}
         for place, view in self._views().items():
             if isinstance(view, RandomView):
                 places[place] = view.draw(inputs.shape, views, place, inputs.device)
-        if self.placebo:
-            places[PLACEBO] = other_rows(len(inputs), views, inputs.device)
+        places |= self._draw_other_rows(len(inputs), views, inputs.device)
         if "context" in self.latents:
             rows, latents = len(inputs), self.latents["context"]
             places[ALIGNMENT] = self.alignment.draw(rows, latents, views, inputs.device)
@@ -259,7 +252,8 @@ class LatentPrediction(nn.Module):
         mine = of_text(self.context, model, batch)
         theirs = of_text(self.target, self.target.source(model), batch)
         if self.placebo:
-            target, theirs, batch = of_another_row(target, theirs, batch, step_context)
+            order = self._other_rows(len(target), step_context, target.device)
+            target, theirs, batch = of_rows(order, target, theirs, batch)
         at, text = step_context.at(ALIGNMENT), both(mine, theirs)
         given = self.alignment.given(
             model, batch, masked, text, self.document_start, self.reach, at
@@ -290,13 +284,13 @@ class LatentPrediction(nn.Module):
         return found
 
     def total(self, components: Mapping[str, Tensor], clock: ProgressClock) -> Tensor:
-        """Return the weighted sum of the components."""
+        """Return the weighted sum of the components, the loss before `scale`."""
         weights = self.weights(clock)
         whole = (name for name in components if not name.startswith(PARTS))
         return torch.stack([weights[name] * components[name] for name in whole]).sum()
 
     def weights(self, clock: ProgressClock) -> dict[str, float]:
-        """Return the current weight of each component within the auxiliary loss."""
+        """See `AuxiliaryLoss.weights`."""
         found = {"prediction": self.prediction_weight}
         if isinstance(self.distance, Sum):
             for name, weight in self.distance.weights.items():

@@ -10,6 +10,7 @@ from torch import Tensor
 from jepa_lm.data.stream import Batch
 from jepa_lm.model import LanguageModel
 from jepa_lm.model.cross_entropy import mean_nll
+from jepa_lm.objective.auxiliary_loss import AuxiliaryLoss
 from jepa_lm.objective.batch_target import BatchTarget
 from jepa_lm.objective.collapse import CollapseAlarm, is_saved_alarm
 from jepa_lm.objective.diagnostics import prediction_quality, spread
@@ -17,7 +18,6 @@ from jepa_lm.objective.frozen import Frozen
 from jepa_lm.objective.gradients import FirstSteps, trunk_gradients
 from jepa_lm.objective.latent_prediction import LatentPrediction, Latents
 from jepa_lm.objective.step_context import StepContext
-from jepa_lm.objective.token_prediction import TokenPrediction
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.utils.precision import full_precision
 
@@ -188,7 +188,7 @@ class ObjectiveMonitor:
 
 
 def shares(
-    objective: LatentPrediction | TokenPrediction,
+    objective: AuxiliaryLoss,
     total: float,
     scale: float,
     components: dict[str, float],

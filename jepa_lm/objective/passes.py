@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -39,35 +39,6 @@ class MainPass(NamedTuple):
 def kept_block(model: LanguageModel, reach: int | None) -> int | None:
     """Return the block before which to keep the main pass, for an objective that reaches `reach` blocks."""
     return None if reach is None else model.layers - reach
-
-
-class ReadsMain(Protocol):
-    """An auxiliary loss that may read the main pass."""
-
-    reach: int | None
-
-    def main_needs(self, model: LanguageModel) -> tuple[tuple[int, ...], int | None]:
-        """Return what the main pass has to keep: blocks to tap, and the block to cut at for `reach`."""
-        ...
-
-
-def main_needs(
-    model: LanguageModel, losses: Mapping[str, ReadsMain]
-) -> tuple[tuple[int, ...], int | None]:
-    """Return what the main pass has to keep for several auxiliary losses, by their keys.
-
-    Raises:
-        UserError: it would have to be cut at two blocks.
-    """
-    needs = {key: loss.main_needs(model) for key, loss in losses.items()}
-    cuts = {key: keep for key, (_, keep) in needs.items() if keep is not None}
-    if len(set(cuts.values())) > 1:
-        raise UserError(
-            "; ".join(f"{key}.reach={losses[key].reach}" for key in cuts)
-            + ": the main pass can be cut at one block only; make them equal, or one of them null"
-        )
-    taps = sorted({tap for mine, _ in needs.values() for tap in mine})
-    return tuple(taps), next(iter(cuts.values()), None)
 
 
 def limit_reach(

@@ -7,22 +7,17 @@ from torch import Tensor
 
 from jepa_lm.data.related import related_rows, shifts
 from jepa_lm.data.stream import Batch
-from jepa_lm.objective.step_context import Draws, StepContext, draw_now, on_device
+from jepa_lm.objective.step_context import Draws, StepContext, on_device
 from jepa_lm.utils.errors import EveryRankError
 
-PLACEBO = "placebo"
-"""Place of its draws in a step context."""
 
-
-def of_another_row(
-    target: Tensor, of_text: Tensor | None, batch: Batch, step_context: StepContext
+def of_rows(
+    order: Tensor, target: Tensor, of_text: Tensor | None, batch: Batch
 ) -> tuple[Tensor, Tensor | None, Batch]:
-    """Return target latents [B, N, D] of other rows, see `other_rows`, and what is said of those rows.
+    """Return the target latents [B, N, D] of other rows, [B] of `other_rows`, and what is said of those rows.
 
     That is which of the latents are of text [B, N], and the batch with their tokens and which of these count.
     """
-    step_context = step_context.at(PLACEBO)
-    (order,) = step_context.drawn or draw_now(other_rows, len(target), step_context, target.device)
     known: Batch = {name: batch[name][order] for name in ("targets", "answers") if name in batch}
     of_text = None if of_text is None else of_text[order]
     return target[order], of_text, {**batch, **known}
@@ -43,7 +38,7 @@ def other_rows(
             "two sequences; raise data.batch_tokens or lower trainer.accumulate_grad_batches"
         )
     among = shifts(rows)
-    drawn = torch.randint(len(among), (1,), generator=step_context.generator(0, PLACEBO))
+    drawn = torch.randint(len(among), (1,), generator=step_context.generator(0, "placebo"))
     among = on_device(among.roll(-int(drawn)), device)  # the drawn one is the first
     related = step_context.related
     chosen = 0 if related is None else related_rows(related, among).argmin()

@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from jepa_lm.model import LanguageModel, token_nll
+from jepa_lm.objective.auxiliary_loss import main_needs
 from jepa_lm.objective.checks import check_length
 from jepa_lm.objective.gradients import gradients, norm
 from jepa_lm.objective.latent_prediction import LatentPrediction
-from jepa_lm.objective.passes import main_needs
 from jepa_lm.objective.step_context import StepContext
 from jepa_lm.objective.token_prediction import TokenPrediction
 from jepa_lm.schedules.clock import ProgressClock

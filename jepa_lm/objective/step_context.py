@@ -3,7 +3,7 @@
 A draw is a function of the seed, the optimizer step, the micro-batch and its purpose, so a resumed
 run repeats it. All ranks share it, unless each has its own draws; then it also depends on the rank.
 
-Draws are made on the CPU, which a compiled loss cannot do. Before it is called, `LatentPrediction.draw`
+Draws are made on the CPU, which a compiled loss cannot do. Before it is called, `AuxiliaryLoss.draw`
 makes them all; elsewhere a part draws when it needs to. The numbers are the same.
 """
 

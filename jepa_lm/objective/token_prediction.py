@@ -17,14 +17,14 @@ from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from jepa_lm.data.stream import Batch
 from jepa_lm.model import Encoded, LanguageModel
 from jepa_lm.model.unet import UNet
+from jepa_lm.objective.auxiliary_loss import LOSS, AuxiliaryLoss
 from jepa_lm.objective.chunked_logits import over_chunks
-from jepa_lm.objective.passes import encode_view, kept_block, limit_reach
-from jepa_lm.objective.placebo import other_rows
+from jepa_lm.objective.passes import encode_view, limit_reach
 from jepa_lm.objective.step_context import Draws, StepContext, draw_now, on_device
 from jepa_lm.objective.token_heads import Read, TokenHead
 from jepa_lm.objective.token_losses import TokenLoss
@@ -37,17 +37,14 @@ from jepa_lm.utils.kinds import Count, NotNegative, Whole, checked
 if TYPE_CHECKING:
     from jepa_lm.objective.latent_prediction import LatentPrediction
 
-NODE = "tokens"
-"""Key of its settings."""
-LOSS = "loss"
 CONTEXT = "context"
 """Place of the draws and of the pass of `jepa.context.view`."""
-VIEW, PLACEBO, SHARES = f"{NODE}.view", f"{NODE}.placebo", f"{NODE}.shares"
+VIEW, SHARES = "tokens.view", "tokens.shares"
 """Places of its draws in a step context. The weights of the offsets are among them, because a compiled loss
 would be compiled anew for each number."""
 
 
-class TokenPrediction(nn.Module):
+class TokenPrediction(AuxiliaryLoss):
     """Token objective, composed of a view, offsets, a head and a loss.
 
     Args:
@@ -67,6 +64,8 @@ class TokenPrediction(nn.Module):
         UserError: a value is out of range, or the parts do not fit each other.
     """
 
+    node = "tokens"
+
     @checked
     def __init__(
         self,
@@ -83,8 +82,7 @@ class TokenPrediction(nn.Module):
         reach: Whole | None = None,
         diagnostics_every: Count = 100,
     ) -> None:
-        super().__init__()
-        self.weight, self.schedule, self.placebo, self.reach = weight, schedule, placebo, reach
+        super().__init__(weight=weight, schedule=schedule, placebo=placebo, reach=reach)
         self.token, self.head = token, head
         self.view, self.with_context = (None, True) if view == "context" else (view, False)
         self._shared: tuple[View, ...] = ()
@@ -126,8 +124,7 @@ class TokenPrediction(nn.Module):
         Raises:
             UserError: naming the setting that does not fit.
         """
-        if self.reach is not None and self.reach > model.layers:
-            raise UserError(f"tokens.reach={self.reach}: 0 to the {model.layers} blocks, or null")
+        self.check_reach(model)
         self.head.check(model, self.offsets)
         if self.with_context:
             self._share(beside)
@@ -176,72 +173,52 @@ class TokenPrediction(nn.Module):
 
     # ---- weights over the clock
 
-    def scale(self, clock: ProgressClock) -> float:
-        """Return the current factor on the loss."""
-        if not self.weight:
-            return 0.0
-        return self.weight * (1.0 if self.schedule is None else self.schedule(clock))
-
     def shares(self, clock: ProgressClock) -> list[float]:
         """Return the current weight of each offset within the loss."""
         pairs = zip(self.offset_weights, self.schedules, strict=True)
         return [w if schedule is None else w * schedule(clock) for w, schedule in pairs]
 
     def active(self, clock: ProgressClock) -> bool:
-        """Return whether the objective is currently part of the loss; never with weight 0."""
-        return self.scale(clock) != 0 and any(self.shares(clock))
+        """See `AuxiliaryLoss.active`; offsets whose weights are all 0 leave it out."""
+        return super().active(clock) and any(self.shares(clock))
 
     def weights(self, clock: ProgressClock) -> dict[str, float]:
-        """Return the current weight of each component within the loss."""
+        """See `AuxiliaryLoss.weights`."""
         return dict(zip(self.token.names(self.offsets), self.shares(clock), strict=True))
 
-    def phases(self) -> dict[str, list[dict[str, object]]]:
-        """Return the phases of every schedule, for `describe=true`."""
-        named = {f"{NODE}.schedule": self.schedule}
-        named |= {f"{NODE}.schedules[{i}]": s for i, s in enumerate(self.schedules)}
-        return {k: s.phases() for k, s in named.items() if s}
+    def scheduled(self) -> dict[str, Schedule | None]:
+        """See `AuxiliaryLoss.scheduled`."""
+        of_offsets = {f"tokens.schedules[{i}]": s for i, s in enumerate(self.schedules)}
+        return {**super().scheduled(), **of_offsets}
 
     # ---- the loss
 
     def main_needs(self, model: LanguageModel) -> tuple[tuple[int, ...], int | None]:
-        """Return what the main pass has to keep: no taps, and the block to cut at for `reach`."""
+        """See `AuxiliaryLoss.main_needs`: nothing for a pass of its own."""
         own = self.view is not None or self.with_context
-        return (), None if own else kept_block(model, self.reach)
+        return ((), None) if own else super().main_needs(model)
 
     def keep_tables(self, backbone: UNet, seq_len: int, device: torch.device) -> None:
-        """Make the tables that the head reads; its pass has the length of the main one."""
+        """See `AuxiliaryLoss.keep_tables`: of the head; its pass has the length of the main one."""
         self.head.keep_tables(seq_len, device)
 
-    def stand_in(self, inputs: Tensor) -> Batch:
-        """Return a batch with these inputs [B, T]."""
-        return {"inputs": inputs, "targets": inputs}
-
     def draw(self, inputs: Tensor, step_context: StepContext) -> StepContext:
-        """Return the context with all that the parts will draw for inputs [B, T], beside its own draws."""
+        """See `AuxiliaryLoss.draw`; what the latent objective has drawn stays."""
         places: dict[str, Draws] = {SHARES: self._weigh(step_context, inputs.device)}
         view, place = self._read
         if isinstance(view, RandomView) and place not in step_context.places:
             places[place] = view.draw(inputs.shape, step_context, place, inputs.device)
-        if self.placebo:
-            places[PLACEBO] = other_rows(len(inputs), step_context, inputs.device, NODE)
+        places |= self._draw_other_rows(len(inputs), step_context, inputs.device)
         return replace(step_context, places={**step_context.places, **places})
 
     def _weigh(self, step_context: StepContext, device: torch.device) -> Draws:
         return (on_device(torch.tensor(self.shares(step_context.clock)), device),)
 
-    def forward(
-        self, model: LanguageModel, batch: Batch, main: Encoded, step_context: StepContext
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss before `scale`, and its detached components."""
-        components = self.components(model, batch, main, step_context)
-        detached = {name: loss.detach() for name, loss in components.items() if name != LOSS}
-        return self.total(components, step_context.clock), detached
-
     def total(self, components: Mapping[str, Tensor], clock: ProgressClock) -> Tensor:
         """Return the loss before `scale`, which the components include: it is found with the weights."""
         return components[LOSS]
 
-    def components(
+    def losses(
         self, model: LanguageModel, batch: Batch, main: Encoded, step_context: StepContext
     ) -> dict[str, Tensor]:
         """Return the loss, the only one with a gradient, and the unweighted loss of each offset, by name."""
@@ -281,9 +258,6 @@ class TokenPrediction(nn.Module):
         """Return the targets [B, T], and their weights as in the cross entropy."""
         targets, weights = batch["targets"], batch.get("weights")
         if self.placebo:
-            drawn = step_context.at(PLACEBO).drawn
-            (order,) = drawn or draw_now(
-                other_rows, len(targets), step_context, targets.device, NODE
-            )
+            order = self._other_rows(len(targets), step_context, targets.device)
             targets, weights = targets[order], None if weights is None else weights[order]
         return targets, weights

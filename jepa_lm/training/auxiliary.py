@@ -12,11 +12,12 @@ from jepa_lm.data.related import RELATED
 from jepa_lm.data.stream import Batch
 from jepa_lm.model import LanguageModel
 from jepa_lm.model.dropout import draw_dropout
-from jepa_lm.objective import LatentPrediction, StepContext, TokenPrediction
+from jepa_lm.objective import StepContext
+from jepa_lm.objective.auxiliary_loss import AuxiliaryLoss
 from jepa_lm.objective.views import RandomReplacement
 from jepa_lm.schedules.clock import ProgressClock
 
-Auxiliaries: TypeAlias = Mapping[str, LatentPrediction | TokenPrediction]
+Auxiliaries: TypeAlias = Mapping[str, AuxiliaryLoss]
 READ = "read"
 """Field of a batch with what the main pass reads in place of `inputs` [B, T]; passes of their own do not."""
 

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from jepa_lm.model.mamba2 import Mamba2Mixer
 from jepa_lm.model.ssd_triton import triton_ssd
-from jepa_lm.objective.passes import main_needs
+from jepa_lm.objective.auxiliary_loss import main_needs
 from jepa_lm.objective.step_context import StepContext
 from jepa_lm.objective.teacher import OpenTeacher
 from jepa_lm.schedules.clock import ProgressClock

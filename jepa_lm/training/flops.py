@@ -23,8 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from jepa_lm.model import LanguageModel, token_nll
-from jepa_lm.objective import LatentPrediction, TokenPrediction
-from jepa_lm.objective.passes import main_needs
+from jepa_lm.objective.auxiliary_loss import AuxiliaryLoss, main_needs
 from jepa_lm.objective.step_context import StepContext
 from jepa_lm.objective.teacher import OpenTeacher
 from jepa_lm.schedules.clock import ProgressClock
@@ -90,7 +89,7 @@ class CountAttention(TorchFunctionMode):
 
 def count_flops(
     model: LanguageModel,
-    objectives: Mapping[str, LatentPrediction | TokenPrediction],
+    objectives: Mapping[str, AuxiliaryLoss],
     rows: int,
     seq_len: int,
 ) -> int:
@@ -202,7 +201,7 @@ def outline(config: Mapping[str, Any], open_teacher: OpenTeacher) -> LanguageMod
         return LanguageModelTask(copy.deepcopy(dict(config)), open_teacher=open_teacher)
 
 
-def weighted(task: LanguageModelTask) -> dict[str, LatentPrediction | TokenPrediction]:
+def weighted(task: LanguageModelTask) -> dict[str, AuxiliaryLoss]:
     """Return copies on the meta device of the objectives that have a weight, by key."""
     return {key: on_meta(task.auxiliaries[key]) for key in _weighted(task)}
 

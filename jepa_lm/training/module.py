@@ -19,8 +19,8 @@ from jepa_lm.data.stream import Batch
 from jepa_lm.data.token_data import TokenData
 from jepa_lm.model import LanguageModel
 from jepa_lm.objective import LatentPrediction, StepContext, TokenPrediction
+from jepa_lm.objective.auxiliary_loss import AuxiliaryLoss, main_needs
 from jepa_lm.objective.checks import check_composition, check_start
-from jepa_lm.objective.passes import main_needs
 from jepa_lm.objective.teacher import OpenTeacher
 from jepa_lm.optim.recipe import OptimizerRecipe
 from jepa_lm.quantization.policy import Policy
@@ -108,7 +108,7 @@ class LanguageModelTask(ValidatedModule):
         """Keys of the objectives that the latest loss includes."""
 
     @property
-    def auxiliaries(self) -> dict[str, LatentPrediction | TokenPrediction]:
+    def auxiliaries(self) -> dict[str, AuxiliaryLoss]:
         """The objectives of this run by the key of their settings, `jepa` or `tokens`."""
         found = {"jepa": self.objective, "tokens": self.tokens}
         return {key: objective for key, objective in found.items() if objective is not None}
@@ -193,12 +193,10 @@ class LanguageModelTask(ValidatedModule):
         found: dict[str, Tensor] = {}
         if step_context is None:  # the control, or a phase without an objective
             return loss, ce, found
-        if self.objective is not None and "jepa" not in step_context.without:
-            latents = self.objective.compare(self.model, batch, main, step_context)
-            found |= self.objective.components(latents, step_context)
-        if self.tokens is not None and "tokens" not in step_context.without:
-            parts = self.tokens.components(self.model, batch, main, step_context)
-            found |= named("tokens", parts)
+        for key, objective in self.auxiliaries.items():
+            if key not in step_context.without:
+                parts = objective.losses(self.model, batch, main, step_context)
+                found |= named(key, parts)
         return loss, ce, found
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:

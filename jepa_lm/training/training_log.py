@@ -15,7 +15,7 @@ from torch import Tensor
 
 from jepa_lm.data.byte_counter import ByteCounter
 from jepa_lm.data.stream import Batch
-from jepa_lm.objective import LatentPrediction, TokenPrediction
+from jepa_lm.objective.auxiliary_loss import AuxiliaryLoss
 from jepa_lm.objective.monitor import shares
 from jepa_lm.schedules.clock import ProgressClock
 
@@ -80,7 +80,7 @@ class TrainingLog:
     def read(
         self,
         clock: ProgressClock,
-        objectives: Mapping[str, LatentPrediction | TokenPrediction],
+        objectives: Mapping[str, AuxiliaryLoss],
         byte_counter: ByteCounter,
         tokens_per_step: int,
     ) -> dict[str, float]:

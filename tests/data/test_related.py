@@ -8,7 +8,7 @@ from jepa_lm.data import related
 from jepa_lm.data.related import RELATED, WithRelated, related_rows, shifts
 from jepa_lm.data.rows import RowOrder
 from jepa_lm.data.stream import TokenStream, make_order
-from jepa_lm.objective import latent_prediction, token_prediction
+from jepa_lm.objective import auxiliary_loss
 from jepa_lm.objective.placebo import other_rows
 from jepa_lm.training.summary import _placebo
 from tests.runs import Watch, fit
@@ -111,8 +111,7 @@ def test_a_run_gives_its_placebo_what_it_must_avoid(small, monkeypatch, capsys, 
         seen.append(step_context.related)
         return other_rows(rows, step_context, device, *name)
 
-    objective = {"jepa": latent_prediction, "tokens": token_prediction}[node]
-    monkeypatch.setattr(objective, "other_rows", watched)
+    monkeypatch.setattr(auxiliary_loss, "other_rows", watched)
     chosen = {"jepa": "objective=patch", "tokens": "objective=mtp"}[node]
     few = (chosen, "trainer.max_steps=2", "data.batch_tokens=512")
     task = fit(small(*few, f"{node}.placebo=true"))

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from jepa_lm.objective import placebo, sigreg, views
+from jepa_lm.objective import auxiliary_loss, sigreg, views
 from jepa_lm.utils.errors import UserError
 from tests.objective.conftest import at, auxiliary, compared, random_batch
 
@@ -134,7 +134,7 @@ def test_draws_made_before_the_loss_are_those_made_within(build, monkeypatch, ov
     task = build(*overrides, "data.seq_len=128")
     batch, step_context = random_batch(length=128), at(7, rank=1, world_size=2)
     within = auxiliary(task, batch, step_context)
-    for module in (views, sigreg, placebo):
+    for module in (views, sigreg, auxiliary_loss):
         monkeypatch.setattr(module, "draw_now", lambda *a: pytest.fail("drawn within the loss"))
     before = auxiliary(task, batch, task.objective.draw(batch["inputs"], step_context))
     assert torch.equal(within, before)
