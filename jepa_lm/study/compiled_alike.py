@@ -17,7 +17,8 @@ def compiled_alike(
 ) -> tuple[Manifest, Mapping[str, Any]]:
     """Decide for all jobs at once what `compile=null` means: runs to be compared must not differ in it.
 
-    The longest job decides, for jobs that join later, too: a folder that has been begun keeps its decision.
+    The longest job decides, for jobs that join later, too: a folder that has been begun keeps its decision,
+    also where a setting made it.
     """
     undecided = {name: config for name, config in configs.items() if config["compile"] is None}
     before = load(folder) if (folder / FILE).exists() else None
@@ -31,7 +32,9 @@ def compiled_alike(
         longest = next(filter(pays, undecided.values()), None)
         chosen = longest is not None and compiles(longest)
     if not undecided:
-        return replace(manifest, compiled=None if before is None else before.compiled), configs
+        asked = {config["compile"] for config in configs.values()}
+        decided = next(iter(asked)) if before is None and len(asked) == 1 else None
+        return replace(manifest, compiled=before.compiled if before else decided), configs
     settled = {name: {**config, "compile": chosen} for name, config in undecided.items()}
     jobs = [
         replace(

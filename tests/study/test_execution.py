@@ -100,6 +100,11 @@ def test_the_longest_job_decides_for_all_whether_they_are_compiled(
     assert compiled(plan(*longer, folder=short)) == [False, False]
     asked_for = plan(*words, "compile=false", folder=asked)
     assert compiled(asked_for) == [None, None]  # the command says it for all
+    assert compiled(plan(*longer, folder=asked)) == [False, False]
+    asked = tmp_path / "asked for"
+    plan(*words, "compile=true", folder=asked)
+    monkeypatch.setattr(compiling, "CPU", compiling.Budget(tokens=10**9, seconds=600))
+    assert compiled(plan(*longer, folder=asked)) == [True, True]  # those that join, too
 
 
 def test_a_folder_from_before_a_no_was_recorded_keeps_its_configs(
