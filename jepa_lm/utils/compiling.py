@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from jepa_lm.utils.errors import warn
+from jepa_lm.utils.errors import warn_of_machine
 
 
 class Budget(NamedTuple):
@@ -68,7 +68,7 @@ def _impossible(cpu: bool) -> bool:
     lacking = (
         "C++ compiler (g++, or the one that CXX" if cpu else "C compiler (gcc, or the one that CC"
     )
-    warn(f"compile: needs a {lacking} names); not compiled")
+    warn_of_machine(f"compile: needs a {lacking} names); not compiled")
     return True
 
 

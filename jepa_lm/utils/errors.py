@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 
@@ -97,6 +98,13 @@ class RankError(RuntimeError):
 def warn(text: str) -> None:
     """Print one line on stderr about something that does not stop the run."""
     tell(f"warning: {' '.join(text.split())}")
+
+
+def warn_of_machine(text: str) -> None:
+    """Warn of something that all ranks on this machine find alike: the first of them says it."""
+    local = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"
+    if local == "0":
+        warn(text)
 
 
 def in_words(error: BaseException) -> str:

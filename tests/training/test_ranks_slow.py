@@ -55,6 +55,20 @@ def gone(pid: int) -> bool:
     return False
 
 
+def as_torchrun(*commands: tuple[str, ...], **variables: str) -> list[Program]:
+    """Start one rank for each command as torchrun does: each composes its own config."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = str(free.getsockname()[1])
+    world = {"WORLD_SIZE": str(len(commands)), "LOCAL_WORLD_SIZE": str(len(commands))}
+    names = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "GROUP_RANK": "0"}
+    shared = {**world, **names, "TORCHELASTIC_RUN_ID": "1", **variables}
+    return [
+        start(*command, "trainer=ddp_sim", RANK=str(rank), LOCAL_RANK=str(rank), **shared)
+        for rank, command in enumerate(commands)
+    ]
+
+
 def whole(folder) -> bool:
     return damage(folder / "checkpoints" / "last.ckpt") is None
 
@@ -136,6 +150,17 @@ def test_a_loss_that_is_no_number_names_its_rank_once(tmp_path, small_text):
     assert told[0].startswith("error: train/ce is nan at step 4 on rank 1: training stopped")
 
 
+def test_what_all_ranks_of_a_machine_find_is_told_once(tmp_path, small_text):
+    words = (*SMALL, f"data.path={small_text}", "trainer.max_steps=1", f"hydra.run.dir={tmp_path}")
+    command = ("train.py", *words, "compile=true")
+    told = []
+    for rank in as_torchrun(command, command, CXX="no-such-compiler"):
+        _, err = rank.communicate()
+        assert rank.returncode == 0, err
+        told.append(err.count("needs a C++ compiler"))
+    assert told == [1, 0]
+
+
 def test_nothing_is_exchanged_between_log_points_but_gradients_and_muon(tmp_path, small_text):
     """One gather of Muon's per step; one more at log points and checkpoints."""
     counts = tmp_path / "counts.json"
@@ -182,21 +207,11 @@ def test_a_sweep_of_two_ranks_each_gives_two_runs(tmp_path, small_text):
 
 
 def test_ranks_with_folders_of_their_own_are_told_so(tmp_path, small_text):
-    """As torchrun starts them: each composes its own config, so each finds its own checkpoint."""
+    """Each composes its own config, so each finds its own checkpoint."""
     common = (*SMALL, f"data.path={small_text}", "ckpt_path=auto")
     run("train.py", *common, f"hydra.run.dir={tmp_path}/a")
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = str(free.getsockname()[1])
-    ranks = []
-    for rank, folder in enumerate("ab"):
-        place = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "MASTER_PORT": port}
-        names = {"MASTER_ADDR": "127.0.0.1", "GROUP_RANK": "0", "LOCAL_WORLD_SIZE": "2"}
-        elastic = {"TORCHELASTIC_RUN_ID": "1"}
-        command = ["train.py", *common, "trainer=ddp_sim", "trainer.max_steps=9"]
-        ranks.append(
-            start(*command, f"hydra.run.dir={tmp_path}/{folder}", **place, **names, **elastic)
-        )
+    words = (*common, "trainer.max_steps=9")
+    ranks = as_torchrun(*(("train.py", *words, f"hydra.run.dir={tmp_path}/{f}") for f in "ab"))
     for rank in ranks:
         _, err = rank.communicate(timeout=120)
         assert rank.returncode == 2, err
