@@ -41,10 +41,10 @@ elif name == "crash":
         sys.exit("out of luck")
 elif name == "hang":
     claim("hang/a")
-    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(60)"
+    deaf = "import signal, time; signal.signal(signal.SIGTERM, signal.SIG_IGN); time.sleep(3600)"
     child = subprocess.Popen([sys.executable, "-c", deaf])
     (folder / "child").write_text(str(child.pid))
-    time.sleep(60)
+    time.sleep(3600)
 """
 
 

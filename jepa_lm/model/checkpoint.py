@@ -14,7 +14,7 @@ import torch
 
 from jepa_lm.model import LanguageModel
 from jepa_lm.model.checkpoint_file import damage, load, step_of
-from jepa_lm.utils.errors import UserError, warn
+from jepa_lm.utils.errors import UserError, warn_once_per_machine
 from jepa_lm.utils.finding import as_path, newest_run
 from jepa_lm.utils.paths import program
 from jepa_lm.utils.trusted import Trust, bounded_modules, build_part
@@ -82,7 +82,7 @@ def newest_whole(folder: Path, trust: Trust | None = None) -> Path | None:
             if reason is None:
                 return path
             if path.exists():
-                warn(f"{path}: damaged ({reason})")
+                warn_once_per_machine(f"{path}: damaged ({reason})")
         if not paths:
             return None
         if all(path.exists() for path in paths):

@@ -12,7 +12,7 @@ from jepa_lm.model.foreign_scan import Scan, as_operator
 from jepa_lm.model.ssd_launch import MAX_WIDTH
 from jepa_lm.model.ssd_triton import triton_ssd
 from jepa_lm.utils.compiling import has_c_compiler
-from jepa_lm.utils.errors import UserError, warn_of_machine
+from jepa_lm.utils.errors import UserError, warn_once_per_machine
 
 KERNELS = ("auto", "torch", "triton", "mamba_ssm")
 MAMBA_SSM_CHUNK = 256
@@ -82,7 +82,7 @@ def cuda_scan(kernel: str, *, head_dim: int, state_dim: int) -> Scan | None:
 @functools.cache
 def _tell(why_not: str) -> None:
     """Say, once, that a GPU scans more slowly than it could."""
-    warn_of_machine(
+    warn_once_per_machine(
         f"model.kernel=auto: our kernels cannot run ({why_not}); the scan is PyTorch's, which is slower"
     )
 

@@ -17,24 +17,25 @@ def compiled_alike(
 ) -> tuple[Manifest, Mapping[str, Any]]:
     """Decide for all jobs at once what `compile=null` means: runs to be compared must not differ in it.
 
-    The longest job decides, for jobs that join later, too: a folder that has been begun keeps its decision,
-    also where a setting made it.
+    The longest job decides, or the setting if all jobs have the same one. A folder that has been begun keeps
+    its decision for jobs that join later.
     """
     undecided = {name: config for name, config in configs.items() if config["compile"] is None}
-    before = load(folder) if (folder / FILE).exists() else None
+    before = _begun(folder)
     if before is not None:
-        chosen = bool(before.compiled)
-        if before.compiled is None:
-            # From before a "no" was recorded: its jobs keep the config they ran with.
+        chosen = before.compiled
+        if chosen is None:  # no decision on record: its jobs keep the configs that they ran with
             known = {job.folder for job in before.jobs}
             undecided = {name: undecided[name] for name in undecided.keys() - known}
-    else:
+    elif undecided:
         longest = next(filter(pays, undecided.values()), None)
         chosen = longest is not None and compiles(longest)
-    if not undecided:
+    else:
         asked = {config["compile"] for config in configs.values()}
-        decided = next(iter(asked)) if before is None and len(asked) == 1 else None
-        return replace(manifest, compiled=before.compiled if before else decided), configs
+        chosen = asked.pop() if len(asked) == 1 else None
+    if not undecided:
+        return replace(manifest, compiled=chosen), configs
+    chosen = bool(chosen)
     settled = {name: {**config, "compile": chosen} for name, config in undecided.items()}
     jobs = [
         replace(
@@ -47,3 +48,9 @@ def compiled_alike(
         for job in manifest.jobs
     ]
     return replace(manifest, jobs=tuple(jobs), compiled=chosen), {**configs, **settled}
+
+
+def _begun(folder: Path) -> Manifest | None:
+    """Return the plan of a folder whose runs have been begun; a study is registered before it is tuned."""
+    plan = load(folder) if (folder / FILE).exists() else None
+    return None if plan is None or (plan.untuned is not None and not plan.tuning) else plan

@@ -149,7 +149,8 @@ class Manifest:
     not_applicable: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     """Why arms do not apply: reasons by treatment and arm."""
     compiled: bool | None = None
-    """What `compile=null` means for every job; None if no job left it open, or from before it was kept."""
+    """Whether a job with `compile=null` is compiled; None if the jobs set it differently, or from before it
+    was kept."""
     metric: MetricName | None = None
     """What verdicts are about, see `jepa_lm.study.measure`; None: bits per byte, or nats without bytes."""
     estimand: Estimand = "budget"

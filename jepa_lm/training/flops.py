@@ -30,7 +30,7 @@ from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.training.auxiliary import active_of
 from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.utils.compiling import processes
-from jepa_lm.utils.errors import warn_of_machine
+from jepa_lm.utils.errors import warn_once_per_machine
 from jepa_lm.utils.quoting import one_line
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
@@ -143,7 +143,7 @@ def flops_of_run(task: LanguageModelTask, steps: int) -> dict[str, int]:
 
 def _not_counted(error: Exception) -> dict[str, int]:
     """Say why: code of the user's own failed, and the run's other figures must not be lost."""
-    warn_of_machine(f"FLOPs are not counted: {type(error).__name__}: {one_line(error)}")
+    warn_once_per_machine(f"FLOPs are not counted: {type(error).__name__}: {one_line(error)}")
     return {}
 
 

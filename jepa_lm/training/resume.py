@@ -30,7 +30,7 @@ from jepa_lm.training.run_state import (
     optimizer_groups,
     qat_since,
 )
-from jepa_lm.utils.errors import UserError, warn
+from jepa_lm.utils.errors import UserError, warn, warn_once_per_machine
 from jepa_lm.utils.finding import AUTO
 from jepa_lm.utils.going_on import command_of_run, key_of
 from jepa_lm.utils.nested import flat
@@ -70,7 +70,7 @@ def compare(before: Mapping[str, Any], now: Mapping[str, Any], source: str) -> l
         if rule.then == REFUSED:
             raise UserError(told)
         if rule.then == TOLD:
-            warn(told)
+            warn_once_per_machine(told)
         if rule.then == LISTED:
             listed.append(fact)
     return listed

@@ -14,7 +14,7 @@ import sys
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 
-from jepa_lm.utils.errors import warn_of_machine
+from jepa_lm.utils.errors import warn_once_per_machine
 
 
 class Budget(NamedTuple):
@@ -68,7 +68,7 @@ def _impossible(cpu: bool) -> bool:
     lacking = (
         "C++ compiler (g++, or the one that CXX" if cpu else "C compiler (gcc, or the one that CC"
     )
-    warn_of_machine(f"compile: needs a {lacking} names); not compiled")
+    warn_once_per_machine(f"compile: needs a {lacking} names); not compiled")
     return True
 
 

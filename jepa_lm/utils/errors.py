@@ -100,8 +100,8 @@ def warn(text: str) -> None:
     tell(f"warning: {' '.join(text.split())}")
 
 
-def warn_of_machine(text: str) -> None:
-    """Warn of something that all ranks on this machine find alike: the first of them says it."""
+def warn_once_per_machine(text: str) -> None:
+    """Warn of something that all ranks on this machine find alike: only the first of them says it."""
     local = os.environ.get("LOCAL_RANK") or os.environ.get("SLURM_LOCALID") or "0"
     if local == "0":
         warn(text)

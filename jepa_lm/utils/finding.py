@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from jepa_lm.utils.errors import UserError, warn
+from jepa_lm.utils.errors import UserError, warn_once_per_machine
 from jepa_lm.utils.paths import LOGS
 from jepa_lm.utils.quoting import override
 
@@ -177,7 +177,9 @@ def newest_run(key: str, value: str, patterns: tuple[str, ...], but: Path | None
         if _files_in(run, patterns):
             return run
         if (run / "checkpoints").is_dir():  # the folder of an export is no run
-            warn(f"{key}=last: {run} has no {' or '.join(patterns)}; using an older run")
+            warn_once_per_machine(
+                f"{key}=last: {run} has no {' or '.join(patterns)}; using an older run"
+            )
     raise UserError(f"{key}={value}: no {' or '.join(patterns)} in any run below {LOGS.resolve()}")
 
 

@@ -8,8 +8,10 @@ from dataclasses import replace
 import pytest
 
 from jepa_lm.study import manifest
-from jepa_lm.study.manifest import Comparison, Group, Identity, Job, Manifest
+from jepa_lm.study.compiled_alike import compiled_alike
+from jepa_lm.study.manifest import Comparison, Group, Identity, Job, Manifest, Tuned, Untuned
 from jepa_lm.study.tuning import Tuning, chosen, drawn, read_tuning, words_of
+from jepa_lm.utils import compiling
 from jepa_lm.utils.errors import SweepError, UserError
 from tests.study.conftest import WITHOUT_OTHERS
 from tests.study.sweeps import write_run
@@ -138,6 +140,26 @@ def test_an_arm_without_a_score_cannot_be_tuned(tmp_path):
     plan, draws = planted(tmp_path, {"treatment": [(None,), (None,)], "none": [(1.7,), (1.8,)]})
     with pytest.raises(SweepError, match="no draw of treatment has a score with every seed"):
         chosen(plan, draws, tmp_path)
+
+
+@pytest.mark.parametrize(("tuned", "compiled"), [(False, True), (True, False)])
+def test_the_plan_before_the_draws_decides_nothing_about_compilation(
+    tmp_path, monkeypatch, tuned, compiled
+):
+    """It has been saved when the tuned study asks; a study that has begun without a decision stays eager."""
+    monkeypatch.setattr(compiling, "has_cpp_compiler", lambda: True)
+    plan, _ = planted(tmp_path, {"treatment": [(1.8,)], "none": [(1.7,)]})
+    plan = replace(plan, untuned=Untuned("the best of 2 draws", {}))
+    tuning = {"none": Tuned("as configured", {}, 0, 1, 1.7, 1.7)} if tuned else {}
+    replace(plan, tuning=tuning).save(tmp_path)
+    trainer = {"accelerator": "cpu", "devices": 1, "max_steps": 10**6, "max_time": None}
+    config = {"compile": None, "trainer": trainer, "data": {"batch_tokens": 1024}}
+    joining = (*plan.jobs, Job("treatment/seed-2", (), "treatment"))
+    configs = {job.folder: config for job in joining}
+    found, settled = compiled_alike(replace(plan, jobs=joining), configs, tmp_path)
+    assert found.compiled is compiled
+    assert settled["treatment/seed-2"]["compile"] is compiled
+    assert settled["treatment/seed-1"]["compile"] is (None if tuned else True)
 
 
 FEW = ("seed=1,2,3", "study.tuning.draws=2", "study.tuning.text=500", *WITHOUT_OTHERS)
