@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -11,7 +12,6 @@ from torch import Tensor, nn
 from jepa_lm.data.stream import Batch
 from jepa_lm.model import Encoded, LanguageModel
 from jepa_lm.model.unet import UNet
-from jepa_lm.objective.passes import kept_block
 from jepa_lm.objective.placebo import other_rows
 from jepa_lm.objective.step_context import Draws, StepContext, draw_now
 from jepa_lm.schedules.clock import ProgressClock
@@ -23,7 +23,7 @@ LOSS = "loss"
 
 
 class AuxiliaryLoss(nn.Module):
-    """A loss that the task adds to the cross entropy, `scale` times.
+    """A loss that the task adds to the cross entropy, multiplied by `scale`.
 
     Args:
         weight: factor on the whole loss. schedule: scheduled factor on it, or None.
@@ -50,15 +50,18 @@ class AuxiliaryLoss(nn.Module):
                 f"{self.node}.reach={self.reach}: 0 to the {model.layers} blocks, or null"
             )
 
-    def scheduled(self) -> Mapping[str, Schedule | None]:
-        """Return every schedule of the loss by its key."""
+    def keep_tables(self, backbone: UNet, seq_len: int, device: torch.device) -> None:
+        """Make the tables that its passes and parts read."""
+
+    # ---- weights over the clock
+
+    def schedules_by_key(self) -> Mapping[str, Schedule | None]:
+        """Return every schedule of the loss; None for one that is not set."""
         return {f"{self.node}.schedule": self.schedule}
 
     def phases(self) -> dict[str, list[dict[str, object]]]:
-        """Return the phases of every schedule, for `describe=true`."""
-        return {key: schedule.phases() for key, schedule in self.scheduled().items() if schedule}
-
-    # ---- weights over the clock
+        """Return the phases of every schedule by its key, for `describe=true`."""
+        return {key: s.phases() for key, s in self.schedules_by_key().items() if s}
 
     def scale(self, clock: ProgressClock) -> float:
         """Return the current factor on the loss."""
@@ -76,25 +79,32 @@ class AuxiliaryLoss(nn.Module):
 
     # ---- the loss
 
+    def taps(self, model: LanguageModel) -> set[int]:
+        """Return the blocks whose outputs the main pass has to keep."""
+        return set()
+
     def main_needs(self, model: LanguageModel) -> tuple[tuple[int, ...], int | None]:
         """Return what the main pass has to keep: blocks to tap, and the block to cut at for `reach`."""
-        return (), kept_block(model, self.reach)
-
-    def keep_tables(self, backbone: UNet, seq_len: int, device: torch.device) -> None:
-        """Make the tables that its passes and parts read."""
+        cut = None if self.reach is None else model.layers - self.reach
+        return tuple(sorted(self.taps(model))), cut
 
     def stand_in(self, inputs: Tensor) -> Batch:
         """Return a batch with these inputs [B, T] and every field that the parts read."""
         return {"inputs": inputs, "targets": inputs}
 
     def draw(self, inputs: Tensor, step_context: StepContext) -> StepContext:
-        """Return the context with all that the parts will draw for inputs [B, T]."""
+        """Return the context with all that the parts will draw for inputs [B, T], beside what it holds."""
+        drawn = self._draws(inputs, step_context)
+        return replace(step_context, places={**step_context.places, **drawn})
+
+    def _draws(self, inputs: Tensor, step_context: StepContext) -> dict[str, Draws]:
+        """Return what the parts draw, by place."""
         raise NotImplementedError
 
-    def losses(
+    def components(
         self, model: LanguageModel, batch: Batch, main: Encoded, step_context: StepContext
     ) -> dict[str, Tensor]:
-        """Return what `total` needs, by name: what a compiled step computes."""
+        """Return the unweighted components by name, for `total` and the log; this is compiled."""
         raise NotImplementedError
 
     def total(self, components: Mapping[str, Tensor], clock: ProgressClock) -> Tensor:
@@ -103,18 +113,17 @@ class AuxiliaryLoss(nn.Module):
 
     def forward(
         self, model: LanguageModel, batch: Batch, main: Encoded, step_context: StepContext
-    ) -> tuple[Tensor, dict[str, Tensor]]:
-        """Return the loss before `scale`, and its detached components."""
-        components = self.losses(model, batch, main, step_context)
-        detached = {name: loss.detach() for name, loss in components.items() if name != LOSS}
-        return self.total(components, step_context.clock), detached
+    ) -> Tensor:
+        """Return the loss before `scale`."""
+        components = self.components(model, batch, main, step_context)
+        return self.total(components, step_context.clock)
 
     # ---- the placebo
 
     def _draw_other_rows(
         self, rows: int, step_context: StepContext, device: torch.device
     ) -> dict[str, Draws]:
-        """Return what a placebo draws by its place, nothing without one."""
+        """Return what a placebo draws, by place; empty without a placebo."""
         if not self.placebo:
             return {}
         return {self._placebo_place: other_rows(rows, step_context, device, self.node)}
@@ -131,19 +140,20 @@ class AuxiliaryLoss(nn.Module):
 
 
 def main_needs(
-    model: LanguageModel, losses: Mapping[str, AuxiliaryLoss]
+    model: LanguageModel, losses: Iterable[AuxiliaryLoss]
 ) -> tuple[tuple[int, ...], int | None]:
-    """Return what the main pass has to keep for several auxiliary losses, by their keys.
+    """Return what the main pass has to keep for several auxiliary losses.
 
     Raises:
         UserError: it would have to be cut at two blocks.
     """
-    needs = {key: loss.main_needs(model) for key, loss in losses.items()}
-    cuts = {key: keep for key, (_, keep) in needs.items() if keep is not None}
-    if len(set(cuts.values())) > 1:
+    needs = [(loss, *loss.main_needs(model)) for loss in losses]
+    cuts = {cut for _, _, cut in needs if cut is not None}
+    if len(cuts) > 1:
+        reaches = [f"{x.node}.reach={x.reach}" for x, _, cut in needs if cut is not None]
         raise UserError(
-            "; ".join(f"{key}.reach={losses[key].reach}" for key in cuts)
-            + ": the main pass can be cut at one block only; make them equal, or one of them null"
+            f"{'; '.join(reaches)}: the main pass can be cut at one block only; make them equal, or one of "
+            "them null"
         )
-    taps = sorted({tap for mine, _ in needs.values() for tap in mine})
-    return tuple(taps), next(iter(cuts.values()), None)
+    taps = {tap for _, mine, _ in needs for tap in mine}
+    return tuple(sorted(taps)), next(iter(cuts), None)

@@ -25,7 +25,6 @@ from jepa_lm.objective.step_context import StepContext
 from jepa_lm.objective.taps import INJECTOR
 from jepa_lm.objective.targets import EmbeddingTable, SamePass
 from jepa_lm.objective.token_distances import TokenCrossEntropy
-from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.utils.errors import UserError
 
 REMEDIES = {
@@ -267,7 +266,7 @@ def check_shapes(objective: LatentPrediction, model: LanguageModel, seq_len: int
         )
     objective, model = copy.deepcopy(objective).to("meta"), copy.deepcopy(model).to("meta")
     inputs = torch.zeros(ROWS, seq_len, dtype=torch.long, device="meta")
-    step_context = StepContext(ProgressClock(max_steps=1, max_time=None))
+    step_context = StepContext.at_start()
     try:
         with torch.no_grad():
             encoded = model.encode(model.embed(inputs), *objective.main_needs(model))
@@ -280,7 +279,7 @@ def check_shapes(objective: LatentPrediction, model: LanguageModel, seq_len: int
                         f"jepa: predictions are {_shape(pair.prediction)}, their targets "
                         f"{_shape(pair.target)}; make pooling and widths of both sides equal"
                     )
-            objective.components(latents, step_context, all_of_them=True)
+            objective.losses_of(latents, step_context, all_of_them=True)
         read = {part.tensor for part in objective.regularizers.values()}
         fixed = {"context", *(() if objective.alignment.needs_mask else read)}
         return {place: latents.at(place).shape[1] for place in fixed}

@@ -33,7 +33,7 @@ from jepa_lm.objective.distances import Sum
 from jepa_lm.objective.latents import PARTS, Latents
 from jepa_lm.objective.normalisations import Normalisation
 from jepa_lm.objective.padding import both, of_text
-from jepa_lm.objective.passes import MainPass, kept_block, limit_reach
+from jepa_lm.objective.passes import MainPass, limit_reach
 from jepa_lm.objective.placebo import of_rows
 from jepa_lm.objective.predictors import Predictor, once
 from jepa_lm.objective.regularizers import Regularizer
@@ -165,11 +165,11 @@ class LatentPrediction(AuxiliaryLoss):
         """Return the current factor on the cross entropy."""
         return 1.0 if self.ce_schedule is None or not self.weight else self.ce_schedule(clock)
 
-    def scheduled(self) -> dict[str, Schedule | None]:
-        """See `AuxiliaryLoss.scheduled`."""
+    def schedules_by_key(self) -> dict[str, Schedule | None]:
+        """See `AuxiliaryLoss.schedules_by_key`."""
         parts = dict(self._regularizing(all_of_them=True))
         return {
-            **super().scheduled(),
+            **super().schedules_by_key(),
             "jepa.ce_schedule": self.ce_schedule,
             **{f"jepa.regularizers.{name}.schedule": part.schedule for name, part in parts.items()},
             "jepa.target.momentum": getattr(self.target, "momentum", None),
@@ -177,16 +177,15 @@ class LatentPrediction(AuxiliaryLoss):
 
     # ---- the loss
 
-    def main_needs(self, model: LanguageModel) -> tuple[tuple[int, ...], int | None]:
-        """See `AuxiliaryLoss.main_needs`."""
-        taps = {*self.context.main_taps(model), *self.target.main_taps(model)}
-        return tuple(sorted(taps)), kept_block(model, self.reach)
+    def taps(self, model: LanguageModel) -> set[int]:
+        """See `AuxiliaryLoss.taps`."""
+        return {*self.context.main_taps(model), *self.target.main_taps(model)}
 
-    def losses(
+    def components(
         self, model: LanguageModel, batch: Batch, main: Encoded, step_context: StepContext
     ) -> dict[str, Tensor]:
-        """See `AuxiliaryLoss.losses`."""
-        return self.components(self.compare(model, batch, main, step_context), step_context)
+        """See `AuxiliaryLoss.components`."""
+        return self.losses_of(self.compare(model, batch, main, step_context), step_context)
 
     def _views(self) -> dict[str, View]:
         """Return the views of the text beside the main pass, by place."""
@@ -194,7 +193,7 @@ class LatentPrediction(AuxiliaryLoss):
         return {place: view for place, view in found.items() if view is not None}
 
     def keep_tables(self, backbone: UNet, seq_len: int, device: torch.device) -> None:
-        """See `AuxiliaryLoss.keep_tables`: of the passes beside the main one, and of the predictors."""
+        """Make the tables of the passes beside the main one, and those that predictors read."""
         for view in self._views().values():
             backbone.keep_tables(view.length(seq_len), device)
         self.target.keep_tables(seq_len, device)
@@ -206,8 +205,7 @@ class LatentPrediction(AuxiliaryLoss):
         """See `AuxiliaryLoss.stand_in`."""
         return {**super().stand_in(inputs), **self.target.stand_in(inputs)}
 
-    def draw(self, inputs: Tensor, step_context: StepContext) -> StepContext:
-        """See `AuxiliaryLoss.draw`."""
+    def _draws(self, inputs: Tensor, step_context: StepContext) -> dict[str, Draws]:
         views, rest = self._of_views(step_context), self._of_regularizers(step_context)
         places: dict[str, Draws] = {}
         for place, view in self._views().items():
@@ -220,7 +218,7 @@ class LatentPrediction(AuxiliaryLoss):
         for name, part in self._regularizing():
             if part.tensor in self.latents:
                 places[GUARDS + name] = part.draw(self.latents[part.tensor], rest, inputs.device)
-        return replace(step_context, places=places)
+        return places
 
     def _of_views(self, step_context: StepContext) -> StepContext:
         return replace(step_context, per_rank=self.draws == "per_rank")
@@ -242,7 +240,7 @@ class LatentPrediction(AuxiliaryLoss):
     ) -> Latents:
         """Compute predictions, targets and context latents of a micro-batch."""
         step_context = self._of_views(step_context)
-        encoded = limit_reach(model, main, self.main_needs(model)[0], self.reach)
+        encoded = limit_reach(model, main, self.taps(model), self.reach)
         read = MainPass(batch, encoded, step_context, self.reach)
         context, masked = self.context(model, read)
         project = None if self.projector is None else once(self.projector)
@@ -270,7 +268,7 @@ class LatentPrediction(AuxiliaryLoss):
         ]
         return Latents(pairs, normed, context.float(), model, self.target.source(model))
 
-    def components(
+    def losses_of(
         self, latents: Latents, step_context: StepContext, *, all_of_them: bool = False
     ) -> dict[str, Tensor]:
         """Return unweighted `prediction` loss and regularizers; those of weight 0 only if `all_of_them`."""

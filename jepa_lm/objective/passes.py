@@ -36,11 +36,6 @@ class MainPass(NamedTuple):
         return self.batch["inputs"]
 
 
-def kept_block(model: LanguageModel, reach: int | None) -> int | None:
-    """Return the block before which to keep the main pass, for an objective that reaches `reach` blocks."""
-    return None if reach is None else model.layers - reach
-
-
 def limit_reach(
     model: LanguageModel, main: Encoded, taps: Collection[int], reach: int | None
 ) -> Encoded:

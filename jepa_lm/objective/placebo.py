@@ -14,18 +14,17 @@ from jepa_lm.utils.errors import EveryRankError
 def of_rows(
     order: Tensor, target: Tensor, of_text: Tensor | None, batch: Batch
 ) -> tuple[Tensor, Tensor | None, Batch]:
-    """Return the target latents [B, N, D] of other rows, [B] of `other_rows`, and what is said of those rows.
+    """Return what belongs to the rows `order` [B] of a batch, for a placebo.
 
-    That is which of the latents are of text [B, N], and the batch with their tokens and which of these count.
+    That is the target latents [B, N, D], which of them are of text [B, N], and the batch with the tokens of
+    these rows and which of the tokens count.
     """
     known: Batch = {name: batch[name][order] for name in ("targets", "answers") if name in batch}
     of_text = None if of_text is None else of_text[order]
     return target[order], of_text, {**batch, **known}
 
 
-def other_rows(
-    rows: int, step_context: StepContext, device: torch.device, node: str = "jepa"
-) -> Draws:
+def other_rows(rows: int, step_context: StepContext, device: torch.device, node: str) -> Draws:
     """Draw the row whose target each row gets, [B]; `node` is the key of the objective.
 
     It is at least a quarter of the batch away, in either direction, and of another document: targets of the

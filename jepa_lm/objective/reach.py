@@ -15,7 +15,6 @@ from jepa_lm.objective.gradients import gradients, norm
 from jepa_lm.objective.latent_prediction import LatentPrediction
 from jepa_lm.objective.step_context import StepContext
 from jepa_lm.objective.token_prediction import TokenPrediction
-from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.utils.errors import UserError
 
 PROBE_TOKENS = 128
@@ -51,17 +50,16 @@ def reach_table(
     draw = torch.Generator().manual_seed(0)
     ids = torch.randint(model.vocab_size, (4, length + 1), generator=draw)
     inputs, targets = ids[:, :-1], ids[:, 1:]
-    auxiliaries = {"jepa": objective, "tokens": tokens}
-    needs = main_needs(model, {key: o for key, o in auxiliaries.items() if o is not None})
+    needs = main_needs(model, [loss for loss in (objective, tokens) if loss is not None])
     logits, main = model(inputs, *needs)
     losses = {"ce": token_nll(logits, targets).mean()}
-    step_context = StepContext(ProgressClock(max_steps=1, max_time=None))
+    step_context = StepContext.at_start()
     if tokens is not None:
         batch = {"inputs": inputs, "targets": targets}
-        losses["tokens"] = tokens(model, batch, main, step_context)[0]
+        losses["tokens"] = tokens(model, batch, main, step_context)
     if objective is not None:
         latents = objective.compare(model, objective.stand_in(inputs), main, step_context)
-        losses |= objective.components(latents, step_context)
+        losses |= objective.losses_of(latents, step_context)
         read = {n: latents.at(r.tensor) for n, r in objective.regularizers.items()}  # type: ignore[arg-type]
     else:
         read = {}

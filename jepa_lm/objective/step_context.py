@@ -51,6 +51,11 @@ class StepContext:
     related: Tensor | None = None
     passes: dict[str, tuple[Encoded, Encoded]] = field(default_factory=dict)
 
+    @classmethod
+    def at_start(cls) -> StepContext:
+        """Return the context of a run's first micro-batch, to look at a loss without a run."""
+        return cls(ProgressClock(max_steps=1, max_time=None))
+
     def at(self, place: str) -> StepContext:
         """Return the context of a part: its own draws, if they have been made."""
         return replace(self, drawn=self.places.get(place, ()))

@@ -13,7 +13,6 @@ Legend: B batch, T positions, D model width, V vocabulary, K offsets.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import TYPE_CHECKING, Literal
 
 import torch
@@ -179,17 +178,17 @@ class TokenPrediction(AuxiliaryLoss):
         return [w if schedule is None else w * schedule(clock) for w, schedule in pairs]
 
     def active(self, clock: ProgressClock) -> bool:
-        """See `AuxiliaryLoss.active`; offsets whose weights are all 0 leave it out."""
+        """See `AuxiliaryLoss.active`; inactive, too, while all offsets weigh 0."""
         return super().active(clock) and any(self.shares(clock))
 
     def weights(self, clock: ProgressClock) -> dict[str, float]:
         """See `AuxiliaryLoss.weights`."""
         return dict(zip(self.token.names(self.offsets), self.shares(clock), strict=True))
 
-    def scheduled(self) -> dict[str, Schedule | None]:
-        """See `AuxiliaryLoss.scheduled`."""
+    def schedules_by_key(self) -> dict[str, Schedule | None]:
+        """See `AuxiliaryLoss.schedules_by_key`."""
         of_offsets = {f"tokens.schedules[{i}]": s for i, s in enumerate(self.schedules)}
-        return {**super().scheduled(), **of_offsets}
+        return {**super().schedules_by_key(), **of_offsets}
 
     # ---- the loss
 
@@ -199,17 +198,16 @@ class TokenPrediction(AuxiliaryLoss):
         return ((), None) if own else super().main_needs(model)
 
     def keep_tables(self, backbone: UNet, seq_len: int, device: torch.device) -> None:
-        """See `AuxiliaryLoss.keep_tables`: of the head; its pass has the length of the main one."""
+        """Make the tables that the head reads; its pass has the length of the main one."""
         self.head.keep_tables(seq_len, device)
 
-    def draw(self, inputs: Tensor, step_context: StepContext) -> StepContext:
-        """See `AuxiliaryLoss.draw`; what the latent objective has drawn stays."""
+    def _draws(self, inputs: Tensor, step_context: StepContext) -> dict[str, Draws]:
         places: dict[str, Draws] = {SHARES: self._weigh(step_context, inputs.device)}
         view, place = self._read
         if isinstance(view, RandomView) and place not in step_context.places:
             places[place] = view.draw(inputs.shape, step_context, place, inputs.device)
         places |= self._draw_other_rows(len(inputs), step_context, inputs.device)
-        return replace(step_context, places={**step_context.places, **places})
+        return places
 
     def _weigh(self, step_context: StepContext, device: torch.device) -> Draws:
         return (on_device(torch.tensor(self.shares(step_context.clock)), device),)
@@ -218,7 +216,7 @@ class TokenPrediction(AuxiliaryLoss):
         """Return the loss before `scale`, which the components include: it is found with the weights."""
         return components[LOSS]
 
-    def losses(
+    def components(
         self, model: LanguageModel, batch: Batch, main: Encoded, step_context: StepContext
     ) -> dict[str, Tensor]:
         """Return the loss, the only one with a gradient, and the unweighted loss of each offset, by name."""

@@ -71,13 +71,11 @@ def drawn(
 
 def named(key: str, components: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return components of an objective under the names that they have among those of all."""
-    return {name if key == "jepa" else f"{key}/{name}": x for name, x in components.items()}
+    return {f"{key}/{name}": x for name, x in components.items()}
 
 
 def own(key: str, components: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the components of one objective by its own names; the reverse of `named`."""
-    if key == "jepa":
-        return {name: x for name, x in components.items() if "/" not in name}
     start = f"{key}/"
     return {n.removeprefix(start): x for n, x in components.items() if n.startswith(start)}
 

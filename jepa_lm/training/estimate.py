@@ -25,7 +25,6 @@ from jepa_lm.model.ssd_triton import triton_ssd
 from jepa_lm.objective.auxiliary_loss import main_needs
 from jepa_lm.objective.step_context import StepContext
 from jepa_lm.objective.teacher import OpenTeacher
-from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.training.flops import (
     FEWEST_ROWS,
     CountAttention,
@@ -193,9 +192,9 @@ def _loss_and_kept(task: LanguageModelTask, rows: int) -> tuple[Tensor, int]:
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        main = model.encode(model.embed(tokens), *main_needs(model, objectives))
+        main = model.encode(model.embed(tokens), *main_needs(model, objectives.values()))
         loss = model.cross_entropy(main.final, tokens, config["z_loss_weight"]).loss
-        context = StepContext(ProgressClock(max_steps=1, max_time=None))
+        step_context = StepContext.at_start()  # one for all: losses may share a pass
         for objective in objectives.values():
-            loss = loss + objective(model, objective.stand_in(tokens), main, context)[0]
+            loss = loss + objective(model, objective.stand_in(tokens), main, step_context)
     return loss, sum(x.untyped_storage().nbytes() // x.element_size() for x in kept.values())

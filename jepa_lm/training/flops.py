@@ -100,13 +100,13 @@ def count_flops(
         rows: of the micro-batch; a loss that compares rows with each other costs more, the more there are.
     """
     inputs = torch.zeros(rows, seq_len, dtype=torch.long, device="meta")
-    needs = main_needs(model, objectives)
+    needs = main_needs(model, objectives.values())
     with FlopCounterMode(display=False) as products, CountAttention() as attention:
         logits, main = model(inputs, *needs)
         loss = token_nll(logits, inputs).mean()
-        step_context = StepContext(ProgressClock(max_steps=1, max_time=None))
+        step_context = StepContext.at_start()  # one for all: losses may share a pass
         for objective in objectives.values():
-            loss = loss + objective(model, objective.stand_in(inputs), main, step_context)[0]
+            loss = loss + objective(model, objective.stand_in(inputs), main, step_context)
         loss.backward()
     return products.get_total_flops() + attention.total[0]
 

@@ -86,7 +86,7 @@ class LanguageModelTask(ValidatedModule):
         if "_target_" in parts.get("tokens", {}):
             self.tokens = build("tokens", parts["tokens"])
             self.tokens.prepare(self.model, config["data"]["seq_len"], self.objective)
-        main_needs(self.model, self.auxiliaries)
+        main_needs(self.model, self.auxiliaries.values())
         self.noise = input_noise(config)
         self.recipe: OptimizerRecipe = build("optimizer", parts["optimizer"])
         self.recipe.apply_freeze(self)
@@ -110,8 +110,7 @@ class LanguageModelTask(ValidatedModule):
     @property
     def auxiliaries(self) -> dict[str, AuxiliaryLoss]:
         """The objectives of this run by the key of their settings, `jepa` or `tokens`."""
-        found = {"jepa": self.objective, "tokens": self.tokens}
-        return {key: objective for key, objective in found.items() if objective is not None}
+        return {loss.node: loss for loss in (self.objective, self.tokens) if loss is not None}
 
     def phases(self) -> dict[str, Any]:
         """Return the phases of every schedule of the run by its key, for `describe=true`."""
@@ -170,7 +169,7 @@ class LanguageModelTask(ValidatedModule):
         # Values stay on the device; the guard and the log read them at log points.
         step = self.trainer.global_step + 1
         for name, value in {"train/ce": ce, **components, "train/loss": loss}.items():
-            self.guard.see(step, name if "/" in name else f"jepa/{name}", value)
+            self.guard.see(step, name, value)
         due = step % self.trainer.log_every_n_steps == 0 and self.ends_step(batch_idx)  # type: ignore[attr-defined]
         if due and self.training_log.begun:  # ghost steps are not logged
             self.training_log.keep(batch, ce, loss)
@@ -184,8 +183,8 @@ class LanguageModelTask(ValidatedModule):
     def _losses(
         self, batch: Batch, step_context: StepContext | None
     ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Return cross entropy with z-loss, cross entropy and components (`tokens/...`); this is compiled."""
-        needs = main_needs(self.model, self.auxiliaries)
+        """Return cross entropy with z-loss, cross entropy and components (`jepa/...`); this is compiled."""
+        needs = main_needs(self.model, self.auxiliaries.values())
         read = batch.get(READ, batch["inputs"])
         main = self.model.encode(self.model.embed(read), *needs, batch.get(KEPT))
         z_weight, weights = self.config["z_loss_weight"], batch.get("weights")
@@ -195,7 +194,7 @@ class LanguageModelTask(ValidatedModule):
             return loss, ce, found
         for key, objective in self.auxiliaries.items():
             if key not in step_context.without:
-                parts = objective.losses(self.model, batch, main, step_context)
+                parts = objective.components(self.model, batch, main, step_context)
                 found |= named(key, parts)
         return loss, ce, found
 

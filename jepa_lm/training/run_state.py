@@ -18,7 +18,8 @@ from torch.optim import Optimizer
 
 from jepa_lm.data.stream import TokenStream
 from jepa_lm.data.token_data import TokenData
-from jepa_lm.objective.monitor import is_saved_monitor
+from jepa_lm.objective.latent_monitor import LatentMonitor
+from jepa_lm.objective.token_monitor import TokenMonitor
 from jepa_lm.optim.muon_adamw import MOMENTS
 from jepa_lm.utils.errors import UserError
 from jepa_lm.utils.nested import at
@@ -104,9 +105,9 @@ def _check_callbacks(checkpoint: Mapping[str, Any], source: str) -> None:
     for name, state in checkpoint["callbacks"].items():
         if not isinstance(name, str) or not isinstance(state, dict) or _deeper(state, MOST_DEPTH):
             raise lacks(source, f"callbacks.{str(name)[:80]}")
-    for name in ("MeasureObjective", "MeasureTokens"):
+    for name, kind in (("MeasureObjective", LatentMonitor), ("MeasureTokens", TokenMonitor)):
         monitor = checkpoint["callbacks"].get(name)
-        if monitor is not None and not is_saved_monitor(monitor):
+        if monitor is not None and not kind.is_state(monitor):
             raise lacks(source, f"callbacks.{name}")
     qat = checkpoint["callbacks"].get("QuantizationAwareTraining", {"first_step": None})
     if type(qat.get("first_step", "")) not in (int, type(None)):

@@ -12,7 +12,7 @@ import lightning.pytorch as pl
 from lightning.pytorch import Callback
 from lightning.pytorch.callbacks import LearningRateMonitor
 
-from jepa_lm.objective.monitor import ObjectiveMonitor
+from jepa_lm.objective.latent_monitor import LatentMonitor
 from jepa_lm.objective.token_monitor import TokenMonitor
 from jepa_lm.training.callbacks.checkpoints import AtomicCheckpointIO, SaveCheckpoints
 from jepa_lm.training.callbacks.monitor import MeasureObjective, MeasureTokens
@@ -73,7 +73,7 @@ def _callbacks_of(task: LanguageModelTask) -> list[Callback]:
         qat = QuantizationAwareTraining(task.model, task.policy.training, task.formats)
         found.append(qat)
     if task.objective is not None:
-        found.append(MeasureObjective(ObjectiveMonitor(task.objective), qat))
+        found.append(MeasureObjective(LatentMonitor(task.objective), qat))
     if task.tokens is not None:
         found.append(MeasureTokens(TokenMonitor(task.tokens), qat))
     return found

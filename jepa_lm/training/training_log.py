@@ -15,8 +15,7 @@ from torch import Tensor
 
 from jepa_lm.data.byte_counter import ByteCounter
 from jepa_lm.data.stream import Batch
-from jepa_lm.objective.auxiliary_loss import AuxiliaryLoss
-from jepa_lm.objective.monitor import shares
+from jepa_lm.objective.auxiliary_loss import LOSS, AuxiliaryLoss
 from jepa_lm.schedules.clock import ProgressClock
 
 
@@ -66,7 +65,7 @@ class TrainingLog:
     ) -> None:
         """Keep the figures of a step with the objective until a step is written: not every step has it."""
         figures = {name: component.detach() for name, component in components.items()}
-        self._objectives[key] = scale, {"loss": loss.detach(), **figures}
+        self._objectives[key] = scale, {LOSS: loss.detach(), **figures}
 
     def drop(self) -> None:
         """Discard the kept figures of this step."""
@@ -114,9 +113,30 @@ class TrainingLog:
         left = iter(values)
         for (key, objective), (scale, losses) in zip(objectives.items(), kept, strict=True):
             known = {name: next(left) for name in losses}
-            mine = shares(objective, total, scale, known, clock)
+            mine = _figures(objective, total, scale, known, clock)
             figures |= {f"{key}/{name}": value for name, value in mine.items()}
         return figures
+
+
+def _figures(
+    objective: AuxiliaryLoss,
+    total: float,
+    scale: float,
+    components: dict[str, float],
+    clock: ProgressClock,
+) -> dict[str, float]:
+    """Return what is logged of an objective at an interval: losses and their shares of the total.
+
+    Args:
+        total: the whole loss. components: `loss` and the objective's parts at the latest step with the
+            objective; empty if there was none. scale: the weight of the objective at that step.
+    """
+    weights = objective.weights(clock)
+    figures = {"weight": objective.scale(clock), **components}
+    for name, value in components.items():
+        key = "share" if name == LOSS else f"{name}_share"
+        figures[key] = scale * weights.get(name, 1.0) * value / total if total else 0.0
+    return figures
 
 
 def _bits_per_byte(nats: float, n_bytes: float) -> dict[str, float]:

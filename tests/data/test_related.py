@@ -107,9 +107,9 @@ def test_a_document_that_no_shift_avoids_is_told_once(monkeypatch):
 def test_a_run_gives_its_placebo_what_it_must_avoid(small, monkeypatch, capsys, node):
     seen: list[torch.Tensor | None] = []
 
-    def watched(rows, step_context, device, *name):
+    def watched(rows, step_context, device, node):
         seen.append(step_context.related)
-        return other_rows(rows, step_context, device, *name)
+        return other_rows(rows, step_context, device, node)
 
     monkeypatch.setattr(auxiliary_loss, "other_rows", watched)
     chosen = {"jepa": "objective=patch", "tokens": "objective=mtp"}[node]

@@ -105,4 +105,4 @@ def auxiliary(
     """Return the auxiliary loss of a batch."""
     model, objective = task.model, task.objective
     _, main = model(batch["inputs"], *objective.main_needs(model))
-    return objective(model, batch, main, step_context or at())[0]
+    return objective(model, batch, main, step_context or at())

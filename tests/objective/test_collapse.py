@@ -10,8 +10,8 @@ import torch
 from jepa_lm.objective.alignment import Pair
 from jepa_lm.objective.collapse import CollapseAlarm
 from jepa_lm.objective.diagnostics import effective_rank, spread
+from jepa_lm.objective.latent_monitor import LatentMonitor
 from jepa_lm.objective.latents import Latents
-from jepa_lm.objective.monitor import ObjectiveMonitor, is_saved_monitor
 from jepa_lm.utils.config import build as build_node
 from jepa_lm.utils.config import resolve
 from tests.objective.conftest import at, random_batch
@@ -84,8 +84,8 @@ def measured(build, monkeypatch):
     task = build("objective=lewm", "jepa.weight=0")
     batch = random_batch(rows=2, length=8)
 
-    def run(contexts, targets, steps=STEPS) -> ObjectiveMonitor:
-        monitor = ObjectiveMonitor(task.objective)
+    def run(contexts, targets, steps=STEPS) -> LatentMonitor:
+        monitor = LatentMonitor(task.objective)
         for i, planted in enumerate(zip(contexts, targets, strict=True)):
             context, target = (made(2 * i + side) for side, made in enumerate(planted))
             pair = Pair(normal(i + 500), target, context, 1.0)
@@ -202,7 +202,7 @@ def test_what_is_no_trained_latent_is_not_watched(build):
         ("vicreg", both),
     ):
         task = build(f"objective={objective}")
-        assert ObjectiveMonitor(task.objective).alarm.tensors == watched
+        assert LatentMonitor(task.objective).alarm.tensors == watched
 
 
 def test_the_state_of_an_alarm_is_checked_and_a_former_one_is_read(settings):
@@ -213,7 +213,7 @@ def test_the_state_of_an_alarm_is_checked_and_a_former_one_is_read(settings):
     former = {**state, "low": {"target_std_median": 2}, "raised": raised}
     del former["best"], former["step"]
     for kept in (state, former):
-        assert is_saved_monitor(kept)
+        assert LatentMonitor.is_state(kept)
         again = CollapseAlarm(settings, "cause")
         again.load_state_dict(kept)
         assert again.raised is not None
@@ -226,4 +226,4 @@ def test_the_state_of_an_alarm_is_checked_and_a_former_one_is_read(settings):
         {"raised": {**state["raised"], "figure": 1}},
         {"raised": {**state["raised"], "value": "b"}},
     ):
-        assert not is_saved_monitor({**state, **wrong}), wrong
+        assert not LatentMonitor.is_state({**state, **wrong}), wrong

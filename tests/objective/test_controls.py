@@ -69,7 +69,7 @@ def test_the_placebo_draws_anew_for_each_micro_batch_and_the_same_after_a_resume
 @pytest.mark.parametrize("rows", [2, 3, 4, 9, 16])
 def test_the_other_row_is_far_away(rows):
     """A neighbour in the order of the text is often of the same document."""
-    drawn = [other_rows(rows, at(step), torch.device("cpu"))[0] for step in range(200)]
+    drawn = [other_rows(rows, at(step), torch.device("cpu"), "jepa")[0] for step in range(200)]
     apart = {int((order - torch.arange(rows))[0]) % rows for order in drawn}
     near = max(1, rows // 4)
     assert apart == set(range(near, rows - near + 1))
@@ -84,14 +84,16 @@ def test_the_other_row_is_of_another_document_where_there_is_one():
     document = torch.arange(rows) // 4
     related = document[:, None] == document
     for step in range(50):
-        (order,) = other_rows(rows, replace(at(step), related=related), torch.device("cpu"))
+        (order,) = other_rows(rows, replace(at(step), related=related), torch.device("cpu"), "jepa")
         assert order.tolist() == [4, 5, 6, 7, 0, 1, 2, 3]
     one_document = torch.ones(rows, rows, dtype=torch.bool)
     unrelated = torch.eye(rows, dtype=torch.bool)
     for step in range(50):  # nothing to avoid, or no way to: the drawn shift
-        (drawn,) = other_rows(rows, at(step), torch.device("cpu"))
+        (drawn,) = other_rows(rows, at(step), torch.device("cpu"), "jepa")
         for known in (one_document, unrelated):
-            (order,) = other_rows(rows, replace(at(step), related=known), torch.device("cpu"))
+            (order,) = other_rows(
+                rows, replace(at(step), related=known), torch.device("cpu"), "jepa"
+            )
             assert torch.equal(order, drawn)
 
 
@@ -107,7 +109,7 @@ def test_a_placebo_cannot_be_predicted(build):
         for step in range(100):
             ids = torch.randint(400, (8, 1), generator=draw).expand(8, 32)
             latents, _, _ = compared(task, {"inputs": ids, "targets": ids}, at(step))
-            loss = task.objective.components(latents, at(step))["prediction"]
+            loss = task.objective.losses_of(latents, at(step))["prediction"]
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -149,7 +151,7 @@ def test_every_weight_of_the_loss_is_that_of_its_setting_and_schedule(build):
     noise(task)
     for step, sigreg in ((5, 1.0), (10, 2.0)):
         latents, _, _ = compared(task, random_batch(), at(step))
-        parts = task.objective.components(latents, at(step))
+        parts = task.objective.losses_of(latents, at(step))
         want = 0.3 * parts["prediction"] + sigreg * parts["sigreg"]
         torch.testing.assert_close(task.objective.total(parts, at(step).clock), want)
 

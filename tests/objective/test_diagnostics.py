@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from jepa_lm.model.checkpoint import inference_model, read_checkpoint
-from jepa_lm.objective.monitor import ObjectiveMonitor
+from jepa_lm.objective.latent_monitor import LatentMonitor
 from jepa_lm.run import train
 from jepa_lm.utils.config import build as build_node
 from tests.objective.conftest import (
@@ -60,7 +60,7 @@ def test_gradients_are_compared_as_weighted(build):
     task = build("objective=lewm", "jepa.weight=0.01")
     noise(task)
     ratios = []
-    monitor = ObjectiveMonitor(task.objective)
+    monitor = LatentMonitor(task.objective)
     for weight in (1.0, 0.5, 0.0):
         monitor.measure(task.model, random_batch(), at(), step=1, ce_weight=weight)
         share = monitor.figures["trunk_gradient_share"]
@@ -107,7 +107,7 @@ def test_measuring_is_no_training_time(small, tmp_path, monkeypatch):
         ran.append(step_context.clock.running)
         return []
 
-    monkeypatch.setattr(ObjectiveMonitor, "measure", measure)
+    monkeypatch.setattr(LatentMonitor, "measure", measure)
     train(small("objective=lewm", "jepa.diagnostics.every=2", run_dir=tmp_path / "run"))
     assert ran == [False, False, False]
     assert summary(tmp_path / "run")["seconds"] > 0
@@ -121,7 +121,7 @@ def test_a_measurement_reads_few_tokens_but_two_rows(small, tmp_path, monkeypatc
         read.append({name: len(ids) for name, ids in batch.items()})
         return []
 
-    monkeypatch.setattr(ObjectiveMonitor, "measure", measure)
+    monkeypatch.setattr(LatentMonitor, "measure", measure)
     for tokens in (100, 10):
         monkeypatch.setattr("jepa_lm.training.callbacks.monitor.TOKENS", tokens)
         sizes = ("trainer.max_steps=1", "jepa.diagnostics.every=1")  # of 8 rows of 32 tokens

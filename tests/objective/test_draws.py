@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from jepa_lm.objective import auxiliary_loss, sigreg, views
+from jepa_lm.objective import auxiliary_loss, sigreg, token_prediction, views
 from jepa_lm.utils.errors import UserError
 from tests.objective.conftest import at, auxiliary, compared, random_batch
 
@@ -83,7 +83,7 @@ def test_the_draws_of_a_joint_statistic_stay_shared(build, monkeypatch, global_s
     )
     for rank in RANKS:
         latents, _, _ = compared(task, random_batch(), at(**rank))
-        objective.components(latents, at(**rank))
+        objective.losses_of(latents, at(**rank))
     drawn = {tuple(torch.rand(4, generator=m.generator(0, "x")).tolist()) for m in seen}
     assert len(drawn) == (1 if global_statistics else 3)
     assert [m.joint for m in seen] == [global_statistics] * 3
@@ -97,7 +97,7 @@ def test_one_process_has_nothing_to_join(build, monkeypatch):
         part, "forward", lambda x, step_context: seen.append(step_context) or x.sum()
     )
     latents, _, _ = compared(task, random_batch())
-    task.objective.components(latents, at())
+    task.objective.losses_of(latents, at())
     assert not seen[0].joint
 
 
@@ -140,3 +140,19 @@ def test_draws_made_before_the_loss_are_those_made_within(build, monkeypatch, ov
     assert torch.equal(within, before)
     other = task.objective.draw(batch["inputs"], at(8, rank=1, world_size=2))
     assert not torch.equal(auxiliary(task, batch, other), before)
+
+
+@pytest.mark.parametrize("order", [("jepa", "tokens"), ("tokens", "jepa")])
+def test_draws_of_two_losses_stay_side_by_side(build, monkeypatch, order):
+    words = ("objective=vicreg", "tokens=mir", "jepa.placebo=true", "tokens.placebo=true")
+    task = build(*words, "data.seq_len=128")
+    batch, step_context = random_batch(length=128), at(7, rank=1, world_size=2)
+    main = task.model.encode(task.model.embed(batch["inputs"]), [0, 1, 2])
+    losses = task.auxiliaries
+    within = [losses[key](task.model, batch, main, step_context) for key in order]
+    for key in order:
+        step_context = losses[key].draw(batch["inputs"], step_context)
+    for module in (views, sigreg, auxiliary_loss, token_prediction):
+        monkeypatch.setattr(module, "draw_now", lambda *a: pytest.fail("drawn within the loss"))
+    before = [losses[key](task.model, batch, main, step_context) for key in order]
+    assert all(map(torch.equal, within, before))

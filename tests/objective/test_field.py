@@ -217,5 +217,5 @@ def test_lejepa_takes_both_views_as_one_sample_on_request(build):
         ]
         want = epps_pulley(torch.cat(views), directions(task, 2)).item()
         _, main = task.model(batch["inputs"])
-        _, parts = o(task.model, batch, main, at())
+        parts = o.components(task.model, batch, main, at())
     assert parts["sigreg"].item() == pytest.approx(want, rel=1e-4)

@@ -143,7 +143,7 @@ def test_levels_use_their_own_predictors_and_are_weighed_apart(build):
     noise(task)
     latents, _, _ = compared(task, random_batch())
     assert [pair.level for pair in latents.pairs] == ["tokens", "windows"]
-    found = task.objective.components(latents, at())
+    found = task.objective.losses_of(latents, at())
     whole = sum(
         weight * found[f"prediction_{name}"]
         for name, weight in {"latents": 10.0, "law": 0.1, "windows": 1.0}.items()

@@ -101,7 +101,7 @@ def test_the_head_is_trained_only_where_the_recipe_says_so(build, head, objectiv
     )
     model, batch = task.model, random_batch()
     _, main = model(batch["inputs"])
-    loss = task.objective(model, batch, main, at())[0]
+    loss = task.objective(model, batch, main, at())
     own = [p for n, p in model.named_parameters() if n.startswith(("head.", "logit_bias"))]
     table = model.embedding.table.weight
     loss.backward()

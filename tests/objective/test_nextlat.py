@@ -122,7 +122,7 @@ def test_one_step_equals_the_two_stage_form(build, monkeypatch):
     task.double()
     model, objective, batch = task.model, task.objective, random_batch()
     _, main = model(batch["inputs"])
-    objective(model, batch, main, at())[0].backward()
+    objective(model, batch, main, at()).backward()
     whole = {n: p.grad.clone() for n, p in task.named_parameters() if p.grad is not None}
     task.zero_grad()
 
@@ -192,7 +192,7 @@ def test_prompts_count_for_latents_and_not_for_laws(build):
     batch["answers"] = torch.zeros(4, 32, dtype=torch.bool)
     batch["answers"][:, 20:] = True
     latents, _, _ = compared(task, batch)
-    found = task.objective.components(latents, at())
+    found = task.objective.losses_of(latents, at())
     (pair,) = latents.pairs
     assert torch.equal(pair.answers, batch["answers"][:, 1:])
     torch.testing.assert_close(
@@ -218,7 +218,7 @@ def test_parts_of_a_sum_are_logged_with_their_weights(build):
     weights = task.objective.weights(at().clock)
     assert weights == {"prediction": 1.0, "prediction_latents": 2.0, "prediction_law": 0.1}
     latents, _, _ = compared(task, random_batch())
-    found = task.objective.components(latents, at())
+    found = task.objective.losses_of(latents, at())
     whole = 2.0 * found["prediction_latents"] + 0.1 * found["prediction_law"]
     torch.testing.assert_close(found["prediction"].detach(), whole)
     assert task.objective.total(found, at().clock) == found["prediction"]

@@ -26,7 +26,7 @@ def padded(fill: int) -> dict:
 def parts(task, batch: dict) -> dict[str, torch.Tensor]:
     torch.manual_seed(0)  # a predictor's own dropout
     latents, _, _ = compared(task, batch)
-    found = task.objective.components(latents, at(), all_of_them=True)
+    found = task.objective.losses_of(latents, at(), all_of_them=True)
     return {name: part.detach() for name, part in found.items()}
 
 

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 
 from jepa_lm.objective import TokenPrediction
+from jepa_lm.objective.auxiliary_loss import LOSS
 from jepa_lm.objective.token_heads import (
     LinearHead,
     ParallelBlocks,
@@ -28,7 +29,8 @@ def token_loss(task, batch, step_context=None):
     """Return the token loss of a batch and its components."""
     model, tokens = task.model, task.tokens
     main = model.encode(model.embed(batch["inputs"]), *tokens.main_needs(model))
-    return tokens(model, batch, main, step_context or at())
+    parts = tokens.components(model, batch, main, step_context or at())
+    return parts.pop(LOSS), parts
 
 
 def gradients(task, loss):

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 
 from jepa_lm.objective.diagnostics import prediction_quality
 from jepa_lm.objective.gradients import compare_gradients
-from jepa_lm.objective.monitor import ObjectiveMonitor
+from jepa_lm.objective.latent_monitor import LatentMonitor
 from jepa_lm.objective.token_monitor import TokenMonitor
 from tests.objective.conftest import at, noise, random_batch
 
@@ -67,11 +67,11 @@ def test_the_share_is_that_of_the_weight_and_its_schedule(build, step, factor):
     noise(task)
     model, objective = task.model, task.objective
     batch, moment = random_batch(length=64), at(step, max_steps=1000)
-    monitor = ObjectiveMonitor(objective)
+    monitor = LatentMonitor(objective)
     monitor.measure(model, batch, moment, step=step, ce_weight=1.0)
     logits, main = model(batch["inputs"], *objective.main_needs(model))
     ce = F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten())
-    aux, _ = objective(model, batch, main, moment)
+    aux = objective(model, batch, main, moment)
     for name, part in (("trunk", model.backbone), ("block_1", model.backbone.blocks[1])):
         want = plain_share(ce, 0.4 * factor * aux, part)
         assert monitor.figures[f"{name}_gradient_share"] == pytest.approx(want, rel=1e-4), name
@@ -87,6 +87,6 @@ def test_the_share_of_a_loss_on_tokens_is_measured_alike(build, step, factor):
     monitor.measure(model, batch, moment, step=step, ce_weight=0.7)
     logits, main = model(batch["inputs"])
     ce = F.cross_entropy(logits.flatten(0, 1), batch["targets"].flatten())
-    aux, _ = task.tokens(model, batch, main, moment)
+    aux = task.tokens(model, batch, main, moment)
     want = plain_share(0.7 * ce, 0.4 * factor * aux, model.backbone)
     assert monitor.figures["trunk_gradient_share"] == pytest.approx(want, rel=1e-4)

@@ -176,8 +176,8 @@ def compute(compose, system: str, *more: str) -> Computed:
     logits, main = model(batch["inputs"], *objective.main_needs(model))
     step_context = StepContext(ProgressClock(max_steps=1, max_time=None))
     latents = objective.compare(model, batch, main, step_context)
-    parts = objective.components(latents, step_context, all_of_them=True)
-    aux, _ = objective(model, batch, main, step_context)
+    parts = objective.losses_of(latents, step_context, all_of_them=True)
+    aux = objective(model, batch, main, step_context)
     pair = latents.pairs[0]
     tensors = {"hidden": main.final, "logits": logits, "context": pair.context} | {
         "target": pair.target

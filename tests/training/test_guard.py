@@ -50,9 +50,9 @@ def test_the_step_of_a_bad_gradient_is_named(poisoned, tmp_path, value):
 def test_the_component_of_a_bad_loss_is_named(small, monkeypatch):
     components = LatentPrediction.components
 
-    def spoiled(self, latents, progress, **settings):
-        found = components(self, latents, progress, **settings)
-        if progress.clock.step == 2:
+    def spoiled(self, model, batch, main, step_context):
+        found = components(self, model, batch, main, step_context)
+        if step_context.clock.step == 2:
             found["prediction"] = found["prediction"] * NAN
         return found
 

@@ -9,8 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lightning.pytorch import Callback, Trainer
 
 from jepa_lm.data.stream import Batch
-from jepa_lm.objective.monitor import ObjectiveMonitor
-from jepa_lm.objective.token_monitor import TokenMonitor
+from jepa_lm.objective.monitor import Monitor
 from jepa_lm.optim.first_steps import first_steps
 from jepa_lm.training.callbacks.qat import QuantizationAwareTraining
 from jepa_lm.utils.errors import warn
@@ -34,12 +33,7 @@ class _Measure(Callback):
         monitor: of an objective. qat: measure on quantized weights while they are trained on.
     """
 
-    node: str
-    """Key of the objective's settings, and first part of the names of its figures."""
-
-    def __init__(
-        self, monitor: ObjectiveMonitor | TokenMonitor, qat: QuantizationAwareTraining | None
-    ) -> None:
+    def __init__(self, monitor: Monitor, qat: QuantizationAwareTraining | None) -> None:
         self.monitor, self.qat = monitor, qat
 
     def on_train_batch_end(  # type: ignore[override]
@@ -63,7 +57,9 @@ class _Measure(Callback):
                 ce_weight=task.ce_weight(),
                 first_steps=partial(first_steps, trainer.optimizers[0]),  # type: ignore[arg-type]
             )
-        figures = {f"{self.node}/{name}": value for name, value in monitor.figures.items()}
+        figures = {
+            f"{monitor.objective.node}/{name}": value for name, value in monitor.figures.items()
+        }
         for logger in trainer.loggers:
             logger.log_metrics(figures, step=step - 1)
         for text in warnings if trainer.is_global_zero else ():
@@ -81,10 +77,6 @@ class _Measure(Callback):
 class MeasureObjective(_Measure):
     """Measures the latent objective."""
 
-    node = "jepa"
-
 
 class MeasureTokens(_Measure):
     """Measures the token objective."""
-
-    node = "tokens"
