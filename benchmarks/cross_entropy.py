@@ -10,6 +10,7 @@ second claim.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -99,8 +100,8 @@ def claims() -> Iterator[Claim]:
         timings = interleaved(
             problem.products(),
             rounds=ROUNDS,
-            chunks=lambda problem=problem: problem.run(chunked_cross_entropy),
-            plain=lambda problem=problem: problem.run(cross_entropy_reference),
+            chunks=partial(problem.run, chunked_cross_entropy),
+            plain=partial(problem.run, cross_entropy_reference),
         )
         case = f"{str(dtype).removeprefix('torch.')}_{width}_{cap.__name__}"
         yield from _claims_of(case, timings, {"rows": ROWS, "vocabulary": VOCABULARY} | errors)

@@ -111,7 +111,9 @@ def switching(paths: list[Path]) -> Claim:
     """
     order = make_order(BATCHES[0])
     step = BATCHES[0] + 1
-    before, across, after = [], [], []
+    before: list[float] = []
+    across: list[float] = []
+    after: list[float] = []
     for _ in range(SWITCH_PASSES):
         stream = TokenStream(paths)
         for border in range(SHARD_TOKENS, SHARDS * SHARD_TOKENS, SHARD_TOKENS):

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -19,7 +20,7 @@ from jepa_lm.artifact.compression import compress_best
 from jepa_lm.artifact.writing import pack_model, to_streams, write_artifact
 
 SIZES = ("model.dim=320", "model.backbone.heads=5", "model.backbone.kv_heads=1")
-META = {"model": {}, "data": {}}
+META: dict[str, Any] = {"model": {}, "data": {}}
 TARGET, ROUNDS, SLOWEST = 1.10, 3, "brotli"
 
 

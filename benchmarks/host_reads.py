@@ -90,7 +90,8 @@ class CountCollectives(Callback):
     GATHERS = ("all_gather_into_tensor", "all_gather_single")
 
     def __init__(self, path: str) -> None:
-        self.path, self.counts, self.count = Path(path), [], 0
+        self.path, self.count = Path(path), 0
+        self.counts: list[int] = []
         self.undo: list[Any] = []
 
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
@@ -128,7 +129,7 @@ def quiet(counts: list[int]) -> list[int]:
 
 def reads(folder: Path) -> list[int]:
     """Return the host reads of each step of a run in this process."""
-    counted = MuonAdamW._adamw
+    counted = MuonAdamW.adamw
 
     def uncounted(*args: Any) -> None:
         CountReads.counting = False
@@ -139,7 +140,7 @@ def reads(folder: Path) -> list[int]:
     cfg = compose(
         *SMALL, "objective=lewm", "jepa.diagnostics.every=1000", record, *paths(folder, "one")
     )
-    with mock.patch.object(MuonAdamW, "_adamw", uncounted), contextlib.redirect_stdout(sys.stderr):
+    with mock.patch.object(MuonAdamW, "adamw", uncounted), contextlib.redirect_stdout(sys.stderr):
         train(cfg)
     return CountReads.counts
 

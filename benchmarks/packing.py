@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 
 import numpy as np
 
@@ -21,9 +22,9 @@ def claims() -> Iterator[Claim]:
         part = values[:CHECKED]
         assert np.array_equal(pack(part, bits), pack_reference(part, bits))
         timings = interleaved(
-            lambda part=part, bits=bits: pack_reference(part, bits),
+            partial(pack_reference, part, bits),
             rounds=ROUNDS,
-            fast=lambda values=values, bits=bits: pack(values, bits),
+            fast=partial(pack, values, bits),
         )
         speed = VALUES / timings.median("fast") / 1e9
         yield at_least(

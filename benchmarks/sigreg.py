@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -15,7 +16,7 @@ SHAPES = {"published_903": (64, 64, 672), "demo": (8, 64, 672)}
 """Rows, time steps and directions: a GPU's share of #903's batch; the demo's batch."""
 
 
-def check(u: Tensor, t: Tensor, weights: Tensor) -> tuple[float, float]:
+def check(u: Tensor, t: Sequence[float], weights: Sequence[float]) -> tuple[float, float]:
     """Check that both agree, and return the relative differences of loss and gradient."""
     losses, grads = [], []
     for function, x in ((statistic, u), (statistic_reference, u.double())):
@@ -43,9 +44,9 @@ def claims() -> Iterator[Claim]:
             function(u.clone().requires_grad_(), t, weights).backward()
 
         timings = interleaved(
-            lambda run=run: run(statistic_reference),
+            partial(run, statistic_reference),
             rounds=ROUNDS,
-            sweep=lambda run=run: run(statistic),
+            sweep=partial(run, statistic),
         )
         speedup = timings.reference / timings.median("sweep")
         yield at_least(

@@ -226,7 +226,7 @@ def draw_latent(name: str, jepa: dict[str, Any]) -> None:
         ]
         for i, text in enumerate(texts):
             x = (last_above if at == "prediction" else last_below) + WIDTH
-            style = dict(ha="right", va="center", fontsize=8, color="#7a1f3d")
+            style: dict[str, Any] = dict(ha="right", va="center", fontsize=8, color="#7a1f3d")
             axes.text(x, y + sign * (0.28 + 0.24 * i), text, **style)
 
 

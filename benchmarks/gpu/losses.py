@@ -93,7 +93,7 @@ def small_task(preset: str, *overrides: str) -> LanguageModelTask:
     draw = torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in task.parameters():
-            p += 0.02 * torch.randn(p.shape, generator=draw)
+            p.add_(torch.randn(p.shape, generator=draw), alpha=0.02)
     return task
 
 

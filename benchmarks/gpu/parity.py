@@ -142,7 +142,7 @@ def sigreg(scale: Scale) -> Iterator[Claim]:
 def scan(scale: Scale) -> Iterator[Claim]:
     """The SSD scan in chunks, by the Triton kernels in float32 and bfloat16, by mamba-ssm in bfloat16."""
     B, T, H, P, G, N = scale.pick((2, 500, 8, 64, 1, 64), (2, 20, 2, 4, 1, 4))
-    draw = {"dtype": torch.float64}
+    draw: dict[str, Any] = {"dtype": torch.float64}
     x, b, c = (torch.randn(B, T, *s, **draw) for s in ((H, P), (G, N), (G, N)))
     dt, a = 0.2 * torch.rand(B, T, H, **draw), -8 * torch.rand(H, **draw)
     readout, kept = torch.randn(B, T, H, P, **draw), torch.randn(B, H, P, N, **draw)

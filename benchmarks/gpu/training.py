@@ -187,7 +187,7 @@ def _compiler(preset: str, name: str, plan: Plan, watch: Watch) -> Iterator[Clai
 def _profile(name: str, plan: Plan, ms: float) -> Claim:
     """Return the share of a step's time in which the device works, and its account."""
     found = Profile.latest
-    details = {"refused": found.refused} if found.refused else {}
+    details: dict[str, Any] = {"refused": found.refused} if found.refused else {}
     share = 0.0
     if found.kernels:
         details = account(found.kernels, plan.profiled[1], ms)

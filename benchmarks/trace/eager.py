@@ -23,7 +23,7 @@ from torch.utils._pytree import tree_leaves
 import jepa_lm
 from benchmarks.trace.step import Traced, autocast
 from jepa_lm.objective import diagnostics
-from jepa_lm.objective.monitor import ObjectiveMonitor
+from jepa_lm.objective.latent_monitor import LatentMonitor
 from jepa_lm.quantization.qat import FakeQuantizedWeights
 from jepa_lm.training.callbacks.monitor import MeasureObjective
 
@@ -191,7 +191,7 @@ class _Step:
         task = self.task
         assert task.objective is not None
         task.trainer.global_step = task.objective.diagnostics.every  # type: ignore[misc]
-        callback = MeasureObjective(ObjectiveMonitor(task.objective), None)
+        callback = MeasureObjective(LatentMonitor(task.objective), None)
         with self.recorder, _without_values(self.recorder):
             callback.on_train_batch_end(task.trainer, task, None, self.traced.batch, 0)
         assert callback.monitor.figures

@@ -45,6 +45,7 @@ from benchmarks.trace.nodes import (
 )
 from benchmarks.trace.step import Traced, autocast
 from jepa_lm.model.layers import RotaryTables
+from jepa_lm.training.auxiliary import own
 
 SCAN = "jepa_lm::ssd"
 KERNEL = re.compile(
@@ -82,7 +83,7 @@ def trace(traced: Traced) -> dict[str, Any]:
     for code in compiled.code:
         gigabytes, runs, calls = read(code)
         for name, count in runs.items():
-            kernels[name] += gigabytes[name] * count
+            kernels[name] += gigabytes[name] * count  # type: ignore[assignment]
         launches, library = launches + runs, library + calls
     nodes = [n for g in compiled.graphs for n in g.graph.nodes if isinstance(n.target, OpOverload)]
     scans = sum(bytes_of(n) for n in nodes if n.target.name().startswith(SCAN)) / 1e9
@@ -130,7 +131,7 @@ def compile_step(traced: Traced) -> Compiled:
         context = traced.drawn()
         named = dict(task.named_parameters()) | dict(task.named_buffers())
         places = {} if context is None else dict(context.places)
-        kept = [table for table in tables for table in table._tables.values()]
+        kept = [angles for table in tables for angles in table._tables.values()]
 
         def loss(values: list[Tensor], batch: Any, kept: list[Any], drawn: list[Any]) -> Tensor:
             left = iter(kept)
@@ -141,7 +142,11 @@ def compile_step(traced: Traced) -> Compiled:
             )
             with _reparametrize_module(task, dict(zip(named, values, strict=True))), autocast():
                 total, _, components = task._losses(batch, now)
-                return total if objective is None else total + objective.total(components, clock)
+                return (
+                    total
+                    if objective is None
+                    else total + objective.total(own("jepa", components), clock)
+                )
 
         with _inductor_for_h100(compiled), _named_modules(task):
             joint = aot_function(
@@ -158,7 +163,8 @@ def compile_step(traced: Traced) -> Compiled:
 
 def _rotary_tables(traced: Traced) -> list[RotaryTables]:
     """Make the rotary tables of all passes of a step, which a compiled loss reads, and return them."""
-    task, found = traced.task, {}
+    task = traced.task
+    found: dict[int, RotaryTables] = {}
     with traced.mode:
         backbone, seq_len = task.model.backbone, task.config["data"]["seq_len"]
         backbone.keep_tables(seq_len, DEVICE)
@@ -175,7 +181,7 @@ def _rotary_tables(traced: Traced) -> list[RotaryTables]:
 @contextmanager
 def _inductor_for_h100(compiled: Compiled) -> Iterator[None]:
     """Let Inductor write code without asking or using a GPU, and stop before it is loaded."""
-    known = {
+    known: dict[str, Any] = {
         "warp_size": H100["warp_size"],
         "multi_processor_count": H100["multi_processor_count"],
         "regs_per_multiprocessor": H100["regs_per_multiprocessor"],
@@ -186,7 +192,7 @@ def _inductor_for_h100(compiled: Compiled) -> Iterator[None]:
     )
 
     def written(graph: GraphLowering) -> Any:
-        code = graph.codegen()[0]
+        code: Any = graph.codegen()[0]  # text, or with its lines, by the version of PyTorch
         compiled.code.append(getattr(code, "value", code))
         raise _Written
 

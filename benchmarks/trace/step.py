@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode, unset_fake
 from benchmarks.models import compose
 from benchmarks.trace.device import DEVICE
 from jepa_lm.data.stream import Batch
-from jepa_lm.objective import StepContext, placebo, sigreg, step_context, views
+from jepa_lm.objective import StepContext, auxiliary_loss, placebo, sigreg, step_context, views
 from jepa_lm.schedules.clock import ProgressClock
 from jepa_lm.training.estimate import tokens_of_a_gpu
 from jepa_lm.training.module import LanguageModelTask
@@ -23,7 +23,9 @@ from jepa_lm.utils.config import resolve
 
 STEP, STEPS = 700, 1000
 """Where in a run the step is: every objective takes part there."""
-DRAWING = (placebo, sigreg, step_context, views)
+DRAWING = (auxiliary_loss, sigreg, views)
+"""Modules that may draw within a loss."""
+MOVING = (placebo, sigreg, step_context, views)
 """Modules that move draws to the device."""
 
 
@@ -59,8 +61,9 @@ def prepare(preset: str, overrides: Sequence[str]) -> Traced:
     assert task.objective is None or task.objective.active(clock)
     mode = FakeTensorMode(allow_non_fake_inputs=True)
     _move(task, mode)
-    for module in DRAWING:
+    for module in MOVING:
         vars(module)["on_device"] = _arrives(mode)
+    for module in DRAWING:
         vars(module)["draw_now"] = _with_values(lambda draw, *arguments: draw(*arguments))
     vars(views)["maybe_mark_dynamic"] = lambda *args: None
     if task.objective is not None:  # draws are made on the host, with values
