@@ -5,7 +5,7 @@ Legend: R rows, T inputs of a row, A tokens of an answer, n labels of a row.
 
 from __future__ import annotations
 
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
@@ -30,6 +30,20 @@ class Questions(Protocol):
                 first token of each answer [R]. answers: what a model wrote, [R, A]; after the end of an
                 answer, and where its row has no room left, it is filled with `end`.
         """
+
+
+@runtime_checkable
+class Planned(Protocol):
+    """Questions with one token in each answer that has to be planned, while the others follow from it.
+
+    How clearly a model prefers it is measured, too: a margin moves before the first answer is right.
+    """
+
+    margin_name: str
+    """Name of the mean margin, in nats; it is logged, and no run is judged by it."""
+
+    def planned(self, rows: np.ndarray) -> tuple[int, np.ndarray]:
+        """Return the token's place in whole rows [R, T + 1], and the tokens [R, n] it must be told from."""
 
 
 class Labels(NamedTuple):

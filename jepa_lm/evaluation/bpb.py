@@ -24,7 +24,7 @@ class Score:
     """The score of a split: mean nats per token, bits per byte, and the number of tokens and bytes.
 
     What is not text has no bytes, and `bpb` is None. `shares` are shares of 1 by name, of rows that ask
-    something: `answer_accuracy`, and what `jepa_lm.evaluation.tasks` measures.
+    something: `answer_accuracy`, and what `jepa_lm.evaluation.tasks` measures (a margin is in nats).
     """
 
     nll: float

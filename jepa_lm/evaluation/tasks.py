@@ -1,10 +1,11 @@
 """What rows ask beside their loss: answers that a model writes, and probes of its hidden states.
 
-Answers are decoded greedily from the first validation rows and judged by the data. Probes are linear, fitted
-on the frozen model's final hidden states of training rows and scored on validation rows; one map serves all
-places of a label. Both are counted in whole rows or labels, so the shares are the same on any number of
-processes.
-Legend: K shares, R rows, n labels of a row.
+Answers are decoded greedily from the first validation rows and judged by the data. Where one of their tokens
+has to be planned, the margin by which a model prefers it, after the true tokens before it, is measured, too.
+Probes are linear, fitted on the frozen model's final hidden states of training rows and scored on validation
+rows; one map serves all places of a label. All are counted in whole rows or labels, so the figures are the
+same on any number of processes.
+Legend: K figures, R rows, n labels of a row.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from jepa_lm.data.questions import Planned
 from jepa_lm.data.rows import Rows
 from jepa_lm.data.split import Split
 from jepa_lm.evaluation.bpb import Score, score_from_sums
@@ -23,8 +25,8 @@ from jepa_lm.evaluation.decoding import greedy_answers
 from jepa_lm.evaluation.linear_probe import LinearProbe, with_bias
 from jepa_lm.model import LanguageModel
 
-Count = tuple[int, int]
-"""How many are right, of how many."""
+Count = tuple[float, int]
+"""How many are right, or the sum of a figure, and of how many."""
 
 
 class Tasks:
@@ -43,20 +45,22 @@ class Tasks:
         names: list[str] = []
         if self._val is not None and self._val.questions is not None and self._val.decoded:
             names += self._val.questions.rule_names
+            if isinstance(self._val.questions, Planned):
+                names.append(self._val.questions.margin_name)
         if self._val is not None and self._train is not None:
             names += [f"probe_{name}" for name in self._val.labels]
         self.names = tuple(names)
-        """Names of the shares."""
+        """Names of the figures: shares of 1, and a margin in nats."""
 
     @torch.inference_mode()
     def counts(self, model: LanguageModel, rank: int = 0, world_size: int = 1) -> Tensor:
-        """Return what this process counts, [2 K] float64: of each share, how many are right, of how many.
+        """Return what this process counts, [2 K] float64: a `Count` of each figure.
 
         Process r decodes every W-th batch of rows; the first one fits the probes. The model should be in
         evaluation mode.
         """
         device = model.embedding.table.weight.device
-        found = dict.fromkeys(self.names, (0, 0))
+        found: dict[str, Count] = dict.fromkeys(self.names, (0, 0))
         for name, (right, total) in self._counted(model, device, rank, world_size):
             found[name] = found[name][0] + right, found[name][1] + total
         counted = [number for count in found.values() for number in count]
@@ -85,7 +89,7 @@ class Tasks:
 def _answered(
     model: LanguageModel, rows: Rows, chosen: slice, device: torch.device
 ) -> Iterator[tuple[str, Count]]:
-    """Yield how many of the chosen rows a model answers rightly, by each rule."""
+    """Yield how many of the chosen rows a model answers rightly, by each rule, and its margins."""
     questions = rows.questions
     assert questions is not None
     known = rows.tokens[: rows.decoded][chosen].astype(np.int64)
@@ -99,6 +103,18 @@ def _answered(
     )
     for name, right in questions.judge(known, starts, written.cpu().numpy()).items():
         yield name, (int(right.sum()), len(right))
+    if isinstance(questions, Planned):
+        margins = _margins(model, known, *questions.planned(known), device)
+        yield questions.margin_name, (margins.double().sum().item(), len(known))
+
+
+def _margins(
+    model: LanguageModel, rows: np.ndarray, place: int, others: np.ndarray, device: torch.device
+) -> Tensor:
+    """Return the nats [R] by which a model prefers the token at a place to the likeliest of the others."""
+    ids, rivals = torch.from_numpy(rows).to(device), torch.from_numpy(others).to(device)
+    z = model.logits(model.tail(ids[:, :place], 1))[:, 0].float()  # [R, V]
+    return z.gather(1, ids[:, place, None])[:, 0] - z.gather(1, rivals).amax(1)
 
 
 def _probed(model: LanguageModel, train: Rows, val: Rows, rows: int) -> Iterator[tuple[str, Count]]:

@@ -127,9 +127,10 @@ def test_solved_rows_and_hits_are_counted_once_on_any_number_of_processes(tmp_pa
     told = val.examples.tokens.copy()
     told[::3, STAR.branch] = told[::3, STAR.branch + 1]  # of every third row, the branch is wrong
     model, tasks = Knows(told, STAR.vocab_size), Tasks(val, None)
-    assert tasks.names == ("solved", "branch_accuracy")
+    assert tasks.names == ("solved", "branch_accuracy", "branch_margin")
     one = tasks.counts(model)
-    assert one.tolist() == [20, 30, 20, 30]
+    # The logits are 1 for what the model knows: of a wrong branch, 0 for all first nodes.
+    assert one.tolist() == [20, 30, 20, 30, 20, 30]
     assert torch.equal(tasks.counts(model, 0, 2) + tasks.counts(model, 1, 2), one)
     assert tasks.counts(model, 1, 2)[1] == 14  # two batches of seven
     meter = BPBMeter(hits=tasks.answers)
@@ -144,6 +145,32 @@ def test_solved_rows_and_hits_are_counted_once_on_any_number_of_processes(tmp_pa
     assert score.shares["solved"] == pytest.approx(2 / 3)
     assert score.shares["answer_accuracy"] == pytest.approx(1 - (14 + missed) / (40 * 3))
     assert score.as_dict()["solved"] == score.of("val/solved") == score.shares["solved"]
+
+
+def test_a_margin_is_that_of_the_planned_token_over_the_likeliest_other(tmp_path):
+    star = PathStar(degree=4, path_length=3, nodes=16)
+    val = split_of(star, tmp_path, decode_rows=30)["val"]
+    rows = val.examples.tokens[:30].astype(int)
+    scores = torch.randn(30, star.vocab_size, generator=torch.Generator().manual_seed(0))
+    model, seen = (
+        Knows(rows, star.vocab_size),
+        {tuple(r[: star.branch]): i for i, r in enumerate(rows)},
+    )
+    plain = model.tail
+
+    def tail(ids, count):
+        asked = [seen.get(tuple(row.tolist())) for row in ids]
+        return plain(ids, count) if None in asked or count > 1 else scores[asked][:, None]
+
+    model.tail = tail
+    counted = Tasks(val, None).counts(model)[-2:].tolist()
+    want = 0.0
+    for z, row in zip(scores.tolist(), rows.tolist(), strict=True):
+        edges = [row[i : i + 2] for i in range(0, 3 * star.edges, 3)]
+        arms = [end for start, end in edges if start == row[star.branch - 1]]
+        arms.remove(row[star.branch])
+        want += z[row[star.branch]] - max(z[arm] for arm in arms)
+    assert counted == [pytest.approx(want, rel=1e-5), 30]
 
 
 def test_any_walk_that_reaches_its_target_solves_a_row(tmp_path):
@@ -163,7 +190,8 @@ def test_what_rows_ask_is_known_before_they_are_drawn(tmp_path):
         corpus = GeneratedRows(generator=generator, train_rows=9, val_rows=5, seed=0)
         assert corpus.shares == shares
         tasks = Tasks(*reversed(split_of(generator, tmp_path).values()))
-        assert tasks.names == tuple(name for name in shares if name != "answer_accuracy")
+        named = [name for name in tasks.names if name != "branch_margin"]
+        assert named == [name for name in shares if name != "answer_accuracy"]
     none = GeneratedRows(
         generator=STAR, train_rows=9, val_rows=5, seed=0, decode_rows=0, probe_rows=0
     )

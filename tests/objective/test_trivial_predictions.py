@@ -90,3 +90,7 @@ def test_the_share_of_a_loss_on_tokens_is_measured_alike(build, step, factor):
     aux = task.tokens(model, batch, main, moment)
     want = plain_share(0.7 * ce, 0.4 * factor * aux, model.backbone)
     assert monitor.figures["trunk_gradient_share"] == pytest.approx(want, rel=1e-4)
+    (said,) = monitor.in_words()
+    assert said.startswith(
+        f"the token objective {'would contribute' if step == 0 else 'contributes'}"
+    )

@@ -37,6 +37,7 @@ class PathStar(Generator):
 
     floor = 0.0
     rule_names = ("solved", "branch_accuracy")
+    margin_name = "branch_margin"
     prompt_length: int
     answer_length: int
 
@@ -99,6 +100,13 @@ class PathStar(Generator):
         """See `Questions.judge`; `branch_accuracy` is of the one node of an answer that has to be planned."""
         found = answers[:, self.branch - self.prompt_length] == rows[:, self.branch]
         return {**super().judge(rows, starts, answers), "branch_accuracy": found}
+
+    def planned(self, rows: np.ndarray) -> tuple[int, np.ndarray]:
+        """See `jepa_lm.data.questions.Planned`: the first node of the arm, among those of all arms."""
+        edges = rows[:, : 3 * self.edges].reshape(len(rows), self.edges, 3)
+        source, first = rows[:, 3 * self.edges, None], rows[:, self.branch, None]
+        others = (edges[..., 0] == source) & (edges[..., 1] != first)
+        return self.branch, edges[..., 1][others].reshape(len(rows), self.degree - 1)
 
     def solved(self, prompts: np.ndarray, answers: np.ndarray) -> np.ndarray:
         """Return which answers [R, l] are the path that a prompt [R, 3E + 3] asks for, [R] bool."""

@@ -113,6 +113,21 @@ def test_the_branch_is_judged_alone(reverse):
     assert found["solved"].tolist() == [False, False, False, True, False, True]
 
 
+@pytest.mark.parametrize("reverse", [True, False])
+def test_the_arm_is_to_be_told_from_all_others(reverse):
+    star = PathStar(degree=4, path_length=3, nodes=20, reverse=reverse)
+    rows = star.sample(50, (0,)).tokens.astype(int)
+    place, others = star.planned(rows)
+    for row, found in zip(rows, others, strict=True):
+        listed, _, asked = " ".join(star.names[i] for i in row).partition(" / ")
+        source = asked.split()[0]
+        edges = [edge.split() for edge in listed.split(" | ")]
+        arms = {int(end) for start, end in edges if start == source}
+        assert row[place] in arms
+        assert sorted(found) == sorted(arms - {row[place]})
+        assert len(found) == 3
+
+
 def test_a_seed_gives_the_same_bytes_and_a_longer_sample_begins_with_a_shorter_one():
     star = PathStar()
     one, again, other = (star.sample(20, seed).tokens for seed in ([4], [4], [5]))
