@@ -140,7 +140,10 @@ def reads(folder: Path) -> list[int]:
     cfg = compose(
         *SMALL, "objective=lewm", "jepa.diagnostics.every=1000", record, *paths(folder, "one")
     )
-    with mock.patch.object(MuonAdamW, "adamw", uncounted), contextlib.redirect_stdout(sys.stderr):
+    with (
+        mock.patch.object(MuonAdamW, counted.__name__, uncounted),
+        contextlib.redirect_stdout(sys.stderr),
+    ):
         train(cfg)
     return CountReads.counts
 

@@ -23,7 +23,7 @@ from jepa_lm.data.stream import Batch, TrainBatches
 from jepa_lm.data.token_data import TokenData
 from jepa_lm.objective import StepContext
 from jepa_lm.schedules.clock import ProgressClock
-from jepa_lm.training.auxiliary import drawn, own
+from jepa_lm.training.auxiliary import drawn
 from jepa_lm.training.flops import flops_per_token
 from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.utils.config import build, resolve
@@ -79,7 +79,7 @@ def step_of(task: LanguageModelTask, batch: Batch) -> Callable[[], None]:
         with torch.autocast("cpu", dtype, enabled=dtype is not None):
             loss, _, components = task.losses(batch, context)
             for key, objective in objectives.items():
-                aux = objective.total(own(key, components), clock)
+                aux = objective.total(components[key], clock)
                 loss = loss + objective.scale(clock) * aux
         optimizer.zero_grad()
         loss.backward()

@@ -20,7 +20,6 @@ from benchmarks.models import compose
 from jepa_lm.objective import StepContext
 from jepa_lm.quantization.qat import FakeQuantizedWeights
 from jepa_lm.schedules.clock import ProgressClock
-from jepa_lm.training.auxiliary import own
 from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.utils.config import resolve
 
@@ -124,7 +123,7 @@ def _loss(
     context = task.objective.draw(here["inputs"], StepContext(clock))  # as in `training_step`
     with torch.autocast(device.type, dtype, enabled=dtype is not None):
         loss, _, components = task.losses(here, context)
-        loss = loss + task.objective.total(own("jepa", components), clock)
+        loss = loss + task.objective.total(components["jepa"], clock)
     loss.backward()
     gradients = [p.grad.flatten() for p in task.parameters() if p.grad is not None]
     return loss, torch.cat(gradients)

@@ -31,7 +31,6 @@ from benchmarks.measure import Claim, at_most, report
 from jepa_lm.objective import StepContext
 from jepa_lm.run import train
 from jepa_lm.schedules.clock import ProgressClock
-from jepa_lm.training.auxiliary import own
 from jepa_lm.training.module import LanguageModelTask
 
 PRESET = "pr1243_jepardy"
@@ -139,7 +138,7 @@ class Loss(torch.nn.Module):
         """Return cross entropy and the objective at its full weight."""
         loss, _, components = self.task.losses(batch, context)
         assert self.task.objective is not None
-        return loss + self.task.objective.total(own("jepa", components), context.clock)
+        return loss + self.task.objective.total(components["jepa"], context.clock)
 
 
 def be_rank(device: str, backend: str) -> dict[str, Any]:

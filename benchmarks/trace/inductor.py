@@ -45,7 +45,6 @@ from benchmarks.trace.nodes import (
 )
 from benchmarks.trace.step import Traced, autocast
 from jepa_lm.model.layers import RotaryTables
-from jepa_lm.training.auxiliary import own
 
 SCAN = "jepa_lm::ssd"
 KERNEL = re.compile(
@@ -145,7 +144,7 @@ def compile_step(traced: Traced) -> Compiled:
                 return (
                     total
                     if objective is None
-                    else total + objective.total(own("jepa", components), clock)
+                    else total + objective.total(components["jepa"], clock)
                 )
 
         with _inductor_for_h100(compiled), _named_modules(task):

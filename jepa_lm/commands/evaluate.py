@@ -290,7 +290,9 @@ def _share(
     sums = score_split(scorer, text.val, settings, loaded.stride)
     seconds = time.perf_counter() - began
     with scorer.autocast():
-        counts = Tasks(text.val, text.train).counts(scorer.model, rank, world_size)
+        counts = Tasks(text.val, text.train).counts(
+            scorer.model, rank, world_size, temperature=scorer.temperature
+        )
     return [*sums.tolist(), *counts.tolist()], seconds
 
 

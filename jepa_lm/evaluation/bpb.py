@@ -23,15 +23,15 @@ from jepa_lm.model import LanguageModel, token_nll
 class Score:
     """The score of a split: mean nats per token, bits per byte, and the number of tokens and bytes.
 
-    What is not text has no bytes, and `bpb` is None. `shares` are shares of 1 by name, of rows that ask
-    something: `answer_accuracy`, and what `jepa_lm.evaluation.tasks` measures (a margin is in nats).
+    What is not text has no bytes, and `bpb` is None. `others` are figures by name of rows that ask something:
+    `answer_accuracy`, and what `jepa_lm.evaluation.tasks` measures. All but a margin are shares of 1.
     """
 
     nll: float
     bpb: float | None
     tokens: int
     bytes: int
-    shares: Mapping[str, float] = field(default_factory=dict)
+    others: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def value(self) -> float:
@@ -53,7 +53,7 @@ class Score:
     def as_dict(self) -> dict[str, float | None]:
         """Return plain values for JSON."""
         loss = {"nll": self.nll, "bpb": self.bpb, "tokens": self.tokens, "bytes": self.bytes}
-        return {**loss, **self.shares}
+        return {**loss, **self.others}
 
 
 def unit_and_value(score: Mapping[str, Any]) -> tuple[str, float]:
@@ -109,8 +109,8 @@ class BPBMeter(nn.Module):
 def score_from_sums(nats: float, tokens: float, n_bytes: float, hits: float | None = None) -> Score:
     """Return the score for total nats, targets, bytes and, if they were counted, hits."""
     bpb = nats / math.log(2) / n_bytes if n_bytes else None
-    shares = {} if hits is None else {"answer_accuracy": hits / max(tokens, 1)}
-    return Score(nats / max(tokens, 1), bpb, int(tokens), round(n_bytes), shares)
+    others = {} if hits is None else {"answer_accuracy": hits / max(tokens, 1)}
+    return Score(nats / max(tokens, 1), bpb, int(tokens), round(n_bytes), others)
 
 
 def target_bytes(batch: Batch, byte_counter: ByteCounter) -> Tensor:

@@ -3,8 +3,8 @@
 Answers are decoded greedily from the first validation rows and judged by the data. Where one of their tokens
 has to be planned, the margin by which a model prefers it, after the true tokens before it, is measured, too.
 Probes are linear, fitted on the frozen model's final hidden states of training rows and scored on validation
-rows; one map serves all places of a label. All are counted in whole rows or labels, so the figures are the
-same on any number of processes.
+rows; one map serves all places of a label. All are counted in whole rows or labels, so the shares are the
+same on any number of processes, and the margin up to rounding.
 Legend: K figures, R rows, n labels of a row.
 """
 
@@ -53,15 +53,22 @@ class Tasks:
         """Names of the figures: shares of 1, and a margin in nats."""
 
     @torch.inference_mode()
-    def counts(self, model: LanguageModel, rank: int = 0, world_size: int = 1) -> Tensor:
+    def counts(
+        self,
+        model: LanguageModel,
+        rank: int = 0,
+        world_size: int = 1,
+        *,
+        temperature: float = 1.0,
+    ) -> Tensor:
         """Return what this process counts, [2 K] float64: a `Count` of each figure.
 
         Process r decodes every W-th batch of rows; the first one fits the probes. The model should be in
-        evaluation mode.
+        evaluation mode. `temperature` divides its logits, as in the loss; no share depends on it.
         """
         device = model.embedding.table.weight.device
         found: dict[str, Count] = dict.fromkeys(self.names, (0, 0))
-        for name, (right, total) in self._counted(model, device, rank, world_size):
+        for name, (right, total) in self._counted(model, device, rank, world_size, temperature):
             found[name] = found[name][0] + right, found[name][1] + total
         counted = [number for count in found.values() for number in count]
         return torch.tensor(counted, dtype=torch.float64, device=device)
@@ -70,24 +77,30 @@ class Tasks:
         """Return the score for the sums of a meter and, after them, `counts`, over all processes."""
         meter = len(sums) - 2 * len(self.names)
         score, right, total = score_from_sums(*sums[:meter]), sums[meter::2], sums[meter + 1 :: 2]
-        shares = {n: r / t for n, r, t in zip(self.names, right, total, strict=True)}
-        return replace(score, shares={**score.shares, **shares})
+        found = {n: r / t for n, r, t in zip(self.names, right, total, strict=True)}
+        return replace(score, others={**score.others, **found})
 
     def _counted(
-        self, model: LanguageModel, device: torch.device, rank: int, world_size: int
+        self,
+        model: LanguageModel,
+        device: torch.device,
+        rank: int,
+        world_size: int,
+        temperature: float,
     ) -> Iterator[tuple[str, Count]]:
         if not self.names:
             return
         assert self._val is not None
         if self._val.questions is not None:
             for first in range(rank * self._rows, self._val.decoded, world_size * self._rows):
-                yield from _answered(model, self._val, slice(first, first + self._rows), device)
+                chosen = slice(first, first + self._rows)
+                yield from _answered(model, self._val, chosen, device, temperature)
         if rank == 0 and self._train is not None:
             yield from _probed(model, self._train, self._val, self._rows)
 
 
 def _answered(
-    model: LanguageModel, rows: Rows, chosen: slice, device: torch.device
+    model: LanguageModel, rows: Rows, chosen: slice, device: torch.device, temperature: float
 ) -> Iterator[tuple[str, Count]]:
     """Yield how many of the chosen rows a model answers rightly, by each rule, and its margins."""
     questions = rows.questions
@@ -104,7 +117,7 @@ def _answered(
     for name, right in questions.judge(known, starts, written.cpu().numpy()).items():
         yield name, (int(right.sum()), len(right))
     if isinstance(questions, Planned):
-        margins = _margins(model, known, *questions.planned(known), device)
+        margins = _margins(model, known, *questions.planned(known), device) / temperature
         yield questions.margin_name, (margins.double().sum().item(), len(known))
 
 

@@ -43,8 +43,9 @@ from jepa_lm.utils.quoting import shell
 PANELS = {
     "train/gradient_norm": "norm of the gradient",
     "train/tokens_per_second": "tokens per second",
+    "val/branch_margin": "margin of the node to be planned, nats",
 }
-"""Measurements that every run has, besides its scores."""
+"""Measurements besides the scores, drawn for runs that have them."""
 LINKED = (
     "checkpoints/last.ckpt",
     CONFIG_FILE,

@@ -19,11 +19,7 @@ from jepa_lm.objective.step_context import StepContext
 
 
 class LatentMonitor(Monitor):
-    """Diagnostics of one run.
-
-    Args:
-        objective: the objective to measure; it is not changed.
-    """
+    """Monitor that also describes latents, and keeps an alarm for their collapse."""
 
     name = "the objective"
     objective: LatentPrediction
@@ -43,14 +39,6 @@ class LatentMonitor(Monitor):
         self, model: LanguageModel, latents: Latents, found: dict[str, Tensor]
     ) -> dict[str, int]:
         """Add the figures of the latents; return the number of rows in each sample."""
-        rows = self._latents(latents, found)
-        apart = self.objective.target.distance(model, self.objective.projector)
-        if apart is not None:
-            found["ema_distance"] = apart
-        return rows
-
-    def _latents(self, latents: Latents, found: dict[str, Tensor]) -> dict[str, int]:
-        """Add the figures of the latents to `found`; return the number of rows in each sample."""
         sample = self.objective.diagnostics.sample
         # All pairs together, [rows, D] each.
         prediction = torch.cat([p.flatten(0, -2) for p, _ in latents.normed])
@@ -72,6 +60,9 @@ class LatentMonitor(Monitor):
         for tensor, x in rows.items():
             found |= {f"{tensor}_{figure}": value for figure, value in spread(x).items()}
         found["effective_rank"] = found["target_effective_rank"]
+        apart = self.objective.target.distance(model, self.objective.projector)
+        if apart is not None:
+            found["ema_distance"] = apart
         return {tensor: len(x) for tensor, x in rows.items()}
 
     def _judge(

@@ -17,7 +17,7 @@ from jepa_lm.utils.precision import full_precision
 
 
 class Monitor:
-    """Diagnostics of one run.
+    """Diagnostics of an auxiliary loss in one run.
 
     Args:
         objective: the loss to measure; it is not changed. every: optimizer steps between measurements.
@@ -98,11 +98,13 @@ class Monitor:
 
     def state_dict(self) -> dict[str, Any]:
         """Return the state that a resumed run needs, in plain containers."""
-        return {"figures": self.figures, "warnings": self.warnings}
+        switched_off = {"switched_off": True} if self.switched_off else {}
+        return {"figures": self.figures, "warnings": self.warnings, **switched_off}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Restore the state that `state_dict` returned."""
         self.figures, self.warnings = state["figures"], state["warnings"]
+        self.switched_off = bool(state.get("switched_off"))
 
     @classmethod
     def is_state(cls, state: Any) -> bool:

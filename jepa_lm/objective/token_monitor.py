@@ -7,11 +7,7 @@ from jepa_lm.objective.token_prediction import TokenPrediction
 
 
 class TokenMonitor(Monitor):
-    """Diagnostics of one run.
-
-    Args:
-        objective: the objective to measure; it is not changed.
-    """
+    """Monitor that measures nothing at weight 0: there are no latents to look at."""
 
     name = "the token objective"
 

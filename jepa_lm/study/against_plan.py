@@ -75,7 +75,7 @@ def identity_in_words(folder: Path, identity: Identity) -> str:
         return f"{UNCHECKED}: the runs have not both finished"
     if left.nll != right.nll:
         return f"{DIFFER} in validation: {left.nll} and {right.nll} nats per token"
-    names = {*left.columns, *right.columns}
+    names = set(left.columns) & set(right.columns)
     for name in sorted(name for name in names if name in LOSSES or name.startswith("val/")):
         first, second = (dict(run.series(name)) for run in (left, right))
         steps = [s for s in first.keys() | second.keys() if first.get(s) != second.get(s)]

@@ -17,16 +17,17 @@ def compiled_alike(
 ) -> tuple[Manifest, Mapping[str, Any]]:
     """Decide for all jobs at once what `compile=null` means: runs to be compared must not differ in it.
 
-    The longest job decides, or the setting if all jobs have the same one. A folder that has been begun keeps
-    its decision for jobs that join later.
+    If it pays for one job, all are compiled; so are they where all are told to be. A folder that has been
+    begun keeps its decision for jobs that join later.
     """
     undecided = {name: config for name, config in configs.items() if config["compile"] is None}
     before = _begun(folder)
     if before is not None:
         chosen = before.compiled
-        if chosen is None:  # no decision on record: its jobs keep the configs that they ran with
-            known = {job.folder for job in before.jobs}
-            undecided = {name: undecided[name] for name in undecided.keys() - known}
+        # Planned by a former version, before a "no" was recorded: such a job keeps the config it ran with.
+        for job in before.jobs:
+            if job.folder in undecided and job.config_hash == config_hash(undecided[job.folder]):
+                del undecided[job.folder]
     elif undecided:
         longest = next(filter(pays, undecided.values()), None)
         chosen = longest is not None and compiles(longest)

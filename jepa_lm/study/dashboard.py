@@ -27,6 +27,7 @@ LINES: dict[str, dict[str, list[Any]]] = {
         "Validation, nats above the law's own score": ["val/above_floor"],
         "Accuracy of the tokens of answers": ["val/answer_accuracy"],
         "Share of rows solved, or whose arm is found": ["val/solved", "val/branch_accuracy"],
+        "Margin of the node to be planned, nats": ["val/branch_margin"],
         "Share of answers that match the data's": [
             "val/exact_match",
             "val/same_words",

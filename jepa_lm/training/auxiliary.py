@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any, TypeAlias
 
-from torch import Tensor, nn
+from torch import nn
 
 from jepa_lm.data.related import RELATED
 from jepa_lm.data.stream import Batch
@@ -67,17 +67,6 @@ def drawn(
         if key in active:
             step_context = objective.draw(batch["inputs"], step_context)
     return replace(step_context, without=frozenset(objectives) - active, related=None)
-
-
-def named(key: str, components: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return components of an objective under the names that they have among those of all."""
-    return {f"{key}/{name}": x for name, x in components.items()}
-
-
-def own(key: str, components: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the components of one objective by its own names; the reverse of `named`."""
-    start = f"{key}/"
-    return {n.removeprefix(start): x for n, x in components.items() if n.startswith(start)}
 
 
 def only_auxiliary(objectives: Auxiliaries, model: LanguageModel) -> dict[str, list[nn.Parameter]]:

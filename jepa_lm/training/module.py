@@ -32,10 +32,8 @@ from jepa_lm.training.auxiliary import (
     active_of,
     drawn,
     input_noise,
-    named,
     noised,
     only_auxiliary,
-    own,
     thinned,
 )
 from jepa_lm.training.averages import WeightAverages
@@ -160,15 +158,16 @@ class LanguageModelTask(ValidatedModule):
         read = thinned(self.model, self.config["seed"], noised(self.noise, batch, place), place)
         loss, ce, components = self.losses(read, context)
         loss = loss if weight == 1 else weight * loss
-        for key in objectives:
-            if key in self.active:
-                scale, parts = objectives[key].scale(self.clock), own(key, components)
-                aux = objectives[key].total(parts, self.clock)
-                loss = loss + scale * aux
-                self.training_log.keep_objective(key, scale, aux, parts)
+        seen = {"train/ce": ce}
+        for key, parts in components.items():
+            scale = objectives[key].scale(self.clock)
+            aux = objectives[key].total(parts, self.clock)
+            loss = loss + scale * aux
+            self.training_log.keep_objective(key, scale, aux, parts)
+            seen |= {f"{key}/{name}": part for name, part in parts.items()}
         # Values stay on the device; the guard and the log read them at log points.
         step = self.trainer.global_step + 1
-        for name, value in {"train/ce": ce, **components, "train/loss": loss}.items():
+        for name, value in {**seen, "train/loss": loss}.items():
             self.guard.see(step, name, value)
         due = step % self.trainer.log_every_n_steps == 0 and self.ends_step(batch_idx)  # type: ignore[attr-defined]
         if due and self.training_log.begun:  # ghost steps are not logged
@@ -182,20 +181,19 @@ class LanguageModelTask(ValidatedModule):
 
     def _losses(
         self, batch: Batch, step_context: StepContext | None
-    ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        """Return cross entropy with z-loss, cross entropy and components (`jepa/...`); this is compiled."""
+    ) -> tuple[Tensor, Tensor, dict[str, dict[str, Tensor]]]:
+        """Return cross entropy with z-loss, cross entropy, and components by objective; this is compiled."""
         needs = main_needs(self.model, self.auxiliaries.values())
         read = batch.get(READ, batch["inputs"])
         main = self.model.encode(self.model.embed(read), *needs, batch.get(KEPT))
         z_weight, weights = self.config["z_loss_weight"], batch.get("weights")
         loss, ce, _ = self.model.cross_entropy(main.final, batch["targets"], z_weight, weights)
-        found: dict[str, Tensor] = {}
+        found: dict[str, dict[str, Tensor]] = {}
         if step_context is None:  # the control, or a phase without an objective
             return loss, ce, found
         for key, objective in self.auxiliaries.items():
             if key not in step_context.without:
-                parts = objective.components(self.model, batch, main, step_context)
-                found |= named(key, parts)
+                found[key] = objective.components(self.model, batch, main, step_context)
         return loss, ce, found
 
     def lr_scheduler_step(self, scheduler: Any, metric: Any) -> None:

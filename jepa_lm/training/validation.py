@@ -79,7 +79,7 @@ def figures_of(
             figures[f"val/bpb{end}"] = score.bpb
         if floor is not None:
             figures[f"val/above_floor{end}"] = score.nll - floor
-        figures |= {f"val/{share}{end}": value for share, value in score.shares.items()}
+        figures |= {f"val/{other}{end}": value for other, value in score.others.items()}
     return figures
 
 

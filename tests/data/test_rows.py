@@ -257,6 +257,9 @@ def test_only_answers_count_in_training_and_in_the_score(compose, tmp_path):
     for name in ("answer_accuracy", "solved"):
         assert told[name] == val[name] == metrics(run, f"val/{name}")[-1]
     assert val["answer_accuracy"] > 0
+    margin = told["branch_margin"]
+    assert margin == pytest.approx(val["branch_margin"], abs=1e-5)
+    assert margin == pytest.approx(metrics(run, "val/branch_margin")[-1], abs=1e-5)
 
 
 def test_a_law_from_the_data_is_a_target(compose, tmp_path):

@@ -157,7 +157,7 @@ def test_meter_adds_up():
     meter.update(nats, torch.tensor([[3, 100, 1]]), answers, hits)
     score = meter.score()
     assert (score.nll, score.tokens, score.bytes) == (1.5, 2, 4)
-    assert score.shares == {"answer_accuracy": 0.5}
+    assert score.others == {"answer_accuracy": 0.5}
 
 
 @pytest.mark.parametrize("key", ["path", "val_path", "tokenizer.model"])

@@ -142,9 +142,9 @@ def test_solved_rows_and_hits_are_counted_once_on_any_number_of_processes(tmp_pa
     score = tasks.score([*meter.sums.tolist(), *one.tolist()])
     # Once a row leaves the one it knows, the model writes 0: two of three answers are wrong.
     missed = sum(int(x != 0) for row in val.examples.tokens[::3] for x in row[STAR.branch + 1 : -1])
-    assert score.shares["solved"] == pytest.approx(2 / 3)
-    assert score.shares["answer_accuracy"] == pytest.approx(1 - (14 + missed) / (40 * 3))
-    assert score.as_dict()["solved"] == score.of("val/solved") == score.shares["solved"]
+    assert score.others["solved"] == pytest.approx(2 / 3)
+    assert score.others["answer_accuracy"] == pytest.approx(1 - (14 + missed) / (40 * 3))
+    assert score.as_dict()["solved"] == score.of("val/solved") == score.others["solved"]
 
 
 def test_a_margin_is_that_of_the_planned_token_over_the_likeliest_other(tmp_path):
@@ -171,6 +171,8 @@ def test_a_margin_is_that_of_the_planned_token_over_the_likeliest_other(tmp_path
         arms.remove(row[star.branch])
         want += z[row[star.branch]] - max(z[arm] for arm in arms)
     assert counted == [pytest.approx(want, rel=1e-5), 30]
+    warm = Tasks(val, None).counts(model, temperature=2.0)[-2:].tolist()
+    assert warm == [pytest.approx(want / 2, rel=1e-5), 30]
 
 
 def test_any_walk_that_reaches_its_target_solves_a_row(tmp_path):
@@ -190,12 +192,13 @@ def test_what_rows_ask_is_known_before_they_are_drawn(tmp_path):
         corpus = GeneratedRows(generator=generator, train_rows=9, val_rows=5, seed=0)
         assert corpus.shares == shares
         tasks = Tasks(*reversed(split_of(generator, tmp_path).values()))
-        named = [name for name in tasks.names if name != "branch_margin"]
-        assert named == [name for name in shares if name != "answer_accuracy"]
+        margin = ("branch_margin",) if generator is STAR else ()
+        assert tasks.names == (*(n for n in shares if n != "answer_accuracy"), *margin)
     none = GeneratedRows(
         generator=STAR, train_rows=9, val_rows=5, seed=0, decode_rows=0, probe_rows=0
     )
     assert none.shares == ("answer_accuracy",)
+    assert Tasks(split_of(STAR, tmp_path, decode_rows=0)["val"], None).names == ()
     deepest = RandomHierarchy(symbols=2, rules=1, levels=14).label_names
     assert {f"val/probe_{name}" for name in deepest} <= METRICS.keys()
     assert set(METRICS) == set(get_args(MetricName))

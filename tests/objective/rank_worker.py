@@ -17,7 +17,6 @@ from jepa_lm.artifact.teacher import opener
 from jepa_lm.data.rows import RowCorpus
 from jepa_lm.objective import StepContext
 from jepa_lm.schedules.clock import ProgressClock
-from jepa_lm.training.auxiliary import own
 from jepa_lm.training.module import LanguageModelTask
 from jepa_lm.utils.config import build
 from jepa_lm.utils.trusted import Trust
@@ -65,7 +64,7 @@ class Loss(torch.nn.Module):
         task = self.task
         loss, _, components = task._losses(batch, step_context)
         for key, objective in task.auxiliaries.items():
-            loss = loss + objective.total(own(key, components), step_context.clock)
+            loss = loss + objective.total(components[key], step_context.clock)
         return loss if step_context.world_size == 1 else loss + task._touch()
 
 

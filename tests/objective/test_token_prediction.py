@@ -290,7 +290,7 @@ def test_one_noised_pass_serves_a_latent_and_a_token_loss(build):
         active = frozenset(k for k, o in task.auxiliaries.items() if o.active(task.clock))
         _, _, found = task._losses(batch, drawn(task.auxiliaries, active, batch, at()))
         passes.append(len(count) // 2)  # the two halves of the backbone
-        losses.append(found["tokens/loss"])
+        losses.append(found["tokens"]["loss"])
         flops.append(sum(flops_per_token(task).values()))
         if words == SHARED:
             seen = task.objective.context.view(batch["inputs"], at(), "context").inputs

@@ -94,3 +94,8 @@ def test_the_share_of_a_loss_on_tokens_is_measured_alike(build, step, factor):
     assert said.startswith(
         f"the token objective {'would contribute' if step == 0 else 'contributes'}"
     )
+    for state in (monitor.state_dict(), {**monitor.state_dict(), "low": {}, "raised": None}):
+        assert TokenMonitor.is_state(state)  # of today, and as a former version kept it
+        resumed = TokenMonitor(task.tokens)
+        resumed.load_state_dict(state)
+        assert resumed.in_words() == [said]

@@ -20,6 +20,7 @@ from jepa_lm.study.against_plan import identity_in_words
 from jepa_lm.study.manifest import Comparison, Identity, load
 from jepa_lm.study.report import headline
 from jepa_lm.study.results import collect
+from jepa_lm.study.runs import Run
 from jepa_lm.utils.errors import UserError
 from tests.study.pages import AGAINST, Report, markdown_tables, report, write_report
 from tests.study.sweeps import NATS, paired, study, write_run
@@ -422,6 +423,18 @@ def test_weight_0_must_equal_none_in_every_logged_loss(column, tmp_path):
     found = report(folder)
     assert found.headline.endswith("not comparable.")
     assert f"differ in {column}, starting at step {changed['step']}" in found.verdict.text
+
+
+@pytest.mark.parametrize("has", ["0", "2"])
+def test_a_figure_that_a_former_version_did_not_log_is_no_difference(has, tmp_path):
+    for run in ("0", "2"):
+        write_run(tmp_path / run, 1.7, weight=0.0)
+    path = tmp_path / has / "metrics.csv"
+    first, *lines = path.read_text().splitlines()
+    path.write_text("\n".join((f"{first},val/new", *(f"{line},0.5" for line in lines), "")))
+    assert Run(path.parent).series("val/new")
+    pair = Identity(("0", "2"), "weight 0 is objective=none")
+    assert identity_in_words(tmp_path, pair).startswith("agree to the last digit")
 
 
 @pytest.mark.parametrize("lacks", ["0", "2"])

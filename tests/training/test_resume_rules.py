@@ -199,6 +199,7 @@ def test_a_checkpoint_of_another_version_is_refused_in_one_line(trained, where):
         (("callbacks", "FiniteGuard"), None),
         (("callbacks", "MeasureObjective"), {"figures": 5}),
         (("callbacks", "MeasureObjective"), torch.zeros(3)),
+        (("callbacks", "MeasureTokens"), {"figures": 5, "warnings": []}),
         (("callbacks", "TrainingBar"), torch.zeros(3)),
         (("callbacks", "TrainingBar"), {"a": functools.reduce(lambda x, _: [x], range(60), [])}),
         (("watch",), {"figures": 5}),

@@ -75,7 +75,7 @@ class _Measure(Callback):
 
 
 class MeasureObjective(_Measure):
-    """Measures the latent objective."""
+    """Measures the latent objective. The names of both classes are keys in checkpoints."""
 
 
 class MeasureTokens(_Measure):
