@@ -7,6 +7,7 @@ import json
 import pytest
 import yaml
 
+from jepa_lm.data.synthetic.path_star import PathStar
 from jepa_lm.study import dashboard
 from jepa_lm.utils.config import check, resolve
 from jepa_lm.utils.metrics import LOSSES, METRICS
@@ -87,6 +88,7 @@ def test_every_metric_of_the_dashboard_is_logged(panels, logged):
     elsewhere = {"jepa/sigreg", "jepa/std", "jepa/spectrum", "lr-MuonAdamW/head"}
     tasks = {
         "val/above_floor",
+        f"val/{PathStar.margin_name}",
         *(m for m in METRICS if m not in LOSSES),
     }  # of rows that ask something
     assert drawn - known - tasks == elsewhere

@@ -13,6 +13,7 @@ from jepa_lm.study.manifest import Comparison, Group, Identity, Job, Manifest, T
 from jepa_lm.study.tuning import Tuning, chosen, drawn, read_tuning, words_of
 from jepa_lm.utils import compiling
 from jepa_lm.utils.errors import SweepError, UserError
+from jepa_lm.utils.provenance import config_hash
 from tests.study.conftest import WITHOUT_OTHERS
 from tests.study.sweeps import write_run
 
@@ -149,11 +150,12 @@ def test_the_plan_before_the_draws_decides_nothing_about_compilation(
     """It has been saved when the tuned study asks; a study that has begun without a decision stays eager."""
     monkeypatch.setattr(compiling, "has_cpp_compiler", lambda: True)
     plan, _ = planted(tmp_path, {"treatment": [(1.8,)], "none": [(1.7,)]})
-    plan = replace(plan, untuned=Untuned("the best of 2 draws", {}))
-    tuning = {"none": Tuned("as configured", {}, 0, 1, 1.7, 1.7)} if tuned else {}
-    replace(plan, tuning=tuning).save(tmp_path)
     trainer = {"accelerator": "cpu", "devices": 1, "max_steps": 10**6, "max_time": None}
     config = {"compile": None, "trainer": trainer, "data": {"batch_tokens": 1024}}
+    jobs = tuple(replace(job, config_hash=config_hash(config)) for job in plan.jobs)
+    plan = replace(plan, jobs=jobs, untuned=Untuned("the best of 2 draws", {}))
+    tuning = {"none": Tuned("as configured", {}, 0, 1, 1.7, 1.7)} if tuned else {}
+    replace(plan, tuning=tuning).save(tmp_path)
     joining = (*plan.jobs, Job("treatment/seed-2", (), "treatment"))
     configs = {job.folder: config for job in joining}
     found, settled = compiled_alike(replace(plan, jobs=joining), configs, tmp_path)
