@@ -29,6 +29,21 @@ def test_describe_trains_nothing_and_prints_json_only(small, capsys, tmp_path):
     assert not (tmp_path / "run" / "checkpoints").exists()
 
 
+def test_every_schedule_of_a_run_is_described(small, capsys):
+    ramp = "{_target_: jepa_lm.schedules.factors.Ramp, steps: 100}"
+    of_jepa = ("schedule", "ce_schedule", "regularizers.covariance.schedule")
+    of_tokens = ("schedule", "schedules")
+    words = [f"++jepa.{key}={ramp}" for key in of_jepa] + [f"tokens.schedule={ramp}"]
+    train(small("describe=true", "objective=vicreg", "tokens=mtp", *words))
+    found = json.loads(capsys.readouterr().out)["schedules"]
+    mine = {key for key in found if key.startswith(("jepa.", "tokens."))}
+    assert {key.partition("[")[0] for key in mine} == {
+        *(f"jepa.{key}" for key in (*of_jepa, "target.momentum")),  # the recipe's own
+        *(f"tokens.{key}" for key in of_tokens),
+    }
+    assert found["jepa.ce_schedule"] == found["tokens.schedule"]
+
+
 def test_flops_count_matrices_and_attention(small):
     model = instantiate(resolve(small())["model"])
     D, T, V, L = 64, 32, 400, 3

@@ -260,6 +260,11 @@ def test_only_answers_count_in_training_and_in_the_score(compose, tmp_path):
     margin = told["branch_margin"]
     assert margin == pytest.approx(val["branch_margin"], abs=1e-5)
     assert margin == pytest.approx(metrics(run, "val/branch_margin")[-1], abs=1e-5)
+    warm = tmp_path / "warm"
+    evaluate(compose("eval", f"ckpt_path={run}", "eval.temperature=2", run_dir=warm))
+    told = json.loads((warm / "eval.json").read_text())
+    assert told["branch_margin"] == pytest.approx(margin / 2, abs=1e-5)
+    assert told["answer_accuracy"] == val["answer_accuracy"]
 
 
 def test_a_law_from_the_data_is_a_target(compose, tmp_path):
